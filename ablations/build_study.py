@@ -1,13 +1,19 @@
 """Makes a study: the baseline and its arms, each at every seed, checked to differ in nothing but what they declare."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ablations import compilation
 from ablations.cells import Cell, Study
 from ablations.config import ConfigError, Run, parse, resolve, without_effect
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial, factorial
+from ablations.machine import has_gpu
 from ablations.parts import PARTS, settings_of_part
+from ablations.rundir import read_run
+from ablations.safe_files import Damaged
 from ablations.stage import Recipe, path_part, stage_of_begun_study, value_text
 from ablations.tuning import Tuning
 from ablations.values import difference
@@ -74,7 +80,28 @@ def build_study(
     arms, typed = list(deltas), list(words or [])
     study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
     _check_edges(study)
-    return study
+    return study if base.layout.compile != "auto" or has_gpu() else _compiled_or_not(study)
+
+
+def _compiled_or_not(study: Study) -> Study:
+    """The study with layout.compile decided, the same in all its runs (ablations/compilation.py)."""
+    mode, reason = compilation.choose([cell.run for cell in study.cells], _compile_of_begun_runs(study.cells))
+
+    def decided(run: Run) -> Run:
+        return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
+
+    cells = [replace(cell, run=decided(cell.run)) for cell in study.cells]
+    return replace(study, base=decided(study.base), cells=cells, compiled_why=reason)
+
+
+def _compile_of_begun_runs(cells: list[Cell]) -> str:
+    """layout.compile of the first of a study's runs that has begun, by its run.json, the baseline's runs before others;
+    "" where none has begun."""
+    for cell in sorted(cells, key=lambda cell: bool(cell.delta)):
+        with suppress(Damaged, ConfigError, KeyError, TypeError):
+            if recorded := read_run(cell.dir):
+                return parse("layout.compile", recorded["config"]["layout"]["compile"])
+    return ""
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:

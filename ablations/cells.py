@@ -89,6 +89,7 @@ class Study:
     factorial: Factorial | None = None  # arms are combinations of factors
     tuning: Tuning | None = None  # arms are factors at several learning rates
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
+    compiled_why: str = ""  # whether layout.compile=auto compiles the runs, and why; "" where that was not the question
 
     @property
     def name(self) -> str:

@@ -298,8 +298,9 @@ class LayoutConfig:
     compile: Annotated[
         Literal["auto", "always", "never", "reduce-overhead"],
         Setting(
-            "torch.compile the model; auto: on a GPU, without tensor parallelism; reduce-overhead: with CUDA graphs, "
-            "for small models on a GPU, in bf16 or fp8 at ZeRO stage 1"
+            "torch.compile the model; auto: on a GPU without tensor parallelism, and on a CPU where a study's runs are "
+            "long enough to pay for it (ablations/compilation.py); reduce-overhead: with CUDA graphs, for small models "
+            "on a GPU, in bf16 or fp8 at ZeRO stage 1"
         ),
     ]
     wandb: Annotated[Literal["offline", "online", "disabled"], Setting("logging to Weights & Biases")]

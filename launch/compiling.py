@@ -1,11 +1,13 @@
 """torch.compile of the model that is trained, and the proof that the compiled graph is the model."""
 
 import time
+import traceback
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from launch.manifest import RunFailed
 from model import attention, proof
 from model.fp8 import weights_cast
 from model.gpt import prepare_to_compile
@@ -19,8 +21,13 @@ def compile_model(engine: Any) -> None:
 
     Args:
         engine: a launch.engine.Engine before its first step.
+
+    Raises:
+        RunFailed: torch cannot compile the model.
     """
     began, run, loss = time.perf_counter(), engine.run, engine.ds.module
+    from torch._dynamo.exc import TorchDynamoException
+
     on_cpu = engine.device.type == "cpu"
     if on_cpu:
         from torch._functorch import config
@@ -35,7 +42,9 @@ def compile_model(engine: Any) -> None:
     prepare_to_compile()
     if not on_cpu:  # in a graph it would be made in every forward pass
         attention.prepare_masks(engine.model.objective, run.model.seq, engine.device)
-    loss.compile(dynamic=False, mode="reduce-overhead" if engine.cuda_graphs else None)
+    # with extents batches differ in how many tokens they predict: with static shapes each would be compiled anew
+    dynamic = None if engine.model.objective.has_extents else False
+    loss.compile(dynamic=dynamic, mode="reduce-overhead" if engine.cuda_graphs else None)
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(run.model.vocab, (run.layout.micro_batch, run.model.seq + 1), generator=random)
     batch = engine.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(engine.device)
@@ -44,11 +53,19 @@ def compile_model(engine: Any) -> None:
         with weights_cast(engine.model):
             return loss(batch)
 
-    if run.model.dropout or run.model.attn_dropout:
-        # first what training calls, then a graph that drops nothing, to compare
-        torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
-        loss.eval()
-    engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+    try:
+        if run.model.dropout or run.model.attn_dropout:
+            # first what training calls, then a graph that drops nothing, to compare
+            torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
+            loss.eval()
+        engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+    except TorchDynamoException as error:
+        traceback.print_exc()  # into the run's log
+        cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+        raise RunFailed(
+            f"torch.compile: {reason}. layout.compile=never trains without it, in all runs of the study"
+        ) from None
     loss.train()
     if not on_cpu:
         torch.cuda.synchronize()

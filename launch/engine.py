@@ -399,7 +399,8 @@ def build(model: Any, run: Run, world: int) -> Engine:
         print(f"attention by {model.attention_kernel}; one layer, forward and backward: {timed}", flush=True)
     if dist.get_rank() == 0 and size > 1 and engine.device.type == "cuda" and run.layout.compile == "auto":
         print("tensor parallelism: the model is not compiled, and slower than with layout.tp=1", flush=True)
-    # auto: not with tensor parallelism, whose layers communicate; not on a CPU, where a nano run is over sooner
+    # auto: not with tensor parallelism, whose layers communicate. On a CPU the study has decided before
+    # (ablations/compilation.py)
     auto = torch.cuda.is_available() and size == 1
     if {"auto": auto, "never": False}.get(run.layout.compile, True):
         compile_model(engine)

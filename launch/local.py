@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ablations import answers, rundir, safe_files
+from ablations.compilation import check_compiler
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.plan.epochs import epochs_of_text
@@ -71,12 +72,15 @@ def run(study: Study) -> list[str]:
             todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
     unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
     todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+    for cell in todo:
+        if cell.dir not in trained:
+            check_compiler(cell.run)
     if todo:
         prepare(study, todo)
     register_finished(study, trained)
     if not todo:
         return failures
-    print(*epochs_of_text(study), "", sep="\n", flush=True)
+    print(*epochs_of_text(study), *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
 

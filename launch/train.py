@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
+from ablations.compilation import check_compiler
 from ablations.config import ConfigError, Run, spread
 from ablations.plan.reliability import save_interval
 from ablations.rundir import Exit
@@ -349,6 +350,7 @@ def main(argv: list[str]) -> int:
         if rundir.read_done(cell.dir) is not None:
             print(f"{cell.name} is finished")
             return Exit.FINISHED
+        check_compiler(cell.run)
         if reason := stop_file(study.out):
             raise Stop(reason, Exit.KILLED)
         with run_lock(cell.dir):

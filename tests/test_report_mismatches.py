@@ -126,6 +126,7 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
         ("run.json", ["versions", "torch"], "2.12.0", "versions.torch differs: 2.13.0 ("),
         ("run.json", ["hardware", "threads"], 2, "hardware.threads differs: 1 ("),
         ("run.json", ["config", "layout", "processes"], 2, "layout.processes differs: 1 ("),
+        ("run.json", ["execution"], {"compiled": "always"}, "layout.compile differs: none ("),
         (
             "run.json",
             ["continued"],
@@ -172,6 +173,17 @@ def test_everything_that_does_not_match_is_said(study, file, keys, to, line):
         study, {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     )
     assert [sentence for sentence in sentences if sentence.startswith(line)], sentences
+
+
+def test_a_run_that_was_compiled_only_when_it_was_continued_is_named(study):
+    run = study.cell("pos=alibi", 2).dir / "run.json"
+    launch = {key: json.loads(run.read_text())[key] for key in ("commit", "versions", "hardware")}
+    modes = [{"execution": {"compiled": mode}} for mode in ("never", "always", "never")]
+    change(run, "execution", to=modes[0]["execution"])
+    change(run, "continued", to=[launch | mode for mode in modes[1:]])
+    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    said = "pos=alibi, seed 2, when it was continued: layout.compile differs: never (begun); always (continued)"
+    assert [line for line in mismatches(study, cells) if "continued" in line] == [said]
 
 
 def test_what_all_runs_share_is_said_once(study):

@@ -33,6 +33,8 @@ def plan_here(study: Study) -> list[str]:
         )
     layout = study.base.layout
     known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
+    if study.compiled_why:
+        out.append(study.compiled_why)
     every = layout.save_every
     out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
     if at := study.base.milestones:

@@ -6,6 +6,7 @@ SCHEDULE = "tests/test_schedule.py"
 DAMAGE = "tests/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to_the_one_before"
 PRINTABLE = "tests/test_report_damage.py::test_every_format_is_printable_whatever_it_is_given"
 RUNDIR = "tests/test_rundir.py"
+COMPILATION = "tests/test_compilation.py"
 # tests that also run with nothing broken
 CONTROL = f"{DAMAGE} {PRINTABLE}"
 MUTATIONS = [
@@ -269,5 +270,75 @@ MUTATIONS = [
         "% 2 == 0 for generator",
         "% 2 == 1 for generator",
         "tests/test_factorial.py::test_fractions_have_the_resolution_of_the_published_tables",
+    ),
+    one(
+        "a study too short for it is compiled",
+        "",
+        "",
+        "",
+        "ablations/compilation.py",
+        "    if saved <= taken:",
+        "    if False:",
+        COMPILATION,
+    ),
+    one(
+        "an arm without a known gain is left out of the decision",
+        "",
+        "",
+        "",
+        "ablations/compilation.py",
+        'next(filter(None, map(without_known_gain, runs)), "")',
+        "without_known_gain(runs[0])",
+        COMPILATION,
+    ),
+    one(
+        "a later arm is compiled or not as it would be alone",
+        "",
+        "",
+        "",
+        "ablations/compilation.py",
+        "    if begun:",
+        "    if False:",
+        COMPILATION,
+    ),
+    one(
+        "an arm that was forced decides for the baseline",
+        "",
+        "",
+        "",
+        "ablations/build_study.py",
+        "sorted(cells, key=lambda cell: bool(cell.delta))",
+        "sorted(cells, key=lambda cell: not cell.delta)",
+        COMPILATION,
+    ),
+    one(
+        "only the baseline is compiled",
+        "",
+        "",
+        "",
+        "ablations/build_study.py",
+        "replace(cell, run=decided(cell.run)) for cell in study.cells]",
+        "cell if cell.delta else replace(cell, run=decided(cell.run)) for cell in study.cells]",
+        COMPILATION,
+    ),
+    one(
+        "a study is compiled where there is no compiler",
+        "",
+        "",
+        "",
+        "ablations/compilation.py",
+        "    if not shutil.which(compiler):",
+        "    if False:",
+        COMPILATION,
+    ),
+    one(
+        "compiled and eager arms are compared without a word",
+        "",
+        "",
+        "",
+        "eval/report/sections/mismatches.py",
+        'return layout | {"compile": mode} if mode else layout',
+        "return layout",
+        "tests/test_report_mismatches.py::test_everything_that_does_not_match_is_said",
     ),
 ]

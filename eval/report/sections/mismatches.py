@@ -41,7 +41,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
     compared = ("commit", "versions", "hardware")
     lines += differing_values(
-        {name: {key: run[key] for key in compared} | {"layout": run["config"]["layout"]} for name, run in runs.items()}
+        {name: {key: run[key] for key in compared} | {"layout": executed_layout(run)} for name, run in runs.items()}
     )
     for name, run in runs.items():
         lines += history(name, run, compared)
@@ -107,12 +107,35 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
             "begun": {key: run[key] for key in compared},
             "continued": {key: later.get(key, {}) for key in compared},
         }
+        modes = {"begun": compile_mode(run), "continued": compile_mode(later)}
+        if all(modes.values()):
+            for launch, mode in modes.items():
+                sessions[launch]["layout.compile"] = mode
         lines += [f"{name}, when it was continued: {line}" for line in differing_values(sessions)]
     for rollback in run.get("rollbacks") or []:
         first, last = rollback["samples_left_out"]
         back = f"went back to step {rollback['back_to']}, and left out samples {first} to {last}"
         lines.append(f"{name}: {back}: {in_one_line(rollback['why'])}")
     return lines
+
+
+def compile_mode(launch: dict[str, Any]) -> str:
+    """The value of layout.compile with which a launch of a run was executed: "never" where it was not compiled, and ""
+    where run.json does not say.
+
+    Args:
+        launch: the content of run.json, or one of its later launches.
+    """
+    execution = launch.get("execution")
+    return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
+
+
+def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
+    """The layout in a run.json, with the value of layout.compile that the run was executed with: what "auto" means
+    depends on the machine, and on how long the runs of a study are."""
+    layout = run["config"]["layout"]
+    mode = compile_mode(run)
+    return layout | {"compile": mode} if mode else layout
 
 
 def more_than_a_line(study: Any, cells: Cells) -> list[str]:
