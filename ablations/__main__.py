@@ -13,9 +13,6 @@ from pathlib import Path
 from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, bundles, resolve
-from ablations.plan.checks import check_request
-from ablations.plan.command import plan_elsewhere
-from ablations.plan.here import plan_here
 from ablations.site import read_site
 from ablations.status import table, watch
 from ablations.study import Study, from_args
@@ -97,25 +94,18 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
         os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
     if args.command == "diff":
         return diff(args.words, as_json)
-    if args.command == "plan" and (code := plan_elsewhere(args.words)) is not None:
-        return code
+    if args.command == "plan":
+        return plan(args.words, as_json)
     study = from_args(args.words)
     if args.command == "status" and args.watch:
         if as_json:
             raise ConfigError("a live view has no FORMAT=json: leave WATCH out, and ask again")
         watch(study)
         return 0
-    if args.command == "plan":
-        check_request(study)
-    if as_json:
-        kind, content = {
-            "plan": ("plan", answers.plan),
-            "status": ("status", answers.status),
-            "show": ("configuration", answers.configuration),
-        }[args.command]
-        print(answers.answer(kind, content(study)))
-    elif args.command == "plan":
-        print(*plan_here(study), sep="\n")
+    if as_json and args.command == "status":
+        print(answers.answer("status", answers.status(study)))
+    elif as_json:
+        print(answers.answer("configuration", answers.configuration(study)))
     elif args.command == "status":
         print(table(study))
     else:
@@ -133,6 +123,23 @@ def words_help() -> str:
         options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
         lines += textwrap.wrap(f"{name:11} {key:13} {text}{options}", 116, subsequent_indent=" " * 26)
     return "\n".join(f"  {line}" for line in lines)
+
+
+def plan(words: list[str], as_json: bool) -> int:
+    from ablations.plan.checks import check_request
+    from ablations.plan.command import plan_elsewhere
+    from ablations.plan.here import plan_here
+
+    code = plan_elsewhere(words)
+    if code is not None:
+        return code
+    study = from_args(words)
+    check_request(study)
+    if as_json:
+        print(answers.answer("plan", answers.plan(study)))
+    else:
+        print(*plan_here(study), sep="\n")
+    return 0
 
 
 def show(study: Study) -> None:

@@ -42,7 +42,9 @@ def compile_model(engine: Any) -> None:
     prepare_to_compile()
     if not on_cpu:  # in a graph it would be made in every forward pass
         attention.prepare_masks(engine.model.objective, run.model.seq, engine.device)
-    loss.compile(dynamic=False, mode="reduce-overhead" if engine.cuda_graphs else None)
+    # with extents batches differ in how many tokens they predict: with static shapes each would be compiled anew
+    dynamic = None if engine.model.objective.has_extents else False
+    loss.compile(dynamic=dynamic, mode="reduce-overhead" if engine.cuda_graphs else None)
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(run.model.vocab, (run.layout.micro_batch, run.model.seq + 1), generator=random)
     batch = engine.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(engine.device)

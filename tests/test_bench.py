@@ -180,6 +180,22 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     assert losses("always") == pytest.approx(losses("never"), rel=tolerance)
 
 
+def test_batches_that_predict_more_or_fewer_tokens_are_not_each_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a prefix; torch would run the ninth as it is, uncompiled."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(engine.Loss, "compile", lambda self, **words: compile_module(self, **words, backend="eager"))
+    torch._dynamo.reset()
+    run = resolve([*TINY, ("model.pos", "rotary"), ("model.objective", "prefix"), ("layout.compile", "always")])
+    deepspeed_setup.start(run)
+    built = engine.build(run_model.model_of(run), run, 1)
+    rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
+    batches = [built.model.objective.batch(rows, seed) for seed in range(12)]
+    assert len({batch.predictions for batch in batches}) > 8
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for batch in batches:
+            built.step(batch, 1e-2)
+
+
 def test_a_row_that_is_there_is_not_measured_again_and_half_a_line_is_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

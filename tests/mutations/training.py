@@ -63,6 +63,16 @@ MUTATIONS = [
         OBJECTIVE,
     ),
     one(
+        "each batch with prefixes is compiled anew",
+        "",
+        "",
+        "",
+        "launch/compiling.py",
+        "dynamic = None if engine.model.objective.has_extents else False",
+        "dynamic = False",
+        "tests/test_bench.py::test_batches_that_predict_more_or_fewer_tokens_are_not_each_compiled_anew",
+    ),
+    one(
         "the loss scale is DeepSpeed's own",
         "",
         "train.precision=fp16",
