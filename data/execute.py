@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import signal
@@ -79,17 +80,24 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
     try:
         # fork: the other methods import the caller's script again, which would wait here for itself without a
         # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
-        runner = LocalPipelineExecutor(
-            pipeline,
-            tasks=tasks,
-            workers=min(tasks, executor.workers or cores()),
-            logging_dir=logs,
-            start_method="fork",
-        )
+        workers = min(tasks, executor.workers or cores())
+        runner = LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=logs, start_method="fork")
         with python_folders_computed_once():
-            runner.run()
+            if workers > 1:
+                runner.run()
+            else:
+                _one_by_one(runner)
     finally:
         _runs_local_tasks = False
+
+
+def _one_by_one(runner: Any) -> None:
+    """Run the tasks of datatrove's LocalPipelineExecutor `runner` that are not completed, in this process. Its own
+    `run` starts a further process also for a single worker, which costs as much as a small task."""
+    pipeline = runner.pipeline
+    for rank in runner.get_incomplete_ranks():
+        runner.pipeline = copy.deepcopy(pipeline)  # its steps count what they read and write
+        runner._run_for_rank(rank)
 
 
 @contextlib.contextmanager

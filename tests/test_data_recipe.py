@@ -520,6 +520,9 @@ def test_a_signature_is_that_of_datatrove(tmp_path, language):
         least = ((some.astype(object) * a + b) % 2**64 % MERSENNE).min(axis=0)  # in whole numbers of any size
         assert np.ravel(step.get_signature(some)).tolist() == least.tolist()
         assert step.get_signature(some) == MinhashDedupSignature.get_signature(step, some)
+    one, zero = (np.full((1, 1), value, np.uint64) for value in (1, 0))
+    for x in edges:  # alone, and not only where another hash is smaller
+        assert least_hashes(np.full((1, 1), x, np.uint64), one, zero).tolist() == [x % MERSENNE]
 
 
 def test_tables_of_numbers_are_told_apart_by_their_numbers(tmp_path, store, texts):

@@ -57,7 +57,7 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
-    """Whether the mean that a metric is includes this task, given by its entry in eval.json."""
+    """Whether a task, given by its entry in eval.json, counts in a metric."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
