@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import corpus, filters, prepare, readers, sources
-from data.dedup import MERSENNE, SHINGLES_AT_ONCE, signatures
+from data.dedup import MERSENNE, SHINGLES_AT_ONCE, least_hashes, signatures
 from data.filters import Recipe
 from data.text import checksum_problems
 from data.tokenizer import load_tokenizer
