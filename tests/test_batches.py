@@ -14,7 +14,6 @@ from ablations.config import resolve
 from data.batches import Batches
 from tests.test_parallel import on
 
-ROOT = Path(__file__).parents[1]
 SEQ, BATCH = 16, 6
 STEPS = (0, 3, 40, 1, 17)
 

@@ -1,9 +1,6 @@
 """Weights kept on the way (layout.eval_at): what they are, what they survive, and who judges them."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +20,11 @@ from eval.weights import Weights, weights_of
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.conftest import Launch
+from tests.forked import Command
 from tests.test_checkpoint import load, on, pieces, save  # noqa: F401
 from tests.test_resume import begin, folder, text, train, until
 from tests.tiny_run import TINY, words
 
-ROOT = Path(__file__).parents[1]
 Start = Callable[..., Launch]
 STEP = 4 * 32  # tokens
 WAY = {"layout.eval_at": "0.25,0.7", "layout.keep": 1, "layout.save_every": 3, "model.dropout": 0.1}
@@ -227,22 +224,17 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     assert state(cell)["state"] == "finished" and state(cell)["on_the_way"] == [2, 2]
 
 
-def test_an_evaluation_that_is_killed_is_continued(trained: Any) -> None:
+def test_an_evaluation_that_is_killed_is_continued(trained: Any, tmp_path: Path) -> None:
     _, run = trained
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     expected = results(run)
     for path in run.glob("eval*.json"):
         path.unlink()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eval", str(run), "--store", str(run.parents[1] / "data")],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
+    process = Command(tmp_path / "printed", "eval", [run, "--store", run.parents[1] / "data"])
     while not any(len(path.read_bytes().splitlines()) > 2 for path in run.glob("eval-step_17.parts/*")):
-        assert process.poll() is None
+        assert process.running()
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert "eval-step_17.json" not in results(run)
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert results(run) == expected and not list(run.glob("*.parts"))

@@ -4,13 +4,9 @@
 import gzip
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +23,7 @@ from eval.tasks.suite import suite
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
+from tests.forked import Command
 from tests.schemas import checked
 from tests.test_eval import (  # noqa: F401  # fixtures
     SHAPE,
@@ -215,19 +212,13 @@ def test_the_shared_mirror_has_every_task_whole(tmp_path, capsys):
 def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
     """From copies of the hub's repositories on disk, in a process of its own as `make eval-data` is."""
     to = tmp_path / "to"
-    command = [
-        sys.executable,
-        "-m",
-        "eval.tasks.fetch",
-        "--to",
-        str(to),
-        "--tasks",
-        "copa,triviaqa",
-        "--from",
-        str(SHARED),
-    ]
-    env = os.environ | {"HF_HOME": str(tmp_path / "cache")}
-    subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
+
+    def fill():
+        words = ["--to", to, "--tasks", "copa,triviaqa", "--from", SHARED]
+        done = Command(tmp_path / "printed", "eval.tasks.fetch", words, {"HF_HOME": str(tmp_path / "cache")}).wait()
+        assert done.returncode == 0, done.stderr
+
+    fill()
     theirs, ours = mirror.Mirror(SHARED), mirror.Mirror(to)
     assert len(ours.entries) == 2
     for source in ours.entries:
@@ -235,7 +226,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
         assert a.features == b.features and a.to_list() == b.to_list() and len(a) > 50
     before = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
     (to / ours.entries[min(ours.entries)]["file"]).write_bytes(b"harmed")
-    subprocess.run(command, cwd=ROOT, check=True, env=env, capture_output=True)
+    fill()
     after = {path: path.stat().st_mtime_ns for path in to.rglob("*.gz")}
     assert sum(before[path] != after[path] for path in before) == 1  # the harmed one is made again, the other kept
     assert not mirror.Mirror(to).why_unusable(min(ours.entries))
@@ -305,10 +296,15 @@ def test_guesses():
 
 @pytest.fixture
 def offline(monkeypatch):
+    connect = socket.socket.connect
+
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    def local_alone(self, address):
+        return connect(self, address) if self.family == socket.AF_UNIX else refuse()  # tests/forked.py has one
+
+    monkeypatch.setattr(socket.socket, "connect", local_alone)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
@@ -414,11 +410,8 @@ def test_tasks_of_other_languages_are_mirrored_and_scored_as_written(run, tmp_pa
     (hub / "facebook__xnli/fr").mkdir(parents=True)
     (hub / "facebook__xnli/README.md").write_text(CARD)
     (hub / "facebook__xnli/fr/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NLI))
-    command = [sys.executable, "-m", "eval.tasks.fetch", "--to", str(to), "--tasks", "multilingual", "--from", str(hub)]
-    command += ["--format", "json"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path / "cache")}, capture_output=True, text=True
-    )
+    words = ["--to", to, "--tasks", "multilingual", "--from", hub, "--format", "json"]
+    done = Command(tmp_path / "printed", "eval.tasks.fetch", words, {"HF_HOME": str(tmp_path / "cache")}).wait()
     answer = checked(done.stdout)
     assert answer["tasks"] == ["xnli_fr"] and len(answer["failed"]) == 18 and "error: xnli_zh" in done.stderr
 
@@ -452,13 +445,11 @@ def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
     assert main([str(run), *TASKS]) == 0
     expected = outcome(run)
     (run / "eval.json").unlink()
-    command = [sys.executable, "-m", "eval", str(run), *TASKS]
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = Command(tmp_path / "printed", "eval", [run, *TASKS])
     while not sum(len(path.read_bytes().splitlines()) > 2 for path in (run / "eval.parts").glob("*")):
-        assert process.poll() is None
+        assert process.running()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (run / "eval.json").exists()
     part = next((run / "eval.parts").glob("*"))
     part.write_bytes(part.read_bytes()[:-7])  # a kill may cut a line
@@ -469,7 +460,7 @@ def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
     assert outcome(run) == expected
 
     (run / "eval.json").unlink()
-    subprocess.run([*command, "--processes", "2"], cwd=ROOT, check=True)
+    assert Command(tmp_path / "printed", "eval", [run, *TASKS, "--processes", "2"]).wait().returncode == 0
     assert outcome(run) == expected
 
 
