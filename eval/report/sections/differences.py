@@ -154,8 +154,11 @@ def noise_floors(f: Findings) -> list[Block]:
         assert floor
         widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         resolutions = [
-            f"{detectable(noise['seed_sd'], noise['items'], arms, n, tests):.{metric.digits + 1}f} with {n}"
+            f"{least:.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
+            for least in [
+                detectable(noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf)
+            ]
         ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
