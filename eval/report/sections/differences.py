@@ -79,7 +79,7 @@ def comparison_tables(f: Findings) -> list[Table]:
 
 def noise_cells(c: Comparison, digits: int) -> list[str]:
     """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value."""
-    items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
+    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:
         items = BELOW
     if c.seeds is None or not c.enough_items:
