@@ -66,8 +66,8 @@ class Learned(Position):
 class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017).
 
-    There the token embedding was multiplied by sqrt(D) first, which it is not here: at model.init_std=0.02 the waves are
-    35 times as large as the tokens.
+    There the token embedding was multiplied by sqrt(D) first, which it is not here: at model.init_std=0.02 the waves
+    are 35 times as large as the tokens.
     """
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:

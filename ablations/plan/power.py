@@ -2,8 +2,8 @@
 
 The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
 above sqrt(t1**2 v1 + t2**2 v2), with the variances v1 from the seeds and v2 from the items, and the quantile of
-Student's t for the degrees of freedom of each. Both variances are estimated, and what a study will show of them is random: the
-estimate over the true variance is chi-square distributed, divided by its degrees of freedom.
+Student's t for the degrees of freedom of each. Both variances are estimated, and what a study will show of them is
+random: the estimate over the true variance is chi-square distributed, divided by its degrees of freedom.
 
 numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
 and the rest of a plan need not wait for.
