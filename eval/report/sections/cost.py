@@ -14,7 +14,7 @@ HEAD = [
     "FLOPs",
     "FLOPs at peak",
     "training",
-    "tokens/s",
+    "tokens/s, median",
     "processors",
     "energy, estimate",
     "evaluation",
