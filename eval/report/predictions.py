@@ -22,34 +22,43 @@ class Checked(NamedTuple):
     registered: bool  # before the runs: of the arms that it is about, at most one had begun
 
 
-def checked_predictions(f: Findings) -> list[Checked]:
-    return [Checked(p.text, p.metric, *outcome(f, p), was_registered(f, p)) for p in f.study.predictions]
+def checked_predictions(findings: Findings) -> list[Checked]:
+    return [
+        Checked(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        for p in findings.study.predictions
+    ]
 
 
-def was_registered(f: Findings, prediction: Prediction) -> bool:
+def was_registered(findings: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the first step of all runs of its arms but for those of one arm, which
     may be from an earlier study, since studies share their baseline."""
-    texts = {run: content.get("predictions") for run, content in registered_contents(f.study, f.cells).items()}
+    texts = {
+        run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
+    }
     before = {
         run for run, registered in texts.items() if isinstance(registered, list) and prediction.text in registered
     }
-    begun = {run for run, cell in f.cells.items() if "run" in cell}
+    begun = {run for run, cell in findings.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
     return bool(before) and len(late) <= 1
 
 
-def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
+def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     """The outcome of a prediction, HELD, FAILED or UNDECIDED; and what was measured, in words."""
     metric = prediction.metric
     neighbours = list(zip(prediction.arms, prediction.arms[1:], strict=False))
-    if metric not in f.results:
+    if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
-    results = {arm: row for arm, row in f.distinct_results(metric).items() if row}
+    results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
     compared: list[Comparison] = []
     for first, second in neighbours:
         there = {first, second} <= set(results)
-        spending = share_of_alpha(f.study.criteria, 1)
-        c = compare_pair(f.cells, results, first, second, metric, f.controlled, None, spending) if there else None
+        spending = share_of_alpha(findings.study.criteria, 1)
+        c = (
+            compare_pair(findings.cells, results, first, second, metric, findings.controlled, None, spending)
+            if there
+            else None
+        )
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"
         compared.append(c)

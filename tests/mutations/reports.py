@@ -305,7 +305,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/findings.py",
-        "c.items.variance or items_with_seeds(f, arm, name)",
+        "c.items.variance or items_with_seeds(findings, arm, name)",
         "c.items.variance",
         "tests/test_report_noise.py::test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero",
     ),
