@@ -16,7 +16,7 @@ from eval.report.contrasts import contrast_part
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from tests import made_study
 
 FACTORS = ("pos=alibi", "act=swiglu", "norm=rmsnorm", "embnorm=true")
@@ -157,7 +157,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             part = contrast_part(results, weights, by_seed)
             assert part
             error = float(by_seed.mean()) - truth.get(effect, 0.0)
-            covered.append(abs(error) <= quantile(LEVEL, part, Part(0.0, np.inf)))
+            covered.append(abs(error) <= interval_half_width(LEVEL, part, Part(0.0, np.inf)))
             if order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Part(0.0, np.inf))
         called += any(c.counts for c in corrected_family(interactions).values())

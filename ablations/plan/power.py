@@ -57,7 +57,7 @@ def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
     return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * 2 * u * step
 
 
-def quantile(dof: float, level: float) -> float:
+def two_sided_t_quantile(dof: float, level: float) -> float:
     """The value that the absolute value of Student's t with `dof` degrees of freedom exceeds with probability `level`;
     with infinite degrees of freedom, that of a standard normal."""
     from scipy.special import ndtri, stdtrit
@@ -78,7 +78,7 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
     from scipy.special import ndtr
 
     s, probability = standard_deviations(dof)
-    t, z = quantile(dof, level), quantile(inf, level)
+    t, z = two_sided_t_quantile(dof, level), two_sided_t_quantile(inf, level)
     sigma = sqrt(seeds + items)
     thresholds = (t * t * s * s * seeds + z * z * items) ** 0.5
     detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)

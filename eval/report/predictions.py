@@ -7,7 +7,7 @@ from eval.report.compare import METRICS, compare_pair, share_of_alpha
 from eval.report.criteria import registered_contents
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import LEVEL, quantile
+from eval.statistics.parts import LEVEL, interval_half_width
 
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
@@ -77,7 +77,9 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
 def half_width(c: Comparison, digits: int) -> str:
     """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
     unknown."""
-    return f" ± {quantile(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
+    return (
+        f" ± {interval_half_width(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
+    )
 
 
 def judged_order(differences: list[Comparison]) -> str:
@@ -96,7 +98,7 @@ def judged_interval(c: Comparison, interval: tuple[float, float]) -> str:
     low, high = interval
     assert c.seeds
     level = c.share * LEVEL
-    within, around = quantile(2 * level, c.seeds, c.items), quantile(level, c.seeds, c.items)
+    within, around = interval_half_width(2 * level, c.seeds, c.items), interval_half_width(level, c.seeds, c.items)
     if low <= c.difference - within and c.difference + within <= high:
         return HELD
     return FAILED if c.difference + around < low or c.difference - around > high else UNDECIDED

@@ -23,7 +23,7 @@ from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
@@ -189,7 +189,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     if not arms_that_scatter_more(results):
         return pooled
     difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, difference_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
+    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
 
 
 # ------------------------------------------------------------------------------------------------ the basin
