@@ -7,14 +7,14 @@ from typing import Any
 
 from ablations import rules
 from ablations.machine import has_bf16, has_gpu
-from ablations.run import KEYS, SECTIONS, SETTINGS, Run, spread
+from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
 from ablations.strict_yaml import read_yaml
 from ablations.values import ConfigError, did_you_mean, flatten, typed
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
 
-__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "parse", "resolve", "spread", "without_effect"]
+__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "fit_micro_batch", "parse", "resolve", "without_effect"]
 
 HERE = Path(__file__).parent
 

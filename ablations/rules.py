@@ -6,7 +6,7 @@ The range of a single setting is declared with it, in ablations/settings.py or m
 from collections.abc import Callable
 
 from ablations.budget import clock_seconds
-from ablations.run import Run, spread
+from ablations.run import Run, fit_micro_batch
 from ablations.values import ConfigError
 from data import filters
 
@@ -26,7 +26,7 @@ def check(run: Run) -> None:
         filters.check(run.data.recipe)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    spread(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
+    fit_micro_batch(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
 
 
 def rollbacks_need_skip(run: Run) -> str:

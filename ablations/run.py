@@ -165,9 +165,9 @@ class Run:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def spread(run: Run, ranks: int) -> Run:
-    """The run's configuration with the micro-batch that fits `ranks` data-parallel ranks: layout.micro_batch, or less
-    where a rank's share of the smallest batch is smaller.
+def fit_micro_batch(run: Run, ranks: int) -> Run:
+    """The run with the micro-batch (sequences of a forward pass) that fits `ranks` data-parallel ranks:
+    layout.micro_batch, or less where a rank's share of the smallest batch is smaller.
 
     Raises:
         ConfigError: a batch of the run cannot be spread over the ranks in whole micro-batches.

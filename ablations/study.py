@@ -250,13 +250,13 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
     """The question and the expectation of arms that are typed without a study file, and the file that they are from:
     the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
     there is no such file. A file that cannot be read is named, since the expectation may be in it."""
-    typed_arms = {_arm(key, value) for key, value in arms}
+    typed_arms = {_arm_as_text(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
             # what is expected under other settings says nothing of these
-            if not file.base and typed_arms <= {_arm(key, value) for key, value in file.arms}:
+            if not file.base and typed_arms <= {_arm_as_text(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
             unread.append(f"ablations/studies/{name}.yaml")
@@ -266,6 +266,6 @@ def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | Non
     return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
 
 
-def _arm(key: str, value: Any) -> tuple[str, str]:
+def _arm_as_text(key: str, value: Any) -> tuple[str, str]:
     """An arm as (key, value as text), for comparing it with other arms."""
     return key, str(value if key in PARTS else parse(key, value))

@@ -88,14 +88,15 @@ class Batches:
         """For each sample number, a pair: its source, and the list of spans [begin, end) of the source's tokens that
         make up the sample."""
         if len(self._sources) == 1:
-            return [(self._sources[0], self._sources[0].spans(number)) for number in numbers]
+            return [(self._sources[0], self._sources[0].token_spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
         if end > len(self._blend[0]):
             unit = 1 << max(end.bit_length() - 3, 10)  # at most a quarter more than asked for
             self._blend = _blend(self._weights, -(-end // unit) * unit)
         chosen = [self._sources[self._blend[0][number]] for number in numbers]
         return [
-            (source, source.spans(int(self._blend[1][number]))) for source, number in zip(chosen, numbers, strict=True)
+            (source, source.token_spans(int(self._blend[1][number])))
+            for source, number in zip(chosen, numbers, strict=True)
         ]
 
     def _look_up(self, numbers: range) -> None:
@@ -147,9 +148,10 @@ class _Source:
         self.seq, self.seed, self.in_order = seq, seed, in_order
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
 
-    def spans(self, number: int) -> list[tuple[int, int]]:
-        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that sample `number` consists of."""
-        epoch, sample = divmod(number, self.length)
+    def token_spans(self, sample_number: int) -> list[tuple[int, int]]:
+        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that this sample consists of. Samples are
+        counted from 0 over all epochs."""
+        epoch, sample = divmod(sample_number, self.length)
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
         documents, cuts, samples = self._epoch(epoch)

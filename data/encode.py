@@ -185,7 +185,7 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
     shard = sorted(folder.glob("*.jsonl"))[rank]
     sizes: list[tuple[int, int, int]] = []
 
-    def documents() -> Iterator[tuple[str, str]]:
+    def texts_with_domains() -> Iterator[tuple[str, str]]:  # and their sizes are noted
         with open(shard, "rb") as file:
             for line in file:
                 document = orjson.loads(line)
@@ -195,7 +195,7 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
                 yield text, labels.get("domain", "")
 
     prefix = parts / shard.stem
-    domains = tokens.write(prefix, documents(), load_tokenizer(model))
+    domains = tokens.write(prefix, texts_with_domains(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 

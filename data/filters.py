@@ -117,7 +117,7 @@ class Step:
     def __call__(self, documents: Any, rank: int, _: int) -> Iterator[Any]:
         import numpy as np
 
-        why = self.make(rank)
+        reason_to_remove = self.make(rank)
         counts = np.zeros((2, 2), np.int64)
         lengths: list[Counter[int]] = [Counter(), Counter()]
         reasons: Counter[str] = Counter()
@@ -131,7 +131,7 @@ class Step:
             if training:  # held-out documents are not counted; they come here as duplicates only
                 counts[0] += (1, size)
                 lengths[0][size.bit_length() - 1] += 1
-            reason = why(document)
+            reason = reason_to_remove(document)
             if not reason:
                 new_size = size if document.text is before else len(document.text.encode())
                 changed += int(new_size != size)
@@ -206,14 +206,14 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
     else:
         blocks = [GopherRepetitionFilter(language=english), GopherQualityFilter(language=english)]
 
-    def why(document: Any) -> str:
+    def reason_to_remove(document: Any) -> str:
         for block in blocks:
             passes, reason = get_filter_result(block.filter(document))
             if not passes:
                 return f"{name}: {reason}"
         return ""
 
-    return why
+    return reason_to_remove
 
 
 def _english() -> Any:
@@ -327,7 +327,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     documents: Counter[str] = Counter()
     (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
 
-    def why(document: Any) -> str:
+    def reason_to_remove(document: Any) -> str:
         shared = {key: gram for gram, key in grams(document.text) if key in block._index_hashes}
         if not shared:
             return ""
@@ -339,7 +339,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
         (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": sorted(hits), "documents": documents}), "utf-8")
         return ", ".join(named)
 
-    return why
+    return reason_to_remove
 
 
 def _grams() -> Callable[[str], list[tuple[str, int]]]:

@@ -183,7 +183,7 @@ def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str
     return counts
 
 
-def sources(corpus: str, store: Path) -> dict[str, Any]:
+def source_identities(corpus: str, store: Path) -> dict[str, Any]:
     """The files of a corpus as they are now, as under "sources" in a manifest of `prepare`: {component: {"files":
     number, "bytes", "sha256"}}, or {component: None} for installed packages. Files that changed since they were last
     read are read; nothing is prepared."""

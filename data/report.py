@@ -37,7 +37,7 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
         )
     sentences += [f"{name}: {count} records were {kind} and are no documents" for kind, count in text["read"].items()]
     if text["unsigned"] > NOTED_SHARE * compared_documents(text):
-        sentences.append(f"{name}: {_unsigned(text)}")
+        sentences.append(f"{name}: {_unsigned_sentence(text)}")
     if covered.unknown_share > NOTED_SHARE:
         sentences.append(
             f"{name}: {covered.unknown_share:.1%} of the tokens of held-out text are unknown, for "
@@ -53,7 +53,7 @@ def compared_documents(text: dict[str, Any]) -> int:
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
-def _unsigned(text: dict[str, Any]) -> str:
+def _unsigned_sentence(text: dict[str, Any]) -> str:
     """A sentence about the documents that are too short for a MinHash signature."""
     return (
         f"{text['unsigned']:,} of {compared_documents(text):,} documents are shorter than {SHINGLE} words, or "
@@ -87,10 +87,10 @@ def write(
         "problems": text["problems"],
         "read": text["read"],
         "notes": tokens["notes"],
-        "unsigned": _unsigned(text),
+        "unsigned": _unsigned_sentence(text),
         "covered": tokens["covered"],
         "steps": [
-            step | {"tokens": {side: _tokens(tokens, step[side], rate) for side in ("in", "out")}}
+            step | {"tokens": {side: _token_count(tokens, step[side], rate) for side in ("in", "out")}}
             for step in tokens["steps"]
         ],
         "left": {"documents": tokens["documents"], "bytes": tokens["bytes"], "tokens": tokens["train"]},
@@ -103,7 +103,7 @@ def write(
     (folder / "report.md").write_text(_markdown(content), "utf-8")
 
 
-def _tokens(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
+def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
     """The number of tokens of a text of `counts`, [documents, bytes]: {"count", "estimated": bool}. It is known for the
     final text, and otherwise estimated by `rate`, in tokens per byte, since text that a filter removes is never
     tokenized."""
@@ -117,16 +117,16 @@ def _markdown(content: dict[str, Any]) -> str:
     lines += [f"Text: {content['text']}, sha256 {content['sha256']}.", ""]
     if content["notes"]:
         lines += [*(f"* {note}" for note in content["notes"]), ""]
-    lines += [*_steps(content), *_left(content)]
+    lines += [*_steps_table(content), *_left_sentences(content)]
     if content["problems"]:
         lines += ["## Problems in the files", "", *(f"* {problem}" for problem in content["problems"]), ""]
     if content["tasks"]:
-        lines += _evaluation_tasks(content)
-    lines += [*_tokens_of_domains(content), *_lengths(content), *_examples(content)]
+        lines += _evaluation_tasks_table(content)
+    lines += [*_domains_table(content), *_lengths_table(content), *_removed_examples(content)]
     return "\n".join(lines) + "\n"
 
 
-def _steps(content: dict[str, Any]) -> list[str]:
+def _steps_table(content: dict[str, Any]) -> list[str]:
     """A table with what each step kept, and why it removed the rest."""
     lines = [
         "## Steps",
@@ -151,7 +151,7 @@ def _steps(content: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _left(content: dict[str, Any]) -> list[str]:
+def _left_sentences(content: dict[str, Any]) -> list[str]:
     """How much text is left for training and held out."""
     left, valid, covered = content["left"], content["valid"], content["covered"]
     return [
@@ -163,7 +163,7 @@ def _left(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _evaluation_tasks(content: dict[str, Any]) -> list[str]:
+def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
     """A table with the rows of evaluation tasks that the corpus contains."""
     rows = [
         f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
@@ -181,7 +181,7 @@ def _evaluation_tasks(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tokens_of_domains(content: dict[str, Any]) -> list[str]:
+def _domains_table(content: dict[str, Any]) -> list[str]:
     """A table with the documents, bytes and tokens of each domain."""
     rows = [
         f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
@@ -192,7 +192,7 @@ def _tokens_of_domains(content: dict[str, Any]) -> list[str]:
     return ["## Tokens", "", *head, *rows, ""]
 
 
-def _lengths(content: dict[str, Any]) -> list[str]:
+def _lengths_table(content: dict[str, Any]) -> list[str]:
     """A histogram of the training documents' lengths, before and after the steps, as a table."""
     first = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
     ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
@@ -214,7 +214,7 @@ def _lengths(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _examples(content: dict[str, Any]) -> list[str]:
+def _removed_examples(content: dict[str, Any]) -> list[str]:
     """Some of the documents that each step removed, with the beginning of their text."""
     lines = []
     for step in content["steps"]:

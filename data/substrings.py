@@ -26,19 +26,19 @@ CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at 
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 
-def find_repeats(read: Path, length: int, to: Path, *_: Any) -> None:
-    """Find the characters to remove from each training document, and write them as `to`/<shard>.npy: int64 rows
-    [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
+def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: Any) -> None:
+    """Find the characters to remove from each training document, and write them as <shard>.npy: int64 rows [document,
+    first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
 
     Args:
-        read: a folder of shards (.jsonl) of documents, with "split" in their "metadata".
+        documents_folder: of shards (.jsonl) of documents, with "split" in their "metadata".
         length: the characters of the shortest stretch that is removed.
-        to: the folder for the results.
+        results_folder: where the .npy files go.
     """
     import numpy as np
     import orjson
 
-    shards = sorted(read.glob("*.jsonl"))
+    shards = sorted(documents_folder.glob("*.jsonl"))
     texts: dict[bool, list[np.ndarray]] = {True: [], False: []}  # held out or not: documents as code points
     places: list[tuple[int, int]] = []  # (shard, number in it) of the training documents, which alone are counted
     for shard, path in enumerate(shards):
@@ -64,7 +64,7 @@ def find_repeats(read: Path, length: int, to: Path, *_: Any) -> None:
         edges = np.flatnonzero(np.diff(gone[start : ends[document]].astype(np.int8), prepend=0, append=0))
         rows[shard] += [(number, int(first), int(end)) for first, end in edges.reshape(-1, 2)]
     for path, spans in zip(shards, rows, strict=True):
-        np.save(to / f"{path.stem}.npy", np.array(spans, np.int64).reshape(-1, 3))
+        np.save(results_folder / f"{path.stem}.npy", np.array(spans, np.int64).reshape(-1, 3))
 
 
 def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
@@ -163,7 +163,8 @@ def repeat_filter(spans: Path, rank: int) -> Callable[[Any], str]:
     rows = np.load(spans / f"{rank:05d}.npy")
     number = count()
 
-    def why(document: Any) -> str:
+    def cut_repeats(document: Any) -> str:
+        """Cut the repeats from the next document. Returns the reason to remove it, "" where some text is left."""
         document_number = next(number)
         first, last = np.searchsorted(rows[:, 0], (document_number, document_number + 1))
         text, pieces, at = document.text, [], 0
@@ -173,4 +174,4 @@ def repeat_filter(spans: Path, rank: int) -> Callable[[Any], str]:
         document.text = "".join([*pieces, text[at:]])
         return "" if document.text.strip() else "nothing but stretches that stood before"
 
-    return why
+    return cut_repeats

@@ -96,7 +96,7 @@ def check_run(directory: Path) -> None:
     Raises:
         ValueError: it is not, or has no such weights yet.
     """
-    location.read_run(directory)
+    location.read_run_json(directory)
     if weights_of(directory):
         return
     lacking = rundir.DONE if not (directory / rundir.DONE).exists() else rundir.WEIGHTS
@@ -118,7 +118,7 @@ def judge_run(directory: Path, requested: Requested | None, args: argparse.Names
     from eval import results
     from eval.judge import judge
 
-    run = location.read_run(directory)
+    run = location.read_run_json(directory)
     failed: dict[str, str] = {}
     for weights in weights_of(directory):
         if args.weights not in ("", weights.name):

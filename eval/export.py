@@ -61,7 +61,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
             checkpoint does not compute the same. No checkpoint is left then.
     """
-    run = location.read_run(directory)
+    run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
     earlier = to is None and _is_of_run(safe_files.path_inside(directory, rundir.HUB), run)

@@ -64,7 +64,7 @@ def judge(
             fails does not raise; the result names it under "lm_eval_tasks", "failed".
     """
     start = time.monotonic()
-    run = location.read_run(directory)
+    run = location.read_run_json(directory)
     store = location.data_store(directory, store)
     text = held_out(run, store)
     is_masked = run["config"]["model"]["objective"] == "mlm"

@@ -15,7 +15,7 @@ from ablations import rundir, safe_files
 RUN_KEYS = ("cell", "config", "data")  # what evaluation reads of run.json
 
 
-def read_run(directory: Path) -> dict[str, Any]:
+def read_run_json(directory: Path) -> dict[str, Any]:
     """The content of run.json in a run directory.
 
     Raises:

@@ -239,7 +239,7 @@ class Checkpoints:
             index, complaint = _examine(path)
             if not complaint:
                 self._check_identity(path, index)
-                _fill(path, list(index["files"]), fragments)
+                _fill_fragments(path, list(index["files"]), fragments)
             if dist.get_rank() == 0 and not complaint:
                 self._forget_later(path, damaged)
             dist.barrier()
@@ -298,7 +298,7 @@ def _first_of_all_ranks(complaints: list[str]) -> str:
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
 
 
-def _fill(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
+def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
     """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
     `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew.
 

@@ -19,7 +19,7 @@ def check_files(study: Study) -> None:
     Raises:
         ConfigError: a file has changed, or the corpus cannot be read.
     """
-    from data.prepare import changes, sources
+    from data.prepare import changes, source_identities
 
     store = study.out / rundir.DATA
     current: dict[str, dict[str, Any]] = {}
@@ -27,7 +27,7 @@ def check_files(study: Study) -> None:
         corpus = cell.run.data.corpus
         if corpus not in current and any(recorded.get("sources", {}).values()):
             try:
-                current[corpus] = sources(corpus, store)
+                current[corpus] = source_identities(corpus, store)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         _refuse(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))

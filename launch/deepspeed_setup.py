@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ablations.config import Run, spread
+from ablations.config import Run, fit_micro_batch
 from model.allocator import keep_freed_memory
 from model.count import parameters
 
@@ -89,7 +89,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     Raises:
         ConfigError: the global batch cannot be divided among the replicas in whole micro-batches.
     """
-    spread(run, replicas)
+    fit_micro_batch(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
     # and must be even (its alignment factor)
     bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
 from ablations.compilation import check_compiler
-from ablations.config import ConfigError, Run, spread
+from ablations.config import ConfigError, Run, fit_micro_batch
 from ablations.plan.reliability import save_interval
 from ablations.rundir import Exit
 from ablations.study import Cell, from_args
@@ -147,7 +147,7 @@ def start_session(cell: Cell, out: Path) -> Session:
 
     rank, world = deepspeed_setup.start(cell.run)
     run = preflight.with_micro_batch(cell.run, world)
-    cell = replace(cell, run=spread(run, world // run.layout.tp))
+    cell = replace(cell, run=fit_micro_batch(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
     preflight.check_memory(run, world)

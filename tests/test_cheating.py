@@ -122,9 +122,9 @@ def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> 
     two, three = REGISTERED | {"seeds": [1, 2]}, REGISTERED | {"seeds": [1, 3]}
     first = {(arm, seed): two for arm in ("pos=learned", "pos=alibi") for seed in (1, 2)}
     study = study_with(tmp_path / "added", first)
-    f = gather(study)
-    assert f.seeds_planned == 2
-    said = terminal_text(f)
+    findings = gather(study)
+    assert findings.seeds_planned == 2
+    said = terminal_text(findings)
     assert "Seeds were added after the first 2, which were all that was planned" in said
     assert "the seeds were changed after 4 of 6 runs had begun: then `1 to 2`, now `1 to 3`" in report_of(study)
 

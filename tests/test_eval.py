@@ -460,7 +460,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
     gpt, letters = model(pos, seq), Letters()
     texts = [text(random.Random(i), 30) for i in range(6)]
     pieces = position.pieces(texts, letters, seq)
-    assert len(pieces) == 6 and all(len(piece.ids) == position.piece_length(seq) == 45 for piece in pieces)
+    assert len(pieces) == 6 and all(len(piece.ids) == position.tokens_per_piece(seq) == 45 for piece in pieces)
     assert all("".join(map(chr, piece.ids)) in each for piece, each in zip(pieces, texts, strict=True))
     asked = []
 
@@ -492,7 +492,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
 
 
 def test_text_for_positions_is_long_documents_first_and_others_joined():
-    letters, n = Letters(), position.piece_length(8)
+    letters, n = Letters(), position.tokens_per_piece(8)
     short, long = ["a" * 20, "b" * 30, "c" * 5], ["d" * 400, "e" * 225]
     found = position.pieces([*short, *long], letters, 8)
     assert [bytes(i % 256 for i in piece.ids) for piece in found] == [

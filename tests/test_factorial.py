@@ -16,7 +16,7 @@ from eval.report.contrasts import contrast_part
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from tests import made_study
 
 FACTORS = ("pos=alibi", "act=swiglu", "norm=rmsnorm", "embnorm=true")
@@ -157,7 +157,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             part = contrast_part(results, weights, by_seed)
             assert part
             error = float(by_seed.mean()) - truth.get(effect, 0.0)
-            covered.append(abs(error) <= quantile(LEVEL, part, Part(0.0, np.inf)))
+            covered.append(abs(error) <= interval_half_width(LEVEL, part, Part(0.0, np.inf)))
             if order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Part(0.0, np.inf))
         called += any(c.counts for c in corrected_family(interactions).values())
@@ -200,29 +200,29 @@ def crossed(root: Path, interaction: float, seeds: list[int]) -> Any:
 
 def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: Path) -> None:
     study = crossed(tmp_path / "runs", 0.05, [1, 2, 3])
-    f = gather(study)
-    found = f.effects["bits/byte"]
+    findings = gather(study)
+    found = findings.effects["bits/byte"]
     assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].counts
     assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].counts
     by_hand = np.mean(
         [
-            f.results["bits/byte"]["pos=alibi+act=swiglu"][s]
-            - f.results["bits/byte"]["pos=alibi"][s]
-            - f.results["bits/byte"]["act=swiglu"][s]
-            + f.results["bits/byte"]["pos=learned,act=gelu"][s]
+            findings.results["bits/byte"]["pos=alibi+act=swiglu"][s]
+            - findings.results["bits/byte"]["pos=alibi"][s]
+            - findings.results["bits/byte"]["act=swiglu"][s]
+            + findings.results["bits/byte"]["pos=learned,act=gelu"][s]
             for s in (1, 2, 3)
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
-    judged = [*f.compared["bits/byte"].values(), *found.values()]
+    judged = [*findings.compared["bits/byte"].values(), *found.values()]
     assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
-    shown = {line[:33].strip(): line for line in terminal_text(f).splitlines()}
+    shown = {line[:33].strip(): line for line in terminal_text(findings).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):
         assert any(
             re.match(rf"{name}, bits/byte +[+-]0\.0\d+ +[+-]0\.\d+ to [+-]0\.\d+ +(better|worse|undecided)", line)
             for line in shown.values()
         ), (name, shown)
-    write(f, tmp_path / "record")
+    write(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "## Main effects and interactions" in text and "worse together by" in text
     assert "pos=alibi × act=swiglu, bits/byte" in text

@@ -28,7 +28,7 @@ def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None
     # the first of BigScience's three was rejected for its heads of 208
     by_name = {candidate.words: candidate for candidate in found}
     assert by_name["82 x 13312 x 64"].rejected == "heads of 208"
-    assert any("12 pipeline stages of 6" in reason for reason in shapes.why(accepted[0]))
+    assert any("12 pipeline stages of 6" in reason for reason in shapes.reasons_for_shape(accepted[0]))
 
 
 @settings(max_examples=15, deadline=None)

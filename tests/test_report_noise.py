@@ -238,8 +238,8 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
                 study.cell(arm, seed).dir,
                 lambda row: row | ({"nats": float(row["bytes"] * rng.normal(2.0, 0.2))} if "nats" in row else {}),
             )
-    f = gather(study)
-    assert f.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
+    findings = gather(study)
+    assert findings.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
     # a plan has the most that they may give: by leaving out each document once
     rows = {arm: [read(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
     documents = [run["pydocs/bits_per_byte"] for run in rows["pos=learned"]]
@@ -251,8 +251,8 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
     d, n = bits["pos=alibi"] - bits["pos=learned"], len(sizes)
     without = [(d.sum() - d[i]) / (sizes.sum() - sizes[i]) for i in range(n)]
     jackknife = np.sqrt((n - 1) / n * ((np.array(without) - d.sum() / sizes.sum()) ** 2).sum())
-    assert recorded_noise(f)["bits/byte"]["items"] == pytest.approx(jackknife)
-    text = section(markdown("t", contents(f)), "Differences from the baseline")
+    assert recorded_noise(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
+    text = section(markdown("t", contents(findings)), "Differences from the baseline")
     assert "| not above zero |" in text and "| 0.0000 |" not in text
     assert "the documents and questions vary no more than each does by itself from seed to seed" in " ".join(
         text.split()

@@ -16,7 +16,7 @@ from eval.report.request import Request
 from eval.report.undecided import undecided
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.sequential import levels, share
 from eval.statistics.verdicts import seeds_to_decide
 from launch import local
@@ -63,12 +63,12 @@ def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
 def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
     seeds = Part(1.0, 4)
     for part in (0.05, 0.4):
-        edge = quantile(part * LEVEL, seeds, NO_ITEMS)
+        edge = interval_half_width(part * LEVEL, seeds, NO_ITEMS)
         below, above = (
             corrected_family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001)
         )
         assert above.counts and not below.counts and above.threshold == pytest.approx(edge)
-        inside = quantile(2 * part * LEVEL, seeds, NO_ITEMS)
+        inside = interval_half_width(2 * part * LEVEL, seeds, NO_ITEMS)
         assert below.equivalent(below.difference + 1.001 * inside)
         assert not below.equivalent(below.difference + 0.999 * inside)
 

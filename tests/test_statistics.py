@@ -22,7 +22,7 @@ from eval.statistics.items import (
     ratio_stderr,
     stderr_of_mean,
 )
-from eval.statistics.parts import LEVEL, Part, quantile, sum_of_parts
+from eval.statistics.parts import LEVEL, Part, interval_half_width, sum_of_parts
 from eval.statistics.seeds import (
     arms_that_scatter_more,
     level_stderr,
@@ -304,7 +304,7 @@ def test_p_is_the_level_at_which_the_interval_touches_zero():
     seeds, items = Part(0.02, 1), Part(0.01, 80)
     for difference in (1e-6, 0.1, -0.7, 5.0):
         c = compare(difference, seeds, items)
-        assert quantile(c.p, seeds, items) == pytest.approx(abs(difference), rel=1e-6)
+        assert interval_half_width(c.p, seeds, items) == pytest.approx(abs(difference), rel=1e-6)
         assert (c.p <= 0.05) == (abs(difference) >= c.threshold)
     assert compare(0.0, seeds, items).p == 1.0
     assert compare(1.0, Part(0.0, 1), NO_ITEMS).p < 1e-12
@@ -536,7 +536,7 @@ def test_a_difference_of_several_counts_exactly_above_its_threshold():
         found = corrected_family(several)
         assert all(c.counts == (abs(c.difference) > c.threshold) for c in found.values())
         first = max(found.values(), key=lambda c: abs(c.difference))
-        assert first.threshold == pytest.approx(quantile(LEVEL / 4, seeds, Part(0.1, 50)))
+        assert first.threshold == pytest.approx(interval_half_width(LEVEL / 4, seeds, Part(0.1, 50)))
     alone = compare(1.0, seeds, NO_ITEMS)
     assert corrected_family({"a": alone})["a"].threshold == alone.threshold
 
@@ -557,8 +557,8 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
 @pytest.mark.parametrize("dof", [1, 2, 3, 8, 60])
 @pytest.mark.parametrize("level", [0.05, 0.05 / 6])
 def test_quantiles_of_power_are_students(dof, level):
-    assert power.quantile(dof, level) == pytest.approx(stats.t.isf(level / 2, dof), rel=1e-4)
-    assert power.quantile(inf, level) == pytest.approx(stats.norm.isf(level / 2), rel=1e-5)
+    assert power.two_sided_t_quantile(dof, level) == pytest.approx(stats.t.isf(level / 2, dof), rel=1e-4)
+    assert power.two_sided_t_quantile(inf, level) == pytest.approx(stats.norm.isf(level / 2), rel=1e-5)
 
 
 @pytest.mark.parametrize("dof, difference", [(2, 4.0), (4, 2.0), (12, 3.0)])

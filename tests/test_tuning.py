@@ -224,18 +224,18 @@ CONTRADICTING = {
 
 def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: Path) -> None:
     study = tuned_study(tmp_path / "runs", CONTRADICTING, [1, 2, 3])
-    f = gather(study)
-    assert list(f.compared["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
-    best = tuned.at_best(f, "bits/byte")["pos=alibi"]
-    assert f.decision("pos=alibi", "bits/byte").kind == "worse" and best.counts
+    findings = gather(study)
+    assert list(findings.compared["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
+    best = tuned.at_best(findings, "bits/byte")["pos=alibi"]
+    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.counts
     assert best.difference == pytest.approx(-0.08, abs=0.02)
-    write(f, tmp_path / "record")
+    write(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "they contradict each other" in text and "0.004, at an end of the grid" in text
     page = (tmp_path / "record/report.html").read_text()
     (drawn,) = re.findall(r'(?s)aria-label="Loss by learning rate">(.*?)</svg>', page)
     assert all(f">{rate}</text>" in drawn for rate in ("0.001", "0.002", "0.004"))
-    assert re.search(r"\npos=alibi +-0\.0\d+ +better by .*no, they contradict each other", terminal_text(f))
+    assert re.search(r"\npos=alibi +-0\.0\d+ +better by .*no, they contradict each other", terminal_text(findings))
     learned, alibi = json.loads((tmp_path / "record/run.json").read_text())["learning_rates"]
     assert learned["best"] == 0.002 and alibi["best"] == 0.004
     assert alibi["at_best"]["bits_per_byte"]["agrees"] is False
@@ -254,9 +254,9 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
     for name in ("done", "eval.json"):
         (folder / name).unlink()
     (folder / "failed").write_text("diverged")
-    f = gather(study)
-    assert list(tuned.losses_by_rate(f, "pos=alibi")) == [0.001, 0.002]
-    assert tuned.at_best(f, "bits/byte")["pos=alibi"].difference == pytest.approx(0.06, abs=0.02)
+    findings = gather(study)
+    assert list(tuned.losses_by_rate(findings, "pos=alibi")) == [0.001, 0.002]
+    assert tuned.at_best(findings, "bits/byte")["pos=alibi"].difference == pytest.approx(0.06, abs=0.02)
 
 
 def test_verdicts_agree_differ_or_contradict() -> None:

@@ -343,5 +343,5 @@ def _shapes(out: Document, decision: Decision) -> None:
         out.text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
     out.text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
-    out.bullets(shapes.why(chosen))
+    out.bullets(shapes.reasons_for_shape(chosen))
     out.text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")

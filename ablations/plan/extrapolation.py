@@ -71,7 +71,7 @@ def _verdict(low: float, high: float) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 
-_quantile = functools.cache(power.quantile)
+_two_sided_t_quantile = functools.cache(power.two_sided_t_quantile)
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     _check_complete(by_arm, computes, seeds)
     lines, error = _fit_lines(by_arm, target)
     count = len(by_arm[arms[0]])
-    t = _quantile(count - 2, LEVEL)
+    t = _two_sided_t_quantile(count - 2, LEVEL)
     gaps = {arm: [pair.gap for pair in by_arm[arm] if pair.compute == computes[-1]] for arm in arms}
     pooled = statistics.fmean(statistics.variance(values) for values in gaps.values())
-    half = _quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
+    half = _two_sided_t_quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
     result = []
     for arm, line in lines.items():
         single = statistics.fmean(gaps[arm])
@@ -158,7 +158,7 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
     """The number of seeds with which the same ladder would detect the difference `level` at the target with
     probability power.POWER, if its standard error is `error` with `seeds` seeds; None where MOST_SEEDS are not
     enough."""
-    z = _quantile(math.inf, LEVEL) + _quantile(math.inf, 2 * (1 - power.POWER))
+    z = _two_sided_t_quantile(math.inf, LEVEL) + _two_sided_t_quantile(math.inf, 2 * (1 - power.POWER))
     needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ablations import answers, rundir
-from ablations.config import spread
+from ablations.config import fit_micro_batch
 from ablations.factorial import Factorial
 from ablations.machine import has_gpu
 from ablations.study import Study, arms_left_out
@@ -72,7 +72,7 @@ def _size(study: Study, cells: list[dict[str, Any]]) -> str:
 
     layout = study.base.layout
     replicas = max(layout.processes // layout.tp, 1)
-    base = spread(study.base, replicas)
+    base = fit_micro_batch(study.base, replicas)
     micro_batch = base.layout.micro_batch
     accumulate = base.train.batch // (micro_batch * replicas)
     memory = max(

@@ -53,10 +53,10 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
     if any(study.base.by_clock for study in results):
         raise ConfigError("a ladder compares by compute, which a wall clock does not set: train.budget=tokens")
-    return sorted(results, key=compute_of)
+    return sorted(results, key=baseline_run_flops)
 
 
-def compute_of(study: Study) -> float:
+def baseline_run_flops(study: Study) -> float:
     """The FLOPs of the baseline's run in a study."""
     return study.base.tokens * flops_per_token(study.base.model)
 
@@ -78,7 +78,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
                 raise ConfigError(f"{cell.dir / rundir.EVAL} has no bits per byte") from None
         base = study.arms[0]
         pairs += [
-            Pair(arm, study.base.size, seed, compute_of(study), loss, losses[base, seed])
+            Pair(arm, study.base.size, seed, baseline_run_flops(study), loss, losses[base, seed])
             for (arm, seed), loss in losses.items()
             if arm != base and (base, seed) in losses
         ]
@@ -87,11 +87,11 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
     """The results of a ladder as lines of text. `ladder`: the study at each size; `target`: at the target size."""
-    aim = compute_of(target)
-    cost = sum(compute_of(study) * len(study.cells) for study in ladder)
+    aim = baseline_run_flops(target)
+    cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
         f"{target.factor}: {', '.join(study.base.size for study in ladder)}, extrapolated to {target.base.size} "
-        f"({human(aim)} FLOPs a run; the largest of the ladder has {compute_of(ladder[-1]) / aim:.1%} of them)",
+        f"({human(aim)} FLOPs a run; the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
         f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
         f"{'largest size alone':>20} {'verdict':>10}",
     ]
@@ -177,7 +177,7 @@ def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Stud
     return {
         "question": target.question,
         "target": target.base.size,
-        "target_flops": compute_of(target),
+        "target_flops": baseline_run_flops(target),
         "arms": [
             vars(result) | {"verdict": result.verdict, "single_verdict": result.single_verdict} for result in results
         ],
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         _, args.words = answers.take_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
-        if compute_of(target) <= compute_of(ladder[-1]):
+        if baseline_run_flops(target) <= baseline_run_flops(ladder[-1]):
             raise ConfigError(f"TARGET={args.target} takes no more compute than {ladder[-1].base.size} of the ladder")
         if len(target.seeds) < LEAST_SEEDS:
             raise ConfigError(f"SEEDS={len(target.seeds)}: {ONE_SEED}")
@@ -209,14 +209,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(
                 f"{len(missing)} runs are not finished and judged, among them {missing[0]}: make ladder runs them"
             )
-        results = extrapolate(pairs, compute_of(target))
+        results = extrapolate(pairs, baseline_run_flops(target))
         target_pairs, unfinished = pairs_of([target])
     except ConfigError as error:
         answers.print_error(str(error), as_json)
         return 2
     folder = target.out / f"ladder-{target.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    safe_files.write_text(folder / "ladder.svg", combined_figures([figure(pairs, results, compute_of(target))]))
+    safe_files.write_text(folder / "ladder.svg", combined_figures([figure(pairs, results, baseline_run_flops(target))]))
     content = record(results, pairs, target)
     safe_files.write_json(folder / "ladder.json", content, indent=1)
     checked = None if unfinished else compare_with_target(results, target_pairs)

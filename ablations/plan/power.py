@@ -59,7 +59,7 @@ def standard_deviations(dof: float, nodes: int = NODES) -> tuple[np.ndarray, np.
     return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * 2 * u * step
 
 
-def quantile(dof: float, level: float) -> float:
+def two_sided_t_quantile(dof: float, level: float) -> float:
     """The value that the absolute value of Student's t with `dof` degrees of freedom exceeds with probability `level`;
     with infinite degrees of freedom, that of a standard normal."""
     from scipy.special import ndtri, stdtrit
@@ -84,7 +84,7 @@ def power(
 
     s, probability = standard_deviations(dof)
     s_items, of_items = standard_deviations(items_dof if items else inf, ITEM_NODES)
-    t, t_items = quantile(dof, level), quantile(items_dof, level)
+    t, t_items = two_sided_t_quantile(dof, level), two_sided_t_quantile(items_dof, level)
     sigma = sqrt(seeds + items)
     thresholds = ((t * s) ** 2 * seeds + (t_items * s_items[:, None]) ** 2 * items) ** 0.5
     detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)

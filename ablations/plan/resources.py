@@ -218,7 +218,7 @@ class _Parts:
     nodes: tuple[int, int] | None = None  # how many, and the GPUs in each
     spare: int | None = None
     gpu: GPU | None = None
-    amounts: list[tuple[str, float, str]] = field(default_factory=list)  # as `_amount` returns them
+    amounts: list[tuple[str, float, str]] = field(default_factory=list)  # as `_amount_in_base_unit` returns them
 
     @property
     def word(self) -> str:
@@ -263,7 +263,7 @@ class _Parts:
                 raise ConfigError(f"{self.word} says a time twice")
             self.seconds = number * TIMES[time]
         else:
-            self.amounts.append(_amount(number, unit, self.text))
+            self.amounts.append(_amount_in_base_unit(number, unit, self.text))
 
     def budget(self) -> Budget:
         """The budget of these parts. Raises ConfigError where some are missing, or do not go together."""
@@ -300,7 +300,7 @@ class _Parts:
         return Budget("cluster", cluster.gpu_hours, self.text, cluster, self.gpu)
 
 
-def _amount(number: float, unit: str, text: str) -> tuple[str, float, str]:
+def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, float, str]:
     """(kind of the budget, amount in the base unit of the kind, currency or "") of a number and its unit, such as
     "PF-days". `text`: the whole budget, for the message. Raises ConfigError for an unknown unit."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()

@@ -116,7 +116,7 @@ def candidates(
     return sorted(best.values(), key=lambda candidate: candidate.step.seconds)
 
 
-def why(candidate: ShapeCandidate) -> list[str]:
+def reasons_for_shape(candidate: ShapeCandidate) -> list[str]:
     """The reasons for a candidate shape, a sentence for each rule that it follows."""
     shape, layout = candidate.shape, candidate.layout
     part = shape.hidden // layout.tp

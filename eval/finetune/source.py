@@ -30,7 +30,7 @@ class Source:
         if external and not (external / "config.json").is_file():
             raise ValueError(f"{external} has no config.json: it is no checkpoint of Hugging Face's")
         if run:
-            self.record = location.read_run(run)
+            self.record = location.read_run_json(run)
             if rundir.read_done(run) is None:
                 raise ValueError(f"{run} has no {rundir.DONE}: only a finished run can be fine-tuned")
             self.store = location.data_store(run, store)

@@ -2,10 +2,10 @@
 
 Arguments that many functions here share:
 
-    f        the findings of a study (findings.py)
-    study    an ablations.study.Study, or a Collection (collection.py)
-    cells    {(arm, seed): content of the run directory} (runs.py); a `cell` is one of these
-    metric   the name of a metric, a key of METRICS (compare.py)
-    results  {arm: {seed: result on the metric}}
-    strata   the items of each task of the metric (eval/statistics/items.py)
+    findings  what a report knows of a study (findings.py)
+    study     an ablations.study.Study, or a Collection (collection.py)
+    cells     {(arm, seed): content of the run directory} (runs.py); a `cell` is one of these
+    metric    the name of a metric, a key of METRICS (compare.py)
+    results   {arm: {seed: result on the metric}}
+    strata    the items of each task of the metric (eval/statistics/items.py)
 """

@@ -50,12 +50,14 @@ SECTIONS = (
     challenge.section,
     cost.section,
     proofs.section,
-    lambda f: Section("What does not match", ["\n".join(f"* {line}" for line in f.mismatches) or NO_MISMATCH]),
+    lambda findings: Section(
+        "What does not match", ["\n".join(f"* {line}" for line in findings.mismatches) or NO_MISMATCH]
+    ),
     redo.section,
 )
 
 
-def contents(f: Findings) -> list[Section]:
+def contents(findings: Findings) -> list[Section]:
     """The sections of a report in order, without empty ones."""
-    sections = [section(f) for section in SECTIONS]
+    sections = [section(findings) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

@@ -9,7 +9,7 @@ from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 Coefficients = dict[str, float]  # {arm: its weight}
@@ -68,7 +68,7 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
     if not arms_that_scatter_more(results):
         return pooled
     contrast_alone = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return max(pooled, contrast_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
+    return max(pooled, contrast_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
 
 
 def contrast_strata(

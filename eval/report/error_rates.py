@@ -18,9 +18,9 @@ from eval.statistics.simulation import (
     contrast_noise,
     decide_all,
     decisions,
+    interval_half_widths,
     item_noise,
     judged_factorial,
-    quantiles,
     seed_noise,
     sequence,
 )
@@ -63,7 +63,7 @@ def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float
         y = x.copy()
         y[:, 1:] += margin
         rates.append(float((decide_all(y, margin) == EQUIVALENT).any(1).mean()))
-    half = quantiles(LEVEL, [seed_noise(x)])[:, 0]
+    half = interval_half_widths(LEVEL, [seed_noise(x)])[:, 0]
     return [*rates, float((abs(x[:, 1].mean(1) - x[:, 0].mean(1)) <= half).mean())]
 
 
@@ -134,7 +134,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
 
     beside = any_wrong(moved({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
     first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
-    half = quantiles(LEVEL, [contrast_noise(x, weights)])[:, first]
+    half = interval_half_widths(LEVEL, [contrast_noise(x, weights)])[:, first]
     covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
     pair = design.effects[first]
     detected = [float((moved({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]

@@ -163,7 +163,7 @@ class Findings(NamedTuple):
         }
 
 
-def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
+def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
     {"seed_sd", "dof", "items", "items_dof", "unit"}}; "items_dof" is None where the items give nothing.
 
@@ -171,14 +171,14 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
     the two is used, since a plan without noise from the items would be too optimistic.
     """
     recorded = {}
-    for name, compared in f.compared.items():
-        results = f.results[name]
+    for name, compared in findings.compared.items():
+        results = findings.results[name]
         pairs = []  # (what the seeds give, their number, what the items give)
         for arm, c in compared.items():
-            shared = len(results[arm].keys() & results[f.baseline].keys())
+            shared = len(results[arm].keys() & results[findings.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                pairs.append((c.seeds, shared, c.items if c.items.variance else items_with_seeds(f, arm, name)))
-        if not pairs or not f.controlled:
+                pairs.append((c.seeds, shared, c.items if c.items.variance else items_with_seeds(findings, arm, name)))
+        if not pairs or not findings.controlled:
             continue
         items = float(np.median([part.variance**0.5 for _, _, part in pairs]))
         items_dof = float(np.median([part.dof for _, _, part in pairs]))
@@ -194,9 +194,11 @@ def recorded_noise(f: Findings) -> dict[str, dict[str, Any]]:
     return recorded
 
 
-def items_with_seeds(f: Findings, arm: str, metric: str) -> Part:
+def items_with_seeds(findings: Findings, arm: str, metric: str) -> Part:
     """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
     seeds."""
-    pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
-    whole, _ = item_part_with_rest(difference_strata(f.cells, arm, f.baseline, pairs, metric) if pairs else [])
+    pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
+    whole, _ = item_part_with_rest(
+        difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
+    )
     return whole

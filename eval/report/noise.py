@@ -27,16 +27,16 @@ CHECK = "--check"  # before the runs are trained
 FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
-def measured(f: Findings) -> dict[str, Any]:
+def measured(findings: Findings) -> dict[str, Any]:
     """The noise floor of a study's baseline, as the JSON object that is stored.
 
     Raises:
         ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in
             the same way.
     """
-    cells = {run: cell for run, cell in f.cells.items() if run[0] == f.baseline and "eval" in cell}
+    cells = {run: cell for run, cell in findings.cells.items() if run[0] == findings.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
-        raise ValueError(f"{len(cells)} runs of {f.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
+        raise ValueError(f"{len(cells)} runs of {findings.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
     first, *others = cells.values()
     for other in others:
         if identity_of_runs(first) != identity_of_runs(other):
@@ -48,17 +48,17 @@ def measured(f: Findings) -> dict[str, Any]:
             commits.append(cell["run"]["commit"])
     metrics = {}
     for name, metric in METRICS.items():
-        row = f.results.get(name, {}).get(f.baseline, {})
+        row = findings.results.get(name, {}).get(findings.baseline, {})
         if len(row) < FEWEST_SEEDS:
             continue
-        floor = noise_floor({f.baseline: row})
+        floor = noise_floor({findings.baseline: row})
         assert floor
         metrics[name] = {
             "unit": metric.unit,
             "sd": floor.variance**0.5,
             "dof": floor.dof,
             "tasks": tasks_digest(first, name),
-            "results": {cells[f.baseline, seed]["run"]["fingerprint"]: value for seed, value in row.items()},
+            "results": {cells[findings.baseline, seed]["run"]["fingerprint"]: value for seed, value in row.items()},
         }
     return {
         "size": config.get("size"),

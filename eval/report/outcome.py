@@ -8,7 +8,7 @@ from eval.report.findings import Findings
 EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "refused": int(Exit.INVALID)}
 
 
-def outcome(f: Findings) -> dict[str, Any]:
+def outcome(findings: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
     Returns:
@@ -17,13 +17,13 @@ def outcome(f: Findings) -> dict[str, Any]:
         result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after
         the runs.
     """
-    name, arms = f.primary, {}
-    results = f.results.get(name, {})
-    for arm in f.study.compared:
-        if arm in f.compared.get(name, {}):
-            decision = f.decision(arm, name)
-            arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": f.exploratory(arm, name)}
-        elif results.get(arm) and results.get(f.baseline):
+    name, arms = findings.primary, {}
+    results = findings.results.get(name, {})
+    for arm in findings.study.compared:
+        if arm in findings.compared.get(name, {}):
+            decision = findings.decision(arm, name)
+            arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": findings.exploratory(arm, name)}
+        elif results.get(arm) and results.get(findings.baseline):
             arms[arm] = {"kind": "refused", "words": "not comparable with the baseline", "exploratory": False}
         else:
             arms[arm] = {"kind": "undecided", "words": "no result yet", "exploratory": False}

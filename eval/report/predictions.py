@@ -7,7 +7,7 @@ from eval.report.compare import METRICS, compare_pair, share_of_alpha
 from eval.report.criteria import registered_contents
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import LEVEL, quantile
+from eval.statistics.parts import LEVEL, interval_half_width
 
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
@@ -22,34 +22,43 @@ class Checked(NamedTuple):
     registered: bool  # before the runs: of the arms that it is about, at most one had begun
 
 
-def checked_predictions(f: Findings) -> list[Checked]:
-    return [Checked(p.text, p.metric, *outcome(f, p), was_registered(f, p)) for p in f.study.predictions]
+def checked_predictions(findings: Findings) -> list[Checked]:
+    return [
+        Checked(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        for p in findings.study.predictions
+    ]
 
 
-def was_registered(f: Findings, prediction: Prediction) -> bool:
+def was_registered(findings: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the first step of all runs of its arms but for those of one arm, which
     may be from an earlier study, since studies share their baseline."""
-    texts = {run: content.get("predictions") for run, content in registered_contents(f.study, f.cells).items()}
+    texts = {
+        run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
+    }
     before = {
         run for run, registered in texts.items() if isinstance(registered, list) and prediction.text in registered
     }
-    begun = {run for run, cell in f.cells.items() if "run" in cell}
+    begun = {run for run, cell in findings.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
     return bool(before) and len(late) <= 1
 
 
-def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
+def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     """The outcome of a prediction, HELD, FAILED or UNDECIDED; and what was measured, in words."""
     metric = prediction.metric
     neighbours = list(zip(prediction.arms, prediction.arms[1:], strict=False))
-    if metric not in f.results:
+    if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
-    results = {arm: row for arm, row in f.distinct_results(metric).items() if row}
+    results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
     compared: list[Comparison] = []
     for first, second in neighbours:
         there = {first, second} <= set(results)
-        spending = share_of_alpha(f.study.criteria, 1)
-        c = compare_pair(f.cells, results, first, second, metric, f.controlled, None, spending) if there else None
+        spending = share_of_alpha(findings.study.criteria, 1)
+        c = (
+            compare_pair(findings.cells, results, first, second, metric, findings.controlled, None, spending)
+            if there
+            else None
+        )
         if c is None:
             return UNDECIDED, f"{first} and {second} cannot be compared"
         compared.append(c)
@@ -68,7 +77,9 @@ def outcome(f: Findings, prediction: Prediction) -> tuple[str, str]:
 def half_width(c: Comparison, digits: int) -> str:
     """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
     unknown."""
-    return f" ± {quantile(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
+    return (
+        f" ± {interval_half_width(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
+    )
 
 
 def judged_order(differences: list[Comparison]) -> str:
@@ -87,7 +98,7 @@ def judged_interval(c: Comparison, interval: tuple[float, float]) -> str:
     low, high = interval
     assert c.seeds
     level = c.share * LEVEL
-    within, around = quantile(2 * level, c.seeds, c.items), quantile(level, c.seeds, c.items)
+    within, around = interval_half_width(2 * level, c.seeds, c.items), interval_half_width(level, c.seeds, c.items)
     if low <= c.difference - within and c.difference + within <= high:
         return HELD
     return FAILED if c.difference + around < low or c.difference - around > high else UNDECIDED

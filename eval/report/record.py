@@ -24,23 +24,28 @@ from eval.report.sections.training import loss_curves, paired_curves
 REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
-def write(f: Findings, out: Path) -> None:
+def write(findings: Findings, out: Path) -> None:
     """Write the files of a record, all of them or none.
 
     Raises:
         OSError: they cannot be written.
     """
-    sections = contents(f)
-    figures = [*loss_curves(f)[:1], forest(f, "bits/byte"), *paired_curves(f), forest(f, "zero-shot")]
+    sections = contents(findings)
+    figures = [
+        *loss_curves(findings)[:1],
+        forest(findings, "bits/byte"),
+        *paired_curves(findings),
+        forest(findings, "zero-shot"),
+    ]
     write_together(
         out,
         {
-            "report.md": markdown(f.study.title, sections),
-            "report.html": page(f.study.title, sections),
-            "results.csv": comma_separated(csv_lines(f.cells)),
-            "table.tex": latex(overview.table(f), f"{f.study.title}. {f.study.question}"),
+            "report.md": markdown(findings.study.title, sections),
+            "report.html": page(findings.study.title, sections),
+            "results.csv": comma_separated(csv_lines(findings.cells)),
+            "table.tex": latex(overview.table(findings), f"{findings.study.title}. {findings.study.question}"),
             "figure.svg": drawing.combined_figures(figures),
-            "run.json": json.dumps(record(f), indent=1) + "\n",
+            "run.json": json.dumps(record(findings), indent=1) + "\n",
         },
     )
 
@@ -70,23 +75,23 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     safe_files.sync_folder(folder)
 
 
-def terminal_text(f: Findings) -> str:
+def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table, and the sentences that explain it."""
-    table: Table = overview.table(f, f.study.title)
-    notes = [*overview.arms_without_effect(f), *overview.footnotes(f)]
-    if f.refusals:
-        more = "; ..." if len(f.refusals) > REASONS_SHOWN else ""
-        notes.append(f"Evaluated differently, so not compared: {'; '.join(f.refusals[:REASONS_SHOWN])}{more}")
-    if f.mismatches:
-        count = len(f.mismatches)
+    table: Table = overview.table(findings, findings.study.title)
+    notes = [*overview.arms_without_effect(findings), *overview.footnotes(findings)]
+    if findings.refusals:
+        more = "; ..." if len(findings.refusals) > REASONS_SHOWN else ""
+        notes.append(f"Evaluated differently, so not compared: {'; '.join(findings.refusals[:REASONS_SHOWN])}{more}")
+    if findings.mismatches:
+        count = len(findings.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in [*factorial.on_screen(f), *tuning.on_screen(f)]:
+    for block in [*factorial.on_screen(findings), *tuning.on_screen(findings)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 
 
-def lost_runs(f: Findings, out: Path) -> str:
+def lost_runs(findings: Findings, out: Path) -> str:
     """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
     there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
@@ -95,7 +100,7 @@ def lost_runs(f: Findings, out: Path) -> str:
         return f"unknown, as {error}"
     if earlier is None:
         return ""
-    fingerprints = {run.get("fingerprint") for run in record(f)["runs"] if run["state"] == "finished"}
+    fingerprints = {run.get("fingerprint") for run in record(findings)["runs"] if run["state"] == "finished"}
     return runs_in_words(
         [
             (run["arm"], run["seed"])
@@ -119,10 +124,10 @@ def csv_lines(cells: Cells) -> list[list]:
     return lines
 
 
-def run_length(f: Findings) -> dict[str, Any]:
+def run_length(findings: Findings) -> dict[str, Any]:
     """The length of the runs, taken from the first one: {"tokens"}; for runs whose budget is a wall clock {"budget",
     "tokens": the tokens that were trained, None before the end of the run}."""
-    cell = next((cell for cell in f.cells.values() if "run" in cell), None)
+    cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}
     train = cell["run"]["config"]["train"]
@@ -131,40 +136,40 @@ def run_length(f: Findings) -> dict[str, Any]:
     return {"budget": train["budget"], "tokens": cell["metrics"][-1]["tokens"] if cell.get("eval") else None}
 
 
-def record(f: Findings) -> dict[str, Any]:
+def record(findings: Findings) -> dict[str, Any]:
     """The content of the record's run.json: the study, its runs, and their results and comparisons."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
-    configs = [cell["run"]["config"] for cell in f.cells.values() if "run" in cell]
+    configs = [cell["run"]["config"] for cell in findings.cells.values() if "run" in cell]
     runs = []
-    for (arm, seed), cell in f.cells.items():
+    for (arm, seed), cell in findings.cells.items():
         run = {"arm": arm, "seed": seed, "state": cell["state"] or "finished"}
         run |= {key: cell["run"].get(key) for key in from_run if "run" in cell}
-        run |= {METRICS[name].key: f.results[name][arm].get(seed) for name in f.results}
+        run |= {METRICS[name].key: findings.results[name][arm].get(seed) for name in findings.results}
         runs.append(run)
     comparisons = []
-    for name in f.results:
-        for arm, c in f.compared[name].items():
+    for name in findings.results:
+        for arm, c in findings.compared[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line |= {"decision": f.decision(arm, name).kind, "verdict": f.verdict(arm, name)}
-            line["exploratory"] = f.exploratory(arm, name)
-            if left_out := f.tasks_left_out(arm, name):
+            line |= {"decision": findings.decision(arm, name).kind, "verdict": findings.verdict(arm, name)}
+            line["exploratory"] = findings.exploratory(arm, name)
+            if left_out := findings.tasks_left_out(arm, name):
                 line["without"] = left_out
-            if name in f.margins:
-                line["margin"] = f.margins[name]
+            if name in findings.margins:
+                line["margin"] = findings.margins[name]
             if c.seeds and c.enough_items:
                 line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
             comparisons.append(line)
     return {
-        **{key: getattr(f.study, key) for key in ("name", "title", "question", "expect", "command")},
+        **{key: getattr(findings.study, key) for key in ("name", "title", "question", "expect", "command")},
         "size": configs[0].get("size") if configs else None,
-        **run_length(f),
-        "noise": recorded_noise(f),
-        "registration": registered.summary(f),
-        "design": f.study.registration.get("design", ""),
-        "learning_rates": tuning.recorded(f),
-        "effects": factorial.recorded(f),
-        "predictions": [checked._asdict() for checked in checked_predictions(f)],
-        "bit_for_bit_the_same": f.same,
+        **run_length(findings),
+        "noise": recorded_noise(findings),
+        "registration": registered.summary(findings),
+        "design": findings.study.registration.get("design", ""),
+        "learning_rates": tuning.recorded(findings),
+        "effects": factorial.recorded(findings),
+        "predictions": [checked._asdict() for checked in checked_predictions(findings)],
+        "bit_for_bit_the_same": findings.same,
         "runs": runs,
         "comparisons": comparisons,
     }

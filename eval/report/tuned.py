@@ -23,7 +23,7 @@ from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
@@ -62,14 +62,14 @@ class Candidates(NamedTuple):
     tasks: list[Task]  # of CHOSEN_BY
 
 
-def candidates(f: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
+def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
     the common rate is missing, or there are too few documents for two halves.
 
     Args:
         metric: whose tasks are read.
     """
-    tuning, results = f.study.tuning, f.distinct_results(CHOSEN_BY)
+    tuning, results = findings.study.tuning, findings.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in arms)))
@@ -79,14 +79,14 @@ def candidates(f: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candida
     }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
-    names = shared_tasks(f.cells, runs, metric) if runs and same_text(f.cells, runs) else []
-    tasks = [task_of(f, flat, seeds, task, METRICS[metric].scale) for task in names]
+    names = shared_tasks(findings.cells, runs, metric) if runs and same_text(findings.cells, runs) else []
+    tasks = [task_of(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
     too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_of(f: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
-    items = {label: item_scores(f.cells, label, seeds, task) for label in labels}
+def task_of(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+    items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
@@ -132,22 +132,25 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
     return outcomes
 
 
-def at_best(f: Findings, metric: str) -> dict[str, Comparison]:
+def at_best(findings: Findings, metric: str) -> dict[str, Comparison]:
     """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
-    for arm in f.study.compared if f.study.tuning and metric in JUDGED else ():
-        c, judged = candidates(f, [arm, f.baseline]), candidates(f, [arm, f.baseline], metric)
+    for arm in findings.study.compared if findings.study.tuning and metric in JUDGED else ():
+        c, judged = (
+            candidates(findings, [arm, findings.baseline]),
+            candidates(findings, [arm, findings.baseline], metric),
+        )
         if c and judged and c.seeds == judged.seeds:
             compared[arm] = compare_at_best(
-                c, judged.tasks, arm, f.baseline, metric == CHOSEN_BY, results_of(f, c, metric)
+                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of(findings, c, metric)
             )
     return corrected_family(compared)
 
 
-def results_of(f: Findings, c: Candidates, metric: str) -> Results:
+def results_of(findings: Findings, c: Candidates, metric: str) -> Results:
     flat = [label for labels in c.labels.values() for label in labels]
-    return {label: {seed: f.results[metric][label][seed] for seed in c.seeds} for label in flat}
+    return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
 
 def compare_at_best(
@@ -186,16 +189,16 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     if not arms_that_scatter_more(results):
         return pooled
     difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, difference_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, np.inf)))
+    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
 
 
 # ------------------------------------------------------------------------------------------------ the basin
 
 
-def losses_by_rate(f: Findings, arm: str) -> dict[float, float]:
+def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
     """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
     all seeds of the common rate are finished."""
-    tuning, results = f.study.tuning, f.results[CHOSEN_BY]
+    tuning, results = findings.study.tuning, findings.results[CHOSEN_BY]
     if not tuning:
         return {}
     seeds = results[arm].keys()

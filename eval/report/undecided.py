@@ -15,30 +15,30 @@ from eval.report.findings import Findings
 from eval.report.gather import gather
 
 
-def undecided(f: Findings) -> dict[str, str]:
+def undecided(findings: Findings) -> dict[str, str]:
     """The arms that are undecided for lack of seeds, and not of items: {arm: its verdict in words}.
 
     Raises:
         ValueError: the baseline has no result in the primary metric.
     """
-    if not f.results[f.primary][f.baseline]:
-        raise ValueError(f"no run of {f.baseline} has a result in {f.primary}, which decides")
-    compared = f.compared.get(f.primary, {})
+    if not findings.results[findings.primary][findings.baseline]:
+        raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
+    compared = findings.compared.get(findings.primary, {})
     return {
-        arm: f.decision(arm, f.primary).words
+        arm: findings.decision(arm, findings.primary).words
         for arm, comparison in compared.items()
-        if not f.decision(arm, f.primary).decided and comparison.enough_items
+        if not findings.decision(arm, findings.primary).decided and comparison.enough_items
     }
 
 
-def check_criteria(f: Findings) -> None:
+def check_criteria(findings: Findings) -> None:
     """Check that verdicts of these runs can be more than exploratory if seeds are added.
 
     Raises:
         ValueError: the metric, the margin or the noise floor was chosen after the runs had begun.
     """
-    if late := chosen_late(f.study, f.cells):
-        fresh = f.study.seeds[0] + f.study.criteria.seeds
+    if late := chosen_late(findings.study, findings.cells):
+        fresh = findings.study.seeds[0] + findings.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"
         raise ValueError(
             f"the {' and the '.join(late)} {verb} chosen after the runs had begun: verdicts by it are exploratory, "

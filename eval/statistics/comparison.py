@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from eval.statistics.items import FEWEST_ITEMS
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 
 Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
@@ -56,7 +56,7 @@ class Comparison:
         if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
-        return abs(self.difference) + quantile(2 * level, self.seeds, self.items) <= margin
+        return abs(self.difference) + interval_half_width(2 * level, self.seeds, self.items) <= margin
 
     @property
     def counts(self) -> bool:
@@ -89,17 +89,17 @@ def compare(
     from scipy.optimize import brentq
 
     known = seeds or Part(0.0, inf)
-    threshold = quantile(LEVEL, known, items)
+    threshold = interval_half_width(LEVEL, known, items)
     size = abs(difference)
     low, high = 1e-15, 1 - 1e-12
     if size == 0:  # a tie, also where nothing scatters
         p = 1.0
-    elif size >= quantile(low, known, items):
+    elif size >= interval_half_width(low, known, items):
         p = low
-    elif size <= quantile(high, known, items):
+    elif size <= interval_half_width(high, known, items):
         p = 1.0
     else:
-        p = float(brentq(lambda alpha: quantile(alpha, known, items) - size, low, high, xtol=1e-16))
+        p = float(brentq(lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16))
     if independent is not None and independent < FEWEST_ITEMS:
         p = nan
     replicated = replicated and seeds is not None
@@ -135,6 +135,6 @@ def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparis
     corrected = {}
     for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
         level = LEVEL / (len(tested) - min(rank[arm], counting)) if len(tested) > 1 and arm in rank else LEVEL
-        least = quantile(c.share * level, c.seeds or Part(0.0, inf), c.items) if c.share else inf
+        least = interval_half_width(c.share * level, c.seeds or Part(0.0, inf), c.items) if c.share else inf
         corrected[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
     return corrected

@@ -30,7 +30,7 @@ def sum_of_parts(parts: list[Part]) -> Part:
     return Part(variance, variance**2 / sum(part.variance**2 / part.dof for part in parts))
 
 
-def quantile(alpha: float, seeds: Part, items: Part) -> float:
+def interval_half_width(alpha: float, seeds: Part, items: Part) -> float:
     """The half-width of the 1 - alpha confidence interval of a difference, whose variance is the sum of one from the
     seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t

@@ -26,7 +26,7 @@ from math import inf, sqrt
 
 import numpy as np
 
-from eval.statistics.parts import LEVEL, Part, quantile, sum_of_parts
+from eval.statistics.parts import LEVEL, Part, interval_half_width, sum_of_parts
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
@@ -53,7 +53,7 @@ def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = No
         [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
     )
     differences_alone = Part(float(differences.var(ddof=1)) / shared, shared - 1)
-    return max(pooled, differences_alone, key=lambda part: quantile(LEVEL, part, Part(0.0, inf)))
+    return max(pooled, differences_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, inf)))
 
 
 def with_floor(part: Part, share: float, floor: Part) -> Part:

@@ -24,9 +24,9 @@ class Noise:
     dof: np.ndarray
 
 
-def quantiles(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of 1 - level confidence intervals of differences whose variances are sums of parts: `parts.quantile`
-    for arrays."""
+def interval_half_widths(level: float, parts: list[Noise]) -> np.ndarray:
+    """Half-widths of 1 - level confidence intervals of differences whose variances are sums of parts:
+    `parts.interval_half_width` for arrays."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
@@ -82,7 +82,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
     uneven = outstanding[:, 1:] | outstanding[:, :1]
     differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
-    asks_more = quantiles(LEVEL, [differences_alone]) > quantiles(LEVEL, [plain])
+    asks_more = interval_half_widths(LEVEL, [differences_alone]) > interval_half_widths(LEVEL, [plain])
     variance, degrees = (
         np.where(uneven, np.where(asks_more, theirs, mine), with_floor)
         for theirs, mine, with_floor in (
@@ -105,7 +105,7 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
     alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
     parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
-    asks_more = quantiles(LEVEL, [parts[1]]) > quantiles(LEVEL, [parts[0]])
+    asks_more = interval_half_widths(LEVEL, [parts[1]]) > interval_half_widths(LEVEL, [parts[0]])
     unpooled = stands_out(x).any(axis=1, keepdims=True) & asks_more
     return Noise(np.where(unpooled, alone, pooled), np.where(unpooled, n - 1.0, degrees))
 
@@ -172,10 +172,10 @@ def decisions(
         for r in range(tests):  # with r rejected, the next has LEVEL / (tests - r)
             at = rejected == r
             if at.any():
-                counts[at] |= (size > quantiles(portion * LEVEL / (tests - r), parts))[at]
+                counts[at] |= (size > interval_half_widths(portion * LEVEL / (tests - r), parts))[at]
     verdicts = np.where(counts, np.sign(differences), UNDECIDED).astype(int)
     if margin is not None:
-        inside = size + quantiles(2 * portion * LEVEL / tests, parts) <= margin
+        inside = size + interval_half_widths(2 * portion * LEVEL / tests, parts) <= margin
         verdicts[~counts & inside] = EQUIVALENT
     return verdicts
 

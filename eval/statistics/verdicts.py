@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.statistics.comparison import Comparison
 from eval.statistics.items import FEWEST_ITEMS
-from eval.statistics.parts import LEVEL, Part, quantile
+from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.sequential import share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
@@ -52,9 +52,9 @@ def seeds_to_decide(
         level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
         part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
-        if size > quantile(level, part, c.items):
+        if size > interval_half_width(level, part, c.items):
             return n
-        if margin is not None and size + quantile(2 * level, part, c.items) <= margin:
+        if margin is not None and size + interval_half_width(2 * level, part, c.items) <= margin:
             return n
     return None
 

@@ -36,11 +36,11 @@ class Piece(NamedTuple):
     """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, without end-of-document
     tokens."""
 
-    ids: list[int]  # [piece_length(seq)]
+    ids: list[int]  # [tokens_per_piece(seq)]
     size: int
 
 
-def piece_length(seq: int) -> int:
+def tokens_per_piece(seq: int) -> int:
     """The tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in the
     longest window, and a token at the beginning, which is never predicted."""
     return (TIMES * PARTS - 1 + BLOCKS) * (seq // PARTS) + 1
@@ -59,7 +59,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
         seq: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
-    n, w = piece_length(seq), seq // PARTS
+    n, w = tokens_per_piece(seq), seq // PARTS
     most = int(MANY_BYTES * n)
     long = [text for text in texts if len(text.encode()) >= most]
     chosen, ids = list[Piece](), list[int]()

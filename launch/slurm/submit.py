@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ablations import answers, rundir, safe_files
-from ablations.config import ConfigError, spread
+from ablations.config import ConfigError, fit_micro_batch
 from ablations.rundir import Exit, steps_to_evaluate
 from ablations.safe_files import Damaged
 from ablations.site import find_site_file, read_site
@@ -109,7 +109,7 @@ def _check(study: Study, ranks: int) -> None:
             cell.check_recorded()
         except Damaged as error:  # the run's job repairs it, or fails alone
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
-        spread(cell.run, max(1, ranks // cell.run.layout.tp))
+        fit_micro_batch(cell.run, max(1, ranks // cell.run.layout.tp))
     if reason := stop_file(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)

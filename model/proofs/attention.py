@@ -74,7 +74,7 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     Args:
         extent: with the prefix objective the length of the prefix.
     """
-    H, K = len(probe.heads(model)), model.cfg.head_dim
+    H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
     for start in range(0, T, K):
         width = min(K, T - start)
@@ -107,7 +107,7 @@ def position(model: Any) -> Proof:
     scheme does."""
     cfg = model.cfg
     T = min(cfg.seq, 64)
-    expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads(model)]
+    expected = expected_scores(cfg.pos, cfg.heads, cfg.head_dim, T, cfg.rotary_base)[probe.heads_of_rank(model)]
     expected = expected - np.diagonal(expected, axis1=1, axis2=2)[:, :, None]
     extent = T // 2 if cfg.objective == "prefix" else 1
     sees = visible_keys(cfg.objective, T, extent)
@@ -119,7 +119,7 @@ def position(model: Any) -> Proof:
         excess = error - probe.TOLERANCE * np.abs(expected[:, sees])
         worst = max(worst, float(error.max()))
         if not (excess < probe.TOLERANCE).all():
-            heads = probe.heads(model).start + np.flatnonzero(~(excess < probe.TOLERANCE).all(1))
+            heads = probe.heads_of_rank(model).start + np.flatnonzero(~(excess < probe.TOLERANCE).all(1))
             wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
     x_BTD = probe.embedded(model, T)
     moved = x_BTD - x_BTD[:, :1]
@@ -271,7 +271,7 @@ def qk_scaling(model: Any) -> Proof:
         detail = f"{str(dtype).removeprefix('torch.')} does not need it"
         idle = ": it is idle" if cfg.qk_scaling else ""
         return Proof("model.qk_scaling", value, not cfg.qk_scaling, detail + idle)
-    H, K = len(probe.heads(model)), cfg.head_dim
+    H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     exact = []
     with probe.hooks() as on:
         for number, layer in enumerate(model.blocks, start=1):

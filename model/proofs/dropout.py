@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
 def measure(model: Any) -> Measured:
     cfg, T = model.cfg, min(model.cfg.seq, 64)
-    H, K = len(probe.heads(model)), cfg.head_dim
+    H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer
     added: list[Tensor] = []  # what each layer adds to the residual stream
     heads: list[Tensor] = []  # what each head returns
@@ -82,7 +82,8 @@ def dropout(model: Any) -> Proof:
         wrong.append(f"{of_embeddings:.2f} of the embeddings and {1 - on.least_kept:.2f} of what is added are dropped")
     if abs(on.size - 1 / (1 - p)) > probe.TOLERANCE:
         wrong.append(f"what is left is enlarged {on.size:.2f} times")
-    single = ROWS * len(probe.heads(model)) * cfg.layers  # probabilities of first tokens: 4 standard errors are allowed
+    # probabilities of first tokens: 4 standard errors are allowed
+    single = ROWS * len(probe.heads_of_rank(model)) * cfg.layers
     if abs(on.attention - q) > 4 * math.sqrt(max(q * (1 - q), 1e-9) / single) + 1e-6:
         wrong.append(f"{on.attention:.2f} of the attention probabilities are dropped")
     if (on.deviation > probe.TOLERANCE) != (q > 0):

@@ -37,7 +37,7 @@ def hooks() -> Iterator[Any]:
             handle.remove()
 
 
-def heads(model: Any) -> range:
+def heads_of_rank(model: Any) -> range:
     """The numbers, among all heads of a layer, of the heads that this rank computes."""
     H = model.cfg.heads // model.tp.size
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)

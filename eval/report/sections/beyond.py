@@ -12,10 +12,11 @@ from eval.tasks.position import BEYOND
 MULTIPLES = (1, 2, 4)  # of the training length, for which the table has a column
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "Beyond the training length"
     curves = {
-        arm: [cell["eval"].get("by_position") for cell in seeds.values()] for arm, seeds in f.cells_with("eval").items()
+        arm: [cell["eval"].get("by_position") for cell in seeds.values()]
+        for arm, seeds in findings.cells_with("eval").items()
     }
     complete = {arm: results for arm, results in curves.items() if all(results)}
     if not complete:
@@ -27,9 +28,9 @@ def section(f: Findings) -> Section:
     marks: dict[str, float] = {}
     schemes: dict[str, list[str]] = {}
     for arm, results in complete.items():
-        model = next(iter(f.cells_with("eval")[arm].values()))["run"]["config"]["model"]
+        model = next(iter(findings.cells_with("eval")[arm].values()))["run"]["config"]["model"]
         x, y = results[0]["positions"], np.mean([result["bits_per_byte"] for result in results], axis=0)
-        lines.append(Line(arm, f.colour(arm), x, y, f.line_style(arm)))
+        lines.append(Line(arm, findings.colour(arm), x, y, findings.line_style(arm)))
         marks["training length"] = float(model["seq"])
         rows.append([arm, *at_multiples(x, y, model["seq"], longest)])
         schemes.setdefault(BEYOND.get(model["pos"], ""), []).append(arm)

@@ -20,9 +20,9 @@ not."""
 HEAD = ["run", "budget", "trained", "compiling", "FLOPs", "FLOPs at peak", "fine-tuning", "rules"]
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     lines = []
-    for (arm, seed), cell in f.cells.items():
+    for (arm, seed), cell in findings.cells.items():
         if by_clock(cell) and cell.get("metrics"):
             expense, done = cost_so_far(cell), cell.get("done", {})
             compiling = done.get("compile_seconds")

@@ -12,10 +12,10 @@ from eval.statistics.parts import Part
 from eval.statistics.seeds import Results, level_stderr
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "Trained on, evaluated on"
-    evaluated = f.cells_with("eval")
-    tasks = all_tasks(f.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte")
+    evaluated = findings.cells_with("eval")
+    tasks = all_tasks(findings.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte")
     arms = [
         arm
         for arm, seeds in evaluated.items()
@@ -29,7 +29,7 @@ def section(f: Findings) -> Section:
             arm: {seed: cell["eval"]["tasks"][task]["value"] for seed, cell in evaluated[arm].items()} for arm in arms
         }
         for arm in arms:
-            items = item_scores(f.cells, arm, sorted(results[arm]), task)
+            items = item_scores(findings.cells, arm, sorted(results[arm]), task)
             sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
             error = level_stderr(results, arm, Part(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)

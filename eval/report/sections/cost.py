@@ -22,11 +22,11 @@ HEAD = [
 ]
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     lines, energy = [], 0.0
     devices: dict[str, tuple[float | None, str, str]] = {}  # {device: (watts, where they are from, unit)}
     hours: dict[str, float] = {}
-    for (arm, seed), cell in f.cells.items():
+    for (arm, seed), cell in findings.cells.items():
         if not cell.get("metrics"):
             continue
         run, expense = cell["run"], cost_so_far(cell)

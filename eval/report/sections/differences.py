@@ -10,7 +10,7 @@ from eval.report.compare import METRICS, difference_strata, pairing
 from eval.report.findings import Findings, recorded_noise
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import Part, quantile
+from eval.statistics.parts import Part, interval_half_width
 from eval.statistics.seeds import noise_floor
 
 PAIRED = """\
@@ -29,50 +29,52 @@ and others could have been drawn. A difference counts when it is larger than "co
 there are few seeds or few groups of items (degrees of freedom, d.o.f.), because the noise itself is then badly known;
 more seeds do not make up for few groups of items. p is two-sided, after Holm's correction for the
 number of arms, in a factorial of arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other
-items of the same tasks, and over other tasks like these; seeds are in neither. "Not above zero": the documents and questions
-vary no more than each does by itself from seed to seed, which is in the seeds' part already and is counted once; the
-bootstrap, which redraws the items as these seeds answered them, has it too. With few groups of items or few tasks the
+items of the same tasks, and over other tasks like these; seeds are in neither. "Not above zero": the documents
+and questions vary no more than each does by itself from seed to seed, which is in the seeds' part already and is
+counted once; the bootstrap, which redraws the items as these seeds answered them, has it too. With few groups of items or few tasks the
 bootstrap's intervals are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
 BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
 
-def section(f: Findings) -> Section:
-    title, tables = "Differences from the baseline", comparison_tables(f)
+def section(findings: Findings) -> Section:
+    title, tables = "Differences from the baseline", comparison_tables(findings)
     if not tables:
-        return Section(title, [f"No arm can be compared with the baseline{': see above' if f.same else ' yet'}."])
-    batches = "the same batches in the same order, and " if f.same_batches() else ""
-    words = PAIRED if f.controlled else UNPLANNED
-    blocks: list[Block] = [words.format(baseline=f.baseline, batches=batches), *tables, NOISE]
-    if f.noise:
-        blocks.append(
-            f"Where an arm shares one seed with {f.baseline}, the seeds' part is what other runs tell, and "
-            f"these arms if they have several seeds: {f.noise}."
+        return Section(
+            title, [f"No arm can be compared with the baseline{': see above' if findings.same else ' yet'}."]
         )
-    return Section(title, blocks + how_decided(f) + undecided(f) + noise_floors(f))
+    batches = "the same batches in the same order, and " if findings.same_batches() else ""
+    words = PAIRED if findings.controlled else UNPLANNED
+    blocks: list[Block] = [words.format(baseline=findings.baseline, batches=batches), *tables, NOISE]
+    if findings.noise:
+        blocks.append(
+            f"Where an arm shares one seed with {findings.baseline}, the seeds' part is what other runs tell, and "
+            f"these arms if they have several seeds: {findings.noise}."
+        )
+    return Section(title, blocks + how_decided(findings) + undecided(findings) + noise_floors(findings))
 
 
-def comparison_tables(f: Findings) -> list[Table]:
+def comparison_tables(findings: Findings) -> list[Table]:
     """Three tables with a line for each comparison: the differences by seed, their noise and verdict, and their
     bootstrap intervals. Empty where there is no comparison."""
     by_seed, tests, intervals = [], [], []
-    for name in f.results:
+    for name in findings.results:
         digits = METRICS[name].digits + 1
-        for arm, c in f.compared[name].items():
-            ours, theirs = f.results[name][arm], f.results[name][f.baseline]
+        for arm, c in findings.compared[name].items():
+            ours, theirs = findings.results[name][arm], findings.results[name][findings.baseline]
             signed = [
                 f"{ours[seed] - theirs[seed]:+.{digits}f}" if seed in ours and seed in theirs else "-"
-                for seed in f.study.seeds
+                for seed in findings.study.seeds
             ]
             label, mean = f"{arm}, {name}", f"{c.difference:+.{digits}f}"
             by_seed.append([label, *signed, mean])
-            tests.append([label, mean, *noise_cells(c, digits), f.marked_verdict(arm, name)])
-            intervals += [[label, mean, *line] for line in bootstrap_intervals(f, arm, name)]
+            tests.append([label, mean, *noise_cells(c, digits), findings.marked_verdict(arm, name)])
+            intervals += [[label, mean, *line] for line in bootstrap_intervals(findings, arm, name)]
     if not by_seed:
         return []
     return [
-        Table(["", *(f"seed {seed}" for seed in f.study.seeds), "mean"], by_seed),
+        Table(["", *(f"seed {seed}" for seed in findings.study.seeds), "mean"], by_seed),
         Table(["", "difference", "from the seeds", "from the items", "noise", "counts above", "p", "verdict"], tests),
         Table(["bootstrap, 95 %", "difference", "over items", "over tasks", "tasks"], intervals),
     ]
@@ -89,11 +91,11 @@ def noise_cells(c: Comparison, digits: int) -> list[str]:
     return [seeds, items, f"{c.noise:.{digits}f}", f"{c.threshold:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
-def bootstrap_intervals(f: Findings, arm: str, metric: str) -> list[list[str]]:
+def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[str]]:
     """The bootstrap intervals of an arm's difference from the baseline over items and over tasks, and the number of
     tasks, as a list with one table row; empty where there are no items."""
-    pairs = pairing(f.cells, f.results[metric], arm, f.baseline, metric)
-    parts = difference_strata(f.cells, arm, f.baseline, pairs, metric) if pairs else []
+    pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
+    parts = difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
     digits = METRICS[metric].digits + 1
@@ -105,55 +107,59 @@ def bootstrap_intervals(f: Findings, arm: str, metric: str) -> list[list[str]]:
     return [line]
 
 
-def how_decided(f: Findings) -> list[Block]:
+def how_decided(findings: Findings) -> list[Block]:
     """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
-    sentences = [f"**Decided by {f.primary}**, the primary metric; verdicts on others are exploratory."]
-    if f.primary != f.primary_before:
-        before = f.primary_before or "one metric in some runs and another in others"
+    sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
+    if findings.primary != findings.primary_before:
+        before = findings.primary_before or "one metric in some runs and another in others"
         sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
-    for name, margin in f.margins.items():
-        when = "named before the runs" if name in f.named_before else "chosen after the runs, so exploratory"
+    for name, margin in findings.margins.items():
+        when = "named before the runs" if name in findings.named_before else "chosen after the runs, so exploratory"
         sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
-    if floor := f.study.criteria.noise_floor:
-        when = "named before the runs" if f.floor_before else "chosen after the runs, so verdicts are exploratory"
+    if floor := findings.study.criteria.noise_floor:
+        when = (
+            "named before the runs" if findings.floor_before else "chosen after the runs, so verdicts are exploratory"
+        )
         sentences.append(
             f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
             f"code {floor.code}, {when}. Its degrees of freedom are added to those of "
             "the seeds here, but where these scatter more (F test); it holds if the arms scatter as the baseline does."
         )
-    if f.study.criteria.sequential:
+    if findings.study.criteria.sequential:
         sentences.append(
-            f"Seeds are added until every arm is decided, up to {f.study.criteria.seeds}: each look at the results has "
-            "a share of the level, so that looking often makes no winners (docs/statistics.md)."
+            f"Seeds are added until every arm is decided, up to {findings.study.criteria.seeds}: each look at the "
+            "results has a share of the level, so that looking often makes no winners (docs/statistics.md)."
         )
     return [" ".join(sentences)]
 
 
-def undecided(f: Findings) -> list[Block]:
+def undecided(findings: Findings) -> list[Block]:
     """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
     lines = []
     for name in METRICS:
-        for arm in f.compared.get(name, {}) if f.controlled else ():
-            if not f.decision(arm, name).decided:
-                words = f.decision(arm, name).words.removeprefix("undecided: ")
+        for arm in findings.compared.get(name, {}) if findings.controlled else ():
+            if not findings.decision(arm, name).decided:
+                words = findings.decision(arm, name).words.removeprefix("undecided: ")
                 lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
-    margins = " and ".join(f"{margin:g} {METRICS[name].unit} in {name}" for name, margin in f.margins.items())
+    margins = " and ".join(f"{margin:g} {METRICS[name].unit} in {name}" for name, margin in findings.margins.items())
     question = f"more than noise, nor surely less than the margin of {margins}" if margins else "more than noise"
     head = f"**Undecided**: not {question}. What is missing, if the difference and the noise of one seed stay as here:"
     return [head, "\n".join(lines)]
 
 
-def noise_floors(f: Findings) -> list[Block]:
+def noise_floors(findings: Findings) -> list[Block]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
     lines: list[Block] = []
-    arms, tests = 1 + len(f.study.compared), f.study.number_of_tests
-    for name, noise in recorded_noise(f).items():
+    arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
+    for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
-        floor = noise_floor(f.distinct_results(name))  # with what the arms of a seed share: two seeds do not share it
+        floor = noise_floor(
+            findings.distinct_results(name)
+        )  # with what the arms of a seed share: two seeds do not share it
         assert floor
-        widest = quantile(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
+        widest = interval_half_width(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         resolutions = [
             f"{least:.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
@@ -169,16 +175,16 @@ def noise_floors(f: Findings) -> list[Block]:
     return lines
 
 
-def forest(f: Findings, metric: str) -> str:
+def forest(findings: Findings, metric: str) -> str:
     """A figure (SVG) of the differences of all arms from the baseline, with the intervals on which the verdicts are
     based."""
     definition, effects = METRICS[metric], []
-    for arm, c in f.compared.get(metric, {}).items():
+    for arm, c in findings.compared.get(metric, {}).items():
         kind = "same"
         if c.counts:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
-        effects.append((arm, c.difference, half_width, kind, f.decision(arm, metric).label))
+        effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"
     return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better")

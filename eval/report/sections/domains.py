@@ -8,7 +8,7 @@ from eval.report.blocks import Section, Table, plus_minus
 from eval.report.findings import Findings
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "Loss by domain"
     results = {
         arm: [
@@ -19,7 +19,7 @@ def section(f: Findings) -> Section:
             }
             for cell in seeds.values()
         ]
-        for arm, seeds in f.cells_with("eval").items()
+        for arm, seeds in findings.cells_with("eval").items()
     }
     names = list(dict.fromkeys(name for cells in results.values() for cell in cells for name in cell))
     arms = [arm for arm, cells in results.items() if any(cells)]

@@ -21,11 +21,11 @@ NONE_YET = "There are no effects yet: every combination needs a result with the 
 HEAD = ["effect", "estimate", "95 % interval, corrected", "noise", "p", "verdict"]
 
 
-def section(f: Findings) -> Section:
-    design = f.study.factorial
+def section(findings: Findings) -> Section:
+    design = findings.study.factorial
     if not design:
         return Section("Main effects and interactions", [])
-    rows = effect_rows(f)
+    rows = effect_rows(findings)
     words_of_design = design.in_words[0].upper() + design.in_words[1:]
     blocks: list[Block] = [WORDS.format(design=words_of_design)]
     if rows:
@@ -40,27 +40,29 @@ def section(f: Findings) -> Section:
     return Section("Main effects and interactions", blocks)
 
 
-def effect_rows(f: Findings) -> list[list[str]]:
+def effect_rows(findings: Findings) -> list[list[str]]:
     """The rows of the table of effects (columns: HEAD), main effects first."""
-    design = f.study.factorial
+    design = findings.study.factorial
     assert design
     return [
         [
             f"{design.name(effect)}, {name}",
             *estimate_cells(c, METRICS[name].digits + 1),
-            verdict_text(f, name, effect, c),
+            verdict_text(findings, name, effect, c),
         ]
-        for name in f.results
-        for effect, c in f.effects.get(name, {}).items()
+        for name in findings.results
+        for effect, c in findings.effects.get(name, {}).items()
     ]
 
 
-def on_screen(f: Findings) -> list[str | Table]:
+def on_screen(findings: Findings) -> list[str | Table]:
     """The table of effects for the terminal; empty where the study is no factorial."""
-    design = f.study.factorial
+    design = findings.study.factorial
     if not design:
         return []
-    rows = [[effect, estimate, interval, verdict] for effect, estimate, interval, _, _, verdict in effect_rows(f)]
+    rows = [
+        [effect, estimate, interval, verdict] for effect, estimate, interval, _, _, verdict in effect_rows(findings)
+    ]
     blocks: list[str | Table] = [Table([*HEAD[:3], HEAD[-1]], rows) if rows else NONE_YET]
     if rows and design.aliasing:
         blocks.append("A fraction: each effect is told together with others, which the report lists.")
@@ -75,32 +77,32 @@ def estimate_cells(c: Comparison, digits: int) -> list[str]:
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
-def verdict_text(f: Findings, metric: str, effect: int, c: Comparison) -> str:
+def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect (bit mask of its factors). For an interaction, better or worse is meant relative to the
     sum of the factors' own effects."""
-    decision = f.judged(c, metric)
+    decision = findings.judged(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    late = f.chosen_late(decision.kind, metric)
-    sentence = f"exploratory: {sentence}" if late or metric != f.primary else sentence
+    late = findings.chosen_late(decision.kind, metric)
+    sentence = f"exploratory: {sentence}" if late or metric != findings.primary else sentence
     return f"**{sentence}**" if c.counts else sentence
 
 
-def recorded(f: Findings) -> list[dict[str, Any]]:
+def recorded(findings: Findings) -> list[dict[str, Any]]:
     """The effects as they are stored in the record's run.json; empty where the study is no factorial."""
-    design = f.study.factorial
+    design = findings.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:
         return lines
-    for name in f.results:
-        for effect, c in f.effects.get(name, {}).items():
+    for name in findings.results:
+        for effect, c in findings.effects.get(name, {}).items():
             line: dict[str, Any] = {
                 "effect": design.name(effect),
                 "metric": METRICS[name].key,
                 "estimate": c.difference,
             }
-            line["verdict"] = verdict_text(f, name, effect, c).replace("**", "")
+            line["verdict"] = verdict_text(findings, name, effect, c).replace("**", "")
             if c.seeds and c.enough_items:
                 line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
             if shares := design.aliases(effect):

@@ -48,11 +48,11 @@ def published() -> list[dict[str, Any]]:
     return yaml.safe_load((Path(__file__).parent / "glue.yaml").read_text(encoding="utf-8"))["rows"]
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "GLUE"
-    arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in f.cells_with("glue").items()}
+    arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with("glue").items()}
     if not arms:
-        return Section(title, [ALONE] if f.external else [])
+        return Section(title, [ALONE] if findings.external else [])
     entries = [entry for tables in arms.values() for table in tables for entry in table["scores"].values()]
     names = [name for name in TASKS if any(name in table["scores"] for tables in arms.values() for table in tables)]
     metrics: dict[str, str] = {}
@@ -63,7 +63,7 @@ def section(f: Findings) -> Section:
                 metrics[name], chance[name] = entry["study"]["metric"], entry["study"]["chance"]
     marked = {
         arm: f"{arm} {MARK}" if any(broken_rules(cell) for cell in seeds.values()) else arm
-        for arm, seeds in f.cells_with("glue").items()
+        for arm, seeds in findings.cells_with("glue").items()
     }
     lines = [
         [
@@ -73,11 +73,13 @@ def section(f: Findings) -> Section:
         ]
         for arm, tables in arms.items()
     ]
-    external_lines, notes = external_rows(f.external, [table for tables in arms.values() for table in tables], names)
+    external_lines, notes = external_rows(
+        findings.external, [table for tables in arms.values() for table in tables], names
+    )
     lines += external_lines
     lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), *("" for _ in MEANS)])
     for row in published():
-        if f.beside == "none" or (row["mark"] == "unverified" and f.beside != "all"):
+        if findings.beside == "none" or (row["mark"] == "unverified" and findings.beside != "all"):
             continue
         numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_tasks(row), "-"])
@@ -90,7 +92,7 @@ def section(f: Findings) -> Section:
     )
     if any(name != arm for arm, name in marked.items()):
         text += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."
-    about_external = [EXTERNAL, "\n".join(notes)] if f.external else []
+    about_external = [EXTERNAL, "\n".join(notes)] if findings.external else []
     scores = Table(["", *(TASKS[name] for name in names), *MEANS], lines)
     return Section(title, [text, scores, *filter(None, about_external)])
 

@@ -23,15 +23,15 @@ def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
     return all(result.get(key) == end.get(key) for key in SAME) and suite_data(result) == suite_data(end)
 
 
-def section(f: Findings) -> Section:
-    cells = f.cells_with("checkpoints")
+def section(findings: Findings) -> Section:
+    cells = findings.cells_with("checkpoints")
     blocks: list[Block] = []
     for name, metric in METRICS.items() if cells else ():
         lines = []
         shown: dict[int, dict[str, str]] = {}  # {tokens: {arm: score}}
         for arm, seeds in cells.items():
             means = scores_during_training(seeds, metric.key)
-            lines.append(Line(arm, f.colour(arm), list(means), list(means.values()), f.line_style(arm)))
+            lines.append(Line(arm, findings.colour(arm), list(means), list(means.values()), findings.line_style(arm)))
             for tokens, value in means.items():
                 shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
         figure = drawing.lines(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)

@@ -11,18 +11,20 @@ from eval.report.sections.settings import configurations
 from eval.report.short_names import shortest_ends
 
 
-def section(f: Findings) -> Section:
-    if f.controlled:
+def section(findings: Findings) -> Section:
+    if findings.controlled:
         return Section("Places", [])
     blocks: list[Block] = []
-    if f.refusals:
+    if findings.refusals:
         blocks += [
             "**Not ranked together: these runs were evaluated differently.**",
-            "\n".join(f"* {line}" for line in f.refusals),
+            "\n".join(f"* {line}" for line in findings.refusals),
         ]
     tables = []
     for name, metric in METRICS.items():
-        for ranks, means in rankings(f.study, f.cells, f.results[name], name) if name in f.results else ():
+        for ranks, means in (
+            rankings(findings.study, findings.cells, findings.results[name], name) if name in findings.results else ()
+        ):
             if len(ranks) > 1:
                 order = sorted(ranks, key=means.__getitem__, reverse=metric.higher_is_better)
                 lines = [[ranks[arm], arm, f"{means[arm]:.{metric.digits}f}"] for arm in order]
@@ -32,20 +34,24 @@ def section(f: Findings) -> Section:
             "The place, or the places, that each may have: only a difference that is more than noise parts two runs. "
             "Every pair compared, corrected for the number of pairs."
         )
-    return Section("Places", [*blocks, *tables, *corpora_by_tokens(f)])
+    return Section("Places", [*blocks, *tables, *corpora_by_tokens(findings)])
 
 
-def corpora_by_tokens(f: Findings) -> list[Table]:
+def corpora_by_tokens(findings: Findings) -> list[Table]:
     """A table of the mean score of each corpus at each budget in tokens, as a list; empty where the runs do not differ
     in both. Only runs that were evaluated like the first one count."""
-    name = list(f.results)[-1]
+    name = list(findings.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
-    classes = evaluation_classes(f.cells) if f.results[name] else []
+    classes = evaluation_classes(findings.cells) if findings.results[name] else []
     comparable = {arm for arm, _ in classes[0]} if classes else set()
-    configs = configurations(f)
+    configs = configurations(findings)
     short_names = shortest_ends(config["data.corpus"] for config in configs.values())
     for arm, config in configs.items():
-        if (row := f.results[name][arm]) and arm in comparable and config.get("train.budget", "tokens") == "tokens":
+        if (
+            (row := findings.results[name][arm])
+            and arm in comparable
+            and config.get("train.budget", "tokens") == "tokens"
+        ):
             corpus = f"{short_names[config['data.corpus']]}, {len(row)} seeds"
             mean = f"{np.mean(list(row.values())):.{METRICS[name].digits}f}"
             scores.setdefault(corpus, {}).setdefault(config["train.tokens"], []).append(mean)

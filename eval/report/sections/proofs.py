@@ -5,11 +5,11 @@ from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     """A table with a line for each factor and value, with the measurement of the first run that has this proof."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}
     measured: dict[tuple[str, str, bool], str] = {}
-    for (arm, seed), cell in f.cells.items():
+    for (arm, seed), cell in findings.cells.items():
         for proof in cell.get("run", {}).get("proofs", []):
             key = (proof["factor"], in_one_line(proof["value"]), proof["passed"])
             runs_with.setdefault(key, []).append(f"{arm}, seed {seed}")
@@ -17,7 +17,7 @@ def section(f: Findings) -> Section:
     lines = []
     for key, runs in runs_with.items():
         factor, value, passed = key
-        which = "all" if len(runs) == len(f.cells) else "; ".join(runs)
+        which = "all" if len(runs) == len(findings.cells) else "; ".join(runs)
         lines.append([factor, value, "active" if passed else "**failed**", measured[key], which])
     head = ["factor", "value", "result", "measured, in the first of the runs", "runs"]
     return Section("Activity proofs", [Table(head, lines) if lines else "No run has any."], folded=True)

@@ -45,32 +45,32 @@ def is_shown(part: dict[str, Any], beside: str) -> bool:
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     """The published results on the factor that this study varies."""
     known = load()
-    factors = f.factors()
+    factors = findings.factors()
     blocks: list[Block] = []
     for table in known["tables"]:
-        if table["factor"] in factors and is_shown(table, f.beside):
-            blocks += [with_ours(f, table), *([table["note"]] if "note" in table else [])]
-    if "data.corpus" in factors and is_shown(known["per_task"], f.beside):
+        if table["factor"] in factors and is_shown(table, findings.beside):
+            blocks += [with_ours(findings, table), *([table["note"]] if "note" in table else [])]
+    if "data.corpus" in factors and is_shown(known["per_task"], findings.beside):
         blocks += corpora_compared()
-    if not f.controlled and "suite" in f.results and (models := models_of_others(f.beside)).rows:
+    if not findings.controlled and "suite" in findings.results and (models := models_of_others(findings.beside)).rows:
         blocks.append(models)
     if blocks:
         warning = WARNING.format(paper=known["paper"])
-        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if f.beside == "all" else warning)
+        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if findings.beside == "all" else warning)
     return Section("Beside the BigScience study", blocks)
 
 
-def with_ours(f: Findings, table: dict[str, Any]) -> Table:
+def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
     """A table of published results (an entry of "tables" in published.yaml), with ours in the rows of the same
     value."""
-    name = "suite" if "suite" in f.results else "zero-shot"
+    name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
-    arms = {value: arm for value, _ in theirs for arm in f.study.arms if arm.split("=")[-1] == value}
+    arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}
     # differences are from our baseline, where it is one of theirs
-    reference, first = next((row for row in theirs if arms.get(row[0]) == f.baseline), theirs[0])
+    reference, first = next((row for row in theirs if arms.get(row[0]) == findings.baseline), theirs[0])
     head = ["", *table_columns(table), f"difference from {reference}"]
     if arms:
         head += [f"here: {name}", "here: difference", "here: verdict"]
@@ -80,11 +80,11 @@ def with_ours(f: Findings, table: dict[str, Any]) -> Table:
         line = [value, *("-" if n is None else f"{n:.2f}" for n in numbers), ", ".join(differences) or "-"]
         if arms:
             arm = arms.get(value, "")
-            results, comparison = list(f.results[name].get(arm, {}).values()), f.compared[name].get(arm)
+            results, comparison = list(findings.results[name].get(arm, {}).values()), findings.compared[name].get(arm)
             line.append(f"{np.mean(results):.1f}" if results else "-")
             line.append(f"{comparison.difference:+.1f}" if comparison else "-")
-            without = "baseline" if arm == f.baseline else "-"
-            line.append(f.verdict(arm, name) if comparison else without)
+            without = "baseline" if arm == findings.baseline else "-"
+            line.append(findings.verdict(arm, name) if comparison else without)
         lines.append(line)
     return Table(head, lines, table_title(table))
 

@@ -5,8 +5,8 @@ from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
 
-def section(f: Findings) -> Section:
-    runs = [cell["run"] for cell in f.cells.values() if "run" in cell]
+def section(findings: Findings) -> Section:
+    runs = [cell["run"] for cell in findings.cells.values() if "run" in cell]
     commits = ", ".join(sorted({in_one_line(run["commit"]["sha"]) for run in runs})) or "unknown"
     versions = " | ".join(dict.fromkeys(in_one_line(run["versions"]) for run in runs)) or "unknown"
-    return Section("How to redo it", [Code(f.study.command), f"Commit: {commits}. Versions: {versions}."])
+    return Section("How to redo it", [Code(findings.study.command), f"Commit: {commits}. Versions: {versions}."])

@@ -26,14 +26,17 @@ UNCHANGED = "nothing was changed since"
 UNKNOWN = "whether anything was changed since cannot be told of every run"
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     blocks: list[Block] = []
-    if f.study.registration:
+    if findings.study.registration:
         blocks += [
             HEAD,
-            "\n".join(f"* {line}." for line in [*when_registered(f), *(changes_since(f) or [unchanged(f)])]),
+            "\n".join(
+                f"* {line}."
+                for line in [*when_registered(findings), *(changes_since(findings) or [unchanged(findings)])]
+            ),
         ]
-    if checked := checked_predictions(f):
+    if checked := checked_predictions(findings):
         rows = [
             [f"`{row.text}`", row.metric, "yes" if row.registered else "no", f"**{row.outcome}**", row.measured]
             for row in checked
@@ -42,18 +45,18 @@ def section(f: Findings) -> Section:
     return Section("Registered before the runs", blocks)
 
 
-def first_lines(f: Findings) -> dict[tuple[str, int], dict[str, Any]]:
+def first_lines(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
     """As `first_registrations`, the earliest first."""
-    return dict(sorted(first_registrations(f.study, f.cells).items(), key=lambda item: item[1]["time"]))
+    return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 
-def when_registered(f: Findings) -> list[str]:
+def when_registered(findings: Findings) -> list[str]:
     """Sentences on how many runs registered this study before their first step, which did so later, and which not."""
-    first = first_lines(f)
+    first = first_lines(findings)
     before = [run for run, line in first.items() if line["step"] == 0]
     later = [run for run, line in first.items() if line["step"] > 0]
-    without = [run for run, cell in f.cells.items() if "run" in cell and run not in first]
-    lines = [f"registered before the first step in {len(before)} of {len(f.cells)} runs"]
+    without = [run for run, cell in findings.cells.items() if "run" in cell and run not in first]
+    lines = [f"registered before the first step in {len(before)} of {len(findings.cells)} runs"]
     if later:
         lines.append(
             f"registered only after training had begun, for a question that came later: {runs_in_words(later)}"
@@ -63,29 +66,33 @@ def when_registered(f: Findings) -> list[str]:
     return lines
 
 
-def changes_since(f: Findings) -> list[str]:
+def changes_since(findings: Findings) -> list[str]:
     """A sentence for each registered value that has changed since the runs began."""
-    then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(f).items()}
-    return changes(f.study.registration, then, len(f.cells))
+    then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(findings).items()}
+    return changes(findings.study.registration, then, len(findings.cells))
 
 
-def unchanged(f: Findings) -> str:
+def unchanged(findings: Findings) -> str:
     """The sentence for a study without known changes since its registration, or that changes cannot be excluded,
     because the registration of a run is missing or damaged."""
-    known = first_lines(f)
-    damaged = any(rundir.REGISTERED in line for cell in f.cells.values() for line in cell.get("damage", []))
-    return UNKNOWN if damaged or any("run" in f.cells[run] and run not in known for run in f.cells) else UNCHANGED
+    known = first_lines(findings)
+    damaged = any(rundir.REGISTERED in line for cell in findings.cells.values() for line in cell.get("damage", []))
+    return (
+        UNKNOWN
+        if damaged or any("run" in findings.cells[run] and run not in known for run in findings.cells)
+        else UNCHANGED
+    )
 
 
-def expectation(f: Findings) -> str:
+def expectation(findings: Findings) -> str:
     """The expectation of the study as text, and whether it was registered in the runs before their first step, but for
     those of one arm, which may be from an earlier study, since studies share their baseline."""
-    expect = f.study.expect
+    expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
-    first = first_lines(f)
+    first = first_lines(findings)
     before = {run for run, line in first.items() if line["step"] == 0 and line["content"].get("expected") == expect}
-    late = {run[0] for run, cell in f.cells.items() if "run" in cell and run not in before}
+    late = {run[0] for run, cell in findings.cells.items() if "run" in cell and run not in before}
     if before and len(late) <= 1:
         when = "written before the runs"
     else:
@@ -93,10 +100,10 @@ def expectation(f: Findings) -> str:
     return f"**Expected, {when}.** {expect}"
 
 
-def summary(f: Findings) -> dict[str, Any]:
+def summary(findings: Findings) -> dict[str, Any]:
     """The registration of the study for the record's run.json: {"before_the_first_step": how many runs registered it
     before that, "runs": how many there are, "changed": sentences}; empty for a collection."""
-    if not f.study.registration:
+    if not findings.study.registration:
         return {}
-    before = sum(line["step"] == 0 for line in first_lines(f).values())
-    return {"before_the_first_step": before, "runs": len(f.cells), "changed": changes_since(f)}
+    before = sum(line["step"] == 0 for line in first_lines(findings).values())
+    return {"before_the_first_step": before, "runs": len(findings.cells), "changed": changes_since(findings)}

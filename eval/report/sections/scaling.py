@@ -13,10 +13,10 @@ DECADES_APART = 3  # compute, rounded to a tenth of a decade, has to have so man
 EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest compute
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "Loss against compute"
     points = {}
-    for arm, seeds in f.cells_with("eval").items():
+    for arm, seeds in findings.cells_with("eval").items():
         flops = [cost_so_far(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
         losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
         known = [value for value in flops if value]
@@ -24,7 +24,7 @@ def section(f: Findings) -> Section:
             points[arm] = (float(np.mean(known)), float(np.mean(losses)))
     if len({round(np.log10(x), 1) for x, _ in points.values()}) < DECADES_APART:
         return Section(title, [])
-    lines = [Line(arm, f.colour(arm), [x], [y], "point") for arm, (x, y) in points.items()]
+    lines = [Line(arm, findings.colour(arm), [x], [y], "point") for arm, (x, y) in points.items()]
     fit = power_law(list(points.values()))
     words = "A power law needs three runs on the lower envelope."
     if fit:
@@ -36,7 +36,7 @@ def section(f: Findings) -> Section:
             f"the dashed line goes ten times beyond them)."
         )
         known_law = published.load()["scaling"]
-        if published.is_shown(known_law, f.beside):
+        if published.is_shown(known_law, findings.beside):
             words += (
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."

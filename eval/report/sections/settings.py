@@ -9,36 +9,37 @@ from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
 
-def what_differs(f: Findings) -> Section:
+def what_differs(findings: Findings) -> Section:
     """A table of the settings in which the arms differ, with a row for each arm."""
-    title, configs = "What differs", configurations(f)
+    title, configs = "What differs", configurations(findings)
     if not configs:
         return Section(title, ["No run has begun."])
     shared = shared_settings(configs)
     keys = [key for key in dict.fromkeys(key for config in configs.values() for key in config) if key not in shared]
     words = "One setting makes an arm; everything else is held fixed, and listed below."
-    if f.study.factorial:
+    if findings.study.factorial:
         words = "The settings of its name make an arm; everything else is held fixed, and listed below."
-    if f.study.tuning:
+    if findings.study.tuning:
         words = (
             "One setting makes an arm, and the declared learning rate; everything else is held fixed, as listed below."
         )
-    if not f.controlled:
+    if not findings.controlled:
         words = "These runs were not planned as a controlled comparison." if len(keys) > 1 else "One setting differs."
     lines = [[arm, *(in_one_line(config.get(key, "-")) for key in keys)] for arm, config in configs.items()]
     return Section(title, [words, Table(["arm", *(f"`{key}`" for key in keys)], lines)])
 
 
-def held_fixed(f: Findings) -> Section:
-    values = shared_settings(configurations(f))
+def held_fixed(findings: Findings) -> Section:
+    values = shared_settings(configurations(findings))
     table = Table(["setting", "in all runs"], [[f"`{key}`", value] for key, value in values.items()])
     return Section("Held fixed", [table] if values else [], folded=True)
 
 
-def configurations(f: Findings) -> dict[str, dict[str, Any]]:
+def configurations(findings: Findings) -> dict[str, dict[str, Any]]:
     """The settings of each arm that has a run: {arm: {setting: value}}, without seed, layout and name of the size."""
     configs = {
-        arm: flatten(next(c["run"]["config"] for c in seeds.values())) for arm, seeds in f.cells_with("run").items()
+        arm: flatten(next(c["run"]["config"] for c in seeds.values()))
+        for arm, seeds in findings.cells_with("run").items()
     }
     return {arm: {key: value for key, value in config.items() if is_setting(key)} for arm, config in configs.items()}
 

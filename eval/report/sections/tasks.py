@@ -32,16 +32,16 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
-def headline(f: Findings) -> list[Block]:
+def headline(findings: Findings) -> list[Block]:
     """A paragraph and a table of the three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that
     were evaluated like the first one; empty where no run has the suite."""
-    comparable = next(iter(evaluation_classes(f.cells)), [])
-    evaluations = {run: f.cells[run]["eval"] for run in comparable if f.cells[run]["eval"].get("suite")}
+    comparable = next(iter(evaluation_classes(findings.cells)), [])
+    evaluations = {run: findings.cells[run]["eval"] for run in comparable if findings.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
     if not together:
         return []
     able, lines = together["able"], []
-    for arm in f.study.arms:
+    for arm in findings.study.arms:
         arm_evaluations = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
         result = suite(arm_evaluations) if arm_evaluations else None
         if result:
@@ -65,22 +65,24 @@ def headline(f: Findings) -> list[Block]:
     ]
 
 
-def section(f: Findings) -> Section:
-    evaluated = {run: cell["eval"]["tasks"] for run, cell in f.cells.items() if "eval" in cell}
+def section(findings: Findings) -> Section:
+    evaluated = {run: cell["eval"]["tasks"] for run, cell in findings.cells.items() if "eval" in cell}
     lines: list[list[str]] = []
     heat: dict[str, list[HeatCell]] = {}  # {task with a chance level: a cell for each arm}
     for task in dict.fromkeys(task for tasks in evaluated.values() for task in tasks):
         entries = {run: tasks[task] for run, tasks in evaluated.items() if task in tasks}
         entry = next(iter(entries.values()))
-        scores = [score_of(f, arm, task, entries) for arm in f.study.arms]
+        scores = [score_of(findings, arm, task, entries) for arm in findings.study.arms]
         lines.append(description(task, entry) + [text for text, _ in scores])
         if entry["metric"] != "bits_per_byte" and entry.get("chance") is not None:
             heat[task] = [cell for _, cell in scores]
-    head = ["task", "metric", "items", "context, tokens", "chance", *f.study.arms]
-    return Section("Task by task", [heat_map(f, heat), *headline(f), TASKS, Table(head, lines)] if lines else [])
+    head = ["task", "metric", "items", "context, tokens", "chance", *findings.study.arms]
+    return Section(
+        "Task by task", [heat_map(findings, heat), *headline(findings), TASKS, Table(head, lines)] if lines else []
+    )
 
 
-def score_of(f: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
+def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
     """The score of an arm on a task: as text, and as a cell of the heat map.
 
     Args:
@@ -93,17 +95,17 @@ def score_of(f: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tupl
     scale, digits = (1.0, 3) if entry["metric"] == "bits_per_byte" else (100.0, 1)
     chance = 100 * (entry.get("chance") or 0)
     mean = scale * float(np.mean([entries[arm, seed]["value"] for seed in seeds]))
-    error = scale * standard_error(f, arm, seeds, task)
+    error = scale * standard_error(findings, arm, seeds, task)
     text = plus_minus(mean, error, digits)
     above = (mean - chance) / (100 - chance) if abs(mean - chance) > 2 * error and chance < 100 else 0.0
     return text, (f"{mean:.1f}", 2 * above, f"{task}, {arm}: {text}, chance {chance:.1f}")
 
 
-def heat_map(f: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
+def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
     """A figure of the accuracies against chance, {task: a cell for each arm}."""
     corpora = {task.rpartition("/")[0] for task in cells} - {""}
     names = [task.rpartition("/")[2] if len(corpora) == 1 else task for task in cells]
-    columns = [arm.split("=", 1)[-1] if f.controlled else arm for arm in f.study.arms]
+    columns = [arm.split("=", 1)[-1] if findings.controlled else arm for arm in findings.study.arms]
     title, rows = "Accuracy in %, coloured by its distance from chance", list(cells.values())
     note = "Blue above chance, orange below; grey: within two standard errors of it."
     return Figure(drawing.heat_map(title, names, columns, rows) if names else "", note)
@@ -124,10 +126,10 @@ def description(task: str, entry: dict) -> list[str]:
     return [name, entry["metric"], items, lengths, chance]
 
 
-def standard_error(f: Findings, arm: str, seeds: list[int], task: str) -> float:
+def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) -> float:
     """The standard error of an arm's score on a task, averaged over seeds: over items, or over clusters of items that
     are not independent. NaN where there are no items."""
-    items = item_scores(f.cells, arm, seeds, task)
+    items = item_scores(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
     sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)

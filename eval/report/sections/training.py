@@ -16,14 +16,17 @@ AXES = ("tokens", "FLOPs", "hours")
 AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs is a wall clock
 
 
-def section(f: Findings) -> Section:
-    return Section("Training", [*f.caution_on_losses(), *map(Figure, loss_curves(f)), *map(Figure, paired_curves(f))])
+def section(findings: Findings) -> Section:
+    return Section(
+        "Training",
+        [*findings.caution_on_losses(), *map(Figure, loss_curves(findings)), *map(Figure, paired_curves(findings))],
+    )
 
 
-def loss_curves(f: Findings) -> list[str]:
+def loss_curves(findings: Findings) -> list[str]:
     """Figures (SVG) of the training loss of all arms, one for each axis. Thin lines are seeds, thick ones their
     mean."""
-    cells = f.cells_with("metrics")
+    cells = findings.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
     for axis in AXES_BY_CLOCK if clock else AXES:
@@ -35,10 +38,12 @@ def loss_curves(f: Findings) -> list[str]:
                 continue
             x, means = average_in_bins({seed: loss_curve(cell, clock) for seed, cell in seeds.items()})
             for seed, mean in means.items():
-                lines.append(Line(f"{arm}, seed {seed}", f.colour(arm), x * factors[seed], mean, "thin"))
+                lines.append(Line(f"{arm}, seed {seed}", findings.colour(arm), x * factors[seed], mean, "thin"))
             if len(x):
                 mean_loss = np.mean(list(means.values()), axis=0)
-                lines.append(Line(arm, f.colour(arm), x * float(np.mean(known)), mean_loss, f.line_style(arm)))
+                lines.append(
+                    Line(arm, findings.colour(arm), x * float(np.mean(known)), mean_loss, findings.line_style(arm))
+                )
         units = {cost_so_far(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
         label = f"{'-'.join(sorted(units))}-hours" if axis == "hours" else f"training {axis}"
         label = "seconds of training" if axis == "seconds" else label
@@ -63,28 +68,30 @@ def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     return total / expense["seconds" if clock else "tokens"] if total else None
 
 
-def paired_curves(f: Findings) -> list[str]:
+def paired_curves(findings: Findings) -> list[str]:
     """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
     seed; empty where training losses cannot be compared."""
-    cells = f.cells_with("metrics")
-    if f.caution_on_losses() or f.baseline not in cells:
+    cells = findings.cells_with("metrics")
+    if findings.caution_on_losses() or findings.baseline not in cells:
         return []
     clock = all_by_clock(cells)
     lines = []
     for arm, seeds in cells.items():
         differences = {
-            seed: subtract(loss_curve(cell, clock), loss_curve(cells[f.baseline][seed], clock))
+            seed: subtract(loss_curve(cell, clock), loss_curve(cells[findings.baseline][seed], clock))
             for seed, cell in seeds.items()
-            if arm != f.baseline and seed in cells[f.baseline]
+            if arm != findings.baseline and seed in cells[findings.baseline]
         }
         differences = {seed: difference for seed, difference in differences.items() if len(difference[0])}
         if not differences:
             continue
         x, means = average_in_bins(differences)
-        lines += [Line(f"{arm}, seed {seed}", f.colour(arm), x, mean, "thin") for seed, mean in means.items()]
+        lines += [Line(f"{arm}, seed {seed}", findings.colour(arm), x, mean, "thin") for seed, mean in means.items()]
         if len(x):
-            lines.append(Line(arm, f.colour(arm), x, np.mean(list(means.values()), axis=0), f.line_style(arm)))
-    batches = ", same batches" if f.same_batches() and not clock else ""
+            lines.append(
+                Line(arm, findings.colour(arm), x, np.mean(list(means.values()), axis=0), findings.line_style(arm))
+            )
+    batches = ", same batches" if findings.same_batches() and not clock else ""
     unit = "seconds of training" if clock else "training tokens"
     return [
         drawing.lines(

@@ -25,13 +25,13 @@ are judged, and the halves are swapped, so that a lucky run does not judge itsel
 (eval/report/tuned.py)."""
 
 
-def section(f: Findings) -> Section:
+def section(findings: Findings) -> Section:
     title = "Learning rates"
-    if not (tuning := f.study.tuning):
+    if not (tuning := findings.study.tuning):
         return Section(title, [])
     rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
     blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
-    basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(f, arm))}
+    basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(findings, arm))}
     digits = METRICS[CHOSEN_BY].digits + 1
     rows = [
         [
@@ -44,26 +44,31 @@ def section(f: Findings) -> Section:
     ]
     if rows:
         blocks += [BASIN, Table(["arm", *(f"{rate:g}" for rate in tuning.rates), "best", "sensitivity"], rows)]
-        blocks.append(Figure(loss_figure(f, basins), "A curve that is low over many rates is easy to tune."))
-    for name in f.results:
-        lines = [verdict_line(f, arm, name, c) for arm, c in at_best(f, name).items()]
+        blocks.append(Figure(loss_figure(findings, basins), "A curve that is low over many rates is easy to tune."))
+    for name in findings.results:
+        lines = [verdict_line(findings, arm, name, c) for arm, c in at_best(findings, name).items()]
         head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
         if lines:
             blocks += [BEST, Table(head, lines)] if name == CHOSEN_BY else [Table(head, lines)]
-    if not any(at_best(f, name) for name in f.results):
+    if not any(at_best(findings, name) for name in findings.results):
         blocks.append("No arm can be compared at its best yet: runs at the common rate, or documents, are too few.")
     return Section(title, blocks)
 
 
-def on_screen(f: Findings) -> list[str | Table]:
+def on_screen(findings: Findings) -> list[str | Table]:
     """A table for the terminal of the verdicts with each arm at its own best learning rate, which may contradict those
     of the main table, at the common rate."""
     rows = [
-        [arm, f"{c.difference:+.{METRICS[f.primary].digits + 1}f}", f.judged(c, f.primary).words, agreement]
-        for arm, c in at_best(f, f.primary).items()
-        for agreement in [verdict_line(f, arm, f.primary, c)[-1].replace("**", "")]
+        [
+            arm,
+            f"{c.difference:+.{METRICS[findings.primary].digits + 1}f}",
+            findings.judged(c, findings.primary).words,
+            agreement,
+        ]
+        for arm, c in at_best(findings, findings.primary).items()
+        for agreement in [verdict_line(findings, arm, findings.primary, c)[-1].replace("**", "")]
     ]
-    head = [f"each arm at its best rate, {f.primary}", "difference", "verdict", "as at the common rate"]
+    head = [f"each arm at its best rate, {findings.primary}", "difference", "verdict", "as at the common rate"]
     return [Table(head, rows)] if rows else []
 
 
@@ -78,9 +83,9 @@ def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
     )
 
 
-def loss_figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
+def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> str:
     curves = [
-        Line(arm, f.colour(arm), list(losses), list(losses.values()), f.line_style(arm))
+        Line(arm, findings.colour(arm), list(losses), list(losses.values()), findings.line_style(arm))
         for arm, losses in basins.items()
         if len(losses) > 1
     ]
@@ -88,12 +93,14 @@ def loss_figure(f: Findings, basins: dict[str, dict[float, float]]) -> str:
     return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
 
 
-def verdict_line(f: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
+def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
     digits = METRICS[metric].digits + 1
-    common, best = f.compared[metric].get(arm), f.judged(c, metric)
-    ours = [f"{common.difference:+.{digits}f}", f.decision(arm, metric).words] if common else ["-", "not compared"]
+    common, best = findings.compared[metric].get(arm), findings.judged(c, metric)
+    ours = (
+        [f"{common.difference:+.{digits}f}", findings.decision(arm, metric).words] if common else ["-", "not compared"]
+    )
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
-    agreement = agreement_text(f.decision(arm, metric).kind, best.kind) if common else "-"
+    agreement = agreement_text(findings.decision(arm, metric).kind, best.kind) if common else "-"
     words = f"**{best.words}**" if c.counts else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
@@ -108,23 +115,26 @@ def agreement_text(common: str, best: str) -> str:
     return f"no: {common} at the common rate, {best} at each arm's best"
 
 
-def recorded(f: Findings) -> list[dict[str, Any]]:
+def recorded(findings: Findings) -> list[dict[str, Any]]:
     """The loss of each arm at each learning rate, and the verdicts at its best rate, as they are stored in the record's
     run.json; empty where learning rates were not tuned."""
-    if not (tuning := f.study.tuning):
+    if not (tuning := findings.study.tuning):
         return []
-    best = {name: at_best(f, name) for name in f.results}
+    best = {name: at_best(findings, name) for name in findings.results}
     lines = []
     for arm in tuning.factors:
-        losses = losses_by_rate(f, arm)
+        losses = losses_by_rate(findings, arm)
         line: dict[str, Any] = {"arm": arm, "bits_per_byte": {f"{rate:g}": loss for rate, loss in losses.items()}}
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": f.judged(c[arm], name).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.judged(c[arm], name).words}
             | (
-                {"agrees": agreement_text(f.decision(arm, name).kind, f.judged(c[arm], name).kind) == "yes"}
-                if arm in f.compared[name]
+                {
+                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.judged(c[arm], name).kind)
+                    == "yes"
+                }
+                if arm in findings.compared[name]
                 else {}
             )
             for name, c in best.items()
