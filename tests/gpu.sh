@@ -68,7 +68,9 @@ fi
 
 run() { # a command, until this slice's time is over; what it prints goes to a file that comes back
   echo "+ $*"
-  [ -n "$DRY" ] || timeout -k 25 $((CALL - 25 - SECONDS)) "$@" 2>&1 | tee -a "$OUT/$slice.log"
+  local left=$((CALL - 25 - SECONDS))
+  # at least a second: for timeout 0 is no limit
+  [ -n "$DRY" ] || timeout -k 25 $((left > 1 ? left : 1)) "$@" 2>&1 | tee -a "$OUT/$slice.log"
 }
 kill_once() { # a study, when the first of its runs has a checkpoint
   "$@" >>"$OUT/$slice.log" 2>&1 &

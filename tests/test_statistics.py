@@ -581,6 +581,20 @@ def test_a_detectable_difference_is_detected_as_often_as_stated(arms, seeds, ite
     assert np.mean([c.p <= level for c in found]) == pytest.approx(0.8, abs=0.035)
 
 
+@pytest.mark.parametrize(("arms", "seeds", "items_dof"), [(2, 3, 3.0), (6, 5, 3.0), (2, 5, 1.2)])
+def test_few_groups_of_items_make_a_larger_difference_necessary(arms, seeds, items_dof):
+    """400,000 studies whose items' variance is estimated from few groups too, by the rule of the verdict."""
+    rng, n = np.random.default_rng(5), 400_000
+    dof, level, items = (arms - 1) * (seeds - 1), 0.05 / (arms - 1), 1.3
+    least = power.detectable(1.0, items, arms, seeds, items_dof=items_dof)
+    v1, v2 = 2 / seeds, items**2
+    shown = rng.normal(least, sqrt(v1 + v2), n)
+    seen1, seen2 = v1 * rng.chisquare(dof, n) / dof, v2 * rng.chisquare(items_dof, n) / items_dof
+    t1, t2 = stats.t.isf(level / 2, dof), stats.t.isf(level / 2, items_dof)
+    assert np.mean(abs(shown) > np.sqrt(t1**2 * seen1 + t2**2 * seen2)) == pytest.approx(0.8, abs=0.004)
+    assert least > 1.2 * power.detectable(1.0, items, arms, seeds)
+
+
 @pytest.mark.parametrize(("factors", "seeds"), [(2, 3), (3, 2)])
 def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds):
     """4,000 factorials with exactly this main effect, or this interaction, each corrected for all that is judged. Some

@@ -1,9 +1,9 @@
 """The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
 
 The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
-above sqrt(t**2 v1 + z**2 v2), with the quantile t of Student's distribution for the seeds' degrees of freedom, and the
-variances v1 from the seeds and v2 from the items. The variance that the seeds will show is random: s**2 / sigma**2 is
-chi-square distributed, divided by its degrees of freedom.
+above sqrt(t1**2 v1 + t2**2 v2), with the variances v1 from the seeds and v2 from the items, and the quantile of
+Student's t for the degrees of freedom of each. Both variances are estimated, and what a study will show of them is
+random: the estimate over the true variance is chi-square distributed, divided by its degrees of freedom.
 
 numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
 and the rest of a plan need not wait for.
@@ -36,12 +36,14 @@ POWER = 0.8  # chance to see a difference that is there; Cohen's convention
 SUITE_SIZES = ("1b3", "bigscience-1b3")
 SUITE_ERROR, SUITE_SEED_SD = 0.41, 0.27
 TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of two arms
-NODES = 1200  # of the integral over s; the chance to see a difference is then exact to 1e-5 (tests/test_statistics.py)
+# Points of the integrals over the standard deviations that seeds and items will show; the chance to see a difference is
+# then exact to 1e-5 where the items' is known, and to 1e-3 where it is not (tests/test_statistics.py).
+NODES, ITEM_NODES = 1200, 300
 
 
-def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
+def standard_deviations(dof: float, nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
     """The distribution of an estimated standard deviation s with `dof` degrees of freedom: (values of s / sigma, their
-    probabilities), each [NODES].
+    probabilities), each [nodes].
 
     Midpoints in u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest.
     """
@@ -50,8 +52,8 @@ def standard_deviations(dof: float) -> tuple[np.ndarray, np.ndarray]:
     if isinf(dof):
         return np.ones(1), np.ones(1)
     top = sqrt(1 + 9 / sqrt(dof))
-    step = top / NODES
-    u = (np.arange(NODES) + 0.5) * step
+    step = top / nodes
+    u = (np.arange(nodes) + 0.5) * step
     s = u * u
     log_scale = log(2) + dof / 2 * log(dof / 2) - lgamma(dof / 2)
     return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * 2 * u * step
@@ -65,7 +67,9 @@ def two_sided_t_quantile(dof: float, level: float) -> float:
     return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))
 
 
-def power(difference: float, seeds: float, items: float, dof: float, level: float = LEVEL) -> float:
+def power(
+    difference: float, seeds: float, items: float, dof: float, level: float = LEVEL, items_dof: float = inf
+) -> float:
     """The probability that a true difference is called significant, in either direction.
 
     Args:
@@ -74,19 +78,27 @@ def power(difference: float, seeds: float, items: float, dof: float, level: floa
         items: the variance of the difference that comes from the evaluated items.
         dof: the degrees of freedom of the variance from the seeds.
         level: the significance level.
+        items_dof: the degrees of freedom of the variance from the items: the effective number of groups, less one.
     """
     from scipy.special import ndtr
 
     s, probability = standard_deviations(dof)
-    t, z = two_sided_t_quantile(dof, level), two_sided_t_quantile(inf, level)
+    s_items, of_items = standard_deviations(items_dof if items else inf, ITEM_NODES)
+    t, t_items = two_sided_t_quantile(dof, level), two_sided_t_quantile(items_dof, level)
     sigma = sqrt(seeds + items)
-    thresholds = (t * t * s * s * seeds + z * z * items) ** 0.5
+    thresholds = ((t * s) ** 2 * seeds + (t_items * s_items[:, None]) ** 2 * items) ** 0.5
     detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
-    return float(probability @ detected)
+    return float(of_items @ detected @ probability)
 
 
 def detectable(
-    sd: float, items: float, arms: int, seeds: int, tests: int | None = None, squares: float = TWO_ARMS
+    sd: float,
+    items: float,
+    arms: int,
+    seeds: int,
+    tests: int | None = None,
+    squares: float = TWO_ARMS,
+    items_dof: float = inf,
 ) -> float:
     """The least difference from the baseline that a study detects with probability POWER; inf with one seed. The level
     is divided by the number of comparisons (Bonferroni, the first step of Holm's correction).
@@ -99,6 +111,7 @@ def detectable(
         tests: the number of comparisons; None: one for each arm besides the baseline.
         squares: the sum of the squared weights of the arms: TWO_ARMS for a difference of two arms, another number for
             an effect of a factorial.
+        items_dof: the degrees of freedom of `items`; inf: it is known exactly, as with very many groups of items.
     """
     if seeds < 2 or arms < 2:
         return inf
@@ -109,15 +122,17 @@ def detectable(
     v1, v2 = squares * sd * sd / seeds, squares / TWO_ARMS * items * items
     if not v1 + v2:
         return 0.0
-    return solve(lambda difference: power(difference, v1, v2, dof, level), POWER, start=sqrt(v1 + v2))
+    return solve(lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2))
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
     """The x >= 0 at which the increasing function `rising` has the given value, to five digits; searched from
-    `start`."""
+    `start`. inf: it does not have it below 1e6 times `start`."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
+        if high > 1e6 * start:  # t with a fraction of a degree of freedom is beyond every difference
+            return inf
     while high - low > 1e-5 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) < value else (low, middle)
@@ -137,7 +152,7 @@ def recorded_noise(
         budget: the setting train.budget. Where it is a wall clock, the record has to have the same.
 
     Returns:
-        {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "unit"}}}.
+        {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "items_dof", "unit"}}}.
     """
     candidates = []
     for path in sorted(records.glob("*/run.json")):
@@ -163,6 +178,10 @@ def is_noise(noise: Any) -> bool:
         isinstance(of_metric, dict)
         and isinstance(of_metric.get("unit"), str)
         and all(isinstance(of_metric.get(key), int | float) and 0 <= of_metric[key] < inf for key in keys)
+        and (
+            of_metric.get("items_dof") is None
+            or (isinstance(of_metric["items_dof"], int | float) and 0 < of_metric["items_dof"] < inf)
+        )
         for of_metric in noise.values()
     )
 
@@ -203,7 +222,8 @@ def describe_detectable(
     def sizes(squares: float) -> str:
         parts = []
         for name, noise in known["noise"].items():
-            least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares)
+            dof = noise.get("items_dof") or inf  # of records that do not have it: as if many groups had been seen
+            least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares, dof)
             parts.append(f"{least:.2g} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
         return " and ".join(parts)
 

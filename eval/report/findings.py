@@ -13,6 +13,7 @@ from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.items import item_part_with_rest
+from eval.statistics.parts import Part
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
 
@@ -164,7 +165,7 @@ class Findings(NamedTuple):
 
 def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
-    {"seed_sd", "dof", "items", "unit"}}.
+    {"seed_sd", "dof", "items", "items_dof", "unit"}}; "items_dof" is None where the items give nothing.
 
     Where the variance from the items cannot be estimated separately from the interaction of items and seeds, the sum of
     the two is used, since a plan without noise from the items would be too optimistic.
@@ -172,25 +173,32 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     recorded = {}
     for name, compared in findings.compared.items():
         results = findings.results[name]
-        pairs = []  # (what the seeds give, their number, the variance that the items give)
+        pairs = []  # (what the seeds give, their number, what the items give)
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[findings.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                pairs.append((c.seeds, shared, c.items.variance or items_with_seeds(findings, arm, name)))
+                pairs.append((c.seeds, shared, c.items if c.items.variance else items_with_seeds(findings, arm, name)))
         if not pairs or not findings.controlled:
             continue
-        items = float(np.median([variance**0.5 for _, _, variance in pairs]))
+        items = float(np.median([part.variance**0.5 for _, _, part in pairs]))
+        items_dof = float(np.median([part.dof for _, _, part in pairs]))
         # what seeds give to a difference of two single runs, halved: without what the arms of a seed share
         sd = float(np.sqrt(np.median([seeds.variance * shared / 2 for seeds, shared, _ in pairs])))
-        recorded[name] = {"seed_sd": sd, "dof": pairs[0][0].dof, "items": items, "unit": METRICS[name].unit}
+        recorded[name] = {
+            "seed_sd": sd,
+            "dof": pairs[0][0].dof,
+            "items": items,
+            "items_dof": items_dof if np.isfinite(items_dof) else None,
+            "unit": METRICS[name].unit,
+        }
     return recorded
 
 
-def items_with_seeds(findings: Findings, arm: str, metric: str) -> float:
+def items_with_seeds(findings: Findings, arm: str, metric: str) -> Part:
     """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
     seeds."""
     pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
     whole, _ = item_part_with_rest(
         difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     )
-    return whole.variance
+    return whole

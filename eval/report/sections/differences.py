@@ -81,7 +81,7 @@ def comparison_tables(findings: Findings) -> list[Table]:
 
 def noise_cells(c: Comparison, digits: int) -> list[str]:
     """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value."""
-    items = f"{c.items.variance**0.5:.{digits}f}" if c.enough_items else "unknown"
+    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:
         items = BELOW
     if c.seeds is None or not c.enough_items:
@@ -160,8 +160,11 @@ def noise_floors(findings: Findings) -> list[Block]:
         assert floor
         widest = interval_half_width(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
         resolutions = [
-            f"{detectable(noise['seed_sd'], noise['items'], arms, n, tests):.{metric.digits + 1}f} with {n}"
+            f"{least:.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN
+            for least in [
+                detectable(noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf)
+            ]
         ]
         lines.append(
             f"**Noise floor, {name}.** Two runs that differ in the seed alone lie up to {widest:.{metric.digits + 1}f} "
