@@ -27,12 +27,12 @@ each arm and of each seed is taken out (of each arm alone where there are two ar
 as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by question,
 and others could have been drawn. A difference counts when it is larger than "counts above": many times the noise where
 there are few seeds or few groups of items (degrees of freedom, d.o.f.), because the noise itself is then badly known;
-more seeds do not make up for few groups of items. p is two-sided, after Holm's correction for the
-number of arms, in a factorial of arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other
-items of the same tasks, and over other tasks like these; seeds are in neither. "Not above zero": the documents
-and questions vary no more than each does by itself from seed to seed, which is in the seeds' part already and is
-counted once; the bootstrap, which redraws the items as these seeds answered them, has it too. With few
-groups of items or few tasks the bootstrap's intervals are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
+more seeds do not make up for few groups of items. p is two-sided, after Holm's correction for the number of arms, in a
+factorial of arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks,
+and over other tasks like these; seeds are in neither. "Not above zero": the documents and questions vary no more than
+each does by itself from seed to seed, which is in the seeds' part already and is counted once; the bootstrap, which
+redraws the items as these seeds answered them, has it too. With few groups of items or few tasks the bootstrap's
+intervals are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
 BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
