@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablations import compilation
+from ablations import compilation, rundir
 from ablations.cells import Cell, Study
 from ablations.config import ConfigError, Run, parse, resolve, without_effect
 from ablations.criteria import Criteria
@@ -97,7 +97,8 @@ def _compiled_or_not(study: Study) -> Study:
 def _compile_of_begun_runs(cells: list[Cell]) -> str:
     """layout.compile of the first of a study's runs that has begun, by its run.json, the baseline's runs before others;
     "" where none has begun."""
-    for cell in sorted(cells, key=lambda cell: bool(cell.delta)):
+    begun = (cell for cell in cells if (cell.dir / rundir.RUN).is_file())
+    for cell in sorted(begun, key=lambda cell: bool(cell.delta)):
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(cell.dir):
                 return parse("layout.compile", recorded["config"]["layout"]["compile"])

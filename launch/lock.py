@@ -52,7 +52,7 @@ def run_lock(folder: Path) -> Iterator[None]:
                 if safe_files.storage_error(error):
                     raise
                 raise ConfigError(  # as Lustre says that was mounted without `flock`
-                    f"{folder} cannot be run_lock ({error.strerror}): choose an OUT elsewhere, "
+                    f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
         (folder / rundir.FAILED).unlink(missing_ok=True)

@@ -411,7 +411,10 @@ def test_a_preset_brings_its_whole_recipe_and_a_plain_size_takes_the_studys() ->
     assert (plain.train.batch, plain.model.objective, plain.train.min_lr, plain.model.sumnorm) == (64, "mlm", 0.0, True)
     for name in ("crammed-v1", "crammed-v2", "bert-normal", "izsak"):
         run = from_args(["STUDY=cram", f"SIZE={name}", "SET=train.budget=24h"]).base
-        assert difference(resolve([("size", name)]).flat(), run.flat()).keys() <= {"train.budget"}
+        assert difference(resolve([("size", name)]).flat(), run.flat()).keys() <= {
+            "train.budget",
+            "layout.compile",
+        }  # auto in one
 
 
 def test_tokens_beside_a_clock_are_refused() -> None:
