@@ -20,7 +20,8 @@ Recipe = tuple[str, dict[str, Any]]  # its name, and its settings
 def stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: Recipe | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage and the baseline of a study that may have begun on another machine.
+    """The stage (the name of the folder of its runs, see `stage_name`) and the baseline of a study that may have begun
+    on another machine.
 
     Where no setting names the precision, it depends on the machine; the study then keeps the precision that it began
     with. Where a setting names the precision that the study began with, the stage does not mention it, so that the same
@@ -51,8 +52,9 @@ def _recorded_precision(folder: Path, seeds: list[int]) -> str:
 
 
 def stage_name(base: Run, setting: list[tuple[str, Any]], recipe: Recipe | None) -> str:
-    """The stage of a study, such as "nano,cram,budget=60s": the size, the recipe, and the settings of all runs that
-    differ from those of size and recipe. `setting`: (key, value) of the settings of all runs."""
+    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s": the size, the recipe,
+    and the settings of all runs that differ from those of size and recipe. `setting`: (key, value) of the settings of
+    all runs."""
     name, settings = recipe or ("", {})
     plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
     flat = base.flat()

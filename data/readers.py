@@ -157,7 +157,8 @@ def documents(
 
 
 def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]:
-    """The exceptions that libraries raise when they read a damaged file of this compression and layout."""
+    """The exceptions that libraries raise when they read a damaged file of this compression and layout (how
+    documents lie in it, such as "jsonl" or "parquet")."""
     if compression == ".zst":
         import zstandard
 

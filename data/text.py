@@ -122,7 +122,7 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
 
 
 class Folders(NamedTuple):
-    """The folders, within the unfinished work, in which the stages of making a text leave files for the later ones."""
+    """The folders, within the unfinished work, in which each step of making a text leaves files for the later ones."""
 
     read: Path  # the documents that the filters kept, a .jsonl file for each task, and their digests
     signatures: Path  # MinHash signatures
@@ -142,8 +142,15 @@ class Folders(NamedTuple):
 def _make_text(
     spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: Run
 ) -> dict[str, Any]:
-    """Write the text of a corpus to `work`; returns its manifest entries. The arguments are those of `prepared_text`
-    and `store.prepared`; `wrong`: the problems that are known already.
+    """Write the text of a corpus to `work`; returns its manifest entries.
+
+    Args:
+        spec: the specification of the corpus.
+        files: the files it is read from; empty for installed packages, which are listed here.
+        recipe: which documents are removed.
+        wrong: the problems of the files that are known already, a sentence each.
+        work: the folder for the text.
+        run: runs the tasks of one step of the work on all shards (see `store.Run`).
 
     Raises:
         ValueError: there are more problems than allowed, no document is left, or what a task had written is lost.
@@ -299,7 +306,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
 
 
 def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that an earlier stage has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
+    """The documents that an earlier step has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
     reader, which would decode them by the locale."""
     import orjson
     from datatrove.data import Document

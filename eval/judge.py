@@ -170,7 +170,15 @@ def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
     """The model with its trained weights, its tokenizer, the precision in which it computes ("fp32" or "bf16"), and the
-    number of GPUs. The arguments are those of `judge`.
+    number of GPUs.
+
+    Args:
+        directory: the run directory.
+        weights: the weights to read, those at the end of training or those of a step.
+        run: the content of run.json.
+        store: the store of prepared data, with the tokenizer.
+        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
+        rank: the number of this process, which picks its GPU.
 
     Raises:
         ValueError: the weights do not fit the configuration, or a file is damaged.
@@ -203,7 +211,7 @@ def start_ranks(
     directory: Path, weights: Weights, requested: Requested | None, store: Path, precision: str, processes: int
 ) -> list[subprocess.Popen]:
     """Start the same evaluation in other processes, numbers 1 to `processes` - 1, which share the work with this one.
-    The arguments are those of `judge`."""
+    `requested`: tasks of lm-eval besides those made from held-out text; `store`: the store of prepared data."""
     words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
     words += ["--store", str(store)]
     if requested:

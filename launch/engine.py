@@ -131,7 +131,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """Make one optimizer step with the arguments of `launch`, wait for it, and return its result."""
+        """Make one optimizer step by `launch`, with the same arguments, wait for it, and return its result."""
         return self.launch(*args, **named).read()
 
     def launch(

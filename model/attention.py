@@ -125,9 +125,12 @@ def visible_bias(
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
     where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
 
-    The arguments are those of `prepare`, and:
-
     Args:
+        position: the model's position scheme.
+        heads: H, the attention heads on this rank.
+        x_BTD: the input of the first layer, for shape, precision and device.
+        objective: which tokens see each other.
+        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
         queries: the queries, and with them the keys up to the last query's own; None: all T queries and keys.
     """
     B, T, _ = x_BTD.shape
@@ -148,7 +151,9 @@ def plain(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
-    in memory. The arguments are those of `prepare`.
+    in memory. `heads`: H, those on this rank; `x_BTD`: the input of the first layer, for shape, precision and device;
+    `extents_B`: the number of each sequence that `objective.sees` needs, if any; `dropout`: the share of the
+    probabilities that is dropped.
 
     The function takes the number of the layer besides q, k and v. With QK layer scaling, scores are computed divided by
     that number so that they do not overflow in fp16, and multiplied by it again in fp32.
@@ -176,10 +181,19 @@ def masked(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function that calls torch's scaled_dot_product_attention with bias and mask as one float
-    tensor. The tensor has four dimensions, since torch computes slowly with three. While text is scored, and no query
-    sees a later key, ROWS_SCORED queries at a time are given the keys up to the last of them. The arguments are those
-    of `prepare`."""
+    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
+    and mask as one float tensor (`visible_bias`). The tensor has four dimensions, since torch computes slowly with
+    three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time are given the keys up to
+    the last of them.
+
+    Args:
+        position: the model's position scheme, which rotates q and k and gives the bias.
+        heads: H, the attention heads on this rank.
+        x_BTD: the input of the first layer, for shape, precision and device.
+        objective: which tokens see each other.
+        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
+        dropout: the share of the attention probabilities that is dropped.
+    """
     T = x_BTD.shape[1]
     rows = ROWS_SCORED if objective.causal and scoring() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
@@ -238,7 +252,8 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
 
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
     """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. The other arguments are those of `prepare`."""
+    ones included, that `arrangement.sees_BTS` names. `heads`: those on this rank; `x_BTD`: the input of the first
+    layer, for shape, precision and device; `dropout`: the share of the probabilities that is dropped."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -273,7 +288,8 @@ def fused(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
     """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. The arguments are those of `prepare`."""
+    where they differ. `heads` is not used; `x_BTD`: the input of the first layer, for its length and device;
+    `extents_B`: the number of each sequence that `objective.sees` needs, if any."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

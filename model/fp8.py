@@ -20,7 +20,8 @@ from model.linear import Layers
 
 
 class FP8Linear(nn.Linear):
-    """torch.nn.Linear in FP8.
+    """torch.nn.Linear whose three products (output, gradients of input and weight) have operands rounded to FP8: e4m3,
+    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias.
 
     Raises:
         TypeError: the input is not bf16.

@@ -233,7 +233,8 @@ class GPT(nn.Module):
         """[B, T] token ids -> logits [B, T, V].
 
         Args:
-            extents_B: as in `Batch`.
+            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
+                where it needs none.
         """
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 

@@ -155,8 +155,8 @@ class Prefix(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """Make a training batch. The length of each prefix is drawn uniformly from 1 (the same as causal) to T (one
-        token is predicted). The arguments are those of `Objective.batch`."""
+        """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
+        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`)."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -197,9 +197,15 @@ class MaskedLM(Objective):
         numbers: Sequence[int] | None = None,
         tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> Batch:
-        """Make a training batch, whose inputs are the first `seq` tokens of each row with some of them masked. Special
-        tokens are masked only where a row has too few other tokens, and are never drawn as random tokens. The arguments
-        are those of `Objective.batch`.
+        """Make a training batch: as targets the first `seq` tokens of each row, as inputs the same with some replaced,
+        as `predicted` the M = round(mask_rate x seq) positions of each row that were drawn, [B, M]. The positions of
+        special tokens are drawn only where a row has too few others, and no random token is a special one.
+
+        Args:
+            rows_BS: token ids, S = seq + 1 in each row; the last is not used.
+            seed, numbers: the run's seed and each row's number in the run, from which alone the row's positions and
+                random tokens are drawn; by default rows are counted from 0.
+            tokens: the tokenizer's special tokens, the mask token among them.
 
         Raises:
             ValueError: the tokenizer has no mask token.

@@ -178,7 +178,13 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that GPUs could do in some seconds at the peak of their data sheet, the unit in which "Cramming" states
-    its budgets; None for a device that the table does not have. `device`: the GPU's name in torch."""
+    """The FLOPs that GPUs could do at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit in which
+    "Cramming" states its budgets. None for a device that the table does not have.
+
+    Args:
+        device: the GPU's name in torch, such as "NVIDIA A100-SXM4-80GB".
+        devices: the number of such GPUs.
+        seconds: of training.
+    """
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

@@ -181,8 +181,8 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
 
 
 def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum). The
-    other arguments are those of `_log_loss`."""
+    """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum).
+    `data`: [runs, 3], log N, log D and log loss; the order of the constants is that in `_log_loss`."""
     import numpy as np
     from scipy.optimize import minimize
 
@@ -202,8 +202,8 @@ def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple
 
 def _refine(data: Any, start: Any, form: str) -> Any:
     """The constants at which the sum of Huber losses is least, found by a trust-region method from constants `start`
-    near them. For a bootstrap resample that takes a tenth of the time of `_minimise`. The other arguments are those of
-    `_log_loss`."""
+    near them. For a bootstrap resample that takes a tenth of the time of `_minimise`. `data`: [runs, 3], log N, log D
+    and log loss; the order of the constants is that in `_log_loss`."""
     from scipy.optimize import least_squares
 
     result = least_squares(
@@ -220,7 +220,7 @@ def _refine(data: Any, start: Any, form: str) -> Any:
 
 def _starts(data: Any, form: str) -> list[Any]:
     """Constants from which to start the fit: exponents on a grid, with the other constants from least squares for
-    each. The arguments are those of `_log_loss`."""
+    each, in the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
     import numpy as np
     from scipy.optimize import nnls
 

@@ -27,17 +27,19 @@ SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step 
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
-    """Read the parameters, tokens and held-out bits per byte of finished runs, for fitting a law.
+    """Read finished runs for fitting a scaling law: for each a point of its parameters, the tokens of its budget and
+    its held-out bits per byte, in the order of `folders`.
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
     evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
     decayed.
 
     Args:
-        folders: the run directories.
+        folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is not a finished and evaluated run, or was evaluated on other text; the message names it.
+        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
+            evaluated on other text; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:

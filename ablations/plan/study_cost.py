@@ -171,8 +171,8 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
 
 
 def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in the layout `best`, with the predicted seconds of its step. `suite`: whether it is also
-    evaluated on the 27 tasks."""
+    """The cost of one run in the parallel layout `best`, with the predicted seconds of its step. `suite`: whether it is
+    also evaluated on the 27 tasks."""
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast

@@ -3,6 +3,7 @@
 Arguments that many functions here share:
 
     findings  what a report knows of a study (findings.py)
+    arm       the name of what is compared: the baseline, or the baseline with one line of configuration changed
     study     an ablations.study.Study, or a Collection (collection.py)
     cells     {(arm, seed): content of the run directory} (runs.py); a `cell` is one of these
     metric    the name of a metric, a key of METRICS (compare.py)

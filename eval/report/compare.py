@@ -180,10 +180,14 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
 def compare_with_baseline(
     study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
 ) -> dict[str, Comparison]:
-    """The comparison of each arm with the baseline, {arm: Comparison}, without multiple-comparison correction. Arms
-    that cannot be compared are left out.
+    """The comparison of each arm with the baseline on a metric, {arm: Comparison}, without multiple-comparison
+    correction. Arms that cannot be compared are left out.
 
     Args:
+        study: a study or a Collection, which says the arms, the baseline, and by what criteria they are judged.
+        cells: {(arm, seed): content of the run directory}, whose items give the noise of items.
+        results: {arm: {seed: result on the metric}}, the baseline among them.
+        metric: a key of METRICS.
         noise: {group: {seed: result}} of other runs, which within a group differ only in the seed. They add to the
             estimate of the noise where an arm shares a single seed with the baseline.
         borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the

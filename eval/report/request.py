@@ -96,7 +96,11 @@ def parse(words: list[str]) -> Request:
 
 
 def collection_criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection of runs is judged, from the words METRIC and MARGIN.
+    """The criteria by which a collection (runs that RUNS= names, grouped into arms as if they were one study) is
+    judged: its primary metric, bits per byte unless METRIC says otherwise, and the margins of equivalence.
+
+    Args:
+        values: {word of the command: its text}; METRIC and MARGIN are read, and may be missing.
 
     Raises:
         ValueError: a value is not valid.

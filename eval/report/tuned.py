@@ -159,7 +159,10 @@ def compare_at_best(
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
 
     Args:
-        tasks, by_half: as in `cross_fitted`.
+        c: the runs of both arms at all rates, from which the rates are chosen.
+        tasks: the tasks that are judged.
+        by_half: whether these consist of the documents that the rates are chosen by; a rate is then chosen without the
+            half that is judged.
         results: {label: {seed: result}} of all these runs, for the noise.
     """
     ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))

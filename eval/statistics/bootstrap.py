@@ -11,7 +11,8 @@ DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its
 
 
 def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Bootstrap draws of the mean difference over strata, [draws].
+    """Bootstrap draws of the difference of two arms, each the mean over strata (tasks) of sum(differences) /
+    sum(weights): an array [draws].
 
     Items, or clusters of items (`by_cluster`), are resampled with replacement within each stratum, both arms with the
     same items (paired), averaged over seeds. With `tasks` whole strata are resampled instead, as a sample of the tasks
@@ -19,7 +20,10 @@ def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, se
     these draws are NaN.
 
     Args:
-        strata: the differences of two arms, a stratum for each task.
+        strata: the differences of two arms, [seeds, items], and the weights of the items, for each task.
+        tasks: whether tasks are resampled instead of items.
+        draws: how many resamples are drawn.
+        seed: of the random numbers.
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:

@@ -41,8 +41,8 @@ class Stratum(NamedTuple):
 
 
 def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum whose items are clusters: for each cluster the sum over its items. Unchanged where every item is a
-    cluster of its own.
+    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Unchanged
+    where every item is a cluster of its own.
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
@@ -61,7 +61,7 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
 
 def independent_items(strata: list[Stratum]) -> int | None:
-    """The number of independent items in the stratum with the fewest; None where there is no stratum."""
+    """The number of independent items in the stratum (task) with the fewest; None where there is no stratum."""
     return min((len(stratum.weights) for stratum in strata), default=None)
 
 
@@ -122,10 +122,14 @@ def item_part(strata: list[Stratum]) -> Part:
 
 
 def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
-    """The variance from the items for the given seeds, and how much of it is the interaction of seeds and items.
+    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (for the
+    given seeds, with its degrees of freedom; how much of it is the interaction of seeds and items).
 
-    Where the second number is as large as the first, it is not known how much the items contribute by themselves:
-    anything from nothing to the first number.
+    The items by themselves give the first minus the second (`item_part`). Where the second is as large as the first,
+    they may give anything from nothing to the first.
+
+    Args:
+        strata: the differences of two arms, [seeds, items] for each task.
     """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:

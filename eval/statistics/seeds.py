@@ -161,7 +161,13 @@ def noise_floor(results: Results) -> Part | None:
 
 
 def level_stderr(results: Results, arm: str, items: Part) -> float:
-    """The standard error of an arm's mean over seeds, from the variance between seeds within arms, pooled over all arms
-    in `results`, and from the variance that the items give to its mean."""
+    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
+    variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
+
+    Args:
+        results: {arm: {seed: result}}.
+        arm: whose mean it is.
+        items: the variance that the items give to this mean.
+    """
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

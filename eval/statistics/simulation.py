@@ -186,8 +186,10 @@ def decide_all(
     """The decisions on all arms of simulated studies without noise of items, [studies, arms - 1].
 
     Args:
-        x, floor: as in `seed_noise`.
-        margin, portion: as in `decisions`.
+        x: results [studies, arms, seeds], the baseline first.
+        margin: differences within it count as equivalent.
+        floor: the variance of single runs of a stored noise floor, [studies, 1].
+        portion: the share of alpha (LEVEL) that this look at the results may use.
     """
     means = x.mean(2)
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)

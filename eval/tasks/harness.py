@@ -162,7 +162,8 @@ def evaluate_named(
         n: the number of items.
         chance, guess: the scores of two ways to answer without knowing anything.
         data, examples: the files of the items and of the examples in the prompts.
-        context_tokens, prompts_sha256, items_sha256: as in `evaluate`.
+        context_tokens: [smallest, largest] number of tokens of an item's context.
+        prompts_sha256, items_sha256: hashes of the prompts and of the items.
         samples: [{"id", "value", "cluster"}, ...], one for each item.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

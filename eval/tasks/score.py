@@ -170,7 +170,10 @@ def continuations(
         contexts: token ids, at least one each.
         new: the largest number of tokens of a continuation.
         ended: a function of the ids of a continuation so far: whether it ends here.
-        model, batch, progress, journal: as in `likelihoods`.
+        model: a GPT in evaluation mode, on any device.
+        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
+        progress: called after every batch with the number of tokens of finished contexts and of all contexts.
+        journal: continuations that are known already; new ones are added to it.
     """
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
@@ -197,8 +200,8 @@ def continuations(
 
 
 def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
-    """The greedy continuations of the contexts of one batch, the longest context first. The arguments are those of
-    `continuations`."""
+    """The greedy continuations of the contexts of one batch, as token ids. `group`: the contexts, the longest first;
+    `new`: the most tokens of a continuation; `ended`: whether a continuation ends with the ids so far."""
     device, objective = next(model.parameters()).device, model.objective
     decoded: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])

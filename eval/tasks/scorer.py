@@ -26,7 +26,9 @@ class Scorer(TemplateLM):
         tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
         window: the number of tokens that the model reads at a time for held-out loss: the training length, in every
             arm.
-        batch, progress, journal: as in `score.likelihoods`.
+        batch: the number of tokens of a forward pass, including padding; None: a default for the device.
+        progress: called with the number of finished tokens and of all tokens.
+        journal: scores that are known already; new ones are added to it.
     """
 
     def __init__(

@@ -116,7 +116,14 @@ def _check(study: Study, ranks: int) -> None:
 
 
 def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job array that trains runs of a study. The arguments are those of `submit_evaluation`."""
+    """Submit the job array that trains runs of a study.
+
+    Args:
+        study: the study.
+        cells: indices of the runs in `study.cells`.
+        variables: environment variables for sbatch, from the site file.
+        options: options of sbatch, such as partition, account, nodes and time.
+    """
     words = with_mtbf(study.words, variables)
     from_args(words)  # an error of the site's is said here, and not by the first job hours later
     command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]

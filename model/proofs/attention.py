@@ -191,7 +191,8 @@ def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[
     sentence for each fault.
 
     Args:
-        rows, batch: as in `expected_predictions`.
+        rows: token ids, [B, T + 1].
+        batch: the batch that the model's objective made of these rows.
         mask: the id of the mask token.
     """
     T = rows.shape[1] - 1

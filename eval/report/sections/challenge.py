@@ -43,8 +43,8 @@ def section(findings: Findings) -> Section:
 
 
 def broken_rules(cell: dict[str, Any]) -> list[str]:
-    """The rules of "Cramming" that a run breaks, in words; none for a budget in tokens, to which the rules do not
-    apply."""
+    """The rules of "Cramming" (WORDS above) that a run breaks, each in words, such as "2 devices"; none for a budget in
+    tokens, to which the rules do not apply. `cell`: the content of the run directory (runs.py)."""
     if not by_clock(cell):
         return []
     run = cell["run"]

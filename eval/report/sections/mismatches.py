@@ -131,8 +131,9 @@ def compile_mode(launch: dict[str, Any]) -> str:
 
 
 def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
-    """The layout in a run.json, with the value of layout.compile that the run was executed with: what "auto" means
-    depends on the machine, and on how long the runs of a study are."""
+    """The layout settings of a run (how it was divided over processes and computed), {name: value} as in its run.json,
+    but with "compile" as it was executed: what "auto" means depends on the machine, and on how long the runs of a study
+    are. `run`: the content of run.json."""
     layout = run["config"]["layout"]
     mode = compile_mode(run)
     return layout | {"compile": mode} if mode else layout

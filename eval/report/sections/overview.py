@@ -165,8 +165,9 @@ def unequal_tasks(findings: Findings) -> list[str]:
 
 
 def uneven_seeds(findings: Findings) -> list[str]:
-    """Sentences about arms whose seeds scatter significantly more than those of other arms, so that one pooled variance
-    does not fit all."""
+    """A sentence for each metric and arm whose results scatter significantly more between seeds than those of the other
+    arms (F test), so that one variance pooled over all arms does not fit. None where the arms may differ from the
+    baseline in more than one line of configuration."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "
