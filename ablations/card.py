@@ -45,7 +45,7 @@ def card(run_dir: Path) -> dict[str, Any]:
             {"study": line["content"].get("study"), **{key: line[key] for key in ("time", "step", "sha256")}}
             for line in registered
         ],
-        "data": data_of(run),
+        "data": training_data_of(run),
         "code": {key: run.get(key) for key in ("commit", "versions")},
         "hardware": run.get("hardware"),
         "proofs": [
@@ -65,7 +65,7 @@ def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def data_of(run: dict[str, Any]) -> dict[str, Any]:
+def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
     """The names and hashes of the text and the tokenizer that a run was trained on. `run` is the content of
     run.json."""
     data = dict_at(run, "data")

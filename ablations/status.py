@@ -174,7 +174,8 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The headline scores in the content of an eval.json, as far as they are there."""
+    """The two scores that a line of the status shows, {"bits_per_byte": value, "zero_shot": value}, from the content of
+    an eval.json. A score that is missing there, or no number, is left out."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

@@ -57,7 +57,7 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
     Args:
         folder: the folder.
-        deep: also wait for all files below the folder.
+        deep: also wait for the content of all files below the folder; False: for its list of entries only.
     """
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)

@@ -36,10 +36,11 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
     Args:
         directory: the run directory.
-        store: the folder that the command line names, which may be anywhere; None: `data` in the OUT folder of the run.
+        store: the folder that the command line names, which may be anywhere; None: the folder `data` of the output
+            root, which is two levels above the run directory.
 
     Raises:
-        ValueError: the folder is not there, or OUT/data is a link to a place outside OUT.
+        ValueError: the folder is not there; or, without `store`, it is a link to a place outside the output root.
     """
     out = directory.resolve().parent.parent
     folder = store or out / "data"

@@ -14,14 +14,23 @@ from scipy import stats
 
 from ablations.plan import extrapolation, ladder
 from ablations.plan.extrapolation import Extrapolation, Pair, Score, extrapolate, order_accuracy
-from ablations.plan.simulated_ladders import SIZES, TARGET, World, compute, crossing, kept_order, outcome, simulated
+from ablations.plan.simulated_ladders import (
+    SIZES,
+    TARGET,
+    World,
+    compute,
+    gaps_that_change_sign,
+    gaps_that_keep_their_sign,
+    outcome,
+    simulated,
+)
 from ablations.study import from_args
 from ablations.values import ConfigError
 
 LADDERS = 150  # of each kind
 
 
-@pytest.mark.parametrize("world", [kept_order, crossing])
+@pytest.mark.parametrize("world", [gaps_that_keep_their_sign, gaps_that_change_sign])
 def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: World) -> None:
     found = outcome(world, 3, LADDERS)
     assert found.covered > 0.87  # of 90%; the curve of an irreducible loss costs a little
@@ -29,7 +38,7 @@ def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: World
 
 
 def test_the_largest_size_is_the_better_guide_unless_the_arms_cross() -> None:
-    kept, crossed = (outcome(world, 3, LADDERS) for world in (kept_order, crossing))
+    kept, crossed = (outcome(world, 3, LADDERS) for world in (gaps_that_keep_their_sign, gaps_that_change_sign))
     assert kept.line_order < kept.single_order and kept.single.misses == 0
     assert crossed.line_order > crossed.single_order + 0.1 and crossed.single.misses > 5 * crossed.line.misses
 

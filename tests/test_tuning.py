@@ -226,7 +226,7 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
     study = tuned_study(tmp_path / "runs", CONTRADICTING, [1, 2, 3])
     findings = gather(study)
     assert list(findings.compared["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
-    best = tuned.at_best(findings, "bits/byte")["pos=alibi"]
+    best = tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"]
     assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.counts
     assert best.difference == pytest.approx(-0.08, abs=0.02)
     write(findings, tmp_path / "record")
@@ -256,7 +256,9 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
     (folder / "failed").write_text("diverged")
     findings = gather(study)
     assert list(tuned.losses_by_rate(findings, "pos=alibi")) == [0.001, 0.002]
-    assert tuned.at_best(findings, "bits/byte")["pos=alibi"].difference == pytest.approx(0.06, abs=0.02)
+    assert tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"].difference == pytest.approx(
+        0.06, abs=0.02
+    )
 
 
 def test_verdicts_agree_differ_or_contradict() -> None:
@@ -272,5 +274,5 @@ def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Pat
             made_study.rewrite(
                 study.cell(arm, seed).dir, lambda row: row | {"cluster": f"Quelle {int(row['id'][1:]) % 4}"}
             )
-    best = tuned.at_best(gather(study), "bits/byte")["pos=alibi"]
+    best = tuned.comparisons_at_best_rate(gather(study), "bits/byte")["pos=alibi"]
     assert best.independent == 4 and best.difference == pytest.approx(-0.08, abs=0.02)

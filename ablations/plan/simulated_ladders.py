@@ -33,7 +33,7 @@ def loss_of(law: Hoffmann, n: float) -> float:
     return law.loss(n, TOKENS_PER_PARAMETER * n)
 
 
-def kept_order(rng: np.random.Generator) -> list[Gap]:
+def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
     """Draw arms whose losses differ in a constant of the law, so that their order is the same at all sizes. Returns
     for each arm a function from the number of parameters to its difference from the baseline."""
 
@@ -46,7 +46,7 @@ def kept_order(rng: np.random.Generator) -> list[Gap]:
     return [partial(gap, arm) for arm in arms]
 
 
-def crossing(rng: np.random.Generator) -> list[Gap]:
+def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
     """Draw arms whose difference from the baseline changes its sign at some compute between the largest size and the
     target, or up to as far beyond the target. Returns for each arm a function from the number of parameters to its
     difference."""
@@ -85,7 +85,7 @@ class Outcome:
 
 def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
     """Simulate many ladders, and count how often their verdicts are right. `world`: draws the arms of a ladder, such as
-    `crossing`; `key`: the seed of the random numbers."""
+    `gaps_that_change_sign`; `key`: the seed of the random numbers."""
     rng = np.random.default_rng(key)
     covered, line, single = [], Score(), Score()
     line_orders, single_orders = [], []

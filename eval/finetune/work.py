@@ -150,8 +150,8 @@ def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
 def show_progress(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
     """A context that shows the progress of fine-tuning: on a terminal a bar, elsewhere a line for each item.
 
-    Yields a function (steps, words): the number of finished optimizer steps, and the name of the item that has just
-    ended, or "".
+    Yields a function to be called as the work proceeds, with the number of optimizer steps that all items together have
+    finished so far, and the name of the item that has just ended, or "" where none has.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.factorial import factorial, order
 from ablations.plan.extrapolation import Score
-from ablations.plan.simulated_ladders import crossing, kept_order, outcome
+from ablations.plan.simulated_ladders import gaps_that_change_sign, gaps_that_keep_their_sign, outcome
 from eval.report.sections import published
 from eval.statistics.parts import LEVEL
 from eval.statistics.simulation import (
@@ -28,7 +28,10 @@ from eval.statistics.simulation import (
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
 MARGINS = (1.0, 2.0)
 ITEMS_PER_CLUSTER = 5
-WORLDS = {"differences keep their sign": kept_order, "differences change their sign": crossing}
+WORLDS = {
+    "differences keep their sign": gaps_that_keep_their_sign,
+    "differences change their sign": gaps_that_change_sign,
+}
 
 
 def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int) -> np.ndarray:

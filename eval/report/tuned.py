@@ -132,7 +132,7 @@ def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> l
     return outcomes
 
 
-def at_best(findings: Findings, metric: str) -> dict[str, Comparison]:
+def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Comparison]:
     """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}

@@ -73,8 +73,9 @@ def product(
 
 
 class Weight(NamedTuple):
-    """A weight in FP8, laid out for both products that read it, and `scale`, by which it was multiplied before the
-    cast."""
+    """A weight in FP8, twice: w8_FD for the product with the input and its transpose w8_DF for the product with the
+    gradient of the output, since the right operand is wanted by columns. `scale` is the factor that it was
+    multiplied by before the cast."""
 
     w8_FD: Tensor
     w8_DF: Tensor

@@ -66,7 +66,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += more_than_a_line(study, cells)
-        lines += more_than_an_edge(study, cells)
+        lines += settings_beyond_an_edge(study, cells)
     return lines
 
 
@@ -178,9 +178,10 @@ def more_than_a_line(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def more_than_an_edge(study: Any, cells: Cells) -> list[str]:
-    """Sentences about pairs of combinations of a factorial that should differ in one factor, and whose runs differ in
-    another setting, as configured or in effect."""
+def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
+    """A sentence for each edge of a factorial, a pair of combinations that should differ in one factor only, whose runs
+    with the same seed also differ in some other setting: in the configuration, or in the value that was in effect.
+    Empty where there are none, or the study is no factorial."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:

@@ -7,7 +7,7 @@ from ablations.drawing import Line
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.tuned import CHOSEN_BY, at_best, losses_by_rate, sensitivity
+from eval.report.tuned import CHOSEN_BY, comparisons_at_best_rate, losses_by_rate, sensitivity
 from eval.statistics.comparison import Comparison
 
 WORDS = """\
@@ -46,11 +46,11 @@ def section(findings: Findings) -> Section:
         blocks += [BASIN, Table(["arm", *(f"{rate:g}" for rate in tuning.rates), "best", "sensitivity"], rows)]
         blocks.append(Figure(loss_figure(findings, basins), "A curve that is low over many rates is easy to tune."))
     for name in findings.results:
-        lines = [verdict_line(findings, arm, name, c) for arm, c in at_best(findings, name).items()]
+        lines = [verdict_line(findings, arm, name, c) for arm, c in comparisons_at_best_rate(findings, name).items()]
         head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
         if lines:
             blocks += [BEST, Table(head, lines)] if name == CHOSEN_BY else [Table(head, lines)]
-    if not any(at_best(findings, name) for name in findings.results):
+    if not any(comparisons_at_best_rate(findings, name) for name in findings.results):
         blocks.append("No arm can be compared at its best yet: runs at the common rate, or documents, are too few.")
     return Section(title, blocks)
 
@@ -65,7 +65,7 @@ def on_screen(findings: Findings) -> list[str | Table]:
             findings.judged(c, findings.primary).words,
             agreement,
         ]
-        for arm, c in at_best(findings, findings.primary).items()
+        for arm, c in comparisons_at_best_rate(findings, findings.primary).items()
         for agreement in [verdict_line(findings, arm, findings.primary, c)[-1].replace("**", "")]
     ]
     head = [f"each arm at its best rate, {findings.primary}", "difference", "verdict", "as at the common rate"]
@@ -120,7 +120,7 @@ def recorded(findings: Findings) -> list[dict[str, Any]]:
     run.json; empty where learning rates were not tuned."""
     if not (tuning := findings.study.tuning):
         return []
-    best = {name: at_best(findings, name) for name in findings.results}
+    best = {name: comparisons_at_best_rate(findings, name) for name in findings.results}
     lines = []
     for arm in tuning.factors:
         losses = losses_by_rate(findings, arm)
