@@ -307,7 +307,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/build_study.py",
-        "sorted(cells, key=lambda cell: bool(cell.delta))",
+        "sorted(begun, key=lambda cell: bool(cell.delta))",
         "sorted(cells, key=lambda cell: not cell.delta)",
         COMPILATION,
     ),
