@@ -188,6 +188,7 @@ def test_saves_of_one_published_run_are_called_different_in_5_percent():
     """Numbers of others: 27 tasks, three runs. As many as the simulation of normal ones lets one expect."""
     for seeds in calibration.SEEDS:
         verdicts = error_rates.saves_judged(seeds)
+        assert (error_rates.saves_judged(seeds) == verdicts).all()  # what is published stays as it is
         assert len(verdicts) == 27 * sum(n // (2 * seeds) for n in (63, 34, 63))
         assert error_rates.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
     known = published.load()["per_task"]

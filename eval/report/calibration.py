@@ -57,8 +57,9 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    same batches in the same order and were asked the same items, so what they share cancels.
 2. **Its noise** has two parts. That of the *seeds* is the variance that remains when the means of arms and of seeds
    are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
-   That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage or a
-   document counts as one item.
+   That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
+   document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
+   large, and more seeds do not make up for it: hold out text of more sources.
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.

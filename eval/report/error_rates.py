@@ -150,7 +150,7 @@ def saves_judged(seeds: int) -> np.ndarray:
     verdicts = []
     for accuracies_NT in published.saves().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
-        pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1)
+        pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1).copy()
         swapped = [bool(i.bit_count() % 2) for i in range(seeds)]
         pairs[:, swapped] = pairs[:, swapped, ::-1]
         verdicts.append(decide_all(pairs.transpose(0, 3, 2, 1).reshape(-1, 2, seeds)))
