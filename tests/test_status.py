@@ -250,6 +250,7 @@ def test_ctrl_c_stops_all_runs_and_a_second_one_at_once(
 import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
 local.prepare, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
