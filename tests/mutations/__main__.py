@@ -103,7 +103,8 @@ def break_a_copy(mutation: Mutation, copy: Path) -> str:
     """Copies the sources and applies the mutation. Returns what is at fault with it (empty: nothing)."""
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    for name in ("pyproject.toml", "Makefile"):  # commands refuse to run where there is no Makefile
+        shutil.copy(ROOT / name, copy)
     for file, old, new in mutation.edits:
         text = (copy / file).read_text()
         if text.count(old) != 1:
