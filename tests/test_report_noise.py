@@ -66,7 +66,8 @@ def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
     alibi, none = text.splitlines()[2:4]
-    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise); pos=none undecided: " in text
+    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise, p = 0.0" in text
+    assert "; pos=none undecided: " in text
     assert "better by 0.0" in alibi and none.split("    ")[-1].strip().startswith("undecided: ")
     three = {
         c["arm"]: c["p"]

@@ -64,7 +64,7 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
         compared.append(c)
     digits = METRICS[metric].digits + 1
     measured = "; ".join(
-        f"{first} − {second}: {c.difference:+.{digits}f}{half_width(c, digits)}"
+        f"{first} − {second}: {c.difference:+.{digits}f}{interval_in_words(c, metric)}"
         for (first, second), c in zip(neighbours, compared, strict=True)
     )
     if not all(c.seeds and c.replicated and c.enough_items for c in compared):
@@ -74,12 +74,15 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     return judged_order(compared), measured
 
 
-def half_width(c: Comparison, digits: int) -> str:
-    """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
-    unknown."""
-    return (
-        f" ± {interval_half_width(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
-    )
+def interval_in_words(c: Comparison, metric: str) -> str:
+    """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
+    noise is unknown. One that is wider than differences of the metric can be is cut there."""
+    if not c.seeds or not c.enough_items:
+        return ""
+    half, most = interval_half_width(c.share * LEVEL, c.seeds, c.items), METRICS[metric].largest
+    low, high = max(-most, c.difference - half), min(most, c.difference + half)
+    digits = METRICS[metric].digits + 1
+    return f", 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def judged_order(differences: list[Comparison]) -> str:

@@ -45,11 +45,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     design = findings.study.factorial
     assert design
     return [
-        [
-            f"{design.name(effect)}, {name}",
-            *estimate_cells(c, METRICS[name].digits + 1),
-            verdict_text(findings, name, effect, c),
-        ]
+        [f"{design.name(effect)}, {name}", *estimate_cells(c, name), verdict_text(findings, name, effect, c)]
         for name in findings.results
         for effect, c in findings.effects.get(name, {}).items()
     ]
@@ -69,11 +65,13 @@ def on_screen(findings: Findings) -> list[str | Table]:
     return blocks
 
 
-def estimate_cells(c: Comparison, digits: int) -> list[str]:
+def estimate_cells(c: Comparison, metric: str) -> list[str]:
+    digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.enough_items:
         return [estimate, "unknown", "unknown", "-"]
-    low, high = c.difference - c.threshold, c.difference + c.threshold
+    most = METRICS[metric].largest
+    low, high = max(-most, c.difference - c.threshold), min(most, c.difference + c.threshold)
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
