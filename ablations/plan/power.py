@@ -38,8 +38,8 @@ SUITE_SIZES = ("1b3", "bigscience-1b3")
 SUITE_ERROR, SUITE_SEED_SD = 0.41, 0.27
 TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of two arms
 # Points of the integrals over the standard deviations that seeds and items will show, by Gauss-Legendre quadrature.
-# With few groups of items the detected differences are many times the noise, and take more points. Measured: five digits
-# are those of 1,000 points from 0.6 degrees of freedom of the items on.
+# With few groups of items the detected differences are many times the noise, and take more points. Measured: five
+# digits are those of 1,000 points from 0.6 degrees of freedom of the items on.
 NODES, ITEM_NODES = 64, 400
 
 
