@@ -225,8 +225,10 @@ def charts_apart(page: Path) -> None:
 
 
 def answer(record: Path) -> str:
-    """The answer of a record in a sentence; of one made before reports had it, its verdicts."""
-    return json.loads((record / "run.json").read_text("utf-8")).get("answer") or verdicts(record)
+    """The answer of a record in a sentence; of one made before reports had it, its verdicts; of a ladder, which has no
+    run.json, where to look."""
+    file = record / "run.json"
+    return (json.loads(file.read_text("utf-8")).get("answer") if file.exists() else "") or verdicts(record)
 
 
 def verdicts(record: Path) -> str:
@@ -240,6 +242,8 @@ def verdicts(record: Path) -> str:
 
 def predictions(record: Path) -> str:
     """How many predictions of a record came true, such as "2 held, 1 failed, 1 undecided"."""
+    if not (record / "run.json").exists():  # a ladder
+        return "in the report"
     outcomes = Counter(row["outcome"] for row in json.loads((record / "run.json").read_text("utf-8"))["predictions"])
     return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "none"
 

@@ -71,6 +71,7 @@ def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
     half = stats.t.isf(0.025, 1) * 30.0
     c = corrected_family({"a": compare(-5.5, Part(30.0**2, 1), Part(0.0, np.inf))})["a"]
     assert interval_in_words(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
+    assert interval_in_words(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
     assert interval_in_words(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
     findings = gather(study)
     mean = values(study, "zero_shot").mean(1)[0]

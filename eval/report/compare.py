@@ -34,6 +34,12 @@ METRICS = {
 }
 
 
+def largest_effect(metric: str, factors: int = 1) -> float:
+    """What no effect in a metric can exceed: of one factor a difference of two arms, of two a difference of such
+    differences, and so on."""
+    return 2.0 ** (factors - 1) * METRICS[metric].largest
+
+
 class Items(NamedTuple):
     """The items of a task that all of several runs have in common, sorted by name."""
 

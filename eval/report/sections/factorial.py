@@ -3,7 +3,7 @@
 from typing import Any
 
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS
+from eval.report.compare import METRICS, largest_effect
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
 
@@ -45,7 +45,11 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     design = findings.study.factorial
     assert design
     return [
-        [f"{design.name(effect)}, {name}", *estimate_cells(c, name), verdict_text(findings, name, effect, c)]
+        [
+            f"{design.name(effect)}, {name}",
+            *estimate_cells(c, name, effect.bit_count()),
+            verdict_text(findings, name, effect, c),
+        ]
         for name in findings.results
         for effect, c in findings.effects.get(name, {}).items()
     ]
@@ -65,12 +69,12 @@ def on_screen(findings: Findings) -> list[str | Table]:
     return blocks
 
 
-def estimate_cells(c: Comparison, metric: str) -> list[str]:
+def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
     digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.enough_items:
         return [estimate, "unknown", "unknown", "-"]
-    most = METRICS[metric].largest
+    most = largest_effect(metric, factors)
     low, high = max(-most, c.difference - c.threshold), min(most, c.difference + c.threshold)
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
