@@ -76,8 +76,8 @@ WORDS = """\
 better; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the two-sided
 p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The ratio alone
 misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of freedom**, d.o.f.)
-is itself badly known, and 8 times it can be p = 0.01. So many times the noise are significant at 5 %, for two arms,
-where all noise has so many:"""
+is itself badly known, and 8 times it can be p = 0.01. How many times its noise a single difference has to be for 5 %, by
+the degrees of freedom of that noise:"""
 
 DEGREES_OF_FREEDOM = (1, 2, 3, 4, 6, 10, 20, 60)  # of the table beside WORDS
 
