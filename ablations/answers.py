@@ -21,14 +21,8 @@ __all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_er
 
 
 def take_format(words: list[str]) -> tuple[bool, list[str]]:
-    """Take the word FORMAT out of NAME=VALUE words.
-
-    Returns:
-        (whether FORMAT=json is among the words, the words without FORMAT).
-
-    Raises:
-        ConfigError: the format is unknown, or is given twice; the message names the formats.
-    """
+    """Take the word FORMAT out of NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
+    FORMAT). Raises ConfigError where the format is unknown, or is given twice; the message names the formats."""
     formats = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
     if len(formats) > 1:
         raise ConfigError("FORMAT is given twice")

@@ -43,10 +43,7 @@ Budget = TokenBudget | ClockBudget
 
 def clock_seconds(text: str) -> float | None:
     """The seconds of a wall clock in the setting train.budget, such as "24h"; None where the setting is "tokens".
-
-    Raises:
-        ValueError: the text is neither; the message names what is allowed.
-    """
+    Raises ValueError where the text is neither; the message names what is allowed."""
     if text == "tokens":
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
@@ -115,11 +112,8 @@ def learning_rate(train: TrainConfig, t: float) -> float:
     """The learning rate when the share `t` of the budget is used up; after t = 1 it stays the same.
 
     The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
-    warm-up is linear, from 0.
-
-    Args:
-        train: the settings of the section `train`.
-        t: what `share` of the run's budget returns.
+    warm-up is linear, from 0. `train`: the settings of the section `train`; `t`: what `share` of the run's budget
+    returns.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

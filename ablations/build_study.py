@@ -43,7 +43,6 @@ def build_study(
 
     Args:
         factor: the name of what is varied, such as "position".
-        question: the question of the study.
         expect: what was expected before any run.
         setting: (key, value) of the settings of all runs.
         arm_values: (key, value) of the setting that makes each arm, or a part of a recipe and the preset to take it
@@ -106,11 +105,8 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study without a design: the baseline, and one for each pair (key, value).
-
-    Raises:
-        ConfigError: a setting cannot make an arm, has no effect, or makes the baseline or another arm.
-    """
+    """The arms of a study without a design: the baseline, and one for each pair (key, value). Raises ConfigError where
+    a setting cannot make an arm, has no effect, or makes the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
@@ -137,11 +133,8 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
 
 def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
     """The runs of a study, every arm at the first seed, then at the next. `values`: (key, value) of the settings of all
-    runs; `folder`: that of the run directories.
-
-    Raises:
-        ConfigError: an arm differs from the baseline in more than its delta, or two runs are equal.
-    """
+    runs; `folder`: that of the run directories. Raises ConfigError where an arm differs from the baseline in more than
+    its delta, or two runs are equal."""
     cells = []
     names: dict[str, str] = {}  # of the cells by fingerprint
     for seed in seeds:
@@ -167,11 +160,8 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 def _crossed(deltas: Deltas, cross: str) -> Factorial:
     """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
-    combinations. `cross`: the value of the word CROSS, such as "1/2".
-
-    Raises:
-        ConfigError: a factor has two values, or the factors do not allow this fraction.
-    """
+    combinations. `cross`: the value of the word CROSS, such as "1/2". Raises ConfigError where a factor has two values,
+    or the factors do not allow this fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -187,11 +177,7 @@ def _crossed(deltas: Deltas, cross: str) -> Factorial:
 
 def _tuned(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
     """Run every arm at several learning rates: `multiples` of the baseline's, which is `common`. The arms at the other
-    rates are added to `deltas`.
-
-    Raises:
-        ConfigError: an arm changes train.lr itself.
-    """
+    rates are added to `deltas`. Raises ConfigError where an arm changes train.lr itself."""
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}

@@ -38,11 +38,8 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def run_json(self) -> dict[str, Any] | None:
-        """The content of run.json in the run directory, or None before the first launch.
-
-        Raises:
-            Damaged: the file is incomplete, or is not that of a run.
-        """
+        """The content of run.json in the run directory, or None before the first launch. Raises Damaged where the file
+        is incomplete, or is not that of a run."""
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
     def check_recorded(self) -> None:

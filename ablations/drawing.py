@@ -107,10 +107,6 @@ def lines(
     """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
 
     Args:
-        title: the heading of the figure.
-        curves: the curves.
-        xlabel: the text under the horizontal axis.
-        ylabel: the text beside the vertical axis.
         logx: whether the horizontal axis is logarithmic.
         logy: whether the vertical axis is logarithmic.
         zero: whether to draw a line at zero.
@@ -237,13 +233,8 @@ def _clipped(x: float, most: float) -> float:
 def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
     without effects. An interval that is far wider than the others ends in arrows, so that the others can be read.
-
-    Args:
-        title: the heading of the figure.
-        effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
-            beside it).
-        xlabel: the text under the axis.
-    """
+    `effects`: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text beside
+    it)."""
     if not effects:
         return ""
     halves = [half for _, _, half, *_ in effects if math.isfinite(half)] or [0.0]
@@ -284,14 +275,8 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw.
-
-    Args:
-        title: the heading of the figure.
-        rows: (label, an amount for each of `parts`, text at the end).
-        parts: the names of the parts of each bar.
-        xlabel: the text under the bars.
-    """
+    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
+    (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -319,9 +304,6 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     """Draw a table of coloured cells. Returns the figure as SVG text.
 
     Args:
-        title: the heading of the figure.
-        rows: the names of the rows.
-        columns: the names of the columns.
         cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
             Positive strengths have the colour for good, negative ones that for bad, zero none.
     """

@@ -47,10 +47,7 @@ def comment(key: str) -> str:
 
 def commented(text: str) -> str:
     """The text of baseline.yaml with the comments of all settings made anew; its header and values stay as they are.
-
-    Args:
-        text: the present content of baseline.yaml.
-    """
+    `text`: the present content of baseline.yaml."""
     lines: list[str] = []
     section = ""
     for line in text.splitlines():

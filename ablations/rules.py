@@ -14,11 +14,8 @@ FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of 
 
 
 def check(run: Run) -> None:
-    """Apply every rule to the settings of a run.
-
-    Raises:
-        ConfigError: a rule is broken; the message is that of the first broken rule.
-    """
+    """Apply every rule to the settings of a run. Raises ConfigError where a rule is broken; the message is that of the
+    first broken rule."""
     for rule in RULES:
         if complaint := rule(run):
             raise ConfigError(complaint)

@@ -167,11 +167,8 @@ class Run:
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:
     """The run with the micro-batch (sequences of a forward pass) that fits `ranks` data-parallel ranks:
-    layout.micro_batch, or less where a rank's share of the smallest batch is smaller.
-
-    Raises:
-        ConfigError: a batch of the run cannot be spread over the ranks in whole micro-batches.
-    """
+    layout.micro_batch, or less where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch
+    of the run cannot be spread over the ranks in whole micro-batches."""
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
     for size in sizes:

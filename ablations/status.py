@@ -17,19 +17,12 @@ REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run according to the files of its directory.
-
-    Args:
-        cell: the run.
-        now: seconds since the epoch; None: the present time.
-
-    Returns:
-        "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row of the
-        metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat; "nodes",
-        their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved], numbers
-        of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
-        "zero_shot", the headline scores.
-    """
+    """The state of a run according to the files of its directory. `now`: seconds since the epoch; None: the present
+    time. Returns "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row
+    of the metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat;
+    "nodes", their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved],
+    numbers of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
+    "zero_shot", the headline scores."""
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
     attempts, damaged_attempts = rundir.read_attempts(folder)

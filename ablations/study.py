@@ -30,11 +30,8 @@ __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
 
 def from_args(words: list[str]) -> Study:
-    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created.
-
-    Raises:
-        ConfigError: a word or a value is not allowed; the message names what is.
-    """
+    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created. Raises
+    ConfigError where a word or a value is not allowed; the message names what is."""
     values = parse_words(words)
     set_words = assignments("SET", values.get("SET", ""))
     factor, arms, corpus = _arms(values)
@@ -96,11 +93,7 @@ def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
     """(key, value) of the settings that the words set for all runs. `set_words`: those of the word SET; `corpus`: that
-    of all runs, or "".
-
-    Raises:
-        ConfigError: two words set the same.
-    """
+    of all runs, or "". Raises ConfigError where two words set the same."""
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
     if corpus:
         setting.append(("data.corpus", corpus))
@@ -117,11 +110,8 @@ def _settings_of_all_runs(
 
 def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
     """The arms that the words for factors (POS, ACT, ...) and ARM ask for: (the name of the factor, (key, value) of
-    each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor.
-
-    Raises:
-        ConfigError: DATA names several corpora for all runs, or is combined with an arm of data.corpus.
-    """
+    each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor. Raises ConfigError
+    where DATA names several corpora for all runs, or is combined with an arm of data.corpus."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -157,11 +147,7 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
     """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate or
-    ()).
-
-    Raises:
-        ConfigError: the two are combined with each other or with MORE=auto, or a value is not allowed.
-    """
+    ()). Raises ConfigError where the two are combined with each other or with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -176,11 +162,8 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
     """The predictions of a study: those of its file and those of the word PREDICT. Where the word STUDY does not name
-    the file, its predictions about arms that are not run are left out.
-
-    Raises:
-        ConfigError: a text is no prediction, or names an arm that is not run.
-    """
+    the file, its predictions about arms that are not run are left out. Raises ConfigError where a text is no
+    prediction, or names an arm that is not run."""
     lines = file.predictions if file else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
@@ -189,11 +172,8 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
     """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: of each arm,
-    before any are added; `arms`: whether there are arms beside the baseline.
-
-    Raises:
-        ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
-    """
+    before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError where a word that names
+    a criterion is not valid, or MORE=auto cannot add seeds."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -226,11 +206,7 @@ def _seeds_added(study: Study, most: int) -> int:
 
 def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """The arms of a study file but those that equal the baseline under the settings of all runs, since a file is
-    written for several sizes. Arms and settings are (key, value).
-
-    Raises:
-        ConfigError: no arm remains.
-    """
+    written for several sizes. Arms and settings are (key, value). Raises ConfigError where no arm remains."""
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
     if arms and not left:

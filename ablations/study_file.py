@@ -48,12 +48,8 @@ def study_names() -> list[str]:
 
 
 def read_study(name: str) -> StudyFile:
-    """Read the study file ablations/studies/`name`.yaml.
-
-    Raises:
-        ConfigError: there is no such file, or it is not a study file; the message names the file and what it must
-            contain.
-    """
+    """Read the study file ablations/studies/`name`.yaml. Raises ConfigError where there is no such file, or it is not a
+    study file; the message names the file and what it must contain."""
     names = study_names()
     if name not in names:
         raise ConfigError(f"STUDY={_short(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}")

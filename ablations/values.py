@@ -31,7 +31,6 @@ def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
     Args:
         key: the name of the setting, for the message.
         kind: the type: bool, int, float, str, a list of one of these, or a Literal of the allowed values.
-        value: the value.
         meaning: the meaning of the setting, for the message.
 
     Raises:

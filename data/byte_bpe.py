@@ -166,16 +166,9 @@ class ByteBPE(Tokenizer):
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
-    """Train byte-level BPE on texts; returns the content of its tokenizer.json.
-
-    Args:
-        sample: the texts.
-        vocab: the number of pieces, special tokens included.
-        specials: the names of the special tokens, which get the last ids.
-
-    Raises:
-        ValueError: the vocabulary is too small, or larger than the texts can fill.
-    """
+    """Train byte-level BPE on texts; returns the content of its tokenizer.json. `sample`: the texts; `vocab`: the
+    number of pieces, special tokens included; `specials`: the names of the special tokens, which get the last ids.
+    Raises ValueError where the vocabulary is too small, or larger than the texts can fill."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 

@@ -73,11 +73,8 @@ PLAIN = Recipe()
 
 
 def check(recipe: Recipe) -> None:
-    """Check a recipe, without reading a document.
-
-    Raises:
-        ValueError: a setting is wrong; the message names what is allowed.
-    """
+    """Check a recipe, without reading a document. Raises ValueError where a setting is wrong; the message names what is
+    allowed."""
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
         if allowed and value not in allowed:
@@ -103,12 +100,8 @@ class Step:
 
     The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": number of documents that were
     shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths":
-    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}.
-
-    Args:
-        name: the name of the filter.
-        make: a function that returns the filter for the task with a given number.
-        folder: where the reports of the tasks go.
+    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the filter; `make`: a
+    function that returns the filter for the task with a given number; `folder`: where the reports of the tasks go.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
@@ -162,12 +155,8 @@ class Step:
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
     """The reports of all tasks of a step, added up: a dictionary with the keys of such a report (see `Step`) and
-    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason.
-
-    Args:
-        name: the name of the filter.
-        folder: the folder with the reports.
-    """
+    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason. `name`: the name of the
+    filter; `folder`: the folder with the reports."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -286,12 +275,8 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
 def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
     """How many rows of each evaluation task the corpus contains: the dictionary `rows_of_tasks` with two further
     entries for each task, "found", the number of its rows that occur in the corpus, and "documents", the number of
-    documents that contain one.
-
-    Args:
-        rows_of_tasks: the result of `index_tasks`.
-        to: the folder with the files of `index_tasks` and `decontamination_filter`.
-    """
+    documents that contain one. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files of
+    `index_tasks` and `decontamination_filter`."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -307,12 +292,8 @@ def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any
 
 def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     """The filter that removes documents that share an n-gram with an evaluation task; the reason names all these tasks.
-    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`.
-
-    Args:
-        to: the folder with the hashes that `index_tasks` has written.
-        rank: the number of the task of the pipeline.
-    """
+    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`. `to`: the folder with the
+    hashes that `index_tasks` has written; `rank`: the number of the task of the pipeline."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 

@@ -225,11 +225,8 @@ def cannot_write_message(error: OSError) -> str:
 
 def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component.
-
-    Raises:
-        Missing: the text is not prepared, and `build` is false.
-    """
+    arms of a study: paths of .jsonl.gz files, one for each component. Raises Missing where the text is not prepared,
+    and `build` is false."""
     where = Store(Path(store), build=build)
     return [
         str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")

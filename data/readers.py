@@ -51,12 +51,8 @@ class Ledger:
 
 
 def check_problem_count(problems: list[str], allowed: int) -> None:
-    """Raise ValueError where there are more problems than allowed; the message names them.
-
-    Args:
-        problems: a sentence for each problem.
-        allowed: how many are tolerated.
-    """
+    """Raise ValueError where there are more problems than allowed; the message names them. `problems`: a sentence for
+    each problem; `allowed`: how many are tolerated."""
     if len(problems) <= allowed:
         return
     shown = problems[:PROBLEMS_SHOWN]
@@ -174,12 +170,8 @@ class HubFile(io.RawIOBase):
     """A file of the hub, read in ranges over HTTP and hashed meanwhile.
 
     Of huggingface_hub only the HTTP client is used, which tries five times before it fails: its own file system lists
-    the whole repository in every process.
-
-    Args:
-        address: hf://datasets/organisation/name@commit/path.
-        size: the bytes of the file, as the hub lists them.
-        sha256: the sha256 that the hub lists; another value is not compared.
+    the whole repository in every process. `address`: hf://datasets/organisation/name@commit/path; `size`: the bytes of
+    the file, as the hub lists them; `sha256`: the sha256 that the hub lists; another value is not compared.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):

@@ -109,16 +109,9 @@ class SentencePiece(Tokenizer):
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file.
-
-    Args:
-        sample: the texts.
-        vocab: the number of pieces.
-        kind: "bpe" or "unigram".
-
-    Raises:
-        ValueError: the texts allow no such vocabulary; the message names the sizes that are possible.
-    """
+    """Train a SentencePiece model on texts; returns the content of its file. `sample`: the texts; `kind`: "bpe" or
+    "unigram". Raises ValueError where the texts allow no such vocabulary; the message names the sizes that are
+    possible."""
     import sentencepiece
 
     model = io.BytesIO()

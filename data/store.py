@@ -53,7 +53,6 @@ def prepared(
     `make` it starts again from the beginning.
 
     Args:
-        store: the store of prepared data.
         name: how the folder's name begins.
         inputs: everything that its content depends on, as a JSON object.
         make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
@@ -109,10 +108,7 @@ def _build(
 
 def _begin(work: Path) -> None:
     """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
-
-    Raises:
-        RuntimeError: another version of the code has begun it.
-    """
+    Raises RuntimeError where another version of the code has begun it."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -185,16 +181,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     """Check that the files of a folder are what was written. Sizes are always compared; hashes where a file has changed
-    since the last comparison, unless store.build is false.
-
-    Args:
-        folder: the folder.
-        files: {name: {"bytes", "sha256"}} of its files, as written.
-        store: the store of prepared data, which remembers comparisons.
-
-    Raises:
-        ValueError: a file is missing or is not what was written; the message names it.
-    """
+    since the last comparison, unless store.build is false. `files`: {name: {"bytes", "sha256"}} of its files, as
+    written; `store`: the store of prepared data, which remembers comparisons. Raises ValueError where a file is missing
+    or is not what was written; the message names it."""
     states, paths = [], [folder / name for name in files]
     for name, written in files.items():
         path = folder / name
@@ -240,11 +229,8 @@ def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
 
 def content_hash(path: Path, store: Store) -> str:
     """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
-    changes (only the system can set the ctime).
-
-    Raises:
-        Missing: the hash is not in the store, and `store.build` is false.
-    """
+    changes (only the system can set the ctime). Raises Missing where the hash is not in the store, and `store.build` is
+    false."""
     note = store.path / "hashes" / digest(_file_state(path))[:32]
     if _is_valid(note, [path], store):
         return note.read_text("utf-8")

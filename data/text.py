@@ -34,13 +34,7 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
     """The filtered and deduplicated text of a corpus that is not a blend: the folder of the text, and its manifest.
-    Missing text is prepared.
-
-    Args:
-        name: the corpus.
-        recipe: which documents are removed.
-        store: the store of prepared data.
-    """
+    Missing text is prepared. `name`: the corpus; `recipe`: which documents are removed."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -217,13 +211,8 @@ def _read_and_filter(
     run: Run,
 ) -> tuple[list[str], dict[str, int], int]:
     """Read and filter the documents, in `count` tasks, and write those that are kept, their digests and signatures.
-
-    Returns:
-        (all problems, {kind: number of records that were not documents}, the number of documents that were read).
-
-    Raises:
-        ValueError: there are more problems than allowed.
-    """
+    Returns (all problems, {kind: number of records that were not documents}, the number of documents that were read).
+    Raises ValueError where there are more problems than allowed."""
     from datatrove.pipeline.writers import JsonlWriter
 
     make: dict[str, Callable[[int], Callable[[Any], str]]] = {
@@ -336,11 +325,8 @@ def _gather_valid(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
     """Write the held-out documents into one file. Returns {"sha256", "train" and "valid": {"documents", "bytes"}} of
-    the text. The last four arguments are for the message.
-
-    Raises:
-        ValueError: no document is left for training or for validation.
-    """
+    the text. The last four arguments are for the message. Raises ValueError where no document is left for training or
+    for validation."""
     import orjson
 
     sha, counts = hashlib.sha256(), {}

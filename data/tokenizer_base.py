@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 
 class Tokenizer:
     """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever it contains.
-
-    Args:
-        path: where the file is, for error messages.
-        content: the bytes of the file.
-
-    Raises:
-        ValueError: the content is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode.
-    """
+    `path`: where the file is, for error messages; `content`: the bytes of the file. Raises ValueError where the content
+    is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode."""
 
     kind: str
     path: Path
@@ -72,11 +66,8 @@ class Tokenizer:
         return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes.
-
-        Raises:
-            RuntimeError: the ids differ for a text.
-        """
+        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes. Raises
+        RuntimeError where the ids differ for a text."""
 
 
 def valid_unicode(texts: Iterable[str]) -> list[bytes]:

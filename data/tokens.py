@@ -58,7 +58,6 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
     Args:
         prefix: the path of the two files without extension.
         documents: pairs (text, domain).
-        tokenizer: the tokenizer.
 
     Returns: {domain: its counts}.
 
@@ -103,11 +102,8 @@ def join(parts: list[str | Path], prefix: str | Path) -> None:
 
 def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
     """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped. `prefix`:
-    the path of the .bin and .idx file, without extension.
-
-    Raises:
-        ValueError: the .idx file is not an index of this format, or does not belong to the .bin file.
-    """
+    the path of the .bin and .idx file, without extension. Raises ValueError where the .idx file is not an index of this
+    format, or does not belong to the .bin file."""
     with open(f"{prefix}.idx", "rb") as file:
         head = file.read(HEADER.size)
     magic, version, code, count, _ = HEADER.unpack(head) if len(head) == HEADER.size else (b"", 0, 0, 0, 0)

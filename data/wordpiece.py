@@ -96,10 +96,8 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     are not ASCII; here they are kept and get pieces.
 
     Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table, so that two trainings
-    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first.
-
-    Raises:
-        ValueError: the text allows no such vocabulary; the message names the smallest or largest possible one.
+    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first. Raises
+    ValueError where the text allows no such vocabulary; the message names the smallest or largest possible one.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers

@@ -79,11 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_names(tasks: list[str]) -> None:
     """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
-    takes seconds to import.
-
-    Raises:
-        ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
-    """
+    takes seconds to import. Raises ValueError where a name is no task, group or pattern of lm-eval, or names tasks that
+    cannot be run here."""
     if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
@@ -91,11 +88,8 @@ def check_names(tasks: list[str]) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated.
-
-    Raises:
-        ValueError: it is not, or has no such weights yet.
-    """
+    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
+    has no such weights yet."""
     location.read_run_json(directory)
     if weights_of(directory):
         return
@@ -107,14 +101,8 @@ def check_run(directory: Path) -> None:
 
 
 def judge_run(directory: Path, requested: Requested | None, args: argparse.Namespace) -> None:
-    """Evaluate all weights of a run that have no current result, and print a line for each.
-
-    Args:
-        args: the parsed command line.
-
-    Raises:
-        ValueError: a task failed; the results of the others are written.
-    """
+    """Evaluate all weights of a run that have no current result, and print a line for each. Raises ValueError where a
+    task failed; the results of the others are written."""
     from eval import results
     from eval.judge import judge
 

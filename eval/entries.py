@@ -16,10 +16,7 @@ Samples = list[dict[str, Any]]  # the outcomes of a task's items, as they are wr
 
 def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
     """The entries in eval.json of tasks made from held-out text, {task: entry}, and the samples of all of them.
-
-    Args:
-        outcomes: {task: its result from `harness.evaluate`}.
-    """
+    `outcomes`: {task: its result from `harness.evaluate`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         spec, items = tasks[name]
@@ -47,11 +44,8 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
 
 
 def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """The entries in eval.json of tasks of lm-eval, {task: entry}, and the samples of all of them.
-
-    Args:
-        outcomes: {task: its result from `harness.evaluate_named`}.
-    """
+    """The entries in eval.json of tasks of lm-eval, {task: entry}, and the samples of all of them. `outcomes`: {task:
+    its result from `harness.evaluate_named`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         samples = outcome["samples"]
@@ -67,11 +61,8 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
 
 def loss(samples: Samples) -> dict[str, Any]:
     """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each byte has the
-    same weight: the value is the ratio of the sums, and not the mean of the documents' ratios.
-
-    Args:
-        samples: [{"nats", "bytes"}] of the documents.
-    """
+    same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`: [{"nats",
+    "bytes"}] of the documents."""
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
@@ -82,11 +73,8 @@ def loss(samples: Samples) -> dict[str, Any]:
 
 
 def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """The held-out loss of each domain: {corpus: {domain: loss}}.
-
-    Args:
-        outcomes: {"corpus/domain": its result from `harness.evaluate`}.
-    """
+    """The held-out loss of each domain: {corpus: {domain: loss}}. `outcomes`: {"corpus/domain": its result from
+    `harness.evaluate`}."""
     return {
         corpus: {
             name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
@@ -99,10 +87,7 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
 
 def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
     """The mean over the tasks that count in it, in percent: {"value", "stderr", "chance"}; None where there are none.
-
-    Args:
-        entries: the tasks' entries in eval.json.
-    """
+    `entries`: the tasks' entries in eval.json."""
     counted = [entry for entry in entries if entry["mean"]]
     if not counted:
         return None

@@ -51,16 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
-
-    Args:
-        directory: the run directory.
-        to: the folder to create; None: HUB in the run directory, replacing an earlier export of this run.
-        store: the store of prepared data; None: that of the run's OUT folder.
-
-    Raises:
-        ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
-            checkpoint does not compute the same. No checkpoint is left then.
-    """
+    `to`: the folder to create; None: HUB in the run directory, replacing an earlier export of this run; `store`: the
+    store of prepared data; None: that of the run's OUT folder. Raises ValueError where the run is not finished or is
+    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint does not compute the same. No
+    checkpoint is left then."""
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
@@ -133,16 +127,8 @@ def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
     """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
-    sequence.
-
-    Args:
-        encoded: the token ids of each held-out document.
-        eod: the id of the end-of-document token, which is put before each document.
-        seq: the training length.
-
-    Raises:
-        ValueError: there is no held-out text.
-    """
+    sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the end-of-document token, which is
+    put before each document; `seq`: the training length. Raises ValueError where there is no held-out text."""
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]

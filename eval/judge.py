@@ -51,7 +51,6 @@ def judge(
     """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
 
     Args:
-        directory: the run directory.
         weights: the weights, those at the end of training or those of a step.
         requested: tasks of lm-eval to run besides those made from held-out text.
         store: the store of prepared data; None: that of the run's OUT folder.
@@ -173,7 +172,6 @@ def load(
     number of GPUs.
 
     Args:
-        directory: the run directory.
         weights: the weights to read, those at the end of training or those of a step.
         run: the content of run.json.
         store: the store of prepared data, with the tokenizer.
@@ -226,11 +224,7 @@ def start_ranks(
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A context with a progress bar on the terminal. Yields the function that moves it, whose arguments are the number
-    of finished tokens and of all tokens.
-
-    Args:
-        name: what is evaluated.
-    """
+    of finished tokens and of all tokens. `name`: what is evaluated."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

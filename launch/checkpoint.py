@@ -90,18 +90,10 @@ class Checkpoints:
         self.seconds = 0.0  # seconds until the last checkpoint was whole
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it
-        together.
-
-        Args:
-            step: the number of optimizer steps made.
-            fragments: this rank's share of weights and optimizer moments.
-            state: what else a continued run needs, as values that JSON can hold, the same on all ranks; `load` returns
-                it.
-
-        Raises:
-            CheckpointError: the save before this one has failed.
-        """
+        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it together.
+        `fragments`: this rank's share of weights and optimizer moments; `state`: what else a continued run needs, as
+        values that JSON can hold, the same on all ranks; `load` returns it. Raises CheckpointError where the save
+        before this one has failed."""
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
@@ -300,11 +292,8 @@ def _first_of_all_ranks(complaints: list[str]) -> str:
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
     """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
-    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew.
-
-    Raises:
-        CheckpointError: elements of a parameter are missing, or the parameter was saved in another shape.
-    """
+    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew. Raises
+    CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:

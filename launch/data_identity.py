@@ -14,11 +14,8 @@ from ablations.study import Cell, Study
 
 def check_files(study: Study) -> None:
     """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
-    prepared. The files' hashes are remembered; only files that changed since are read again.
-
-    Raises:
-        ConfigError: a file has changed, or the corpus cannot be read.
-    """
+    prepared. The files' hashes are remembered; only files that changed since are read again. Raises ConfigError where a
+    file has changed, or the corpus cannot be read."""
     from data.prepare import changes, source_identities
 
     store = study.out / rundir.DATA
@@ -34,11 +31,8 @@ def check_files(study: Study) -> None:
 
 
 def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that the run was trained on.
-
-    Raises:
-        ConfigError: the store of prepared data now has another text or tokenizer under the same name.
-    """
+    """Compare the prepared text and tokenizer of each run with those that the run was trained on. Raises ConfigError
+    where the store of prepared data now has another text or tokenizer under the same name."""
     from data.corpus import Missing
     from data.prepare import changes, prepare
 

@@ -151,7 +151,6 @@ class Engine:
 
         Args:
             batch: this rank's sequences, on the host.
-            lr: the learning rate of the step.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
             save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
@@ -262,16 +261,9 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step` in the background. All ranks call it together.
-
-        Args:
-            checkpoints: the run's checkpoints.
-            step: the number of optimizer steps made.
-            progress: values that JSON can hold, the same on all ranks; `load` returns them.
-
-        Raises:
-            CheckpointError: the save before this one has failed, or the ranks' copies of a weight are no longer equal.
-        """
+        """Begin to write checkpoint `step` in the background. All ranks call it together. `progress`: values that JSON
+        can hold, the same on all ranks; `load` returns them. Raises CheckpointError where the save before this one has
+        failed, or the ranks' copies of a weight are no longer equal."""
         check_equal_weights(self.model, step)
         steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
         assert len(steps) == 1, "AdamW's step counters differ between parameter groups"
@@ -280,17 +272,9 @@ class Engine:
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
         """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call it together.
-
-        Args:
-            checkpoints: the run's checkpoints.
-            before: consider only checkpoints of steps before this one; None: all.
-
-        Returns:
-            The `progress` that was given to `save`, or None when there is no checkpoint.
-
-        Raises:
-            CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
-        """
+        `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that was given
+        to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks elements that
+        the model needs, or all checkpoints are damaged."""
         state = checkpoints.load(self.fragments(), before)
         if state is None:
             return None
@@ -356,15 +340,10 @@ def build(model: Any, run: Run, world: int) -> Engine:
     """Set up the engine that trains a model under DeepSpeed: optimizer, ZeRO, the fastest attention kernel, and
     torch.compile where layout.compile asks for it.
 
-    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
-
-    Args:
-        model: a model.gpt.GPT with its initial weights.
-        run: the run's configuration, with a micro-batch.
-        world: the number of ranks.
-
-    Raises:
-        ConfigError: CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do not work with.
+    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model. `model`: a
+    model.gpt.GPT with its initial weights; `run`: the run's configuration, with a micro-batch; `world`: the number of
+    ranks. Raises ConfigError where CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do
+    not work with.
     """
     deepspeed = import_deepspeed()
     graphs = run.layout.compile == "reduce-overhead"

@@ -137,11 +137,8 @@ def _exit_code(*words: str, output: int | None = None) -> int:
 
 
 def check_tasks(study: Study) -> None:
-    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training.
-
-    Raises:
-        ConfigError: the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
-    """
+    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
+    ConfigError where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
     if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
     if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
@@ -152,10 +149,8 @@ def check_tasks(study: Study) -> None:
 
 def prepare(study: Study, cells: list[Cell]) -> None:
     """Prepare the corpora, tokenizers and token files that the runs `cells` of a study need and that are missing.
-
-    Raises:
-        ConfigError: a corpus cannot be prepared, or differs from what the study's earlier runs were trained on.
-    """
+    Raises ConfigError where a corpus cannot be prepared, or differs from what the study's earlier runs were trained
+    on."""
     from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
@@ -179,12 +174,8 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 def runs_at_a_time(study: Study) -> int:
     """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
-    CPUs as many as the cores allow.
-
-    Raises:
-        ConfigError: JOBS is more than the processors allow, and a wall clock ends the runs, so that each would train
-            less.
-    """
+    CPUs as many as the cores allow. Raises ConfigError where JOBS is more than the processors allow, and a wall clock
+    ends the runs, so that each would train less."""
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
@@ -201,8 +192,6 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
     where the study asks for that.
 
     Args:
-        study: the study of the run.
-        cell: the run.
         phases: {run directory: the run's phase, such as "training"}, updated here for the progress display.
         processes: starts the commands as child processes.
 
@@ -271,11 +260,8 @@ def until_decided(
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
     before its runs; otherwise its verdicts would not count. `output`: a file descriptor to print to; None: standard
-    output.
-
-    Raises:
-        ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
-    """
+    output. Raises ConfigError where the study adds seeds, and its metric, margin or noise floor was chosen after its
+    runs."""
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
@@ -283,11 +269,7 @@ def check_criteria(study: Study, output: int | None = None) -> None:
 
 def undecided(study: Study, output: int | None = None) -> bool:
     """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
-    `output` or standard output.
-
-    Raises:
-        ConfigError: the runs cannot be compared.
-    """
+    `output` or standard output. Raises ConfigError where the runs cannot be compared."""
     code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
     if code not in (Exit.FINISHED, Exit.UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
@@ -298,13 +280,7 @@ def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report.
 
     With FORMAT=json only the report's answer is printed to standard output, and the report's exit code is returned
-    unless a run failed.
-
-    Args:
-        words: the NAME=VALUE words of the command line.
-
-    Returns:
-        The exit code, an `Exit`.
+    unless a run failed. `words`: the NAME=VALUE words of the command line. Returns the exit code, an `Exit`.
     """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
@@ -317,16 +293,9 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """Train and evaluate the runs that are not finished, write the report, and print errors.
-
-    Args:
-        words: the NAME=VALUE words of the command line.
-        json_to: the stream to which errors are written as JSON; None where FORMAT=json is not asked for. The report
-            prints its own answer.
-
-    Returns:
-        The exit code, an `Exit`.
-    """
+    """Train and evaluate the runs that are not finished, write the report, and print errors. `words`: the NAME=VALUE
+    words of the command line; `json_to`: the stream to which errors are written as JSON; None where FORMAT=json is not
+    asked for. The report prints its own answer. Returns the exit code, an `Exit`."""
     as_json = json_to is not None
 
     def refused(reason: str, code: Exit) -> Exit:

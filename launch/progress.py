@@ -92,11 +92,8 @@ class Progress:
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """Seconds that one run still takes, from now on, or from its beginning where it waits.
-
-        Args:
-            speed: tokens per second to assume where the run has logged no speed.
-        """
+        """Seconds that one run still takes, from now on, or from its beginning where it waits. `speed`: tokens per
+        second to assume where the run has logged no speed."""
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
         usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
         usual["training"] = cell.run.seconds_left(metric) or 0.0

@@ -11,11 +11,7 @@ from model.shard import SINGLE, Ranks
 
 def ranks(run: Run) -> Ranks:
     """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
-    `deepspeed_setup.start`.
-
-    Raises:
-        ConfigError: the number of ranks is no multiple of layout.tp.
-    """
+    `deepspeed_setup.start`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
     if run.layout.tp == 1:
         return SINGLE
     if dist.get_world_size() % run.layout.tp:
@@ -26,11 +22,8 @@ def ranks(run: Run) -> Ranks:
 
 
 def layers(run: Run, tp: Ranks) -> Layers:
-    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`.
-
-    Raises:
-        ConfigError: the run combines train.precision=fp8 with layout.tp above 1.
-    """
+    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`. Raises
+    ConfigError where the run combines train.precision=fp8 with layout.tp above 1."""
     if run.train.precision != "fp8":
         return tp.layers
     if tp.size > 1:

@@ -89,7 +89,6 @@ def train(cell: Cell, out: Path) -> None:
     """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Args:
-        cell: the run.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -131,7 +130,6 @@ def start_session(cell: Cell, out: Path) -> Session:
     """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
 
     Args:
-        cell: the run.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -221,12 +219,8 @@ def launch_step(session: Session) -> None:
 
 def read_steps(session: Session, all_of_them: bool) -> StepResults:
     """Wait for launched steps and add their losses to the state. At a divergence, stop reading; the state then has the
-    number of the step that diverged.
-
-    Args:
-        all_of_them: wait for all launched steps; otherwise for all but the last, which goes on while the host works.
-            Once a rank wants a checkpoint or training to stop, all are waited for anyway.
-    """
+    number of the step that diverged. `all_of_them`: wait for all launched steps; otherwise for all but the last, which
+    goes on while the host works. Once a rank wants a checkpoint or training to stop, all are waited for anyway."""
     state, unread = session.state, session.unread
     norm, save, leave, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
@@ -244,15 +238,9 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines
-    of the log.
-
-    Args:
-        results: what `read_steps` returned, with the divergence.
-
-    Raises:
-        manifest.Diverged: the configuration allows no further rollback, or there is no checkpoint early enough.
-    """
+    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines of
+    the log. `results`: what `read_steps` returned, with the divergence. Raises manifest.Diverged where the
+    configuration allows no further rollback, or there is no checkpoint early enough."""
     session.unread.clear()
     with session.watch.storing():
         session.state = go_back(

@@ -168,13 +168,10 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than it was. The event names
-        a rank that computes longer than the others. The next event follows only after training was as fast again.
-
-        Args:
-            tokens_per_second: the throughput since the last call.
-            busy: seconds that each rank spent in forward passes since the last call, without waiting for other ranks.
-        """
+        """Record the throughput, and write an event when training has become much slower than it was. The event names a
+        rank that computes longer than the others. The next event follows only after training was as fast again.
+        `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
+        since the last call, without waiting for other ranks."""
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
             return

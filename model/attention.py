@@ -84,7 +84,6 @@ def prepare(
     Positions act in this function and nowhere else in attention, so that no layer can miss them.
 
     Args:
-        position: the model's position scheme.
         heads: attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
@@ -126,7 +125,6 @@ def visible_bias(
     where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
 
     Args:
-        position: the model's position scheme.
         heads: H, the attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         objective: which tokens see each other.

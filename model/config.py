@@ -10,10 +10,8 @@ from model.setting import Setting, check_ranges
 class ModelConfig:
     """One transformer. Every field is an axis that a study may vary.
 
-    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
-
-    Raises:
-        ValueError: the fields do not make a model together; the message says what would.
+    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`). Raises
+    ValueError where the fields do not make a model together; the message says what would.
     """
 
     layers: Annotated[int, Setting("transformer blocks", at_least=1)]

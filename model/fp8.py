@@ -21,11 +21,8 @@ from model.linear import Layers
 
 class FP8Linear(nn.Linear):
     """torch.nn.Linear whose three products (output, gradients of input and weight) have operands rounded to FP8: e4m3,
-    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias.
-
-    Raises:
-        TypeError: the input is not bf16.
-    """
+    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias. Raises
+    TypeError where the input is not bf16."""
 
     w8_FD: Tensor  # with the two below, what `fp8.cast_weight` made of the weight; there once it was called for
     w8_DF: Tensor

@@ -230,12 +230,8 @@ class GPT(nn.Module):
         return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V].
-
-        Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where it needs none.
-        """
+        """[B, T] token ids -> logits [B, T, V]. `extents_B`: for each sequence the number that the objective needs,
+        such as the length of its prefix; None where it needs none."""
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:

@@ -113,31 +113,19 @@ class Objective:
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether the token at position `q` sees that at position `k` in sequence `b` of the batch: bool, in the shape
-        to which the integer tensors b, q and k broadcast.
-
-        Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where it needs none.
-        """
+        to which the integer tensors b, q and k broadcast. `extents_B`: for each sequence the number that the objective
+        needs, such as the length of its prefix; None where it needs none."""
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
         """Check that extents are given where the objective has extents, and only there. Otherwise attention would
-        differ from that in training.
-
-        Raises:
-            ValueError: they are missing, or superfluous.
-        """
+        differ from that in training. Raises ValueError where they are missing, or superfluous."""
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
         """The extent (see `Batch.extents_B`) of a sequence in evaluation, where its first `context` tokens are given
-        and the rest is scored.
-
-        Raises:
-            ValueError: this objective gives no left-to-right likelihood.
-        """
+        and the rest is scored. Raises ValueError where this objective gives no left-to-right likelihood."""
         return 0
 
 

@@ -49,11 +49,7 @@ class InactiveFactor(RuntimeError):
 
 
 def require(proofs: Iterable[Proof]) -> None:
-    """Check that all proofs passed.
-
-    Raises:
-        InactiveFactor: some did not; the message names them.
-    """
+    """Check that all proofs passed. Raises InactiveFactor where some did not; the message names them."""
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
         listed = "\n  ".join(failed)
@@ -66,10 +62,8 @@ def prove(model: Any) -> list[Proof]:
     seconds at most.
 
     Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
-    it passes on all ranks.
-
-    Returns:
-        The result of each proof: where it failed on some ranks that of the first of them, else that of the first rank.
+    it passes on all ranks. Returns the result of each proof: where it failed on some ranks that of the first of them,
+    else that of the first rank.
     """
     training = model.training
     model.eval()
@@ -88,11 +82,8 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
 
     The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
     they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
-    computed row by row, so that it needs no more memory than the graph.
-
-    Args:
-        graph, written: compute the mean loss of a batch with the compiled graph and with the eager model.
-        batch: sequences of random tokens.
+    computed row by row, so that it needs no more memory than the graph. `graph`, `written`: compute the mean loss of a
+    batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     saved = [p.detach().clone() for p in params]

@@ -221,12 +221,8 @@ def calibrate_memory() -> dict[str, Any]:
 
 def transfer_error(source: str, target: str) -> tuple[float, float]:
     """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
-    predicted / actual).
-
-    Args:
-        source: the GPU to whose rows the weights are fitted.
-        target: the GPU whose rows are predicted.
-    """
+    predicted / actual). `source`: the GPU to whose rows the weights are fitted; `target`: the GPU whose rows are
+    predicted."""
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]

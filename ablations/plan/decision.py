@@ -40,12 +40,8 @@ class Timeline:
 
 
 def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
-    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published).
-
-    Args:
-        machines: the cluster and its time.
-        spare: the number of spare nodes.
-    """
+    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published). `spare`: the number
+    of spare nodes."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -158,15 +154,8 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Decide what to train with a budget.
-
-    Args:
-        budget: a cluster for a time.
-        tokens: the range of tokens that the model must be trained on; None: BigScience's.
-
-    Raises:
-        ConfigError: the budget is not a cluster for a time.
-    """
+    """Decide what to train with a budget. `budget`: a cluster for a time; `tokens`: the range of tokens that the model
+    must be trained on; None: BigScience's. Raises ConfigError where the budget is not a cluster for a time."""
     machines = budget.cluster
     if machines is None:
         raise ConfigError(

@@ -141,11 +141,7 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document.
-
-    Raises:
-        ConfigError: the folder cannot be created or written.
-    """
+    """Create the folder of a document. Raises ConfigError where the folder cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,12 +9,9 @@ from ablations.values import ConfigError, human
 
 
 def epochs_of_text(study: Study) -> list[str]:
-    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that
-    are not prepared are named.
-
-    Raises:
-        ConfigError: the prepared data are damaged, or cannot be used as the study asks.
-    """
+    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
+    not prepared are named. Raises ConfigError where the prepared data are damaged, or cannot be used as the study
+    asks."""
     from data.corpus import Missing
     from data.prepare import epochs, prepare
 

@@ -84,11 +84,8 @@ class FittedLine:
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     """Extrapolate the difference of every arm from the baseline to a run of `target` FLOPs, from the pairs of several
-    sizes and seeds.
-
-    Raises:
-        ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a pair that other arms have.
-    """
+    sizes and seeds. Raises ConfigError where there are fewer than three sizes or two seeds, or an arm lacks a pair that
+    other arms have."""
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     by_arm = {
         arm: sorted((p for p in pairs if p.arm == arm), key=lambda pair: (pair.compute, pair.seed)) for arm in arms

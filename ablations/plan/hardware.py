@@ -149,11 +149,8 @@ ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100",
 
 
 def hardware(name: str) -> GPU:
-    """The accelerator with this name, in upper or lower case; "a100" is the one with 80 GB.
-
-    Raises:
-        ConfigError: the table has no such accelerator; the message names those that it has.
-    """
+    """The accelerator with this name, in upper or lower case; "a100" is the one with 80 GB. Raises ConfigError where
+    the table has no such accelerator; the message names those that it has."""
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
     if key not in GPUS:
@@ -179,12 +176,7 @@ def accelerator(device: str) -> str:
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
     """The FLOPs that GPUs could do at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit in which
-    "Cramming" states its budgets. None for a device that the table does not have.
-
-    Args:
-        device: the GPU's name in torch, such as "NVIDIA A100-SXM4-80GB".
-        devices: the number of such GPUs.
-        seconds: of training.
-    """
+    "Cramming" states its budgets. None for a device that the table does not have. `device`: the GPU's name in torch,
+    such as "NVIDIA A100-SXM4-80GB"; `devices`: the number of such GPUs; `seconds`: of training."""
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

@@ -39,11 +39,8 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 
 
 def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
-    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first.
-
-    Raises:
-        ConfigError: there are fewer than three sizes, or a size is given twice.
-    """
+    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first. Raises
+    ConfigError where there are fewer than three sizes, or a size is given twice."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:

@@ -63,11 +63,8 @@ class Fit:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
-
-        Args:
-            quantity: computes the quantity from the law's constants, {name: value}.
-        """
+        """The interval that contains the share COVERAGE of the bootstrap values of a quantity. `quantity`: computes the
+        quantity from the law's constants, {name: value}."""
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -116,17 +113,9 @@ def _correlation(points: Sequence[Point]) -> float:
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
     """Fit a law to runs: the law with the least sum of Huber losses, and `resamples` laws fitted to runs drawn with
-    replacement. The points of one run are drawn together, since their noise is not independent.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-        resamples: how many bootstrap resamples are fitted.
-        seed: the seed of the resampling.
-
-    Raises:
-        CannotTell: the runs do not determine the law.
-    """
+    replacement. The points of one run are drawn together, since their noise is not independent. `points`: the runs;
+    `form`: the form of the law: "hoffmann", "kaplan" or "compute". Raises CannotTell where the runs do not determine
+    the law."""
     import numpy as np
 
     check(points, form)
@@ -268,11 +257,8 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
     """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
-    largest size, and the relative error of the prediction for each.
-
-    Raises:
-        CannotTell: the other runs do not determine the law.
-    """
+    largest size, and the relative error of the prediction for each. Raises CannotTell where the other runs do not
+    determine the law."""
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]
     law = fit(rest, form, resamples=1)

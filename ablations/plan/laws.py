@@ -32,14 +32,9 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
     evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
-    decayed.
-
-    Args:
-        folders: the run directories, each with run.json and eval.json.
-
-    Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated on other text; the message names it.
+    decayed. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
+    named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text; the
+    message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:

@@ -69,17 +69,9 @@ def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
-    differ only in the question.
-
-    Args:
-        runs: the runs, such as one of each arm.
-        gpu: the accelerator.
-        gpus: how many of them each run has.
-        site: speeds measured on this accelerator, by which predictions are corrected; None: none.
-
-    Returns:
-        (layouts, the fastest first; sentences on why other kinds of layouts were refused).
-    """
+    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: how many of them each run has;
+    `site`: speeds measured on this accelerator, by which predictions are corrected; None: none. Returns (layouts, the
+    fastest first; sentences on why other kinds of layouts were refused)."""
     fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")

@@ -77,7 +77,6 @@ def power(
         seeds: the variance of the difference that comes from seeds.
         items: the variance of the difference that comes from the evaluated items.
         dof: the degrees of freedom of the variance from the seeds.
-        level: the significance level.
         items_dof: the degrees of freedom of the variance from the items: the effective number of groups, less one.
     """
     from scipy.special import ndtr

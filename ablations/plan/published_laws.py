@@ -58,7 +58,6 @@ def kaplan(
     x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
 
     Args:
-        compute: FLOPs.
         n_at_1: the parameters at a least compute of 1 PF-day.
         n_power: the exponent with which the parameters grow.
         d_at_1: the tokens at a least compute of 1 PF-day.

@@ -63,7 +63,6 @@ def candidates(
     Args:
         low: the least number of parameters.
         high: the largest number of parameters.
-        gpu: the accelerator.
         gpus: how many of them there are.
         batch: sequences of a step.
         vocab: rows of the embedding.

@@ -94,14 +94,8 @@ class Layout:
 
 
 def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
-    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet.
-
-    Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
-        gpu: the accelerator.
-        flash: whether attention is one kernel that does not write the scores to memory.
-    """
+    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet. `flash`:
+    whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
     rows = layout.micro_batch * shape.seq
     passes = 4 if layout.recompute else 3  # the backward pass is two products for each of the forward pass
@@ -181,9 +175,6 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Predict the seconds of one optimizer step.
 
     Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
-        gpu: the accelerator.
         stack: the software whose published speed is used. "Megatron-DeepSpeed" is for pipelines with plain attention,
             as in BigScience's runs. "" stands for the one that is most like our engine: "llm-foundry", and on V100s,
             for which that has no rows, "Megatron-DeepSpeed".

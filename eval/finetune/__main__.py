@@ -64,11 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Fine-tune what the parsed command line asks for. Returns the exit code.
-
-    Raises:
-        ValueError: the command is not valid, or no task could be fine-tuned.
-    """
+    """Fine-tune what the parsed command line asks for. Returns the exit code. Raises ValueError where the command is
+    not valid, or no task could be fine-tuned."""
     if args.run is None and args.external is None and (args.data or args.tasks):
         from eval.finetune.tasks import names_of
 
@@ -130,14 +127,8 @@ def check_words(args: argparse.Namespace) -> None:
 
 def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
     """What the results of each task depend on besides the seed, {task: identity}, of the tasks whose data is there.
-
-    Args:
-        setting: the eval.finetune.train.Setting.
-        sha256: of the pretrained model.
-
-    Raises:
-        ValueError: a task that the user named, or every task, lacks its data.
-    """
+    `setting`: the eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where a task that
+    the user named, or every task, lacks its data."""
     from eval.finetune.tasks import names_of
     from eval.finetune.train import identity
 
@@ -174,16 +165,10 @@ def stored_and_missing(
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0.
-
-    Args:
-        folders: with data of GLUE.
-        names: the tasks to look for.
-        every: whether each of them must have its data, because the user named them.
-
-    Raises:
-        ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
-    """
+    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0. `folders`: with
+    data of GLUE; `names`: the tasks to look for; `every`: whether each of them must have its data, because the user
+    named them. Raises ValueError where a folder does not exist, a file is damaged, no task has its data, or with
+    `every` not all have it."""
     from eval.finetune.tasks import TASKS, find_split, load_split
 
     for folder in folders:
@@ -207,11 +192,7 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
 
 def table_text(table: dict[str, Any]) -> str:
     """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
-    metric the two means over GLUE.
-
-    Args:
-        table: from `eval.finetune.train.summarise`.
-    """
+    metric the two means over GLUE. `table`: from `eval.finetune.train.summarise`."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

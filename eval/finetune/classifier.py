@@ -23,11 +23,7 @@ class Encoded(NamedTuple):
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
-    """Rows of token ids as one batch, padded with id 0.
-
-    Args:
-        side: where padding goes, "right" or "left".
-    """
+    """Rows of token ids as one batch, padded with id 0. `side`: where padding goes, "right" or "left"."""
     B, T = len(rows), max(map(len, rows))
     tokens_BT, real_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
@@ -89,7 +85,6 @@ class Classifier(nn.Module):
         pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
             mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that
             depends on the whole text.
-        dropout: the dropout probability in the head.
         seed: the seed of the head's initial weights.
     """
 

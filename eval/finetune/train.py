@@ -65,11 +65,8 @@ def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[li
     """The batches of an epoch in the order of training, each a list of indices of items.
 
     Items are shuffled; within pools of POOL batches they are sorted by length, to reduce padding; then the batches are
-    shuffled. The order depends on seed and epoch only.
-
-    Args:
-        lengths: the number of tokens of each item.
-        size: items in a batch.
+    shuffled. The order depends on seed and epoch only. `lengths`: the number of tokens of each item; `size`: items in a
+    batch.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -140,13 +137,8 @@ def train(
 
 @torch.inference_mode()
 def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
-    """Logits [N, C] of N items, computed in batches of similar length.
-
-    Args:
-        rows: the token ids of each item.
-        side: where padding goes, "right" or "left".
-        batch: items in a batch.
-    """
+    """Logits [N, C] of N items, computed in batches of similar length. `rows`: the token ids of each item; `side`:
+    where padding goes, "right" or "left"; `batch`: items in a batch."""
     device = next(model.parameters()).device
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -166,10 +158,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     outputs, "collapsed": whether all predictions are the same, "items": [{"id", "value"}]}.
 
     The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
-    a regression it is the negative squared error.
-
-    Raises:
-        ValueError: a logit is NaN or infinite.
+    a regression it is the negative squared error. Raises ValueError where a logit is NaN or infinite.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():
@@ -193,11 +182,8 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
-    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
-
-    Raises:
-        ValueError: the data of a split is missing.
-    """
+    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}. Raises ValueError where the data of a split is
+    missing."""
     data = {}
     for split in ("train", *TASKS[name].splits):
         path = find_split(name, split, folders)

@@ -45,10 +45,7 @@ class Work(NamedTuple):
 
 def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
-
-    Args:
-        depends: everything that the result depends on, the seed included.
-    """
+    `depends`: everything that the result depends on, the seed included."""
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
     except safe_files.Damaged as error:
@@ -58,11 +55,8 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task and seed, write the result to its file, and return it.
-
-    Args:
-        progress: called after every step with the number of finished steps and of all steps.
-    """
+    """Fine-tune on one task and seed, write the result to its file, and return it. `progress`: called after every step
+    with the number of finished steps and of all steps."""
     import torch
 
     from eval.finetune.train import finetune
@@ -82,11 +76,7 @@ def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) 
 
 def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
     """Fine-tune on all items, and add their results to `results`, {(task, seed): result}. Returns a sentence for each
-    failure.
-
-    Args:
-        jobs: how many items run at a time, each in a process of its own; with 1 they run in this process.
-    """
+    failure. `jobs`: how many items run at a time, each in a process of its own; with 1 they run in this process."""
     failed: list[str] = []
 
     def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:

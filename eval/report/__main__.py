@@ -85,10 +85,8 @@ def main(argv: list[str] | None = None) -> int:
 def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
     """Write the record of a study: to ablations/records, or else to OUT/records.
 
-    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is).
-
-    Raises:
-        OSError: it cannot be written.
+    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is). Raises OSError where it
+    cannot be written.
     """
     name = findings.study.name
     folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
@@ -116,11 +114,8 @@ def refuse(error: ValueError, as_json: bool) -> int:
 
 
 def predicted(words: list[str], as_json: bool = False) -> int:
-    """Print the predictions in all records, and how often they came true. Returns the exit code.
-
-    Args:
-        words: of the command; OUT= says where further records are.
-    """
+    """Print the predictions in all records, and how often they came true. Returns the exit code. `words`: of the
+    command; OUT= says where further records are."""
     lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)

@@ -66,15 +66,9 @@ class Collection:
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
     """Group runs by arm and seed into a Collection. Runs belong to the same arm when their text is the same and their
-    configurations differ only in seed and layout.
-
-    Args:
-        directories: pairs (origin, run directory), where an origin is a name such as that of a study, or "".
-        command: the command that made the report.
-
-    Raises:
-        ValueError: no directory is that of a run, or two runs have the same configuration and seed.
-    """
+    configurations differ only in seed and layout. `directories`: pairs (origin, run directory), where an origin is a
+    name such as that of a study, or ""; `command`: the command that made the report. Raises ValueError where no
+    directory is that of a run, or two runs have the same configuration and seed."""
     groups: dict[str, dict[int, CollectedRun]] = {}
     origins: dict[str, str] = {}
     damaged = []
@@ -132,12 +126,8 @@ def is_setting(key: str) -> bool:
 
 def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
     """A short name for each arm, made of as few as possible of the settings in which the arms differ, the best known
-    settings first: {hash of the arm: name}.
-
-    Args:
-        groups: {hash of the arm: {seed: run}}.
-        origins: {hash of the arm: the origin of its runs}, which is the name where no setting differs.
-    """
+    settings first: {hash of the arm: name}. `groups`: {hash of the arm: {seed: run}}; `origins`: {hash of the arm: the
+    origin of its runs}, which is the name where no setting differs."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -181,11 +171,8 @@ def rank_of_setting(key: str) -> int:
 
 
 def run_directories(name: str) -> list[Path]:
-    """The path itself if it is a run directory, else all run directories in this folder and its subfolders.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The path itself if it is a run directory, else all run directories in this folder and its subfolders. Raises
+    ValueError where there is none."""
     folder = Path(name)
     if (folder / rundir.RUN).exists():
         return [folder]

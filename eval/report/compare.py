@@ -169,11 +169,8 @@ def compare_pair(
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
-    1 where the number of seeds was fixed before the runs, so that there is only one test.
-
-    Args:
-        tests: the number of arms that are compared.
-    """
+    1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of arms
+    that are compared."""
     return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 

@@ -55,10 +55,7 @@ def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) 
 
     As `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
     pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the variance of
-    the contrast between seeds.
-
-    Args:
-        by_seed: the contrast for each seed, [seeds].
+    the contrast between seeds. `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:

@@ -97,12 +97,8 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
     """The first line that a study wrote into each run's registered.jsonl: {(arm, seed): line, parsed}. The file of a
-    run that several studies share has lines of each; runs without a line of this study are left out.
-
-    Args:
-        study: a Study, or the description of one that a report compares without having planned it.
-        cells: what was read of each run.
-    """
+    run that several studies share has lines of each; runs without a line of this study are left out. `study`: a Study,
+    or the description of one that a report compares without having planned it; `cells`: what was read of each run."""
     name = getattr(study, "registration", {}).get("study")
     first = {
         run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)

@@ -36,11 +36,7 @@ WORLDS = {
 
 def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int) -> np.ndarray:
     """Results of arms that do not differ, [studies, arms, seeds]: what the arms of a seed have in common, and the noise
-    of each run, both with a standard deviation of 1.
-
-    Args:
-        key: the seed of the random numbers.
-    """
+    of each run, both with a standard deviation of 1. `key`: the seed of the random numbers."""
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + rng.normal(size=(studies, 1, seeds))
 
@@ -53,13 +49,8 @@ def any_wrong(verdicts: np.ndarray) -> float:
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
     """Rates over simulated studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of
-    MARGINS; and of confidence intervals that contain the true difference.
-
-    Args:
-        arms, seeds: of each study.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
+    MARGINS; and of confidence intervals that contain the true difference. `arms`, `seeds`: of each study; `key`: part
+    of the seed of the random numbers."""
     x = simulated_results((key, arms, seeds), studies, arms, seeds)
     rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
@@ -83,14 +74,8 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
     """Rates over simulated studies that add seeds, four numbers: of any wrong verdict at any look, without a margin;
-    with a margin of 2; without alpha spending; and of wrong equivalence at any look.
-
-    Args:
-        arms: of each study.
-        most: the largest number of seeds.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
+    with a margin of 2; without alpha spending; and of wrong equivalence at any look. `arms`: of each study; `most`: the
+    largest number of seeds; `key`: part of the seed of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
         float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -111,7 +96,6 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         factors: the number of factors with two values each.
         fraction: the fraction of the combinations that is run, such as "1/2".
         seeds: of each study.
-        studies: the number of studies.
         key: part of the seed of the random numbers.
     """
     design = factorial([f"f{i}=x" for i in range(factors)], fraction)
@@ -159,14 +143,8 @@ def saves_judged(seeds: int) -> np.ndarray:
 
 def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
     """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
-    independent items, and where single questions do.
-
-    Args:
-        passages: the number of passages.
-        unequal: whether passages have weights of different (log-normal) sizes.
-        seeds: of each arm.
-        studies: the number of studies.
-    """
+    independent items, and where single questions do. `passages`: the number of passages; `unequal`: whether passages
+    have weights of different (log-normal) sizes; `seeds`: of each arm."""
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -185,13 +163,8 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
     runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
-    last one again without the floor; and how often a difference of 3 is found with the floor and without.
-
-    Args:
-        seeds: of each arm.
-        aa: the number of runs of the noise floor.
-        studies: the number of studies.
-    """
+    last one again without the floor; and how often a difference of 3 is found with the floor and without. `seeds`: of
+    each arm; `aa`: the number of runs of the noise floor."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -206,14 +179,9 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
     """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
-    the same by the largest size alone; and of confidence intervals that contain the true difference.
-
-    Args:
-        differences: which kind of arms is simulated, a key of WORLDS.
-        seeds: of each size and arm.
-        ladders: the number of ladders.
-        key: the seed of the random numbers.
-    """
+    the same by the largest size alone; and of confidence intervals that contain the true difference. `differences`:
+    which kind of arms is simulated, a key of WORLDS; `seeds`: of each size and arm; `key`: the seed of the random
+    numbers."""
     result = outcome(WORLDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:

@@ -98,11 +98,8 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
 
 
 def noise_of(directories: list[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}.
-
-    Raises:
-        ValueError: a run directory is damaged.
-    """
+    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}. Raises
+    ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
@@ -125,23 +122,17 @@ def corrected(
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
     """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
     the baseline, and in a factorial main effects and interactions. With three families of 5 % each, 8 to 12 % of
-    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md).
-
-    Args:
-        arms: {arm: comparison with the baseline}.
-        effects: {bit mask of the effect's factors: comparison with 0}; empty where the study is not a factorial.
-    """
+    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md). `arms`: {arm:
+    comparison with the baseline}; `effects`: {bit mask of the effect's factors: comparison with 0}; empty where the
+    study is not a factorial."""
     both = corrected_family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
 def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Part]:
     """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
-    has. Empty where the study uses no noise floor.
-
-    Raises:
-        ValueError: the floor was measured with another baseline, text, budget or evaluation.
-    """
+    has. Empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
+    baseline, text, budget or evaluation."""
     floor = study.criteria.noise_floor
     if floor is None:
         return {}

@@ -28,12 +28,8 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
 def measured(findings: Findings) -> dict[str, Any]:
-    """The noise floor of a study's baseline, as the JSON object that is stored.
-
-    Raises:
-        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in
-            the same way.
-    """
+    """The noise floor of a study's baseline, as the JSON object that is stored. Raises ValueError where fewer than
+    FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in the same way."""
     cells = {run: cell for run, cell in findings.cells.items() if run[0] == findings.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {findings.baseline} are finished and judged: {FEWEST_SEEDS} are needed")

@@ -83,11 +83,8 @@ def half_width(c: Comparison, digits: int) -> str:
 
 
 def judged_order(differences: list[Comparison]) -> str:
-    """The outcome of a predicted order of arms, the smallest value first.
-
-    Args:
-        differences: the comparison of each arm with the next one in that order.
-    """
+    """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
+    with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

@@ -25,11 +25,7 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def write(findings: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write the files of a record, all of them or none. Raises OSError where they cannot be written."""
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],
@@ -52,14 +48,8 @@ def write(findings: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed.
-
-    Args:
-        texts: {name of a file: its content}.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
+    written."""
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:

@@ -74,13 +74,9 @@ GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": in
 
 
 def misfit(value: Any, shape: Any, path: str = "") -> str:
-    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
-
-    Args:
-        shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
-            RUN is an example.
-        path: of `value` itself, in recursive calls.
-    """
+    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit. `shape`:
+    a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null. RUN is an
+    example; `path`: of `value` itself, in recursive calls."""
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
         return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
@@ -99,11 +95,8 @@ def misfit(value: Any, shape: Any, path: str = "") -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The content of run.json of a run directory.
-
-    Raises:
-        Damaged: the file is missing, is not that of a run, or was written by a version that wrote less.
-    """
+    """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
+    was written by a version that wrote less."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
@@ -120,11 +113,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json.
-
-    Raises:
-        Damaged: the file is missing or damaged, or a score is not finite.
-    """
+    """The content of eval.json, or of eval-step_N.json. Raises Damaged where the file is missing or damaged, or a score
+    is not finite."""
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
@@ -149,11 +139,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
-
-    Raises:
-        Damaged: a line is not that of an item.
-    """
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not that of
+    an item."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -223,11 +210,8 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _evaluated(directory: Path) -> dict[str, Any]:
-    """The entries "eval", "samples" and "state" of a run that is finished.
-
-    Raises:
-        Damaged: a file is damaged, or the scores are not those of the items.
-    """
+    """The entries "eval", "samples" and "state" of a run that is finished. Raises Damaged where a file is damaged, or
+    the scores are not those of the items."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
         return {"state": "not evaluated"}
     result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
@@ -245,11 +229,8 @@ def _training_summary(path: Path) -> dict[str, Any]:
 
 
 def read_glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
-
-    Raises:
-        Damaged: it is not such a table.
-    """
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
+    Damaged where it is not such a table."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None

@@ -29,15 +29,9 @@ class Outcome(NamedTuple):
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
     """Check the scores of an evaluation against its items. Returns the content of eval.json with standard errors that
-    take account of items which share a passage or document.
-
-    Args:
-        result: the content of eval.json.
-        outcomes: the content of samples.jsonl.gz, {task: {id of the item: outcome}}.
-
-    Raises:
-        Damaged: a score differs from the one that its items give.
-    """
+    take account of items which share a passage or document. `result`: the content of eval.json; `outcomes`: the content
+    of samples.jsonl.gz, {task: {id of the item: outcome}}. Raises Damaged where a score differs from the one that its
+    items give."""
     tasks = {name: checked_task_score(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
     losses = [entry for entry in tasks.values() if entry["metric"] == "bits_per_byte"]
@@ -61,15 +55,8 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
 def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Check the score of a task against its items, where the metric is a mean or ratio over them. Returns the entry of
     the task; where items share a passage or document, with a standard error over these and their number, "clusters".
-
-    Args:
-        name: the task.
-        entry: its entry under "tasks" in eval.json.
-        outcomes: {id of the item: outcome}.
-
-    Raises:
-        Damaged: the score differs from the one that the items give, or there are no items.
-    """
+    `name`: the task; `entry`: its entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises
+    Damaged where the score differs from the one that the items give, or there are no items."""
     if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEANS:
         return entry
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))

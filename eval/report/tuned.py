@@ -64,11 +64,7 @@ class Candidates(NamedTuple):
 
 def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
-    the common rate is missing, or there are too few documents for two halves.
-
-    Args:
-        metric: whose tasks are read.
-    """
+    the common rate is missing, or there are too few documents for two halves. `metric`: whose tasks are read."""
     tuning, results = findings.study.tuning, findings.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
@@ -113,13 +109,8 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
     """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
-    seed.
-
-    Args:
-        tasks: the tasks that are judged.
-        by_half: whether these consist of the documents that the choice is made by; it is then made without this half of
-            them.
-    """
+    seed. `tasks`: the tasks that are judged; `by_half`: whether these consist of the documents that the choice is made
+    by; it is then made without this half of them."""
     outcomes = []
     for task in tasks:
         values = np.empty((len(c.seeds), len(task.weights)))
@@ -177,13 +168,9 @@ def compare_at_best(
 def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | None:
     """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
     with one seed. It is pooled over all rates of both arms; where runs scatter unequally and the differences between
-    seeds have a larger variance, it is the latter.
-
-    Args:
-        results: {label: {seed: result}} of all rates of both arms.
-        by_seed: the difference for each seed, [seeds].
-        choice: how many times the choice of rates multiplies a variance.
-    """
+    seeds have a larger variance, it is the latter. `results`: {label: {seed: result}} of all rates of both arms;
+    `by_seed`: the difference for each seed, [seeds]; `choice`: how many times the choice of rates multiplies a
+    variance."""
     n = len(by_seed)
     if n < 2:
         return None

@@ -46,12 +46,8 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
-    Bootstrap Methods, section 3.8).
-
-    Args:
-        d_SN: results or differences, [seeds, items].
-        w_N: the weights of the items.
-        clusters: the name of each item's cluster.
+    Bootstrap Methods, section 3.8). `d_SN`: results or differences, [seeds, items]; `w_N`: the weights of the items;
+    `clusters`: the name of each item's cluster.
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
@@ -98,12 +94,8 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The influence of each item on the ratio sum(a) / sum(b), [..., items]: minus the change of the ratio when the
-    item is left out. It is infinite for an item that makes up all of sum(b).
-
-    Args:
-        a: numerators, [..., items].
-        b: denominators, [items].
-    """
+    item is left out. It is infinite for an item that makes up all of sum(b). `a`: numerators, [..., items]; `b`:
+    denominators, [items]."""
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((a - a.sum(-1, keepdims=True) / total * b) / (total - b), nan=inf, posinf=inf, neginf=-inf)
@@ -126,10 +118,8 @@ def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
     given seeds, with its degrees of freedom; how much of it is the interaction of seeds and items).
 
     The items by themselves give the first minus the second (`item_part`). Where the second is as large as the first,
-    they may give anything from nothing to the first.
-
-    Args:
-        strata: the differences of two arms, [seeds, items] for each task.
+    they may give anything from nothing to the first. `strata`: the differences of two arms, [seeds, items] for each
+    task.
     """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:

@@ -34,12 +34,8 @@ ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
     """The variance that the seeds give to the mean difference of two arms over their common seeds; None with fewer than
-    two, since a difference that was seen once is not replicated.
-
-    Args:
-        results: of all arms over which the variance is pooled.
-        floor: the variance of single runs from a stored noise floor, measured with other runs than these.
-    """
+    two, since a difference that was seen once is not replicated. `results`: of all arms over which the variance is
+    pooled; `floor`: the variance of single runs from a stored noise floor, measured with other runs than these."""
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
@@ -62,12 +58,9 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
 
     The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
     not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
-    significantly more than the floor (F test), the floor does not apply, and is not used.
-
-    Args:
-        part: the variance of the difference from the study's own seeds.
-        share: how many times the variance of a single run `part` is.
-        floor: the variance of a single run, from the noise floor.
+    significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
+    difference from the study's own seeds; `share`: how many times the variance of a single run `part` is; `floor`: the
+    variance of a single run, from the noise floor.
     """
     from scipy.special import fdtrc
 
@@ -163,11 +156,7 @@ def noise_floor(results: Results) -> Part | None:
 def level_stderr(results: Results, arm: str, items: Part) -> float:
     """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
     variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-
-    Args:
-        results: {arm: {seed: result}}.
-        arm: whose mean it is.
-        items: the variance that the items give to this mean.
-    """
+    `results`: {arm: {seed: result}}; `arm`: whose mean it is; `items`: the variance that the items give to this
+    mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

@@ -55,12 +55,9 @@ def stands_out(x: np.ndarray) -> np.ndarray:
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_part` for arrays.
-
-    Args:
-        x: results [studies, arms, seeds], the baseline first.
-        floor: the variance of single runs of a stored noise floor, [studies, 1].
-    """
+    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_part` for arrays. `x`:
+    results [studies, arms, seeds], the baseline first; `floor`: the variance of single runs of a stored noise floor,
+    [studies, 1]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -94,12 +91,8 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_part` for arrays.
-
-    Args:
-        x: results [studies, arms, seeds].
-        weights: the weights of the arms in each sum, [contrasts, arms].
-    """
+    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_part` for arrays. `x`: results
+    [studies, arms, seeds]; `weights`: the weights of the arms in each sum, [contrasts, arms]."""
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
@@ -111,12 +104,8 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays.
-
-    Args:
-        d: differences of two arms, [studies, seeds, items].
-        weights: the weights of the items, [studies, items].
-    """
+    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays. `d`:
+    differences of two arms, [studies, seeds, items]; `weights`: the weights of the items, [studies, items]."""
     S, n = d.shape[1:]
     total = weights.sum(-1, keepdims=True)
 

@@ -107,12 +107,8 @@ def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
     """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
-    "2–4"}.
-
-    Args:
-        results: {arm: its result}.
-        counts: {(arm, another arm): whether they differ significantly}, with every pair once.
-    """
+    "2–4"}. `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, with every
+    pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

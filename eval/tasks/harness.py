@@ -29,12 +29,8 @@ PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 
 
 def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
-    """A task made from held-out text as an lm-eval task.
-
-    Args:
-        spec: its entry in tasks.yaml, which says how it is scored.
-        items: as eval/tasks/probes.py makes them.
-    """
+    """A task made from held-out text as an lm-eval task. `spec`: its entry in tasks.yaml, which says how it is scored;
+    `items`: as eval/tasks/probes.py makes them."""
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
     if kind == "loglikelihood":
@@ -214,14 +210,8 @@ def _origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """The result of one task, in the form of `evaluate_named`.
-
-    Args:
-        run: what lm-eval returned for all tasks that were run together.
-
-    Raises:
-        ValueError: the metric of the task is not finite.
-    """
+    """The result of one task, in the form of `evaluate_named`. `run`: what lm-eval returned for all tasks that were run
+    together. Raises ValueError where the metric of the task is not finite."""
     values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()
@@ -287,11 +277,8 @@ def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
     the most common answer is the option number that is right most often: with yes and no it is the more common of the
     two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text.
-
-    Args:
-        kind: lm-eval's output_type.
-        rows: lm-eval's logged samples, one for each item.
+    little above chance. With free text it is the most common text. `kind`: lm-eval's output_type; `rows`: lm-eval's
+    logged samples, one for each item.
     """
     written_out = metric == "exact_match" or kind == "loglikelihood"
     if not (written_out or (kind == "multiple_choice" and metric == "acc")):

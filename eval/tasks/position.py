@@ -51,12 +51,8 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     shorter documents joined by end-of-document tokens, as in training.
 
     Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
-    unknown token is not known.
-
-    Args:
-        texts: documents in the order of `probes.documents`.
-        tokenizer: the tokenizer of the run.
-        seq: the training length in tokens.
+    unknown token is not known. `texts`: documents in the order of `probes.documents`; `tokenizer`: the tokenizer of the
+    run; `seq`: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
     n, w = tokens_per_piece(seq), seq // PARTS

@@ -68,11 +68,8 @@ def documents(paths: Iterable[str | Path]) -> list[str]:
 
 def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
-    to, or else the hash of the text}, in the order of `documents`.
-
-    Raises:
-        ValueError: a file is damaged; the message names it.
-    """
+    to, or else the hash of the text}, in the order of `documents`. Raises ValueError where a file is damaged; the
+    message names it."""
     clusters: dict[str, str] = {}
     for document in read(paths):
         text, labels = document["text"], document.get("metadata") or {}
@@ -82,11 +79,8 @@ def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The documents {"text", "metadata", ...} of .jsonl.gz files.
-
-    Raises:
-        ValueError: a file is damaged; the message names it.
-    """
+    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged; the
+    message names it."""
     for path in paths:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -103,11 +97,8 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
     only one domain.
 
     The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
-    such names it is the corpus, known from the folder of its files, NAME-HASH.
-
-    Args:
-        paths: .jsonl.gz files with held-out documents.
-        most: the largest number of bytes of each domain.
+    such names it is the corpus, known from the folder of its files, NAME-HASH. `paths`: .jsonl.gz files with held-out
+    documents; `most`: the largest number of bytes of each domain.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -206,10 +197,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little.
-
-    Args:
-        n: the number of items that will be used.
+    giving the most common answer scores little. `n`: the number of items that will be used.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -291,11 +279,8 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
     running text instead of random tokens.
 
     All four choices occur in the snippet exactly once, and none in the text between, so that only a word's place in the
-    snippet shows which one is right. Either `longest` or `between` is given.
-
-    Args:
-        longest: the largest number of bytes of a whole item.
-        between: the number of bytes of the text between snippet and question.
+    snippet shows which one is right. Either `longest` or `between` is given. `longest`: the largest number of bytes of
+    a whole item; `between`: the number of bytes of the text between snippet and question.
     """
     for text, rng in passes(texts):
         words = text.split()
@@ -316,13 +301,8 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
 
 
 def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40.
-
-    Args:
-        but: a document that is not used.
-        without: words that are left out.
-        rng: chooses the documents.
-    """
+    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40. `but`: a
+    document that is not used; `without`: words that are left out; `rng`: chooses the documents."""
     avoided = {word.lower() for word in without}
     chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
@@ -357,12 +337,8 @@ def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
 
 
 def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `most` different items, each with its "id" and "cluster".
-
-    Args:
-        rows: pairs (document, item).
-        clusters: {text of a document: its cluster}; None: each document is a cluster.
-    """
+    """The first `most` different items, each with its "id" and "cluster". `rows`: pairs (document, item); `clusters`:
+    {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
@@ -383,12 +359,8 @@ def digest(text: str) -> str:
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on items with choices.
-
-    Args:
-        rule: the accuracy itself, as tasks.yaml states it; or "commonest", for the share of items whose right choice
-            has the most common number.
-    """
+    """The accuracy of guessing on items with choices. `rule`: the accuracy itself, as tasks.yaml states it; or
+    "commonest", for the share of items whose right choice has the most common number."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)

@@ -113,13 +113,9 @@ def split_to_fit(
 
 def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The log-probability (float64, in nats) of each target token, and whether it is the likeliest token of its output:
-    two arrays [targets]. An output that several targets use is multiplied with the output matrix once.
-
-    Args:
-        x_ND: outputs of the model's last layer.
-        index: [targets], the row of `x_ND` that predicts each target.
-        target: [targets], their token ids.
-    """
+    two arrays [targets]. An output that several targets use is multiplied with the output matrix once. `x_ND`: outputs
+    of the model's last layer; `index`: [targets], the row of `x_ND` that predicts each target; `target`: [targets],
+    their token ids."""
     order = np.argsort(index, kind="stable")
     logp, greedy = np.empty(len(index)), np.empty(len(index), bool)
     step = ROWS_GPU if x_ND.is_cuda else ROWS_CPU
@@ -134,12 +130,8 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
 
 def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
     """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely ones it takes the first.
-
-    Args:
-        logp_NV: the log-probabilities of the outputs.
-        n: int64 [targets], the output of each target.
-        v: int64 [targets], its token id.
-    """
+    `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target; `v`: int64
+    [targets], its token id."""
     if logp_NV.is_cuda:
         return logp_NV.argmax(-1)[n] == v
     # on a CPU argmax takes longer than log_softmax, and amax a tenth of it

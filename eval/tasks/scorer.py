@@ -84,11 +84,7 @@ class Scorer(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of
-        document.
-
-        Raises:
-            ValueError: a task asks for sampling or for several beams.
-        """
+        document. Raises ValueError where a task asks for sampling or for several beams."""
         numbers_by_settings: dict[str, list[int]] = {}  # of the requests; those of equal settings make batches
         for i, request in enumerate(requests):
             numbers_by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)

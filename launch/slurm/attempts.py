@@ -32,16 +32,8 @@ PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not c
 
 def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
-    Prints nothing when the run is finished or must not start.
-
-    Args:
-        job: the id of the Slurm job.
-        cell: the run.
-        out: the output root.
-
-    Returns:
-        The exit code: 0 when the run is to be trained or is finished.
-    """
+    Prints nothing when the run is finished or must not start. `out`: the output root. Returns the exit code: 0 when the
+    run is to be trained or is finished."""
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -80,11 +72,6 @@ def prepare_data(job: str, cell: Cell, study: Study) -> bool:
 
     Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
     before the ranks start, because ranks wait for each other no longer than the timeout of a collective.
-
-    Args:
-        job: the id of the Slurm job.
-        cell: the run.
-        study: the study of the run.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
@@ -103,8 +90,6 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
-        job: the id of the Slurm job.
-        folder: the run directory.
         code: srun's exit code.
         signal: the signal by which Slurm asked the job to leave; LIMIT when the job's time is over and launch/run.sh
             has put it back into the queue at once; "" without a signal.

@@ -45,20 +45,10 @@ class Job(TypedDict):
 
 
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
-    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are.
-
-    Args:
-        study: the study.
-        options: options of sbatch for the training array.
-        variables: environment variables for sbatch, from the site file.
-        ranks: how many ranks each run will have.
-
-    Returns:
-        The jobs, those that train first.
-
-    Raises:
-        ConfigError: something is wrong with the study, before anything is submitted; or sbatch refuses.
-    """
+    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are. `options`:
+    options of sbatch for the training array; `variables`: environment variables for sbatch, from the site file;
+    `ranks`: how many ranks each run will have. Returns the jobs, those that train first. Raises ConfigError where
+    something is wrong with the study, before anything is submitted; or sbatch refuses."""
     _check(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = in_queue(study)
@@ -116,14 +106,9 @@ def _check(study: Study, ranks: int) -> None:
 
 
 def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job array that trains runs of a study.
-
-    Args:
-        study: the study.
-        cells: indices of the runs in `study.cells`.
-        variables: environment variables for sbatch, from the site file.
-        options: options of sbatch, such as partition, account, nodes and time.
-    """
+    """Submit the job array that trains runs of a study. `cells`: indices of the runs in `study.cells`; `variables`:
+    environment variables for sbatch, from the site file; `options`: options of sbatch, such as partition, account,
+    nodes and time."""
     words = with_mtbf(study.words, variables)
     from_args(words)  # an error of the site's is said here, and not by the first job hours later
     command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]
@@ -184,7 +169,6 @@ def submit_evaluation(
     """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
 
     Args:
-        study: the study.
         cells: indices of the runs in `study.cells`.
         variables: environment variables for sbatch, from the site file.
         options: options of sbatch for the training array, from which partition, account and the like are taken.
@@ -210,11 +194,8 @@ def submit_evaluation(
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
     """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: its options, and the file to run unless
-    `script`, a text for bash, is given.
-
-    Raises:
-        ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
-    """
+    `script`, a text for bash, is given. Raises ConfigError where there is no sbatch, or it refuses the job; the message
+    is sbatch's own."""
     # Inside a job, its own variables must not be taken for options of the next one. PYTHON of `make PYTHON=python3.12`
     # is the one that makes .venv; a job has the one of the site file.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
@@ -242,11 +223,7 @@ def _single_task_options(name: str, options: list[str]) -> list[str]:
 
 def in_queue(study: Study) -> dict[int, str]:
     """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty where
-    there is no Slurm.
-
-    Raises:
-        ConfigError: Slurm does not answer.
-    """
+    there is no Slurm. Raises ConfigError where Slurm does not answer."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}

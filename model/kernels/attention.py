@@ -24,8 +24,6 @@ def attend(
 
     Args:
         q_NTK: queries of N = sequences x heads.
-        k_NTK: keys.
-        v_NTK: values.
         bias_NTT: what is added to the scores; minus infinity where a query does not see a key.
         rows: queries in a block.
         layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in

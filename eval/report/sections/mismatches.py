@@ -92,13 +92,8 @@ def copies(cells: Cells) -> list[str]:
 
 def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks.
-
-    Args:
-        name: the run, for the sentences.
-        run: the content of its run.json.
-        compared: the keys of run.json that should be equal in all launches of the run.
-    """
+    hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
+    run.json that should be equal in all launches of the run."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -121,11 +116,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def compile_mode(launch: dict[str, Any]) -> str:
     """The value of layout.compile with which a launch of a run was executed: "never" where it was not compiled, and ""
-    where run.json does not say.
-
-    Args:
-        launch: the content of run.json, or one of its later launches.
-    """
+    where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
     execution = launch.get("execution")
     return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
 
@@ -206,12 +197,8 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for each key whose value differs between runs.
-
-    Args:
-        values: {run: nested dictionary}.
-        only_shared: leave out runs that do not have the key.
-    """
+    """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
+    leave out runs that do not have the key."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

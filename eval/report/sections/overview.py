@@ -29,11 +29,8 @@ def section(findings: Findings) -> Section:
 
 
 def table(findings: Findings, head: str = "arm") -> Table:
-    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric.
-
-    Args:
-        head: the title of the first column.
-    """
+    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric. `head`: the
+    title of the first column."""
     lines = []
     for arm in findings.study.arms:
         numbers = [score_text(findings, arm, name) for name in METRICS if name in findings.results]

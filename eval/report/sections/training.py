@@ -58,11 +58,7 @@ def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
-    unknown.
-
-    Args:
-        axis: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
-    """
+    unknown. `axis`: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors)."""
     expense = cost_so_far(cell)
     total = expense[axis.lower()]
     return total / expense["seconds" if clock else "tokens"] if total else None
