@@ -9,7 +9,7 @@ from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, did_you_mean, flatten, typed
+from ablations.values import ConfigError, convert_value, did_you_mean, flatten
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
@@ -24,7 +24,7 @@ def parse(key: str, value: Any) -> Any:
     key is unknown, or the value has the wrong type or names a variant that does not exist."""
     if key not in KEYS:
         raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
-    return typed(key, KEYS[key], value, SETTINGS[key].meaning)
+    return convert_value(key, KEYS[key], value, SETTINGS[key].meaning)
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:

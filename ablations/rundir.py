@@ -178,7 +178,7 @@ def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-class PieceName(NamedTuple):
+class FragmentKey(NamedTuple):
     """The name of a tensor in a checkpoint, which holds the elements from `start` on of a flattened parameter or
     optimizer moment. As text: "parameter|kind|start", with "|rank|size" where tensor parallelism cuts the parameter."""
 
@@ -193,7 +193,7 @@ class PieceName(NamedTuple):
         return f"{self.parameter}|{self.kind}|{self.start}{part}"
 
     @classmethod
-    def parse(cls, key: str) -> "PieceName":
+    def parse(cls, key: str) -> "FragmentKey":
         parameter, kind, start, *part = key.split("|")
         rank, size = map(int, part or (0, 1))
         return cls(parameter, kind, int(start), rank, size)

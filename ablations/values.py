@@ -25,7 +25,7 @@ EXAMPLES = {
 }
 
 
-def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
+def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
     """Convert a value of a setting, given as text or read from YAML, to the setting's type.
 
     Args:

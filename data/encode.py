@@ -220,7 +220,7 @@ def _join_in_order(
         raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
     steps = []
     if recipe.compress:
-        steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
+        steps.append(_compression_report(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.select(work / "scratch" / "all", ordered, work / "train")
@@ -242,7 +242,7 @@ def _join_in_order(
     return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
-def _dense_step(
+def _compression_report(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
     """The report, in the form of `filters.Step`, of the step that removes documents by data.compress, which is `limit`.

@@ -253,7 +253,7 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    grams = _grams()
+    grams = _ngram_hasher()
     to.mkdir(parents=True, exist_ok=True)
     about, owners = {}, []
     for number, (task, paths) in enumerate(task_files(folder).items()):
@@ -303,7 +303,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     names = sorted(path.name.removesuffix(".index.hashes").replace("|", "/") for path in to.glob("*.index.hashes"))
     order = np.argsort(owners[:, 0], kind="stable")
     keys, numbers = owners[order, 0], owners[order, 1]
-    grams = _grams()
+    grams = _ngram_hasher()
     hits: set[int] = set()
     documents: Counter[str] = Counter()
     (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
@@ -323,7 +323,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     return reason_to_remove
 
 
-def _grams() -> Callable[[str], list[tuple[str, int]]]:
+def _ngram_hasher() -> Callable[[str], list[tuple[str, int]]]:
     """A function from a text to [(n-gram of simplified words, its hash), ...], computed like datatrove's filter
     does."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig

@@ -124,7 +124,7 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
             **OPTIONS | {"model_type": kind},
         )
     except RuntimeError as error:
-        raise ValueError(_explain(str(error), vocab)) from error
+        raise ValueError(_training_error_message(str(error), vocab)) from error
     return model.getvalue()
 
 
@@ -134,7 +134,7 @@ def _lines(documents: Iterable[str]) -> Iterator[str]:
         yield from (line for line in text.split("\n") if line)
 
 
-def _explain(error: str, vocab: int) -> str:
+def _training_error_message(error: str, vocab: int) -> str:
     """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
     possible. `vocab`: the size that was requested."""
     if "too high" in error:

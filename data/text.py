@@ -45,7 +45,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         files = source_files(spec, store.path, store.build)
         hashes = content_hashes(files, store)
         wrong = checksum_problems(spec, files, hashes)
-        source = _identity(files, hashes)
+        source = _identity_of_files(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
         inputs |= {
             "files": [[file.name, sha] for file, sha in zip(files, hashes, strict=True)],
@@ -84,10 +84,10 @@ def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     if "files" not in spec:
         return None
     files = source_files(spec, store.path, store.build)
-    return _identity(files, content_hashes(files, store))
+    return _identity_of_files(files, content_hashes(files, store))
 
 
-def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
+def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
     named = [[file.name, sha] for file, sha in zip(files, hashes, strict=True)]
     return {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest(named)}
 
@@ -227,7 +227,7 @@ def _read_and_filter(
         run(
             "reading",
             [
-                partial(_read, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
+                partial(_read_files, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
                 *(Step(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
                 JsonlWriter(str(folders.read), compression=None),
                 partial(dedup.write_digests, folders.read),
@@ -255,15 +255,17 @@ def _remove_duplicates(recipe: Recipe, folders: Folders, count: int, work: Path,
     text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
     remove = Step("duplicates", partial(dedup.duplicate_filter, folders.removed), folders.reports / "duplicates")
     target = JsonlWriter(str(folders.uncut), compression=None) if recipe.substring else text
-    run("writing text", [partial(_read_again, folders.read), remove, target], count)
+    run("writing text", [partial(_read_documents, folders.read), remove, target], count)
     if recipe.substring:
         find = partial(substrings.find_repeats, folders.uncut, recipe.substring, folders.spans)
         run("finding repeated stretches", [find], 1)
         cut = Step("substring", partial(substrings.repeat_filter, folders.spans), folders.reports / "substring")
-        run("cutting repeated stretches", [partial(_read_again, folders.uncut), cut, text], count)
+        run("cutting repeated stretches", [partial(_read_documents, folders.uncut), cut, text], count)
 
 
-def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
+def _read_files(
+    pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int
+) -> Iterator[Any]:
     """The documents of the files of task `rank`, in datatrove's form. The files are divided among the tasks in their
     order, so that each task reads about the same number of bytes.
 
@@ -294,7 +296,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
         write_whole(reports / f"{rank:05d}.json", json.dumps(summary))
 
 
-def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
+def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
     """The documents that an earlier step has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
     reader, which would decode them by the locale."""
     import orjson
@@ -341,12 +343,12 @@ def _gather_valid(
                 if split == "valid":
                     packed.write(line)
             if not count:
-                raise ValueError(_too_little(spec, split, share, total, not_documents, copies))
+                raise ValueError(_no_documents_message(spec, split, share, total, not_documents, copies))
             counts[split] = {"documents": count, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
 
 
-def _too_little(
+def _no_documents_message(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
     """The error message for the case that no document is left for a split: the reason, and what helps. `total`: the

@@ -75,7 +75,7 @@ class Weights:
             if complaint := safe_files.damage(path, checksum):
                 raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
-                cut = rundir.PieceName.parse(key)
+                cut = rundir.FragmentKey.parse(key)
                 pieces.setdefault(cut.parameter, {}).setdefault((cut.rank, cut.size), {})[cut.start] = piece
         precision = getattr(torch, PRECISIONS.get(run["config"]["train"]["precision"], "float32"))
         state = {}

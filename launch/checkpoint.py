@@ -1,7 +1,7 @@
 """Checkpoints that load at any parallel layout: fp32 weights and optimizer moments, in fragments named by parameter.
 
 A checkpoint is a folder `step_N`: one safetensors file for each rank with the fragments that this rank holds, under
-the names of `rundir.PieceName`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
+the names of `rundir.FragmentKey`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
 Since fragments are found by name and position, a checkpoint of any number of ranks and any ZeRO stage loads at any
 other. Nothing in it is ever unpickled, and the sha256 of every file is compared before it is used, that of
 `checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ablations import rundir, safe_files
-from ablations.rundir import PieceName, step_of
+from ablations.rundir import FragmentKey, step_of
 from ablations.safe_files import Damaged
 from launch.manifest import RunFailed
 from model.shard import full_shape, shard, shard_dimension, unshard
@@ -61,7 +61,7 @@ class Fragment:
 
     @property
     def key(self) -> str:
-        return str(PieceName(self.name, self.kind, self.start, self.rank, self.size))
+        return str(FragmentKey(self.name, self.kind, self.start, self.rank, self.size))
 
 
 class Checkpoints:
@@ -144,7 +144,7 @@ class Checkpoints:
         try:
             for name, kinds in folders.items():
                 file = self.folder / name / f"rank_{rank}.safetensors"
-                save_file({key: x for key, x in tensors.items() if PieceName.parse(key).kind in kinds}, file)
+                save_file({key: x for key, x in tensors.items() if FragmentKey.parse(key).kind in kinds}, file)
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
                 safe_files.write_json(file.with_suffix(".json"), safe_files.checksum(file))
@@ -298,7 +298,7 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:
         for key in reader.keys():  # noqa: SIM118  # not a dictionary
-            name, kind, start, rank, size = PieceName.parse(key)
+            name, kind, start, rank, size = FragmentKey.parse(key)
             parts = saved.setdefault((name, kind), [{} for _ in range(size)])
             parts[rank][start] = reader.get_slice(key)
     for fragment in fragments:

@@ -20,14 +20,14 @@ def check_files(study: Study) -> None:
 
     store = study.out / rundir.DATA
     current: dict[str, dict[str, Any]] = {}
-    for cell, recorded in _recorded(study):
+    for cell, recorded in _begun_runs(study):
         corpus = cell.run.data.corpus
         if corpus not in current and any(recorded.get("sources", {}).values()):
             try:
                 current[corpus] = source_identities(corpus, store)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        _refuse(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))
+        _raise_if_changed(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))
 
 
 def check_prepared(study: Study) -> None:
@@ -37,17 +37,17 @@ def check_prepared(study: Study) -> None:
     from data.prepare import changes, prepare
 
     store = study.out / rundir.DATA
-    for cell, recorded in _recorded(study):
+    for cell, recorded in _begun_runs(study):
         try:
             current = prepare(**cell.run.data_request, store=store, build=False)
         except Missing:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        _refuse(cell, changes(recorded, current))
+        _raise_if_changed(cell, changes(recorded, current))
 
 
-def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
+def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     """The runs of the study that have begun, each with what its run.json records of its data: [(cell, run.json's
     "data")]."""
     pairs = []
@@ -59,7 +59,7 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     return pairs
 
 
-def _refuse(cell: Cell, sentences: list[str]) -> None:
+def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

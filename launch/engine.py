@@ -23,7 +23,7 @@ from launch.compiling import compile_model
 from launch.deepspeed_setup import deepspeed_config, import_deepspeed
 from launch.equal_weights import check_equal_weights
 from launch.manifest import Diverged
-from launch.step import Pending, Step
+from launch.step import PendingStep, Step
 from model import proof
 from model.fp8 import weights_cast
 from model.objective import Batch
@@ -142,7 +142,7 @@ class Engine:
         save: bool = False,
         leave: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
-    ) -> Pending:
+    ) -> PendingStep:
         """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
         way when this returns.
 
@@ -194,14 +194,14 @@ class Engine:
         total /= len(micros)
         norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:
-            return Pending([total, norm], save, leave, clock)
+            return PendingStep([total, norm], save, leave, clock)
         reading = clock() if dist.get_rank() == 0 else 0.0
         votes = torch.tensor([float(save), float(leave), reading])
         if self.device.type == "cuda":
             votes = votes.pin_memory()  # or the copy would wait for the step
         sums = torch.cat((total[None], votes.to(self.device, non_blocking=True)))
         dist.all_reduce(sums)
-        return Pending([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:

@@ -68,7 +68,9 @@ def run(study: Study) -> list[str]:
     untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         # takes a moment, unless tasks were added or have another version by now
-        if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
+        if not _command_succeeds(
+            "-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated
+        ):
             todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
     unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
     todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
@@ -122,7 +124,7 @@ def register_finished(study: Study, trained: dict[Path, int]) -> None:
             rundir.register(folder, study.registration, steps)
 
 
-def _succeeds(*words: str) -> bool:
+def _command_succeeds(*words: str) -> bool:
     """Run `python words` as a child process whose output is discarded. Returns whether it exits with 0."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
@@ -139,11 +141,11 @@ def _exit_code(*words: str, output: int | None = None) -> int:
 def check_tasks(study: Study) -> None:
     """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
     ConfigError where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
-    if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
+    if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
-    if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
+    if study.glue_options and not _command_succeeds("-m", "eval.finetune", *study.glue_options):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
-    if study.eval_options and not _succeeds("-m", "eval", *study.eval_options):
+    if study.eval_options and not _command_succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
@@ -167,7 +169,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     for sentence in missing_files((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
     for corpus, *options in requests:
-        if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
+        if not _command_succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
     check_prepared(study)
 
@@ -231,7 +233,7 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
         processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
 
 
-def until_decided(
+def run_until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
     """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
@@ -308,7 +310,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
-        study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
+        study, failures = run_until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))

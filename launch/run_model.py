@@ -31,7 +31,7 @@ def layers(run: Run, tp: Ranks) -> Layers:
     return FP8_LAYERS
 
 
-def model_of(run: Run) -> GPT:
+def build_model(run: Run) -> GPT:
     """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
     tp = ranks(run)
     return GPT(run.model, run.seed, tp, layers(run, tp))

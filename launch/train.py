@@ -33,7 +33,7 @@ from launch.watch import Stop, Watch, stop_file
 if TYPE_CHECKING:
     from data.batches import Batches
     from launch.checkpoint import Checkpoints
-    from launch.engine import Engine, Pending
+    from launch.engine import Engine, PendingStep
     from launch.log import Log
     from model.objective import SpecialTokens
 
@@ -44,7 +44,7 @@ class LaunchedStep(NamedTuple):
     step: int
     samples: int  # that the run has trained on after it
     batch_size: int  # samples of the step itself
-    pending: "Pending"
+    pending: "PendingStep"
 
 
 class StepResults(NamedTuple):
@@ -151,7 +151,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
-    engine = build(run_model.model_of(run), run, world)
+    engine = build(run_model.build_model(run), run, world)
     # proofs first: a run that is not what it says stops here
     manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 

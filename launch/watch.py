@@ -74,7 +74,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop_reason", "SIGTERM"))
-        self._beat()
+        self._write_heartbeat()
         self.thread.start()
         return self
 
@@ -120,7 +120,7 @@ class Watch:
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
                 if now - beaten > BEAT:
-                    self._beat()
+                    self._write_heartbeat()
                     beaten = now
 
     def _stop_file(self) -> str:
@@ -131,7 +131,7 @@ class Watch:
                     return f"{path}: {safe_files.printable(content.decode(errors='replace')).strip()}"
         return ""
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         if self.rank:
             return
         beat = {

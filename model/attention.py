@@ -95,8 +95,8 @@ def prepare(
             where the objective needs none.
         qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
             not overflow in fp16. Ways that compute scores in fp32 do not need it.
-        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `takes_no_bias` allows a choice; None:
-            torch chooses.
+        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `can_skip_mask_tensor` allows a choice;
+            None: torch chooses.
 
     Returns:
         A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
@@ -106,7 +106,7 @@ def prepare(
         return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
-        if kernel_name != FLEX and takes_no_bias(position, extents_B):
+        if kernel_name != FLEX and can_skip_mask_tensor(position, extents_B):
             return unbiased(position, objective, kernel_name)
         return fused(position, heads, x_BTD, objective, extents_B)
     executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
@@ -219,7 +219,7 @@ def masked(
     return attend
 
 
-def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
+def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
     """Whether `unbiased` can compute the attention: the position scheme adds nothing to the scores, and all sequences
     have the same mask (`extents_B` is None)."""
     return not position.has_bias and extents_B is None

@@ -83,7 +83,7 @@ def test_a_study_is_trained_judged_and_exported_once(
     assert all(state[name].equal(weights[name]) for name in weights) and state.keys() == weights.keys()
 
     begun = []
-    monkeypatch.setattr(local, "_succeeds", lambda *_: True)
+    monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
     assert local.run(study) == [] and begun == []

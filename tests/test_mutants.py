@@ -36,7 +36,7 @@ def built(**change: object) -> Any:
 
     run = resolve((SMALL | change).items())
     deepspeed_setup.start(run)
-    return engine.build(run_model.model_of(run), run, 1)
+    return engine.build(run_model.build_model(run), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

@@ -16,7 +16,7 @@ from ablations.study import from_args
 from eval.report import noise
 from eval.report.gather import gather
 from eval.report.record import write
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import with_floor
 from tests import made_study
 from tests.made_study import Study, change, make, section, values
@@ -150,11 +150,16 @@ def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: Noise
 
 
 def test_nothing_is_borrowed_where_the_study_scatters_more_than_the_floor() -> None:
-    part, share = Part(2 * 1.0 / 2, 2), 2 / 2
-    assert with_floor(part, share, Part(0.01, 4)) == part
-    assert with_floor(part, share, Part(1.0, 4)) == Part(pytest.approx(1.0), 6)
-    assert with_floor(part, share, Part(4.0, 4)) == Part(pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6)  # only too careful
-    assert with_floor(part, share, Part(0.0, 4)) == part and with_floor(Part(0.0, 2), 1.0, Part(0.0, 4)).dof == 6
+    part, share = Variance(2 * 1.0 / 2, 2), 2 / 2
+    assert with_floor(part, share, Variance(0.01, 4)) == part
+    assert with_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
+    assert with_floor(part, share, Variance(4.0, 4)) == Variance(
+        pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6
+    )  # only too careful
+    assert (
+        with_floor(part, share, Variance(0.0, 4)) == part
+        and with_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
+    )
 
 
 def test_a_file_that_is_no_floor_is_named(floor: NoiseFloor, tmp_path: Path) -> None:

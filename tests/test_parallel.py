@@ -258,7 +258,7 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
 
     rank, world = deepspeed_setup.start(told)
     tp = run_model.ranks(told)
-    live = engine.build(run_model.model_of(told), told, world)
+    live = engine.build(run_model.build_model(told), told, world)
     checkpoints = Checkpoints(folder / "checkpoints", keep=9)
     if steps.start:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}

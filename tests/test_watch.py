@@ -107,7 +107,7 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
         beat = json.loads(path.read_text())
         assert beat["step"] == 0 and beat["steps"] == 100 and beat["nodes"] == ["a", "b"] and beat["pid"] == os.getpid()
         w.step_ended(7)
-        w._beat()
+        w._write_heartbeat()
         assert json.loads(path.read_text())["step"] == 7
     assert not path.exists()
     with watch(tmp_path, rank=1):

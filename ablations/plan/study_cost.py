@@ -161,7 +161,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
-        if (free := _free(study.out)) is not None and disk > free:
+        if (free := _free_gigabytes(study.out)) is not None and disk > free:
             full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
             if _is_where_it_runs(study):
                 refused.append(full)
@@ -236,7 +236,7 @@ def detectable_text(study: Study) -> str:
     return "\n".join(filter(None, (line, published)))
 
 
-def _free(out: Path) -> float | None:
+def _free_gigabytes(out: Path) -> float | None:
     """The free GB on the disk that has the folder `out`; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:

@@ -33,7 +33,7 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
     return Encoded(tokens_BT, real_BT)
 
 
-class Ours(nn.Module):
+class GPTBackbone(nn.Module):
     """A GPT of this project (model/gpt.py), of any objective, as a backbone."""
 
     def __init__(self, model: Any):
@@ -58,7 +58,7 @@ class Ours(nn.Module):
         return self.model.hidden(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
 
 
-class External(nn.Module):
+class HuggingFaceBackbone(nn.Module):
     """A model of Hugging Face's, from a folder on this machine, as a backbone."""
 
     def __init__(self, folder: Path):
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
     """A classifier of sequences: backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
 
     Args:
-        backbone: `Ours` or `External`.
+        backbone: `GPTBackbone` or `HuggingFaceBackbone`.
         outputs: the number of classes, or 1 for a regression.
         pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
             mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that

@@ -85,7 +85,7 @@ class Source:
 
         if not self.run:
             assert self.external
-            return classifier.External(self.external)
+            return classifier.HuggingFaceBackbone(self.external)
         from eval.weights import Weights
         from model.config import ModelConfig
         from model.gpt import GPT
@@ -94,4 +94,4 @@ class Source:
         cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
         model = GPT(cfg, seed=seed)
         model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
-        return classifier.Ours(model.float())
+        return classifier.GPTBackbone(model.float())

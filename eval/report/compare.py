@@ -10,9 +10,9 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import Part
-from eval.statistics.seeds import Results, noise_floor, seed_part, welch
+from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
 from eval.statistics.sequential import share
 from eval.statistics.verdicts import possible_places
 
@@ -132,9 +132,9 @@ def compare_pair(
     baseline: str,
     metric: str,
     controlled: bool,
-    floor: Part | None,
+    floor: Variance | None,
     share: Callable[[int], float] = lambda seeds: 1.0,
-    borrowed: Part | None = None,
+    borrowed: Variance | None = None,
 ) -> Comparison | None:
     """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where an arm
     has no result or the arms have no task in common that was evaluated in the same way.
@@ -155,14 +155,14 @@ def compare_pair(
     mean = float(np.mean([ours[s] for s in pairs.seeds[0]]) - np.mean([theirs[s] for s in pairs.seeds[1]]))
     pool = on_tasks if controlled else {arm: ours, baseline: theirs}
     part = (
-        seed_part(pool, arm, baseline, None if pairs.left_out else borrowed)
+        seed_variance(pool, arm, baseline, None if pairs.left_out else borrowed)
         if pairs.paired
         else welch(ours.values(), theirs.values())
     )
     parts = difference_strata(cells, arm, baseline, pairs, metric)
-    items, independent = item_part(parts), independent_items(parts)
+    items, independent = item_variance(parts), independent_items(parts)
     if part is None and floor:
-        part = Part(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
+        part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
         return compare(mean, part, items, replicated=False, independent=independent)
     return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
 
@@ -175,7 +175,12 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
 
 
 def compare_with_baseline(
-    study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
+    study: Any,
+    cells: Cells,
+    results: Results,
+    metric: str,
+    noise: Results | None = None,
+    borrowed: Variance | None = None,
 ) -> dict[str, Comparison]:
     """The comparison of each arm with the baseline on a metric, {arm: Comparison}, without multiple-comparison
     correction. Arms that cannot be compared are left out.

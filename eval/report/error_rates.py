@@ -22,7 +22,7 @@ from eval.statistics.simulation import (
     item_noise,
     judged_factorial,
     seed_noise,
-    sequence,
+    simulate_sequential,
 )
 
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
@@ -78,12 +78,12 @@ def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[f
     largest number of seeds; `key`: part of the seed of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
-        float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
+        float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
         for options in ((), (2.0,), (None, lambda seeds, most, tests: 1.0))
     ]
     y = x.copy()
     y[:, 1:] += 2.0
-    return [*wrong, float(sequence(y, 2.0).ever[..., 2].any(1).mean())]
+    return [*wrong, float(simulate_sequential(y, 2.0).ever[..., 2].any(1).mean())]
 
 
 def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
@@ -128,11 +128,11 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
     return [*wrong, beside, covered, *detected]
 
 
-def saves_judged(seeds: int) -> np.ndarray:
+def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
     """Decisions on published results in which both arms of a study are saves of the same run, so that every verdict is
     wrong: [studies, 1]; SAVES explains how the saves are paired. `seeds`: of each arm."""
     verdicts = []
-    for accuracies_NT in published.saves().values():
+    for accuracies_NT in published.published_checkpoints().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
         pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1).copy()
         swapped = [bool(i.bit_count() % 2) for i in range(seeds)]

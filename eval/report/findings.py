@@ -12,8 +12,8 @@ from eval.report.expense import cost_so_far
 from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
-from eval.statistics.items import item_part_with_rest
-from eval.statistics.parts import Part
+from eval.statistics.items import item_variance_with_interaction
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
 
@@ -194,11 +194,11 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     return recorded
 
 
-def items_with_seeds(findings: Findings, arm: str, metric: str) -> Part:
+def items_with_seeds(findings: Findings, arm: str, metric: str) -> Variance:
     """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
     seeds."""
     pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
-    whole, _ = item_part_with_rest(
+    whole, _ = item_variance_with_interaction(
         difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     )
     return whole

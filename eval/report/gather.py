@@ -11,12 +11,12 @@ from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
 from eval.report.external import External
 from eval.report.findings import Findings
-from eval.report.floor import noise_floor_part, reason_not_usable
+from eval.report.floor import noise_floor_variance, reason_not_usable
 from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics.comparison import Comparison, corrected_family
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
 
 
@@ -64,7 +64,7 @@ def gather(
         floor_before=floor_before,
         seeds_planned=planned,
     )
-    borrowed = noise_floor_parts(study, cells, list(results))
+    borrowed = noise_floor_variances(study, cells, list(results))
     compared, of_factorial = {}, {}
     for metric in results:
         distinct = findings.distinct_results(metric)
@@ -129,7 +129,7 @@ def corrected(
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
-def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Part]:
+def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Variance]:
     """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
     has. Empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
     baseline, text, budget or evaluation."""
@@ -138,5 +138,5 @@ def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> di
         return {}
     if reason := reason_not_usable(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
-    parts = {metric: noise_floor_part(floor, cells, study.arms[0], metric) for metric in metrics}
+    parts = {metric: noise_floor_variance(floor, cells, study.arms[0], metric) for metric in metrics}
     return {metric: part for metric, part in parts.items() if part}

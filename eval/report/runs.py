@@ -73,7 +73,7 @@ GLUE_TABLE = {
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
-def misfit(value: Any, shape: Any, path: str = "") -> str:
+def first_misfit(value: Any, shape: Any, path: str = "") -> str:
     """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit. `shape`:
     a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null. RUN is an
     example; `path`: of `value` itself, in recursive calls."""
@@ -89,7 +89,7 @@ def misfit(value: Any, shape: Any, path: str = "") -> str:
         inner_path = f"{path}.{key}" if path else key
         if key not in value:
             return inner_path
-        if inner_misfit := misfit(value[key], inner, inner_path):
+        if inner_misfit := first_misfit(value[key], inner, inner_path):
             return inner_misfit
     return ""
 
@@ -101,10 +101,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
-    key = misfit(run, RUN)
+    key = first_misfit(run, RUN)
     for name, shape in LISTS.items() if not key else ():
         for entry in run.get(name) or []:
-            key = key or misfit(entry, shape, name)
+            key = key or first_misfit(entry, shape, name)
             key = key or (name if name == "proofs" and not {"value", "detail"} <= entry.keys() else "")
             key = key or (name if name == "rollbacks" and len(entry["samples_left_out"]) != 2 else "")
     if key:
@@ -118,14 +118,14 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
-    key = misfit(result, EVALUATION)
+    key = first_misfit(result, EVALUATION)
     for task, entry in result["tasks"].items() if not key else ():
-        key = key or misfit(entry, TASK, f"tasks.{task}")
+        key = key or first_misfit(entry, TASK, f"tasks.{task}")
         if not key and entry.get("suite"):
             key = next((f"tasks.{task}.{name}" for name in ("stderr", "chance", "guess") if name not in entry), "")
     for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
         for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
-            key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
+            key = key or first_misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
     tasks = {
@@ -144,7 +144,7 @@ def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
-        if key := misfit(row, shape):
+        if key := first_misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
         if row.get("bytes", 0) < 0:
             raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
@@ -223,7 +223,7 @@ def _evaluated(directory: Path) -> dict[str, Any]:
 def _training_summary(path: Path) -> dict[str, Any]:
     """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
-    if key := misfit(done, DONE):
+    if key := first_misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
 
@@ -234,9 +234,11 @@ def read_glue_table(path: Path) -> dict[str, Any] | None:
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
-    key = misfit(table, GLUE_TABLE)
+    key = first_misfit(table, GLUE_TABLE)
     for name, entry in table["scores"].items() if not key else ():
-        key = key or misfit(entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}")
+        key = key or first_misfit(
+            entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}"
+        )
     if key:
         raise Damaged(f"{path} is damaged: {key}")
     return table

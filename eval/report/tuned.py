@@ -22,8 +22,8 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, interval_half_width
+from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
@@ -160,12 +160,12 @@ def compare_at_best(
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = CHOICE[max(map(len, c.labels.values()))]
-    seeds, items = seed_noise(results, by_seed, choice), item_part(strata)
-    items = Part(choice * items.variance, items.dof)
+    seeds, items = seed_noise(results, by_seed, choice), item_variance(strata)
+    items = Variance(choice * items.variance, items.dof)
     return compare(float(by_seed.mean()), seeds, items, independent=independent_items(strata))
 
 
-def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | None:
+def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:
     """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
     with one seed. It is pooled over all rates of both arms; where runs scatter unequally and the differences between
     seeds have a larger variance, it is the latter. `results`: {label: {seed: result}} of all rates of both arms;
@@ -175,11 +175,11 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | N
     if n < 2:
         return None
     left, dof = residual_squares(results)
-    pooled = Part(choice * left / dof * 2 / n, dof)
+    pooled = Variance(choice * left / dof * 2 / n, dof)
     if not arms_that_scatter_more(results):
         return pooled
-    difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
+    difference_alone = Variance(choice * float(by_seed.var(ddof=1)) / n, n - 1)
+    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
 
 
 # ------------------------------------------------------------------------------------------------ the basin

@@ -51,7 +51,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     something is wrong with the study, before anything is submitted; or sbatch refuses."""
     _check(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
-    busy = in_queue(study)
+    busy = runs_in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
@@ -111,12 +111,12 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
     nodes and time."""
     words = with_mtbf(study.words, variables)
     from_args(words)  # an error of the site's is said here, and not by the first job hours later
-    command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]
+    command = [f"--job-name={study.name}", *options, f"--array={_index_ranges(cells)}", "launch/run.sh", *words]
     job = sbatch(command, variables)
     for i in cells:
         study.cells[i].dir.mkdir(parents=True, exist_ok=True)
         record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
-    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_ranges(cells)}")
+    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_index_ranges(cells)}")
     return {"job": job, "does": "train", "runs": cells}
 
 
@@ -184,7 +184,7 @@ def submit_evaluation(
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
     else:
         script += f"exec {judge}"
-    array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
+    array = [f"--array={_index_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
@@ -221,7 +221,7 @@ def _single_task_options(name: str, options: list[str]) -> list[str]:
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
-def in_queue(study: Study) -> dict[int, str]:
+def runs_in_queue(study: Study) -> dict[int, str]:
     """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty where
     there is no Slurm. Raises ConfigError where Slurm does not answer."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
@@ -278,7 +278,7 @@ def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
     return [*(w for w in words if w != settings), f"{settings} layout.mtbf={variables['NODE_MTBF_HOURS']}"]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _index_ranges(numbers: list[int]) -> str:
     """Numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:

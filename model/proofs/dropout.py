@@ -12,7 +12,7 @@ from model.proofs.probe import Proof
 ROWS = 8  # sequences, so that enough is dropped to tell a share
 
 
-class Measured(NamedTuple):
+class DropoutMeasurement(NamedTuple):
     """What dropout does where attention and MLP are made to return ones, and all values to be 1."""
 
     first_input: Tensor  # of the first layer
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
     deviation: float  # of what heads return from 1, which it is where no probability is dropped
 
 
-def measure(model: Any) -> Measured:
+def measure(model: Any) -> DropoutMeasurement:
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer
@@ -52,7 +52,7 @@ def measure(model: Any) -> Measured:
     sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
     # the first token has a single probability: where it is dropped, its head returns nothing
     first = [float((h[:, 0].view(ROWS, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
-    return Measured(
+    return DropoutMeasurement(
         inputs[0],
         len(added),
         min(kept),

@@ -10,7 +10,7 @@ from eval.report.compare import METRICS, difference_strata, pairing
 from eval.report.findings import Findings, recorded_noise
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import Part, interval_half_width
+from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
 
 PAIRED = """\
@@ -159,7 +159,7 @@ def noise_floors(findings: Findings) -> list[Block]:
             findings.distinct_results(name)
         )  # with what the arms of a seed share: two seeds do not share it
         assert floor
-        widest = interval_half_width(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
+        widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
             f"{least:.{metric.digits + 1}f} with {n}"
             for n in STUDIES_SHOWN

@@ -11,7 +11,7 @@ from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
-from eval.statistics.items import independent_items, item_part
+from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 
 
@@ -46,7 +46,7 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
         return "-"
     pool = findings.results[metric] if findings.controlled else {arm: row}
     strata = arm_strata(findings.cells, arm, sorted(row), metric)
-    error = level_stderr(pool, arm, item_part(strata))
+    error = level_stderr(pool, arm, item_variance(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
     return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)

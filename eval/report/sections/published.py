@@ -14,7 +14,7 @@ from eval.report.findings import Findings
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.verdicts import verdict
 
 WARNING = "{paper}. Other tasks, another harness, another scale: nothing here is ranked with anything there."
@@ -31,7 +31,7 @@ def load() -> dict[str, Any]:
 
 
 @cache
-def saves() -> dict[str, np.ndarray]:
+def published_checkpoints() -> dict[str, np.ndarray]:
     """The published accuracies of all saves of the BigScience runs, {corpus: [saves, tasks], in %}, the earliest first.
     Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
@@ -124,7 +124,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     numbers = np.array([row for row in known["rows"].values()], float)
     n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
     variance = (p * (1 - p) / (n - 1) + q * (1 - q) / (n - 1)) * 1e4
-    items = Part(float(variance.sum()) / len(n) ** 2, float(n.min() - 1))
+    items = Variance(float(variance.sum()) / len(n) ** 2, float(n.min() - 1))
     difference = 100 * (p - q)
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 
