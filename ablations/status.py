@@ -58,15 +58,15 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
     last = attempts[-1] if attempts else {}
     locked = rundir.is_locked(folder)
     if locked or last.get("event") == "start":
-        return _at_work(cell, facts, attempts, locked, now)
+        return _running_state(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):
-        return {"state": State.QUEUED, "why": _end_of(last) or f"job {last['job']}"}
+        return {"state": State.QUEUED, "why": _attempt_end_text(last) or f"job {last['job']}"}
     if last:
-        return {"state": State.STOPPED, "why": _end_of(last)}
+        return {"state": State.STOPPED, "why": _attempt_end_text(last)}
     return {"state": State.NOT_STARTED if run is None else State.STOPPED}
 
 
-def _at_work(
+def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
     """The state (starting, running or stalled) of a run that a process has locked or Slurm has started, as entries of
@@ -89,7 +89,7 @@ def _at_work(
     return work | {"state": State.RUNNING if alive else State.STARTING}
 
 
-def _end_of(line: dict[str, Any]) -> str:
+def _attempt_end_text(line: dict[str, Any]) -> str:
     """How an attempt under Slurm ended, as text; "" where the row of attempts.jsonl is not about an end."""
     if line["event"] != "end":
         return ""

@@ -34,7 +34,7 @@ def from_args(words: list[str]) -> Study:
     ConfigError where a word or a value is not allowed; the message names what is."""
     values = parse_words(words)
     set_words = assignments("SET", values.get("SET", ""))
-    factor, arms, corpus = _arms(values)
+    factor, arms, corpus = _arms_and_corpus(values)
     setting = _settings_of_all_runs(values, set_words, corpus)
     file, recipe = None, None
     if "STUDY" in values:
@@ -47,7 +47,7 @@ def from_args(words: list[str]) -> Study:
             setting, recipe = file.base + setting, file.recipe
         arms = _without_baseline(arms, setting)
     elif arms:
-        question, expect, file = _expectation(arms)
+        question, expect, file = _question_and_expectation(arms)
         if file is None and "PREDICT" in values:
             expect = values["PREDICT"]
     else:
@@ -59,7 +59,7 @@ def from_args(words: list[str]) -> Study:
     count = whole_number("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     first = whole_number("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
     criteria = _criteria(values, file, count, bool(arms))
-    cross, rates = _design(values, criteria)
+    cross, rates = _design_words(values, criteria)
     jobs = whole_number("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     check_words(values)
     out = Path(values.get("OUT", "runs"))
@@ -108,7 +108,7 @@ def _settings_of_all_runs(
     return setting
 
 
-def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
+def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
     """The arms that the words for factors (POS, ACT, ...) and ARM ask for: (the name of the factor, (key, value) of
     each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor. Raises ConfigError
     where DATA names several corpora for all runs, or is combined with an arm of data.corpus."""
@@ -145,7 +145,7 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
             raise ConfigError(f"SET: {key} does nothing without {missing[0]}: leave it out")
 
 
-def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
+def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
     """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate or
     ()). Raises ConfigError where the two are combined with each other or with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
@@ -222,7 +222,7 @@ def arms_left_out(study: Study) -> list[str]:
     return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
 
 
-def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
+def _question_and_expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
     """The question and the expectation of arms that are typed without a study file, and the file that they are from:
     the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
     there is no such file. A file that cannot be read is named, since the expectation may be in it."""

@@ -44,17 +44,17 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         names = [str(choice) for choice in choices]
         raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
     try:
-        return _read(kind, value)
+        return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_are(kind)} needed{explanation}") from None
+        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_is_or_are(kind)} needed{explanation}") from None
 
 
-def _are(kind: Any) -> str:
+def _is_or_are(kind: Any) -> str:
     return "are" if get_origin(kind) is list else "is"
 
 
-def _read(kind: Any, value: Any) -> Any:
+def _convert(kind: Any, value: Any) -> Any:
     """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is not
     possible."""
     if get_origin(kind) is list:
@@ -64,7 +64,7 @@ def _read(kind: Any, value: Any) -> Any:
             value = text.split(",") if text.strip() else []
         if not isinstance(value, list):
             value = [value]
-        return [_read(get_args(kind)[0], item) for item in value]
+        return [_convert(get_args(kind)[0], item) for item in value]
     return {bool: _bool, int: _int, float: _float, str: _str}[kind](value)
 
 

@@ -88,11 +88,11 @@ class ByteBPE(Tokenizer):
             return self._hugging_face_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
         if self._needs_hugging_face:
-            return super().arrays(texts)
+            return super().token_arrays(texts)
         parts = valid_unicode(texts)
         layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
         ends = np.asarray(layout.offsets.data)

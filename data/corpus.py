@@ -134,7 +134,7 @@ def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
-def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
+def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
     """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
     a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
     if "packages" in spec:

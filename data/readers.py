@@ -314,7 +314,9 @@ def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
 # ledger.
 
 
-def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _json_lines(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, Any]]:
     import orjson
 
     for number, line in enumerate(file, 1):
@@ -336,7 +338,7 @@ def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
             yield number, record
 
 
-def _paragraphs(
+def _blank_line_separated_texts(
     file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
 ) -> Iterator[tuple[int, str]]:
     start, damaged = 1, False
@@ -367,14 +369,18 @@ def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
         )
 
 
-def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, str]]:
+def _whole_file_text(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, str]]:
     try:
         yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         ledger.add_problem(path, f"not UTF-8: {error}")
 
 
-def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, Any]]:
     """The rows of a parquet file. A record has the column of the text, the columns in `columns`, and the column "meta"
     where that contains the domain of the document."""
     import pyarrow
@@ -399,4 +405,9 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
                 ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
 
 
-_LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}
+_LAYOUTS = {
+    "jsonl": _json_lines,
+    "oscar-v1": _blank_line_separated_texts,
+    "one-per-file": _whole_file_text,
+    "parquet": _parquet_rows,
+}

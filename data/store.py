@@ -85,7 +85,7 @@ def _build(
     work = store.path / f"partial-{whole.name}"
     try:
         if not (work / "manifest.json").exists():
-            _begin(work)
+            _begin_folder(work)
             with _progress(store, name, work / "logs") as run:
                 result = make(work, run)
             shutil.rmtree(work / "scratch", ignore_errors=True)
@@ -106,7 +106,7 @@ def _build(
         raise
 
 
-def _begin(work: Path) -> None:
+def _begin_folder(work: Path) -> None:
     """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
     Raises RuntimeError where another version of the code has begun it."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()

@@ -285,7 +285,7 @@ def _read_files(
         for file in files:
             if min(start * tasks // total, tasks - 1) == rank:  # an empty file at the end begins at the total
                 for name, text, labels in documents(spec, file, ledger):
-                    split = "valid" if corpora.held_out(spec, file.package, text, share) else "train"
+                    split = "valid" if corpora.is_held_out(spec, file.package, text, share) else "train"
                     count += 1
                     yield Document(text, name, metadata={**labels, "split": split})
             start += file.size

@@ -38,7 +38,7 @@ class Tokenizer:
         """The token ids of each text. The number of threads changes the time, not the result."""
         raise NotImplementedError
 
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
         [texts]."""
         import numpy as np  # not by those who only plan

@@ -71,7 +71,7 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
         for batch in _batches(documents):
             texts = [text for text, _ in batch]
             tokenizer.check([texts[0][:CHECKED]])
-            ids, counts = tokenizer.arrays(texts)
+            ids, counts = tokenizer.token_arrays(texts)
             tokens = np.empty(len(ids) + len(counts), kind)
             ends = np.cumsum(counts + 1) - 1
             of_text = np.ones(len(tokens), bool)

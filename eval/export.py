@@ -58,7 +58,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    earlier = to is None and _is_of_run(safe_files.path_inside(directory, rundir.HUB), run)
+    earlier = to is None and _is_export_of_run(safe_files.path_inside(directory, rundir.HUB), run)
     to = to or directory / rundir.HUB
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
@@ -118,7 +118,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     )
 
 
-def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
+def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
     """Whether a folder has an export of a run (given by its run.json), perhaps of weights that have been replaced
     since."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")

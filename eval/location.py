@@ -74,11 +74,11 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     the store of prepared data. Raises ValueError where the store does not have this text.
     """
     from data.corpus import Missing
-    from data.prepare import held_out
+    from data.prepare import validation_files
     from data.store import label
 
     try:
-        files = held_out(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
+        files = validation_files(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
     except (Missing, ValueError, OSError) as error:
         folders = [path.parent for path in store.glob(f"{label(corpus)}-????????/valid.jsonl.gz")]
         candidates = [folder for folder in folders if _is_default_text(folder)]

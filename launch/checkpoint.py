@@ -149,7 +149,7 @@ class Checkpoints:
                     os.fsync(written.fileno())
                 safe_files.write_json(file.with_suffix(".json"), safe_files.checksum(file))
                 if rank == 0:
-                    self._complete(file.parent, index, began)
+                    self._write_index_when_complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
                 self._remove_old()
@@ -158,7 +158,7 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
             self.error = error
 
-    def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
+    def _write_index_when_complete(self, target: Path, index: dict[str, Any], began: float) -> None:
         """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
         which makes it a checkpoint. It polls the file system, since collectives from this thread would mix with
         training's."""
@@ -228,12 +228,12 @@ class Checkpoints:
         names: list[Any] = [[path.name for path in candidates]]
         dist.broadcast_object_list(names, src=0)
         for path in (self.folder / name for name in names[0]):
-            index, complaint = _examine(path)
+            index, complaint = _read_and_verify(path)
             if not complaint:
                 self._check_identity(path, index)
                 _fill_fragments(path, list(index["files"]), fragments)
             if dist.get_rank() == 0 and not complaint:
-                self._forget_later(path, damaged)
+                self._remove_later_checkpoints(path, damaged)
             dist.barrier()
             if not complaint:
                 return index["state"] | {"step": index["step"]}
@@ -251,7 +251,7 @@ class Checkpoints:
                 f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder."
             )
 
-    def _forget_later(self, path: Path, damaged: list[Path]) -> None:
+    def _remove_later_checkpoints(self, path: Path, damaged: list[Path]) -> None:
         """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are
         trained again, and rename each folder in `damaged` from step_N to damaged_step_N, so that it can be inspected.
         """
@@ -266,7 +266,7 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
 
-def _examine(path: Path) -> tuple[dict[str, Any], str]:
+def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
     """Read the index of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a share
     of them. All ranks call it together. Returns the content of checkpoint.json, and a sentence about what is damaged,
     the same on all ranks; "" when nothing is."""
@@ -276,13 +276,13 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
         index = rundir.read_checkpoint(path)
     except Damaged as error:
         complaints = [str(error)]
-    if complaint := _first_of_all_ranks(complaints):
+    if complaint := _first_complaint_of_all_ranks(complaints):
         return {}, complaint
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
+    return index, _first_complaint_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
 
 
-def _first_of_all_ranks(complaints: list[str]) -> str:
+def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
     """The complaint of the lowest rank that has one, "" where no rank has. All ranks call it together and get the same
     answer, since they have to agree on whether they load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -304,7 +304,7 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
     for fragment in fragments:
         filled, end = 0, fragment.start + len(fragment.data)
         parts = saved.get((fragment.name, fragment.kind), [{}] * fragment.size)
-        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _recut(fragment, parts)}
+        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _part_from_other_layout(fragment, parts)}
         for a, data in part.items():
             b = a + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
             low, high = max(a, fragment.start), min(b, end)
@@ -316,7 +316,7 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
             raise CheckpointError(f"{path} lacks {fragment.kind} of {fragment.name}, or holds it in another shape")
 
 
-def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
+def _part_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
     """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened; empty where some
     of the parameter is missing. `parts`: for each part that was saved {start: slice of the safetensors file}."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)

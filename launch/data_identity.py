@@ -16,7 +16,7 @@ def check_files(study: Study) -> None:
     """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
     prepared. The files' hashes are remembered; only files that changed since are read again. Raises ConfigError where a
     file has changed, or the corpus cannot be read."""
-    from data.prepare import changes, source_identities
+    from data.prepare import describe_data_changes, source_identities
 
     store = study.out / rundir.DATA
     current: dict[str, dict[str, Any]] = {}
@@ -27,14 +27,16 @@ def check_files(study: Study) -> None:
                 current[corpus] = source_identities(corpus, store)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        _raise_if_changed(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))
+        _raise_if_changed(
+            cell, describe_data_changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})})
+        )
 
 
 def check_prepared(study: Study) -> None:
     """Compare the prepared text and tokenizer of each run with those that the run was trained on. Raises ConfigError
     where the store of prepared data now has another text or tokenizer under the same name."""
     from data.corpus import Missing
-    from data.prepare import changes, prepare
+    from data.prepare import describe_data_changes, prepare
 
     store = study.out / rundir.DATA
     for cell, recorded in _begun_runs(study):
@@ -44,7 +46,7 @@ def check_prepared(study: Study) -> None:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        _raise_if_changed(cell, changes(recorded, current))
+        _raise_if_changed(cell, describe_data_changes(recorded, current))
 
 
 def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:

@@ -77,7 +77,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     """
     import torch.distributed as dist
 
-    rows, proofs, effective = _prove(cell, engine, data)
+    rows, proofs, effective = _prove_configuration(cell, engine, data)
     before = cell.run_json()
     _check_same_data(before, data)
     this_launch = describe_launch(hosts) | {"execution": engine.execution}
@@ -102,7 +102,9 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
         safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
-def _prove(cell: Cell, engine: Any, data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
+def _prove_configuration(
+    cell: Cell, engine: Any, data: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
     """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
     run.json about it: (a row for each parameter, the proofs, {setting: value in effect}). Raises Mismatch where a proof
     fails, or a setting differs."""
@@ -111,7 +113,7 @@ def _prove(cell: Cell, engine: Any, data: dict[str, Any]) -> tuple[list[dict[str
 
     rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
-    effective = live.effective(engine) | {
+    effective = live.settings_in_effect(engine) | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
         **{f"data.{name}": value for name, value in data["recipe"].items()},

@@ -59,7 +59,7 @@ class Progress:
                 self.taken.setdefault(before, []).append(time.monotonic() - self.since[cell.dir])
                 self.state[cell.dir], self.since[cell.dir] = state, time.monotonic()
                 if state == "finished":
-                    self.scores[cell.dir] = scores(cell)
+                    self.scores[cell.dir] = score_text(cell)
                 changed.append(cell)
         return changed
 
@@ -127,7 +127,7 @@ class Progress:
         return "  ".join(counts)
 
 
-def scores(cell: Cell) -> str:
+def score_text(cell: Cell) -> str:
     """The headline scores of an evaluated run as text, such as "1.234 bits/byte zero-shot 40.1 %"."""
     facts = status.state(cell)
     words = [f"{facts['bits_per_byte']:.3f} bits/byte"] if "bits_per_byte" in facts else []

@@ -9,7 +9,7 @@ from model.linear import Layers
 from model.shard import SINGLE, Ranks
 
 
-def ranks(run: Run) -> Ranks:
+def tensor_parallel_group(run: Run) -> Ranks:
     """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
     `deepspeed_setup.start`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
     if run.layout.tp == 1:
@@ -21,7 +21,7 @@ def ranks(run: Run) -> Ranks:
     return TensorParallel(run.layout.tp)
 
 
-def layers(run: Run, tp: Ranks) -> Layers:
+def layer_factory(run: Run, tp: Ranks) -> Layers:
     """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`. Raises
     ConfigError where the run combines train.precision=fp8 with layout.tp above 1."""
     if run.train.precision != "fp8":
@@ -33,5 +33,5 @@ def layers(run: Run, tp: Ranks) -> Layers:
 
 def build_model(run: Run) -> GPT:
     """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
-    tp = ranks(run)
-    return GPT(run.model, run.seed, tp, layers(run, tp))
+    tp = tensor_parallel_group(run)
+    return GPT(run.model, run.seed, tp, layer_factory(run, tp))

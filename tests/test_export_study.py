@@ -159,7 +159,7 @@ def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path
     study = from_args(["POS=rotary", *NANO, f"OUT={tmp_path}"])
     cell = study.cells[1]
     trained(cell.dir)
-    (cell.dir / rundir.EVAL).write_text(json.dumps(submit._versions()))
+    (cell.dir / rundir.EVAL).write_text(json.dumps(submit._current_evaluation_versions()))
     assert submit.is_fully_evaluated(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
     assert not submit.is_fully_evaluated(study, cell)
     (cell.dir / rundir.HUB).mkdir()

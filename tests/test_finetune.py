@@ -207,7 +207,7 @@ def test_what_each_pooling_reads() -> None:
     class States(torch.nn.Module):
         width = 3
 
-        def forward(self, batch: classifier.Encoded) -> torch.Tensor:
+        def forward(self, batch: classifier.PaddedBatch) -> torch.Tensor:
             return x_BTD
 
     for side, places in (("right", [(0, 2), (0, 4)]), ("left", [(2, 4), (0, 4)])):
@@ -298,7 +298,7 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
             self.model = theirs
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> dict:
-            logits = self.model(classifier.Encoded(input_ids, attention_mask.bool()))
+            logits = self.model(classifier.PaddedBatch(input_ids, attention_mask.bool()))
             return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
     lengths = [len(row) for row in rows]

@@ -47,7 +47,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
     x = np.random.default_rng(8).normal(size=(20_000, 2, 10))
 
     def wrong() -> float:
-        return float(simulation.sequence(x).ever[..., :2].any((1, 2)).mean())
+        return float(simulation.simulate_sequential(x).ever[..., :2].any((1, 2)).mean())
 
     assert 0.04 < wrong() <= 0.054
     monkeypatch.setattr(sequential, "FOR_STUDENT", 1.0)

@@ -87,12 +87,17 @@ def test_a_context_is_computed_once_for_its_choices_and_longer_stems_for_several
     rng = random.Random(1)
     context = tuple(rng.randrange(257) for _ in range(50))
     inputs = [rows.Input((*context, i, i + 1, i + 2), 0) for i in range(4)]
-    assert [(row.stem, len(row)) for row in rows.rows(inputs, 384, 4096)] == [(50, 62)]
+    assert [(row.stem, len(row)) for row in rows.pack_rows(inputs, 384, 4096)] == [(50, 62)]
     unlike = [rows.Input((*inputs[0].tokens[:2], *(rng.randrange(257) for _ in range(48))), 0) for _ in range(4)]
-    assert [len(row.inputs) for row in rows.rows(unlike, 384, 4096)] == [1, 1, 1, 1]  # two tokens are not worth a row
-    assert max(len(row) for row in rows.rows(inputs + unlike, 384, 55)) <= 55
+    assert [len(row.inputs) for row in rows.pack_rows(unlike, 384, 4096)] == [
+        1,
+        1,
+        1,
+        1,
+    ]  # two tokens are not worth a row
+    assert max(len(row) for row in rows.pack_rows(inputs + unlike, 384, 55)) <= 55
     prefixed = [rows.Input(sequence.tokens, n) for sequence, n in zip(inputs, (50, 50, 49, 51), strict=True)]
-    assert sorted(len(row.inputs) for row in rows.rows(prefixed, 384, 4096)) == [1, 1, 2]
+    assert sorted(len(row.inputs) for row in rows.pack_rows(prefixed, 384, 4096)) == [1, 1, 2]
 
 
 def test_more_to_score_than_the_longest_input_is_scored_in_pieces():

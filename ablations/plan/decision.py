@@ -174,7 +174,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         try:
             candidates = shapes.candidates(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
         except ConfigError as error:
-            reason = str(error) + fewer_nodes(sizes, machines)
+            reason = str(error) + hint_of_fewer_nodes(sizes, machines)
     return Decision(
         budget,
         machines,
@@ -205,7 +205,7 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
     return (least * math.sqrt(growth), most * math.sqrt(growth)), why
 
 
-def fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
+def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     """The end of a complaint that no shape of these sizes fits: the nearest smaller number of nodes for which there is
     one; "" where there is none nearby."""
     working = machines.nodes - machines.spare

@@ -51,15 +51,15 @@ class Table:
         rows = [
             [f"**{cell}**" if i == self.strong and cell else cell for cell in row] for i, row in enumerate(self.rows)
         ]
-        return [_row(self.head), _row(["---"] * len(self.head)), *map(_row, rows)]
+        return [markdown_row(self.head), markdown_row(["---"] * len(self.head)), *map(markdown_row, rows)]
 
     def page(self) -> str:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
         kinds = ["number" if any(column) and all(map(_is_number, column)) else "" for column in columns]
-        out = [f"<tr>{_cells(self.head, kinds, 'th')}</tr>"]
+        out = [f"<tr>{cells_html(self.head, kinds, 'th')}</tr>"]
         for i, row in enumerate(self.rows):
             start = '<tr class="strong">' if i == self.strong else "<tr>"
-            out.append(f"{start}{_cells(row, kinds, 'td')}</tr>")
+            out.append(f"{start}{cells_html(row, kinds, 'td')}</tr>")
         # a table of words alone is read from top to bottom on a phone; one of numbers scrolls
         kind = "" if any(kinds) else ' class="words"'
         return f"<table{kind}>{''.join(out)}</table>"
@@ -150,7 +150,7 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"TO={folder} is no folder that can be written: permission denied")
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -159,7 +159,7 @@ def _is_number(cell: str) -> bool:
     return all(NUMBER.fullmatch(part) for part in cell.split(" to ")) if cell else True
 
 
-def _cells(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
+def cells_html(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
     out = []
     for cell, kind in zip(cells, kinds, strict=True):
         kind = kind or ("long" if len(cell) > LONG else "short" if len(cell) <= SHORT else "")

@@ -78,11 +78,11 @@ def fitting_layouts(
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
         if gpus % tp or tp > min(gpu.node, gpus):
             continue
-        if reason := next((reason for run in runs if (reason := _indivisible(run, tp))), ""):
+        if reason := next((reason for run in runs if (reason := _indivisible_reason(run, tp))), ""):
             refused.setdefault(f"tp {tp}", reason)
             continue
         dp = gpus // tp
-        if reason := next((reason for run in runs if (reason := _uneven(run, dp, micro))), ""):
+        if reason := next((reason for run in runs if (reason := _uneven_batch_reason(run, dp, micro))), ""):
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
@@ -102,7 +102,7 @@ def fitting_layouts(
     return fitting, [reason for reason in refused.values() if reason]
 
 
-def _indivisible(run: Run, tp: int) -> str:
+def _indivisible_reason(run: Run, tp: int) -> str:
     for name, number in (
         ("heads", run.model.heads),
         ("inner width", run.model.ffn),
@@ -113,7 +113,7 @@ def _indivisible(run: Run, tp: int) -> str:
     return ""
 
 
-def _uneven(run: Run, dp: int, micro: int) -> str:
+def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"

@@ -141,7 +141,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
     usable = [candidate for candidate in candidates if not candidate.layout.recompute]
-    refused, notes = _objections(study)
+    refused, notes = _reasons_against_and_notes(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -245,7 +245,7 @@ def _free_gigabytes(out: Path) -> float | None:
         return None
 
 
-def _objections(study: Study) -> tuple[list[str], list[str]]:
+def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
     """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
     refused: list[str] = []
     notes: list[str] = []

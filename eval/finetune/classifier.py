@@ -15,14 +15,14 @@ from torch import Tensor, nn
 POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
 
 
-class Encoded(NamedTuple):
+class PaddedBatch(NamedTuple):
     """A batch of padded sequences: token ids [B, T], and bool [B, T], False for padding."""
 
     tokens_BT: Tensor
     real_BT: Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
+def pad(rows: Sequence[Sequence[int]], side: str = "right") -> PaddedBatch:
     """Rows of token ids as one batch, padded with id 0. `side`: where padding goes, "right" or "left"."""
     B, T = len(rows), max(map(len, rows))
     tokens_BT, real_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.bool)
@@ -30,7 +30,7 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
         place = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
         tokens_BT[b, place] = torch.tensor(row)
         real_BT[b, place] = True
-    return Encoded(tokens_BT, real_BT)
+    return PaddedBatch(tokens_BT, real_BT)
 
 
 class GPTBackbone(nn.Module):
@@ -41,7 +41,7 @@ class GPTBackbone(nn.Module):
         self.model = model
         self.width = model.cfg.hidden
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """The hidden states [B, T, D] of a batch."""
         from model.attention import Arrangement
 
@@ -68,7 +68,7 @@ class HuggingFaceBackbone(nn.Module):
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).float()
         self.width = self.model.config.hidden_size
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         # Right padding needs no positions, and models such as RoBERTa count theirs from another number than 0.
         left = not bool(batch.real_BT[:, 0].all())
         positions = {"position_ids": (batch.real_BT.cumsum(1) - 1).clamp_min(0)} if left else {}
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """The logits [B, outputs] of a batch, in fp32."""
         x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
         if self.pooling == "mean":

@@ -90,7 +90,7 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
     """
     name = findings.study.name
     folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
-    if lost := record.lost_runs(findings, folder):
+    if lost := record.finished_runs_that_would_be_lost(findings, folder):
         record.write(findings, elsewhere / name)
         return elsewhere / name, (
             f"{folder} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."

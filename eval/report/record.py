@@ -81,7 +81,7 @@ def terminal_text(findings: Findings) -> str:
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 
 
-def lost_runs(findings: Findings, out: Path) -> str:
+def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
     there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:

@@ -45,9 +45,9 @@ class Task(NamedTuple):
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
-def halves(names: list[str]) -> np.ndarray:
-    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves of equal
-    size."""
+def assign_halves(names: list[str]) -> np.ndarray:
+    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves
+    of equal size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -62,7 +62,7 @@ class Candidates(NamedTuple):
     tasks: list[Task]  # of CHOSEN_BY
 
 
-def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
+def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
     the common rate is missing, or there are too few documents for two halves. `metric`: whose tasks are read."""
     tuning, results = findings.study.tuning, findings.distinct_results(CHOSEN_BY)
@@ -76,19 +76,19 @@ def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> 
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(findings.cells, runs, metric) if runs and same_text(findings.cells, runs) else []
-    tasks = [task_of(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
+    tasks = [task_outcomes(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
     too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_of(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
     names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as by_cluster has them
     weights = next(iter(strata.values())).weights
-    return Task({label: s.differences for label, s in strata.items()}, weights, halves(names))
+    return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names))
 
 
 def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
@@ -107,7 +107,7 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     return c.labels[arm][int(np.argmin(losses))]
 
 
-def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
+def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
     """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
     seed. `tasks`: the tasks that are judged; `by_half`: whether these consist of the documents that the choice is made
     by; it is then made without this half of them."""
@@ -129,17 +129,17 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
     compared = {}
     for arm in findings.study.compared if findings.study.tuning and metric in JUDGED else ():
         c, judged = (
-            candidates(findings, [arm, findings.baseline]),
-            candidates(findings, [arm, findings.baseline], metric),
+            candidate_runs(findings, [arm, findings.baseline]),
+            candidate_runs(findings, [arm, findings.baseline], metric),
         )
         if c and judged and c.seeds == judged.seeds:
             compared[arm] = compare_at_best(
-                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of(findings, c, metric)
+                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of_labels(findings, c, metric)
             )
     return corrected_family(compared)
 
 
-def results_of(findings: Findings, c: Candidates, metric: str) -> Results:
+def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results:
     flat = [label for labels in c.labels.values() for label in labels]
     return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
@@ -156,7 +156,7 @@ def compare_at_best(
             half that is judged.
         results: {label: {seed: result}} of all these runs, for the noise.
     """
-    ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))
+    ours, theirs = (cross_fitted_outcomes(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = CHOICE[max(map(len, c.labels.values()))]

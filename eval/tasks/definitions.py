@@ -62,7 +62,7 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
             continue
         index = _index()
         left_out: list[str] = []
-        members = _members(name, index)
+        members = _tasks_of_name(name, index)
         for task in members:
             try:
                 if index[task].yaml_path is None:
@@ -127,7 +127,7 @@ def _index() -> dict:
     return TaskManager().task_index
 
 
-def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
+def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the name
     itself. `index`: lm-eval's index of tasks; `above`: the groups that contain this one, to detect groups that contain
     themselves. Raises ValueError where lm-eval has no such task, or a group is defined in a way that cannot be run
@@ -145,7 +145,7 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     entry = index[name]
     if entry.yaml_path is None:  # a tag, or a task in Python alone
         tags = sorted(entry.tags or ())
-        return [task for tag in tags for task in ([tag] if tag == name else _members(tag, index, (*above, name)))]
+        return [task for tag in tags for task in ([tag] if tag == name else _tasks_of_name(tag, index, (*above, name)))]
     if "group" not in (entry.cfg or {}):
         return [name]
     members = entry.cfg.get("task") or []
@@ -160,7 +160,7 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
             raise ValueError(
                 f"{name} is a group that defines or contains itself, and cannot be run here; name its tasks"
             )
-        tasks += _members(inner, index, (*above, name))
+        tasks += _tasks_of_name(inner, index, (*above, name))
     return tasks
 
 

@@ -174,42 +174,42 @@ def evaluate_named(
             failed[name] = error_in_one_line(error)
     results: dict[str, dict] = {}
     try:
-        results = _run(scorer, lm_tasks)
+        results = _run_together(scorer, lm_tasks)
     except OSError:
         raise  # of the disk: the journal cannot be written
     except FAILURES:  # one of them fails: run each alone; the journal has what was scored already
         for name in lm_tasks:
             try:
                 lm_tasks[name] = build_task(tasks[name], mirror)
-                results |= _run(scorer, {name: lm_tasks[name]})
+                results |= _run_together(scorer, {name: lm_tasks[name]})
             except OSError:
                 raise
             except FAILURES as error:
                 failed[name] = error_in_one_line(error)
     for name, result in results.items():
         result["shots"] = tasks[name].shots
-        result["data"] = _origin(mirror, tasks[name].source)
+        result["data"] = _data_origin(mirror, tasks[name].source)
         if examples := tasks[name].examples:
-            result["examples"] = _origin(mirror, examples)
+            result["examples"] = _data_origin(mirror, examples)
     return results, failed
 
 
-def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
+def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
     """{name: result} of lm-eval tasks that are run together, so that equal requests of several tasks are scored
     once."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
-    return {name: _result(scorer, lm_tasks[name], run, name) for name in lm_tasks}
+    return {name: _task_result(scorer, lm_tasks[name], run, name) for name in lm_tasks}
 
 
-def _origin(mirror: Mirror, source: Source) -> dict:
+def _data_origin(mirror: Mirror, source: Source) -> dict:
     """Where the data of a split comes from: its name on the hub, number of rows, hash and revision."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
 
-def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
+def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
     """The result of one task, in the form of `evaluate_named`. `run`: what lm-eval returned for all tasks that were run
     together. Raises ValueError where the metric of the task is not finite."""
     values = {

@@ -48,7 +48,7 @@ def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
     return representative
 
 
-def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
+def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     """Distribute inputs over rows. Inputs with a common beginning share a row where that saves work. Longer rows come
     first.
 

@@ -53,7 +53,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
     if (n := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
-        print_with_time(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
+        print_with_time(mark_as_failed(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
         (cell.dir / old).unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         elif signal:
             ending = "warned of the time limit"
         if ending != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
-            ending, why, again = "failed", give_up(folder, job, n, ending), False
+            ending, why, again = "failed", mark_as_failed(folder, job, n, ending), False
     record_attempt(
         folder, event="end", job=job, step=step, code=code, how=ending, **({"why": why} if why else {}), again=again
     )
@@ -170,7 +170,7 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
         return []
 
 
-def give_up(folder: Path, job: str, n: int, ending: str) -> str:
+def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
     """Mark a run as failed after `n` attempts of a job without progress, the last of which ended with `ending`. Returns
     the reason, which is also written to the file `failed`."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"

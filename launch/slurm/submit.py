@@ -141,7 +141,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
             return False
     except Damaged:
         return False
-    if steps_to_evaluate(cell.dir) or not _versions().items() <= scores.items():
+    if steps_to_evaluate(cell.dir) or not _current_evaluation_versions().items() <= scores.items():
         return False
     if study.exports and not rundir.exported(cell.dir):
         return False
@@ -156,7 +156,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
 
 
 @functools.cache
-def _versions() -> dict[str, Any]:
+def _current_evaluation_versions() -> dict[str, Any]:
     """The entries that say which tasks an evaluation made today would use, as eval.json records them: {"version",
     "lm_eval"}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")

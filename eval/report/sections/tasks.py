@@ -32,7 +32,7 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
-def headline(findings: Findings) -> list[Block]:
+def suite_means(findings: Findings) -> list[Block]:
     """A paragraph and a table of the three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that
     were evaluated like the first one; empty where no run has the suite."""
     comparable = next(iter(evaluation_classes(findings.cells)), [])
@@ -73,12 +73,12 @@ def section(findings: Findings) -> Section:
         entries = {run: tasks[task] for run, tasks in evaluated.items() if task in tasks}
         entry = next(iter(entries.values()))
         scores = [score_of(findings, arm, task, entries) for arm in findings.study.arms]
-        lines.append(description(task, entry) + [text for text, _ in scores])
+        lines.append(task_columns(task, entry) + [text for text, _ in scores])
         if entry["metric"] != "bits_per_byte" and entry.get("chance") is not None:
             heat[task] = [cell for _, cell in scores]
     head = ["task", "metric", "items", "context, tokens", "chance", *findings.study.arms]
     return Section(
-        "Task by task", [heat_map(findings, heat), *headline(findings), TASKS, Table(head, lines)] if lines else []
+        "Task by task", [heat_map(findings, heat), *suite_means(findings), TASKS, Table(head, lines)] if lines else []
     )
 
 
@@ -108,7 +108,7 @@ def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
     return Figure(drawing.heat_map(title, names, columns, rows) if names else "", note)
 
 
-def description(task: str, entry: dict) -> list[str]:
+def task_columns(task: str, entry: dict) -> list[str]:
     """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context,
     chance."""
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
