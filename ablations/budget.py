@@ -59,8 +59,8 @@ def clock_seconds(text: str) -> float | None:
     raise ValueError(f"train.budget={text}: {hint}{FORMS}")
 
 
-class Stage(NamedTuple):
-    """Consecutive steps that have one batch size, a part of a batch-size ramp."""
+class RampStage(NamedTuple):
+    """A part of a batch-size ramp: consecutive steps with one batch size."""
 
     step: int  # number of its first step, counted from 0
     sample: int  # number of its first sample (sequence), counted from 0
@@ -79,11 +79,11 @@ class BatchSizes:
     ramp: int = 0  # samples that the ramp takes; 0 where there is none, or where the clock drives it
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[RampStage]:
         increments = len(self.sizes) - 1
         stages, step, sample = [], 0, 0
         for i, size in enumerate(self.sizes):
-            stages.append(Stage(step, sample, size))
+            stages.append(RampStage(step, sample, size))
             if i < increments:
                 # steps until (i + 1) increments' worth of samples are seen; none where a batch is larger than that
                 missing = max(0, (i + 1) * self.ramp - sample * increments)

@@ -20,6 +20,8 @@ FORM = (
 
 
 class Prediction(NamedTuple):
+    """A prediction about the arms of a study, read from its text by `parse_prediction`."""
+
     text: str  # as it was written
     metric: str  # one of METRICS
     arms: tuple[str, ...]  # labels: rising in the metric; with an interval two, whose difference is first minus second

@@ -69,8 +69,8 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state (starting, running or stalled) of a run that a process has locked or Slurm has started, as entries of
-    `state`: "state", "nodes", "silent", "step" and "left"."""
+    """The state of a run that a process has locked or Slurm has started: starting, running, or stalled where it gives
+    no sign of life. Returns entries of `state`: "state", "nodes", "silent", "step" and "left"."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)

@@ -109,9 +109,10 @@ def _settings_of_all_runs(
 
 
 def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The arms that the words for factors (POS, ACT, ...) and ARM ask for: (the name of the factor, (key, value) of
-    each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor. Raises ConfigError
-    where DATA names several corpora for all runs, or is combined with an arm of data.corpus."""
+    """The arms that the words for factors (POS, ACT, ...) and ARM ask for. Returns (the name of the factor, (key,
+    value) of each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor, where it
+    is no factor itself. Raises ConfigError where DATA names several corpora for all runs, or is combined with an arm of
+    data.corpus."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):

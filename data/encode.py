@@ -245,9 +245,14 @@ def _join_in_order(
 def _compression_report(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report, in the form of `filters.Step`, of the step that removes documents by data.compress, which is `limit`.
-    `dense`: bool [documents], True for those that are removed; `lengths`, `characters`, `sizes`: [documents], the
-    tokens, characters and UTF-8 bytes of each; `prefixes`, `shards`: as for `_join_in_order`."""
+    """The report, in the form of `filters.Step`, on the documents that data.compress removes.
+
+    Args:
+        dense: bool [documents], True for those that are removed.
+        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each.
+        prefixes, shards: the paths of the shards' token files without extension, and the files with their text.
+        limit: data.compress, in tokens per character.
+    """
     import numpy as np
 
     why = f"{limit:g} tokens per character or more"

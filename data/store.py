@@ -253,8 +253,9 @@ def _sha256(path: Path) -> str:
 
 
 def _is_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether the result in the file `note`, about the files `read`, is still valid. It is not where a file had been
-    changed less than RACY_SECONDS before it was read; a store that may not build accepts the result all the same."""
+    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It does not where a file
+    had changed less than RACY_SECONDS before it was read, since it may have changed again without a new time; a store
+    that may not build accepts it all the same."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)

@@ -180,5 +180,6 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The n of `train`, which reads every n-th document of a text of `size` bytes."""
+    """The interval between the documents that a tokenizer is trained on, such that they have about SAMPLE_BYTES: 1 for
+    all documents, 3 for every third one. `size`: the bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

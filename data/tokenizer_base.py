@@ -39,8 +39,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
+        """The token ids of all texts as one array [tokens], and the number of tokens of each text [texts]."""
         import numpy as np  # not by those who only plan
 
         batch = self.encode_batch(texts)

@@ -15,8 +15,9 @@ Samples = list[dict[str, Any]]  # the outcomes of a task's items, as they are wr
 
 
 def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """The entries in eval.json of tasks made from held-out text, {task: entry}, and the samples of all of them.
-    `outcomes`: {task: its result from `harness.evaluate`}."""
+    """Make the entries of eval.json for the tasks made from held-out text. Returns {task: entry}, and the lines of
+    samples.jsonl.gz. `tasks`: {task: (its entry in tasks.yaml, its items)}; `outcomes`: {task: its result from
+    `harness.evaluate`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         spec, items = tasks[name]
@@ -44,8 +45,8 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
 
 
 def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """The entries in eval.json of tasks of lm-eval, {task: entry}, and the samples of all of them. `outcomes`: {task:
-    its result from `harness.evaluate_named`}."""
+    """Make the entries of eval.json for tasks of lm-eval. Returns {task: entry}, and the lines of samples.jsonl.gz.
+    `outcomes`: {task: its result from `harness.evaluate_named`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         samples = outcome["samples"]
@@ -96,7 +97,8 @@ def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
 
 
 def suite_scores(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores of BigScience's suite in an evaluation, with None in place of NaN; None where it has no task of it."""
+    """The scores of BigScience's suite of tasks in one evaluation, with NaN replaced by None, which JSON can hold; None
+    where the evaluation has no task of the suite. `result`: the content of eval.json."""
     scores = suite([result])
     return scores and {key: finite(value) if isinstance(value, float) else value for key, value in scores.items()}
 
@@ -111,4 +113,5 @@ def mean_over_tasks(entries: list[dict], key: str) -> float | None:
 
 
 def accuracy_stderr(samples: Samples) -> float | None:
+    """The standard error of a mean over independent items; None for fewer than two."""
     return finite(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))

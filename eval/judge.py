@@ -24,12 +24,11 @@ NO_LIKELIHOOD = (
 
 
 class Outcomes(NamedTuple):
-    """What the tasks came to, before scores are made of it.
+    """The results of all tasks of an evaluation, from which the scores in eval.json are computed.
 
-    held_out, domains: of tasks made from held-out text, {name: result of `harness.evaluate`}.
-    lm_eval: of tasks of lm-eval, {name: result of `harness.evaluate_named`}.
-    failed: {task of lm-eval: why it failed}.
-    curves: the loss by position on each corpus.
+    held_out, domains: of tasks made from held-out text, and of the held-out text by domain: {name: result of
+    `harness.evaluate`}. lm_eval: of lm-eval's tasks, {name: result of `harness.evaluate_named`}. failed: {lm-eval task:
+    why it failed}. curves: the loss by position, one curve for each corpus.
     """
 
     held_out: dict[str, dict]

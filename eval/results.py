@@ -26,8 +26,8 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on besides tasks and precision: {"version" of our tasks,
-    "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
+    """Everything that the result of an evaluation depends on besides the tasks and the precision: {"version" of our
+    tasks, "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),

@@ -62,6 +62,8 @@ def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
+    """Raise ConfigError where the data of a run has changed since it began. `sentences`: what has changed; empty:
+    nothing."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

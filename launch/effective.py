@@ -32,4 +32,5 @@ def settings_in_effect(engine: Any) -> dict[str, Any]:
 
 
 def _has_standard_deviation(weight: Tensor, std: float) -> bool:
+    """Whether a weight's standard deviation is `std`, within 5 %."""
     return abs(float(weight.detach().float().std()) / std - 1) < 0.05

@@ -342,8 +342,8 @@ def build(model: Any, run: Run, world: int) -> Engine:
 
     Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model. `model`: a
     model.gpt.GPT with its initial weights; `run`: the run's configuration, with a micro-batch; `world`: the number of
-    ranks. Raises ConfigError where CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do
-    not work with.
+    ranks. Raises ConfigError where CUDA graphs (layout.compile=reduce-overhead) do not work with the layout or
+    precision.
     """
     deepspeed = import_deepspeed()
     graphs = run.layout.compile == "reduce-overhead"

@@ -132,6 +132,7 @@ class Watch:
         return ""
 
     def _write_heartbeat(self) -> None:
+        """Write the heartbeat file, on the first rank."""
         if self.rank:
             return
         beat = {

@@ -91,8 +91,7 @@ def prepare(
             kernel that trains.
         arrangement: positions and visible tokens, where they do not follow from the tokens' order.
         objective: which tokens see each other; needed where there is no arrangement.
-        extents_B: for each sequence the number that `objective.sees` needs, such as the length of its prefix; None
-            where the objective needs none.
+        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
             not overflow in fp16. Ways that compute scores in fp32 do not need it.
         kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `can_skip_mask_tensor` allows a choice;
@@ -128,7 +127,7 @@ def visible_bias(
         heads: H, the attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         objective: which tokens see each other.
-        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
+        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         queries: the queries, and with them the keys up to the last query's own; None: all T queries and keys.
     """
     B, T, _ = x_BTD.shape
@@ -150,8 +149,8 @@ def plain(
 ) -> Attend:
     """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
     in memory. `heads`: H, those on this rank; `x_BTD`: the input of the first layer, for shape, precision and device;
-    `extents_B`: the number of each sequence that `objective.sees` needs, if any; `dropout`: the share of the
-    probabilities that is dropped.
+    `extents_B`: [B], the length of each sequence's prefix under the prefix objective, else None; `dropout`: the share
+    of the probabilities that is dropped.
 
     The function takes the number of the layer besides q, k and v. With QK layer scaling, scores are computed divided by
     that number so that they do not overflow in fp16, and multiplied by it again in fp32.
@@ -189,7 +188,7 @@ def masked(
         heads: H, the attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         objective: which tokens see each other.
-        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
+        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         dropout: the share of the attention probabilities that is dropped.
     """
     T = x_BTD.shape[1]
@@ -287,7 +286,7 @@ def fused(
 ) -> Attend:
     """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
     where they differ. `heads` is not used; `x_BTD`: the input of the first layer, for its length and device;
-    `extents_B`: the number of each sequence that `objective.sees` needs, if any."""
+    `extents_B`: [B], the length of each sequence's prefix under the prefix objective, else None."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

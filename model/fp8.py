@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """Makes linear layers that multiply in FP8. It makes the output matrix too, whose product is in bf16 all the same,
-    since the loss uses only its weight."""
+    """Makes linear layers that multiply in FP8. The output matrix is such a layer too, but the loss uses only its
+    weight, so its product is in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -32,8 +32,7 @@ class Batch(NamedTuple):
     targets_BT: for the output at each position the token id to predict.
     predicted: the outputs that enter the loss. None: all of them. bool [B, T]: those that are True. int64 [B, M]: the
         positions of M outputs in each sequence, where M is the same in every batch, so that shapes are static.
-    extents_B: a number for each sequence that `Objective.sees` needs, such as the length of its prefix; None for
-        objectives that need none.
+    extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
     """
 
     inputs_BT: Tensor
@@ -113,8 +112,8 @@ class Objective:
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether the token at position `q` sees that at position `k` in sequence `b` of the batch: bool, in the shape
-        to which the integer tensors b, q and k broadcast. `extents_B`: for each sequence the number that the objective
-        needs, such as the length of its prefix; None where it needs none."""
+        to which the integer tensors b, q and k broadcast. `extents_B`: [B], the length of each sequence's prefix under
+        the prefix objective; None under the others."""
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
@@ -124,8 +123,9 @@ class Objective:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The extent (see `Batch.extents_B`) of a sequence in evaluation, where its first `context` tokens are given
-        and the rest is scored. Raises ValueError where this objective gives no left-to-right likelihood."""
+        """The prefix length of a sequence in evaluation, where its first `context` tokens are given and the rest is
+        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError where this objective
+        gives no left-to-right likelihood."""
         return 0
 
 
@@ -169,9 +169,9 @@ class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
     the outputs at their positions predict what they were.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. MASKED tenths
-    of them get the mask token and RANDOM tenths a random token, rounded; the others keep theirs (of 32 positions: 26, 3
-    and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. The share
+    MASKED of them gets the mask token, the share RANDOM a random token, and the others keep theirs (of 32 positions:
+    26, 3 and 3, as in Cramming).
     """
 
     causal = False

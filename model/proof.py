@@ -76,13 +76,13 @@ def prove(model: Any) -> list[Proof]:
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]
 
 
-def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
+def compiled(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
     The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
     they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
-    computed row by row, so that it needs no more memory than the graph. `graph`, `written`: compute the mean loss of a
+    computed row by row, so that it needs no more memory than the graph. `graph`, `eager`: compute the mean loss of a
     batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
@@ -100,7 +100,7 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
         ours = gradients(graph(batch))
         theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]
         for row in batch.split(1):
-            for total, g in zip(theirs, gradients(written(row)), strict=True):
+            for total, g in zip(theirs, gradients(eager(row)), strict=True):
                 total += g.float() * (row.predictions / batch.predictions)
     finally:
         with torch.no_grad():

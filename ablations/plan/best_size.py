@@ -1,5 +1,6 @@
-"""The best size at each amount of compute, from runs: Hoffmann et al. 2022, ways 1 (envelope of curves) and 2 (runs of
-equal compute). Way 3 is the law of ablations/plan/law_fit.py."""
+"""The best size at each amount of compute, fitted to runs by the first two approaches of Hoffmann et al. 2022: the
+envelope of training curves, and runs of equal compute (IsoFLOP). Their third approach is the law of
+ablations/plan/law_fit.py."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +9,19 @@ from ablations.plan.law_fit import CannotTell, Point
 
 
 def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Way 1: from the training curves of several sizes, find the size with the least loss at each amount of compute.
-    `points`: moments of the training of several sizes; `bins`: how many amounts of compute are compared. Returns
-    (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs. Raises
-    CannotTell where fewer than three sizes are the best anywhere."""
+    """Hoffmann's approach 1: from the training curves of several sizes, find the size with the least loss at each
+    amount of compute.
+
+    Args:
+        points: moments of the training of several sizes.
+        bins: how many amounts of compute are compared.
+
+    Returns:
+        (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
+
+    Raises:
+        CannotTell: fewer than three sizes are the best anywhere.
+    """
     import numpy as np
 
     logs = np.array([math.log(point.compute) for point in points])
@@ -32,10 +42,19 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
 
 
 def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Way 2: for each group of runs with equal compute, find the minimum of a parabola of the loss in log N. `points`:
-    the runs; `tolerance`: the relative difference in compute up to which runs are of one group. Returns (coefficient,
-    exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs. Raises CannotTell where fewer
-    than two groups of equal compute have a minimum between their sizes."""
+    """Hoffmann's approach 2: for each group of runs with equal compute, find the minimum of a parabola of the loss in
+    log N.
+
+    Args:
+        points: the runs.
+        tolerance: the relative difference in compute up to which runs are of one group.
+
+    Returns:
+        (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
+
+    Raises:
+        CannotTell: fewer than two groups of equal compute have a minimum between their sizes.
+    """
     import numpy as np
 
     groups: list[list[Point]] = []

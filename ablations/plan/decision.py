@@ -206,8 +206,8 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 
 
 def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
-    """The end of a complaint that no shape of these sizes fits: the nearest smaller number of nodes for which there is
-    one; "" where there is none nearby."""
+    """A hint for the message that no shape of these sizes fits: the nearest smaller number of nodes on which one does;
+    "" where there is none down to FEWER_NODES of the nodes. `sizes`: the least and the largest number of parameters."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:

@@ -43,6 +43,8 @@ LONG = 40  # characters of a cell above which it is not squeezed on a phone, whe
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a document. All cells are text."""
+
     head: list[str]
     rows: list[list[str]]
     strong: int | None  # the row that stands out

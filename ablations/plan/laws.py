@@ -101,8 +101,8 @@ def figure(law: Fit) -> str:
 
 
 def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The best number of parameters N for C FLOPs by Hoffmann's ways 1 and 2: {name of the way: (a, b) of N = a C^b,
-    or a sentence on why the runs do not determine them}."""
+    """The best number of parameters N for C FLOPs by Hoffmann's approaches 1 and 2: {name of the approach: (a, b) of N
+    = a C^b, or a sentence on why the runs do not determine them}."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:

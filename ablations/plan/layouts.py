@@ -103,6 +103,7 @@ def fitting_layouts(
 
 
 def _indivisible_reason(run: Run, tp: int) -> str:
+    """Why tensor parallelism over `tp` ranks cannot divide the model of a run; "" where it can."""
     for name, number in (
         ("heads", run.model.heads),
         ("inner width", run.model.ffn),
@@ -114,6 +115,8 @@ def _indivisible_reason(run: Run, tp: int) -> str:
 
 
 def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
+    """Why a batch of the run cannot be divided among `dp` replicas in micro-batches of `micro` sequences; "" where all
+    can."""
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"

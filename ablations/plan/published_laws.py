@@ -82,7 +82,7 @@ def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[flo
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
     """The parameters and tokens of least loss for `compute` FLOPs by the law E + a / N^alpha + b / D^beta (Hoffmann's
-    way 3): (N, D). They do not depend on E."""
+    approach 3): (N, D). They do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 

@@ -1,4 +1,4 @@
-"""ShapeCandidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
+"""Candidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
 
 The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
 layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
@@ -27,6 +27,9 @@ SEQ = 2048
 
 @dataclass(frozen=True)
 class ShapeCandidate:
+    """A model shape with its fastest layout: the predicted seconds of a step, and the memory that a GPU needs in
+    GiB."""
+
     shape: Shape
     layout: Layout
     step: Prediction

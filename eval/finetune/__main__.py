@@ -114,7 +114,8 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Check the words of a command that names a run or a checkpoint. Raises ValueError where they are not valid."""
+    """Check the command line for contradictions, such as both a run and a checkpoint. Raises ValueError where there is
+    one."""
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -126,9 +127,10 @@ def check_words(args: argparse.Namespace) -> None:
 
 
 def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
-    """What the results of each task depend on besides the seed, {task: identity}, of the tasks whose data is there.
-    `setting`: the eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where a task that
-    the user named, or every task, lacks its data."""
+    """For each task of GLUE, everything that a result depends on besides the seed (data, settings, model): {task:
+    identity}. Tasks whose data is missing are left out and named on the terminal. `setting`: an
+    eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where data is missing for a task
+    that the user named, or for all tasks."""
     from eval.finetune.tasks import names_of
     from eval.finetune.train import identity
 

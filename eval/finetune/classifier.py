@@ -156,8 +156,8 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """As `encoder`, with the tokenizer of a Hugging Face checkpoint and that tokenizer's own template for one or two
-    texts."""
+    """Like `encoder`, for a Hugging Face checkpoint: token ids from that checkpoint's own tokenizer and its template
+    for one or two texts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -19,7 +19,7 @@ REFRESH = 0.5  # seconds between looks at what the processes have done
 
 
 class Item(NamedTuple):
-    """One task and seed to fine-tune on."""
+    """One fine-tuning to be done: a task of GLUE and a seed."""
 
     name: str  # of the task
     seed: int
@@ -35,7 +35,8 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all items share. It can be pickled, for worker processes."""
+    """The model, data and settings that all fine-tunings of one command share. It can be pickled, for worker
+    processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -114,6 +115,8 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
+    """Show that the current fine-tuning has finished `step` steps, after `before` steps of those that ended before
+    it."""
     show(before + step, "")
 
 
@@ -129,6 +132,8 @@ def _set_up_worker(steps: Any) -> None:
 
 
 def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
+    """Run one fine-tuning in a worker process, counting its steps in the counter that all workers share."""
+
     def progress(step: int, _: int) -> None:
         with _steps.get_lock():
             _steps.value += 1

@@ -48,9 +48,14 @@ def any_wrong(verdicts: np.ndarray) -> float:
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Rates over simulated studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of
-    MARGINS; and of confidence intervals that contain the true difference. `arms`, `seeds`: of each study; `key`: part
-    of the seed of the random numbers."""
+    """Error rates over simulated studies with a fixed number of seeds, as shares of the studies: with any wrong
+    verdict; wrongly called equivalent at each of MARGINS; and with a confidence interval that contains the true
+    difference.
+
+    Args:
+        arms, seeds: of each study.
+        key: part of the seed of the random numbers.
+    """
     x = simulated_results((key, arms, seeds), studies, arms, seeds)
     rates = [any_wrong(decide_all(x))]
     for margin in MARGINS:
@@ -73,9 +78,10 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Rates over simulated studies that add seeds, four numbers: of any wrong verdict at any look, without a margin;
-    with a margin of 2; without alpha spending; and of wrong equivalence at any look. `arms`: of each study; `most`: the
-    largest number of seeds; `key`: part of the seed of the random numbers."""
+    """Error rates over simulated studies that add seeds until they are decided, as shares of the studies: with a wrong
+    verdict at any look, without a margin; the same with a margin of 2; the same without alpha spending; and wrongly
+    called equivalent at any look. `arms`: of each study; `most`: the largest number of seeds; `key`: part of the seed
+    of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
         float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -129,8 +135,9 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
 
 
 def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
-    """Decisions on published results in which both arms of a study are saves of the same run, so that every verdict is
-    wrong: [studies, 1]; SAVES explains how the saves are paired. `seeds`: of each arm."""
+    """The decisions on published results when both arms of a study are checkpoints of the same run, so that every
+    verdict is wrong: [studies, 1]. SAVES in calibration.py explains how the checkpoints are paired. `seeds`: of each
+    arm."""
     verdicts = []
     for accuracies_NT in published.published_checkpoints().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least

@@ -71,7 +71,8 @@ class Findings(NamedTuple):
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The runs that have an entry `key`, such as "eval": {arm: {seed: content of the run directory}}."""
+        """The runs whose directory content has a non-empty entry `key`, such as "eval": {arm: {seed: content of the run
+        directory}}."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -84,7 +85,8 @@ class Findings(NamedTuple):
         return pairs.left_out if pairs else []
 
     def judged(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
-        """The verdict on a comparison. `missing`: what would decide it, for the words of an undecided one."""
+        """The verdict on a comparison on a metric. `missing`: what would be needed to decide it, for the text of an
+        undecided verdict."""
         _, higher_is_better, digits, _, unit = METRICS[metric]
         return verdict(comparison, higher_is_better, digits, self.margins.get(metric), unit, missing)
 
@@ -106,7 +108,8 @@ class Findings(NamedTuple):
         return self.chosen_late(self.decision(arm, metric).kind, metric)
 
     def chosen_late(self, kind: str, metric: str) -> bool:
-        """As `exploratory`, for any verdict of this kind: "better", "worse", "equivalent", "undecided"."""
+        """Whether a verdict of this kind ("better", "worse", "equivalent" or "undecided") on a metric is exploratory,
+        because the metric, the margin or the noise floor was chosen after the runs."""
         if kind == "undecided":
             return False
         is_primary = metric == self.primary == self.primary_before

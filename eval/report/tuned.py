@@ -33,7 +33,7 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """The outcomes of a task, summed by cluster, in the runs of several labels (an arm at a rate is a label)."""
+    """The results of a task by cluster of items, for several labels. A label names an arm at one learning rate."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
@@ -55,7 +55,8 @@ def assign_halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs of several arms at all learning rates, from which each arm's best rate is chosen."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen. A label names an arm
+    at one learning rate."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
@@ -82,6 +83,8 @@ def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOSEN_BY)
 
 
 def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+    """The results of one task in the runs of several labels (arms at a learning rate), with its clusters divided into
+    two halves. `scale`: from the outcome of an item to the unit of the metric."""
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
@@ -108,9 +111,14 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
 
 
 def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
-    """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
-    seed. `tasks`: the tasks that are judged; `by_half`: whether these consist of the documents that the choice is made
-    by; it is then made without this half of them."""
+    """The outcomes of an arm for each task, [seeds, clusters], where the learning rate for each seed is chosen without
+    that seed's results.
+
+    Args:
+        tasks: the tasks to compute outcomes of.
+        by_half: whether these are the documents by which rates are chosen; a rate is then chosen without the half of
+            the documents that it is used for.
+    """
     outcomes = []
     for task in tasks:
         values = np.empty((len(c.seeds), len(task.weights)))
@@ -140,6 +148,7 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
 
 
 def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results:
+    """The results on a metric of all labels (arms at a learning rate) among the candidates: {label: {seed: result}}."""
     flat = [label for labels in c.labels.values() for label in labels]
     return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 

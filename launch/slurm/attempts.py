@@ -158,8 +158,9 @@ def last_configuration_error(folder: Path, job: str) -> str:
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """What the pattern `what`, or its group where it has one, matches at the beginning of the lines of train.log that
-    ranks of the job's last attempt printed; srun puts the rank's number before each line."""
+    """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
+    attempt. srun puts the rank's number before each line, which is not part of the match. `what`: a regular expression;
+    where it has a group, the group is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -171,7 +172,7 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
 
 
 def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
-    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended with `ending`. Returns
+    """Mark a run as failed after `n` attempts of a job without progress. `ending`: how the last attempt ended. Returns
     the reason, which is also written to the file `failed`."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed

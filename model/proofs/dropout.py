@@ -13,18 +13,20 @@ ROWS = 8  # sequences, so that enough is dropped to tell a share
 
 
 class DropoutMeasurement(NamedTuple):
-    """What dropout does where attention and MLP are made to return ones, and all values to be 1."""
+    """What dropout does to known values: hooks make attention and MLP return ones, and set all attention values to
+    1."""
 
-    first_input: Tensor  # of the first layer
-    places: int  # that drop what is added to the residual stream
-    least_kept: float  # share of what is added that is kept, in the place that keeps the least of it
-    most_kept: float
-    size: float  # of what is kept, which was 1
-    attention: float  # share of the attention probabilities that is dropped
-    deviation: float  # of what heads return from 1, which it is where no probability is dropped
+    first_input: Tensor  # the input of the first layer
+    places: int  # how many dropout layers act on what is added to the residual stream
+    least_kept: float  # the smallest share of ones that one of these dropout layers keeps
+    most_kept: float  # the largest
+    size: float  # the mean size of the values that are kept, which were 1 before
+    attention: float  # the share of the attention probabilities that is dropped
+    deviation: float  # the mean distance from 1 of the heads' outputs, which are 1 without dropout
 
 
 def measure(model: Any) -> DropoutMeasurement:
+    """Run a forward pass of the model, in training or evaluation mode as it is, and measure what dropout does in it."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer

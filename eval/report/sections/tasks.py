@@ -26,7 +26,8 @@ longest input, as with learned positions, it is cut from the left. What the task
 
 
 def suite_examples(evaluations: Iterable[dict]) -> str:
-    """ " with 5 examples in each prompt", where the tasks of the suite have examples in these evaluations; else ""."""
+    """Text on the number of examples in the prompts of the suite's tasks, such as " with 5 examples in each prompt"; ""
+    where the prompts have none. `evaluations`: contents of eval.json."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
     numbers = sorted({task.get("shots") or 0 for task in tasks})
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
@@ -109,8 +110,8 @@ def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
 
 
 def task_columns(task: str, entry: dict) -> list[str]:
-    """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context,
-    chance."""
+    """The columns in a task's row that do not depend on the arm: name, metric, number of items, tokens of context,
+    chance level. `entry`: the task's entry in eval.json."""
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
     name = task if counted else f"{task} (not in the mean)"
     if entry.get("shots") is not None and "data" in entry:  # one of lm-eval's: ours have no examples
