@@ -312,10 +312,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     columns = [fitting_end(c, 170) for c in columns]
     tilt = max(text_width(c) for c in columns) > step - 4
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
-    over = (
-        0.75 * max(text_width(c) for c in columns) if tilt else 0
-    )  # what a tilted name has to the right of its column
-    width = max(WIDTH, side + step * (len(columns) - 0.5) + over + 4)
+    beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
+    width = max(WIDTH, side + step * (len(columns) - 0.5) + beyond + 4)
     out = [text(0, 14, title, "head")]
     for j, name in enumerate(columns):
         x = side + step * (j + 0.5)

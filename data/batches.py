@@ -77,9 +77,7 @@ class Batches:
                 row[at : at + end - begin] = source.flat[begin:end]
                 at += end - begin
         distance = numbers.start - self._last.start
-        if (
-            numbers and self._last and distance > 0
-        ):  # the next call is likely as far from this one as this from the last
+        if numbers and self._last and distance > 0:  # the next call is likely to be as far from this one
             self._look_up(range(numbers.start + distance, numbers.stop + distance, numbers.step))
         self._last = numbers
         return torch.from_numpy(rows)

@@ -25,21 +25,16 @@ with the tasks is left as it is."""
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval", description=ABOUT)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
-    parser.add_argument(
-        "--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between"
-    )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
-    parser.add_argument(
-        "--shots", type=int, metavar="N", help="examples in each prompt (default: as each task's definition says)"
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="where the runs' prepared data is (default: data in their OUT)"
-    )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
-    parser.add_argument("--processes", type=int, default=0, help="default: one for each GPU, or one")
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--weights", default="", help=argparse.SUPPRESS)  # of a rank: those of `Weights.name`
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
+    add("--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between")
+    add("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
+    add("--shots", type=int, metavar="N", help="examples in each prompt (default: as each task's definition says)")
+    add("--store", type=Path, metavar="FOLDER", help="where the runs' prepared data is (default: data in their OUT)")
+    add("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
+    add("--processes", type=int, default=0, help="default: one for each GPU, or one")
+    add("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--weights", default="", help=argparse.SUPPRESS)  # of a rank: those of `Weights.name`
     args = parser.parse_args(argv)
     tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not args.runs and not tasks:

@@ -24,13 +24,10 @@ ROWS = 2  # sequences of held-out text whose logits are compared
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.export", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
-    )
-    parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)"
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="of a finished run")
+    add("--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)")
+    add("--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)")
     answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB

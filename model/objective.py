@@ -210,9 +210,8 @@ class MaskedLM(Objective):
         held_back = np.isin(targets_BT.cpu().numpy(), special)
         for row, number in enumerate(range(B) if numbers is None else numbers):
             draw = np.random.default_rng([seed, number])
-            chosen = np.argsort(draw.random(T) + held_back[row], kind="stable")[
-                :M
-            ]  # in random order, special ones last
+            # M positions in random order; special tokens would come last
+            chosen = np.argsort(draw.random(T) + held_back[row], kind="stable")[:M]
             inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask
             others = torch.from_numpy(draw.choice(ordinary, random)).to(inputs_BT)
             inputs_BT[row, torch.from_numpy(chosen[replaced : replaced + random])] = others

@@ -21,10 +21,8 @@ from model.kernels.cross_entropy import cross_entropy
 from model.kernels.linear import linear
 from model.linear import LAYERS, Layers
 
-ROWS, COLUMNS = (
-    ("embed", "head", "output", "qkv", "up", "gate"),
-    ("proj", "down"),
-)  # by which dimension their layer is cut
+# Layers whose weight is cut by its rows, and by its columns
+ROWS, COLUMNS = ("embed", "head", "output", "qkv", "up", "gate"), ("proj", "down")
 
 
 def shard_dimension(name: str) -> int | None:

@@ -28,13 +28,8 @@ from ablations.study import Study, from_args
 from ablations.values import ConfigError, human
 from model.count import flops_per_token
 
-FLOP_UNITS = [
-    (1e21, "ZFLOP"),
-    (1e18, "EFLOP"),
-    (1e15, "PFLOP"),
-    (1e12, "TFLOP"),
-    (1e9, "GFLOP"),
-]  # of the figure's axis
+# Of the figure's axis
+FLOP_UNITS = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
 INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of the figure's logarithmic width
 
 

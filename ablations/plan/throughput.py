@@ -22,9 +22,8 @@ TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch
 
 SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
 LAUNCH_SECONDS = 1e-3  # to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
-PLAIN_PASSES = (
-    18.5  # times that plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
-)
+# How often plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
+PLAIN_PASSES = 18.5
 PLAIN_PASSES_AGAIN = 6.5  # and so many more where they are recomputed
 TRAFFIC = 30  # reads and writes of a layer's hidden state; the unit of `traffic`, which is fitted
 LOGIT_PASSES = 6  # reads and writes of the logits, forward and backward

@@ -23,32 +23,23 @@ FOLDER = rundir.GLUE  # of results, in a run directory
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument(
-        "--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
+    add("--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run")
+    add(
         "--to",
         type=Path,
         metavar="FOLDER",
         help="where the results of --external go; make report EXTERNAL=FOLDER shows them",
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated"
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)"
-    )
-    parser.add_argument(
-        "--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)"
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="%(default)s")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
-    parser.add_argument(
-        "--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders"
-    )
-    parser.add_argument("--epochs", type=int, metavar="N", help="5 at most (default)")
-    parser.add_argument("--format", default="text", help="text or json")
+    add("--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated")
+    add("--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)")
+    add("--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)")
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="%(default)s")
+    add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
+    add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
+    add("--epochs", type=int, metavar="N", help="5 at most (default)")
+    add("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
         answers.take_format([f"FORMAT={args.format}"])

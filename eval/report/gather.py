@@ -1,5 +1,6 @@
 """Reads the runs of a study and compares them: makes its findings."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,7 @@ from eval.statistics.seeds import Results
 
 
 def gather(
-    study: Any,
-    noise: list[Path] = [],  # noqa: B006
-    beside: str = "checked",
-    external: list[External] = [],  # noqa: B006
+    study: Any, noise: Sequence[Path] = (), beside: str = "checked", external: Sequence[External] = ()
 ) -> Findings:
     """Read the runs of a study and compare them.
 
@@ -58,7 +56,7 @@ def gather(
         same=arms_without_effect(cells),
         other_text=arms_with_other_text(cells, study.arms[0]),
         beside=beside,
-        external=external,
+        external=list(external),
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,

@@ -113,14 +113,13 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks.")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--to", type=Path, required=True, metavar="FOLDER")
+    add("--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's")
+    add(
         "--shots", type=int, metavar="N", help="examples in each prompt, whose data is needed too (default: as defined)"
     )
-    parser.add_argument(
+    add(
         "--from",
         dest="local",
         type=Path,

@@ -114,9 +114,8 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
         ending = "another job trains this run"
-    elif code == 2 or last_configuration_error(
-        folder, job
-    ):  # a wrong configuration: the same again would end the same way
+    # a wrong configuration: the same again would end the same way
+    elif code == 2 or last_configuration_error(folder, job):
         ending, why = "failed", last_configuration_error(folder, job) or "see train.log"
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:

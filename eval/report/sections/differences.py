@@ -155,9 +155,8 @@ def noise_floors(findings: Findings) -> list[Block]:
     arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
-        floor = noise_floor(
-            findings.distinct_results(name)
-        )  # with what the arms of a seed share: two seeds do not share it
+        # with what the arms of a seed share: two seeds do not share it
+        floor = noise_floor(findings.distinct_results(name))
         assert floor
         widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
