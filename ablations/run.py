@@ -142,12 +142,11 @@ class Run:
         """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
         layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
         evaluated anyway."""
-        reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
-        return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
-
-    def _first(self, tokens: float) -> int:
-        """The first step after which at least `tokens` tokens are trained."""
-        return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
+        steps = range(self.steps)
+        reached = {
+            bisect.bisect_left(steps, share * self.tokens, key=self.tokens_after) for share in self.layout.eval_at
+        }
+        return {step: self.tokens_after(step) for step in sorted(reached) if step < self.steps}
 
     @property
     def fingerprint(self) -> str:

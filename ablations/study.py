@@ -129,13 +129,8 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
         names.append(key.split(".")[-1])
         # a comma separates arms, as in POS=rotary,alibi, but for settings that are lists themselves
-        arms += [(key, value) for value in ([text] if _is_list(key) else text.split(","))]
+        arms += [(key, value) for value in ([text] if get_origin(KEYS.get(key)) is list else text.split(","))]
     return "-".join(dict.fromkeys(names)), arms, corpus
-
-
-def _is_list(key: str) -> bool:
-    """Whether a setting is a list of values, with commas between them."""
-    return get_origin(KEYS.get(key)) is list
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:

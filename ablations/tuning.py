@@ -26,11 +26,7 @@ class Tuning:
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
         """The arms of one factor by their learning rate, {learning rate: label of the arm}, the lowest rate first."""
-        return {rate: label for label, (name, rate) in sorted(self.arms.items(), key=self._rate) if name == factor}
-
-    @staticmethod
-    def _rate(item: tuple[str, tuple[str, float]]) -> float:
-        return item[1][1]
+        return dict(sorted((rate, label) for label, (name, rate) in self.arms.items() if name == factor))
 
     @property
     def in_words(self) -> str:

@@ -47,11 +47,8 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_is_or_are(kind)} needed{explanation}") from None
-
-
-def _is_or_are(kind: Any) -> str:
-    return "are" if get_origin(kind) is list else "is"
+        verb = "are" if get_origin(kind) is list else "is"
+        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {verb} needed{explanation}") from None
 
 
 def _convert(kind: Any, value: Any) -> Any:

@@ -40,7 +40,8 @@ def document(decision: Decision) -> Document:
     risks(out, decision)
     studies(out, decision)
     out.heading("Where the numbers come from")
-    measured = any("measured here" in basis for basis in _speed_bases(decision))
+    bases = [*(candidate.step.basis for candidate in decision.candidates[:1]), decision.study_basis]
+    measured = any("measured here" in basis for basis in bases)
     out.text(
         "Published: in a source that was read. Secondary: as others quote it. Unverified: recalled, not read. Assumed: "
         "by us. Predicted: by a model fitted to published measurements. Computed: from the others. "
@@ -57,12 +58,6 @@ def document(decision: Decision) -> Document:
         ]
     )
     return out
-
-
-def _speed_bases(decision: Decision) -> list[str]:
-    """Sentences on what the predicted times are based on."""
-    steps = [candidate.step.basis for candidate in decision.candidates[:1]]
-    return [*steps, decision.study_basis]
 
 
 def _sizes_in_words(decision: Decision) -> str:

@@ -54,39 +54,21 @@ class Task(NamedTuple):
     splits: tuple[str, ...] = ("dev",)
 
 
-ENTAILMENT = ("entailment", "not_entailment")
+BINARY, ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
+NLI = ("entailment", "neutral", "contradiction")
+PAIR, QUESTIONS = ("sentence1", "sentence2"), ("question1", "question2")
+ACCURACY, F1 = ("accuracy", ("accuracy",)), ("f1", ("accuracy", "f1"))
 TASKS = {
-    "cola": Task("CoLA", ("0", "1"), (3, "", 1), ("sentence", ""), "mcc", ("mcc",)),
-    "sst2": Task("SST-2", ("0", "1"), ("sentence", "", "label"), ("sentence", ""), "accuracy", ("accuracy",)),
-    "mrpc": Task(
-        "MRPC", ("0", "1"), ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), "f1", ("accuracy", "f1")
-    ),
-    "stsb": Task(
-        "STS-B", (), ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), "pearson", ("pearson", "spearman")
-    ),
-    "qqp": Task(
-        "QQP",
-        ("0", "1"),
-        ("question1", "question2", "is_duplicate"),
-        ("question1", "question2"),
-        "f1",
-        ("accuracy", "f1"),
-    ),
+    "cola": Task("CoLA", BINARY, (3, "", 1), ("sentence", ""), "mcc", ("mcc",)),
+    "sst2": Task("SST-2", BINARY, ("sentence", "", "label"), ("sentence", ""), *ACCURACY),
+    "mrpc": Task("MRPC", BINARY, ("#1 String", "#2 String", "Quality"), PAIR, *F1),
+    "stsb": Task("STS-B", (), (*PAIR, "score"), PAIR, "pearson", ("pearson", "spearman")),
+    "qqp": Task("QQP", BINARY, (*QUESTIONS, "is_duplicate"), QUESTIONS, *F1),
     "mnli": Task(
-        "MNLI",
-        ("entailment", "neutral", "contradiction"),
-        ("sentence1", "sentence2", "gold_label"),
-        ("premise", "hypothesis"),
-        "accuracy",
-        ("accuracy",),
-        ("dev_matched", "dev_mismatched"),
+        "MNLI", NLI, (*PAIR, "gold_label"), ("premise", "hypothesis"), *ACCURACY, ("dev_matched", "dev_mismatched")
     ),
-    "qnli": Task(
-        "QNLI", ENTAILMENT, ("question", "sentence", "label"), ("question", "sentence"), "accuracy", ("accuracy",)
-    ),
-    "rte": Task(
-        "RTE", ENTAILMENT, ("sentence1", "sentence2", "label"), ("sentence1", "sentence2"), "accuracy", ("accuracy",)
-    ),
+    "qnli": Task("QNLI", ENTAILMENT, ("question", "sentence", "label"), ("question", "sentence"), *ACCURACY),
+    "rte": Task("RTE", ENTAILMENT, (*PAIR, "label"), PAIR, *ACCURACY),
 }
 HUB = "nyu-mll__glue"
 HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}

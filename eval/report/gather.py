@@ -95,7 +95,7 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
     }
 
 
-def noise_of(directories: list[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
+def noise_of(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
     """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}. Raises
     ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")

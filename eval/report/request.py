@@ -84,17 +84,10 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    command = " ".join(["make report", *map(word_in_report, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
-
-
-def collection_criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection (runs that RUNS= names, grouped into arms as if they were one study) is
-    judged: its primary metric, bits per byte unless METRIC says otherwise, and the margins of equivalence. `values`:
-    {word of the command: its text}; METRIC and MARGIN are read, and may be missing. Raises ValueError where a value is
-    not valid."""
+    collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
-    return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
+    criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
+    return Request(replace(collection, criteria=criteria), noise, beside, external)
 
 
 def out_folder(words: list[str]) -> Path:

@@ -86,11 +86,7 @@ def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
             without = "baseline" if arm == findings.baseline else "-"
             line.append(findings.verdict(arm, name) if comparison else without)
         lines.append(line)
-    return Table(head, lines, table_title(table))
-
-
-def table_title(table: dict[str, Any]) -> str:
-    return f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})"
+    return Table(head, lines, f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})")
 
 
 def table_columns(table: dict[str, Any]) -> list[str]:
