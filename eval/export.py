@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     if args.format == "json":
         print(answers.answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None}))

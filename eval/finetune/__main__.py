@@ -45,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         answers.take_format([f"FORMAT={args.format}"])
         return command(args)
     except (ValueError, OSError) as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)

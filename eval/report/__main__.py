@@ -40,24 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         as_json, words = answers.take_format(words)
         by_verdict, words = request.take_verdict(words)
-    except ValueError as error:
-        return refuse(error, as_json)
-    if not words or all(word.startswith("OUT=") for word in words):
-        if by_verdict:
-            return refuse(ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1"), as_json)
-        return predicted(words, as_json)
-    try:
+        if not words or all(word.startswith("OUT=") for word in words):
+            if by_verdict:
+                raise ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1")
+            return predicted(words, as_json)
         requested = request.parse(words)
         findings = gather(requested.study, requested.noise, requested.beside, requested.external)
     except ValueError as error:
-        return refuse(error, as_json)
+        answers.print_error(str(error), as_json)
+        return Exit.INVALID
     try:
         out, note = write_record(findings, words)
     except OSError as error:
-        why = f"the report cannot be written: {storage_error(error) or printable(str(error))}"
-        if as_json:
-            print(answers.error(why))
-        print(f"error: {why}", file=sys.stderr)
+        answers.print_error(f"the report cannot be written: {storage_error(error) or error}", as_json)
         return 1
     verdict = outcome(findings)
     if as_json:
@@ -103,14 +98,6 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
             raise
         record.write(findings, elsewhere / name)
         return elsewhere / name, f"{printable(str(error))}: the report is in {elsewhere} instead."
-
-
-def refuse(error: ValueError, as_json: bool) -> int:
-    """Print why a request is refused. Returns the exit code."""
-    if as_json:
-        print(answers.error(str(error)))
-    print(f"error: {printable(str(error))}", file=sys.stderr)
-    return Exit.INVALID
 
 
 def predicted(words: list[str], as_json: bool = False) -> int:

@@ -9,8 +9,8 @@ from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
-from eval.statistics.parts import LEVEL, Variance, interval_half_width
-from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
 
 Coefficients = dict[str, float]  # {arm: its weight}
 
@@ -62,10 +62,7 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
         return None
     left, dof = residual_squares(results)
     pooled = Variance(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
-    if not arms_that_scatter_more(results):
-        return pooled
-    contrast_alone = Variance(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return max(pooled, contrast_alone, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
+    return pooled_or_own(pooled, by_seed) if arms_that_scatter_more(results) else pooled
 
 
 def contrast_strata(

@@ -12,7 +12,6 @@ from typing import Any
 
 from ablations import answers, safe_files
 from ablations.rundir import Exit
-from ablations.safe_files import printable
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from eval.report import request
@@ -81,9 +80,7 @@ def main(words: list[str]) -> int:
         study = request.parse(words).study
         content = measured(gather(study))
     except ValueError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        answers.print_error(str(error), as_json)
         return Exit.INVALID
     for folder in (FOLDER, request.out_folder(words) / "noise"):
         path = folder / f"{study.name}.json"

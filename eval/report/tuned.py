@@ -23,8 +23,8 @@ from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
-from eval.statistics.parts import LEVEL, Variance, interval_half_width
-from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
 CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
@@ -136,10 +136,7 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
     for arm in findings.study.compared if findings.study.tuning and metric in JUDGED else ():
-        c, judged = (
-            candidate_runs(findings, [arm, findings.baseline]),
-            candidate_runs(findings, [arm, findings.baseline], metric),
-        )
+        c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOSEN_BY, metric))
         if c and judged and c.seeds == judged.seeds:
             compared[arm] = compare_at_best(
                 c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of_labels(findings, c, metric)
@@ -185,10 +182,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
         return None
     left, dof = residual_squares(results)
     pooled = Variance(choice * left / dof * 2 / n, dof)
-    if not arms_that_scatter_more(results):
-        return pooled
-    difference_alone = Variance(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
+    return pooled_or_own(pooled, by_seed, choice) if arms_that_scatter_more(results) else pooled
 
 
 # ------------------------------------------------------------------------------------------------ the basin

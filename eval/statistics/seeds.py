@@ -45,11 +45,15 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
     pooled = Variance(left / dof * 2 / shared, dof)
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
-    differences = np.array(
-        [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
-    )
-    differences_alone = Variance(float(differences.var(ddof=1)) / shared, shared - 1)
-    return max(pooled, differences_alone, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
+    common = results[arm].keys() & results[baseline].keys()
+    return pooled_or_own(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
+
+
+def pooled_or_own(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
+    """Of two variances of a mean over seeds, the one with the wider interval: that pooled over arms, or that of the
+    averaged values `by_seed` [seeds] themselves, multiplied by `factor`."""
+    own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
+    return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
 
 
 def with_floor(part: Variance, share: float, floor: Variance) -> Variance:

@@ -140,9 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     failed = write_mirror(splits, args.to, args.local)
     for task, why in failed.items():
