@@ -1,14 +1,13 @@
 """A `Run`: everything that determines one training run, and how long it is."""
 
 import bisect
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
+from ablations.safe_files import json_digest
 from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
 from ablations.values import ConfigError
 from model.config import ModelConfig
@@ -161,7 +160,7 @@ class Run:
             for key, value in self.flat().items()
             if not key.startswith("layout.") and key != "size" and value != ABSENT.get(key)
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(identity)[:16]
 
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:

@@ -309,6 +309,6 @@ def damage(path: Path, expected: dict[str, Any]) -> str:
         return f"{path.name} cannot be read: {error.strerror}"
 
 
-def json_digest(value: dict[str, Any]) -> str:
-    """The sha256 of a JSON object, which does not depend on the order of its keys."""
+def json_digest(value: Any) -> str:
+    """The sha256 of a JSON value, which does not depend on the order of the keys of objects."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

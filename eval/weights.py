@@ -138,5 +138,4 @@ def _load(path: Path) -> dict[str, Any]:
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """The sha256 of a file, remembered as long as its size and time of change stay the same."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return safe_files.sha256(path)

@@ -61,37 +61,15 @@ def published_rows() -> list[Row]:
     rows = []
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            number = {key: int(value) for key, value in line.items() if value.isdigit()}
-            hidden = number["hidden"]
-            shape = Shape(number["layers"], hidden, number["heads"], number["seq"], number["vocab"], 4 * hidden)
-            layout = Layout(
-                number["gpus"],
-                number["tp"],
-                number["pp"],
-                number["micro_batch"],
-                number["batch"],
-                number["zero"],
-                line["recompute"] == "1",
-                line["embedding_slots"] == "1",
-            )
-            fits = line["gb"] != "out of memory"
+            n = {key: int(value) for key, value in line.items() if value.isdigit()}
+            shape = Shape(n["layers"], n["hidden"], n["heads"], n["seq"], n["vocab"], 4 * n["hidden"])
+            recompute, slots = line["recompute"] == "1", line["embedding_slots"] == "1"
+            layout = Layout(n["gpus"], n["tp"], n["pp"], n["micro_batch"], n["batch"], n["zero"], recompute, slots)
+            flash, fits, checks = line["attention"] == "flash", line["gb"] != "out of memory", line["use"] == "check"
             gib = float(line["gb"]) if fits and line["gb"] else None
             seconds = float(line["seconds"]) if line["seconds"] else None
-            flash = line["attention"] == "flash"
-            rows.append(
-                Row(
-                    line["stack"],
-                    line["gpu"],
-                    shape,
-                    layout,
-                    flash,
-                    seconds,
-                    gib,
-                    fits,
-                    line["source"],
-                    line["use"] == "check",
-                )
-            )
+            stack, gpu, source = line["stack"], line["gpu"], line["source"]
+            rows.append(Row(stack, gpu, shape, layout, flash, seconds, gib, fits, source, checks))
     return rows
 
 

@@ -39,11 +39,9 @@ class Source:
             if note := weights.check():
                 print(f"note: {note}", file=sys.stderr)
             return weights.sha256
-        from eval.finetune.train import digest
-
         assert self.external
         files = [path for path in sorted(self.external.iterdir()) if path.suffix in CHECKPOINT_FILES]
-        return digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
+        return safe_files.json_digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
         """The default pooling of the classifier: "last" for a decoder, in which only the last token sees the whole

@@ -1,8 +1,6 @@
 """Fine-tunes on one task of GLUE with one seed: trains a classifier on the task's training set, and scores it on the
 evaluation sets."""
 
-import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
 from eval.finetune.tasks import TASKS, Example, find_split, load_split
@@ -190,8 +188,7 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
         if path is None:
             load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
-        with open(path, "rb") as file:
-            data[split] = hashlib.file_digest(file, "sha256").hexdigest()
+        data[split] = safe_files.sha256(path)
     return {
         "task": name,
         "setting": asdict(setting),
@@ -264,7 +261,3 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
     }
     return {"scores": table, **{kind: metrics.glue_means(values) for kind, values in medians.items()}}
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,6 @@
 """Collections: runs of several studies, or of none, that RUNS= names; grouped into arms for a report."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ablations.criteria import Criteria
 from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
-from ablations.safe_files import Damaged
+from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 from eval.report.runs import in_one_line, read_manifest
@@ -79,7 +78,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             damaged.append((str(error), directory))
             continue
         settings = {key: value for key, value in flatten(run["config"]).items() if is_setting(key)}
-        arm = hashlib.sha256(json.dumps([settings, run["data"]["sha256"]], sort_keys=True).encode()).hexdigest()
+        arm = json_digest([settings, run["data"]["sha256"]])
         seed = run["seed"]
         places = groups.setdefault(arm, {})
         origins.setdefault(arm, origin)
