@@ -224,12 +224,12 @@ def commit() -> dict[str, Any]:
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
-    a model.objective.SpecialTokens, NO_SPECIAL_TOKENS where the objective masks no tokens. Raises RunFailed where the
+    a model.objective.SpecialTokens, NO_SPECIALS where the objective masks no tokens. Raises RunFailed where the
     tokenizer has no id for a masked token."""
-    from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
+    from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
     if not OBJECTIVES[run.model.objective].masks:
-        return NO_SPECIAL_TOKENS
+        return NO_SPECIALS
     from data.tokenizer import load_tokenizer, mask_id
 
     tokenizer = load_tokenizer(data["tokenizer"]["path"])

@@ -121,15 +121,8 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
-
-    Args:
-        heads: H, the attention heads on this rank.
-        x_BTD: the input of the first layer, for shape, precision and device.
-        objective: which tokens see each other.
-        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
-        queries: the queries, and with them the keys up to the last query's own; None: all T queries and keys.
-    """
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: the queries, and with them the
+    keys up to the last query's own; None: all T queries and keys. The other arguments are those of `prepare`."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -148,13 +141,9 @@ def plain(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
-    in memory. `heads`: H, those on this rank; `x_BTD`: the input of the first layer, for shape, precision and device;
-    `extents_B`: [B], the length of each sequence's prefix under the prefix objective, else None; `dropout`: the share
-    of the probabilities that is dropped.
-
-    The function takes the number of the layer besides q, k and v. With QK layer scaling, scores are computed divided by
-    that number so that they do not overflow in fp16, and multiplied by it again in fp32.
-    """
+    in memory. Arguments as for `prepare`. The function takes the number of the layer besides q, k and v: with QK layer
+    scaling, scores are computed divided by that number so that they do not overflow in fp16, and multiplied by it again
+    in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -179,18 +168,9 @@ def masked(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`). The tensor has four dimensions, since torch computes slowly with
-    three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time are given the keys up to
-    the last of them.
-
-    Args:
-        position: the model's position scheme, which rotates q and k and gives the bias.
-        heads: H, the attention heads on this rank.
-        x_BTD: the input of the first layer, for shape, precision and device.
-        objective: which tokens see each other.
-        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
-        dropout: the share of the attention probabilities that is dropped.
-    """
+    and mask as one float tensor (`visible_bias`). Arguments as for `prepare`. The tensor has four dimensions, since
+    torch computes slowly with three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time
+    are given the keys up to the last of them."""
     T = x_BTD.shape[1]
     rows = ROWS_SCORED if objective.causal and scoring() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
@@ -249,8 +229,7 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
 
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
     """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. `heads`: those on this rank; `x_BTD`: the input of the first
-    layer, for shape, precision and device; `dropout`: the share of the probabilities that is dropped."""
+    ones included, that `arrangement.sees_BTS` names. Arguments as for `prepare`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -285,8 +264,7 @@ def fused(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
     """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. `heads` is not used; `x_BTD`: the input of the first layer, for its length and device;
-    `extents_B`: [B], the length of each sequence's prefix under the prefix objective, else None."""
+    where they differ. Arguments as for `prepare`; `heads` is not used."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

@@ -22,7 +22,7 @@ class SpecialTokens(NamedTuple):
     specials: Sequence[int] = ()
 
 
-NO_SPECIAL_TOKENS = SpecialTokens()
+NO_SPECIALS = SpecialTokens()
 
 
 class Batch(NamedTuple):
@@ -91,11 +91,7 @@ class Objective:
         self.cfg = cfg
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from sequences of token ids.
 
@@ -137,11 +133,7 @@ class Prefix(Objective):
     has_extents = True
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
         same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`)."""
@@ -179,25 +171,12 @@ class MaskedLM(Objective):
     MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch: as targets the first `seq` tokens of each row, as inputs the same with some replaced,
-        as `predicted` the M = round(mask_rate x seq) positions of each row that were drawn, [B, M]. The positions of
-        special tokens are drawn only where a row has too few others, and no random token is a special one.
-
-        Args:
-            rows_BS: token ids, S = seq + 1 in each row; the last is not used.
-            seed, numbers: the run's seed and each row's number in the run, from which alone the row's positions and
-                random tokens are drawn; by default rows are counted from 0.
-            tokens: the tokenizer's special tokens, the mask token among them.
-
-        Raises:
-            ValueError: the tokenizer has no mask token.
-        """
+        """Make a training batch from rows of T + 1 token ids: as targets the first T tokens of each row, as inputs the
+        same with some replaced, as `predicted` the M = round(mask_rate x T) positions of each row that were drawn,
+        [B, M]. The positions of special tokens are drawn only where a row has too few others, and no random token is a
+        special one. Raises ValueError where the tokenizer has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1
