@@ -96,27 +96,15 @@ def judge(
     journal.close()
     if rank:
         return {}
-    result, rows = scores_of(text, outcomes)
+    scores, rows = scores_of(text, outcomes)
     result = {
         **results.identity(run, weights),
         **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
-        **result,
+        **scores,
         "precision": precision,
         "seconds": round(time.monotonic() - start, 1),
+        **additional_scores(scores, rows, outcomes, requested, missing),
     }
-    if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
-        sizes = [entry["bytes"] for entry in result["tasks"].values() if entry["metric"] == "bits_per_byte"]
-        result["unknown_bytes"] = unknown / sum(sizes)
-    if outcomes.curves:
-        result["by_position"] = position.mean_curve(outcomes.curves)
-    if requested:
-        result["lm_eval_tasks"] = {
-            "asked": requested.names,
-            "missing": missing,
-            "failed": outcomes.failed,
-            "shots": requested.shots,
-        }
-        result["suite"] = entries.suite_scores(result)
     results.write(directory, weights, result, rows)
     for helper in helpers:
         helper.wait()
@@ -162,6 +150,24 @@ def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entrie
         "zero_shot": entries.zero_shot(tasks.values()),
     }
     return result, rows + other_rows
+
+
+def additional_scores(
+    scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: Requested | None, missing: list[str]
+) -> dict[str, Any]:
+    """The entries of eval.json that not every evaluation has: the share of bytes behind unknown tokens, the loss by
+    position, and what became of the tasks of lm-eval with their suite score."""
+    more: dict[str, Any] = {}
+    if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
+        sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]
+        more["unknown_bytes"] = unknown / sum(sizes)
+    if outcomes.curves:
+        more["by_position"] = position.mean_curve(outcomes.curves)
+    if requested:
+        asked = {"asked": requested.names, "missing": missing, "failed": outcomes.failed, "shots": requested.shots}
+        more["lm_eval_tasks"] = asked
+        more["suite"] = entries.suite_scores(scores | more)
+    return more
 
 
 def load(

@@ -168,6 +168,21 @@ class Engine:
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(seed)
+        loss = self._train_on(batch)
+        norm: Any = self.ds.get_global_grad_norm()
+        if dist.get_world_size() == 1:
+            return PendingStep([loss, norm], save, leave, clock)
+        reading = clock() if dist.get_rank() == 0 else 0.0
+        votes = torch.tensor([float(save), float(leave), reading])
+        if self.device.type == "cuda":
+            votes = votes.pin_memory()  # or the copy would wait for the step
+        sums = torch.cat((loss[None], votes.to(self.device, non_blocking=True)))
+        dist.all_reduce(sums)
+        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+
+    def _train_on(self, batch: Batch) -> Tensor:
+        """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
+        the micro-batches, as a scalar on the device. Raises Diverged as `launch` does."""
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
         # from the batch on the host: counting on a GPU would wait for it
@@ -191,17 +206,7 @@ class Engine:
                     least = self.run.train.loss_scale_min
                     raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
                 total += loss.detach().float()
-        total /= len(micros)
-        norm: Any = self.ds.get_global_grad_norm()
-        if dist.get_world_size() == 1:
-            return PendingStep([total, norm], save, leave, clock)
-        reading = clock() if dist.get_rank() == 0 else 0.0
-        votes = torch.tensor([float(save), float(leave), reading])
-        if self.device.type == "cuda":
-            votes = votes.pin_memory()  # or the copy would wait for the step
-        sums = torch.cat((total[None], votes.to(self.device, non_blocking=True)))
-        dist.all_reduce(sums)
-        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+        return total / len(micros)
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:

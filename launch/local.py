@@ -52,28 +52,8 @@ def run(study: Study) -> list[str]:
     """
     check_tasks(study)
     at_once = runs_at_a_time(study)
-    failures: list[str] = []
-    cells = []
-    trained: dict[Path, int] = {}  # steps of each finished run
-    for cell in study.cells:
-        try:
-            if repaired := repair(cell):
-                print(repaired, flush=True)
-            if done := rundir.read_done(cell.dir):
-                trained[cell.dir] = int(done.get("steps", 1))
-            cells.append(cell)
-        except Damaged as error:  # the other runs go on
-            failures.append(f"{cell.name}: {error}")
-    todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
-    if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
-        # takes a moment, unless tasks were added or have another version by now
-        if not _command_succeeds(
-            "-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated
-        ):
-            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
-    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
-    todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+    cells, trained, failures = repaired_cells(study)
+    todo = unfinished_cells(study, cells)
     for cell in todo:
         if cell.dir not in trained:
             check_compiler(cell.run)
@@ -83,6 +63,42 @@ def run(study: Study) -> list[str]:
     if not todo:
         return failures
     print(*epochs_of_text(study), *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
+    return failures + finish_runs(study, todo, at_once)
+
+
+def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
+    """The runs of a study whose directories are undamaged or can be repaired; the steps of those that are trained, {run
+    directory: steps}; and a line for each run that is left out because its directory is damaged."""
+    cells, trained, failures = [], {}, []
+    for cell in study.cells:
+        try:
+            if repaired := repair(cell):
+                print(repaired, flush=True)
+            if done := rundir.read_done(cell.dir):
+                trained[cell.dir] = int(done.get("steps", 1))
+            cells.append(cell)
+        except Damaged as error:  # the other runs go on
+            failures.append(f"{cell.name}: {error}")
+    return cells, trained, failures
+
+
+def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
+    """The runs that remain to be trained, evaluated, fine-tuned or exported. Finished runs are evaluated here on tasks
+    that were added, or have another version by now."""
+    todo = [cell for cell in cells if not is_evaluated(cell)]
+    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
+    if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
+        options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
+        if not _command_succeeds("-m", "eval", *options, *evaluated):
+            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
+    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
+    return [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+
+
+def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
+    """Train and evaluate the runs `todo`, up to `at_once` at a time, and show how far they are. Returns a line for each
+    run that failed. Raises Interrupted where the command is ended by a signal."""
+    failures: list[str] = []
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
 
