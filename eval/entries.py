@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics.items import LN2, finite, ratio_stderr, stderr_of_mean
+from eval.statistics.items import LN2, finite_or_none, ratio_stderr, stderr_of_mean
 from eval.tasks import mirror, probes
 from eval.tasks.suite import suite
 
@@ -67,7 +67,7 @@ def loss(samples: Samples) -> dict[str, Any]:
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
-        "stderr": finite(ratio_stderr(nats / LN2, sizes)),
+        "stderr": finite_or_none(ratio_stderr(nats / LN2, sizes)),
         "bytes": round(sizes.sum()),
         "n": len(samples),
     }
@@ -100,7 +100,9 @@ def suite_scores(result: dict[str, Any]) -> dict[str, Any] | None:
     """The scores of BigScience's suite of tasks in one evaluation, with NaN replaced by None, which JSON can hold; None
     where the evaluation has no task of the suite. `result`: the content of eval.json."""
     scores = suite([result])
-    return scores and {key: finite(value) if isinstance(value, float) else value for key, value in scores.items()}
+    return scores and {
+        key: finite_or_none(value) if isinstance(value, float) else value for key, value in scores.items()
+    }
 
 
 def mean_over_tasks(entries: list[dict], key: str) -> float | None:
@@ -114,4 +116,4 @@ def mean_over_tasks(entries: list[dict], key: str) -> float | None:
 
 def accuracy_stderr(samples: Samples) -> float | None:
     """The standard error of a mean over independent items; None for fewer than two."""
-    return finite(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))
+    return finite_or_none(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))

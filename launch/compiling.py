@@ -52,7 +52,7 @@ def compile_model(engine: Any) -> None:
             # first what training calls, then a graph that drops nothing, to compare
             torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
-        engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+        engine.proofs = [proof.prove_compiled_graph(engine.model, graph, loss.forward, batch)]
     except TorchDynamoException as error:
         traceback.print_exc()  # into the run's log
         cause = getattr(error, "inner_exception", error)

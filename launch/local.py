@@ -264,7 +264,9 @@ def run_until_decided(
         (the study with all its seeds, a line for each run that failed in the last call of `run`).
     """
     failures = run(study)
-    while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
+    while (
+        study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and is_undecided(study)
+    ):
         seeds = len(study.seeds) + 1
         words = [word for word in study.words if not word.startswith("SEEDS=")]
         study = from_args([*words, f"SEEDS={seeds}"])
@@ -285,7 +287,7 @@ def check_criteria(study: Study, output: int | None = None) -> None:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
 
 
-def undecided(study: Study, output: int | None = None) -> bool:
+def is_undecided(study: Study, output: int | None = None) -> bool:
     """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
     `output` or standard output. Raises ConfigError where the runs cannot be compared."""
     code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
@@ -326,7 +328,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
-        study, failures = run_until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
+        study, failures = run_until_decided(study, run, lambda study: is_undecided(study, STDERR if as_json else None))
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))

@@ -69,7 +69,7 @@ class Progress:
         return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
 
     @property
-    def share(self) -> float:
+    def finished_share(self) -> float:
         """The share of the training of all runs that is done, from 0 to 1."""
         return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
 
@@ -161,7 +161,7 @@ def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
         now = time.monotonic()
         if not ended and now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began)):
             printed, before = now, last
-            last = f"{'all runs':{width}}  {progress.share:.0%} trained  {progress.summary}"
+            last = f"{'all runs':{width}}  {progress.finished_share:.0%} trained  {progress.summary}"
             if last != before:
                 yield last
 
@@ -192,7 +192,7 @@ def bars(progress: Progress, done: threading.Event) -> None:
                     words=progress.describe(cell),
                     visible=ended or cell.dir in shown,
                 )
-            bar.update(total, completed=progress.share, words=progress.summary)
+            bar.update(total, completed=progress.finished_share, words=progress.summary)
 
 
 def on_screen(progress: Progress, most: int) -> set[Path]:

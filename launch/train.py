@@ -99,7 +99,7 @@ def train(cell: Cell, out: Path) -> None:
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
     reads_late = reads_loss_a_step_late(session.engine, run)
     with watch:
-        while not session.state.ended(run):
+        while not session.state.budget_is_used_up(run):
             launch_step(session)
             checkpoints.check()
             state = session.state
@@ -107,13 +107,15 @@ def train(cell: Cell, out: Path) -> None:
             save_due = state.step in run.milestones or (save_every > 0 and state.step % save_every == 0)
             log_due = state.step % run.layout.log_every == 0
             # whatever is written down is of steps that are known to be good
-            results = read_steps(session, all_of_them=not reads_late or save_due or log_due or state.ended(run))
+            results = read_steps(
+                session, all_of_them=not reads_late or save_due or log_due or state.budget_is_used_up(run)
+            )
             if results.divergence:
                 return_to_checkpoint(session, results)
                 continue
-            if log_due or state.ended(run):
+            if log_due or state.budget_is_used_up(run):
                 write_log(session, results.grad_norm)
-            if results.save or results.leave or save_due or state.ended(run):
+            if results.save or results.leave or save_due or state.budget_is_used_up(run):
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
@@ -271,7 +273,7 @@ def write_log(session: Session, grad_norm: float) -> None:
                 **engine.loss_scale_metrics,
             }
         )
-    session.watch.speed(speed, busy)
+    session.watch.record_speed(speed, busy)
     session.logged_at, session.logged_samples, state.losses = now, state.samples, []
 
 

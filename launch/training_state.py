@@ -29,7 +29,7 @@ class TrainingState:
             state.samples = run.samples(state.step).start
         return state
 
-    def ended(self, run: Run) -> bool:
+    def budget_is_used_up(self, run: Run) -> bool:
         """Whether the run's budget is used up. Where the budget is a time, the last step is the first that ends after
         it."""
         if isinstance(run.budget, ClockBudget):

@@ -168,7 +168,7 @@ class Watch:
         finally:
             os._exit(Exit.RESUBMIT)
 
-    def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
+    def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
         """Record the throughput, and write an event when training has become much slower than it was. The event names a
         rank that computes longer than the others. The next event follows only after training was as fast again.
         `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes

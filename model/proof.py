@@ -76,7 +76,7 @@ def prove(model: Any) -> list[Proof]:
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]
 
 
-def compiled(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
+def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 

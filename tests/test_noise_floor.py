@@ -30,7 +30,7 @@ def floor(tmp_path: Path) -> NoiseFloor:
     """Five runs of the baseline."""
     runs = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS))
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.measured(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
     return read_noise_floor(str(path))
 
 
@@ -47,7 +47,7 @@ def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: Noise
     assert content["settings"]["data.corpus"] == "pydocs" and "seed" not in content["settings"]
     few = make(Study(tmp_path / "few", arms=["pos=learned"], seeds=[1, 2]))
     with pytest.raises(ValueError, match="2 runs of pos=learned are finished and judged: 3 are needed"):
-        noise.measured(gather(few))
+        noise.noise_floor_content(gather(few))
 
 
 def test_a_floor_of_two_seeds_is_refused_before_any_run(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
     for seed, key, value in ((1003, "sha", "4567def89"), (1004, "sha", "4567def89"), (1005, "dirty", True)):
         change(runs.cell("pos=learned", seed).dir / "run.json", "commit", key, to=value)
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.measured(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
     several = read_noise_floor(str(path))
     code = "0123abc and 4567def and 0123abc with changes that are in no commit"
     assert several.code == code

@@ -34,7 +34,7 @@ def test_published_optima_at_4500_pf_days() -> None:
     assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
     n, d = published_laws.fixed_ratio(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
-    n, d = published_laws.kaplan_size_alone(4500 * PF_DAY)
+    n, d = published_laws.kaplan_size(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
 
 

@@ -17,7 +17,7 @@ from eval.report.undecided import undecided
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
-from eval.statistics.sequential import levels, share
+from eval.statistics.sequential import alpha_levels, alpha_share
 from eval.statistics.verdicts import seeds_to_decide
 from launch import local
 from launch.local import run_until_decided
@@ -31,15 +31,15 @@ def test_what_normal_means_spend_by_each_look_is_what_is_allowed(most):
     """200,000 sums of normal results of known variance; standard error of a rate of 5 % is 0.05 %."""
     sums = np.random.default_rng(most).normal(size=(200_000, most)).cumsum(1)
     p = 2 * stats.norm.sf(abs(sums) / np.sqrt(np.arange(1, most + 1)))[:, 1:]
-    passed = np.logical_or.accumulate(p <= levels(0.05, most), axis=1).mean(0)
+    passed = np.logical_or.accumulate(p <= alpha_levels(0.05, most), axis=1).mean(0)
     allowed = 0.05 * (np.arange(2, most + 1) / most) ** 2
     assert passed == pytest.approx(allowed, abs=0.0015)
 
 
 def test_levels_are_exact_to_three_digits(monkeypatch):
-    coarse = levels(0.04, 10)
+    coarse = alpha_levels(0.04, 10)
     monkeypatch.setattr(sequential, "POINTS", 3201)
-    assert levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
+    assert alpha_levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
 
 
 def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypatch):
@@ -55,7 +55,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
 
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
-    assert share(1, 10) == share(11, 10) == 0.0 and 0 < share(2, 10) < share(10, 10) < 1
+    assert alpha_share(1, 10) == alpha_share(11, 10) == 0.0 and 0 < alpha_share(2, 10) < alpha_share(10, 10) < 1
     c = corrected_family({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
     assert not c.counts and not c.equivalent(1000.0) and c.threshold == np.inf
 

@@ -67,7 +67,7 @@ def kaplan(
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
-def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
+def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
     """The parameters by Kaplan's power law as if `compute` FLOPs were the least compute, and the tokens that are left
     for them: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
     n = n_at_1 * (compute / PF_DAY) ** n_power
@@ -118,7 +118,7 @@ LAWS = [
     ),
     PublishedLaw(
         "Kaplan 2020, N alone",
-        kaplan_size_alone,
+        kaplan_size,
         ((1.3e9, 0.05e9), (0.73, 0.005)),
         "secondary",
         "the same N, all compute taken for the least: what is often quoted",

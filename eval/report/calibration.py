@@ -32,7 +32,7 @@ from eval.report.sections import published
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import share
+from eval.statistics.sequential import alpha_share
 from eval.statistics.simulation import BETTER, EQUIVALENT, simulate_sequential
 from eval.statistics.verdicts import verdict
 
@@ -249,7 +249,7 @@ def sections() -> list[Section]:
 def spending_table() -> Table:
     """A table of the significance level of each look at a study that adds seeds."""
     rows = [
-        [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
+        [str(most), *(f"{100 * LEVEL * alpha_share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
     ]
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")

@@ -13,7 +13,7 @@ from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
-from eval.statistics.sequential import share
+from eval.statistics.sequential import alpha_share
 from eval.statistics.verdicts import possible_places
 
 
@@ -171,7 +171,7 @@ def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
     1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of arms
     that are compared."""
-    return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
+    return lambda seeds: alpha_share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
 def compare_with_baseline(

@@ -117,7 +117,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         for families in (every, [list(range(arms - 1)), main, interactions])
     ]
 
-    def moved(effects: dict[int, float]) -> np.ndarray:
+    def decisions_with(effects: dict[int, float]) -> np.ndarray:
         """The decisions in studies with true effects. `effects`: {bit mask of the effect's factors: its size}."""
         shift = [
             sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
@@ -125,12 +125,12 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         ]
         return judged_factorial(x + np.array(shift)[:, None], weights, every)
 
-    beside = any_wrong(moved({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
+    beside = any_wrong(decisions_with({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
     first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
     half = interval_half_widths(LEVEL, [contrast_noise(x, weights)])[:, first]
     covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
     pair = design.effects[first]
-    detected = [float((moved({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
+    detected = [float((decisions_with({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
     return [*wrong, beside, covered, *detected]
 
 

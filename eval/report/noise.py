@@ -26,7 +26,7 @@ CHECK = "--check"  # before the runs are trained
 FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
-def measured(findings: Findings) -> dict[str, Any]:
+def noise_floor_content(findings: Findings) -> dict[str, Any]:
     """The noise floor of a study's baseline, as the JSON object that is stored. Raises ValueError where fewer than
     FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in the same way."""
     cells = {run: cell for run, cell in findings.cells.items() if run[0] == findings.baseline and "eval" in cell}
@@ -78,7 +78,7 @@ def main(words: list[str]) -> int:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")
             return Exit.FINISHED
         study = request.parse(words).study
-        content = measured(gather(study))
+        content = noise_floor_content(gather(study))
     except ValueError as error:
         answers.print_error(str(error), as_json)
         return Exit.INVALID

@@ -13,7 +13,7 @@ from eval.statistics.parts import LEVEL, interval_half_width
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
 
-class Checked(NamedTuple):
+class CheckedPrediction(NamedTuple):
     """A prediction, what was measured, and whether it came true."""
 
     text: str
@@ -23,9 +23,9 @@ class Checked(NamedTuple):
     registered: bool  # before the runs, as `was_registered` says
 
 
-def checked_predictions(findings: Findings) -> list[Checked]:
+def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
     return [
-        Checked(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
         for p in findings.study.predictions
     ]
 

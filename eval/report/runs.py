@@ -186,24 +186,24 @@ def _read(directory: Path) -> dict[str, Any]:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
     cell["damage"] += [damage] if damage else []
 
-    def whole(read: Callable[[Path], Any], path: Path) -> Any:
+    def undamaged(read: Callable[[Path], Any], path: Path) -> Any:
         """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
         try:
             return read(path) if path.exists() else None
         except Damaged as error:
             cell["damage"].append(str(error))
 
-    of_steps = [whole(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
+    of_steps = [undamaged(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
     checkpoints = [result for result in of_steps if result and isinstance(result.get("tokens"), int)]
     cell["checkpoints"] = sorted(checkpoints, key=lambda result: result["tokens"])
-    if (done := whole(_training_summary, directory / rundir.DONE)) is not None:
+    if (done := undamaged(_training_summary, directory / rundir.DONE)) is not None:
         cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
             cell |= _evaluated(directory)
         except Damaged as error:
             cell["state"] = f"damaged ({_without_path(error, directory)})"
-    if table := whole(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
+    if table := undamaged(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
         cell["glue"] = table
     cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell

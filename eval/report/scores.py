@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import by_cluster, finite, ratio_stderr
+from eval.statistics.items import by_cluster, finite_or_none, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -48,7 +48,7 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
         if claimed and any(has_clusters(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
             scale = 1.0 if key == "bits_per_byte" else 100.0
             errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
-            result[key] = claimed | {"stderr": finite(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
+            result[key] = claimed | {"stderr": finite_or_none(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
     return result
 
 
@@ -69,7 +69,7 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
         return entry
     names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
     sums, sizes = by_cluster(values[None], weights, names)
-    return entry | {"stderr": finite(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
+    return entry | {"stderr": finite_or_none(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 
 def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:

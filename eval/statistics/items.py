@@ -73,7 +73,7 @@ def stderr_of_mean(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def finite(error: float) -> float | None:
+def finite_or_none(error: float) -> float | None:
     """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
     return error if isfinite(error) else None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import FIRST_LOOK, share
+from eval.statistics.sequential import FIRST_LOOK, alpha_share
 
 WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a difference above 0
 
@@ -215,7 +215,7 @@ class SequentialOutcome:
 
 
 def simulate_sequential(
-    x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share
+    x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = alpha_share
 ) -> SequentialOutcome:
     """Simulate studies that add seeds until every arm is decided.
 

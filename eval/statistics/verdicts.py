@@ -12,7 +12,7 @@ import numpy as np
 from eval.statistics.comparison import Comparison
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
-from eval.statistics.sequential import share
+from eval.statistics.sequential import alpha_share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
 MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
@@ -49,7 +49,7 @@ def seeds_to_decide(
         return None
     borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
-        level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
+        level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
         part = Variance(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > interval_half_width(level, part, c.items):

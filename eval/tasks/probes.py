@@ -137,7 +137,7 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         raise ValueError(
             f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `items` of probes.py, not in both"
         )
-    by_task = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
+    by_task = {name: distinct_items(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
         **{name: rows if len(rows) >= FEWEST else [] for name, rows in by_task.items()},
@@ -203,7 +203,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     for text in texts:
         known.update(set(PAIR.findall(text)))
     often, answers = max(2, len(texts) / 100), Counter[str]()
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         usable = []
         for pair in PAIR.finditer(text):
             word = pair[2]
@@ -223,7 +223,7 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
-    for text, rng in passes(usable):
+    for text, rng in repeated_passes(usable):
         start, end = rng.choice(pieces[text])
         true, wrong = text[start:end], list[str]()
         size = len(true.encode())
@@ -261,7 +261,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     common: Counter[str] = Counter()
     for text in texts:
         common.update(WORD.findall(text))
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         gaps = [gap for gap in HOLE.finditer(text) if gap.start() > 100]
         words = {gap[1] for gap in gaps}
         if len(words) < 8:
@@ -282,7 +282,7 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
     snippet shows which one is right. Either `longest` or `between` is given. `longest`: the largest number of bytes of
     a whole item; `between`: the number of bytes of the text between snippet and question.
     """
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         words = text.split()
         if len(words) < 40:
             continue
@@ -328,7 +328,7 @@ def question(context: str, true: str, wrong: list[str], rng: random.Random) -> d
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
-def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
+def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
     """Pairs (document, random number generator) that go PASSES times over all documents, so that every document gives
     one item before any gives a second one."""
     for turn in range(PASSES):
@@ -336,7 +336,7 @@ def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
-def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
+def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
     """The first `most` different items, each with its "id" and "cluster". `rows`: pairs (document, item); `clusters`:
     {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}

@@ -130,7 +130,7 @@ def position(model: Any) -> Proof:
     else:
         share = float((moved * expected_move).sum() / expected_move.square().sum())
         # in bf16 a position is rounded to the precision of the larger embedding it is added to
-        if abs(share - 1) > probe.TOLERANCE or not probe.close(moved, expected_move, float(x_BTD.abs().max())):
+        if abs(share - 1) > probe.TOLERANCE or not probe.is_close(moved, expected_move, float(x_BTD.abs().max())):
             wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
     where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
     size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"

@@ -80,7 +80,7 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     return (sums or first_inputs)[0].double()
 
 
-def close(x: Tensor, expected: Tensor, scale: float) -> bool:
+def is_close(x: Tensor, expected: Tensor, scale: float) -> bool:
     """Whether `x` and `expected` have the same shape, and all elements differ by at most TOLERANCE x (scale +
     |expected|)."""
     if x.shape != expected.shape:

@@ -35,7 +35,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
     lines += getattr(study, "damaged", [])
-    lines += copies(cells)
+    lines += copied_runs(cells)
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
@@ -44,7 +44,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         {name: {key: run[key] for key in compared} | {"layout": executed_layout(run)} for name, run in runs.items()}
     )
     for name, run in runs.items():
-        lines += history(name, run, compared)
+        lines += training_events(name, run, compared)
         lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
@@ -70,7 +70,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def copies(cells: Cells) -> list[str]:
+def copied_runs(cells: Cells) -> list[str]:
     """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
     the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
     lines = []
@@ -90,7 +90,7 @@ def copies(cells: Cells) -> list[str]:
     return lines
 
 
-def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
+def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
     hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
     run.json that should be equal in all launches of the run."""
