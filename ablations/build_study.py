@@ -160,7 +160,7 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
     """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
-    combinations. `cross`: the value of the word CROSS, such as "1/2". Raises ConfigError where a factor has two values,
+    combinations. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
     or the factors do not allow this fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]

@@ -58,7 +58,7 @@ def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
 
 
 def margins_of_word(text: str) -> dict[str, float]:
-    """The margins of equivalence that the word MARGIN asks for, {metric: number}. `text`: one number in bits per byte,
+    """The margins of equivalence that MARGIN= asks for, {metric: number}. `text`: one number in bits per byte,
     or two with a comma, the second in points of accuracy. Raises ConfigError where the text is neither, or a number is
     not above 0."""
     try:

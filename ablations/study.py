@@ -92,7 +92,7 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """(key, value) of the settings that the words set for all runs. `set_words`: those of the word SET; `corpus`: that
+    """(key, value) of the settings that the words set for all runs. `set_words`: those of SET=; `corpus`: that
     of all runs, or "". Raises ConfigError where two words set the same."""
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
     if corpus:
@@ -134,7 +134,7 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Raise ConfigError where one of the settings of the word SET has no effect in any run."""
+    """Raise ConfigError where one of the settings of SET= has no effect in any run."""
     for key in settings:
         missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
@@ -157,7 +157,7 @@ def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tupl
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file and those of the word PREDICT. Where the word STUDY does not name
+    """The predictions of a study: those of its file and those of PREDICT=. Where STUDY= does not name
     the file, its predictions about arms that are not run are left out. Raises ConfigError where a text is no
     prediction, or names an arm that is not run."""
     lines = file.predictions if file else []

@@ -157,7 +157,7 @@ def expand_home(paths: str) -> str:
 
 
 def folders_in(text: str) -> list[str]:
-    """The folders that the word RUNS, NOISE or EXTERNAL names, as paths. `text`: the value of the word: names or globs
+    """The folders that RUNS=, NOISE= or EXTERNAL= names, as paths. `text`: the value of the word: names or globs
     with spaces between them. A name with a space has to be quoted or to be the only one. Raises ConfigError where a
     quote is not closed, or the names are separated by commas."""
     if _exists(text):

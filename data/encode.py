@@ -272,7 +272,7 @@ def _compression_report(
             }
         )
 
-    def lengths_of(sizes: Any) -> dict[int, int]:
+    def length_histogram(sizes: Any) -> dict[int, int]:
         powers, counts = np.unique(np.log2(sizes).astype(int), return_counts=True)
         return dict(zip(powers.tolist(), counts.tolist(), strict=True))
 
@@ -283,5 +283,5 @@ def _compression_report(
         "changed": 0,
         "reasons": {why: int(dense.sum())} if dense.any() else {},
         "examples": examples,
-        "lengths": {"in": lengths_of(sizes), "out": lengths_of(sizes[~dense])},
+        "lengths": {"in": length_histogram(sizes), "out": length_histogram(sizes[~dense])},
     }

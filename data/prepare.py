@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
 
-    def end(code: int, problem: str) -> NoReturn:
+    def exit_with(code: int, problem: str) -> NoReturn:
         if args.format == "json":
             print(answers.error(problem), flush=True)
         parser.exit(code, f"error: {problem}\n")
@@ -284,11 +284,11 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = args.tokenizer or args.corpus
         manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
-        end(2, str(error))
+        exit_with(2, str(error))
     except RuntimeError as error:
-        end(1, str(error))
+        exit_with(1, str(error))
     except OSError as error:
-        end(1, cannot_write_message(error))
+        exit_with(1, cannot_write_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:

@@ -336,7 +336,7 @@ def main(argv: list[str]) -> int:
         if not 0 <= args.cell < len(study.cells):
             raise ConfigError(f"--cell {args.cell}: the plan has the cells 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
-        cell.check_recorded()
+        cell.check_same_configuration()
         if rundir.read_done(cell.dir) is not None:
             print(f"{cell.name} is finished")
             return Exit.FINISHED

@@ -64,13 +64,14 @@ def counterpart(cfg: ModelConfig) -> Format:
     )
     if wrong := different[nearest.name]:
         why = ", ".join(
-            f"model.{k}={_show(getattr(cfg, k))} (it has {' or '.join(map(_show, nearest.needs[k]))})" for k in wrong
+            f"model.{k}={_setting_text(getattr(cfg, k))} (it has {' or '.join(map(_setting_text, nearest.needs[k]))})"
+            for k in wrong
         )
         raise ValueError(f"no architecture of Hugging Face is this model: the nearest, {nearest.name}, has not {why}")
     return nearest
 
 
-def _show(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -278,7 +279,11 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
             cfg = ModelConfig(**{**settings, **dict(zip(f.needs, values, strict=True))})
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
             has = {name: _comparable_value(config, name, want, cfg) for name, want in expected.items()}
-            wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]
+            wrong = [
+                f"{k}={_setting_text(has[k])} (here {_setting_text(want)})"
+                for k, want in expected.items()
+                if has[k] != want
+            ]
             if not wrong:
                 return f, cfg
             if nearest is None or len(wrong) < len(nearest):

@@ -239,7 +239,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
 
 def test_logiqa_is_read_as_the_hubs_script_did():
     block = "\n{}\nA fact.Another one.\nWhich follows?\nA.First.Second\nB.One\nC.Two\nD.Three\n"
-    assert fetch.logiqa(block.format("c") + block.format("a")) == [
+    assert fetch.parse_logiqa(block.format("c") + block.format("a")) == [
         {
             "label": label,
             "context": "A fact. Another one.",

@@ -45,7 +45,7 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """The hardware that the word ON names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
+    """The hardware that ON= names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
     nodes of eight, "4 h100" four H100s. Raises ConfigError where the hardware is unknown, or a number is not above
     0."""
     check_text(text, "ON")
@@ -149,7 +149,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) ->
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens that the word NEED names: "300B-400B", or a number, for 10% below to 10% above it. Raises
+    """The range of tokens that NEED= names: "300B-400B", or a number, for 10% below to 10% above it. Raises
     ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]

@@ -40,7 +40,7 @@ class FittingLayout:
 
     @property
     def settings(self) -> str:
-        """This layout as key=value settings, as the word SET takes them."""
+        """This layout as settings KEY=VALUE, in the form in which SET= takes them on the command line."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "

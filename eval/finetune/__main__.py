@@ -139,7 +139,8 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
-    """The results that are stored in a folder, {(task, seed): result}, and the items that are still to be made."""
+    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to be
+    run."""
     from eval.finetune.tasks import load_split
     from eval.finetune.work import Item, stored_result
 

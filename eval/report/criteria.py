@@ -17,8 +17,9 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the metrics whose margin was named before the runs.
 
     A margin among the words of the report is used, but counts as named before only where the runs registered the same.
-    Without such a word the registered margins are used, whatever the study file says now. Where seeds were added until
-    the study was decided, it is judged so, with or without MORE= among the words.
+    Without such a word the registered margins are used, whatever the study file says now. A study that added seeds
+    until it was decided (MORE=) is always judged by the levels for repeated looks, whether or not the report was asked
+    for with MORE=.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)

@@ -35,7 +35,7 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
         url = LOGIQA.format(revision=revision, file=spec["github"])
         with urllib.request.urlopen(url, timeout=60) as answer:
-            return Dataset.from_list(logiqa(answer.read().decode("utf-8"))), revision
+            return Dataset.from_list(parse_logiqa(answer.read().decode("utf-8"))), revision
     if local:
         where, revision = str(local / source.path.replace("/", "__")), None
     else:
@@ -51,7 +51,7 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
     return load_dataset(where, name, split=split, **({} if local else {"revision": revision})), revision
 
 
-def logiqa(text: str) -> list[dict]:
+def parse_logiqa(text: str) -> list[dict]:
     """The rows of LogiQA, {"label", "context", "question", "options"}, from the text of its authors' file, which has
     blocks of eight lines. The hub's copy needs a script (EleutherAI/logiqa), which datasets does not run from version 4
     on."""

@@ -236,7 +236,7 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
         repetition = f"-{times[question]}" if times[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
             sample = {"id": digest(question) + repetition, "value": float(row[metric])}
-            samples.append(sample | cluster(row["doc"]))
+            samples.append(sample | passage_cluster(row["doc"]))
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
         "metric": metric,
@@ -258,7 +258,7 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def cluster(doc: Any) -> dict[str, str]:
+def passage_cluster(doc: Any) -> dict[str, str]:
     """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which other items may share; {}
     for a row of a data set without such a text."""
     if not isinstance(doc, dict):

@@ -96,7 +96,7 @@ def _check(study: Study, ranks: int) -> None:
         raise ConfigError(NO_SLURM)
     for cell in study.cells:
         try:
-            cell.check_recorded()
+            cell.check_same_configuration()
         except Damaged as error:  # the run's job repairs it, or fails alone
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
         fit_micro_batch(cell.run, max(1, ranks // cell.run.layout.tp))

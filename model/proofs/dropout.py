@@ -33,7 +33,7 @@ def measure(model: Any) -> DropoutMeasurement:
     added: list[Tensor] = []  # what each layer adds to the residual stream
     heads: list[Tensor] = []  # what each head returns
 
-    def ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    def return_ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return torch.ones_like(out)
 
     def values(module: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def measure(model: Any) -> DropoutMeasurement:
             on(layer.register_forward_pre_hook(lambda m, a: inputs.append(a[0])))
             on(layer.attn.qkv.register_forward_hook(values))
             on(layer.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0].double())))
-            on(layer.attn.register_forward_hook(ones))
-            on(layer.mlp.register_forward_hook(ones))
+            on(layer.attn.register_forward_hook(return_ones))
+            on(layer.mlp.register_forward_hook(return_ones))
             on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
         probe.hidden(model, probe.tokens(model, T).expand(ROWS, T))
     kept = [float((a > 0).double().mean()) for a in added] or [1.0]

@@ -38,7 +38,7 @@ def hooks() -> Iterator[Any]:
 
 
 def heads_of_rank(model: Any) -> range:
-    """The numbers, among all heads of a layer, of the heads that this rank computes."""
+    """The indices, among all attention heads of a layer, of the heads that this rank computes."""
     H = model.cfg.heads // model.tp.size
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 

@@ -118,7 +118,8 @@ def footnotes(findings: Findings) -> list[str]:
 
 
 def held_out_loss(findings: Findings) -> str:
-    """What bits/byte means here: the loss of the whole text, or that of the masked tokens."""
+    """What the metric bits/byte means in this study, as a phrase of the footnotes: the loss of the whole held-out text
+    or, for masked language models, that of the masked tokens."""
     models = [cell["run"]["config"]["model"] for cell in findings.cells.values() if "run" in cell]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:
