@@ -594,6 +594,15 @@ def test_power_is_the_mean_over_what_seeds_and_items_may_show(dof, items_dof):
     assert got == pytest.approx(expected.mean(), abs=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("noise", "items_dof", "expected"),
+    [((1, 1, 2, 2), 0.6, 84.1436), ((1, 1, 5, 3), 1.0, 65.3345), ((1, 1, 2, 5), 60.0, 3.68184)],
+)
+def test_a_detectable_difference_does_not_depend_on_the_points_of_the_integral(noise, items_dof, expected):
+    """Expected: with 1,000 points for the items. With few groups the difference is many times the noise."""
+    assert power.detectable(*noise, items_dof=items_dof) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("arms, seeds, item_sd", [(2, 2, 0.0), (2, 3, 2.0), (4, 3, 2.0), (2, 5, 4.0)])
 def test_a_detectable_difference_is_detected_as_often_as_stated(arms, seeds, item_sd):
     """What `make plan` prints, against 1,500 studies with exactly that difference: 80 %, standard deviation 1 %."""
