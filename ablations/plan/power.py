@@ -136,8 +136,8 @@ def detectable(
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which the increasing function `rising` has the given value, to five digits; searched from
-    `start`. inf: it does not have it below 1e6 times `start`."""
+    """The x >= 0 at which the increasing function `rising` has the given value, to five digits, searched for upwards
+    from `start`; inf where the function stays below the value up to 1e6 times `start`."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high

@@ -189,8 +189,8 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
 
 
 def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
-    """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
-    all seeds of the common rate are finished."""
+    """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}. A rate is left out
+    unless all seeds that are finished at the common rate are finished at it too."""
     tuning, results = findings.study.tuning, findings.results[CHOSEN_BY]
     if not tuning:
         return {}

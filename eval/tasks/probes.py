@@ -316,7 +316,8 @@ def other_text(texts: list[str], but: str, without: set[str], size: int, rng: ra
 
 
 def without_source(item: dict) -> dict:
-    """An item of `copying` without the snippet and the text after it: a control, which can only be guessed."""
+    """A control for an item of `copying`: the item without the snippet to copy and the text after it, so that its
+    answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
@@ -359,8 +360,8 @@ def digest(text: str) -> str:
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on items with choices. `rule`: the accuracy itself, as tasks.yaml states it; or
-    "commonest", for the share of items whose right choice has the most common number."""
+    """The accuracy of guessing on multiple-choice items. `rule`: the accuracy itself, as tasks.yaml states it; or
+    "commonest", for the accuracy of always answering with the choice that is right most often, such as the first."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)
