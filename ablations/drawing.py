@@ -249,7 +249,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     for t in ticks(low, high):
         out += [
             f'<path d="M{X(t):.1f} {top}V{bottom}" class="grid"/>',
-            text(X(t), bottom + 16, signed(t), "faint", "middle"),
+            text(X(t), bottom + 16, signed_text(t), "faint", "middle"),
         ]
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
@@ -373,7 +373,7 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> st
     return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{anchor}>{escape(words)}</text>'
 
 
-def signed(number: float) -> str:
+def signed_text(number: float) -> str:
     return f"{number:+.3g}".replace("-", "−") if number else "0"
 
 

@@ -56,12 +56,12 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
         yield path, f"{path}\n\n{text}\n"
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            parts = list(_with_members(node, path))
+            parts = list(_documentation_of_members(node, path))
             if parts:
                 yield f"{path}.{node.name}", "\n\n".join(parts) + "\n"
 
 
-def _with_members(node: ast.AST, path: str) -> Iterator[str]:
+def _documentation_of_members(node: ast.AST, path: str) -> Iterator[str]:
     """The qualified name and docstring of a function or class, and those of a class' members, each as a text. `path`:
     the qualified name of what contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -69,4 +69,4 @@ def _with_members(node: ast.AST, path: str) -> Iterator[str]:
         if text := ast.get_docstring(node):
             yield f"{path}\n\n{text}"
         for child in node.body if isinstance(node, ast.ClassDef) else ():
-            yield from _with_members(child, path)
+            yield from _documentation_of_members(child, path)

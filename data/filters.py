@@ -187,7 +187,7 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
-    english = _english()
+    english = _english_tokenizer()
     if name == "c4":
         # 3 sentences and 5 words: with datatrove's 5 and 3, the paper's first version's, 96 of 667 genuine documents of
         # C4 would not have passed their own rules; with these 1 does not, and with 6 words 60 lose a line (measured).
@@ -205,7 +205,7 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
     return reason_to_remove
 
 
-def _english() -> Any:
+def _english_tokenizer() -> Any:
     """A tokenizer that splits English text into words and sentences by punctuation alone, for datatrove's filters. It
     replaces datatrove's own tokenizers, which need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
@@ -297,7 +297,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
-    block = NGramsDecontFilter(str(to), config=NGramsDecontConfig(n_grams=NGRAM), language=_english())
+    block = NGramsDecontFilter(str(to), config=NGramsDecontConfig(n_grams=NGRAM), language=_english_tokenizer())
     block.load_index_hashes()
     owners = np.load(to / "rows.npy")
     names = sorted(path.name.removesuffix(".index.hashes").replace("|", "/") for path in to.glob("*.index.hashes"))

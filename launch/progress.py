@@ -184,7 +184,7 @@ def bars(progress: Progress, done: threading.Event) -> None:
         while not ended:
             ended = done.wait(0.25)
             progress.update()
-            shown = on_screen(progress, bar.console.height - 2)  # the last line of a screen, and that of all runs
+            shown = cells_on_screen(progress, bar.console.height - 2)  # the last line of a screen, and that of all runs
             for cell in progress.cells:
                 bar.update(
                     rows[cell.dir],
@@ -195,7 +195,7 @@ def bars(progress: Progress, done: threading.Event) -> None:
             bar.update(total, completed=progress.finished_share, words=progress.summary)
 
 
-def on_screen(progress: Progress, most: int) -> set[Path]:
+def cells_on_screen(progress: Progress, most: int) -> set[Path]:
     """The directories of the runs to show where there is room for `most`: first the runs at work, then those that
     failed or were stopped, then those that wait, then finished ones, the last finished first."""
 

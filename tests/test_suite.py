@@ -282,21 +282,21 @@ def test_guesses():
         return {"arguments": [("q", answers[i % len(answers)]) for i in range(n)], "target": target}
 
     yes_no = [row(2, 0), row(2, 0), row(2, 0), row(2, 1)]
-    assert harness.guess("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
     # MultiRC: yes and no are written out differently in each item
     written_out = [row(2, each["target"], [f"{i} yes", f"{i} no"]) for i, each in enumerate(yes_no)]
-    assert harness.guess("multiple_choice", "acc", written_out) == {"chance": 0.5, "guess": 0.75}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", written_out) == {"chance": 0.5, "guess": 0.75}
     own = [row(4, 3, "abcd"), row(5, 2, "efghi")]
-    assert harness.guess("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.5}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.5}
     several = [{**row(4, 0), "target": [0, 2]}, {**row(4, 0), "target": [2]}]  # any of several answers is right
-    assert harness.guess("multiple_choice", "acc", several) == {"chance": 0.375, "guess": 1.0}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", several) == {"chance": 0.375, "guess": 1.0}
     twice = [{"arguments": [("q", "a"), ("q", "b"), ("", "a"), ("", "b")], "target": 0}]  # with acc_mutual_info
-    assert harness.guess("multiple_choice", "acc", twice)["chance"] == 0.5
+    assert harness.scores_without_knowledge("multiple_choice", "acc", twice)["chance"] == 0.5
     answers = [{"arguments": [("q", {})], "target": target} for target in (["Paris", "paris"], "Rome", "Paris")]
-    assert harness.guess("generate_until", "exact_match", answers) == {"chance": 0.0, "guess": 2 / 3}
+    assert harness.scores_without_knowledge("generate_until", "exact_match", answers) == {"chance": 0.0, "guess": 2 / 3}
     words = [{"arguments": [("q", " a")], "target": target} for target in (" a", " b", " a", " c")]
-    assert harness.guess("loglikelihood", "acc", words) == {"chance": 0.0, "guess": 0.5}
-    assert harness.guess("multiple_choice", "f1", yes_no) == {"chance": None, "guess": None}
+    assert harness.scores_without_knowledge("loglikelihood", "acc", words) == {"chance": 0.0, "guess": 0.5}
+    assert harness.scores_without_knowledge("multiple_choice", "f1", yes_no) == {"chance": None, "guess": None}
 
 
 @pytest.fixture

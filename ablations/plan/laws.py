@@ -14,7 +14,7 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
-from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, error_on_the_largest, fit
+from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig
@@ -107,7 +107,7 @@ def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
             out[name] = way(points)
-        except CannotTell as error:
+        except UndeterminedLaw as error:
             out[name] = str(error)
     return out
 
@@ -178,8 +178,8 @@ def main(argv: list[str] | None = None) -> int:
             safe_files.write_text(args.figure, combined_figures([figure(law)]))
         try:
             left_out, errors = error_on_the_largest(points, args.form)
-        except CannotTell as error:
-            raise CannotTell(
+        except UndeterminedLaw as error:
+            raise UndeterminedLaw(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
         if as_json:

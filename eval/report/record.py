@@ -76,7 +76,7 @@ def terminal_text(findings: Findings) -> str:
         count = len(findings.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in [*factorial.on_screen(findings), *tuning.on_screen(findings)]:
+    for block in [*factorial.terminal_blocks(findings), *tuning.terminal_blocks(findings)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 

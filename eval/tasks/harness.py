@@ -242,7 +242,7 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
         "metric": metric,
         "value": values[metric],
         **{key: values[key] for key in metrics if key in values and key != metric and math.isfinite(values[key])},
-        **guess(lm_task.config.output_type, metric, ordered),
+        **scores_without_knowledge(lm_task.config.output_type, metric, ordered),
         "version": lm_task.VERSION,
         "n": len(ordered),
         "higher_is_better": lm_task.higher_is_better()[metric],
@@ -269,7 +269,7 @@ def passage_cluster(doc: Any) -> dict[str, str]:
     return {}
 
 
-def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
+def scores_without_knowledge(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     """The scores of two ways to answer without knowing anything, {"chance", "guess"}; None for metrics other than
     accuracy and exact match.
 

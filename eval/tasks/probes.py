@@ -294,13 +294,13 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
         true, wrong = once[0], rng.sample(once[1:], 3)
         question_bytes = len(" ".join(snippet + beginning).encode()) + 4
         room = longest - question_bytes - 64 if longest else between  # the last word between may have 59 bytes
-        filler = other_text(texts, text, {true, *wrong}, room, rng)
+        filler = text_of_other_documents(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
             yield text, question(context, " " + true, [" " + word for word in wrong], rng)
 
 
-def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
+def text_of_other_documents(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
     """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40. `but`: a
     document that is not used; `without`: words that are left out; `rng`: chooses the documents."""
     avoided = {word.lower() for word in without}

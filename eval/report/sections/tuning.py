@@ -55,7 +55,7 @@ def section(findings: Findings) -> Section:
     return Section(title, blocks)
 
 
-def on_screen(findings: Findings) -> list[str | Table]:
+def terminal_blocks(findings: Findings) -> list[str | Table]:
     """A table for the terminal of the verdicts with each arm at its own best learning rate, which may contradict those
     of the main table, at the common rate."""
     rows = [
