@@ -140,8 +140,7 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of `reference`: for every setting its meaning, the values that it may have, and its value in the run
-    `baseline`."""
+    """The answer of `reference`: each setting's meaning, allowed values, and value in the run `baseline`."""
     from ablations.reference import allowed, choices
 
     flat = baseline.flat()

@@ -214,8 +214,7 @@ def _values_after_rounding(run: Run) -> tuple[Any, ...]:
 
 
 def check_corpus(corpus: str) -> None:
-    """Raise ConfigError where a corpus, given by its name or a path or glob of its files, is not there or cannot be
-    read."""
+    """Raise ConfigError where a corpus, given by name or by a path or glob of its files, is missing or unreadable."""
     from data.corpus import check
 
     try:

@@ -63,8 +63,7 @@ def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The names and hashes of the text and the tokenizer that a run was trained on. `run` is the content of
-    run.json."""
+    """The names and hashes of the text and tokenizer that a run was trained on. `run` is the content of run.json."""
     data = dict_at(run, "data")
     tokenizer = dict_at(data, "tokenizer")
     return {

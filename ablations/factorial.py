@@ -132,8 +132,7 @@ class Factorial:
         ]
 
     def aliases_in_words(self, effect: int) -> str:
-        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; of all aliases those with the fewest
-        factors."""
+        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; only those with the fewest factors."""
         shares = self.aliases(effect)
         least = min(map(order, shares))
         return ", ".join(

@@ -104,8 +104,7 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on the share of it that is used
-        up."""
+        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on its share that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -124,8 +123,7 @@ class Run:
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where they cannot be
-        estimated."""
+        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where unknown."""
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:

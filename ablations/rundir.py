@@ -200,8 +200,7 @@ class FragmentKey(NamedTuple):
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in the name of a checkpoint's folder: 92 of step_92 or weights_92; None for step_92.bak, step_ and the
-    like."""
+    """The step in the name of a checkpoint's folder: 92 of step_92 or weights_92; None for other names."""
     match = re.fullmatch(r"(?:step|weights)_([0-9]+)", folder.name)
     return int(match[1]) if match else None
 

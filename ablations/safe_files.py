@@ -59,8 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity, which JSON
-    does not have."""
+    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity."""
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 

@@ -52,8 +52,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is not
-    possible."""
+    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is impossible."""
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -102,8 +101,7 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix` is put before
-    every key."""
+    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}, after `prefix`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -111,8 +109,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The keys in which two flat dictionaries `a` and `b` differ: {key: value in `b`}, with None where `b` lacks the
-    key."""
+    """The keys in which two flat dictionaries differ: {key: value in `b`}, with None where `b` lacks the key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 

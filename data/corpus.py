@@ -81,8 +81,7 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The corpora that a corpus consists of: {component: weight} of a blend, {corpus: 1} of any other. `store`: as for
-    `load`."""
+    """The corpora that a corpus consists of, {component: weight}; {corpus: 1} where it is no blend."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 

@@ -324,8 +324,7 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
 
 
 def _ngram_hasher() -> Callable[[str], list[tuple[str, int]]]:
-    """A function from a text to [(n-gram of simplified words, its hash), ...], computed like datatrove's filter
-    does."""
+    """A function from a text to [(n-gram of simplified words, its hash), ...], computed as datatrove's filter does."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
     from datatrove.utils.text import ngrams, simplify_text

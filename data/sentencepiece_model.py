@@ -32,8 +32,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of a SentencePiece vocabulary. In the text of a piece a space is U+2581, and a byte is written as
-    <0x0A>."""
+    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
 
     text: str
     score: float  # BPE merges the pair whose piece has the highest score first

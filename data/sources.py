@@ -194,8 +194,7 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. The names of the files relative to it are the same on every
-    machine."""
+    """The deepest folder that contains all files. Names of files relative to it are the same on every machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent

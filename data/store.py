@@ -165,8 +165,7 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The content of manifest.json of a folder. Raises ValueError where the file is missing or is not what was
-    written."""
+    """The content of manifest.json of a folder. Raises ValueError where the file is missing or has been changed."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))

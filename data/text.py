@@ -93,8 +93,7 @@ def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, 
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it does not have, or has with another hash than
-    `hashes`."""
+    """A sentence for each file that the list of checksums beside it lacks, or has with another hash than `hashes`."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -312,8 +311,7 @@ def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
 
 
 def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """What all reading tasks reported: (problems, {kind: number of records that were not documents}, the number of
-    documents)."""
+    """What all reading tasks reported: (problems, {kind: records that were not documents}, number of documents)."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (

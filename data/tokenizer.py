@@ -51,8 +51,7 @@ FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is
-    none."""
+    """The tokenizer in the file or folder `path`, in a format of `read`. Raises ValueError where there is none."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)

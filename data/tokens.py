@@ -46,8 +46,7 @@ class Count(NamedTuple):
 
 
 def dtype(vocab: int) -> np.dtype:
-    """The type of a token in token files: 2 bytes where a vocabulary of `vocab` ids is small enough, else 4 (Megatron's
-    rule)."""
+    """The type of a token in token files, by Megatron's rule: 2 bytes where `vocab` ids fit into them, else 4."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 

@@ -114,8 +114,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an export of a run (given by its run.json), perhaps of weights that have been replaced
-    since."""
+    """Whether a folder has an export of a run (given by its run.json), perhaps of weights since replaced."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
 

@@ -16,8 +16,7 @@ RUN_KEYS = ("cell", "config", "data")  # what evaluation reads of run.json
 
 
 def read_run_json(directory: Path) -> dict[str, Any]:
-    """The content of run.json in a run directory. Raises ValueError where the file is missing, damaged, or not that of
-    a run."""
+    """The content of run.json in a run directory. Raises ValueError where the file is missing or damaged."""
     run = safe_files.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
     if run is None:
         raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")

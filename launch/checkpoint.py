@@ -185,16 +185,14 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def wait(self) -> None:
-        """Wait until the save in the background, if there is one, is on the disk. Raises CheckpointError where it
-        failed."""
+        """Wait until the save in the background, if any, is on the disk. Raises CheckpointError where it failed."""
         if self.thread:
             self.thread.join()
             self.thread = None
         self.check()
 
     def check(self) -> None:
-        """Raise CheckpointError when the save in the background has failed; return at once while it is still under
-        way."""
+        """Raise CheckpointError when the save in the background has failed; return at once while it is under way."""
         if self.error:
             left = rundir.checkpoints(self.folder)
             rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"

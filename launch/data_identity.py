@@ -50,8 +50,7 @@ def check_prepared(study: Study) -> None:
 
 
 def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
-    """The runs of the study that have begun, each with what its run.json records of its data: [(cell, run.json's
-    "data")]."""
+    """The runs that have begun, each with what its run.json records of its data: [(cell, run.json's "data")]."""
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
@@ -62,8 +61,7 @@ def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
-    """Raise ConfigError where the data of a run has changed since it began. `sentences`: what has changed; empty:
-    nothing."""
+    """Raise ConfigError where the data of a run has changed since it began, as the given sentences say."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

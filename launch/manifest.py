@@ -161,8 +161,7 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node's name for each
-    rank."""
+    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: each rank's node."""
     import torch
 
     cpu = "unknown"
@@ -184,8 +183,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed" (datatrove, where the data was prepared on another
-    machine)."""
+    """The installed version of a package, or "not installed" (datatrove, where data was prepared elsewhere)."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -114,8 +114,7 @@ def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure(folder: Path) -> Node:
-    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it
-    together."""
+    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
@@ -241,8 +240,7 @@ def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
 
 
 def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
-    """Bytes of memory that each of `ranks` ranks needs for training with a micro-batch of `micro_batch` sequences, by
-    estimate."""
+    """The estimated bytes of memory that each of `ranks` ranks needs for micro-batches of `micro_batch` sequences."""
     replicas = max(1, ranks // run.layout.tp)
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp

@@ -45,8 +45,7 @@ class Progress:
         self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
 
     def update(self) -> list[Cell]:
-        """Read the phases and the metrics of all runs. Returns the runs whose state differs from that at the last
-        call."""
+        """Read the phases and metrics of all runs. Returns the runs whose state differs from that at the last call."""
         changed = []
         for cell in self.cells:
             phase, before = self.phases[cell.dir], self.state[cell.dir]
@@ -104,8 +103,7 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of one run as text; in training with step, loss, speed and time left; at the end with its
-        scores."""
+        """The state of a run as text; in training with step, loss, speed and time left; at the end with its scores."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_of_all(metric['step'])}", f"loss {metric['loss']:.3f}"]

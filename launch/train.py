@@ -255,8 +255,7 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write one line of the log about the steps since the last line: mean loss, speed, and the last step's
-    `grad_norm`."""
+    """Write a line of the log about the steps since the last line: mean loss, speed, the last step's `grad_norm`."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)

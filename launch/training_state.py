@@ -30,8 +30,7 @@ class TrainingState:
         return state
 
     def budget_is_used_up(self, run: Run) -> bool:
-        """Whether the run's budget is used up. Where the budget is a time, the last step is the first that ends after
-        it."""
+        """Whether the run's budget is used up. Where it is a time, the last step is the first that ends after it."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps

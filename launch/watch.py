@@ -87,8 +87,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` has ended now; the time since the step before is one of the durations for
-        `limit`."""
+        """Record that step number `step` ends now. `limit` is computed from the times between such calls."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -193,8 +192,7 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """The stop file in `folder`, a run directory or the output root, as text "path: content"; "" where there is
-    none."""
+    """The stop file in `folder`, a run directory or the output root, as "path: content"; "" where there is none."""
     path = folder / rundir.STOP
     return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 

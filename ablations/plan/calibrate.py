@@ -92,8 +92,7 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds for each row, with weights that were fitted without the rows of its group. `key`: the group
-    of a row."""
+    """The predicted seconds of each row, by weights fitted without the rows of its group, which `key` tells."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 

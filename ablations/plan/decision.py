@@ -98,8 +98,7 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.ShapeCandidate | None:
-        """The fastest candidate shape that breaks no rule; None where there is none, or where failures leave no time
-        to train."""
+        """The fastest shape that breaks no rule; None where there is none, or where failures leave no time to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)

@@ -85,8 +85,7 @@ class Document:
         self.blocks.append(("bullets", list(items)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
-        """Add a table with the column names `head`. `strong` is the index of the row that stands out; None: no row
-        does."""
+        """Add a table with column names `head`. `strong`: the index of the row that stands out; None: none does."""
         self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
     def figure(self, name: str, svg: str) -> None:

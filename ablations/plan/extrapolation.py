@@ -41,8 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The extrapolated difference of one arm at the target. Differences are relative: -0.02 is a loss 2% below the
-    baseline's."""
+    """The extrapolated difference of one arm at the target, as a share: -0.02 is a loss 2% below the baseline's."""
 
     arm: str
     at_target: float

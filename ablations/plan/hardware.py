@@ -21,8 +21,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    """An accelerator. FLOP/s are without sparsity, in the 16-bit format used for training; bandwidths in bytes per
-    second."""
+    """An accelerator. FLOP/s are dense, in the 16-bit format used for training; bandwidths in bytes per second."""
 
     name: str
     peak: float
@@ -37,8 +36,7 @@ class GPU:
     switched: bool = True  # whether any GPU of the node can be reached at the rate of `link`, or at a part of it
 
     def link_among(self, ranks: int) -> float:
-        """The bandwidth in bytes per second from a GPU to `ranks` - 1 other GPUs of its node together, in one
-        direction."""
+        """The bandwidth in bytes per second from a GPU to `ranks` - 1 others of its node together, in one direction."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))

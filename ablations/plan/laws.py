@@ -87,8 +87,7 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """Draw all runs and the fitted loss against tokens, with a line for each of the SERIES largest sizes. Returns SVG
-    text."""
+    """Draw all runs and the fitted loss against tokens, with lines for the SERIES largest sizes. Returns SVG text."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)

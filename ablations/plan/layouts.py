@@ -115,8 +115,7 @@ def _indivisible_reason(run: Run, tp: int) -> str:
 
 
 def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
-    """Why a batch of the run cannot be divided among `dp` replicas in micro-batches of `micro` sequences; "" where all
-    can."""
+    """Why a batch of the run cannot be divided among `dp` replicas in micro-batches of `micro`; "" where all can."""
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
@@ -125,8 +124,7 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_few(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """Up to SHOWN candidates: the fastest of all, and the fastest of each other kind (tensor parallel,
-    recomputation)."""
+    """Up to SHOWN candidates: the fastest, and the fastest of each other kind (tensor parallel, recomputation)."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

@@ -27,8 +27,7 @@ SEQ = 2048
 
 @dataclass(frozen=True)
 class ShapeCandidate:
-    """A model shape with its fastest layout: the predicted seconds of a step, and the memory that a GPU needs in
-    GiB."""
+    """A model shape with its fastest layout: predicted seconds of a step, and the memory that a GPU needs in GiB."""
 
     shape: Shape
     layout: Layout
@@ -47,8 +46,7 @@ class ShapeCandidate:
 
 
 def levine(parameters: float) -> float:
-    """The number of layers L that Levine et al. 2020 give for a number of parameters N: N = 12 L e^(2 x 5.039) e^(2 x
-    0.0555 L)."""
+    """The number of layers L by Levine et al. 2020 for N parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -216,8 +216,7 @@ def _is_where_it_runs(study: Study) -> bool:
 
 
 def detectable_text(study: Study) -> str:
-    """Text on the differences that the study can detect, and on the effects of a factorial; see
-    ablations/plan/power.py."""
+    """Text on the differences that the study can detect, and on a factorial's effects; see ablations/plan/power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
     squares: dict[str, float] = {}
@@ -313,8 +312,7 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, or
-    None."""
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: what the user has, or None."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

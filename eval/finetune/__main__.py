@@ -103,8 +103,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Check the command line for contradictions, such as both a run and a checkpoint. Raises ValueError where there is
-    one."""
+    """Check the command line for contradictions, such as both a run and a checkpoint. Raises ValueError for one."""
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -139,8 +138,7 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
-    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to be
-    run."""
+    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run."""
     from eval.finetune.tasks import load_split
     from eval.finetune.work import Item, stored_result
 

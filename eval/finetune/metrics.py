@@ -59,8 +59,7 @@ def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
 
 
 def collapsed(outputs: np.ndarray) -> bool:
-    """Whether training failed: the same class is predicted for every item, or in a regression (outputs [N]) the same
-    score."""
+    """Whether training failed: every item is predicted the same class or, in a regression, the same score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = predicted_shares(outputs)

@@ -22,8 +22,7 @@ from ablations.values import did_you_mean
 
 
 class Example(NamedTuple):
-    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index, or in STS-B a
-    score."""
+    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index or STS-B's score."""
 
     id: str
     text_a: str

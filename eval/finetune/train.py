@@ -23,8 +23,7 @@ MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one sett
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. The defaults are those of "Cramming" (config/eval/GLUE_sane.yaml of its
-    release)."""
+    """How every task is fine-tuned. The defaults are "Cramming"'s (config/eval/GLUE_sane.yaml of its release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences
@@ -51,8 +50,7 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step (from 0) as a share of the peak: linear warm-up over a share of the steps, then a
-    cosine to 0."""
+    """The learning rate of a step (from 0) as a share of the peak: linear warm-up, then a cosine to 0."""
     rising = int(warmup * steps)
     if step < rising:
         return step / max(1, rising)

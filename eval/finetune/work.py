@@ -35,8 +35,7 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The model, data and settings that all fine-tunings of one command share. It can be pickled, for worker
-    processes."""
+    """The model, data and settings that all fine-tunings of a command share. It can be pickled for workers."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -115,8 +114,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
-    """Show that the current fine-tuning has finished `step` steps, after `before` steps of those that ended before
-    it."""
+    """Show that the current fine-tuning has finished `step` steps, after the `before` steps of those that ended."""
     show(before + step, "")
 
 

@@ -49,14 +49,12 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline; where the learning rate was tuned, only those at the common
-        rate."""
+        """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
     def number_of_tests(self) -> int:
-        """How many comparisons on a metric the multiple-comparison correction counts: the arms, and the effects of a
-        factorial."""
+        """For how many comparisons on a metric p-values are corrected: the arms, and the effects of a factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:

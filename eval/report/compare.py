@@ -53,8 +53,7 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
-    """The results of an arm on the items of each task, averaged over seeds: a Stratum [1, items or clusters] for each
-    task."""
+    """The results of an arm on the items of each task, averaged over seeds: Strata [1, items or clusters]."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
         items = item_scores(cells, arm, seeds, task)

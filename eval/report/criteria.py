@@ -115,8 +115,7 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins in a registration, {metric: margin}. Entries that are not numbers, which a foreign file may have, are
-    left out."""
+    """The margins in a registration, {metric: margin}. Entries of a foreign file that are no numbers are left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}

@@ -98,7 +98,6 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint and the values of the runs in words, such as "pooling mean, of the runs first". None: not
-    recorded."""
+    """A value of a checkpoint beside those of the runs, such as "pooling mean, of the runs first". None: unrecorded."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

@@ -95,8 +95,7 @@ class Findings(NamedTuple):
         return self.judged(self.compared[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, with the number of tasks that are left out, and whether the verdict is
-        exploratory."""
+        """The verdict on an arm in words, with the number of tasks left out, and whether it is exploratory."""
         decision = self.decision(arm, metric)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
         count = len(self.tasks_left_out(arm, metric))
@@ -198,8 +197,7 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
 
 
 def items_with_seeds(findings: Findings, arm: str, metric: str) -> Variance:
-    """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
-    seeds."""
+    """The variance that the items, and their interaction with seeds, give to an arm's difference from the baseline."""
     pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
     whole, _ = item_variance_with_interaction(
         difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []

@@ -87,8 +87,7 @@ def interaction(findings: Findings, prediction: Prediction) -> Comparison | None
 
 
 def half_width(c: Comparison, digits: int) -> str:
-    """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
-    unknown."""
+    """The half-width of a difference's 95 % confidence interval, such as " ± 0.012"; "" where the noise is unknown."""
     return (
         f" ± {interval_half_width(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
     )

@@ -139,8 +139,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not that of
-    an item."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is none."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -282,8 +281,7 @@ def by_clock(cell: dict[str, Any]) -> bool:
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The wall clock that a run was given, in seconds; None where its budget is none, or not one that this version
-    knows."""
+    """The wall clock that a run was given, in seconds; None where its budget is none, or of an unknown form."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
     except (ValueError, TypeError):

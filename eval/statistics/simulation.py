@@ -122,8 +122,7 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
-    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also where there is no
-    noise."""
+    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also without noise."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):

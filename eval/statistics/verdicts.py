@@ -60,8 +60,7 @@ def seeds_to_decide(
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
-    seeds.py)."""
+    """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 

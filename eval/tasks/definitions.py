@@ -165,8 +165,7 @@ def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub from which a task reads its items. Raises ValueError where the task reads data that is not
-    on the hub."""
+    """The split on the hub from which a task reads its items. Raises ValueError where its data is not on the hub."""
     path = config.get("dataset_path")
     if not isinstance(path, str):
         raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")

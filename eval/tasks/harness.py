@@ -195,8 +195,7 @@ def evaluate_named(
 
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of lm-eval tasks that are run together, so that equal requests of several tasks are scored
-    once."""
+    """{name: result} of lm-eval tasks that run together, so that equal requests of several are scored once."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)

@@ -59,8 +59,7 @@ class Journal:
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def batches_of_rank(self, batches: list[Any]) -> list[Any]:
-        """The batches that this process has to score: every `ranks`-th one, so that each process gets long and short
-        ones."""
+        """The batches that this process has to score: every `ranks`-th, so that each gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:

@@ -66,8 +66,7 @@ class Mirror:
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def why_unusable(self, source: Source) -> str:
-        """Why a split cannot be used: its file is missing, differs from the manifest, or has no rows. "" where it can
-        be used."""
+        """Why a split cannot be used: its file is missing, differs from the manifest, or is empty; "" if it can."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"

@@ -33,8 +33,7 @@ BEYOND = {
 
 
 class Piece(NamedTuple):
-    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, without end-of-document
-    tokens."""
+    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, end-of-document excluded."""
 
     ids: list[int]  # [tokens_per_piece(seq)]
     size: int

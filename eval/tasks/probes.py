@@ -322,8 +322,7 @@ def without_source(item: dict) -> dict:
 
 
 def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item whose choices are the true answer and the wrong ones, in random order. Its target is the index of the
-    true one."""
+    """An item whose choices are the true answer and wrong ones in random order; its target is the true one's index."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}

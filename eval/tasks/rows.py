@@ -85,8 +85,7 @@ def common_length(a: Tokens, b: Tokens, most: int) -> int:
 
 
 def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Divide rows into batches of at most `most` tokens, padding included, but at least one row. `rows`: the longest
-    first."""
+    """Divide rows, sorted by falling length, into batches of at most `most` tokens with padding, or of one row."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0]) > most:

@@ -290,8 +290,7 @@ def _index_ranges(numbers: list[int]) -> str:
 
 
 def _logs(study: Study) -> Path:
-    """The folder of the logs of the study's evaluation and report jobs, where launch/run.sh puts those of training
-    jobs too."""
+    """The folder of the logs of the study's jobs: evaluation, report and, by launch/run.sh, training."""
     return study.out / rundir.SLURM
 
 

@@ -71,6 +71,5 @@ class _Attention(torch.autograd.Function):
 
 
 def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
-    """Zero the probabilities that were dropped, and scale up the others. `through`: bool, which remain; None: no
-    dropout."""
+    """Zero the dropped probabilities, and scale up the others. `through`: bool, which remain; None: no dropout."""
     return p if through is None else p * through / (1 - dropout)

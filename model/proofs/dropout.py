@@ -13,8 +13,7 @@ ROWS = 8  # sequences, so that enough is dropped to tell a share
 
 
 class DropoutMeasurement(NamedTuple):
-    """What dropout does to known values: hooks make attention and MLP return ones, and set all attention values to
-    1."""
+    """What dropout does to known values: hooks make attention and MLP return ones, and all attention values 1."""
 
     first_input: Tensor  # the input of the first layer
     places: int  # how many dropout layers act on what is added to the residual stream

@@ -32,8 +32,7 @@ FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}
 
 
 def embedding_norm(model: Any) -> Proof:
-    """model.embnorm: with it, token embeddings enter the first layer with mean 0 and variance 1; without it,
-    unchanged."""
+    """model.embnorm: with it, token embeddings enter layer 1 with mean 0 and variance 1; without it, unchanged."""
     cfg = model.cfg
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)

@@ -44,8 +44,7 @@ def heads_of_rank(model: Any) -> range:
 
 
 def whole_parameter(model: Any, name: str) -> Tensor:
-    """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it
-    together."""
+    """A parameter, gathered from all ranks where tensor parallelism divides it. All ranks call it together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -81,8 +80,7 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
 
 
 def is_close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether `x` and `expected` have the same shape, and all elements differ by at most TOLERANCE x (scale +
-    |expected|)."""
+    """Whether two tensors have the same shape, and all elements differ by at most TOLERANCE x (scale + |expected|)."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())

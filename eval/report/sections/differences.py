@@ -175,8 +175,7 @@ def noise_floors(findings: Findings) -> list[Block]:
 
 
 def forest(findings: Findings, metric: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline, with the intervals on which the verdicts are
-    based."""
+    """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.compared.get(metric, {}).items():
         kind = "same"

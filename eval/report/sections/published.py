@@ -64,8 +64,7 @@ def section(findings: Findings) -> Section:
 
 
 def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results (an entry of "tables" in published.yaml), with ours in the rows of the same
-    value."""
+    """A table of published results (an entry of "tables" in published.yaml), with ours in rows of the same value."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}

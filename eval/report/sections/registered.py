@@ -46,8 +46,7 @@ def section(findings: Findings) -> Section:
 
 
 def registrations_by_time(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """The first registration that the study wrote into each run, {(arm, seed): line of registered.jsonl}, the earliest
-    first."""
+    """The first registration of the study in each run, {(arm, seed): line of registered.jsonl}, the earliest first."""
     return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 

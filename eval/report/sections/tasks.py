@@ -84,8 +84,7 @@ def section(findings: Findings) -> Section:
 
 
 def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
-    """The score of an arm on a task: as text, and as a cell of the heat map. `entries`: {run: the task's entry in its
-    eval.json}."""
+    """The score of an arm on a task, as text and as a cell of the heat map. `entries`: {run: entry of the task}."""
     seeds = [seed for run_arm, seed in entries if run_arm == arm]
     if not seeds:
         return "-", None

@@ -24,8 +24,7 @@ def section(findings: Findings) -> Section:
 
 
 def loss_curves(findings: Findings) -> list[str]:
-    """Figures (SVG) of the training loss of all arms, one for each axis. Thin lines are seeds, thick ones their
-    mean."""
+    """Figures (SVG) of the training loss of all arms, one for each axis: thin lines are seeds, thick ones means."""
     cells = findings.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
