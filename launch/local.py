@@ -264,9 +264,7 @@ def run_until_decided(
         (the study with all its seeds, a line for each run that failed in the last call of `run`).
     """
     failures = run(study)
-    while (
-        study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and is_undecided(study)
-    ):
+    while study.criteria.sequential and not failures and len(study.seeds) < study.criteria.seeds and undecided(study):
         seeds = len(study.seeds) + 1
         words = [word for word in study.words if not word.startswith("SEEDS=")]
         study = from_args([*words, f"SEEDS={seeds}"])
