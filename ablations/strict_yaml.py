@@ -41,11 +41,8 @@ StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ma
 
 @functools.cache
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary; its keys are text.
-
-    Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds no such mapping; the message names the file.
-    """
+    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary; its keys are text. Raises ConfigError
+    where the file cannot be read, is no YAML, or holds no such mapping; the message names the file."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
