@@ -14,6 +14,7 @@ class ConfigError(ValueError):
 
 NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
+MOST_SHOWN = 200  # characters of a value that an error message shows
 EXAMPLES = {
     bool: "true or false",
     int: "a whole number such as 512, 2M or 10B",
@@ -42,13 +43,14 @@ def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice) or str(value) == str(choice):
                 return choice
-        names = [str(choice) for choice in choices]
-        raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        names, text = [str(choice) for choice in choices], str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
     try:
         return _read(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_are(kind)} needed{explanation}") from None
+        text = str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text}: {EXAMPLES[kind]} {_are(kind)} needed{explanation}") from None
 
 
 def _are(kind: Any) -> str:

@@ -96,11 +96,12 @@ class Source:
             assert self.external
             return classifier.External(self.external)
         from eval.weights import Weights
-        from model.config import ModelConfig
         from model.gpt import GPT
 
-        cfg = ModelConfig(**self.record["config"]["model"])
+        weights = Weights(self.run / rundir.WEIGHTS)
+        cfg = location.model_config(self.run, self.record)
+        weights.check_size(cfg)
         cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
         model = GPT(cfg, seed=seed)
-        model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
+        model.load_state_dict(weights.read(self.record, model), strict=True)
         return classifier.Ours(model.float())
