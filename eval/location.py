@@ -6,6 +6,7 @@ in its run.json are only a record of where files were, and must not be opened. O
 (a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,10 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     path = path_in_store(store, recorded["path"])
     if not path.is_file():
         raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
-    loaded = tokenizers.load_tokenizer(path)
-    if loaded.sha256 != recorded["sha256"]:
+    _, content = tokenizers.read(path)
+    if hashlib.sha256(content).hexdigest() != recorded["sha256"]:  # before anything is made of a damaged one
         raise ValueError(f"{path} is not the tokenizer that {directory} was trained with: its sha256 differs")
-    return loaded
+    return tokenizers.load_tokenizer(path)
 
 
 def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:

@@ -247,6 +247,18 @@ def test_a_home_that_the_shell_has_left_is_the_users(typed: str, value: str) -> 
     assert str(from_args(["POS=alibi", f"OUT={typed}"]).out) == expected
 
 
+def test_a_user_without_a_home_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with a number for its user."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert expand_home("/data/läufe,a") == "/data/läufe,a"
+    with pytest.raises(ConfigError, match="~/läufe: the home of this user is not known"):
+        expand_home("~/läufe")
+
+
 def test_arms_may_have_spaces_between_them() -> None:
     assert from_args(["POS= alibi , rotary", "SIZE=nano"]).arms == from_args(["POS=alibi,rotary", "SIZE=nano"]).arms
 
