@@ -341,7 +341,7 @@ def test_specifications_are_checked(monkeypatch, tmp_path, change, match):
         ("files: [5]", "files is a list of globs below"),
         ("files: ['a{}.jsonl']\nvariant: 3", "variant is '3', and must be text"),
         ("files: ['*.jsonl']\ntext: 3", "text is '3', and must be text"),
-        ("files: ['*.jsonl']\nhub: 3", "hub is '3', and must be text"),
+        ("files: ['*.jsonl']\nhub: 3\nrevision: \"" + "a" * 40 + '"', "hub is '3', and must be text"),
         ("files: ['*.jsonl']\nwhere: {1: [2]}", "line 2: a name must be text"),
         ("files: ['*.jsonl']\nshare: .nan", "line 2: .nan is no decimal number"),
         ("files: ['*.jsonl']\nfiles: ['*.txt']", "the key 'files' stands twice"),
@@ -373,6 +373,8 @@ def test_blends_are_checked(monkeypatch, tmp_path):
     specify(monkeypatch, tmp_path, GOOD, "one")
     specify(monkeypatch, tmp_path, GOOD.replace("[pyyaml]", "[numpy]"), "two")
     specify(monkeypatch, tmp_path, "blend: {one: 1}", "mixed")
+    write(tmp_path / "a.jsonl", ["one"])
+    monkeypatch.chdir(tmp_path)
     for text, match in [
         ("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
         ("blend: {one: 0}", "weights are positive"),
@@ -386,7 +388,7 @@ def test_blends_are_checked(monkeypatch, tmp_path):
         ("blend: {no/*.jsonl: 1}", "no file matches 'no/"),
         ("blend: {some: 1}", "some is itself a blend"),
         ("blend: {one: .inf}", "no decimal number"),
-        ("blend: {one: 1.0e-15, pydocs: 1}", "the weight of one is less than"),
+        ("blend: {one: 1.0e-15, a.jsonl: 1}", "the weight of one is less than"),
         ("blend: [[one]]\nalpha: 1", "a component is the name or path"),
         ("blend: &a {one: 1}\nlicence: *a", "aliases"),
     ]:

@@ -19,6 +19,7 @@ from ablations.study import Study, from_args
 from ablations.study_file import StudyFile, read_study
 from ablations.values import did_you_mean, difference
 from ablations.words import FACTORS, HELP, change_to_checkout, expand_home, folders_in
+from data.strict_yaml import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
 GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
@@ -116,7 +117,7 @@ def test_an_unreadable_study_file_is_named(studies: Path) -> None:
 
 def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
     for path in ROOT.glob("ablations/**/*.yaml"):
-        assert path.stat().st_size < strict_yaml.MAX_BYTES / 50
+        assert path.stat().st_size < MAX_BYTES / 50
         strict_yaml.read_yaml(path)
 
 
