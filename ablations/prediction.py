@@ -1,7 +1,9 @@
-"""Predictions of a study that its report can check: an order of arms, or an interval for a difference.
+"""Predictions of a study that its report can check: an order of arms, an interval for a difference, or for an
+interaction.
 
 alibi < rotary < learned                    in bits/byte, where less is better
 alibi - learned in [-0.3, -0.05]            the difference of two arms; -inf and inf are allowed as ends
+alibi x swiglu in [-0.02, 0.02]             the interaction of two arms: both together, minus what each changes alone
 zero-shot: learned < alibi                  the values of another metric
 
 An arm is named by its label (pos=alibi), by its value where no other arm has the same (alibi), or as `baseline`.
@@ -15,15 +17,20 @@ from ablations.criteria import METRICS, PRIMARY, check_metric
 from ablations.values import ConfigError
 
 FORM = (
-    f"a prediction is `A < B < C` or `A - B in [low, high]`, with {' or '.join(METRICS)} and a colon before it or not"
+    f"a prediction is `A < B < C`, `A - B in [low, high]` or `A x B in [low, high]`, with {' or '.join(METRICS)} and a "
+    "colon before it or not"
 )
+DIFFERENCE, INTERACTION, ORDER = " - ", " x ", " < "  # what stands between two arms
 
 
 class Prediction(NamedTuple):
     text: str  # as it was written
     metric: str  # one of METRICS
-    arms: tuple[str, ...]  # labels: rising in the metric; with an interval two, whose difference is first minus second
-    interval: tuple[float, float] | None = None
+    arms: tuple[str, ...]  # labels, as `kind` says
+    interval: tuple[float, float] | None = None  # None for an order
+    # ORDER: the metric rises from arm to arm. DIFFERENCE: the first arm minus the second. INTERACTION: the first arm,
+    # the second one, both together, and the baseline
+    kind: str = ORDER
 
 
 def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
@@ -40,13 +47,35 @@ def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
     metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
     check_metric(metric, repr(text))
     left, is_interval, right = claim.partition(" in ")
-    names = left.split(" - ") if is_interval else left.split(" < ")
+    kind = ORDER if not is_interval else INTERACTION if INTERACTION in left else DIFFERENCE
+    names = left.split(kind)
     if (is_interval and len(names) != 2) or len(names) < 2:
         raise ConfigError(f"{text!r}: {FORM}")
-    labels = tuple(find_arm(name.strip(), arms, text) for name in names)
+    labels = [find_arm(name.strip(), arms, text) for name in names]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{text!r} names an arm twice; {FORM}")
-    return Prediction(text.strip(), metric, labels, parse_interval(right, text) if is_interval else None)
+    if kind == INTERACTION:
+        labels += [find_both(labels[0], labels[1], arms, text), arms[0]]
+    return Prediction(text.strip(), metric, tuple(labels), parse_interval(right, text) if is_interval else None, kind)
+
+
+def find_both(first: str, second: str, arms: Sequence[str], text: str) -> str:
+    """The label of the arm that has what two other arms have: "pos=alibi+act=swiglu".
+
+    Args:
+        first, second: the labels of the two arms.
+        arms: the labels of the study's arms, the baseline first.
+        text: the prediction, for the message.
+
+    Raises:
+        ConfigError: the study has no such arm.
+    """
+    labels = [label for label in (f"{first}+{second}", f"{second}+{first}") if label in arms]
+    if not labels:
+        raise ConfigError(
+            f"{text!r} is about an interaction, for which the study needs an arm {first}+{second}: CROSS=1 makes it"
+        )
+    return labels[0]
 
 
 def find_arm(name: str, arms: Sequence[str], text: str) -> str:

@@ -197,6 +197,8 @@ def verdicts(record: Path) -> str:
 
 def predictions(record: Path) -> str:
     """How many predictions of a record came true, such as "2 held, 1 failed, 1 undecided"."""
+    if not (record / "run.json").exists():  # a ladder
+        return "in the report"
     outcomes = Counter(row["outcome"] for row in json.loads((record / "run.json").read_text("utf-8"))["predictions"])
     return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "none"
 

@@ -383,7 +383,7 @@ def test_a_ladder_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ladder.main(words) == 0
     answer = checked(capsys.readouterr().out)
     assert [arm["verdict"] for arm in answer["arms"]] == ["better"] and len(answer["pairs"]) == 6
-    assert answer["against_target"] is None and (Path(answer["written"]) / "ladder.svg").exists()
+    assert answer["against_target"] is None and (Path(answer["written"]) / "figure.svg").exists()
     test_plan_ladder.judged(tmp_path, {("14m", "learned"): 2.0, ("14m", "alibi"): 1.97})
     assert ladder.main(words) == 0
     score = {"hits": 1, "misses": 0, "open": 0, "order_accuracy": 1.0}

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablations import rundir
 from ablations.factorial import Factorial, factorial, order
+from ablations.prediction import parse_prediction
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
+from eval.report import predictions
 from eval.report.contrasts import contrast_part
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
@@ -228,6 +231,41 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
     assert "pos=alibi × act=swiglu, bits/byte" in text
     record = json.loads((tmp_path / "record/run.json").read_text())
     assert {line["effect"] for line in record["effects"]} == {"pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"}
+
+
+def test_a_predicted_interaction_holds_or_fails_and_may_have_arms_of_earlier_studies(tmp_path: Path) -> None:
+    """The true interaction is +0.05, and alibi alone is at -0.06: the difference of two arms is not taken for it."""
+    study = crossed(tmp_path, 0.05, [1, 2, 3])
+    expected = {
+        "alibi x swiglu in [0.02, 0.08]": ("held", True),
+        "swiglu x alibi in [-inf, 0.01]": ("failed", True),
+        "alibi x swiglu in [0.05, inf]": ("undecided", True),
+        "suite: alibi x swiglu in [0, 1]": ("undecided", True),
+        "alibi < baseline": ("held", False),
+    }
+    study.predictions = [parse_prediction(text, study.arms) for text in expected]
+    study.registration = {"study": "position", "metric": "bits/byte", "predictions": list(expected)}
+    earlier = {"study": "position", "metric": "bits/byte", "predictions": []}
+    for arm in study.arms:
+        for seed in study.seeds:
+            is_new = arm == "pos=alibi+act=swiglu"
+            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+    rows = predictions.checked_predictions(gather(study))
+    assert {row.text: (row.outcome, row.registered) for row in rows} == expected
+    assert rows[0].measured.startswith("pos=alibi × act=swiglu: +0.0")
+
+
+def test_a_prediction_that_came_after_all_four_arms_is_no_registered_one(tmp_path: Path) -> None:
+    study = crossed(tmp_path, 0.05, [1, 2])
+    text = "alibi x swiglu in [0, 1]"
+    study.predictions = [parse_prediction(text, study.arms)]
+    study.registration = {"study": "position", "metric": "bits/byte", "predictions": [text]}
+    earlier = study.registration | {"predictions": []}
+    for arm in study.arms:
+        for seed in study.seeds:
+            is_new = (arm, seed) == ("pos=alibi+act=swiglu", 1)  # its seed 2 came earlier
+            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+    assert [row.registered for row in predictions.checked_predictions(gather(study))] == [False]
 
 
 def test_an_edge_along_which_more_than_one_setting_differs_is_named(tmp_path: Path) -> None:

@@ -206,7 +206,8 @@ def made(*words: str, environment: dict[str, str] | None = None) -> subprocess.C
 
 
 def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:
-    elsewhere = {name: "elsewhere" for name in ("OUT", "SET", "WORKERS", "FROM", "KIND", "OPTIONS", "POS")}
+    names = "OUT SET WORKERS FROM KIND OPTIONS POS ARGS ON NODES SITE EVAL_DATA FORMAT".split()
+    elsewhere = {name: "elsewhere" for name in names}
 
     def typed(*words: str) -> list[str]:
         return shlex.split(made(*words, environment=elsewhere).stdout.replace("\\\n", " "))[3:]
@@ -219,7 +220,10 @@ def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment(
     assert data == ["c4", "--from", "/a folder", "--store", "o/data", "--set", "data.dedup=exact", "data.quality=c4"]
     assert sorted(typed("ablation", "POS=alibi", "OUT=o", settings)) == sorted(["POS=alibi", "OUT=o", settings])
     assert typed("report", "RUNS=a b", "BESIDE=all", "EXTERNAL=c") == ["RUNS=a b", "BESIDE=all", "EXTERNAL=c"]
-    assert typed("eval-data", "TASKS=gsm8k", "SHOTS=5")[-4:] == ["--tasks", "gsm8k", "--shots", "5"]
+    fetched = ["--to", "runs/eval-data", "--tasks", "gsm8k", "--shots", "5"]
+    assert typed("eval-data", "TASKS=gsm8k", "SHOTS=5") == fetched
+    assert typed("ablation", "POS=alibi", "ON=slurm") == ["--nodes", "1", "--site", "", "POS=alibi"]
+    assert typed("mutations") == []
 
 
 @pytest.mark.parametrize(

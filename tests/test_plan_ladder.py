@@ -130,14 +130,25 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     losses = {("nano", "learned"): 2.7, ("nano", "alibi"): 2.6, ("mini", "learned"): 2.5, ("mini", "alibi"): 2.42}
     losses |= {("small", "learned"): 2.3, ("small", "alibi"): 2.24, ("14m", "learned"): 2.0, ("14m", "alibi"): 1.97}
     judged(tmp_path, losses)
-    words = ["--sizes", "small,nano,mini", "POS=alibi", f"OUT={tmp_path}"]
+    words = [
+        "--sizes",
+        "small,nano,mini",
+        "POS=alibi",
+        f"OUT={tmp_path}",
+        "PREDICT=learned < alibi; alibi - learned in [-1, 0]",
+    ]
     assert ladder.main(words) == 0
     said = capsys.readouterr().out
     assert "nano, mini, small, extrapolated to 14m" in said and "ladder 1 hits, 0 misses" in said
     (written,) = tmp_path.glob("ladder-*/ladder.json")
     told = json.loads(written.read_text())
     assert told["arms"][0]["verdict"] == "better" and len(told["pairs"]) == 6
-    assert "target" in (written.parent / "ladder.svg").read_text()
+    assert "target" in (written.parent / "figure.svg").read_text()
+    report = (written.parent / "report.md").read_text()
+    assert "* `alibi < learned`: held" in report and "* `learned < alibi`: failed" in report
+    assert "* `alibi - learned in [-1, 0]`: not decided by a ladder" in report
+    gap = told["arms"][0]
+    assert f"| pos=alibi | {gap['at_target']:+.2%} | " in report and report.count("| better | better |") == 1
     assert ladder.main([*words, "--list"]) == 0
     assert capsys.readouterr().out.split() == ["nano", "mini", "small"]
 

@@ -33,6 +33,9 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
     interval = parse_prediction("zero-shot: alibi - learned in [-inf, 0.5]", ARMS)
     assert (interval.metric, interval.arms) == ("zero-shot", ("pos=alibi", "pos=learned"))
     assert interval.interval == (-np.inf, 0.5)
+    arms = ["baseline", "pos=alibi", "act=swiglu", "pos=alibi+act=swiglu"]
+    interaction = parse_prediction("swiglu x alibi in [-1, 1]", arms)
+    assert interaction.arms == ("act=swiglu", "pos=alibi", "pos=alibi+act=swiglu", "baseline")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,9 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
         ("alibi - learned in 1, 2", "lower is first"),
         ("alibi - learned in [nan, 2]", "lower is first"),
         ("alibi - learned - rotary in [1, 2]", "A - B in"),
+        ("alibi x learned x rotary in [1, 2]", "A x B in"),
+        ("alibi x rotary in [1, 2]", "pos=alibi\\+pos=rotary: CROSS=1 makes it"),
+        ("alibi x rotary < 3", "'alibi x rotary' is not one arm"),
         ("loss: alibi < learned", "bits/byte, zero-shot, suite"),
     ],
 )

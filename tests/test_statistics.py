@@ -5,7 +5,7 @@ from math import inf, nan, sqrt
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from ablations.factorial import factorial
 from ablations.plan import power
@@ -565,10 +565,33 @@ def test_quantiles_of_power_are_students(dof, level):
 def test_power_without_items_is_the_noncentral_t(dof, difference):
     t = stats.t.isf(0.025, dof)
     expected = stats.nct.sf(t, dof, difference) + stats.nct.cdf(-t, dof, difference)
-    assert power.power(difference, 1.0, 0.0, dof) == pytest.approx(expected, abs=1e-5)
+    assert power.power(difference, 1.0, 0.0, dof) == pytest.approx(expected, abs=1e-8)
     z = stats.norm.isf(0.025)
     known = stats.norm.sf(z - difference) + stats.norm.cdf(-z - difference)
-    assert power.power(difference, 0.25, 0.75, inf) == pytest.approx(known, abs=1e-5)
+    assert power.power(difference, 0.25, 0.75, inf) == pytest.approx(known, abs=1e-8)
+
+
+@pytest.mark.parametrize("items_dof", [1.0, 5.5, 90.0, 9000.0])
+@pytest.mark.parametrize("dof", [1, 4])
+def test_power_is_the_mean_over_what_seeds_and_items_may_show(dof, items_dof):
+    """Against a mean over equally likely quantiles of both chi-square distributions."""
+    quantiles, difference = (np.arange(1000) + 0.5) / 1000, 3.0
+    v1, v2 = (
+        v * stats.t.isf(0.025, n) ** 2 * stats.chi2.ppf(quantiles, n) / n for v, n in ((0.5, dof), (0.6, items_dof))
+    )
+    thresholds, sigma = np.sqrt(v1[:, None] + v2), sqrt(0.5 + 0.6)
+    expected = special.ndtr((difference - thresholds) / sigma) + special.ndtr((-difference - thresholds) / sigma)
+    got = power.power(difference, 0.5, 0.6, dof, items_dof=items_dof)
+    assert got == pytest.approx(expected.mean(), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("noise", "items_dof", "expected"),
+    [((1, 1, 2, 2), 0.6, 84.1436), ((1, 1, 5, 3), 1.0, 65.3345), ((1, 1, 2, 5), 60.0, 3.68184)],
+)
+def test_a_detectable_difference_does_not_depend_on_the_points_of_the_integral(noise, items_dof, expected):
+    """Expected: with 1,000 points for the items. With few groups the difference is many times the noise."""
+    assert power.detectable(*noise, items_dof=items_dof) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("arms, seeds, item_sd", [(2, 2, 0.0), (2, 3, 2.0), (4, 3, 2.0), (2, 5, 4.0)])

@@ -1,16 +1,20 @@
 """A ladder: the same arms at three or more sizes, and their difference from the baseline extrapolated to a target size.
 
 make ladder POS=alibi,rotary SIZES=nano,mini,small TARGET=14m        # trains what is missing, then fits
+
+It writes a folder, OUT/ladder-NAME. Copied to ablations/records it is a record as those of studies are.
 """
 
 import argparse
 import math
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ablations import answers, rundir, safe_files
+from ablations.criteria import PRIMARY
 from ablations.drawing import Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.extrapolation import (
@@ -25,6 +29,7 @@ from ablations.plan.extrapolation import (
     order_accuracy,
 )
 from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
+from ablations.prediction import ORDER, Prediction
 from ablations.study import Study, from_args
 from ablations.values import ConfigError, human
 from model.count import flops_per_token
@@ -193,6 +198,67 @@ def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Stud
     }
 
 
+def report(
+    results: Sequence[Extrapolation],
+    ladder: Sequence[Study],
+    target: Study,
+    checked: dict[str, dict[str, Any]] | None,
+    words: Sequence[str],
+) -> str:
+    """The content of report.md, in Markdown: what was asked and expected, the arms, and what it would take to be sure.
+
+    Args:
+        ladder, target: the study at each size, and at the target size.
+        checked: what `compare_with_target` returned; None where the target has no runs of its own.
+        words: the words of the command, without SIZES and TARGET.
+    """
+    sizes, largest = ",".join(study.base.size for study in ladder), ladder[-1].base.size
+    outcomes = [f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}" for p in target.predictions]
+    rows = [
+        f"| {result.arm} | {result.at_target:+.2%} | {result.low:+.2%} to {result.high:+.2%} | "
+        f"{result.single:+.2%} | {result.single_verdict} | {result.verdict} |"
+        for result in results
+    ]
+    return "\n".join(
+        [
+            f"# {target.question}",
+            "",
+            f"A ladder: {sizes}, extrapolated to {target.base.size}; {len(target.seeds)} seeds. Made by",
+            "",
+            f"    make ladder {' '.join(map(shlex.quote, words))} SIZES={sizes} TARGET={target.base.size}",
+            "",
+            f"**Expected before the runs:** {target.expect or 'nothing was written down'}",
+            "",
+            *([*outcomes, ""] if outcomes else []),
+            "A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm",
+            f"is better. Intervals are of 90%. The line is fitted to the differences at {sizes}.",
+            "",
+            f"| arm | line at {target.base.size} | 90% interval | {largest} alone | its verdict | the line's verdict |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "![difference from the baseline by compute](figure.svg)",
+            "",
+            *(f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]),
+            *(f"* {line}" for line in (describe_comparison(checked) if checked else [])),
+            "",
+        ]
+    )
+
+
+def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
+    """Whether an order of two arms, of which one is the baseline, is the verdict at the target: "held", "failed" or
+    "undecided". The differences of a ladder are percentages of the loss, so that it decides no other prediction."""
+    verdicts = {result.arm: result.verdict for result in results}
+    is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
+    if not is_of_baseline or prediction.metric != PRIMARY:
+        return "not decided by a ladder"
+    arm = next(label for label in prediction.arms if label != baseline)
+    if verdicts.get(arm, "undecided") == "undecided":
+        return "undecided"
+    return "held" if verdicts[arm] == ("better" if prediction.arms[0] == arm else "worse") else "failed"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", required=True, help="nano,mini,small")
@@ -224,23 +290,24 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder, drawn = target.out / f"ladder-{target.name}", figure(pairs, results, baseline_run_flops(target))
     content = record(results, pairs, target)
+    checked = None if unfinished else compare_with_target(results, target_pairs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        safe_files.write_text(folder / "ladder.svg", combined_figures([drawn]))
+        safe_files.write_text(folder / "figure.svg", combined_figures([drawn]))
         safe_files.write_json(folder / "ladder.json", content, indent=1)
+        safe_files.write_text(folder / "report.md", report(results, ladder, target, checked, args.words))
     except OSError as error:
         if not (reason := safe_files.storage_error(error)):
             raise
         answers.print_error(reason, as_json)
         return 1
-    checked = None if unfinished else compare_with_target(results, target_pairs)
     if as_json:
         print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))
         return 0
     print(*describe(results, ladder, target), sep="\n")
     if checked:
         print(*describe_comparison(checked), sep="\n")
-    print(f"written: {folder}/ladder.json, ladder.svg")
+    print(f"written: {folder}/report.md, figure.svg, ladder.json")
     return 0
 
 

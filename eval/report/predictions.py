@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from ablations.prediction import Prediction
+from ablations.prediction import INTERACTION, Prediction
 from eval.report.compare import METRICS, compare_pair, share_of_alpha
+from eval.report.contrasts import contrast
 from eval.report.criteria import registered_contents
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
@@ -19,7 +20,7 @@ class Checked(NamedTuple):
     metric: str
     outcome: str  # HELD, FAILED or UNDECIDED
     measured: str
-    registered: bool  # before the runs: of the arms that it is about, at most one had begun
+    registered: bool  # before the runs, as `was_registered` says
 
 
 def checked_predictions(findings: Findings) -> list[Checked]:
@@ -30,8 +31,9 @@ def checked_predictions(findings: Findings) -> list[Checked]:
 
 
 def was_registered(findings: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction was registered before the first step of all runs of its arms but for those of one arm, which
-    may be from an earlier study, since studies share their baseline."""
+    """Whether a prediction was registered before the first step of the runs that decide it. Arms may have runs of
+    earlier studies, as the baseline has: one of the arms of an order or a difference, and all but one of an
+    interaction, which is unknown while one of its four arms is."""
     texts = {
         run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
     }
@@ -40,38 +42,48 @@ def was_registered(findings: Findings, prediction: Prediction) -> bool:
     }
     begun = {run for run, cell in findings.cells.items() if "run" in cell}
     late = {arm for arm, _ in begun - before} & set(prediction.arms)
-    return bool(before) and len(late) <= 1
+    return bool(before) and len(late) <= (len(prediction.arms) - 1 if prediction.kind == INTERACTION else 1)
 
 
 def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     """The outcome of a prediction, HELD, FAILED or UNDECIDED; and what was measured, in words."""
     metric = prediction.metric
-    neighbours = list(zip(prediction.arms, prediction.arms[1:], strict=False))
     if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
-    results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
-    compared: list[Comparison] = []
-    for first, second in neighbours:
-        there = {first, second} <= set(results)
-        spending = share_of_alpha(findings.study.criteria, 1)
-        c = (
-            compare_pair(findings.cells, results, first, second, metric, findings.controlled, None, spending)
-            if there
-            else None
-        )
-        if c is None:
-            return UNDECIDED, f"{first} and {second} cannot be compared"
-        compared.append(c)
+    if prediction.kind == INTERACTION:
+        compared = {f"{prediction.arms[0]} × {prediction.arms[1]}": interaction(findings, prediction)}
+    else:
+        neighbours = zip(prediction.arms, prediction.arms[1:], strict=False)
+        compared = {f"{first} − {second}": difference(findings, metric, first, second) for first, second in neighbours}
+    known = {name: c for name, c in compared.items() if c}
+    if len(known) < len(compared):
+        return UNDECIDED, f"{next(name for name in compared if name not in known)}: cannot be compared"
     digits = METRICS[metric].digits + 1
-    measured = "; ".join(
-        f"{first} − {second}: {c.difference:+.{digits}f}{half_width(c, digits)}"
-        for (first, second), c in zip(neighbours, compared, strict=True)
-    )
-    if not all(c.seeds and c.replicated and c.enough_items for c in compared):
+    measured = "; ".join(f"{name}: {c.difference:+.{digits}f}{half_width(c, digits)}" for name, c in known.items())
+    comparisons = list(known.values())
+    if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
         return UNDECIDED, f"{measured}; not replicated, or of too few items"
     if prediction.interval:
-        return judged_interval(compared[0], prediction.interval), measured
-    return judged_order(compared), measured
+        return judged_interval(comparisons[0], prediction.interval), measured
+    return judged_order(comparisons), measured
+
+
+def difference(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
+    """The first arm minus the second; None where they cannot be compared."""
+    results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
+    if not {first, second} <= set(results):
+        return None
+    spending = share_of_alpha(findings.study.criteria, 1)
+    return compare_pair(findings.cells, results, first, second, metric, findings.controlled, None, spending)
+
+
+def interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
+    """What two arms do together beyond the sum of what each does alone: y11 - y10 - y01 + y00. None where they cannot
+    be compared."""
+    first, second, both, neither = prediction.arms
+    results = {arm: row for arm, row in findings.distinct_results(prediction.metric).items() if row}
+    weights = {both: 1.0, first: -1.0, second: -1.0, neither: 1.0}
+    return contrast(findings.cells, results, weights, prediction.metric)
 
 
 def half_width(c: Comparison, digits: int) -> str:
