@@ -52,7 +52,7 @@ def _mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
         names[key.value] += 1
     if repeated := [name for name, number in names.items() if number > 1]:
         raise ValueError(f"line {line}: the key {repeated[0]!r} stands twice")
-    return loader.construct_mapping(node, deep=True)
+    return {str(name): value for name, value in loader.construct_mapping(node, deep=True).items()}
 
 
 def _number(loader: StrictLoader, node: yaml.ScalarNode) -> int | float:

@@ -72,7 +72,7 @@ def check_types(section: str, values: Any) -> None:
         ValueError: a value is of another type, is no finite number, or is none of the choices; the message names the
             first such setting.
     """
-    for name, kind in _types_of(type(values)).items():
+    for name, kind in _types_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         if get_origin(kind) is Literal:
             fits = value in get_args(kind)
