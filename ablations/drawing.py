@@ -234,7 +234,9 @@ def _clipped(x: float, most: float) -> float:
     return max(-most, min(most, x))
 
 
-def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
+def forest(
+    title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str, largest: float = math.inf
+) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
     without effects. An interval that is far wider than the others ends in arrows, so that the others can be read.
 
@@ -243,6 +245,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
         effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
             beside it).
         xlabel: the text under the axis.
+        largest: what no difference can exceed: in the text of an interval its ends are cut there.
     """
     if not effects:
         return ""
@@ -274,7 +277,8 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
                 if abs(d + s * half) > most
             )
             bar = f'<path d="M{start:.1f} {y}H{end:.1f}{heads}" class="{kind}" stroke-width="2.5" fill="none"/>'
-            width = f" ± {half:.4g}"
+            low_end, high_end = max(-largest, d - half), min(largest, d + half)
+            width = f", 95 % interval {low_end:+.4g} to {high_end:+.4g}"
         out.append(
             f"<g><title>{escape(f'{arm}: {d:+.4g}{width}, {words}')}</title>{bar}"
             f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'

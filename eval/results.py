@@ -160,7 +160,7 @@ def summary(result: dict[str, Any]) -> str:
             f", suite{some} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
             f"(chance {scores['chance']:.1f} %)"
         )
-    return f"{text}, {result['seconds']:.0f} s"
+    return f"{text} (±: one standard error), {result['seconds']:.0f} s"
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:

@@ -254,7 +254,7 @@ def test_equivalence_is_two_one_sided_tests():
     assert verdict(c, True) == ("undecided", "undecided: within noise")
     assert not c.equivalent(None) and not compare(0.0, None, NO_ITEMS).equivalent(9.0)
     real = compare(0.1, Part(0.01**2, 8), NO_ITEMS)
-    assert verdict(real, False, 3, 0.5).words == "worse by 0.100 (10 × noise), less than the margin"
+    assert verdict(real, False, 3, 0.5).words == "worse by 0.100 (10 × noise, p < 0.0001), less than the margin"
 
 
 @pytest.mark.parametrize("true, sd, margin", [(1.0, 1.0, None), (0.6, 0.5, None), (0.05, 0.3, 0.5)])
@@ -502,11 +502,16 @@ def test_welch_satterthwaite_would_be_wrong_too_often():
 
 def test_verdicts_in_words():
     c = compare(-0.0621, Part(0.004**2, 2), Part(0.003**2, 60))
-    assert verdict(c, higher_is_better=False).words == "better by 0.062 (12 × noise)"
-    assert verdict(c, higher_is_better=True).words == "worse by 0.062 (12 × noise)"
-    assert verdict(compare(3.0, Part(0.1, 4), Part(0.1, 60)), True, 1).words == "better by 3.0 (7 × noise)"
+    assert verdict(c, higher_is_better=False).words == f"better by 0.062 (12 × noise, p = {c.p:.2g})"
+    assert verdict(c, higher_is_better=True).words == f"worse by 0.062 (12 × noise, p = {c.p:.2g})"
+    by_t = 2 * stats.t.sf(6.0, 4)  # 6 standard errors with 4 degrees of freedom are not what 6 sigma are
+    assert verdict(compare(3.0, Part(0.25, 4), NO_ITEMS), True, 1).words == f"better by 3.0 (6 × noise, p = {by_t:.2g})"
+    corrected = corrected_family(
+        {"a": compare(3.0, Part(0.25, 4), NO_ITEMS), "b": compare(0.1, Part(0.25, 4), NO_ITEMS)}
+    )
+    assert verdict(corrected["a"], True, 1).words == f"better by 3.0 (6 × noise, p = {2 * by_t:.2g})"
     assert verdict(compare(0.01, Part(0.004**2, 1), NO_ITEMS), False).words == "undecided: within noise"
-    assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False).words == "worse by 0.010 (∞ × noise)"
+    assert verdict(compare(0.01, Part(0.0, 1), NO_ITEMS), False).words == "worse by 0.010 (∞ × noise, p < 0.0001)"
     assert verdict(compare(9.0, None, NO_ITEMS), False).words == "undecided: one seed, not replicated"
     by_items = verdict(compare(9.0, None, Part(100.0, 50)), False)
     assert (

@@ -59,7 +59,7 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
    That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
    document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
-   large, and more seeds do not make up for it: hold out text of more sources.
+   large, and more seeds do not make up for it: see "More groups of held-out text".
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.
@@ -70,6 +70,34 @@ This page is made by `make calibrate`: studies are simulated with fixed seeds an
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
 rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
 deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below)."""
+
+WORDS = """\
+"better by 0.161 (8 × noise, p = 0.0095)": the difference is 0.161 in the unit of the metric, lower or higher as is
+better; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the two-sided
+p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The ratio alone
+misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of freedom**, d.o.f.)
+is itself badly known, and 8 times it can be p = 0.01. So many times the noise are significant at 5 %, for two arms,
+where all noise has so many:"""
+
+DEGREES_OF_FREEDOM = (1, 2, 3, 4, 6, 10, 20, 60)  # of the table beside WORDS
+
+GROUPS = """\
+Where most of a difference's noise is that of the items ("from the items" in the report's table), seeds do not help:
+four groups of held-out text are three degrees of freedom, however many runs there are. What does help, before the runs:
+
+* **Your own text**, `DATA='my/*.jsonl.zst'`: 2 % of the documents are held out, and each is a group of its own, unless
+  its metadata name a `package`, `repository` or `repo_name`. The loss is taken on 80,000 bytes in pieces of 4,096 at
+  most, the first piece of every document before the second of any: so of 20 groups for long documents to hundreds for
+  short ones.
+* **A larger share**: `share: 0.05` in a corpus file (a file of `data/corpora`, or a `.yaml` of yours that DATA names)
+  holds out 5 % of its documents.
+* **More packages** of a corpus of packages: its `held_out:` lists them. A copy of `data/corpora/pydocs.yaml` with ten
+  names there and without its `sha256` is such a corpus; it is another text than `pydocs`, and results on the two are
+  not compared.
+* **More corpora to be judged on**, `SET=eval.corpora=pydocs,pycode`: the loss is then the mean over them.
+
+How many groups a run was judged on is in its report, under "Task by task"; what a study sees with them `make plan` says
+when a record of the same baseline is there."""
 
 FIXED = f"""\
 A fixed number of seeds; {STUDIES:,} studies of each kind. **Any wrong verdict**: all arms are equal, and at least one
@@ -101,7 +129,7 @@ And a test on numbers that nobody simulated: the accuracies of each task at all 
 saves; `eval/report/sections/published_saves.csv`). Neighbouring saves of a run are taken as pairs, and so many pairs in
 a row as the seeds of two arms, in the order one-two, two-one, two-one, one-two ..., so that progress favours neither.
 Both arms are the same run, so any verdict is a wrong one; each of the 27 tasks is a study. These scores are no normal
-numbers: some tasks have 71 questions, some answer everything alike."""
+numbers: some tasks have 71 questions, some answer everything alike. ±: one standard error."""
 
 CLUSTERS = f"""\
 Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
@@ -135,6 +163,14 @@ sample of tasks there could be."""
 
 def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
+
+
+def ratio_table() -> Table:
+    """How many standard errors a difference has to be, by the degrees of freedom of its standard error."""
+    from scipy.special import stdtrit
+
+    ratios = [f"{-float(stdtrit(dof, LEVEL / 2)):.2f}" for dof in DEGREES_OF_FREEDOM]
+    return Table(["degrees of freedom", *map(str, DEGREES_OF_FREEDOM)], [["times the noise", *ratios]])
 
 
 def fixed_seeds_table() -> Table:
@@ -233,6 +269,8 @@ def published_table() -> Table:
 def sections() -> list[Section]:
     return [
         Section("", [HEAD]),
+        Section("The words of a verdict", [WORDS, ratio_table()]),
+        Section("More groups of held-out text", [GROUPS]),
         Section("How often a verdict is wrong", [FIXED, fixed_seeds_table()]),
         Section("What a study sees", [POWER, power_table()]),
         Section(

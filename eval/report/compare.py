@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +24,20 @@ class Metric(NamedTuple):
     digits: int
     scale: float  # from the outcome of an item to the unit of the metric
     unit: str
+    largest: float  # what no difference of two arms can exceed
 
 
 METRICS = {
-    "bits/byte": Metric("bits_per_byte", False, 3, 1.0, "bits/byte"),
-    "zero-shot": Metric("zero_shot", True, 1, 100.0, "points"),
-    "suite": Metric("suite", True, 1, 100.0, "points"),
+    "bits/byte": Metric("bits_per_byte", False, 3, 1.0, "bits/byte", inf),
+    "zero-shot": Metric("zero_shot", True, 1, 100.0, "points", 100.0),
+    "suite": Metric("suite", True, 1, 100.0, "points", 100.0),
 }
+
+
+def largest_effect(metric: str, factors: int = 1) -> float:
+    """What no effect in a metric can exceed: of one factor a difference of two arms, of two a difference of such
+    differences, and so on."""
+    return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
 class Items(NamedTuple):

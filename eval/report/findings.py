@@ -39,6 +39,7 @@ class Findings(NamedTuple):
     primary_before: str = PRIMARY  # the primary metric that was registered before the runs
     floor_before: bool = False  # whether the stored noise floor was registered before the runs
     seeds_planned: int | None = None  # where seeds were added without a rule: how many were planned (criteria.py)
+    leader_compared: dict[str, Comparison] = {}  # by the primary metric, {other arm: leader minus it}  # noqa: RUF012
     effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
 
     @property
@@ -85,8 +86,8 @@ class Findings(NamedTuple):
 
     def judged(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
         """The verdict on a comparison. `missing`: what would decide it, for the words of an undecided one."""
-        _, higher_is_better, digits, _, unit = METRICS[metric]
-        return verdict(comparison, higher_is_better, digits, self.margins.get(metric), unit, missing)
+        of = METRICS[metric]
+        return verdict(comparison, of.higher_is_better, of.digits, self.margins.get(metric), of.unit, missing)
 
     def decision(self, arm: str, metric: str) -> Verdict:
         """The verdict on an arm, from its comparison with the baseline."""

@@ -12,6 +12,7 @@ from eval.report.criteria import criteria_of, noise_floor_was_registered, regist
 from eval.report.external import External
 from eval.report.findings import Findings
 from eval.report.floor import noise_floor_part, reason_not_usable
+from eval.report.leading import compare_leader
 from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
@@ -71,7 +72,11 @@ def gather(
         arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
         estimates = effects(study.factorial, study.arms[0], cells, distinct, metric)
         compared[metric], of_factorial[metric] = corrected(arms, estimates)
-    return findings._replace(compared=compared, effects=of_factorial)
+    leader_compared = {}
+    if study.controlled and len(primary := compared.get(findings.primary, {})) > 1:
+        distinct, floor = findings.distinct_results(findings.primary), borrowed.get(findings.primary)
+        leader_compared = compare_leader(study, cells, distinct, primary, findings.primary, floor)
+    return findings._replace(compared=compared, effects=of_factorial, leader_compared=leader_compared)
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:

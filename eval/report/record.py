@@ -17,7 +17,7 @@ from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
-from eval.report.sections import factorial, overview, registered, tuning
+from eval.report.sections import answer, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -78,7 +78,8 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(findings, findings.study.title)
-    notes = [*overview.arms_without_effect(findings), *overview.footnotes(findings)]
+    sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.footnotes(findings)]
+    notes = [sentence for sentence in sentences if sentence]
     if findings.refusals:
         more = "; ..." if len(findings.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(findings.refusals[:REASONS_SHOWN])}{more}")
@@ -165,6 +166,7 @@ def record(findings: Findings) -> dict[str, Any]:
             comparisons.append(line)
     return {
         **{key: getattr(findings.study, key) for key in ("name", "title", "question", "expect", "command")},
+        "answer": answer.answer(findings).removeprefix("**Answer.** "),
         "size": configs[0].get("size") if configs else None,
         **run_length(findings),
         "noise": recorded_noise(findings),

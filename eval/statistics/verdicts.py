@@ -15,6 +15,7 @@ from eval.statistics.parts import LEVEL, Part, interval_half_width
 from eval.statistics.sequential import share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
+SMALLEST_P = 1e-4  # smaller ones are "p < 0.0001" in the words of a verdict
 MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
 
 
@@ -73,8 +74,9 @@ def verdict(
     unit: str = "",
     missing: str = "",
 ) -> Verdict:
-    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference and its
-    ratio to the noise; equivalent, where there is a margin; or undecided, with the reason.
+    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference, its
+    ratio to its standard error ("× noise") and its p-value after correction; equivalent, where there is a margin; or
+    undecided, with the reason.
 
     Args:
         higher_is_better: whether a positive difference is an improvement.
@@ -88,8 +90,8 @@ def verdict(
     if not comparison.enough_items:
         items = "item" if count == 1 else "items"
         return Verdict("undecided", f"undecided: {count} independent {items}, {FEWEST_ITEMS} are needed")
+    p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
     if not comparison.replicated:
-        p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
     equivalent = comparison.equivalent(margin)
     if not comparison.counts and equivalent:
@@ -99,8 +101,14 @@ def verdict(
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
     times = size / comparison.noise if comparison.noise else inf
-    words = f"{kind} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+    ratio = "∞" if isinf(times) else f"{times:.0f}"
+    words = f"{kind} by {size:.{digits}f} ({ratio} × noise, {p_in_words(p)})"
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
+
+
+def p_in_words(p: float) -> str:
+    """A p-value as text, such as "p = 0.012" or "p < 0.0001"."""
+    return f"p < {SMALLEST_P:.4f}" if p < SMALLEST_P else f"p = {p:.2g}"
 
 
 def possible_places(

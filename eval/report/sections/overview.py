@@ -7,6 +7,7 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
+from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest
 from eval.report.sections.registered import expectation
@@ -22,6 +23,7 @@ def section(findings: Findings) -> Section:
         for name in findings.results
     ]
     question = [f"**Question.** {findings.study.question}", expectation(findings)]
+    question += [text for text in [answer(findings)] if text]
     image = Image("figure.svg", "Loss curves and differences")
     return Section(
         "", [*question, *arms_without_effect(findings), table(findings), *footnotes(findings), *forests, image]
@@ -114,7 +116,10 @@ def footnotes(findings: Findings) -> list[str]:
         lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")
     return [
         " ".join(lines),
-        "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",
+        "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so "
+        "differences are surer. × noise: a difference divided by its own standard error. Where few seeds or few groups "
+        "of items tell that error (degrees of freedom, below), it takes far more than twice the error to be "
+        "significant; p has that in it, is two-sided, and is corrected for the number of arms.",
         *unequal_tasks(findings),
         *uneven_seeds(findings),
     ]

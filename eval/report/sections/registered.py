@@ -18,8 +18,10 @@ Predictions compare values of the metric as they are: in bits/byte, less is bett
 difference between neighbours has its sign and is more than noise (p ≤ 0.05), and **failed** when one of them has the
 other sign beyond noise, corrected for their number. An interval held when two one-sided tests say that the difference
 lies in it, and failed when the 95 % interval of the difference lies outside. All else is undecided. Each prediction is
-a claim of its own: there is no correction for how many there are. **Before the runs**: it stood in the directories of
-the arms that it is about before their first step; one of them may be older, since studies share their baseline."""
+a claim of its own: there is no correction for how many there are, nor in the intervals under "measured" (where seeds
+are added until it is decided, these are wider, so that they hold at all looks together). **Before the runs**: it stood
+in the directories of the arms that it is about before their first step; one of them may be older, since studies share
+their baseline."""
 
 
 UNCHANGED = "nothing was changed since"
