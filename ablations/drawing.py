@@ -107,10 +107,6 @@ def lines(
     """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
 
     Args:
-        title: the heading of the figure.
-        curves: the curves.
-        xlabel: the text under the horizontal axis.
-        ylabel: the text beside the vertical axis.
         logx: whether the horizontal axis is logarithmic.
         logy: whether the vertical axis is logarithmic.
         zero: whether to draw a line at zero.
@@ -261,7 +257,7 @@ def forest(
     for t in ticks(low, high):
         out += [
             f'<path d="M{X(t):.1f} {top}V{bottom}" class="grid"/>',
-            text(X(t), bottom + 16, signed(t), "faint", "middle"),
+            text(X(t), bottom + 16, signed_text(t), "faint", "middle"),
         ]
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
@@ -288,14 +284,8 @@ def forest(
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw.
-
-    Args:
-        title: the heading of the figure.
-        rows: (label, an amount for each of `parts`, text at the end).
-        parts: the names of the parts of each bar.
-        xlabel: the text under the bars.
-    """
+    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
+    (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -323,9 +313,6 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     """Draw a table of coloured cells. Returns the figure as SVG text.
 
     Args:
-        title: the heading of the figure.
-        rows: the names of the rows.
-        columns: the names of the columns.
         cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
             Positive strengths have the colour for good, negative ones that for bad, zero none.
     """
@@ -334,10 +321,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     columns = [fitting_end(c, 170) for c in columns]
     tilt = max(text_width(c) for c in columns) > step - 4
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
-    over = (
-        0.75 * max(text_width(c) for c in columns) if tilt else 0
-    )  # what a tilted name has to the right of its column
-    width = max(WIDTH, side + step * (len(columns) - 0.5) + over + 4)
+    beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
+    width = max(WIDTH, side + step * (len(columns) - 0.5) + beyond + 4)
     out = [text(0, 14, title, "head")]
     for j, name in enumerate(columns):
         x = side + step * (j + 0.5)
@@ -397,7 +382,7 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> st
     return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{anchor}>{escape(words)}</text>'
 
 
-def signed(number: float) -> str:
+def signed_text(number: float) -> str:
     return f"{number:+.3g}".replace("-", "−") if number else "0"
 
 

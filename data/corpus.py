@@ -82,20 +82,13 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The corpora that a corpus consists of: {component: weight} of a blend, {corpus: 1} of any other. `store`: as for
-    `load`."""
+    """The corpora that a corpus consists of, {component: weight}; {corpus: 1} where it is no blend."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
 def check(corpus: str, store: Path | None = None) -> None:
-    """Check that a corpus can be prepared, in milliseconds.
-
-    Args:
-        corpus, store: as for `load`.
-
-    Raises:
-        ValueError: the corpus cannot be prepared; the message names what is allowed.
-    """
+    """Check that a corpus can be prepared, in milliseconds. `corpus`, `store`: as for `load`. Raises ValueError where
+    the corpus cannot be prepared; the message names what is allowed."""
     spec = load(corpus, store)
     for component in spec.get("blend", ()):
         check(component, store)
@@ -108,11 +101,8 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def locate(corpus: str, folder: str, store: Path) -> None:
-    """Note in the store of prepared data that the files of the named corpus are below `folder`.
-
-    Raises:
-        ValueError: the files are not there, or the corpus is not read from files.
-    """
+    """Note in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError where
+    the files are not there, or the corpus is not read from files."""
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -143,7 +133,7 @@ def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
-def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
+def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
     """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
     a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
     if "packages" in spec:
@@ -158,10 +148,7 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 def _checked(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
     `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
-
-    Raises:
-        ValueError: the specification is wrong, or the corpus has no variants and `variant` is not "".
-    """
+    Raises ValueError where the specification is wrong, or the corpus has no variants and `variant` is not ""."""
     where = f"{path.parent.name}/{path.name}"
     kind = next((kind for kind in FIELDS if kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:

@@ -112,14 +112,8 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     is left out.
 
     Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the
-    format with the most bytes is taken.
-
-    Args:
-        pattern: a file, a folder or a glob.
-
-    Raises:
-        ValueError: no file remains, a second format has more than NOTE_SHARE of the bytes, or a file is there both
-            compressed and uncompressed.
+    format with the most bytes is taken. `pattern`: a file, a folder or a glob. Raises ValueError where no file remains,
+    a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and uncompressed.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")
@@ -243,8 +237,7 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. The names of the files relative to it are the same on every
-    machine."""
+    """The deepest folder that contains all files. Names of files relative to it are the same on every machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
@@ -306,11 +299,7 @@ def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
 def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
     """(path, bytes, hash) of each file of a repository on the hub, at a commit, that matches one of the globs, sorted
     by path. Only the folders that the globs name are listed: C4's repository has a hundred other languages beside
-    English. `corpus`: its name, for messages.
-
-    Raises:
-        ValueError: the hub cannot be read, or no file matches.
-    """
+    English. `corpus`: its name, for messages. Raises ValueError where the hub cannot be read, or no file matches."""
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi

@@ -14,7 +14,7 @@ from typing import Any
 from ablations import rundir, safe_files
 from model.config import ModelConfig
 
-# What evaluation reads of run.json (the form: `safe_files.misfit`).
+# What evaluation reads of run.json (the form: `safe_files.first_misfit`).
 RUN_FORM = {
     "cell": str,
     "config": {"model": dict, "eval": {"corpora": list}},
@@ -23,17 +23,13 @@ RUN_FORM = {
 
 
 def read_run_json(directory: Path) -> dict[str, Any]:
-    """The content of run.json in a run directory.
-
-    Raises:
-        ValueError: the file is missing, damaged, or not that of a run; or the model that it describes cannot be made
-            by this version.
-    """
+    """The content of run.json in a run directory. Raises ValueError where the file is missing or damaged, or describes
+    a model that this version cannot make."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, types=rundir.RUN_TYPES)
     if run is None:
         raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")
-    wrong = safe_files.misfit(run, RUN_FORM)
+    wrong = safe_files.first_misfit(run, RUN_FORM)
     if not wrong and not all(isinstance(corpus, str) for corpus in run["config"]["eval"]["corpora"]):
         wrong = "config.eval.corpora"
     if wrong:
@@ -60,16 +56,10 @@ def model_config(directory: Path, run: dict[str, Any]) -> ModelConfig:
 
 
 def data_store(directory: Path, store: Path | None = None) -> Path:
-    """The store of prepared data (data/store.py) of a run, with symbolic links resolved.
-
-    Args:
-        directory: the run directory.
-        store: the folder that the command line names, which may be anywhere; None: the folder `data` of the output
-            root, which is two levels above the run directory.
-
-    Raises:
-        ValueError: the folder is not there; or, without `store`, it is a link to a place outside the output root.
-    """
+    """The store of prepared data (data/store.py) of a run, with symbolic links resolved. `store`: the folder that the
+    command line names, which may be anywhere; None: the folder `data` of the output root, which is two levels above the
+    run directory. Raises ValueError where the folder is not there; or, without `store`, it is a link to a place outside
+    the output root."""
     out = directory.resolve().parent.parent
     folder = store or out / "data"
     how = "Say where the prepared data of this run is: --store FOLDER"
@@ -81,26 +71,16 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def path_in_store(store: Path, recorded: str) -> Path:
-    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained.
-
-    Raises:
-        ValueError: it is a link that leads out of the store.
-    """
+    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained. Raises
+    ValueError where it is a link that leads out of the store."""
     path = Path(recorded)
     return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
 
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
-    """The tokenizer that a run was trained with.
-
-    Args:
-        directory: the run directory, for messages.
-        run: the content of run.json.
-        store: the store of prepared data.
-
-    Raises:
-        ValueError: the tokenizer is not in the store, or the store has another one in its place.
-    """
+    """The tokenizer that a run was trained with. `directory`: the run directory, for messages; `run`: the content of
+    run.json; `store`: the store of prepared data. Raises ValueError where the tokenizer is not in the store, or the
+    store has another one in its place."""
     from data import tokenizer as tokenizers
 
     recorded = run["data"]["tokenizer"]
@@ -137,22 +117,15 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. Nothing is prepared.
 
     Where the files of the corpus are not on this machine, because OUT was copied, the prepared text with the name of
-    the corpus is used, if the store has only one.
-
-    Args:
-        corpus: its name or path.
-        run: the content of run.json.
-        store: the store of prepared data.
-
-    Raises:
-        ValueError: the store does not have this text.
+    the corpus is used, if the store has only one. `corpus`: its name or path; `run`: the content of run.json; `store`:
+    the store of prepared data. Raises ValueError where the store does not have this text.
     """
     from data.corpus import Missing
-    from data.prepare import held_out
+    from data.prepare import validation_files
     from data.store import label
 
     try:
-        files = held_out(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
+        files = validation_files(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
     except (Missing, ValueError, OSError) as error:
         folders = [path.parent for path in store.glob(f"{label(corpus)}-????????/valid.jsonl.gz")]
         candidates = [folder for folder in folders if _is_default_text(folder)]

@@ -8,12 +8,10 @@ from model.setting import Setting, check_ranges, check_types
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One transformer. Every field is an axis that a study may vary.
+    """The configuration of one transformer. Every field is an axis that a study may vary.
 
-    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
-
-    Raises:
-        ValueError: the fields do not make a model together; the message says what would.
+    Fields with a default were added later; a run that was recorded before a field existed counts as having its default
+    (`Setting.absent`). Raises ValueError where the fields do not fit together; the message says which values would.
     """
 
     layers: Annotated[int, Setting("transformer blocks", at_least=1)]

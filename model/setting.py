@@ -48,11 +48,8 @@ class Setting:
 
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
-    """The explanations of the fields of a settings dataclass: {field: Setting}.
-
-    Raises:
-        TypeError: a field is not `Annotated` with exactly one Setting.
-    """
+    """The explanations of the fields of a settings dataclass: {field: Setting}. Raises TypeError where a field is not
+    `Annotated` with exactly one Setting."""
     settings = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         explanations = [extra for extra in get_args(hint)[1:] if isinstance(extra, Setting)]
@@ -92,14 +89,9 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def check_ranges(section: str, values: Any) -> None:
-    """Check that every number of a settings dataclass lies in the range of its field.
-
-    Args:
-        section: the name of the section, for the message: "model", "train", ...
-
-    Raises:
-        ValueError: a number is out of range; the message names the first such setting, its range and its meaning.
-    """
+    """Check that every number of a settings dataclass lies in the range of its field. `section`: the name of the
+    section, for the message: "model", "train", . Raises ValueError where a number is out of range; the message names
+    the first such setting, its range and its meaning."""
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:

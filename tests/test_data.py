@@ -451,7 +451,7 @@ def test_no_file_that_differs_between_machines_is_read():
 
 def test_held_out_share_of_files():
     texts = [f"document {i}" for i in range(20_000)]
-    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    held = [text for text in texts if corpus.is_held_out({"files": []}, "", text)]
     expected = corpus.VALID_SHARE * len(texts)
     assert abs(len(held) - expected) < 5 * expected**0.5
-    assert held == [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    assert held == [text for text in texts if corpus.is_held_out({"files": []}, "", text)]

@@ -517,8 +517,12 @@ def test_items_of_one_passage_are_one_cluster(run, tmp_path):
     assert len(set(clusters)) == 2 and clusters == sorted(clusters, key=clusters.index) and len(clusters) == 6
     assert all(row["cluster"] for row in samples if row["task"] != "multirc")
     for name in ("article", "passage", "context", "premise"):
-        assert harness.cluster({name: "a  text"}) == harness.cluster({name: "a text"}) != harness.cluster({name: "b"})
-    assert harness.cluster({"goal": "Wash a jar"}) == {} == harness.cluster({"context": None})
+        assert (
+            harness.passage_cluster({name: "a  text"})
+            == harness.passage_cluster({name: "a text"})
+            != harness.passage_cluster({name: "b"})
+        )
+    assert harness.passage_cluster({"goal": "Wash a jar"}) == {} == harness.passage_cluster({"context": None})
 
 
 def test_everything_that_makes_two_results_comparable_is_written(run):

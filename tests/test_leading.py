@@ -15,17 +15,17 @@ from eval.report.findings import Findings
 from eval.report.leading import corrected_for_pairs, leading_arm
 from eval.report.sections.answer import answer
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import Part
-from eval.statistics.seeds import Results, arms_that_scatter_more, seed_part
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, arms_that_scatter_more, seed_variance
 from tests.made_study import ARMS, Study, make, register, registered, report, section
 
 METRIC = "bits/byte"  # less is better
-NO_ITEMS = Part(0.0, inf)
+NO_ITEMS = Variance(0.0, inf)
 
 
 def difference(results: Results, arm: str, other: str):
     size = float(np.mean(list(results[arm].values())) - np.mean(list(results[other].values())))
-    return compare(size, seed_part(results, arm, other), NO_ITEMS)
+    return compare(size, seed_variance(results, arm, other), NO_ITEMS)
 
 
 def findings_of(x: np.ndarray, margin: float | None = None) -> Findings:

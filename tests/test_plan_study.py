@@ -28,7 +28,7 @@ WORDS = ["POS=alibi,none", "SIZE=1b3", "SET=train.precision=bf16", "SEEDS=2"]
 
 @pytest.fixture(autouse=True)
 def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: None)
+    monkeypatch.setattr("ablations.plan.study_cost._free_gigabytes", lambda out: None)
     monkeypatch.setenv("MEGAHOUR_GPU", "1")
 
 
@@ -131,7 +131,7 @@ def test_what_speaks_against_a_study_is_said() -> None:
 
 
 def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: 10.0)
+    monkeypatch.setattr("ablations.plan.study_cost._free_gigabytes", lambda out: 10.0)
     words = ["POS=alibi", "SIZE=1b3", "SET=train.precision=bf16"]
     assert "has 10 GB free" in refused(*words, f"OUT={tmp_path}")
     # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed

@@ -18,7 +18,7 @@ from eval.report.request import parse
 from eval.report.runs import read
 from eval.report.sections.differences import largest_difference, noise_cells
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
@@ -69,7 +69,7 @@ def test_the_items_are_paired(study, tmp_path):
 def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
     """With one degree of freedom a difference of 5.5 points may have an interval of 760."""
     half = stats.t.isf(0.025, 1) * 30.0
-    c = corrected_family({"a": compare(-5.5, Part(30.0**2, 1), Part(0.0, np.inf))})["a"]
+    c = corrected_family({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
     assert interval_in_words(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
     assert interval_in_words(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
     assert interval_in_words(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"

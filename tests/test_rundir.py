@@ -255,9 +255,9 @@ def test_a_lock_is_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_piece_is_found_by_its_name() -> None:
-    for piece in (rundir.PieceName("blocks.0.w", "exp_avg", 7), rundir.PieceName("w", "weight", 0, 1, 2)):
-        assert rundir.PieceName.parse(str(piece)) == piece
-    assert str(rundir.PieceName("w", "weight", 0, 1, 2)) == "w|weight|0|1|2"
+    for piece in (rundir.FragmentKey("blocks.0.w", "exp_avg", 7), rundir.FragmentKey("w", "weight", 0, 1, 2)):
+        assert rundir.FragmentKey.parse(str(piece)) == piece
+    assert str(rundir.FragmentKey("w", "weight", 0, 1, 2)) == "w|weight|0|1|2"
 
 
 def test_launch_run_sh_has_the_exit_codes() -> None:

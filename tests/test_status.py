@@ -327,12 +327,12 @@ def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
     assert from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path / 'new'}"]).base.train.precision == "fp32"
     for later in (from_args(words), from_args(["POS=none", "SIZE=nano", f"OUT={tmp_path}"])):
         assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
-        later.cells[0].check_recorded()
+        later.cells[0].check_same_configuration()
     assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
     said = from_args([*words, "SET=train.precision=bf16"])  # the same directories, also where it is said
     assert [(cell.run, cell.dir) for cell in said.cells] == [(cell.run, cell.dir) for cell in begun.cells]
     with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
-        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
+        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_same_configuration()
 
 
 def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:

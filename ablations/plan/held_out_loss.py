@@ -29,7 +29,7 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
     scores = safe_files.read_json(path)
     if scores is None:
         return None
-    if wrong := safe_files.misfit(scores, FORM):
+    if wrong := safe_files.first_misfit(scores, FORM):
         raise Damaged(f"{path} is damaged, or of another version: {wrong} is not what an evaluation has there")
     value = float(scores["bits_per_byte"]["value"])
     if value <= 0:
@@ -55,7 +55,7 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
     sizes: dict[str, float] = defaultdict(float)
     for row in safe_files.read_gzip_lines(samples, ("task", "id")):
         if row["task"] in tasks:
-            if wrong := safe_files.misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
+            if wrong := safe_files.first_misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
                 raise Damaged(f"{samples} is damaged: {wrong} is not what an item has there")
             nats[row["task"]] += row["nats"]
             sizes[row["task"]] += row["bytes"]

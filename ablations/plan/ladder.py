@@ -34,22 +34,14 @@ from ablations.study import Study, from_args
 from ablations.values import ConfigError, human
 from model.count import flops_per_token
 
-FLOP_UNITS = [
-    (1e21, "ZFLOP"),
-    (1e18, "EFLOP"),
-    (1e15, "PFLOP"),
-    (1e12, "TFLOP"),
-    (1e9, "GFLOP"),
-]  # of the figure's axis
+# Of the figure's axis
+FLOP_UNITS = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
 INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of the figure's logarithmic width
 
 
 def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
-    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first.
-
-    Raises:
-        ConfigError: there are fewer than three sizes, or a size is given twice.
-    """
+    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first. Raises
+    ConfigError where there are fewer than three sizes, or a size is given twice."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:

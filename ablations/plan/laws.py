@@ -15,7 +15,7 @@ from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
-from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, error_on_the_largest, fit
+from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig
@@ -33,14 +33,9 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
     evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
-    decayed.
-
-    Args:
-        folders: the run directories, each with run.json and eval.json.
-
-    Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated on other text or in another way; the message names it.
+    decayed. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
+    named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text or in
+    another way; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -111,8 +106,7 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """Draw all runs and the fitted loss against tokens, with a line for each of the SERIES largest sizes. Returns SVG
-    text."""
+    """Draw all runs and the fitted loss against tokens, with lines for the SERIES largest sizes. Returns SVG text."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
@@ -125,13 +119,13 @@ def figure(law: Fit) -> str:
 
 
 def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The best number of parameters N for C FLOPs by Hoffmann's ways 1 and 2: {name of the way: (a, b) of N = a C^b,
-    or a sentence on why the runs do not determine them}."""
+    """The best number of parameters N for C FLOPs by Hoffmann's approaches 1 and 2: {name of the approach: (a, b) of N
+    = a C^b, or a sentence on why the runs do not determine them}."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
             out[name] = way(points)
-        except CannotTell as error:
+        except UndeterminedLaw as error:
             out[name] = str(error)
     return out
 
@@ -202,8 +196,8 @@ def main(argv: list[str] | None = None) -> int:
             _write(args.figure, combined_figures([figure(law)]))
         try:
             left_out, errors = error_on_the_largest(points, args.form)
-        except CannotTell as error:
-            raise CannotTell(
+        except UndeterminedLaw as error:
+            raise UndeterminedLaw(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
         if as_json:

@@ -33,10 +33,7 @@ class SiteSpeed:
 
 def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
-
-    Raises:
-        ConfigError: the file is damaged; the message names the file and the line.
-    """
+    Raises ConfigError where the file is damaged; the message names the file and the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:

@@ -17,12 +17,12 @@ from eval.report.error_rates import (
     MARGINS,
     WORLDS,
     any_wrong,
+    decisions_on_published_checkpoints,
     factorial_rates,
     fixed_rates,
     floor_rates,
     ladder_rates,
     power_rates,
-    saves_judged,
     sequential_rates,
     simulated_results,
     wrong_verdicts_with_clusters,
@@ -32,8 +32,8 @@ from eval.report.sections import published
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import share
-from eval.statistics.simulation import BETTER, EQUIVALENT, sequence
+from eval.statistics.sequential import alpha_share
+from eval.statistics.simulation import BETTER, EQUIVALENT, simulate_sequential
 from eval.statistics.verdicts import verdict
 
 PAGE = Path("docs/statistics.md")
@@ -198,7 +198,7 @@ def stopping_table() -> Table:
         for effect in (0.0, *EFFECTS, 10.0):
             x = simulated_results((4, most), STUDIES, 2, most)
             x[:, 1] += effect
-            ended = sequence(x, 2.0)
+            ended = simulate_sequential(x, 2.0)
             kind = EQUIVALENT if effect == 0 else BETTER
             line.append(f"{percent(float((ended.decisions == kind).mean()))}, {ended.seeds.mean():.1f} seeds")
         rows.append(line)
@@ -219,7 +219,7 @@ def factorial_table() -> Table:
 def saves_table() -> Table:
     rows = []
     for seeds in SEEDS:
-        verdicts = saves_judged(seeds)
+        verdicts = decisions_on_published_checkpoints(seeds)
         rate = any_wrong(verdicts)
         error = (rate * (1 - rate) / len(verdicts)) ** 0.5
         rows.append([str(seeds), f"{len(verdicts):,}", f"{100 * rate:.1f} ± {100 * error:.1f} %"])
@@ -287,7 +287,7 @@ def sections() -> list[Section]:
 def spending_table() -> Table:
     """A table of the significance level of each look at a study that adds seeds."""
     rows = [
-        [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
+        [str(most), *(f"{100 * LEVEL * alpha_share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
     ]
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")

@@ -39,6 +39,7 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
+    """A short hash of a JSON value, to compare values that are too long to show."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
@@ -51,6 +52,8 @@ def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two task identities (see `task_identity`) allow a comparison. Values in WRITTEN_SINCE, which earlier
+    evaluations did not record, are compared only where both have them."""
     return all(
         a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in WRITTEN_SINCE or (key in a and key in b)
     )
@@ -66,6 +69,7 @@ def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
 
 
 def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
+    """The tasks of an evaluated run that count in a metric, in the order of evaluation."""
     return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
 
 
@@ -108,7 +112,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
+    """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:

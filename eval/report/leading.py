@@ -12,7 +12,7 @@ from typing import Any
 from eval.report.compare import METRICS, compare_pair, share_of_alpha
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import LEVEL, Part, interval_half_width
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.seeds import Results
 
 
@@ -33,7 +33,7 @@ def compare_leader(
     results: Results,
     compared: dict[str, Comparison],
     metric: str,
-    borrowed: Part | None = None,
+    borrowed: Variance | None = None,
 ) -> dict[str, Comparison]:
     """The comparison of the leading arm with each other arm but the baseline, {other arm: leader minus it}, corrected
     for the number of all pairs of arms. Empty where the baseline leads, since then `compared` has every comparison.

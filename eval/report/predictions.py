@@ -13,7 +13,7 @@ from eval.statistics.parts import LEVEL, interval_half_width
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
 
-class Checked(NamedTuple):
+class CheckedPrediction(NamedTuple):
     """A prediction, what was measured, and whether it came true."""
 
     text: str
@@ -23,9 +23,9 @@ class Checked(NamedTuple):
     registered: bool  # before the runs, as `was_registered` says
 
 
-def checked_predictions(findings: Findings) -> list[Checked]:
+def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
     return [
-        Checked(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
         for p in findings.study.predictions
     ]
 
@@ -105,11 +105,8 @@ def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
 
 
 def judged_order(differences: list[Comparison]) -> str:
-    """The outcome of a predicted order of arms, the smallest value first.
-
-    Args:
-        differences: the comparison of each arm with the next one in that order.
-    """
+    """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
+    with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

@@ -25,11 +25,7 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def write(findings: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write the files of a record, all of them or none. Raises OSError where they cannot be written."""
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],
@@ -52,14 +48,8 @@ def write(findings: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed.
-
-    Args:
-        texts: {name of a file: its content}.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
+    written."""
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
@@ -87,12 +77,12 @@ def terminal_text(findings: Findings) -> str:
         count = len(findings.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in [*factorial.on_screen(findings), *tuning.on_screen(findings)]:
+    for block in [*factorial.terminal_blocks(findings), *tuning.terminal_blocks(findings)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 
 
-def lost_runs(findings: Findings, out: Path) -> str:
+def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
     there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
@@ -102,7 +92,7 @@ def lost_runs(findings: Findings, out: Path) -> str:
     if earlier is None:
         return ""
     form = {"arm": str, "seed": int, "state": str, "fingerprint?": str}
-    if wrong := next((wrong for run in earlier["runs"] if (wrong := safe_files.misfit(run, form))), ""):
+    if wrong := next((wrong for run in earlier["runs"] if (wrong := safe_files.first_misfit(run, form))), ""):
         return f"unknown, as {out / 'run.json'} is damaged: {wrong} is not what a record has there"
     fingerprints = {run.get("fingerprint") for run in record(findings)["runs"] if run["state"] == "finished"}
     return runs_in_words(

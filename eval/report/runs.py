@@ -11,14 +11,14 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
-from ablations.safe_files import Damaged, misfit, printable
+from ablations.safe_files import Damaged, first_misfit, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
 NUMBER = (int, float)
 
-# What a report uses of a run's files (the form: `safe_files.misfit`).
+# What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN: dict[str, Any] = {
     "seed": int,
     "config": {
@@ -72,19 +72,16 @@ GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": in
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The content of run.json of a run directory.
-
-    Raises:
-        Damaged: the file is missing, is not that of a run, or was written by a version that wrote less.
-    """
+    """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
+    was written by a version that wrote less."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
-    key = misfit(run, RUN)
+    key = first_misfit(run, RUN)
     for name, shape in LISTS.items() if not key else ():
         for entry in run.get(name) or []:
-            key = key or misfit(entry, shape, name)
+            key = key or first_misfit(entry, shape, name)
             key = key or (name if name == "proofs" and not {"value", "detail"} <= entry.keys() else "")
             key = key or (name if name == "rollbacks" and len(entry["samples_left_out"]) != 2 else "")
     if key:
@@ -93,22 +90,19 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json.
-
-    Raises:
-        Damaged: the file is missing or damaged, or a score is not finite.
-    """
+    """The content of eval.json, or of eval-step_N.json. Raises Damaged where the file is missing or damaged, or a score
+    is not finite."""
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
-    key = misfit(result, EVALUATION)
+    key = first_misfit(result, EVALUATION)
     for task, entry in result["tasks"].items() if not key else ():
-        key = key or misfit(entry, TASK, f"tasks.{task}")
+        key = key or first_misfit(entry, TASK, f"tasks.{task}")
         if not key and entry.get("suite"):
             key = next((f"tasks.{task}.{name}" for name in ("stderr", "chance", "guess") if name not in entry), "")
     for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
         for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
-            key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
+            key = key or first_misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
     tasks = {
@@ -122,15 +116,11 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
-
-    Raises:
-        Damaged: a line is not that of an item.
-    """
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is none."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
-        if key := misfit(row, shape):
+        if key := first_misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
         if row.get("bytes", 0) < 0:
             raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
@@ -175,35 +165,32 @@ def _read(directory: Path) -> dict[str, Any]:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
     cell["damage"] += [damage] if damage else []
 
-    def whole(read: Callable[[Path], Any], path: Path) -> Any:
+    def undamaged(read: Callable[[Path], Any], path: Path) -> Any:
         """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
         try:
             return read(path) if path.exists() else None
         except Damaged as error:
             cell["damage"].append(str(error))
 
-    of_steps = [whole(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
+    of_steps = [undamaged(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
     checkpoints = [result for result in of_steps if result and isinstance(result.get("tokens"), int)]
     cell["checkpoints"] = sorted(checkpoints, key=lambda result: result["tokens"])
-    if (done := whole(_training_summary, directory / rundir.DONE)) is not None:
+    if (done := undamaged(_training_summary, directory / rundir.DONE)) is not None:
         cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
             cell |= _evaluated(directory)
         except Damaged as error:
             cell["state"] = f"damaged ({_without_path(error, directory)})"
-    if table := whole(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
+    if table := undamaged(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
         cell["glue"] = table
     cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell
 
 
 def _evaluated(directory: Path) -> dict[str, Any]:
-    """The entries "eval", "samples" and "state" of a run that is finished.
-
-    Raises:
-        Damaged: a file is damaged, or the scores are not those of the items.
-    """
+    """The entries "eval", "samples" and "state" of a run that is finished. Raises Damaged where a file is damaged, or
+    the scores are not those of the items."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
         return {"state": "not evaluated"}
     result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
@@ -215,23 +202,22 @@ def _evaluated(directory: Path) -> dict[str, Any]:
 def _training_summary(path: Path) -> dict[str, Any]:
     """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
-    if key := misfit(done, DONE):
+    if key := first_misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
 
 
 def read_glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
-
-    Raises:
-        Damaged: it is not such a table.
-    """
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
+    Damaged where it is not such a table."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
-    key = misfit(table, GLUE_TABLE)
+    key = first_misfit(table, GLUE_TABLE)
     for name, entry in table["scores"].items() if not key else ():
-        key = key or misfit(entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}")
+        key = key or first_misfit(
+            entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}"
+        )
     if key:
         raise Damaged(f"{path} is damaged: {key}")
     return table
@@ -275,8 +261,7 @@ def by_clock(cell: dict[str, Any]) -> bool:
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The wall clock that a run was given, in seconds; None where its budget is none, or not one that this version
-    knows."""
+    """The wall clock that a run was given, in seconds; None where its budget is none, or of an unknown form."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
     except (ValueError, TypeError):

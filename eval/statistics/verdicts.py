@@ -11,8 +11,8 @@ import numpy as np
 
 from eval.statistics.comparison import Comparison
 from eval.statistics.items import FEWEST_ITEMS
-from eval.statistics.parts import LEVEL, Part, interval_half_width
-from eval.statistics.sequential import share
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
+from eval.statistics.sequential import alpha_share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
 SMALLEST_P = 1e-4  # smaller ones are "p < 0.0001" in the words of a verdict
@@ -50,8 +50,8 @@ def seeds_to_decide(
         return None
     borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
-        level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
-        part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
+        level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
+        part = Variance(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > interval_half_width(level, part, c.items):
             return n
@@ -61,8 +61,7 @@ def seeds_to_decide(
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
-    seeds.py)."""
+    """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -115,12 +114,8 @@ def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
     """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
-    "2–4"}.
-
-    Args:
-        results: {arm: its result}.
-        counts: {(arm, another arm): whether they differ significantly}, with every pair once.
-    """
+    "2–4"}. `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, with every
+    pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

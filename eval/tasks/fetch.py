@@ -37,7 +37,7 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
         url = LOGIQA.format(revision=revision, file=spec["github"])
         with urllib.request.urlopen(url, timeout=60) as answer:
-            return Dataset.from_list(logiqa(answer.read().decode("utf-8"))), revision
+            return Dataset.from_list(parse_logiqa(answer.read().decode("utf-8"))), revision
     if local:
         where, revision = str(local / source.path.replace("/", "__")), None
     else:
@@ -67,7 +67,7 @@ def why_unreachable() -> str:
     return ""
 
 
-def logiqa(text: str) -> list[dict]:
+def parse_logiqa(text: str) -> list[dict]:
     """The rows of LogiQA, {"label", "context", "question", "options"}, from the text of its authors' file, which has
     blocks of eight lines. The hub's copy needs a script (EleutherAI/logiqa), which datasets does not run from version 4
     on."""
@@ -135,14 +135,13 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks.")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--to", type=Path, required=True, metavar="FOLDER")
+    add("--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's")
+    add(
         "--shots", type=int, metavar="N", help="examples in each prompt, whose data is needed too (default: as defined)"
     )
-    parser.add_argument(
+    add(
         "--from",
         dest="local",
         type=Path,
@@ -163,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     failed = write_mirror(splits, args.to, args.local)
     tasks_of: dict[str, list[str]] = {}

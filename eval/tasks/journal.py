@@ -70,8 +70,8 @@ class Journal:
         `default`; on rank 0 it raises KeyError."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
-    def share(self, batches: list[Any]) -> list[Any]:
-        """The batches that this process scores: every `ranks`-th one, so that each process gets long and short ones."""
+    def batches_of_rank(self, batches: list[Any]) -> list[Any]:
+        """The batches that this process has to score: every `ranks`-th, so that each gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Journal:
                     if digest == _digest(text):
                         self.known |= json.loads(text)
 
-    def complete(self, keys: list[str]) -> bool:
+    def wait_until_complete(self, keys: list[str]) -> bool:
         """On rank 0: wait until the outcomes of all keys are known, and return True. Returns False where another
         process has ended without finishing its share, which this process then has to score itself. Other ranks, whose
         results are not used, return True at once."""

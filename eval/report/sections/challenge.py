@@ -68,8 +68,7 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
 
 
 def devices_of(launch: dict[str, Any]) -> int:
-    """The number of devices in one launch of a run, given by run.json or an entry of its "continued"; 1 where
-    unknown."""
+    """The number of devices in a launch of a run, given by run.json or an entry of its "continued"; 1 if unknown."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1

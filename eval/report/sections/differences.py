@@ -13,7 +13,7 @@ from eval.report.findings import Findings, recorded_noise
 from eval.report.sections.answer import pairs_table
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import Part, interval_half_width
+from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
 
 PAIRED = """\
@@ -187,11 +187,10 @@ def noise_floors(findings: Findings) -> list[Block]:
     arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
-        floor = noise_floor(
-            findings.distinct_results(name)
-        )  # with what the arms of a seed share: two seeds do not share it
+        # with what the arms of a seed share: two seeds do not share it
+        floor = noise_floor(findings.distinct_results(name))
         assert floor
-        widest = interval_half_width(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
+        widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
             f"{least:.{metric.digits + 1}f} with {n}"
             if least <= largest_difference(findings, name)
@@ -210,8 +209,7 @@ def noise_floors(findings: Findings) -> list[Block]:
 
 
 def forest(findings: Findings, metric: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline, with the intervals on which the verdicts are
-    based."""
+    """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.compared.get(metric, {}).items():
         kind = "same"

@@ -55,7 +55,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     ]
 
 
-def on_screen(findings: Findings) -> list[str | Table]:
+def terminal_blocks(findings: Findings) -> list[str | Table]:
     """The table of effects for the terminal; empty where the study is no factorial."""
     design = findings.study.factorial
     if not design:

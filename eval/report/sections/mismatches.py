@@ -43,7 +43,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         {name: {key: run[key] for key in compared} | {"layout": executed_layout(run)} for name, run in runs.items()}
     )
     for name, run in runs.items():
-        lines += history(name, run, compared)
+        lines += training_events(name, run, compared)
         lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
@@ -69,15 +69,10 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
+def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks.
-
-    Args:
-        name: the run, for the sentences.
-        run: the content of its run.json.
-        compared: the keys of run.json that should be equal in all launches of the run.
-    """
+    hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
+    run.json that should be equal in all launches of the run."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -100,11 +95,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def compile_mode(launch: dict[str, Any]) -> str:
     """The value of layout.compile with which a launch of a run was executed: "never" where it was not compiled, and ""
-    where run.json does not say.
-
-    Args:
-        launch: the content of run.json, or one of its later launches.
-    """
+    where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
     execution = launch.get("execution")
     return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
 
@@ -185,12 +176,8 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for each key whose value differs between runs.
-
-    Args:
-        values: {run: nested dictionary}.
-        only_shared: leave out runs that do not have the key.
-    """
+    """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
+    leave out runs that do not have the key."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):
