@@ -76,7 +76,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
             if loss is None:
                 missing.append(str(cell.dir))
                 continue
-            cell.check_recorded()
+            cell.check_same_configuration()
             first = first or loss
             if differs := evaluated_otherwise(first, loss):
                 raise ConfigError(f"{cell.dir} was evaluated differently from {study.cells[0].dir.name}: {differs}")
