@@ -139,6 +139,8 @@ class Run:
         """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
         layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
         evaluated anyway."""
+        if not self.layout.eval_at:  # as where a wall clock ends the run, whose steps are not known before
+            return {}
         steps = range(self.steps)
         reached = {
             bisect.bisect_left(steps, share * self.tokens, key=self.tokens_after) for share in self.layout.eval_at
