@@ -140,8 +140,11 @@ def check_tasks(study: Study) -> None:
     """Check that every evaluation task can be run and every arm be exported, before hours are spent on training.
 
     Raises:
-        ConfigError: the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
+        ConfigError: the tasks made from held-out text do not stand in both of their places, or the runs cannot be
+            evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
     """
+    if not _succeeds("-m", "eval.tasks.probes"):
+        raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
     if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
