@@ -348,14 +348,14 @@ def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch)
             probes.items([], 64)
 
 
-@pytest.mark.parametrize("key, names", [("items", "items"), ("chance", "chance")])
+@pytest.mark.parametrize("key, names", [("items", "chanse, items"), ("chance", "chance, chanse")])
 def test_an_entry_that_lacks_a_key_is_refused_before_training(monkeypatch, capsys, key, names):
     assert probes.main() == 0
     tasks = copy.deepcopy(probes.specification()["tasks"])
     tasks["cloze"]["chanse"] = tasks["cloze"].pop(key)
     monkeypatch.setattr(probes, "specification", lambda: {"version": 1, "tasks": tasks})
     assert probes.main() == 2
-    assert f"eval/tasks/tasks.yaml, cloze: chanse, {names}: missing or not known" in capsys.readouterr().err
+    assert f"eval/tasks/tasks.yaml, cloze: {names}: missing or not known" in capsys.readouterr().err
 
 
 def test_a_study_whose_own_tasks_are_wrong_is_not_begun(monkeypatch, tmp_path):

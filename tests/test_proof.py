@@ -124,15 +124,16 @@ class Buckets(position.Position):
         return self.table[self.first_head + h, (q - k).abs().clamp(max=7)].float()
 
 
-def added(monkeypatch: MonkeyPatch, scheme: type[position.Position], formula: Any) -> None:
-    """Add a scheme named "added" whose scores at the distances [T, T] are those of `formula(model, distances)`."""
+def replaced_rotary(monkeypatch: MonkeyPatch, scheme: type[position.Position], formula: Any) -> None:
+    """Put a scheme in the place of rotary, whose name a configuration accepts. Its scores at the distances [T, T] are
+    those of `formula(model, distances)`."""
     known = proofs.expected_scores
 
     def scores(model: GPT, pos: str, T: int) -> np.ndarray:
         distance = np.abs(np.arange(T)[:, None] - np.arange(T)[None, :])
-        return formula(model, distance) if pos == "added" else known(model, pos, T)
+        return formula(model, distance) if pos == "rotary" else known(model, pos, T)
 
-    monkeypatch.setitem(position.POSITIONS, "added", scheme)
+    monkeypatch.setitem(position.POSITIONS, "rotary", scheme)
     monkeypatch.setattr(proofs, "expected_scores", scores)
 
 
@@ -146,17 +147,17 @@ def test_a_window_is_measured_as_far_as_it_takes(
     def formula(model: GPT, distance: np.ndarray) -> np.ndarray:
         return np.where(distance < size, proofs.expected_scores(model, "alibi", len(distance)), -np.inf)
 
-    added(monkeypatch, Window, formula)
+    replaced_rotary(monkeypatch, Window, formula)
     monkeypatch.setattr(Window, "size", size)
-    model = GPT(cfg(pos="added", seq=256)).to(dtype)
+    model = GPT(cfg(pos="rotary", seq=256)).to(dtype)
     assert failing(model) == {}
     monkeypatch.setattr(Window, "size", size + 1)
-    assert "scores are not those of added" in failing(model)["model.pos"]
+    assert "scores are not those of rotary" in failing(model)["model.pos"]
     monkeypatch.setattr(Window, "bias", position.ALiBi.bias)
-    assert "scores are not those of added" in failing(model)["model.pos"]
+    assert "scores are not those of rotary" in failing(model)["model.pos"]
     assert not recwarn
     if size >= 64:
-        assert "is that of alibi" in failing(GPT(cfg(pos="added", seq=64)))["model.pos"]
+        assert "is that of alibi" in failing(GPT(cfg(pos="rotary", seq=64)))["model.pos"]
 
 
 def test_a_bias_that_is_trained_has_a_proof(monkeypatch: MonkeyPatch) -> None:
@@ -164,10 +165,10 @@ def test_a_bias_that_is_trained_has_a_proof(monkeypatch: MonkeyPatch) -> None:
         sizes = np.where(np.arange(len(distance)) % 2, 0.5, 1.0)
         return model.position.table.double().numpy()[:, np.minimum(distance, 7)] + sizes
 
-    added(monkeypatch, Buckets, formula)
-    assert failing(GPT(cfg(pos="added"))) == {} == failing(GPT(cfg(pos="alibi")))
+    replaced_rotary(monkeypatch, Buckets, formula)
+    assert failing(GPT(cfg(pos="rotary"))) == {} == failing(GPT(cfg(pos="alibi")))
     monkeypatch.setattr(Buckets, "bias", position.Position.bias)
-    assert "model.pos" in failing(GPT(cfg(pos="added")))
+    assert "model.pos" in failing(GPT(cfg(pos="rotary")))
 
 
 @mark.parametrize("objective", ["causal", "prefix"])
