@@ -130,7 +130,7 @@ class Run:
             return (self.tokens - metric["tokens"]) / metric["tokens_per_second"]
         return None
 
-    def step_of_all(self, step: int) -> str:
+    def step_text(self, step: int) -> str:
         """The number of a step as text, with that of all steps: "12/4096"; "12" where a wall clock ends the run."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
