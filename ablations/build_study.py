@@ -222,4 +222,5 @@ def check_corpus(corpus: str) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        raise ConfigError(f"data.corpus={corpus}: {error.filename or corpus}: {error.strerror}") from None
+        where = str(error.filename or corpus)
+        raise ConfigError(f"data.corpus={corpus[:200]}: {where[:200]}: {error.strerror}") from None

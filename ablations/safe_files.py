@@ -10,6 +10,7 @@ and devices are not opened. Control characters, which could act on a terminal, a
 import errno
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,6 +24,11 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from ablations.values import ConfigError
+
+LARGEST_FILE = (
+    1 << 30
+)  # bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
+LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is computed, ends at 3.4e38
 
 
 class Damaged(ConfigError):
@@ -123,15 +129,23 @@ def storage_error(error: OSError) -> str:
     return f"{printable(str(error))}. {cures[error.errno]}" if error.errno in cures else ""
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """The content of a regular file; None where there is no file. Raises Damaged where the file cannot be read, or is a
-    symbolic link, a pipe, a device or a folder."""
+def read_bytes(path: Path, start: int = 0) -> bytes | None:
+    """The content of a regular file from the byte `start` on; None where there is no file.
+
+    Raises:
+        Damaged: the file cannot be read, is larger than LARGEST_FILE, or is a symbolic link, a pipe, a device or a
+            folder.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise Damaged(f"{path} is not a file: remove it")
-            return file.read()
+            if status.st_size > LARGEST_FILE:
+                raise Damaged(f"{path} has {status.st_size:,} bytes, more than such a file ever has: remove it")
+            file.seek(start)
+            return file.read(LARGEST_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError:
@@ -184,19 +198,28 @@ def read_json(
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN and
-    Infinity are not accepted, unlike in Python's own parser."""
+    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN,
+    Infinity and numbers beyond LARGEST_NUMBER are not accepted, unlike in Python's own parser."""
     try:
-        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_whole_number)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         return None
     return value if isinstance(value, dict) else None
 
 
-def _finite(text: str) -> float:
-    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite."""
+def _number(text: str) -> float:
+    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite or too large to compute
+    with."""
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_NUMBER:
+        raise ValueError(text)
+    return value
+
+
+def _whole_number(text: str) -> int:
+    """As `_number`, of a whole number."""
+    value = int(text)
+    if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
     return value
 
@@ -210,6 +233,31 @@ def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[s
         return f"it lacks {', '.join(lacking)}"
     wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
     return f"the value of {', '.join(wrong)} is of another type" if wrong else ""
+
+
+def first_misfit(value: Any, shape: Any, path: str = "") -> str:
+    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
+
+    Args:
+        shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
+            `RUN` in eval/report/runs.py is an example.
+        path: of `value` itself, in recursive calls.
+    """
+    if not isinstance(shape, dict):
+        wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
+        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
+    if not isinstance(value, dict):
+        return path or "all of it"
+    for key, inner in shape.items():
+        optional, key = key.endswith("?"), key.removesuffix("?")
+        if value.get(key) is None and optional:
+            continue
+        inner_path = f"{path}.{key}" if path else key
+        if key not in value:
+            return inner_path
+        if inner_misfit := first_misfit(value[key], inner, inner_path):
+            return inner_misfit
+    return ""
 
 
 def read_lines(
@@ -273,7 +321,10 @@ def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, 
     try:
         if not content:
             raise EOFError("it is empty")
-        lines = gzip.decompress(content).splitlines()
+        unpacked = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST_FILE + 1)
+        if len(unpacked) > LARGEST_FILE:
+            raise EOFError(f"unpacked it has more than {LARGEST_FILE:,} bytes")
+        lines = unpacked.splitlines()
     except (OSError, EOFError, zlib.error) as error:
         raise Damaged(f"{path} is damaged: {error}.") from None
     for number, line in enumerate(lines, start=1):

@@ -75,7 +75,7 @@ def _running_state(
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
-    alive = heartbeat.get("time", 0.0) >= since  # else it is the heartbeat of an attempt before
+    alive = bool(heartbeat) and heartbeat["time"] >= since  # else it is the heartbeat of an attempt before
     silent = now - (heartbeat["time"] if alive else since)
     step = facts.get("step", 0)
     if alive:

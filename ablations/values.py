@@ -14,6 +14,7 @@ class ConfigError(ValueError):
 
 NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
+MOST_SHOWN = 200  # characters of a value that an error message shows
 EXAMPLES = {
     bool: "true or false",
     int: "a whole number such as 512, 2M or 10B",
@@ -41,14 +42,14 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice) or str(value) == str(choice):
                 return choice
-        names = [str(choice) for choice in choices]
-        raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        names, text = [str(choice) for choice in choices], str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
     try:
         return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        verb = "are" if get_origin(kind) is list else "is"
-        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {verb} needed{explanation}") from None
+        verb, text = "are" if get_origin(kind) is list else "is", str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text}: {EXAMPLES[kind]} {verb} needed{explanation}") from None
 
 
 def _convert(kind: Any, value: Any) -> Any:

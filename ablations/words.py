@@ -152,8 +152,16 @@ def check_folder(out: Path) -> None:
 
 def expand_home(paths: str) -> str:
     """Paths, with commas between them, in which ~ is replaced by the user's home: some shells leave it in OUT=~/runs,
-    and a folder named ~ would be made."""
-    return re.sub(r"(?<![^,])~(?=[/,]|$)", str(Path.home()), paths)
+    and a folder named ~ would be made. Raises ConfigError where the home is not known, as in a container whose user has
+    no account."""
+
+    def home(_: re.Match[str]) -> str:
+        try:
+            return str(Path.home())
+        except RuntimeError:
+            raise ConfigError(f"{paths[:200]}: the home of this user is not known: give the whole path") from None
+
+    return re.sub(r"(?<![^,])~(?=[/,]|$)", home, paths)
 
 
 def folders_in(text: str) -> list[str]:

@@ -19,6 +19,7 @@ MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
+MOST_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
 CACHED_BYTES = 1 << 28
 
 
@@ -44,7 +45,13 @@ class ByteBPE(TokenizerJSON):
             vocab = pieces | {name: token["id"] for name, token in added.items()}
             merges = spec["model"].get("merges") or ()
             merged = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if wrong := [
+                name for name, number in vocab.items() if type(number) is not int or not 0 <= number < MOST_IDS
+            ]:
+                raise ValueError(f"the id of {wrong[0]!r} is {vocab[wrong[0]]!r}")
+            if len(set(vocab.values())) < len(vocab):
+                raise ValueError("two pieces have the same id")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a tokenizer.json: {error!r}") from error
         if not byte_level or spec.get("normalizer"):
             raise ValueError(

@@ -66,7 +66,7 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
 def format_and_compression(name: str) -> tuple[str, str] | None:
     """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None for files
     that are not read here."""
-    match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
+    match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name, re.DOTALL)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
@@ -391,6 +391,9 @@ def _parquet_rows(
     text = field or "text"
     if absent := [column for column in (text, *columns) if column not in schema.names]:
         ledger.add_problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
+        return
+    if several := [column for column in (text, *columns, DOMAIN[0]) if schema.names.count(column) > 1]:
+        ledger.add_problem(path, f'several columns are called "{several[0]}"')
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []

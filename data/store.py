@@ -231,8 +231,8 @@ def content_hash(path: Path, store: Store) -> str:
     changes (only the system can set the ctime). Raises Missing where the hash is not in the store, and `store.build` is
     false."""
     note = store.path / "hashes" / digest(_file_state(path))[:32]
-    if _is_valid(note, [path], store):
-        return note.read_text("utf-8")
+    if _is_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", kept := note.read_bytes()):
+        return kept.decode()
     if not store.build:
         raise Missing(f"{path} has not been read")
     sha = _sha256(path)

@@ -58,12 +58,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
     from model import hub
-    from model.config import ModelConfig
 
-    try:
-        cfg = ModelConfig(**run["config"]["model"])
-    except TypeError as error:
-        raise ValueError(f"{directory} was trained by another version: {error}") from error
+    cfg = location.model_config(directory, run)
     form = hub.counterpart(cfg)
 
     import torch
@@ -80,16 +76,17 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         raise ValueError(why)
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
+    weights.check_size(cfg)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
     state = weights.read(run, None)
-    texts = documents(location.path_in_store(store, path) for path in run["data"]["valid"])
+    texts = documents(location.valid_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
     draft = to.with_name(f".{to.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
+        origin = {name: run.get(name) for name in ("cell", "fingerprint", "commit")}
         origin["weights"] = weights.sha256
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
         convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
@@ -116,7 +113,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
     """Whether a folder has an export of a run (given by its run.json), perhaps of weights since replaced."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
-    return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
+    return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:

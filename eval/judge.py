@@ -189,14 +189,15 @@ def load(
     import torch
 
     from model.allocator import keep_freed_memory
-    from model.config import ModelConfig
     from model.gpt import GPT
 
     tokenizer = location.load_tokenizer(directory, run, store)
     if not rank and (note := weights.check()):
         print(f"note: {note}", file=sys.stderr)
+    cfg = location.model_config(directory, run)
+    weights.check_size(cfg)
     try:
-        model = GPT(ModelConfig(**run["config"]["model"]))
+        model = GPT(cfg)
         model.load_state_dict(weights.read(run, model), strict=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(

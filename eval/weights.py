@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
+from model.config import ModelConfig
+from model.count import parameters
 
 # train.precision of a run -> dtype of the weights in its forward passes; fp8 rounds these further in each product
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
@@ -56,6 +58,20 @@ class Weights:
                 f"{self.path} is damaged: its sha256 is not the one that training wrote into `done`"
             )
         return ""
+
+    def check_size(self, cfg: ModelConfig) -> None:
+        """Check that the files are large enough for the parameters of a model, before memory for the model is taken: a
+        damaged run.json, or a stranger's, may say anything.
+
+        Raises:
+            Damaged: there are fewer bytes than parameters.
+        """
+        files = [self.path] if self.step is None else [self.path / name for name in read_manifest(self.path)["files"]]
+        size, count = sum(path.stat().st_size for path in files), parameters(cfg)
+        if size < count:
+            raise safe_files.Damaged(
+                f"{self.path} has {size:,} bytes, and the model in {rundir.RUN} beside it {count:,} parameters"
+            )
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
         """The weights as a state_dict for `model`. Those saved during training are rounded to the precision in which

@@ -90,7 +90,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
         "fingerprint": cell.run.fingerprint,
         "registered": registration_sha(cell),
         **({k: before[k] for k in this_launch if k in before} if before else this_launch),
-        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
+        "continued": (before.get("continued", []) + [this_launch] if before else []),  # later launches of the same run
         "data": data,
         "data_store": str(store),
         "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},

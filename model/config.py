@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from model.setting import Setting, check_ranges
+from model.setting import Setting, check_ranges, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,7 @@ class ModelConfig:
     norm_eps: Annotated[float, Setting("added to the variance in each norm", source="GPT-2", above=0)]
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         check_ranges("model", self)
         if self.hidden % self.heads:
             fits = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]

@@ -91,6 +91,15 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
     assert tasks.find_split("sst2", "dev", [glue]) is None and tasks.find_split("rte", "dev", [glue / "no", glue])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(glue: Path) -> None:
+    whole = tasks.load_split("rte", "dev", [glue])
+    with gzip.open(glue / "RTE/dev.tsv.gz", "rt", encoding="utf-8") as file:
+        content = file.read().replace("index\tsentence1", "sentence1\tindex", 1)
+    (glue / "RTE/dev.tsv").write_text(f"\ufeff{content}", encoding="utf-8")
+    swapped = tasks.load_split("rte", "dev", [glue])  # the first column, a number, is now the first sentence
+    assert [item.text_b for item in swapped] == [item.text_b for item in whole]
+
+
 @pytest.mark.parametrize(
     "file,content,why",
     [
@@ -99,8 +108,17 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
         ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n1\ta\n", "row 1: too few columns"),
         ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "no rows"),
         ("MRPC/dev.jsonl", '{"text_a": "x"', "row 1"),
-        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": -1}', "label -1"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": -1}', "label '-1'"),
         ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": "?"}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": "nan"}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": Infinity}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": 1' + "0" * 400 + "}", "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": true}', "is no number"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": true}', "label 'True'"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "label": 1}', "needed are text_a, text_b, label"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": null, "label": 1}', "row 1: text_a and text_b must be text"),
+        ("MRPC/dev.jsonl", '{"text_a": ["x"], "text_b": "y", "label": 1}', "row 1: text_a and text_b must be text"),
+        ("MRPC/dev.jsonl", "[" * 100_000, "row 1"),
     ],
 )
 def test_a_file_of_another_kind_is_named(glue: Path, file: str, content: str, why: str) -> None:

@@ -171,8 +171,22 @@ def test_runs_are_read_from_their_directories(tmp_path: Path, capsys: pytest.Cap
         laws.read_points([*folders, tmp_path / ".." / tmp_path.name / "é100000"])
     with pytest.raises(ConfigError, match="nothing"):
         laws.read_points([tmp_path / "nothing"])
-    (folders[1] / "eval.json").write_text("{")
-    with pytest.raises(ConfigError, match="eval.json"):
+    whole = json.loads((folders[1] / "eval.json").read_text())
+    for content, said in (
+        ("{", "eval.json"),
+        (json.dumps(whole | {"version": 2}), "evaluated differently from .*: version 2, not None: no common loss"),
+        (json.dumps({"bits_per_byte": {"value": -1}}), "eval.json is damaged: -1 bits per byte"),
+        (json.dumps({"bits_per_byte": {"value": "2"}}), "bits_per_byte.value is not what"),
+        (json.dumps(whole | {"samples_sha256": "beef"}), "samples.jsonl.gz is not the file"),
+    ):
+        (folders[1] / "eval.json").write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            laws.read_points(folders)
+    (folders[1] / "eval.json").write_text(json.dumps(whole))
+    run = json.loads((folders[1] / "run.json").read_text())
+    run["config"]["train"] = []
+    (folders[1] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ConfigError, match="é200000: run.json or eval.json lacks"):
         laws.read_points(folders)
 
 

@@ -186,7 +186,9 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content",
     ["{\n", "[]\n", '{"tokens_per_second": 3}\n', "\xff\n"]
-    + ['{"tokens_per_second": 0, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1}\n'],
+    + ['{"tokens_per_second": 0, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1}\n']
+    + ["[" * 100_000 + "\n"]
+    + ['{"tokens_per_second": 3, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1e999}\n'],
 )
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")

@@ -476,6 +476,26 @@ def test_damage_is_named_and_takes_down_no_other_run(
     assert not (folders[6] / "run.json").exists()
 
 
+def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
+    """An integer of JSON may be larger than any float, and a time may lie before every heartbeat."""
+    study = from_args(["POS=alibi", "SEEDS=1", "SIZE=atto", "TOKENS=8K", f"OUT={tmp_path}"])
+    folder = study.cells[0].dir
+    large = "1" + "0" * 400
+    for file, rows in {
+        "metrics.jsonl": ['{"step": 1, "loss": %s}', '{"step": %s, "loss": 2}', '{"step": 1, "loss": 1e308}'],
+        "attempts.jsonl": ['{"event": "start", "job": "1", "time": %s}', '{"event": "end", "job": "1", "step": %s}'],
+        "run.json": ['{"fingerprint": "a", "config": {}, "seed": %s}'],
+        "done": ['{"steps": %s}'],
+    }.items():
+        for row in rows:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(row.replace("%s", large) + "\n")
+            assert f"{file} is damaged" in table(study), row
+        (folder / file).unlink()
+    line(folder / "attempts.jsonl", {"time": -1e30} | START)
+    assert state(study.cells[0])["state"] == State.STALLED
+
+
 def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
     assert table(study).splitlines()[1].split() == ["run", "state"]

@@ -399,6 +399,14 @@ def test_bad_input_is_refused(tokenizer, tmp_path):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
             load_tokenizer(tmp_path / "tokenizer.json")
+    whole = {"model": {"vocab": {"a": 0}}, "pre_tokenizer": {"type": "ByteLevel"}}
+    for vocab in ({"a": "0"}, {"a": -1}, {"a": 1e9}, {"a": 10**12}, {"a": True}, {"a": None}, {"a": 0, "b": 0}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {"model": {"vocab": vocab}}))
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
+            load_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text('{"model": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
+        load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"holds no tokenizer: needed is .* vocab\.json and merges\.txt"):
         load_tokenizer(tmp_path / "nothing")
 

@@ -52,7 +52,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
                 continue
             ratios.append(_ratio(row, gpu))
             device = row["device"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             complaint = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
             raise ConfigError(complaint) from None
     if not ratios:

@@ -85,11 +85,12 @@ class Source:
             assert self.external
             return classifier.HuggingFaceBackbone(self.external)
         from eval.weights import Weights
-        from model.config import ModelConfig
         from model.gpt import GPT
 
-        cfg = ModelConfig(**self.record["config"]["model"])
+        weights = Weights(self.run / rundir.WEIGHTS)
+        cfg = location.model_config(self.run, self.record)
+        weights.check_size(cfg)
         cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
         model = GPT(cfg, seed=seed)
-        model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
+        model.load_state_dict(weights.read(self.record, model), strict=True)
         return classifier.GPTBackbone(model.float())

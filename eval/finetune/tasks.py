@@ -13,6 +13,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -125,19 +126,21 @@ def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
     """(text_a, text_b, label) of each row of a file, the label as it is written there. Raises ValueError where a row or
     the header lacks a column."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:  # some editors write a byte order mark
         if ".jsonl" in path.name:
-            names = ("text_a", "text_b", "label")
-            if path.parent.parent.name == HUB:
-                names = (*task.hub_columns, "label")
+            first, second = task.hub_columns if path.parent.parent.name == HUB else ("text_a", "text_b")
+            needed = (first, second, "label") if task.hub_columns[1] else (first, "label")
             for number, line in enumerate(lines, start=1):
                 try:
                     row = json.loads(line)
-                    yield row[names[0]], row[names[1]] if names[1] and names[1] in row else "", row[names[2]]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}, row {number}: {error!r}; needed are {', '.join(filter(None, names))}"
-                    ) from None
+                    texts = [row[name] for name in needed[:-1]]
+                    label = row["label"]
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise ValueError(f"{path}, row {number}: {error!r}; needed are {', '.join(needed)}") from None
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError(f"{path}, row {number}: {' and '.join(needed[:-1])} must be text")
+                yield texts[0], texts[1] if len(texts) > 1 else "", label
             return
         # the files have no quoting: a quotation mark is text
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -162,12 +165,15 @@ def _label(task: Task, label: Any, where: str) -> float:
     where it is not a label of this task."""
     if not task.labels:
         try:
-            return float(label)
-        except (TypeError, ValueError):
-            raise ValueError(f"{where}: the score {label!r} is no number") from None
+            score = math.nan if isinstance(label, bool) else float(label)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise ValueError(f"{where}: the score {str(label)[:60]!r} is no number")
+        return score
     text = str(label)
     if text in task.labels:
         return float(task.labels.index(text))
-    if isinstance(label, int) and 0 <= label < len(task.labels):
+    if type(label) is int and 0 <= label < len(task.labels):
         return float(label)
-    raise ValueError(f"{where}: the label {label!r} is not one of {', '.join(task.labels)}")
+    raise ValueError(f"{where}: the label {text[:60]!r} is not one of {', '.join(task.labels)}")

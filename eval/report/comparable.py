@@ -203,3 +203,27 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
         if seeds and not {one, other} & same.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
             same[other] = one
     return same
+
+
+def without_copies(cells: Cells) -> Cells:
+    """The runs, where copies of others have no result: runs of another seed, of which everything that was logged, or
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second measurement; its state
+    says so."""
+    first: dict[tuple[str, str], Run] = {}
+    distinct: Cells = {}
+    for (arm, seed), cell in cells.items():
+        logged = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or []]
+        weights = cell.get("eval", {}).get("weights_sha256")
+        keys = [(kind, json.dumps(value)) for kind, value in (("logged", logged), ("weights", weights)) if value]
+        original = next((first[key] for key in keys if key in first), (arm, seed))
+        if original[1] == seed:
+            distinct[arm, seed] = cell
+        else:
+            state = (
+                f"trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is a copy of the other"
+            )
+            kept = {key: value for key, value in cell.items() if key in ("run", "registered", "damage")}
+            distinct[arm, seed] = kept | {"state": state}
+        for key in keys:
+            first.setdefault(key, (arm, seed))
+    return distinct

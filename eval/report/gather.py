@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.collection import Collection, collect_runs
-from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals
+from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals, without_copies
 from eval.report.compare import METRICS, compare_with_baseline
 from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
@@ -35,7 +35,7 @@ def gather(
     Raises:
         ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
     """
-    cells = read_all(study)
+    cells = without_copies(read_all(study))
     criteria, named_before = criteria_of(study, cells)
     primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
@@ -109,7 +109,7 @@ def noise_of(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict
     sizes = dict.fromkeys(
         f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
     )
-    cells = read_all(group)
+    cells = without_copies(read_all(group))
     words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
     return words, {metric: results_of(group, cells, metric) for metric in metrics}
 

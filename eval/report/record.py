@@ -91,12 +91,15 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
         return f"unknown, as {error}"
     if earlier is None:
         return ""
+    form = {"arm": str, "seed": int, "state": str, "fingerprint?": str}
+    if wrong := next((wrong for run in earlier["runs"] if (wrong := safe_files.first_misfit(run, form))), ""):
+        return f"unknown, as {out / 'run.json'} is damaged: {wrong} is not what a record has there"
     fingerprints = {run.get("fingerprint") for run in record(findings)["runs"] if run["state"] == "finished"}
     return runs_in_words(
         [
             (run["arm"], run["seed"])
             for run in earlier["runs"]
-            if run["state"] == "finished" and run["fingerprint"] not in fingerprints
+            if run["state"] == "finished" and run.get("fingerprint") not in fingerprints
         ]
     )
 
@@ -124,7 +127,8 @@ def run_length(findings: Findings) -> dict[str, Any]:
     train = cell["run"]["config"]["train"]
     if train.get("budget", "tokens") == "tokens":
         return {"tokens": train["tokens"]}
-    return {"budget": train["budget"], "tokens": cell["metrics"][-1]["tokens"] if cell.get("eval") else None}
+    last = (cell.get("metrics") or [{}])[-1]
+    return {"budget": train["budget"], "tokens": last.get("tokens") if cell.get("eval") else None}
 
 
 def record(findings: Findings) -> dict[str, Any]:

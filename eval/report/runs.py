@@ -5,22 +5,20 @@ other runs. Functions that read one file raise Damaged where the file is not wha
 needs.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
-from ablations.safe_files import Damaged, printable
+from ablations.safe_files import Damaged, first_misfit, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
 NUMBER = (int, float)
 
-# What a report uses of a run's files: {key: type, or the same of what is inside}. A key that ends in "?" may be missing
-# or null.
+# What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN: dict[str, Any] = {
     "seed": int,
     "config": {
@@ -71,27 +69,6 @@ GLUE_TABLE = {
     "data_sha256?": dict,
 }
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
-
-
-def first_misfit(value: Any, shape: Any, path: str = "") -> str:
-    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit. `shape`:
-    a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null. RUN is an
-    example; `path`: of `value` itself, in recursive calls."""
-    if not isinstance(shape, dict):
-        wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
-        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
-    if not isinstance(value, dict):
-        return path or "all of it"
-    for key, inner in shape.items():
-        optional, key = key.endswith("?"), key.removesuffix("?")
-        if value.get(key) is None and optional:
-            continue
-        inner_path = f"{path}.{key}" if path else key
-        if key not in value:
-            return inner_path
-        if inner_misfit := first_misfit(value[key], inner, inner_path):
-            return inner_misfit
-    return ""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -147,9 +124,12 @@ def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
             raise Damaged(f"{path} is damaged in line {number}: {key}")
         if row.get("bytes", 0) < 0:
             raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
+        of_task, item = outcomes.setdefault(in_one_line(row["task"]), {}), str(row["id"])
+        if item in of_task:
+            raise Damaged(f"{path} is damaged in line {number}: the item {item[:60]!r} stands twice")
         value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
         outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
-        outcomes.setdefault(in_one_line(row["task"]), {})[str(row["id"])] = outcome
+        of_task[item] = outcome
     return outcomes
 
 

@@ -62,6 +62,8 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     if not weights.sum():
         raise Damaged(f"{SAMPLES} has no items of {name}, on which {EVAL} has a score")
+    if entry["metric"] in MEANS and not ((values >= 0) & (values <= 1)).all():
+        raise Damaged(f"{SAMPLES} has an item of {name} that is not between 0 and 1")
     value = float(values.sum() / weights.sum())
     if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
         raise disagreement(name, entry["value"], value)

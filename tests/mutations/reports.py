@@ -374,9 +374,9 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/report/sections/mismatches.py",
-        "        if original[1] != seed:",
-        "        if False:",
+        "eval/report/comparable.py",
+        "        if original[1] == seed:",
+        "        if True:",
         "tests/test_cheating.py::test_a_copied_run_is_no_second_seed",
     ),
     one(
@@ -458,5 +458,15 @@ MUTATIONS = [
         '"undecided" if arm["exploratory"] else arm["kind"]',
         'arm["kind"]',
         "tests/test_answers.py::test_a_verdict_by_what_was_chosen_after_the_runs_decides_nothing",
+    ),
+    one(
+        "an item that stands twice counts once",
+        "found here",
+        "",
+        "",
+        "eval/report/runs.py",
+        "        if item in of_task:",
+        "        if False:",
+        "tests/test_report_damage.py::test_items_that_stand_twice_or_are_no_scores_are_refused",
     ),
 ]

@@ -35,7 +35,6 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
     lines += getattr(study, "damaged", [])
-    lines += copied_runs(cells)
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
@@ -67,26 +66,6 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     if getattr(study, "controlled", True):
         lines += arms_with_several_changes(study, cells)
         lines += settings_beyond_an_edge(study, cells)
-    return lines
-
-
-def copied_runs(cells: Cells) -> list[str]:
-    """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
-    lines = []
-    first: dict[Any, tuple[str, int]] = {}
-    for (arm, seed), cell in cells.items():
-        logged = tuple((row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or [])
-        weights = cell.get("eval", {}).get("weights_sha256")
-        keys = [key for key in (("logged", logged), ("weights", weights)) if key[1]]
-        original = next((first[key] for key in keys if key in first), (arm, seed))
-        if original[1] != seed:
-            lines.append(
-                f"{arm}, seed {seed}: trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is "
-                "a copy of the other, so it is no second measurement"
-            )
-        for key in keys:
-            first.setdefault(key, (arm, seed))
     return lines
 
 
