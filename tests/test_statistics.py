@@ -509,6 +509,12 @@ def test_welch_satterthwaite_would_be_wrong_too_often():
     assert np.mean(wrong) > 0.065
 
 
+def test_a_p_value_close_to_one_is_found():
+    """One of 8,000 random differences, for which scipy's root finder takes 102 steps, more than its default allows."""
+    size, part = 0.006969131050237609, Variance(1.7040748062433322, 4)
+    assert compare(size, part, NO_ITEMS).p == pytest.approx(2 * stats.t.sf(size / sqrt(part.variance), 4), rel=1e-9)
+
+
 def test_verdicts_in_words():
     c = compare(-0.0621, Variance(0.004**2, 2), Variance(0.003**2, 60))
     assert verdict(c, higher_is_better=False).words == f"better by 0.062 (12 × noise, p = {c.p:.2g})"
