@@ -77,11 +77,7 @@ def _parser() -> answers.Parser:
 
 
 def _run(args: argparse.Namespace, as_json: bool) -> int:
-    """Run a command. Returns the exit code.
-
-    Raises:
-        ConfigError: a word or a value is not allowed.
-    """
+    """Run a command. Returns the exit code. Raises ConfigError where a word or a value is not allowed."""
     on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
     if not on_hardware:  # ablations/plan/command.py has formats of its own
         as_json, args.words = answers.take_format(args.words)

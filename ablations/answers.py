@@ -21,14 +21,8 @@ __all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_er
 
 
 def take_format(words: list[str]) -> tuple[bool, list[str]]:
-    """Take the word FORMAT out of NAME=VALUE words.
-
-    Returns:
-        (whether FORMAT=json is among the words, the words without FORMAT).
-
-    Raises:
-        ConfigError: the format is unknown, or is given twice; the message names the formats.
-    """
+    """Take FORMAT= out of NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
+    FORMAT). Raises ConfigError where the format is unknown, or is given twice; the message names the formats."""
     formats = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
     if len(formats) > 1:
         raise ConfigError("FORMAT is given twice")
@@ -71,7 +65,7 @@ def plan(study: Study) -> dict[str, Any]:
     for i, cell in enumerate(study.cells):
         run = cell.run
         with suppress(Damaged):  # the state says so
-            cell.check_recorded()
+            cell.check_same_configuration()
         cells.append(
             {
                 "index": i,
@@ -146,8 +140,7 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of `reference`: for every setting its meaning, the values that it may have, and its value in the run
-    `baseline`."""
+    """The answer of `reference`: each setting's meaning, allowed values, and value in the run `baseline`."""
     from ablations.reference import allowed, choices
 
     flat = baseline.flat()

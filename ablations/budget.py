@@ -43,10 +43,7 @@ Budget = TokenBudget | ClockBudget
 
 def clock_seconds(text: str) -> float | None:
     """The seconds of a wall clock in the setting train.budget, such as "24h"; None where the setting is "tokens".
-
-    Raises:
-        ValueError: the text is neither; the message names what is allowed.
-    """
+    Raises ValueError where the text is neither; the message names what is allowed."""
     if text == "tokens":
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
@@ -62,8 +59,8 @@ def clock_seconds(text: str) -> float | None:
     raise ValueError(f"train.budget={text}: {hint}{FORMS}")
 
 
-class Stage(NamedTuple):
-    """Consecutive steps that have one batch size, a part of a batch-size ramp."""
+class RampStage(NamedTuple):
+    """A part of a batch-size ramp: consecutive steps with one batch size."""
 
     step: int  # number of its first step, counted from 0
     sample: int  # number of its first sample (sequence), counted from 0
@@ -82,11 +79,11 @@ class BatchSizes:
     ramp: int = 0  # samples that the ramp takes; 0 where there is none, or where the clock drives it
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[RampStage]:
         increments = len(self.sizes) - 1
         stages, step, sample = [], 0, 0
         for i, size in enumerate(self.sizes):
-            stages.append(Stage(step, sample, size))
+            stages.append(RampStage(step, sample, size))
             if i < increments:
                 # steps until (i + 1) increments' worth of samples are seen; none where a batch is larger than that
                 missing = max(0, (i + 1) * self.ramp - sample * increments)
@@ -115,11 +112,8 @@ def learning_rate(train: TrainConfig, t: float) -> float:
     """The learning rate when the share `t` of the budget is used up; after t = 1 it stays the same.
 
     The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
-    warm-up is linear, from 0.
-
-    Args:
-        train: the settings of the section `train`.
-        t: what `share` of the run's budget returns.
+    warm-up is linear, from 0. `train`: the settings of the section `train`; `t`: what `share` of the run's budget
+    returns.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

@@ -43,7 +43,6 @@ def build_study(
 
     Args:
         factor: the name of what is varied, such as "position".
-        question: the question of the study.
         expect: what was expected before any run.
         setting: (key, value) of the settings of all runs.
         arm_values: (key, value) of the setting that makes each arm, or a part of a recipe and the preset to take it
@@ -73,13 +72,13 @@ def build_study(
     deltas = _deltas(base, arm_values)
     if cross and any(key in PARTS for key, _ in arm_values):
         raise ConfigError("CROSS combines single settings, and a part of a preset is several")
-    design = _crossed(deltas, cross) if cross else None
-    tuning = _tuned(deltas, multiples, base.train.lr) if multiples else None
+    design = _cross_arms(deltas, cross) if cross else None
+    tuning = _add_learning_rates(deltas, multiples, base.train.lr) if multiples else None
     cells = _cells(base, values, deltas, seeds, out / stage)
     criteria = criteria or Criteria(seeds=len(seeds))
     arms, typed = list(deltas), list(words or [])
     study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
-    _check_edges(study)
+    _check_factorial_edges(study)
     return study if base.layout.compile != "auto" or has_gpu() else _compiled_or_not(study)
 
 
@@ -106,11 +105,8 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study without a design: the baseline, and one for each pair (key, value).
-
-    Raises:
-        ConfigError: a setting cannot make an arm, has no effect, or makes the baseline or another arm.
-    """
+    """The arms of a study without a design: the baseline, and one for each pair (key, value). Raises ConfigError where
+    a setting cannot make an arm, has no effect, or makes the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
@@ -137,11 +133,8 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
 
 def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
     """The runs of a study, every arm at the first seed, then at the next. `values`: (key, value) of the settings of all
-    runs; `folder`: that of the run directories.
-
-    Raises:
-        ConfigError: an arm differs from the baseline in more than its delta, or two runs are equal.
-    """
+    runs; `folder`: that of the run directories. Raises ConfigError where an arm differs from the baseline in more than
+    its delta, or two runs are equal."""
     cells = []
     names: dict[str, str] = {}  # of the cells by fingerprint
     for seed in seeds:
@@ -153,7 +146,7 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
                 raise ConfigError(f"{arm} differs from the baseline in {difference(reference, run.flat())}")
             name = path_part(arm) if delta else "baseline"
             cell = Cell(arm, seed, run, delta, folder / f"{name},seed={seed}")
-            if delta.keys() & ROUNDED_SETTINGS and _rounded(run) == _rounded(base):
+            if delta.keys() & ROUNDED_SETTINGS and _values_after_rounding(run) == _values_after_rounding(base):
                 raise ConfigError(
                     f"two equal runs: {arm} comes to the same budget, batch sizes, number of steps, and rows of the "
                     "embedding as the baseline"
@@ -165,13 +158,10 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
     return cells
 
 
-def _crossed(deltas: Deltas, cross: str) -> Factorial:
+def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
     """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
-    combinations. `cross`: the value of the word CROSS, such as "1/2".
-
-    Raises:
-        ConfigError: a factor has two values, or the factors do not allow this fraction.
-    """
+    combinations. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
+    or the factors do not allow this fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -185,13 +175,9 @@ def _crossed(deltas: Deltas, cross: str) -> Factorial:
     return design
 
 
-def _tuned(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
+def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
     """Run every arm at several learning rates: `multiples` of the baseline's, which is `common`. The arms at the other
-    rates are added to `deltas`.
-
-    Raises:
-        ConfigError: an arm changes train.lr itself.
-    """
+    rates are added to `deltas`. Raises ConfigError where an arm changes train.lr itself."""
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -206,7 +192,7 @@ def _tuned(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tunin
     return Tuning(tuple(rates.values()), common, {label: arms[label] for label in deltas})
 
 
-def _check_edges(study: Study) -> None:
+def _check_factorial_edges(study: Study) -> None:
     """Raise ConfigError where two combinations of a factorial that differ in one factor differ in other settings than
     that factor's."""
     if not (design := study.factorial):
@@ -220,15 +206,15 @@ def _check_edges(study: Study) -> None:
                 raise ConfigError(f"{first} and {second} differ in {', '.join(changes)}, and not in {key} alone")
 
 
-def _rounded(run: Run) -> tuple[Any, ...]:
-    """The budget, length, batch sizes and embedding rows of a run: what follows from the ROUNDED_SETTINGS."""
+def _values_after_rounding(run: Run) -> tuple[Any, ...]:
+    """What a run's ROUNDED_SETTINGS come to: its budget, length, batch sizes and embedding rows. Two runs for which
+    these are equal train alike."""
     by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 
 def check_corpus(corpus: str) -> None:
-    """Raise ConfigError where a corpus, given by its name or a path or glob of its files, is not there or cannot be
-    read."""
+    """Raise ConfigError where a corpus, given by name or by a path or glob of its files, is missing or unreadable."""
     from data.corpus import check
 
     try:
@@ -236,4 +222,5 @@ def check_corpus(corpus: str) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        raise ConfigError(f"data.corpus={corpus}: {error.filename or corpus}: {error.strerror}") from None
+        where = str(error.filename or corpus)
+        raise ConfigError(f"data.corpus={corpus[:200]}: {where[:200]}: {error.strerror}") from None

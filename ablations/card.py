@@ -15,11 +15,8 @@ SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "i
 
 def card(run_dir: Path) -> dict[str, Any]:
     """The identity card of a run directory, as an object for JSON: what the run is, its data, code, hardware, proofs
-    and scores. Parts that are missing are None; damaged files are named under "damaged".
-
-    Raises:
-        Damaged: the directory has no readable run.json.
-    """
+    and scores. Parts that are missing are None; damaged files are named under "damaged". Raises Damaged where the
+    directory has no readable run.json."""
     run = rundir.read_run(run_dir)
     if run is None:
         raise Damaged(f"{run_dir} has no {rundir.RUN}: it is no run directory")
@@ -66,8 +63,7 @@ def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The names and hashes of the text and the tokenizer that a run was trained on. `run` is the content of
-    run.json."""
+    """The names and hashes of the text and tokenizer that a run was trained on. `run` is the content of run.json."""
     data = dict_at(run, "data")
     tokenizer = dict_at(data, "tokenizer")
     return {

@@ -38,20 +38,13 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def run_json(self) -> dict[str, Any] | None:
-        """The content of run.json in the run directory, or None before the first launch.
-
-        Raises:
-            Damaged: the file is incomplete, or is not that of a run.
-        """
+        """The content of run.json in the run directory, or None before the first launch. Raises Damaged where the file
+        is incomplete, or is not that of a run."""
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
-    def check_recorded(self) -> None:
-        """Check that the run directory, where it exists, holds this run.
-
-        Raises:
-            ConfigError: the directory holds a run of another configuration.
-            Damaged: its run.json is damaged.
-        """
+    def check_same_configuration(self) -> None:
+        """Check that the run directory, where it exists, holds a run of this configuration. Raises ConfigError where
+        the configuration is another one, and Damaged where run.json is damaged."""
         recorded = self.run_json()
         if recorded and recorded["fingerprint"] != self.run.fingerprint:
             before, now = ABSENT | flatten(recorded["config"]), self.run.flat()

@@ -30,13 +30,9 @@ class Compilation(NamedTuple):
 
 
 def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
-    """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto.
-
-    Args:
-        runs: all runs of the study.
-        begun: layout.compile of the runs that have begun; "": none has. Later runs are executed like them, whatever
-            else has changed.
-    """
+    """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto. `runs`: all runs of the
+    study; `begun`: layout.compile of the runs that have begun; "": none has. Later runs are executed like them,
+    whatever else has changed."""
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
     if unknown := next(filter(None, map(without_known_gain, runs)), ""):
@@ -87,11 +83,8 @@ def missing_for_compiler() -> str:
 
 
 def check_compiler(run: Run) -> None:
-    """Check that a run that is to be compiled for a CPU can be.
-
-    Raises:
-        ConfigError: something that torch needs for it is missing on this machine.
-    """
+    """Check that a run that is to be compiled for a CPU can be. Raises ConfigError where something that torch needs for
+    it is missing on this machine."""
     if run.layout.compile in COMPILED and not has_gpu() and (missing := missing_for_compiler()):
         raise ConfigError(
             f"layout.compile={run.layout.compile}, and {missing}. Install it (Debian: g++ and python3-dev), or set "

@@ -9,7 +9,7 @@ from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, did_you_mean, flatten, typed
+from ablations.values import ConfigError, convert_value, did_you_mean, flatten
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
@@ -20,25 +20,17 @@ HERE = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
-    """Convert a value, given as text or read from YAML, to the type of the setting `key`.
-
-    Raises:
-        ConfigError: the key is unknown, or the value has the wrong type or names a variant that does not exist.
-    """
+    """Convert a value, given as text or read from YAML, to the type of the setting `key`. Raises ConfigError where the
+    key is unknown, or the value has the wrong type or names a variant that does not exist."""
     if key not in KEYS:
         raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
-    return typed(key, KEYS[key], value, SETTINGS[key].meaning)
+    return convert_value(key, KEYS[key], value, SETTINGS[key].meaning)
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     """Make a run with the baseline's settings, changed by those of its size, and then by `overrides` in order.
-
-    Args:
-        overrides: (key, value) pairs; a value may be text as typed on a command line.
-
-    Raises:
-        ConfigError: a key, type or value is not allowed; the message names what is.
-    """
+    `overrides`: (key, value) pairs; a value may be text as typed on a command line. Raises ConfigError where a key,
+    type or value is not allowed; the message names what is."""
     typed_values = [(key, parse(key, value)) for key, value in overrides]
     flat = _baseline()
     size = dict(typed_values).get("size", flat["size"])
@@ -80,10 +72,7 @@ def presets() -> list[str]:
 
 def bundles() -> dict[str, dict[str, Any]]:
     """The settings of every size and preset: {name: {"params": declared number of parameters, "set": {key: value}}}.
-
-    Raises:
-        ConfigError: a file of ablations/presets is not a preset; the message names it.
-    """
+    Raises ConfigError where a file of ablations/presets is not a preset; the message names it."""
     bundles = dict(read_yaml(HERE / "sizes.yaml"))
     for path in sorted((HERE / "presets").glob("*.yaml")):
         tree = dict(read_yaml(path))
@@ -98,11 +87,8 @@ def bundles() -> dict[str, dict[str, Any]]:
 
 
 def _build(flat: dict[str, Any]) -> Run:
-    """Make the run that has the settings `flat`, {key: value of its type}.
-
-    Raises:
-        ConfigError: a number is outside its range, or settings do not fit together.
-    """
+    """Make the run that has the settings `flat`, {key: value of its type}. Raises ConfigError where a number is outside
+    its range, or settings do not fit together."""
     sections: dict[str, Any] = {}
     try:
         for name, cls in SECTIONS.items():

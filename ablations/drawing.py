@@ -107,10 +107,6 @@ def lines(
     """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
 
     Args:
-        title: the heading of the figure.
-        curves: the curves.
-        xlabel: the text under the horizontal axis.
-        ylabel: the text beside the vertical axis.
         logx: whether the horizontal axis is logarithmic.
         logy: whether the vertical axis is logarithmic.
         zero: whether to draw a line at zero.
@@ -234,7 +230,9 @@ def _clipped(x: float, most: float) -> float:
     return max(-most, min(most, x))
 
 
-def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str) -> str:
+def forest(
+    title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str, largest: float = math.inf
+) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
     without effects. An interval that is far wider than the others ends in arrows, so that the others can be read.
 
@@ -243,6 +241,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
         effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
             beside it).
         xlabel: the text under the axis.
+        largest: what no difference can exceed: in the text of an interval its ends are cut there.
     """
     if not effects:
         return ""
@@ -258,7 +257,7 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
     for t in ticks(low, high):
         out += [
             f'<path d="M{X(t):.1f} {top}V{bottom}" class="grid"/>',
-            text(X(t), bottom + 16, signed(t), "faint", "middle"),
+            text(X(t), bottom + 16, signed_text(t), "faint", "middle"),
         ]
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
@@ -274,7 +273,8 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
                 if abs(d + s * half) > most
             )
             bar = f'<path d="M{start:.1f} {y}H{end:.1f}{heads}" class="{kind}" stroke-width="2.5" fill="none"/>'
-            width = f" ± {half:.4g}"
+            low_end, high_end = max(-largest, d - half), min(largest, d + half)
+            width = f", 95 % interval {low_end:+.4g} to {high_end:+.4g}"
         out.append(
             f"<g><title>{escape(f'{arm}: {d:+.4g}{width}, {words}')}</title>{bar}"
             f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'
@@ -284,14 +284,8 @@ def forest(title: str, effects: list[tuple[str, float, float, str, str]], xlabel
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw.
-
-    Args:
-        title: the heading of the figure.
-        rows: (label, an amount for each of `parts`, text at the end).
-        parts: the names of the parts of each bar.
-        xlabel: the text under the bars.
-    """
+    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
+    (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -319,9 +313,6 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     """Draw a table of coloured cells. Returns the figure as SVG text.
 
     Args:
-        title: the heading of the figure.
-        rows: the names of the rows.
-        columns: the names of the columns.
         cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
             Positive strengths have the colour for good, negative ones that for bad, zero none.
     """
@@ -330,10 +321,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     columns = [fitting_end(c, 170) for c in columns]
     tilt = max(text_width(c) for c in columns) > step - 4
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
-    over = (
-        0.75 * max(text_width(c) for c in columns) if tilt else 0
-    )  # what a tilted name has to the right of its column
-    width = max(WIDTH, side + step * (len(columns) - 0.5) + over + 4)
+    beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
+    width = max(WIDTH, side + step * (len(columns) - 0.5) + beyond + 4)
     out = [text(0, 14, title, "head")]
     for j, name in enumerate(columns):
         x = side + step * (j + 0.5)
@@ -393,7 +382,7 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> st
     return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{anchor}>{escape(words)}</text>'
 
 
-def signed(number: float) -> str:
+def signed_text(number: float) -> str:
     return f"{number:+.3g}".replace("-", "−") if number else "0"
 
 

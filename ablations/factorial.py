@@ -132,8 +132,7 @@ class Factorial:
         ]
 
     def aliases_in_words(self, effect: int) -> str:
-        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; of all aliases those with the fewest
-        factors."""
+        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; only those with the fewest factors."""
         shares = self.aliases(effect)
         least = min(map(order, shares))
         return ", ".join(
@@ -142,16 +141,10 @@ class Factorial:
 
 
 def factorial(factors: Sequence[str], text: str) -> Factorial:
-    """The design that the word CROSS asks for.
-
-    Args:
-        factors: the label of each factor's changed level, such as "pos=alibi".
-        text: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
-
-    Raises:
-        ConfigError: the text is none of these, or the factors are too few or too many; the message names what is
-            possible.
-    """
+    """The design that CROSS= asks for. `factors`: the label of each factor's changed level, such as
+    "pos=alibi"; `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
+    Raises ConfigError where the text is none of these, or the factors are too few or too many; the message names what
+    is possible."""
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
         raise ConfigError(f"CROSS crosses 2 to {MOST_FACTORS} factors, one value each, and here are {number}")

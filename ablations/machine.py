@@ -7,8 +7,7 @@ DRIVER, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
 def installed_gpus() -> int:
-    """The number of NVIDIA GPUs of this machine: what the driver lists, or the device files, since some containers
-    hide the list."""
+    """The number of NVIDIA GPUs that the driver lists or, where a container hides the list, that have device files."""
     return max(len(list(DRIVER.glob("*"))), len(list(DEVICES.glob("nvidia[0-9]*"))))
 
 

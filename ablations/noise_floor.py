@@ -51,11 +51,8 @@ class NoiseFloor:
 
 
 def read_noise_floor(path: str) -> NoiseFloor:
-    """Read a noise floor from the file at `path`, and check its form.
-
-    Raises:
-        ConfigError: there is no such file, or it is not a noise floor; the message says what is wrong.
-    """
+    """Read a noise floor from the file at `path`, and check its form. Raises ConfigError where there is no such file,
+    or it is not a noise floor; the message says what is wrong."""
     file = Path(path)
     try:
         data = safe_files.read_bytes(file)

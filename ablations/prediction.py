@@ -24,6 +24,8 @@ DIFFERENCE, INTERACTION, ORDER = " - ", " x ", " < "  # what stands between two 
 
 
 class Prediction(NamedTuple):
+    """A prediction about the arms of a study, read from its text by `parse_prediction`."""
+
     text: str  # as it was written
     metric: str  # one of METRICS
     arms: tuple[str, ...]  # labels, as `kind` says
@@ -34,15 +36,9 @@ class Prediction(NamedTuple):
 
 
 def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
-    """Read a prediction about the arms of a study from its text.
-
-    Args:
-        text: a prediction, such as "alibi < learned".
-        arms: the labels of the study's arms, the baseline first.
-
-    Raises:
-        ConfigError: the text is not a prediction, or names an arm that the study does not have.
-    """
+    """Read a prediction about the arms of a study from its text. `text`: a prediction, such as "alibi < learned";
+    `arms`: the labels of the study's arms, the baseline first. Raises ConfigError where the text is not a prediction,
+    or names an arm that the study does not have."""
     first, colon, rest = text.partition(": ")
     metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
     check_metric(metric, repr(text))
@@ -79,15 +75,9 @@ def find_both(first: str, second: str, arms: Sequence[str], text: str) -> str:
 
 
 def find_arm(name: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that a prediction calls `name`: by its label, by its value alone, or as "baseline".
-
-    Args:
-        arms: the labels of the study's arms, the baseline first.
-        text: the prediction, for the message.
-
-    Raises:
-        ConfigError: no arm or several arms have this name; the message names the arms.
-    """
+    """The label of the arm that a prediction calls `name`: by its label, by its value alone, or as "baseline". `arms`:
+    the labels of the study's arms, the baseline first; `text`: the prediction, for the message. Raises ConfigError
+    where no arm or several arms have this name; the message names the arms."""
     if name in arms:
         return name
     if name == "baseline":
@@ -99,15 +89,8 @@ def find_arm(name: str, arms: Sequence[str], text: str) -> str:
 
 
 def parse_interval(text: str, prediction: str) -> tuple[float, float]:
-    """The two ends of an interval such as "[-0.3, -0.05]".
-
-    Args:
-        text: the interval.
-        prediction: the prediction that contains it, for the message.
-
-    Raises:
-        ConfigError: the text is not two numbers, the lower one first.
-    """
+    """The two ends of an interval such as "[-0.3, -0.05]". `text`: the interval; `prediction`: the prediction that
+    contains it, for the message. Raises ConfigError where the text is not two numbers, the lower one first."""
     text = text.strip()
     try:
         low, high = (float(number) for number in text.removeprefix("[").removesuffix("]").split(","))
@@ -120,12 +103,8 @@ def parse_interval(text: str, prediction: str) -> tuple[float, float]:
 
 def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
     """The predictions of a study file about the arms that are run. Predictions about other arms are left out, since a
-    file may have more arms than are run.
-
-    Args:
-        texts: the predictions, as the file has them.
-        arms: the labels of the arms that are run, the baseline first.
-    """
+    file may have more arms than are run. `texts`: the predictions, as the file has them; `arms`: the labels of the arms
+    that are run, the baseline first."""
     known = []
     for text in texts:
         try:

@@ -9,7 +9,7 @@ import json
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from ablations.config import HERE, KEYS, SETTINGS, bundles, resolve
 from ablations.run import SECTIONS
@@ -47,10 +47,7 @@ def comment(key: str) -> str:
 
 def commented(text: str) -> str:
     """The text of baseline.yaml with the comments of all settings made anew; its header and values stay as they are.
-
-    Args:
-        text: the present content of baseline.yaml.
-    """
+    `text`: the present content of baseline.yaml."""
     lines: list[str] = []
     section = ""
     for line in text.splitlines():
@@ -89,22 +86,14 @@ def page() -> str:
     for section, cls in {"": None, **SECTIONS}.items():
         keys = [key for key in SETTINGS if key.rpartition(".")[0] == section]
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()) if cls else "What the others depend on."
-        rows = [
-            (
-                f"`{key}`",
-                f"`{_yaml(baseline[key])}`",
-                allowed(key),
-                SETTINGS[key].unit,
-                _meaning(key),
-                SETTINGS[key].source,
+        rows = []
+        for key in keys:
+            value = baseline[key] if isinstance(baseline[key], str) else json.dumps(baseline[key])
+            rows.append(
+                (f"`{key}`", f"`{value}`", allowed(key), SETTINGS[key].unit, _meaning(key), SETTINGS[key].source)
             )
-            for key in keys
-        ]
-        parts += [
-            f"## {section or 'The run'}",
-            summary,
-            _table(("setting", "value", "allowed", "unit", "meaning", "source"), rows),
-        ]
+        head = ("setting", "value", "allowed", "unit", "meaning", "source")
+        parts += [f"## {section or 'The run'}", summary, _table(head, rows)]
     schedules = [
         (f"`{name}`", "yes" if name in WITH_WARMUP else "rises by itself", " ".join((shape.__doc__ or "").split()))
         for name, shape in SCHEDULES.items()
@@ -118,10 +107,6 @@ def page() -> str:
 def _meaning(key: str) -> str:
     only = [f"`{name}` is {' or '.join(values)}" for name, values in SETTINGS[key].only_with.items()]
     return SETTINGS[key].meaning + (f". Has an effect only where {' and '.join(only)}" if only else "")
-
-
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

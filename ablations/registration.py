@@ -35,12 +35,9 @@ UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no mor
 
 
 def content(study: Any) -> Content:
-    """The registration of a study: its question, expectation, criteria and plan, under the keys of FIELDS, as an
-    object for JSON. The entry "study" names the study, since several studies may share a run.
-
-    Args:
-        study: an ablations.cells.Study.
-    """
+    """The registration of a study: its question, expectation, criteria and plan, under the keys of FIELDS, as an object
+    for JSON. The entry "study" names the study, since several studies may share a run. `study`: an
+    ablations.cells.Study."""
     values = dict(word.split("=", 1) for word in study.words)
     criteria = study.criteria
     return {
@@ -60,12 +57,8 @@ def content(study: Any) -> Content:
 
 
 def in_words(key: str, value: Any) -> str:
-    """A registered value as text for a report; "none" where it is empty.
-
-    Args:
-        key: one of FIELDS.
-        value: the value under this key of a registration.
-    """
+    """A registered value as text for a report; "none" where it is empty. `key`: one of FIELDS; `value`: the value under
+    this key of a registration."""
     if key == "seeds" and isinstance(value, list) and len(value) == 2:
         return f"{value[0]} to {value[1]}"
     if key == "margin" and isinstance(value, Mapping):
@@ -78,14 +71,9 @@ def in_words(key: str, value: Any) -> str:
 
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
-    """Compare the present registration of a study with those written before its runs. Returns a sentence for each
-    value that has changed.
-
-    Args:
-        now: the present registration of the study.
-        then: {name of a run: the first registration of the study in it}, the earliest run first.
-        planned: how many runs the study has.
-    """
+    """Compare the present registration of a study with those written before its runs. Returns a sentence for each value
+    that has changed. `now`: the present registration of the study; `then`: {name of a run: the first registration of
+    the study in it}, the earliest run first; `planned`: how many runs the study has."""
     sentences = []
     for key, name in FIELDS.items():
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}

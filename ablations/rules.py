@@ -14,11 +14,8 @@ FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of 
 
 
 def check(run: Run) -> None:
-    """Apply every rule to the settings of a run.
-
-    Raises:
-        ConfigError: a rule is broken; the message is that of the first broken rule.
-    """
+    """Apply every rule to the settings of a run. Raises ConfigError where a rule is broken; the message is that of the
+    first broken rule."""
     for rule in RULES:
         if complaint := rule(run):
             raise ConfigError(complaint)
@@ -72,7 +69,7 @@ def fp8_needs_multiples(run: Run) -> str:
     return ""
 
 
-def ramp_has_a_form(run: Run) -> str:
+def ramp_lists_the_right_numbers(run: Run) -> str:
     ramp, share = run.train.ramp, run.train.ramp_share
     if not ramp and share:
         return "train.ramp_share without train.ramp: give the first batch and the increment, such as train.ramp=32,32"
@@ -84,7 +81,7 @@ def ramp_has_a_form(run: Run) -> str:
     return ""
 
 
-def ramp_reaches_the_batch(run: Run) -> str:
+def ramp_ends_at_the_batch_size(run: Run) -> str:
     if not run.train.ramp:
         return ""
     first, increment = run.train.ramp[:2]
@@ -110,7 +107,7 @@ def budget_is_tokens_or_a_time(run: Run) -> str:
     return ""
 
 
-def a_clock_has_no_token_counts(run: Run) -> str:
+def clock_budget_excludes_token_counts(run: Run) -> str:
     """A run that ends by the clock trains an unknown number of tokens, so no setting may count tokens or samples."""
     if run.train.budget == "tokens":
         return ""
@@ -124,7 +121,7 @@ def a_clock_has_no_token_counts(run: Run) -> str:
     return ""
 
 
-def budget_holds_a_step(run: Run) -> str:
+def budget_covers_a_step(run: Run) -> str:
     if not run.by_clock and run.steps < 1:
         step = run.batch_sizes.sizes[0] * run.model.seq
         return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
@@ -145,7 +142,7 @@ def tensor_parallelism_divides(run: Run) -> str:
     return ""
 
 
-def a_corpus_judges(run: Run) -> str:
+def evaluation_corpus_is_named(run: Run) -> str:
     return "" if run.eval.corpora else "eval.corpora names no corpus"
 
 
@@ -156,12 +153,12 @@ RULES: tuple[Callable[[Run], str], ...] = (
     qk_scaling_needs_fp16,
     fp8_has_no_tensor_parallelism,
     fp8_needs_multiples,
-    ramp_has_a_form,
-    ramp_reaches_the_batch,
+    ramp_lists_the_right_numbers,
+    ramp_ends_at_the_batch_size,
     inverse_sqrt_needs_a_warmup,
     budget_is_tokens_or_a_time,
-    a_clock_has_no_token_counts,
-    budget_holds_a_step,
+    clock_budget_excludes_token_counts,
+    budget_covers_a_step,
     tensor_parallelism_divides,
-    a_corpus_judges,
+    evaluation_corpus_is_named,
 )

@@ -1,14 +1,13 @@
 """A `Run`: everything that determines one training run, and how long it is."""
 
 import bisect
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
+from ablations.safe_files import json_digest
 from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
 from ablations.values import ConfigError
 from model.config import ModelConfig
@@ -105,8 +104,7 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on the share of it that is used
-        up."""
+        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on its share that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -125,8 +123,7 @@ class Run:
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where they cannot be
-        estimated."""
+        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where unknown."""
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:
@@ -142,12 +139,11 @@ class Run:
         """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
         layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
         evaluated anyway."""
-        reached = {share: self._first(share * self.tokens) for share in self.layout.eval_at}
-        return {step: self.tokens_after(step) for step in sorted(reached.values()) if step < self.steps}
-
-    def _first(self, tokens: float) -> int:
-        """The first step after which at least `tokens` tokens are trained."""
-        return bisect.bisect_left(range(self.steps), tokens, key=self.tokens_after)
+        steps = range(self.steps)
+        reached = {
+            bisect.bisect_left(steps, share * self.tokens, key=self.tokens_after) for share in self.layout.eval_at
+        }
+        return {step: self.tokens_after(step) for step in sorted(reached) if step < self.steps}
 
     @property
     def fingerprint(self) -> str:
@@ -162,16 +158,13 @@ class Run:
             for key, value in self.flat().items()
             if not key.startswith("layout.") and key != "size" and value != ABSENT.get(key)
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(identity)[:16]
 
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:
     """The run with the micro-batch (sequences of a forward pass) that fits `ranks` data-parallel ranks:
-    layout.micro_batch, or less where a rank's share of the smallest batch is smaller.
-
-    Raises:
-        ConfigError: a batch of the run cannot be spread over the ranks in whole micro-batches.
-    """
+    layout.micro_batch, or less where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch
+    of the run cannot be spread over the ranks in whole micro-batches."""
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
     for size in sizes:

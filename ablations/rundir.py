@@ -112,16 +112,9 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns its object; None before
-    the first launch.
-
-    Args:
-        run_dir: the run directory.
-        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
-
-    Raises:
-        Damaged: the file cannot be read, or is not what training writes there.
-    """
+    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns its object; None before the
+    first launch. `cure`: a sentence that is appended to the error message and tells the user how to repair a damaged
+    file. Raises Damaged where the file cannot be read, or is not what training writes there."""
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
@@ -167,12 +160,9 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Lines whose own hash is wrong, or
-    that do not contain the hash of the line before, are left out.
-
-    Returns:
-        (the lines, a sentence about what is wrong with the file). The sentence is "" where nothing is wrong.
-    """
+    """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Lines whose own hash is wrong, or that
+    do not contain the hash of the line before, are left out. Returns (the lines, a sentence about what is wrong with
+    the file). The sentence is "" where nothing is wrong."""
     rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
@@ -188,7 +178,7 @@ def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-class PieceName(NamedTuple):
+class FragmentKey(NamedTuple):
     """The name of a tensor in a checkpoint, which holds the elements from `start` on of a flattened parameter or
     optimizer moment. As text: "parameter|kind|start", with "|rank|size" where tensor parallelism cuts the parameter."""
 
@@ -203,26 +193,22 @@ class PieceName(NamedTuple):
         return f"{self.parameter}|{self.kind}|{self.start}{part}"
 
     @classmethod
-    def parse(cls, key: str) -> "PieceName":
+    def parse(cls, key: str) -> "FragmentKey":
         parameter, kind, start, *part = key.split("|")
         rank, size = map(int, part or (0, 1))
         return cls(parameter, kind, int(start), rank, size)
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in the name of a checkpoint's folder: 92 of step_92 or weights_92; None for step_92.bak, step_ and the
-    like."""
+    """The step in the name of a checkpoint's folder: 92 of step_92 or weights_92; None for other names."""
     match = re.fullmatch(r"(?:step|weights)_([0-9]+)", folder.name)
     return int(match[1]) if match else None
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The folders of the complete checkpoints of a run, those that hold a checkpoint.json, the newest first.
-
-    Args:
-        folder: the folder `checkpoints` of a run directory.
-        kind: "step" for the checkpoints from which training continues, "weights" for weights kept for evaluation.
-    """
+    """The folders of the complete checkpoints of a run, those that hold a checkpoint.json, the newest first. `folder`:
+    the folder `checkpoints` of a run directory; `kind`: "step" for the checkpoints from which training continues,
+    "weights" for weights kept for evaluation."""
     folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
     steps = {folder: step for folder, step in folders.items() if step is not None}
     return sorted(steps, key=steps.__getitem__, reverse=True)
@@ -242,11 +228,8 @@ def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read and check the checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object.
-
-    Raises:
-        Damaged: the file is missing, or differs from what was written, according to the sha256 that it contains.
-    """
+    """Read and check the checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object. Raises Damaged
+    where the file is missing, or differs from what was written, according to the sha256 that it contains."""
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
     if index is None:
@@ -276,17 +259,10 @@ def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps
-    and the checksum of the weights; None while the run is not trained.
-
-    Args:
-        run_dir: the run directory.
-        verify: compare the sha256 of the weights too, which reads all of them.
-
-    Raises:
-        Damaged: the file is damaged, or the weights are missing or not those that were written. `launch.local` then
-            continues from the last checkpoint and writes both again.
-    """
+    """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps and
+    the checksum of the weights; None while the run is not trained. `verify`: compare the sha256 of the weights too,
+    which reads all of them. Raises Damaged where the file is damaged, or the weights are missing or not those that were
+    written. `launch.local` then continues from the last checkpoint and writes both again."""
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
     if summary is None:

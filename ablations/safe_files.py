@@ -10,6 +10,7 @@ and devices are not opened. Control characters, which could act on a terminal, a
 import errno
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -24,6 +25,11 @@ from typing import IO, Any
 
 from ablations.values import ConfigError
 
+LARGEST_FILE = (
+    1 << 30
+)  # bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
+LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is computed, ends at 3.4e38
+
 
 class Damaged(ConfigError):
     """A file is not what was written there. The message names the file, and may say how to repair it."""
@@ -32,12 +38,9 @@ class Damaged(ConfigError):
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file so that, even after a power loss, it has either its old content or the whole new one.
 
-    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once.
-
-    Args:
-        path: the file.
-        content: its new content.
-        durable: whether to wait until the content is on the disk. If False, a power loss may damage the file.
+    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once. `content`: its
+    new content; `durable`: whether to wait until the content is on the disk. If False, a power loss may damage the
+    file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -62,8 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity, which JSON
-    does not have."""
+    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity."""
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
@@ -127,18 +129,23 @@ def storage_error(error: OSError) -> str:
     return f"{printable(str(error))}. {cures[error.errno]}" if error.errno in cures else ""
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """The content of a regular file; None where there is no file.
+def read_bytes(path: Path, start: int = 0) -> bytes | None:
+    """The content of a regular file from the byte `start` on; None where there is no file.
 
     Raises:
-        Damaged: the file cannot be read, or is a symbolic link, a pipe, a device or a folder.
+        Damaged: the file cannot be read, is larger than LARGEST_FILE, or is a symbolic link, a pipe, a device or a
+            folder.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise Damaged(f"{path} is not a file: remove it")
-            return file.read()
+            if status.st_size > LARGEST_FILE:
+                raise Damaged(f"{path} has {status.st_size:,} bytes, more than such a file ever has: remove it")
+            file.seek(start)
+            return file.read(LARGEST_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError:
@@ -173,7 +180,6 @@ def read_json(
     """Read a JSON file that holds an object. Returns the object as a dictionary; None where there is no file.
 
     Args:
-        path: the file.
         keys: the keys that the object must have.
         types: {key: type, as for `isinstance`}, checked where the object has the key.
         cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
@@ -192,37 +198,66 @@ def read_json(
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN and
-    Infinity are not accepted, unlike in Python's own parser."""
+    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN,
+    Infinity and numbers beyond LARGEST_NUMBER are not accepted, unlike in Python's own parser."""
     try:
-        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_whole_number)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         return None
     return value if isinstance(value, dict) else None
 
 
-def _finite(text: str) -> float:
-    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite."""
+def _number(text: str) -> float:
+    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite or too large to compute
+    with."""
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_NUMBER:
+        raise ValueError(text)
+    return value
+
+
+def _whole_number(text: str) -> int:
+    """As `_number`, of a whole number."""
+    value = int(text)
+    if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
     return value
 
 
 def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys
-    whose values are of another type; "" where nothing is wrong.
-
-    Args:
-        value: the object.
-        keys: the keys that it must have.
-        types: {key: type, as for `isinstance`}, checked where the object has the key. A bool does not count as a
-            number.
-    """
+    """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys whose
+    values are of another type; "" where nothing is wrong. `value`: the object; `keys`: the keys that it must have;
+    `types`: {key: type, as for `isinstance`}, checked where the object has the key. A bool does not count as a
+    number."""
     if lacking := [key for key in keys if key not in value]:
         return f"it lacks {', '.join(lacking)}"
     wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
     return f"the value of {', '.join(wrong)} is of another type" if wrong else ""
+
+
+def first_misfit(value: Any, shape: Any, path: str = "") -> str:
+    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
+
+    Args:
+        shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
+            `RUN` in eval/report/runs.py is an example.
+        path: of `value` itself, in recursive calls.
+    """
+    if not isinstance(shape, dict):
+        wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
+        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
+    if not isinstance(value, dict):
+        return path or "all of it"
+    for key, inner in shape.items():
+        optional, key = key.endswith("?"), key.removesuffix("?")
+        if value.get(key) is None and optional:
+            continue
+        inner_path = f"{path}.{key}" if path else key
+        if key not in value:
+            return inner_path
+        if inner_misfit := first_misfit(value[key], inner, inner_path):
+            return inner_misfit
+    return ""
 
 
 def read_lines(
@@ -232,14 +267,9 @@ def read_lines(
 
     Lines that are no JSON object, lack one of `keys`, or hold a value of another type are damaged and left out. An
     incomplete last line is left out too, but does not count as damage: a process may be writing it or was killed.
-
-    Args:
-        path: the file; where it does not exist there are no objects.
-        keys: the keys that each object must have.
-        types: {key: type, as for `isinstance`}, checked where an object has the key.
-
-    Returns:
-        (the objects, a sentence about damaged lines). The sentence is "" where no line is damaged.
+    `path`: the file; where it does not exist there are no objects; `keys`: the keys that each object must have;
+    `types`: {key: type, as for `isinstance`}, checked where an object has the key. Returns (the objects, a sentence
+    about damaged lines). The sentence is "" where no line is damaged.
     """
     try:
         content = read_bytes(path)
@@ -263,17 +293,10 @@ def read_lines(
 def last_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
-    """Read the last undamaged object of a .jsonl file. Only the last 16 KiB are read.
-
-    Args:
-        path: the file.
-        keys: the keys that the object must have; lines without them are damaged.
-        types: {key: type, as for `isinstance`}; lines with values of another type are damaged.
-
-    Returns:
-        (the object, a sentence about damaged lines after it). {} where there is no file or no such line; "" where no
-        line is damaged.
-    """
+    """Read the last undamaged object of a .jsonl file. Only the last 16 KiB are read. `keys`: the keys that the object
+    must have; lines without them are damaged; `types`: {key: type, as for `isinstance`}; lines with values of another
+    type are damaged. Returns (the object, a sentence about damaged lines after it). {} where there is no file or no
+    such line; "" where no line is damaged."""
     lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -290,18 +313,18 @@ def last_line(
 
 
 def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects.
-
-    Raises:
-        Damaged: the file is missing or incomplete, or a line is no object with all `keys`.
-    """
+    """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects. Raises Damaged where the file
+    is missing or incomplete, or a line is no object with all `keys`."""
     content = read_bytes(path)
     if content is None:
         raise Damaged(f"{path} is missing.")
     try:
         if not content:
             raise EOFError("it is empty")
-        lines = gzip.decompress(content).splitlines()
+        unpacked = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST_FILE + 1)
+        if len(unpacked) > LARGEST_FILE:
+            raise EOFError(f"unpacked it has more than {LARGEST_FILE:,} bytes")
+        lines = unpacked.splitlines()
     except (OSError, EOFError, zlib.error) as error:
         raise Damaged(f"{path} is damaged: {error}.") from None
     for number, line in enumerate(lines, start=1):
@@ -323,12 +346,8 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """What is wrong with a file, as a sentence; "" when nothing is.
-
-    Args:
-        path: the file.
-        expected: its `checksum`, {"bytes", "sha256"}, from when it was written.
-    """
+    """What is wrong with a file, as a sentence; "" when nothing is. `expected`: its `checksum`, {"bytes", "sha256"},
+    from when it was written."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -340,6 +359,6 @@ def damage(path: Path, expected: dict[str, Any]) -> str:
         return f"{path.name} cannot be read: {error.strerror}"
 
 
-def json_digest(value: dict[str, Any]) -> str:
-    """The sha256 of a JSON object, which does not depend on the order of its keys."""
+def json_digest(value: Any) -> str:
+    """The sha256 of a JSON value, which does not depend on the order of the keys of objects."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

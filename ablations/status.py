@@ -17,19 +17,12 @@ REPAIRS = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run according to the files of its directory.
-
-    Args:
-        cell: the run.
-        now: seconds since the epoch; None: the present time.
-
-    Returns:
-        "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row of the
-        metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat; "nodes",
-        their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved], numbers
-        of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
-        "zero_shot", the headline scores.
-    """
+    """The state of a run according to the files of its directory. `now`: seconds since the epoch; None: the present
+    time. Returns "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row
+    of the metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat;
+    "nodes", their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved],
+    numbers of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
+    "zero_shot", the headline scores."""
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
     attempts, damaged_attempts = rundir.read_attempts(folder)
@@ -65,24 +58,24 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
     last = attempts[-1] if attempts else {}
     locked = rundir.is_locked(folder)
     if locked or last.get("event") == "start":
-        return _at_work(cell, facts, attempts, locked, now)
+        return _running_state(cell, facts, attempts, locked, now)
     if last.get("event") == "submitted" or last.get("again"):
-        return {"state": State.QUEUED, "why": _end_of(last) or f"job {last['job']}"}
+        return {"state": State.QUEUED, "why": _attempt_end_text(last) or f"job {last['job']}"}
     if last:
-        return {"state": State.STOPPED, "why": _end_of(last)}
+        return {"state": State.STOPPED, "why": _attempt_end_text(last)}
     return {"state": State.NOT_STARTED if run is None else State.STOPPED}
 
 
-def _at_work(
+def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state (starting, running or stalled) of a run that a process has locked or Slurm has started, as entries of
-    `state`: "state", "nodes", "silent", "step" and "left"."""
+    """The state of a run that a process has locked or Slurm has started: starting, running, or stalled where it gives
+    no sign of life. Returns entries of `state`: "state", "nodes", "silent", "step" and "left"."""
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
-    alive = heartbeat.get("time", 0.0) >= since  # else it is the heartbeat of an attempt before
+    alive = bool(heartbeat) and heartbeat["time"] >= since  # else it is the heartbeat of an attempt before
     silent = now - (heartbeat["time"] if alive else since)
     step = facts.get("step", 0)
     if alive:
@@ -96,7 +89,7 @@ def _at_work(
     return work | {"state": State.RUNNING if alive else State.STARTING}
 
 
-def _end_of(line: dict[str, Any]) -> str:
+def _attempt_end_text(line: dict[str, Any]) -> str:
     """How an attempt under Slurm ended, as text; "" where the row of attempts.jsonl is not about an end."""
     if line["event"] != "end":
         return ""

@@ -30,14 +30,11 @@ __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
 
 def from_args(words: list[str]) -> Study:
-    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created.
-
-    Raises:
-        ConfigError: a word or a value is not allowed; the message names what is.
-    """
+    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created. Raises
+    ConfigError where a word or a value is not allowed; the message names what is."""
     values = parse_words(words)
     set_words = assignments("SET", values.get("SET", ""))
-    factor, arms, corpus = _arms(values)
+    factor, arms, corpus = _arms_and_corpus(values)
     setting = _settings_of_all_runs(values, set_words, corpus)
     file, recipe = None, None
     if "STUDY" in values:
@@ -50,7 +47,7 @@ def from_args(words: list[str]) -> Study:
             setting, recipe = file.base + setting, file.recipe
         arms = _without_baseline(arms, setting)
     elif arms:
-        question, expect, file = _expectation(arms)
+        question, expect, file = _question_and_expectation(arms)
         if file is None and "PREDICT" in values:
             expect = values["PREDICT"]
     else:
@@ -62,7 +59,7 @@ def from_args(words: list[str]) -> Study:
     count = whole_number("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     first = whole_number("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
     criteria = _criteria(values, file, count, bool(arms))
-    cross, rates = _design(values, criteria)
+    cross, rates = _design_words(values, criteria)
     jobs = whole_number("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     check_words(values)
     out = Path(values.get("OUT", "runs"))
@@ -95,12 +92,8 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """(key, value) of the settings that the words set for all runs. `set_words`: those of the word SET; `corpus`: that
-    of all runs, or "".
-
-    Raises:
-        ConfigError: two words set the same.
-    """
+    """(key, value) of the settings that the words set for all runs. `set_words`: those of SET=; `corpus`: that
+    of all runs, or "". Raises ConfigError where two words set the same."""
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
     if corpus:
         setting.append(("data.corpus", corpus))
@@ -115,13 +108,11 @@ def _settings_of_all_runs(
     return setting
 
 
-def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The arms that the words for factors (POS, ACT, ...) and ARM ask for: (the name of the factor, (key, value) of
-    each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor.
-
-    Raises:
-        ConfigError: DATA names several corpora for all runs, or is combined with an arm of data.corpus.
-    """
+def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
+    """The arms that the words for factors (POS, ACT, ...) and ARM ask for. Returns (the name of the factor, (key,
+    value) of each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor, where it
+    is no factor itself. Raises ConfigError where DATA names several corpora for all runs, or is combined with an arm of
+    data.corpus."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -138,30 +129,21 @@ def _arms(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
         names.append(key.split(".")[-1])
         # a comma separates arms, as in POS=rotary,alibi, but for settings that are lists themselves
-        arms += [(key, value) for value in ([text] if _is_list(key) else text.split(","))]
+        arms += [(key, value) for value in ([text] if get_origin(KEYS.get(key)) is list else text.split(","))]
     return "-".join(dict.fromkeys(names)), arms, corpus
 
 
-def _is_list(key: str) -> bool:
-    """Whether a setting is a list of values, with commas between them."""
-    return get_origin(KEYS.get(key)) is list
-
-
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Raise ConfigError where one of the settings of the word SET has no effect in any run."""
+    """Raise ConfigError where one of the settings of SET= has no effect in any run."""
     for key in settings:
         missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
             raise ConfigError(f"SET: {key} does nothing without {missing[0]}: leave it out")
 
 
-def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
+def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
     """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate or
-    ()).
-
-    Raises:
-        ConfigError: the two are combined with each other or with MORE=auto, or a value is not allowed.
-    """
+    ()). Raises ConfigError where the two are combined with each other or with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -175,12 +157,9 @@ def _design(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[floa
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file and those of the word PREDICT. Where the word STUDY does not name
-    the file, its predictions about arms that are not run are left out.
-
-    Raises:
-        ConfigError: a text is no prediction, or names an arm that is not run.
-    """
+    """The predictions of a study: those of its file and those of PREDICT=. Where STUDY= does not name
+    the file, its predictions about arms that are not run are left out. Raises ConfigError where a text is no
+    prediction, or names an arm that is not run."""
     lines = file.predictions if file else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
@@ -189,11 +168,8 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
     """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: of each arm,
-    before any are added; `arms`: whether there are arms beside the baseline.
-
-    Raises:
-        ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
-    """
+    before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError where a word that names
+    a criterion is not valid, or MORE=auto cannot add seeds."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -226,11 +202,7 @@ def _seeds_added(study: Study, most: int) -> int:
 
 def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """The arms of a study file but those that equal the baseline under the settings of all runs, since a file is
-    written for several sizes. Arms and settings are (key, value).
-
-    Raises:
-        ConfigError: no arm remains.
-    """
+    written for several sizes. Arms and settings are (key, value). Raises ConfigError where no arm remains."""
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
     if arms and not left:
@@ -246,7 +218,7 @@ def arms_left_out(study: Study) -> list[str]:
     return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
 
 
-def _expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
+def _question_and_expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
     """The question and the expectation of arms that are typed without a study file, and the file that they are from:
     the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
     there is no such file. A file that cannot be read is named, since the expectation may be in it."""

@@ -48,15 +48,13 @@ def study_names() -> list[str]:
 
 
 def read_study(name: str) -> StudyFile:
-    """Read the study file ablations/studies/`name`.yaml.
-
-    Raises:
-        ConfigError: there is no such file, or it is not a study file; the message names the file and what it must
-            contain.
-    """
+    """Read the study file ablations/studies/`name`.yaml. Raises ConfigError where there is no such file, or it is not a
+    study file; the message names the file and what it must contain."""
     names = study_names()
     if name not in names:
-        raise ConfigError(f"STUDY={_short(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}")
+        raise ConfigError(
+            f"STUDY={_shortened_text(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}"
+        )
     path = STUDIES / f"{name}.yaml"
     content = read_yaml(path)
     if unknown := content.keys() - set(KEYS):
@@ -66,7 +64,7 @@ def read_study(name: str) -> StudyFile:
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f"{path.name}: {key} is {text!r}, and must be text, in quotes where in doubt: {FORM}")
     arms, base = content.get("arms"), content.get("base") or {}
-    if not isinstance(arms, list) or not all(_is_line(arm) for arm in arms):
+    if not isinstance(arms, list) or not all(_is_single_setting(arm) for arm in arms):
         raise ConfigError(f"{path.name}: each arm is one line, such as `- model.pos: alibi`: {FORM}")
     if not isinstance(base, dict) or not all(isinstance(key, str) for key in base):
         raise ConfigError(f"{path.name}: base must be settings and their values: {FORM}")
@@ -96,12 +94,12 @@ def read_study(name: str) -> StudyFile:
         margins,
         most,
         predictions,
-        words=_words(path.name, content),
+        words=_evaluation_words(path.name, content),
         recipe=(origin, shared) if shared else None,
     )
 
 
-def _words(file: str, content: dict[str, Any]) -> dict[str, str]:
+def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
     """The entries `tasks` and `shots` of the study file `file`, as far as it has them, as NAME=VALUE words: {"TASKS":
     text, "SHOTS": text}. Raises ConfigError where one is of the wrong type."""
     words = {}
@@ -124,16 +122,16 @@ def _shared_base(base: dict[str, Any], file: str) -> dict[str, Any]:
         return base
     other = str(base["study"])
     if other not in study_names():
-        raise ConfigError(f"{file}: base: study: {_short(other)} is not one of {', '.join(study_names())}")
+        raise ConfigError(f"{file}: base: study: {_shortened_text(other)} is not one of {', '.join(study_names())}")
     shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
     if not isinstance(shared, dict) or "study" in shared:
-        raise ConfigError(f"{file}: base: study: {_short(other)} has no settings of its own in its base")
+        raise ConfigError(f"{file}: base: study: {_shortened_text(other)} has no settings of its own in its base")
     return shared
 
 
-def _is_line(arm: Any) -> bool:
+def _is_single_setting(arm: Any) -> bool:
     return isinstance(arm, dict) and len(arm) == 1 and isinstance(next(iter(arm)), str)
 
 
-def _short(text: str) -> str:
+def _shortened_text(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -26,11 +26,7 @@ class Tuning:
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
         """The arms of one factor by their learning rate, {learning rate: label of the arm}, the lowest rate first."""
-        return {rate: label for label, (name, rate) in sorted(self.arms.items(), key=self._rate) if name == factor}
-
-    @staticmethod
-    def _rate(item: tuple[str, tuple[str, float]]) -> float:
-        return item[1][1]
+        return dict(sorted((rate, label) for label, (name, rate) in self.arms.items() if name == factor))
 
     @property
     def in_words(self) -> str:
@@ -43,14 +39,9 @@ class Tuning:
 
 
 def parse_multiples(text: str) -> tuple[float, ...]:
-    """The multiples of the baseline's learning rate that the word LR asks for, in ascending order.
-
-    Args:
-        text: the value of LR: "tune", or multiples such as "0.25,0.5,1,2".
-
-    Raises:
-        ConfigError: the text is neither; the message names what is allowed.
-    """
+    """The multiples of the baseline's learning rate that LR= asks for, in ascending order. `text`: the value of
+    LR: "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names
+    what is allowed."""
     if text == "tune":
         return TUNE
     try:

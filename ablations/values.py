@@ -14,6 +14,7 @@ class ConfigError(ValueError):
 
 NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
+MOST_SHOWN = 200  # characters of a value that an error message shows
 EXAMPLES = {
     bool: "true or false",
     int: "a whole number such as 512, 2M or 10B",
@@ -25,13 +26,12 @@ EXAMPLES = {
 }
 
 
-def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
+def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
     """Convert a value of a setting, given as text or read from YAML, to the setting's type.
 
     Args:
         key: the name of the setting, for the message.
         kind: the type: bool, int, float, str, a list of one of these, or a Literal of the allowed values.
-        value: the value.
         meaning: the meaning of the setting, for the message.
 
     Raises:
@@ -42,22 +42,18 @@ def typed(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice) or str(value) == str(choice):
                 return choice
-        names = [str(choice) for choice in choices]
-        raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        names, text = [str(choice) for choice in choices], str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
     try:
-        return _read(kind, value)
+        return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        raise ConfigError(f"{key}={value}: {EXAMPLES[kind]} {_are(kind)} needed{explanation}") from None
+        verb, text = "are" if get_origin(kind) is list else "is", str(value)[:MOST_SHOWN]
+        raise ConfigError(f"{key}={text}: {EXAMPLES[kind]} {verb} needed{explanation}") from None
 
 
-def _are(kind: Any) -> str:
-    return "are" if get_origin(kind) is list else "is"
-
-
-def _read(kind: Any, value: Any) -> Any:
-    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is not
-    possible."""
+def _convert(kind: Any, value: Any) -> Any:
+    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is impossible."""
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -65,7 +61,7 @@ def _read(kind: Any, value: Any) -> Any:
             value = text.split(",") if text.strip() else []
         if not isinstance(value, list):
             value = [value]
-        return [_read(get_args(kind)[0], item) for item in value]
+        return [_convert(get_args(kind)[0], item) for item in value]
     return {bool: _bool, int: _int, float: _float, str: _str}[kind](value)
 
 
@@ -106,8 +102,7 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix` is put before
-    every key."""
+    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}, after `prefix`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -115,8 +110,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The keys in which two flat dictionaries `a` and `b` differ: {key: value in `b`}, with None where `b` lacks the
-    key."""
+    """The keys in which two flat dictionaries differ: {key: value in `b`}, with None where `b` lacks the key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 

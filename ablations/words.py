@@ -59,11 +59,8 @@ HELP = {
 
 
 def parse_words(words: list[str]) -> dict[str, str]:
-    """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty.
-
-    Raises:
-        ConfigError: a word is no NAME=VALUE of a known name, or a name is given twice.
-    """
+    """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty. Raises ConfigError where a
+    word is no NAME=VALUE of a known name, or a name is given twice."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -79,11 +76,8 @@ def parse_words(words: list[str]) -> dict[str, str]:
 
 
 def assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """The (key, value) pairs in the value of the word `name`, SET or ARM: key=value with spaces between them.
-
-    Raises:
-        ConfigError: a part of the text is no key=value.
-    """
+    """The (key, value) pairs in the value of the word `name`, SET or ARM: key=value with spaces between them. Raises
+    ConfigError where a part of the text is no key=value."""
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -117,11 +111,8 @@ def _is_text(value: str) -> bool:
 
 
 def check_words(values: dict[str, str]) -> None:
-    """Check the words that say on what the runs are judged, and how they are exported. `values`: {name: value}.
-
-    Raises:
-        ConfigError: a word names nothing, lacks the word that it depends on, or its value is not allowed.
-    """
+    """Check the words that say on what the runs are judged, and how they are exported. `values`: {name: value}. Raises
+    ConfigError where a word names nothing, lacks the word that it depends on, or its value is not allowed."""
     for name in ("TASKS", "GLUE", "GLUE_TASKS"):
         if name in values and not values[name].replace(",", "").strip():
             raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
@@ -143,11 +134,8 @@ def check_words(values: dict[str, str]) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be created at `out`, without creating it.
-
-    Raises:
-        ConfigError: there is something else, or no permission to create a folder.
-    """
+    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where there is
+    something else, or no permission to create a folder."""
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:
@@ -164,20 +152,22 @@ def check_folder(out: Path) -> None:
 
 def expand_home(paths: str) -> str:
     """Paths, with commas between them, in which ~ is replaced by the user's home: some shells leave it in OUT=~/runs,
-    and a folder named ~ would be made."""
-    return re.sub(r"(?<![^,])~(?=[/,]|$)", str(Path.home()), paths)
+    and a folder named ~ would be made. Raises ConfigError where the home is not known, as in a container whose user has
+    no account."""
+
+    def home(_: re.Match[str]) -> str:
+        try:
+            return str(Path.home())
+        except RuntimeError:
+            raise ConfigError(f"{paths[:200]}: the home of this user is not known: give the whole path") from None
+
+    return re.sub(r"(?<![^,])~(?=[/,]|$)", home, paths)
 
 
 def folders_in(text: str) -> list[str]:
-    """The folders that the word RUNS, NOISE or EXTERNAL names, as paths.
-
-    Args:
-        text: the value of the word: names or globs with spaces between them. A name with a space has to be quoted or to
-            be the only one.
-
-    Raises:
-        ConfigError: a quote is not closed, or the names are separated by commas.
-    """
+    """The folders that RUNS=, NOISE= or EXTERNAL= names, as paths. `text`: the value of the word: names or globs
+    with spaces between them. A name with a space has to be quoted or to be the only one. Raises ConfigError where a
+    quote is not closed, or the names are separated by commas."""
     if _exists(text):
         return [text]
     try:

@@ -77,9 +77,7 @@ class Batches:
                 row[at : at + end - begin] = source.flat[begin:end]
                 at += end - begin
         distance = numbers.start - self._last.start
-        if (
-            numbers and self._last and distance > 0
-        ):  # the next call is likely as far from this one as this from the last
+        if numbers and self._last and distance > 0:  # the next call is likely to be as far from this one
             self._look_up(range(numbers.start + distance, numbers.stop + distance, numbers.step))
         self._last = numbers
         return torch.from_numpy(rows)
@@ -167,7 +165,7 @@ class _Source:
         random = np.random.RandomState(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         documents = np.arange(len(self.lengths), dtype=np.int32)
         random.shuffle(documents)
-        cuts = _cuts(self.lengths, documents, self.seq, self.count)
+        cuts = _sample_boundaries(self.lengths, documents, self.seq, self.count)
         samples = np.arange(self.length, dtype=np.uint32)
         random.shuffle(samples)
         return _Epoch(documents, cuts, samples)
@@ -178,11 +176,11 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     number within that source. Each sample is taken from the source whose share so far is furthest below its weight.
     `weights`: [sources], which add up to 1."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
-    _helpers().build_blending_indices(sources, numbers, weights, len(weights), size, False)
+    _megatron_index_functions().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers
 
 
-def _cuts(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> np.ndarray:
+def _sample_boundaries(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> np.ndarray:
     """Where the samples of an epoch begin, as `_Epoch.cuts`.
 
     Args:
@@ -192,13 +190,17 @@ def _cuts(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> n
         count: the tokens of all documents.
     """
     fits = max(len(documents), int(lengths.max())) <= np.iinfo(np.int32).max
-    build = _helpers().build_sample_idx_int32 if fits else _helpers().build_sample_idx_int64
+    build = (
+        _megatron_index_functions().build_sample_idx_int32
+        if fits
+        else _megatron_index_functions().build_sample_idx_int64
+    )
     one_epoch, drop_last, further_token = 1, True, 1  # each sample has a token more, the last target
     return build(np.asarray(lengths), documents, seq, one_epoch, count, drop_last, further_token)
 
 
 @cached
-def _helpers() -> Any:
+def _megatron_index_functions() -> Any:
     """megatron-core's compiled functions that build indices. Their file is loaded alone: imported by its name it would
     bring all of megatron-core, which takes a second."""
     package = find_spec("megatron.core")  # where it is; it is not imported

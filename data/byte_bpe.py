@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.coverage import Coverage
-from data.tokenizer_base import Tokenizer, valid_unicode
+from data.tokenizer_base import TokenizerJSON, valid_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +19,11 @@ MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
+MOST_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
 CACHED_BYTES = 1 << 28
 
 
-class ByteBPE(Tokenizer):
+class ByteBPE(TokenizerJSON):
     """A byte-level BPE tokenizer from the content of a tokenizer.json. Added tokens that are not special, such as the
     runs of spaces of code models, are recognised in text.
 
@@ -35,9 +34,7 @@ class ByteBPE(Tokenizer):
     kind = "byte-bpe"
 
     def __init__(self, path: str | Path, content: bytes):
-        self.path = Path(path)
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self.definition = content.decode("utf-8", "replace")
+        super().__init__(path, content)
         try:
             spec = json.loads(content)
             bpe = spec["model"].get("type", "BPE") == "BPE"
@@ -48,7 +45,13 @@ class ByteBPE(Tokenizer):
             vocab = pieces | {name: token["id"] for name, token in added.items()}
             merges = spec["model"].get("merges") or ()
             merged = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if wrong := [
+                name for name, number in vocab.items() if type(number) is not int or not 0 <= number < MOST_IDS
+            ]:
+                raise ValueError(f"the id of {wrong[0]!r} is {vocab[wrong[0]]!r}")
+            if len(set(vocab.values())) < len(vocab):
+                raise ValueError("two pieces have the same id")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a tokenizer.json: {error!r}") from error
         if not byte_level or spec.get("normalizer"):
             raise ValueError(
@@ -88,11 +91,11 @@ class ByteBPE(Tokenizer):
             return self._hugging_face_ids(texts)
         return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
 
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
         if self._needs_hugging_face:
-            return super().arrays(texts)
+            return super().token_arrays(texts)
         parts = valid_unicode(texts)
         layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
@@ -119,24 +122,6 @@ class ByteBPE(Tokenizer):
                     f"text that begins {text[:40]!r}; please report it to gigatoken"
                 )
 
-    def _hugging_face_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._hugging_face.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    @cached_property
-    def _hugging_face(self) -> Any:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-        import tokenizers
-
-        try:
-            reference = tokenizers.Tokenizer.from_str(self.definition)
-        except Exception as error:  # of no class of its own
-            raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
-        reference.encode_special_tokens = True
-        reference.no_padding()
-        reference.no_truncation()
-        return reference
-
     @cached_property
     def _needs_hugging_face(self) -> bool:
         """Whether Hugging Face's tokenizers encode the texts, because gigatoken cannot use this tokenizer.json."""
@@ -161,21 +146,13 @@ class ByteBPE(Tokenizer):
         return self._coder
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_hugging_face"}
-        return state | {"_coder": None, "_bytes_left": 0}
+        return super().__getstate__() | {"_coder": None, "_bytes_left": 0}
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
-    """Train byte-level BPE on texts; returns the content of its tokenizer.json.
-
-    Args:
-        sample: the texts.
-        vocab: the number of pieces, special tokens included.
-        specials: the names of the special tokens, which get the last ids.
-
-    Raises:
-        ValueError: the vocabulary is too small, or larger than the texts can fill.
-    """
+    """Train byte-level BPE on texts; returns the content of its tokenizer.json. `sample`: the texts; `vocab`: the
+    number of pieces, special tokens included; `specials`: the names of the special tokens, which get the last ids.
+    Raises ValueError where the vocabulary is too small, or larger than the texts can fill."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 

@@ -10,24 +10,23 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data import readers
 from data.disk import locked, write_whole
 from data.documents import documents
 from data.readers import EXTENSIONS
 from data.sources import Missing as Missing
 from data.sources import SourceFile, check_name, common_folder, data_files, distribution, matching_files, source_files
+from data.strict_yaml import read_yaml
 
 CORPORA = Path(__file__).parent / "corpora"
 VALID_SHARE = 0.02  # share of the documents of a corpus of files that is held out for validation; untuned
 VALID_BYTES = 1e9  # a corpus whose compressed files exceed VALID_BYTES / VALID_SHARE holds out a smaller share; untuned
+LEAST_SHARE = 1e-9  # of a blend, below which not one sample would be drawn from a component; untuned
 FOR_PEOPLE = {"licence", "published"}  # fields that do not change what is read
 FIELDS = {
     "blend": {"blend", "alpha"} | FOR_PEOPLE,
     "packages": {"text", "minimum", "packages", "held_out", "sha256"},
-    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "checksums", "share"}
-    | FOR_PEOPLE,
+    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "share"} | FOR_PEOPLE,
 }
 TEXTS = ("docstrings", "source")
 
@@ -37,7 +36,7 @@ def corpus_names() -> list[str]:
     return sorted(path.stem for path in CORPORA.glob("*.yaml"))
 
 
-def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
+def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, Any]:
     """The specification of a corpus. No document is read.
 
     Args:
@@ -45,6 +44,8 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
             of text.
         store: the store of prepared data, which remembers the folders of named corpora that `locate` noted; None: such
             notes are not used.
+        blend: the file of the blend that the corpus is a component of, and which must not be a blend itself; "": it is
+            none.
 
     Returns {"name": ...} together with the keys of one kind of corpus:
         a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
@@ -63,10 +64,10 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
     if corpus.endswith(".yaml") and Path(corpus).is_file():
         path, name, variant = Path(corpus), corpus, ""
     if path and path.is_file():
-        try:
-            spec = _checked(path, yaml.safe_load(path.read_text(encoding="utf-8")), variant)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: {error}") from None
+        content = read_yaml(path)
+        if blend and "blend" in content:  # said before its components are read, of which it may be one itself
+            raise ValueError(f"{blend}: {corpus} is itself a blend; name its components")
+        spec = _checked(path, content, variant)
         if "files" in spec and (root := _folder_of_corpus(name, spec, store)):
             spec = {**spec, "files": matching_files(root, spec["files"]), "root": root}
     elif corpus and (has_magic(corpus) or "/" in corpus or Path(corpus).exists()):
@@ -74,27 +75,20 @@ def load(corpus: str, store: Path | None = None) -> dict[str, Any]:
         spec = {"files": files, "layout": "auto", "root": common_folder(files), "left_out": left_out}
     else:
         raise ValueError(
-            f"unknown corpus {corpus!r}: known are {', '.join(corpus_names())}; "
+            f"unknown corpus {corpus[:200]!r}: known are {', '.join(corpus_names())}; "
             f"or give a file, folder or glob of {', '.join(EXTENSIONS)}"
         )
     return {"name": corpus, **spec}
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The corpora that a corpus consists of: {component: weight} of a blend, {corpus: 1} of any other. `store`: as for
-    `load`."""
+    """The corpora that a corpus consists of, {component: weight}; {corpus: 1} where it is no blend."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
 def check(corpus: str, store: Path | None = None) -> None:
-    """Check that a corpus can be prepared, in milliseconds.
-
-    Args:
-        corpus, store: as for `load`.
-
-    Raises:
-        ValueError: the corpus cannot be prepared; the message names what is allowed.
-    """
+    """Check that a corpus can be prepared, in milliseconds. `corpus`, `store`: as for `load`. Raises ValueError where
+    the corpus cannot be prepared; the message names what is allowed."""
     spec = load(corpus, store)
     for component in spec.get("blend", ()):
         check(component, store)
@@ -107,11 +101,8 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def locate(corpus: str, folder: str, store: Path) -> None:
-    """Note in the store of prepared data that the files of the named corpus are below `folder`.
-
-    Raises:
-        ValueError: the files are not there, or the corpus is not read from files.
-    """
+    """Note in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError where
+    the files are not there, or the corpus is not read from files."""
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -121,8 +112,7 @@ def locate(corpus: str, folder: str, store: Path) -> None:
     matching_files(Path(folder), load(corpus)["files"])
     path = store / "sources.json"
     with locked(store / "sources.json.lock"):
-        folders = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        write_whole(path, json.dumps(folders | {name: str(Path(folder).resolve())}, indent=1))
+        write_whole(path, json.dumps(_located(store) | {name: str(Path(folder).resolve())}, indent=1))
 
 
 def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
@@ -143,7 +133,7 @@ def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
-def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
+def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
     """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
     a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
     if "packages" in spec:
@@ -155,15 +145,12 @@ def held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID
 # Specifications
 
 
-def _checked(path: Path, spec: Any, variant: str) -> dict[str, Any]:
+def _checked(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
     `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
-
-    Raises:
-        ValueError: the specification is wrong, or the corpus has no variants and `variant` is not "".
-    """
+    Raises ValueError where the specification is wrong, or the corpus has no variants and `variant` is not ""."""
     where = f"{path.parent.name}/{path.name}"
-    kind = next((kind for kind in FIELDS if isinstance(spec, dict) and kind in spec), None)
+    kind = next((kind for kind in FIELDS if kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
         raise ValueError(f"{where}: needs a mapping `blend` or `packages`, or a list `files`")
     if unknown := set(spec) - FIELDS[kind]:
@@ -182,7 +169,9 @@ def _checked(path: Path, spec: Any, variant: str) -> dict[str, Any]:
         raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXTS)}")
     if wrong := [package for package, version in spec["packages"].items() if not isinstance(version, str)]:
         raise ValueError(f"{where}: the versions of {wrong} must be quoted")
-    if missing := set(spec.setdefault("held_out", [])) - set(spec["packages"]):
+    if not _is_texts(spec.setdefault("held_out", [])):
+        raise ValueError(f"{where}: held_out is a list of names of packages")
+    if missing := set(spec["held_out"]) - set(spec["packages"]):
         raise ValueError(f"{where}: held out, but not among the packages: {sorted(missing)}")
     if not spec["held_out"] or len(spec["held_out"]) == len(spec["packages"]):
         raise ValueError(f"{where}: held_out must name some of the packages, not none or all")
@@ -201,10 +190,13 @@ def _checked_files(where: str, spec: dict[str, Any], variant: str) -> dict[str, 
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
     if "hub" in spec and not re.fullmatch(r"[0-9a-f]{40}", str(spec.get("revision"))):
         raise ValueError(f"{where}: a corpus on the hub needs a revision: the 40 digits of a commit")
-    if not isinstance(spec["files"], list) or not all(isinstance(pattern, str) for pattern in spec["files"]):
+    if not _is_texts(spec["files"]) or any(Path(glob).is_absolute() or not glob.strip() for glob in spec["files"]):
         raise ValueError(f"{where}: files is a list of globs below the repository or folder")
+    for key in ("hub", "path", "text", "variant"):
+        if not isinstance(spec.get(key, ""), str):
+            raise ValueError(f"{where}: {key} is {str(spec[key])[:60]!r}, and must be text, in quotes where in doubt")
     if not isinstance(spec.get("where", {}), dict) or not all(
-        isinstance(v, list) for v in spec.get("where", {}).values()
+        isinstance(values, list) for values in spec.get("where", {}).values()
     ):
         raise ValueError(f"{where}: where is a mapping such as meta.pile_set_name: [Github]")
     share = spec.get("share", VALID_SHARE)
@@ -215,6 +207,11 @@ def _checked_files(where: str, spec: dict[str, Any], variant: str) -> dict[str, 
     return spec | {"files": [pattern.replace("{}", chosen) for pattern in spec["files"]]}
 
 
+def _is_texts(value: Any) -> bool:
+    """Whether a value of a specification is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _corpora_of_files() -> list[str]:
     """The names of the corpora in data/corpora that are read from files."""
     return [name for name in corpus_names() if "layout" in load(name)]
@@ -223,9 +220,23 @@ def _corpora_of_files() -> list[str]:
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
     """The folder with the files of a named corpus on this machine, as `locate` noted it in the store or as "path" in
     its specification says; None where the files are read from the hub."""
-    sources = store / "sources.json" if store else None
-    folders = json.loads(sources.read_text("utf-8")) if sources and sources.exists() else {}
+    folders = _located(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
+
+
+def _located(store: Path) -> dict[str, str]:
+    """What `locate` has noted in a store, {name of a corpus: folder}. Raises ValueError where the note is damaged."""
+    path = store / "sources.json"
+    try:
+        folders = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError):
+        folders = None
+    if not isinstance(folders, dict) or not all(isinstance(folder, str) for folder in folders.values()):
+        raise ValueError(
+            f"{path} is damaged: remove it, and say again where the files of corpora lie: "
+            "make data CORPUS=name FROM=folder"
+        )
+    return folders
 
 
 def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dict[str, float]:
@@ -250,13 +261,13 @@ def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dic
     split: dict[str, bool] = {}
     weights: dict[str, float] = {}
     for name, weight in components.items() if isinstance(components, dict) else [(name, 1) for name in components]:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: a component is the name or path of a corpus, and not {str(name)[:60]!r}")
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
-            raise ValueError(f"{where}: the weight of {name} is {weight!r}; weights are positive numbers")
+            raise ValueError(f"{where}: the weight of {name} is {str(weight)[:60]!r}; weights are positive numbers")
         if folder != CORPORA and (folder / name).exists():
             name = str(folder / name)  # beside a .yaml file of one's own
-        part = load(name)
-        if "blend" in part:
-            raise ValueError(f"{where}: {name} is itself a blend; name its components")
+        part = load(name, blend=where)
         if name in weights:
             raise ValueError(f"{where}: {name} is there twice")
         for package in part.get("packages", ()):
@@ -264,4 +275,7 @@ def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dic
                 raise ValueError(f"{where}: {package} is held out in one component and trained on in another")
         weights[name] = weight
     total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
+    shares = {name: weight / total for name, weight in weights.items()}
+    if nothing := [name for name, share in shares.items() if share < LEAST_SHARE]:
+        raise ValueError(f"{where}: the weight of {nothing[0]} is less than {LEAST_SHARE:g} of all: leave it out")
+    return shares

@@ -31,13 +31,8 @@ RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held o
 
 def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
     """A step that writes the hash of each document, and whether it is held out, to a file in `folder`, and passes the
-    documents on. Equal hashes are exact duplicates.
-
-    Args:
-        folder: where the file of this task goes.
-        documents: datatrove's documents, with "split" in their metadata.
-        rank: the number of the task.
-    """
+    documents on. Equal hashes are exact duplicates. `folder`: where the file of this task goes; `documents`:
+    datatrove's documents, with "split" in their metadata; `rank`: the number of the task."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
             file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
@@ -118,12 +113,8 @@ def signatures(folder: Path) -> Any:
 
 def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
     """The least of each hash function over the shingles of a document: uint64 [functions]. The hash of x is (a x + b)
-    mod 2^64 mod MERSENNE, as datatrove computes it in three times the time.
-
-    Args:
-        shingles: uint64 [shingles, 1].
-        a, b: uint64 [1, functions], the parameters of the hash functions.
-    """
+    mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64 [shingles, 1]; `a`, `b`:
+    uint64 [1, functions], the parameters of the hash functions."""
     import numpy as np
 
     least = np.full(a.shape[1], MERSENNE, np.uint64)

@@ -17,11 +17,7 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """A context that holds an exclusive lock on the file `path`; other processes, on this machine or another, wait for
-    it.
-
-    Raises:
-        ValueError: the file system has no locks.
-    """
+    it. Raises ValueError where the file system has no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:
@@ -53,12 +49,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
     """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
-    its files.
-
-    Args:
-        folder: the folder.
-        deep: also wait for the content of all files below the folder; False: for its list of entries only.
-    """
+    its files. `deep`: also wait for the content of all files below the folder; False: for its list of entries only."""
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
         try:

@@ -14,13 +14,9 @@ from data.sources import SourceFile
 
 def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
     """(id, text, labels) of each document in one file of a corpus, in file order. The labels are {"package": name} in a
-    corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}.
-
-    Args:
-        spec: the specification of the corpus, from `corpus.load`.
-        file: the file to read.
-        ledger: where problems with the file are reported; None: the first one raises ValueError.
-    """
+    corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}. `spec`: the
+    specification of the corpus, from `corpus.load`; `file`: the file to read; `ledger`: where problems with the file
+    are reported; None: the first one raises ValueError."""
     ledger = ledger or Ledger()
     if "files" in spec:
         yield from readers.documents(
@@ -49,12 +45,8 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
 
 def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
     """(qualified name, text) for the docstring of a Python module, and for each of its functions and classes; the text
-    of a class includes the docstrings of its members. Nothing for source code that does not parse.
-
-    Args:
-        source: the source code of the module.
-        file: its path within the package, from which the qualified names are made.
-    """
+    of a class includes the docstrings of its members. Nothing for source code that does not parse. `source`: the source
+    code of the module; `file`: its path within the package, from which the qualified names are made."""
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -64,12 +56,12 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
         yield path, f"{path}\n\n{text}\n"
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            parts = list(_with_members(node, path))
+            parts = list(_documentation_of_members(node, path))
             if parts:
                 yield f"{path}.{node.name}", "\n\n".join(parts) + "\n"
 
 
-def _with_members(node: ast.AST, path: str) -> Iterator[str]:
+def _documentation_of_members(node: ast.AST, path: str) -> Iterator[str]:
     """The qualified name and docstring of a function or class, and those of a class' members, each as a text. `path`:
     the qualified name of what contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -77,4 +69,4 @@ def _with_members(node: ast.AST, path: str) -> Iterator[str]:
         if text := ast.get_docstring(node):
             yield f"{path}\n\n{text}"
         for child in node.body if isinstance(node, ast.ClassDef) else ():
-            yield from _with_members(child, path)
+            yield from _documentation_of_members(child, path)

@@ -38,7 +38,6 @@ def prepared_tokenizer(
         vocab: the number of its pieces.
         kind: one of `tokenizer.KINDS`.
         recipe: how the text that it is trained on is prepared.
-        store: the store of prepared data.
         mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
     """
     if kind == "file":
@@ -77,12 +76,8 @@ def _manifest_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
     """Copy an existing tokenizer (`tokenizer.read` says of which form) into the store; returns the path of the copy,
-    and its manifest.
-
-    Raises:
-        ValueError: the file is not a tokenizer, or `vocab` is neither the number of its pieces nor that number plus the
-            extra ids that it allows.
-    """
+    and its manifest. Raises ValueError where the file is not a tokenizer, or `vocab` is neither the number of its
+    pieces nor that number plus the extra ids that it allows."""
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: Run) -> dict[str, Any]:
@@ -114,7 +109,6 @@ def prepared_tokens(
         text, text_manifest: the folder of its text and the manifest of that text, from `prepared_text`.
         model, model_sha: the file of the tokenizer and its hash.
         recipe: the recipe of the corpus; here its data.compress and data.order are applied.
-        store: the store of prepared data.
     """
 
     def make(work: Path, run: Run) -> dict[str, Any]:
@@ -205,15 +199,9 @@ def _join_in_order(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
     documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text, and the reports of these
-    two steps where they were applied (their form: `filters.Step`).
-
-    Args:
-        prefixes: the paths of the shards' token files, without extension.
-        shards: the files with the text of each shard.
-
-    Raises:
-        ValueError: data.compress removes every document.
-    """
+    two steps where they were applied (their form: `filters.Step`). `prefixes`: the paths of the shards' token files,
+    without extension; `shards`: the files with the text of each shard. Raises ValueError where data.compress removes
+    every document."""
     import numpy as np
 
     from data import tokens
@@ -232,7 +220,7 @@ def _join_in_order(
         raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
     steps = []
     if recipe.compress:
-        steps.append(_dense_step(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
+        steps.append(_compression_report(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.select(work / "scratch" / "all", ordered, work / "train")
@@ -254,15 +242,16 @@ def _join_in_order(
     return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
-def _dense_step(
+def _compression_report(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report, in the form of `filters.Step`, of the step that removes documents by data.compress, which is `limit`.
+    """The report, in the form of `filters.Step`, on the documents that data.compress removes.
 
     Args:
         dense: bool [documents], True for those that are removed.
         lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each.
-        prefixes, shards: as for `_join_in_order`.
+        prefixes, shards: the paths of the shards' token files without extension, and the files with their text.
+        limit: data.compress, in tokens per character.
     """
     import numpy as np
 
@@ -283,7 +272,7 @@ def _dense_step(
             }
         )
 
-    def lengths_of(sizes: Any) -> dict[int, int]:
+    def length_histogram(sizes: Any) -> dict[int, int]:
         powers, counts = np.unique(np.log2(sizes).astype(int), return_counts=True)
         return dict(zip(powers.tolist(), counts.tolist(), strict=True))
 
@@ -294,5 +283,5 @@ def _dense_step(
         "changed": 0,
         "reasons": {why: int(dense.sum())} if dense.any() else {},
         "examples": examples,
-        "lengths": {"in": lengths_of(sizes), "out": lengths_of(sizes[~dense])},
+        "lengths": {"in": length_histogram(sizes), "out": length_histogram(sizes[~dense])},
     }

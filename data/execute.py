@@ -60,12 +60,8 @@ def cores() -> int:
 
 def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
-    are not run again.
-
-    Raises:
-        RuntimeError: on a cluster, a task failed; the message names the logs. On this machine the task's own error is
-            raised.
-    """
+    are not run again. Raises RuntimeError, which names the logs, where a task failed on a
+    cluster; on this machine the task's own error is raised."""
     {"local": _local, "slurm": _slurm, "ray": _ray}[executor.kind](executor, pipeline, tasks, logs)
 
 

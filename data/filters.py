@@ -73,11 +73,8 @@ PLAIN = Recipe()
 
 
 def check(recipe: Recipe) -> None:
-    """Check a recipe, without reading a document.
-
-    Raises:
-        ValueError: a setting is wrong; the message names what is allowed.
-    """
+    """Check a recipe, without reading a document. Raises ValueError where a setting is wrong; the message names what is
+    allowed."""
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
         if allowed and value not in allowed:
@@ -103,12 +100,8 @@ class Step:
 
     The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": number of documents that were
     shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths":
-    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}.
-
-    Args:
-        name: the name of the filter.
-        make: a function that returns the filter for the task with a given number.
-        folder: where the reports of the tasks go.
+    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the filter; `make`: a
+    function that returns the filter for the task with a given number; `folder`: where the reports of the tasks go.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
@@ -162,12 +155,8 @@ class Step:
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
     """The reports of all tasks of a step, added up: a dictionary with the keys of such a report (see `Step`) and
-    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason.
-
-    Args:
-        name: the name of the filter.
-        folder: the folder with the reports.
-    """
+    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason. `name`: the name of the
+    filter; `folder`: the folder with the reports."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -198,7 +187,7 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
-    english = _english()
+    english = _english_tokenizer()
     if name == "c4":
         # 3 sentences and 5 words: with datatrove's 5 and 3, the paper's first version's, 96 of 667 genuine documents of
         # C4 would not have passed their own rules; with these 1 does not, and with 6 words 60 lose a line (measured).
@@ -216,7 +205,7 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
     return reason_to_remove
 
 
-def _english() -> Any:
+def _english_tokenizer() -> Any:
     """A tokenizer that splits English text into words and sentences by punctuation alone, for datatrove's filters. It
     replaces datatrove's own tokenizers, which need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
@@ -264,7 +253,7 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    grams = _grams()
+    grams = _ngram_hasher()
     to.mkdir(parents=True, exist_ok=True)
     about, owners = {}, []
     for number, (task, paths) in enumerate(task_files(folder).items()):
@@ -286,12 +275,8 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
 def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
     """How many rows of each evaluation task the corpus contains: the dictionary `rows_of_tasks` with two further
     entries for each task, "found", the number of its rows that occur in the corpus, and "documents", the number of
-    documents that contain one.
-
-    Args:
-        rows_of_tasks: the result of `index_tasks`.
-        to: the folder with the files of `index_tasks` and `decontamination_filter`.
-    """
+    documents that contain one. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files of
+    `index_tasks` and `decontamination_filter`."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -307,22 +292,18 @@ def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any
 
 def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     """The filter that removes documents that share an n-gram with an evaluation task; the reason names all these tasks.
-    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`.
-
-    Args:
-        to: the folder with the hashes that `index_tasks` has written.
-        rank: the number of the task of the pipeline.
-    """
+    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`. `to`: the folder with the
+    hashes that `index_tasks` has written; `rank`: the number of the task of the pipeline."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
-    block = NGramsDecontFilter(str(to), config=NGramsDecontConfig(n_grams=NGRAM), language=_english())
+    block = NGramsDecontFilter(str(to), config=NGramsDecontConfig(n_grams=NGRAM), language=_english_tokenizer())
     block.load_index_hashes()
     owners = np.load(to / "rows.npy")
     names = sorted(path.name.removesuffix(".index.hashes").replace("|", "/") for path in to.glob("*.index.hashes"))
     order = np.argsort(owners[:, 0], kind="stable")
     keys, numbers = owners[order, 0], owners[order, 1]
-    grams = _grams()
+    grams = _ngram_hasher()
     hits: set[int] = set()
     documents: Counter[str] = Counter()
     (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
@@ -342,9 +323,8 @@ def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
     return reason_to_remove
 
 
-def _grams() -> Callable[[str], list[tuple[str, int]]]:
-    """A function from a text to [(n-gram of simplified words, its hash), ...], computed like datatrove's filter
-    does."""
+def _ngram_hasher() -> Callable[[str], list[tuple[str, int]]]:
+    """A function from a text to [(n-gram of simplified words, its hash), ...], computed as datatrove's filter does."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
     from datatrove.utils.text import ngrams, simplify_text

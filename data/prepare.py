@@ -190,7 +190,7 @@ def source_identities(corpus: str, store: Path) -> dict[str, Any]:
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A sentence for each difference between the data of an earlier and a later manifest of `prepare`. Entries that one
     of them lacks are not compared, so either may have "sources" alone."""
     sentences = []
@@ -223,13 +223,10 @@ def cannot_write_message(error: OSError) -> str:
     return cannot_write(error, Path(error.filename or ".").parent) or str(error)
 
 
-def held_out(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
+def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component.
-
-    Raises:
-        Missing: the text is not prepared, and `build` is false.
-    """
+    arms of a study: paths of .jsonl.gz files, one for each component. Raises Missing where the text is not prepared,
+    and `build` is false."""
     where = Store(Path(store), build=build)
     return [
         str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
@@ -263,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
 
-    def end(code: int, problem: str) -> NoReturn:
+    def exit_with(code: int, problem: str) -> NoReturn:
         if args.format == "json":
             print(answers.error(problem), flush=True)
         parser.exit(code, f"error: {problem}\n")
@@ -282,16 +279,16 @@ def main(argv: list[str] | None = None) -> None:
         for sentence in [] if args.told else corpora.missing_files(read, args.store):
             print(f"warning: {sentence}", file=sys.stderr)
         if args.held_out:
-            print("\n".join(held_out(args.corpus, args.store, recipe.allow_errors)))
+            print("\n".join(validation_files(args.corpus, args.store, recipe.allow_errors)))
             return
         tokenizer = args.tokenizer or args.corpus
         manifest = prepare(args.corpus, tokenizer, args.vocab, args.store, args.kind, recipe, executor, mask=args.mask)
     except ValueError as error:
-        end(2, str(error))
+        exit_with(2, str(error))
     except RuntimeError as error:
-        end(1, str(error))
+        exit_with(1, str(error))
     except OSError as error:
-        end(1, cannot_write_message(error))
+        exit_with(1, cannot_write_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:

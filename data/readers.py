@@ -51,12 +51,8 @@ class Ledger:
 
 
 def check_problem_count(problems: list[str], allowed: int) -> None:
-    """Raise ValueError where there are more problems than allowed; the message names them.
-
-    Args:
-        problems: a sentence for each problem.
-        allowed: how many are tolerated.
-    """
+    """Raise ValueError where there are more problems than allowed; the message names them. `problems`: a sentence for
+    each problem; `allowed`: how many are tolerated."""
     if len(problems) <= allowed:
         return
     shown = problems[:PROBLEMS_SHOWN]
@@ -70,7 +66,7 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
 def format_and_compression(name: str) -> tuple[str, str] | None:
     """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None for files
     that are not read here."""
-    match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name)
+    match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name, re.DOTALL)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
@@ -174,12 +170,8 @@ class HubFile(io.RawIOBase):
     """A file of the hub, read in ranges over HTTP and hashed meanwhile.
 
     Of huggingface_hub only the HTTP client is used, which tries five times before it fails: its own file system lists
-    the whole repository in every process.
-
-    Args:
-        address: hf://datasets/organisation/name@commit/path.
-        size: the bytes of the file, as the hub lists them.
-        sha256: the sha256 that the hub lists; another value is not compared.
+    the whole repository in every process. `address`: hf://datasets/organisation/name@commit/path; `size`: the bytes of
+    the file, as the hub lists them; `sha256`: the sha256 that the hub lists; another value is not compared.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):
@@ -322,7 +314,9 @@ def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
 # ledger.
 
 
-def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _json_lines(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, Any]]:
     import orjson
 
     for number, line in enumerate(file, 1):
@@ -344,7 +338,7 @@ def _lines(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: L
             yield number, record
 
 
-def _paragraphs(
+def _blank_line_separated_texts(
     file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
 ) -> Iterator[tuple[int, str]]:
     start, damaged = 1, False
@@ -375,14 +369,18 @@ def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
         )
 
 
-def _whole(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, str]]:
+def _whole_file_text(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, str]]:
     try:
         yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         ledger.add_problem(path, f"not UTF-8: {error}")
 
 
-def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(
+    file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
+) -> Iterator[tuple[int, Any]]:
     """The rows of a parquet file. A record has the column of the text, the columns in `columns`, and the column "meta"
     where that contains the domain of the document."""
     import pyarrow
@@ -393,6 +391,9 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
     text = field or "text"
     if absent := [column for column in (text, *columns) if column not in schema.names]:
         ledger.add_problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
+        return
+    if several := [column for column in (text, *columns, DOMAIN[0]) if schema.names.count(column) > 1]:
+        ledger.add_problem(path, f'several columns are called "{several[0]}"')
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
@@ -407,4 +408,9 @@ def _rows(file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Le
                 ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
 
 
-_LAYOUTS = {"jsonl": _lines, "oscar-v1": _paragraphs, "one-per-file": _whole, "parquet": _rows}
+_LAYOUTS = {
+    "jsonl": _json_lines,
+    "oscar-v1": _blank_line_separated_texts,
+    "one-per-file": _whole_file_text,
+    "parquet": _parquet_rows,
+}

@@ -104,9 +104,9 @@ def write(
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text of `counts`, [documents, bytes]: {"count", "estimated": bool}. It is known for the
-    final text, and otherwise estimated by `rate`, in tokens per byte, since text that a filter removes is never
-    tokenized."""
+    """The number of tokens of a text, {"count", "estimated": bool}. It is known for the final text; for the text before
+    a filter it is estimated by `rate`, in tokens per byte, since text that a filter removes is never tokenized.
+    `counts`: [documents, bytes] of the text; `manifest`: that of the token files."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 

@@ -32,8 +32,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of a SentencePiece vocabulary. In the text of a piece a space is U+2581, and a byte is written as
-    <0x0A>."""
+    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
 
     text: str
     score: float  # BPE merges the pair whose piece has the highest score first
@@ -109,16 +108,9 @@ class SentencePiece(Tokenizer):
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file.
-
-    Args:
-        sample: the texts.
-        vocab: the number of pieces.
-        kind: "bpe" or "unigram".
-
-    Raises:
-        ValueError: the texts allow no such vocabulary; the message names the sizes that are possible.
-    """
+    """Train a SentencePiece model on texts; returns the content of its file. `sample`: the texts; `kind`: "bpe" or
+    "unigram". Raises ValueError where the texts allow no such vocabulary; the message names the sizes that are
+    possible."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -131,7 +123,7 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
             **OPTIONS | {"model_type": kind},
         )
     except RuntimeError as error:
-        raise ValueError(_explain(str(error), vocab)) from error
+        raise ValueError(_training_error_message(str(error), vocab)) from error
     return model.getvalue()
 
 
@@ -141,7 +133,7 @@ def _lines(documents: Iterable[str]) -> Iterator[str]:
         yield from (line for line in text.split("\n") if line)
 
 
-def _explain(error: str, vocab: int) -> str:
+def _training_error_message(error: str, vocab: int) -> str:
     """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
     possible. `vocab`: the size that was requested."""
     if "too high" in error:

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import re
+from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -78,11 +79,14 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where the name of a file is not UTF-8, which can neither be printed nor written to a record."""
+    """Raise ValueError where the name of a file is not UTF-8, which can neither be printed nor written to a record, or
+    has control characters, such as a line end."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the name {os.fsencode(name)!r} is not UTF-8: rename the file or folder") from None
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", name):
+        raise ValueError(f"the name {name!r} has control characters: rename the file or folder")
 
 
 @functools.cache
@@ -108,28 +112,21 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     is left out.
 
     Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the
-    format with the most bytes is taken.
-
-    Args:
-        pattern: a file, a folder or a glob.
-
-    Raises:
-        ValueError: no file remains, a second format has more than NOTE_SHARE of the bytes, or a file is there both
-            compressed and uncompressed.
+    format with the most bytes is taken. `pattern`: a file, a folder or a glob. Raises ValueError where no file remains,
+    a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and uncompressed.
     """
     if "," in pattern:
-        raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern!r}")
+        raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")
     root = Path(pattern)
     left_out: list[str] = []
     if root.is_dir():
         paths, left_out = _data_files_of_folder(root)
     else:
-        paths = [root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)]
-        paths = [path for path in paths if path.is_file()]
+        paths = _present([root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)])
         if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
-        raise ValueError(f"no file matches {pattern!r}; looked for {', '.join(EXTENSIONS)}")
+        raise ValueError(f"no file matches {pattern[:200]!r}; looked for {', '.join(EXTENSIONS)}")
     return sorted(paths, key=lambda path: path.as_posix()), left_out
 
 
@@ -137,11 +134,9 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     """`data_files` of a folder, in no order."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
-    readable = [
-        path for path in sorted(folder.rglob("*")) if readers.format_and_compression(path.name) and path.is_file()
-    ]
-    hidden = [path for path in readable if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
-    visible = [path for path in readable if path not in set(hidden)]
+    below = [path for path in _files_below(folder) if readers.format_and_compression(path.name)]
+    hidden = [path for path in below if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
+    visible = _present(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
@@ -168,6 +163,47 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     ]
 
 
+def _files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; also those in folders that are symbolic links, unless hidden, each folder once.
+    Raises ValueError where a folder cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
+            raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
+
+    paths, seen = [], {_identity(folder)}
+    for at, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        paths += [Path(at, name) for name in files]
+        unseen = []
+        for name in sorted(folders):
+            path = Path(at, name)
+            if not (name.startswith(HIDDEN) and path.is_symlink()) and (identity := _identity(path)) not in seen:
+                unseen.append(name)
+                seen.add(identity)
+        folders[:] = unseen  # os.walk goes into these
+    return sorted(paths)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells whether two paths lead to the same folder: its device and inode; (0, 0) where it is gone."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _present(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are files. Raises ValueError where one is a symbolic link to a file that is not there: a
+    part of the text is missing."""
+    files = []
+    for path in paths:
+        if path.is_symlink() and not os.path.exists(path):
+            raise ValueError(f"{path} is a symbolic link to a file that is not there: put it there, or remove the link")
+        files += [path] if path.is_file() else []
+    return files
+
+
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:
     """Raise ValueError where a file of a folder is there in several forms of compression, such as a.jsonl beside
     a.jsonl.gz: its text would be read more than once."""
@@ -188,20 +224,20 @@ def _check_no_copies(folder: Path, paths: list[Path]) -> None:
 def matching_files(root: Path, patterns: list[str]) -> list[Path]:
     """The files below a folder that match one of the globs, sorted by path, without hidden ones. Raises ValueError
     where no file matches."""
-    paths = {
+    visible = {
         path
         for pattern in patterns
         for path in root.glob(pattern)
-        if path.is_file() and not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
+        if not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
     }
+    paths = _present(sorted(visible, key=lambda path: path.as_posix()))
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
-    return sorted(paths, key=lambda path: path.as_posix())
+    return paths
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. The names of the files relative to it are the same on every
-    machine."""
+    """The deepest folder that contains all files. Names of files relative to it are the same on every machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
@@ -239,25 +275,31 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
     repo, revision = spec["hub"], spec["revision"]
     key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
     listing = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
-    if listing and listing.exists():
-        entries = json.loads(listing.read_text("utf-8"))
-    elif not ask:
+    entries = _read_listing(listing) if listing else None
+    if entries is None and not ask:
         raise Missing(f"the files of {repo} were not listed yet")
-    else:
+    if entries is None:
         entries = _list_hub_files(spec["name"], repo, revision, spec["files"])
         if listing:
             write_whole(listing, json.dumps(entries))
     return [SourceFile(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in entries]
 
 
+def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
+    """(path, bytes, hash) of each file of a repository, as they were listed before; None where they were not, or what
+    was kept is damaged."""
+    try:
+        entries = [tuple(entry) for entry in json.loads(path.read_text("utf-8"))]
+        whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return entries if entries and whole else None
+
+
 def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
     """(path, bytes, hash) of each file of a repository on the hub, at a commit, that matches one of the globs, sorted
     by path. Only the folders that the globs name are listed: C4's repository has a hundred other languages beside
-    English. `corpus`: its name, for messages.
-
-    Raises:
-        ValueError: the hub cannot be read, or no file matches.
-    """
+    English. `corpus`: its name, for messages. Raises ValueError where the hub cannot be read, or no file matches."""
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi

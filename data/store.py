@@ -53,7 +53,6 @@ def prepared(
     `make` it starts again from the beginning.
 
     Args:
-        store: the store of prepared data.
         name: how the folder's name begins.
         inputs: everything that its content depends on, as a JSON object.
         make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
@@ -86,7 +85,7 @@ def _build(
     work = store.path / f"partial-{whole.name}"
     try:
         if not (work / "manifest.json").exists():
-            _begin(work)
+            _begin_folder(work)
             with _progress(store, name, work / "logs") as run:
                 result = make(work, run)
             shutil.rmtree(work / "scratch", ignore_errors=True)
@@ -107,12 +106,9 @@ def _build(
         raise
 
 
-def _begin(work: Path) -> None:
+def _begin_folder(work: Path) -> None:
     """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
-
-    Raises:
-        RuntimeError: another version of the code has begun it.
-    """
+    Raises RuntimeError where another version of the code has begun it."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -169,8 +165,7 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The content of manifest.json of a folder. Raises ValueError where the file is missing or is not what was
-    written."""
+    """The content of manifest.json of a folder. Raises ValueError where the file is missing or has been changed."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -185,16 +180,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     """Check that the files of a folder are what was written. Sizes are always compared; hashes where a file has changed
-    since the last comparison, unless store.build is false.
-
-    Args:
-        folder: the folder.
-        files: {name: {"bytes", "sha256"}} of its files, as written.
-        store: the store of prepared data, which remembers comparisons.
-
-    Raises:
-        ValueError: a file is missing or is not what was written; the message names it.
-    """
+    since the last comparison, unless store.build is false. `files`: {name: {"bytes", "sha256"}} of its files, as
+    written; `store`: the store of prepared data, which remembers comparisons. Raises ValueError where a file is missing
+    or is not what was written; the message names it."""
     states, paths = [], [folder / name for name in files]
     for name, written in files.items():
         path = folder / name
@@ -240,14 +228,11 @@ def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
 
 def content_hash(path: Path, store: Store) -> str:
     """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
-    changes (only the system can set the ctime).
-
-    Raises:
-        Missing: the hash is not in the store, and `store.build` is false.
-    """
+    changes (only the system can set the ctime). Raises Missing where the hash is not in the store, and `store.build` is
+    false."""
     note = store.path / "hashes" / digest(_file_state(path))[:32]
-    if _is_valid(note, [path], store):
-        return note.read_text("utf-8")
+    if _is_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", kept := note.read_bytes()):
+        return kept.decode()
     if not store.build:
         raise Missing(f"{path} has not been read")
     sha = _sha256(path)
@@ -267,8 +252,9 @@ def _sha256(path: Path) -> str:
 
 
 def _is_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether the result in the file `note`, about the files `read`, is still valid. It is not where a file had been
-    changed less than RACY_SECONDS before it was read; a store that may not build accepts the result all the same."""
+    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It does not where a file
+    had changed less than RACY_SECONDS before it was read, since it may have changed again without a new time; a store
+    that may not build accepts it all the same."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)

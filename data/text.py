@@ -34,13 +34,7 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
     """The filtered and deduplicated text of a corpus that is not a blend: the folder of the text, and its manifest.
-    Missing text is prepared.
-
-    Args:
-        name: the corpus.
-        recipe: which documents are removed.
-        store: the store of prepared data.
-    """
+    Missing text is prepared. `name`: the corpus; `recipe`: which documents are removed."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -51,7 +45,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         files = source_files(spec, store.path, store.build)
         hashes = content_hashes(files, store)
         wrong = checksum_problems(spec, files, hashes)
-        source = _identity(files, hashes)
+        source = _identity_of_files(files, hashes)
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
         inputs |= {
             "files": [[file.name, sha] for file, sha in zip(files, hashes, strict=True)],
@@ -90,17 +84,16 @@ def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     if "files" not in spec:
         return None
     files = source_files(spec, store.path, store.build)
-    return _identity(files, content_hashes(files, store))
+    return _identity_of_files(files, content_hashes(files, store))
 
 
-def _identity(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
+def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
     named = [[file.name, sha] for file, sha in zip(files, hashes, strict=True)]
     return {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest(named)}
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it does not have, or has with another hash than
-    `hashes`."""
+    """A sentence for each file that the list of checksums beside it lacks, or has with another hash than `hashes`."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -217,13 +210,8 @@ def _read_and_filter(
     run: Run,
 ) -> tuple[list[str], dict[str, int], int]:
     """Read and filter the documents, in `count` tasks, and write those that are kept, their digests and signatures.
-
-    Returns:
-        (all problems, {kind: number of records that were not documents}, the number of documents that were read).
-
-    Raises:
-        ValueError: there are more problems than allowed.
-    """
+    Returns (all problems, {kind: number of records that were not documents}, the number of documents that were read).
+    Raises ValueError where there are more problems than allowed."""
     from datatrove.pipeline.writers import JsonlWriter
 
     make: dict[str, Callable[[int], Callable[[Any], str]]] = {
@@ -238,7 +226,7 @@ def _read_and_filter(
         run(
             "reading",
             [
-                partial(_read, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
+                partial(_read_files, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
                 *(Step(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
                 JsonlWriter(str(folders.read), compression=None),
                 partial(dedup.write_digests, folders.read),
@@ -266,15 +254,17 @@ def _remove_duplicates(recipe: Recipe, folders: Folders, count: int, work: Path,
     text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
     remove = Step("duplicates", partial(dedup.duplicate_filter, folders.removed), folders.reports / "duplicates")
     target = JsonlWriter(str(folders.uncut), compression=None) if recipe.substring else text
-    run("writing text", [partial(_read_again, folders.read), remove, target], count)
+    run("writing text", [partial(_read_documents, folders.read), remove, target], count)
     if recipe.substring:
         find = partial(substrings.find_repeats, folders.uncut, recipe.substring, folders.spans)
         run("finding repeated stretches", [find], 1)
         cut = Step("substring", partial(substrings.repeat_filter, folders.spans), folders.reports / "substring")
-        run("cutting repeated stretches", [partial(_read_again, folders.uncut), cut, text], count)
+        run("cutting repeated stretches", [partial(_read_documents, folders.uncut), cut, text], count)
 
 
-def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int) -> Iterator[Any]:
+def _read_files(
+    pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int
+) -> Iterator[Any]:
     """The documents of the files of task `rank`, in datatrove's form. The files are divided among the tasks in their
     order, so that each task reads about the same number of bytes.
 
@@ -294,7 +284,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
         for file in files:
             if min(start * tasks // total, tasks - 1) == rank:  # an empty file at the end begins at the total
                 for name, text, labels in documents(spec, file, ledger):
-                    split = "valid" if corpora.held_out(spec, file.package, text, share) else "train"
+                    split = "valid" if corpora.is_held_out(spec, file.package, text, share) else "train"
                     count += 1
                     yield Document(text, name, metadata={**labels, "split": split})
             start += file.size
@@ -305,7 +295,7 @@ def _read(pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank
         write_whole(reports / f"{rank:05d}.json", json.dumps(summary))
 
 
-def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
+def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
     """The documents that an earlier step has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
     reader, which would decode them by the locale."""
     import orjson
@@ -321,8 +311,7 @@ def _read_again(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
 
 
 def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """What all reading tasks reported: (problems, {kind: number of records that were not documents}, the number of
-    documents)."""
+    """What all reading tasks reported: (problems, {kind: records that were not documents}, number of documents)."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
@@ -336,11 +325,8 @@ def _gather_valid(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
     """Write the held-out documents into one file. Returns {"sha256", "train" and "valid": {"documents", "bytes"}} of
-    the text. The last four arguments are for the message.
-
-    Raises:
-        ValueError: no document is left for training or for validation.
-    """
+    the text. The last four arguments are for the message. Raises ValueError where no document is left for training or
+    for validation."""
     import orjson
 
     sha, counts = hashlib.sha256(), {}
@@ -355,12 +341,12 @@ def _gather_valid(
                 if split == "valid":
                     packed.write(line)
             if not count:
-                raise ValueError(_too_little(spec, split, share, total, not_documents, copies))
+                raise ValueError(_no_documents_message(spec, split, share, total, not_documents, copies))
             counts[split] = {"documents": count, "bytes": size}
     return {"sha256": sha.hexdigest(), **counts}
 
 
-def _too_little(
+def _no_documents_message(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
     """The error message for the case that no document is left for a split: the reason, and what helps. `total`: the

@@ -51,8 +51,7 @@ FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file or folder `path`, in one of the formats of `read`. Raises ValueError where there is
-    none."""
+    """The tokenizer in the file or folder `path`, in a format of `read`. Raises ValueError where there is none."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -100,11 +99,8 @@ def read(path: str | Path) -> tuple[str, bytes]:
 
 def check_parity(tokenizer: Tokenizer) -> None:
     """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and on texts with
-    the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training.
-
-    Raises:
-        ValueError: the ids differ.
-    """
+    the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training. Raises
+    ValueError where the ids differ."""
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
@@ -137,10 +133,8 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
 
     It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as <unk>; <mask> or
-    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces.
-
-    Raises:
-        ValueError: `vocab` leaves no id beyond the pieces; the message says what helps.
+    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces. Raises ValueError where `vocab`
+    leaves no id beyond the pieces; the message says what helps.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -170,17 +164,10 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
     SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
     is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`
-    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first.
-
-    Args:
-        documents: the texts.
-        size: the bytes of all documents together.
-        vocab: the number of pieces.
-        kind: "bpe", "unigram", "byte-bpe" or "wordpiece".
-        mask: whether a byte-bpe gets an id for a masked token; the other kinds have one anyway.
-
-    Raises:
-        ValueError: the text allows no such vocabulary; the message names the smallest or largest one.
+    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first. `size`: the bytes
+    of all documents together; `kind`: "bpe", "unigram", "byte-bpe" or "wordpiece"; `mask`: whether a byte-bpe gets an
+    id for a masked token; the other kinds have one anyway. Raises ValueError where the text allows no such vocabulary;
+    the message names the smallest or largest one.
     """
     every = stride(size)
     sample = (text for i, text in enumerate(documents) if i % every == 0)
@@ -192,5 +179,6 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The n of `train`, which reads every n-th document of a text of `size` bytes."""
+    """The interval between the documents that a tokenizer is trained on, such that they have about SAMPLE_BYTES: 1 for
+    all documents, 3 for every third one. `size`: the bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

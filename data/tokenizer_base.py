@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.coverage import Coverage
 
@@ -15,14 +18,8 @@ if TYPE_CHECKING:
 
 class Tokenizer:
     """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever it contains.
-
-    Args:
-        path: where the file is, for error messages.
-        content: the bytes of the file.
-
-    Raises:
-        ValueError: the content is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode.
-    """
+    `path`: where the file is, for error messages; `content`: the bytes of the file. Raises ValueError where the content
+    is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode."""
 
     kind: str
     path: Path
@@ -44,9 +41,8 @@ class Tokenizer:
         """The token ids of each text. The number of threads changes the time, not the result."""
         raise NotImplementedError
 
-    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts, end to end in one array [tokens], and the number of tokens of each text
-        [texts]."""
+    def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of all texts as one array [tokens], and the number of tokens of each text [texts]."""
         import numpy as np  # not by those who only plan
 
         batch = self.encode_batch(texts)
@@ -72,11 +68,41 @@ class Tokenizer:
         return counts.unknown, counts.unknown_bytes
 
     def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes.
+        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes. Raises
+        RuntimeError where the ids differ for a text."""
 
-        Raises:
-            RuntimeError: the ids differ for a text.
-        """
+
+class TokenizerJSON(Tokenizer):
+    """A tokenizer whose file is a tokenizer.json, which Hugging Face's library reads; its text is `definition`."""
+
+    definition: str
+
+    def __init__(self, path: str | Path, content: bytes):
+        self.path = Path(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.definition = content.decode("utf-8", "replace")
+
+    @cached_property
+    def _hugging_face(self) -> Any:
+        # Preparation runs a process for each core already; and the library's threads do not survive a fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_str(self.definition)
+        except Exception as error:  # of no class of its own
+            raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
+        backend.encode_special_tokens = True  # "[SEP]" in a text is five characters
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def _hugging_face_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._hugging_face.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hugging_face"}
 
 
 def valid_unicode(texts: Iterable[str]) -> list[bytes]:

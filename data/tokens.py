@@ -46,8 +46,7 @@ class Count(NamedTuple):
 
 
 def dtype(vocab: int) -> np.dtype:
-    """The type of a token in token files: 2 bytes where a vocabulary of `vocab` ids is small enough, else 4 (Megatron's
-    rule)."""
+    """The type of a token in token files, by Megatron's rule: 2 bytes where `vocab` ids fit into them, else 4."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 
@@ -58,7 +57,6 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
     Args:
         prefix: the path of the two files without extension.
         documents: pairs (text, domain).
-        tokenizer: the tokenizer.
 
     Returns: {domain: its counts}.
 
@@ -72,7 +70,7 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
         for batch in _batches(documents):
             texts = [text for text, _ in batch]
             tokenizer.check([texts[0][:CHECKED]])
-            ids, counts = tokenizer.arrays(texts)
+            ids, counts = tokenizer.token_arrays(texts)
             tokens = np.empty(len(ids) + len(counts), kind)
             ends = np.cumsum(counts + 1) - 1
             of_text = np.ones(len(tokens), bool)
@@ -103,11 +101,8 @@ def join(parts: list[str | Path], prefix: str | Path) -> None:
 
 def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
     """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped. `prefix`:
-    the path of the .bin and .idx file, without extension.
-
-    Raises:
-        ValueError: the .idx file is not an index of this format, or does not belong to the .bin file.
-    """
+    the path of the .bin and .idx file, without extension. Raises ValueError where the .idx file is not an index of this
+    format, or does not belong to the .bin file."""
     with open(f"{prefix}.idx", "rb") as file:
         head = file.read(HEADER.size)
     magic, version, code, count, _ = HEADER.unpack(head) if len(head) == HEADER.size else (b"", 0, 0, 0, 0)

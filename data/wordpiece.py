@@ -6,16 +6,14 @@ It is lossy: text is lower-cased and loses its accents, and a word with a charac
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data.coverage import Coverage
-from data.tokenizer_base import Tokenizer, valid_unicode
+from data.tokenizer_base import TokenizerJSON, valid_unicode
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names, with the ids 0 to 4 where trained here
 CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # those of its published tokenizers
@@ -26,7 +24,7 @@ MAX_ALPHABET, MAX_ALPHABET_SHARE = 1000, 0.25
 PREFIX = "##"  # of a piece within a word
 
 
-class WordPiece(Tokenizer):
+class WordPiece(TokenizerJSON):
     """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers. Documents end with [SEP]; encoding
     adds no token. `pad`, `unk`, `cls`, `sep` and `mask` are the ids of the special tokens."""
 
@@ -34,10 +32,8 @@ class WordPiece(Tokenizer):
     lossless = False
 
     def __init__(self, path: str | Path, content: bytes):
-        self.path = Path(path)
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self.definition = content.decode("utf-8", "replace")
-        vocab = self._backend.get_vocab(with_added_tokens=True)
+        super().__init__(path, content)
+        vocab = self._hugging_face.get_vocab(with_added_tokens=True)
         for names in (SPECIALS, CRAMMING_SPECIALS):
             if all(name in vocab for name in names):
                 break
@@ -48,43 +44,24 @@ class WordPiece(Tokenizer):
         self.specials = sorted(vocab[name] for name in names)
         self.vocab_size: int = max(vocab.values()) + 1
 
-    @cached_property
-    def _backend(self) -> Any:
-        # Preparation runs a process for each core already; and the library's threads do not survive a fork.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import tokenizers
-
-        try:
-            backend = tokenizers.Tokenizer.from_str(self.definition)
-        except Exception as error:  # of no class of its own
-            raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
-        backend.encode_special_tokens = True  # "[SEP]" in a text is five characters
-        backend.no_padding()
-        backend.no_truncation()
-        return backend
-
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The token ids of each text. `threads` has no effect: the library reads TOKENIZERS_PARALLELISM."""
         valid_unicode(texts)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._hugging_face_ids(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words of token ids, separated by spaces. Special tokens and extra ids give no text."""
-        return self._backend.decode([int(i) for i in ids if i < self.vocab_size])
+        return self._hugging_face.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
         valid_unicode(texts)
         total = Coverage(0, 0, 0, 0)
-        for text, encoding in zip(
-            texts, self._backend.encode_batch(list(texts), add_special_tokens=False), strict=True
-        ):
+        encodings = self._hugging_face.encode_batch(list(texts), add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
             spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token == self.unk]
             lost = sum(len(text[begin:end].encode()) for begin, end in spans)
             total += Coverage(len(encoding.ids), len(spans), len(text.encode()), lost)
         return total
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_backend"}
 
 
 def train(sample: Iterable[str], vocab: int) -> bytes:
@@ -96,10 +73,8 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     are not ASCII; here they are kept and get pieces.
 
     Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table, so that two trainings
-    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first.
-
-    Raises:
-        ValueError: the text allows no such vocabulary; the message names the smallest or largest possible one.
+    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first. Raises
+    ValueError where the text allows no such vocabulary; the message names the smallest or largest possible one.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers

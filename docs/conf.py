@@ -82,6 +82,43 @@ def commands() -> str:
     return "\n\n".join([*parts, ""])
 
 
+STUDY_PLAN = "STUDY=position SEEDS=5"
+HARDWARE_PLAN = "STUDY=position SIZE=125m DATA=c4 ON=a100 SEEDS=3"
+BUDGET_PLAN = "18 weeks, 52x8 A100-80, 4 spare"
+NOWHERE = "example"  # an output root without runs: a plan of a study writes nothing
+
+
+def planned(words: list[str]) -> str:
+    """What `make plan` prints for these words; of paths, as if the output root were `runs`.
+
+    Raises:
+        RuntimeError: the command refuses them, for another reason than this machine's disk.
+    """
+    env = {**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ablations", "plan", *words], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    if done.returncode and "refused: the disk" not in done.stdout:
+        raise RuntimeError(f"make plan {' '.join(words)}: {done.stderr}")
+    return re.sub(rf"\b{NOWHERE}\b", "runs", done.stdout).strip()
+
+
+def plans() -> str:
+    """What `make plan` prints for a study, on this machine and on hardware that is named."""
+    parts = [
+        "# What a plan prints",
+        "Printed by the commands themselves when this page was made, on the machine that made it. That of a whole "
+        "budget is [a document](plan/report.md).",
+    ]
+    for words, says in (
+        (STUDY_PLAN, "A study on this machine. The last lines say what the study could see."),
+        (HARDWARE_PLAN, "A study on hardware that is not here: layouts, hours with their interval, energy, disk."),
+    ):
+        printed = planned([*words.split(), f"OUT={NOWHERE}"])
+        parts += [f"## make plan {words}", says, f"```text\n{printed}\n```"]
+    return "\n\n".join([*parts, ""])
+
+
 def variants() -> str:
     """Each class of each factor, with what it says of itself."""
     from model.mlp import MLPS
@@ -138,11 +175,13 @@ def write_generated() -> None:
         "run-directory": run_directory(),
         "commands": commands(),
         "variants": variants(),
+        "plans": plans(),
         "licences": licences(),
     }
     for name, text in pages.items():
         (DOCS / "reference" / f"{name}.md").write_text(text, "utf-8")
-    toc = "\n".join(pages)
+    planned([f"BUDGET={BUDGET_PLAN}", f"TO={DOCS / 'reference' / 'plan'}"])  # writes a document, and its figures
+    toc = "\n".join([*pages, "plan/report"])
     (DOCS / "reference" / "index.md").write_text(
         f"# Reference\n\nMade from the code by each build.\n\n```{{toctree}}\n:maxdepth: 1\n{toc}\n```\n", "utf-8"
     )
@@ -152,13 +191,12 @@ def write_generated() -> None:
         charts_apart(DOCS / "records" / record.name)
     toc = "\n".join(f"{record.name}/report" for record in records)
     summaries = "\n".join(
-        f"| [{record.name}]({record.name}/report.md) | {verdicts(record)} | {predictions(record)} |"
-        for record in records
+        f"| [{record.name}]({record.name}/report.md) | {answer(record)} | {predictions(record)} |" for record in records
     )
     (DOCS / "records" / "index.md").write_text(
         "# Records\n\nStudies that were run, each with its report as it was written. The expectation of each was "
         "written down before its runs; what did not come true, and what nothing came of, stays here too.\n\n"
-        f"| record | verdicts | predictions |\n|---|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
+        f"| record | answer | predictions |\n|---|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
         "utf-8",
     )
 
@@ -184,6 +222,13 @@ def charts_apart(page: Path) -> None:
         images.append(f"![{chart.get('aria-label')}]({name})")
     report = page / "report.md"
     report.write_text(re.sub(r"!\[[^]]*\]\(figure\.svg\)", "\n".join(images), report.read_text("utf-8")), "utf-8")
+
+
+def answer(record: Path) -> str:
+    """The answer of a record in a sentence; of one made before reports had it, its verdicts; of a ladder, which has no
+    run.json, where to look."""
+    file = record / "run.json"
+    return (json.loads(file.read_text("utf-8")).get("answer") if file.exists() else "") or verdicts(record)
 
 
 def verdicts(record: Path) -> str:

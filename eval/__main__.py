@@ -25,21 +25,16 @@ with the tasks is left as it is."""
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval", description=ABOUT)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
-    parser.add_argument(
-        "--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between"
-    )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
-    parser.add_argument(
-        "--shots", type=int, metavar="N", help="examples in each prompt (default: as each task's definition says)"
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="where the runs' prepared data is (default: data in their OUT)"
-    )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
-    parser.add_argument("--processes", type=int, default=0, help="default: one for each GPU, or one")
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--weights", default="", help=argparse.SUPPRESS)  # of a rank: those of `Weights.name`
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
+    add("--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between")
+    add("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
+    add("--shots", type=int, metavar="N", help="examples in each prompt (default: as each task's definition says)")
+    add("--store", type=Path, metavar="FOLDER", help="where the runs' prepared data is (default: data in their OUT)")
+    add("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
+    add("--processes", type=int, default=0, help="default: one for each GPU, or one")
+    add("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--weights", default="", help=argparse.SUPPRESS)  # of a rank: those of `Weights.name`
     args = parser.parse_args(argv)
     tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not args.runs and not tasks:
@@ -79,11 +74,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_names(tasks: list[str]) -> None:
     """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
-    takes seconds to import.
-
-    Raises:
-        ValueError: a name is no task, group or pattern of lm-eval, or names tasks that cannot be run here.
-    """
+    takes seconds to import. Raises ValueError where a name is no task, group or pattern of lm-eval, or names tasks that
+    cannot be run here."""
     if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
@@ -91,11 +83,8 @@ def check_names(tasks: list[str]) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated.
-
-    Raises:
-        ValueError: it is not, or has no such weights yet.
-    """
+    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
+    has no such weights yet."""
     location.read_run_json(directory)
     if weights_of(directory):
         return
@@ -107,14 +96,8 @@ def check_run(directory: Path) -> None:
 
 
 def judge_run(directory: Path, requested: Requested | None, args: argparse.Namespace) -> None:
-    """Evaluate all weights of a run that have no current result, and print a line for each.
-
-    Args:
-        args: the parsed command line.
-
-    Raises:
-        ValueError: a task failed; the results of the others are written.
-    """
+    """Evaluate all weights of a run that have no current result, and print a line for each. Raises ValueError where a
+    task failed; the results of the others are written."""
     from eval import results
     from eval.judge import judge
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics.items import LN2, finite, ratio_stderr, stderr_of_mean
+from eval.statistics.items import LN2, finite_or_none, ratio_stderr, stderr_of_mean
 from eval.tasks import mirror, probes
 from eval.tasks.suite import suite
 
@@ -15,11 +15,9 @@ Samples = list[dict[str, Any]]  # the outcomes of a task's items, as they are wr
 
 
 def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """The entries in eval.json of tasks made from held-out text, {task: entry}, and the samples of all of them.
-
-    Args:
-        outcomes: {task: its result from `harness.evaluate`}.
-    """
+    """Make the entries of eval.json for the tasks made from held-out text. Returns {task: entry}, and the lines of
+    samples.jsonl.gz. `tasks`: {task: (its entry in tasks.yaml, its items)}; `outcomes`: {task: its result from
+    `harness.evaluate`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         spec, items = tasks[name]
@@ -47,11 +45,8 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
 
 
 def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """The entries in eval.json of tasks of lm-eval, {task: entry}, and the samples of all of them.
-
-    Args:
-        outcomes: {task: its result from `harness.evaluate_named`}.
-    """
+    """Make the entries of eval.json for tasks of lm-eval. Returns {task: entry}, and the lines of samples.jsonl.gz.
+    `outcomes`: {task: its result from `harness.evaluate_named`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         samples = outcome["samples"]
@@ -67,26 +62,20 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
 
 def loss(samples: Samples) -> dict[str, Any]:
     """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each byte has the
-    same weight: the value is the ratio of the sums, and not the mean of the documents' ratios.
-
-    Args:
-        samples: [{"nats", "bytes"}] of the documents.
-    """
+    same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`: [{"nats",
+    "bytes"}] of the documents."""
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
-        "stderr": finite(ratio_stderr(nats / LN2, sizes)),
+        "stderr": finite_or_none(ratio_stderr(nats / LN2, sizes)),
         "bytes": round(sizes.sum()),
         "n": len(samples),
     }
 
 
 def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """The held-out loss of each domain: {corpus: {domain: loss}}.
-
-    Args:
-        outcomes: {"corpus/domain": its result from `harness.evaluate`}.
-    """
+    """The held-out loss of each domain: {corpus: {domain: loss}}. `outcomes`: {"corpus/domain": its result from
+    `harness.evaluate`}."""
     return {
         corpus: {
             name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
@@ -99,10 +88,7 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
 
 def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
     """The mean over the tasks that count in it, in percent: {"value", "stderr", "chance"}; None where there are none.
-
-    Args:
-        entries: the tasks' entries in eval.json.
-    """
+    `entries`: the tasks' entries in eval.json."""
     counted = [entry for entry in entries if entry["mean"]]
     if not counted:
         return None
@@ -111,9 +97,12 @@ def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
 
 
 def suite_scores(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores of BigScience's suite in an evaluation, with None in place of NaN; None where it has no task of it."""
+    """The scores of BigScience's suite of tasks in one evaluation, with NaN replaced by None, which JSON can hold; None
+    where the evaluation has no task of the suite. `result`: the content of eval.json."""
     scores = suite([result])
-    return scores and {key: finite(value) if isinstance(value, float) else value for key, value in scores.items()}
+    return scores and {
+        key: finite_or_none(value) if isinstance(value, float) else value for key, value in scores.items()
+    }
 
 
 def mean_over_tasks(entries: list[dict], key: str) -> float | None:
@@ -126,4 +115,5 @@ def mean_over_tasks(entries: list[dict], key: str) -> float | None:
 
 
 def accuracy_stderr(samples: Samples) -> float | None:
-    return finite(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))
+    """The standard error of a mean over independent items; None for fewer than two."""
+    return finite_or_none(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))

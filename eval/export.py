@@ -24,13 +24,10 @@ ROWS = 2  # sequences of held-out text whose logits are compared
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.export", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)"
-    )
-    parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)"
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="of a finished run")
+    add("--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)")
+    add("--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)")
     answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
@@ -38,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     if args.format == "json":
         print(answers.answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None}))
@@ -51,30 +46,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
-
-    Args:
-        directory: the run directory.
-        to: the folder to create; None: HUB in the run directory, replacing an earlier export of this run.
-        store: the store of prepared data; None: that of the run's OUT folder.
-
-    Raises:
-        ValueError: the run is not finished or is damaged, `to` exists, Hugging Face has no such architecture, or the
-            checkpoint does not compute the same. No checkpoint is left then.
-    """
+    `to`: the folder to create; None: HUB in the run directory, replacing an earlier export of this run; `store`: the
+    store of prepared data; None: that of the run's OUT folder. Raises ValueError where the run is not finished or is
+    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint does not compute the same. No
+    checkpoint is left then."""
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
-    earlier = to is None and _is_of_run(safe_files.path_inside(directory, rundir.HUB), run)
+    earlier = to is None and _is_export_of_run(safe_files.path_inside(directory, rundir.HUB), run)
     to = to or directory / rundir.HUB
     if to.exists() and not earlier:
         raise ValueError(f"{to} exists; name a folder that does not")
     from model import hub
-    from model.config import ModelConfig
 
-    try:
-        cfg = ModelConfig(**run["config"]["model"])
-    except TypeError as error:
-        raise ValueError(f"{directory} was trained by another version: {error}") from error
+    cfg = location.model_config(directory, run)
     form = hub.counterpart(cfg)
 
     import torch
@@ -91,16 +76,17 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         raise ValueError(why)
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
+    weights.check_size(cfg)
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
     state = weights.read(run, None)
-    texts = documents(location.path_in_store(store, path) for path in run["data"]["valid"])
+    texts = documents(location.valid_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
     draft = to.with_name(f".{to.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        origin = {name: run[name] for name in ("cell", "fingerprint", "commit")}
+        origin = {name: run.get(name) for name in ("cell", "fingerprint", "commit")}
         origin["weights"] = weights.sha256
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
         convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
@@ -124,25 +110,16 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     )
 
 
-def _is_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an export of a run (given by its run.json), perhaps of weights that have been replaced
-    since."""
+def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether a folder has an export of a run (given by its run.json), perhaps of weights since replaced."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
-    return isinstance(origin, dict) and origin.get("fingerprint") == run["fingerprint"]
+    return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
     """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
-    sequence.
-
-    Args:
-        encoded: the token ids of each held-out document.
-        eod: the id of the end-of-document token, which is put before each document.
-        seq: the training length.
-
-    Raises:
-        ValueError: there is no held-out text.
-    """
+    sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the end-of-document token, which is
+    put before each document; `seq`: the training length. Raises ValueError where there is no held-out text."""
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]

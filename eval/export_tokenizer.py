@@ -14,11 +14,9 @@ def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> 
     WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK].
 
     The two differ in decoding ids whose bytes together are not UTF-8, which no text gives: the converted tokenizer
-    decodes each of these bytes as U+FFFD, the original only the invalid ones.
-
-    Args:
-        longest: the longest input, in tokens; None: unlimited.
-        causal: whether the model is a decoder. For an encoder the mask token is declared, where there is one.
+    decodes each of these bytes as U+FFFD, the original only the invalid ones. `longest`: the longest input, in tokens;
+    None: unlimited; `causal`: whether the model is a decoder. For an encoder the mask token is declared, where there is
+    one.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -47,12 +45,8 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
     [SEP], and a pair as [CLS] text [SEP] second text [SEP], as eval/finetune does, without token types.
 
     BertTokenizerFast is not used: when it is loaded, it replaces the file's normaliser and word splitting by BERT's
-    own, which gives other ids (transformers 5.23).
-
-    Args:
-        tokenizer: the WordPiece of data/wordpiece.py.
-        backend: the same as a tokenizers.Tokenizer, which is changed.
-        longest: the longest input, in tokens; None: unlimited.
+    own, which gives other ids (transformers 5.23). `tokenizer`: the WordPiece of data/wordpiece.py; `backend`: the same
+    as a tokenizers.Tokenizer, which is changed; `longest`: the longest input, in tokens; None: unlimited.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -84,10 +78,7 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     """A tokenizers.Tokenizer with a BPE model that has the vocabulary of a SentencePiece model trained here.
 
     The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so no pre-
-    or post-processing is needed.
-
-    Raises:
-        ValueError: the tokenizer cannot be exported.
+    or post-processing is needed. Raises ValueError where the tokenizer cannot be exported.
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
@@ -117,14 +108,8 @@ def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
     """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
-    or where the original is lossy to what the original decodes.
-
-    Args:
-        encoded: the ids of each text by the original tokenizer.
-
-    Raises:
-        ValueError: the two differ; the message shows where.
-    """
+    or where the original is lossy to what the original decodes. `encoded`: the ids of each text by the original
+    tokenizer. Raises ValueError where the two differ; the message shows where."""
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

@@ -38,12 +38,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out(run: dict[str, Any], store: Path) -> HeldOut:
-    """The held-out text of a run.
-
-    Args:
-        run: the content of run.json.
-        store: the store of prepared data.
-    """
+    """The held-out text of a run. `run`: the content of run.json; `store`: the store of prepared data."""
     spec = probes.specification()["tasks"]
     text = HeldOut({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
@@ -60,12 +55,8 @@ def held_out(run: dict[str, Any], store: Path) -> HeldOut:
 def masked_outcomes(
     model: Any, tokenizer: Any, tasks: Tasks, progress: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
-    """The held-out loss on masked tokens of each task, in the form of `harness.evaluate`.
-
-    Args:
-        model: a GPT with objective mlm.
-        progress: called with the number of finished tokens and of all tokens.
-    """
+    """The held-out loss on masked tokens of each task, in the form of `harness.evaluate`. `model`: a GPT with objective
+    mlm; `progress`: called with the number of finished tokens and of all tokens."""
     from eval.tasks.harness import sha256
     from eval.tasks.masked import masked_loss
 

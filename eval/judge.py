@@ -24,12 +24,11 @@ NO_LIKELIHOOD = (
 
 
 class Outcomes(NamedTuple):
-    """What the tasks came to, before scores are made of it.
+    """The results of all tasks of an evaluation, from which the scores in eval.json are computed.
 
-    held_out, domains: of tasks made from held-out text, {name: result of `harness.evaluate`}.
-    lm_eval: of tasks of lm-eval, {name: result of `harness.evaluate_named`}.
-    failed: {task of lm-eval: why it failed}.
-    curves: the loss by position on each corpus.
+    held_out, domains: of tasks made from held-out text, and of the held-out text by domain: {name: result of
+    `harness.evaluate`}. lm_eval: of lm-eval's tasks, {name: result of `harness.evaluate_named`}. failed: {lm-eval task:
+    why it failed}. curves: the loss by position, one curve for each corpus.
     """
 
     held_out: dict[str, dict]
@@ -51,7 +50,6 @@ def judge(
     """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
 
     Args:
-        directory: the run directory.
         weights: the weights, those at the end of training or those of a step.
         requested: tasks of lm-eval to run besides those made from held-out text.
         store: the store of prepared data; None: that of the run's OUT folder.
@@ -98,27 +96,15 @@ def judge(
     journal.close()
     if rank:
         return {}
-    result, rows = scores_of(text, outcomes)
+    scores, rows = scores_of(text, outcomes)
     result = {
         **results.identity(run, weights),
         **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
-        **result,
+        **scores,
         "precision": precision,
         "seconds": round(time.monotonic() - start, 1),
+        **additional_scores(scores, rows, outcomes, requested, missing),
     }
-    if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
-        sizes = [entry["bytes"] for entry in result["tasks"].values() if entry["metric"] == "bits_per_byte"]
-        result["unknown_bytes"] = unknown / sum(sizes)
-    if outcomes.curves:
-        result["by_position"] = position.mean_curve(outcomes.curves)
-    if requested:
-        result["lm_eval_tasks"] = {
-            "asked": requested.names,
-            "missing": missing,
-            "failed": outcomes.failed,
-            "shots": requested.shots,
-        }
-        result["suite"] = entries.suite_scores(result)
     results.write(directory, weights, result, rows)
     for helper in helpers:
         helper.wait()
@@ -166,6 +152,24 @@ def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entrie
     return result, rows + other_rows
 
 
+def additional_scores(
+    scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: Requested | None, missing: list[str]
+) -> dict[str, Any]:
+    """The entries of eval.json that not every evaluation has: the share of bytes behind unknown tokens, the loss by
+    position, and what became of the tasks of lm-eval with their suite score."""
+    more: dict[str, Any] = {}
+    if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
+        sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]
+        more["unknown_bytes"] = unknown / sum(sizes)
+    if outcomes.curves:
+        more["by_position"] = position.mean_curve(outcomes.curves)
+    if requested:
+        asked = {"asked": requested.names, "missing": missing, "failed": outcomes.failed, "shots": requested.shots}
+        more["lm_eval_tasks"] = asked
+        more["suite"] = entries.suite_scores(scores | more)
+    return more
+
+
 def load(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
@@ -173,7 +177,6 @@ def load(
     number of GPUs.
 
     Args:
-        directory: the run directory.
         weights: the weights to read, those at the end of training or those of a step.
         run: the content of run.json.
         store: the store of prepared data, with the tokenizer.
@@ -186,14 +189,15 @@ def load(
     import torch
 
     from model.allocator import keep_freed_memory
-    from model.config import ModelConfig
     from model.gpt import GPT
 
     tokenizer = location.load_tokenizer(directory, run, store)
     if not rank and (note := weights.check()):
         print(f"note: {note}", file=sys.stderr)
+    cfg = location.model_config(directory, run)
+    weights.check_size(cfg)
     try:
-        model = GPT(ModelConfig(**run["config"]["model"]))
+        model = GPT(cfg)
         model.load_state_dict(weights.read(run, model), strict=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
@@ -226,11 +230,7 @@ def start_ranks(
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A context with a progress bar on the terminal. Yields the function that moves it, whose arguments are the number
-    of finished tokens and of all tokens.
-
-    Args:
-        name: what is evaluated.
-    """
+    of finished tokens and of all tokens. `name`: what is evaluated."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -6,42 +6,60 @@ in its run.json are only a record of where files were, and must not be opened. O
 (a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
+from model.config import ModelConfig
 
-RUN_KEYS = ("cell", "config", "data")  # what evaluation reads of run.json
+# What evaluation reads of run.json (the form: `safe_files.first_misfit`).
+RUN_FORM = {
+    "cell": str,
+    "config": {"model": dict, "eval": {"corpora": list}},
+    "data": {"tokenizer": {"path": str, "sha256": str}},
+}
 
 
 def read_run_json(directory: Path) -> dict[str, Any]:
-    """The content of run.json in a run directory.
-
-    Raises:
-        ValueError: the file is missing, damaged, or not that of a run.
-    """
-    run = safe_files.read_json(directory / rundir.RUN, RUN_KEYS, rundir.RUN_TYPES)
+    """The content of run.json in a run directory. Raises ValueError where the file is missing or damaged, or describes
+    a model that this version cannot make."""
+    path = directory / rundir.RUN
+    run = safe_files.read_json(path, types=rundir.RUN_TYPES)
     if run is None:
         raise ValueError(f"{directory} has no {rundir.RUN}: it is not the directory of a run")
-    try:
-        dict(run["config"]["model"]), list(run["config"]["eval"]["corpora"]), dict(run["data"]["tokenizer"])
-    except (KeyError, TypeError) as error:
-        raise safe_files.Damaged(f"{directory / rundir.RUN} is damaged, or of another version: {error!r}") from None
+    wrong = safe_files.first_misfit(run, RUN_FORM)
+    if not wrong and not all(isinstance(corpus, str) for corpus in run["config"]["eval"]["corpora"]):
+        wrong = "config.eval.corpora"
+    if wrong:
+        raise safe_files.Damaged(f"{path} is damaged, or of another version: {wrong} is not what a run has there")
+    model_config(directory, run)
     return run
 
 
-def data_store(directory: Path, store: Path | None = None) -> Path:
-    """The store of prepared data (data/store.py) of a run, with symbolic links resolved.
+def model_config(directory: Path, run: dict[str, Any]) -> ModelConfig:
+    """The configuration of the model that a run trained.
 
     Args:
-        directory: the run directory.
-        store: the folder that the command line names, which may be anywhere; None: the folder `data` of the output
-            root, which is two levels above the run directory.
+        directory: the run directory, for the message.
+        run: the content of run.json.
 
     Raises:
-        ValueError: the folder is not there; or, without `store`, it is a link to a place outside the output root.
+        Damaged: this version cannot make such a model; or a setting is of another type, or out of its range.
     """
+    try:
+        return ModelConfig(**run["config"]["model"])
+    except (TypeError, ValueError) as error:
+        path = directory / rundir.RUN
+        raise safe_files.Damaged(f"{path} is damaged, or of another version: {error}") from None
+
+
+def data_store(directory: Path, store: Path | None = None) -> Path:
+    """The store of prepared data (data/store.py) of a run, with symbolic links resolved. `store`: the folder that the
+    command line names, which may be anywhere; None: the folder `data` of the output root, which is two levels above the
+    run directory. Raises ValueError where the folder is not there; or, without `store`, it is a link to a place outside
+    the output root."""
     out = directory.resolve().parent.parent
     folder = store or out / "data"
     how = "Say where the prepared data of this run is: --store FOLDER"
@@ -53,17 +71,30 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def path_in_store(store: Path, recorded: str) -> Path:
-    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained.
-
-    Raises:
-        ValueError: it is a link that leads out of the store.
-    """
+    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained. Raises
+    ValueError where it is a link that leads out of the store."""
     path = Path(recorded)
     return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
 
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
-    """The tokenizer that a run was trained with.
+    """The tokenizer that a run was trained with. `directory`: the run directory, for messages; `run`: the content of
+    run.json; `store`: the store of prepared data. Raises ValueError where the tokenizer is not in the store, or the
+    store has another one in its place."""
+    from data import tokenizer as tokenizers
+
+    recorded = run["data"]["tokenizer"]
+    path = path_in_store(store, recorded["path"])
+    if not path.is_file():
+        raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
+    _, content = tokenizers.read(path)
+    if hashlib.sha256(content).hexdigest() != recorded["sha256"]:  # before anything is made of a damaged one
+        raise ValueError(f"{path} is not the tokenizer that {directory} was trained with: its sha256 differs")
+    return tokenizers.load_tokenizer(path)
+
+
+def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
+    """The files with the held-out text of the corpus that a run was trained on, in the store.
 
     Args:
         directory: the run directory, for messages.
@@ -71,40 +102,30 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
         store: the store of prepared data.
 
     Raises:
-        ValueError: the tokenizer is not in the store, or the store has another one in its place.
+        ValueError: run.json does not name them, or the store does not have them.
     """
-    from data import tokenizer as tokenizers
-
-    recorded = run["data"]["tokenizer"]
-    path = path_in_store(store, recorded["path"])
-    if not path.is_file():
-        raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
-    loaded = tokenizers.load_tokenizer(path)
-    if loaded.sha256 != recorded["sha256"]:
-        raise ValueError(f"{path} is not the tokenizer that {directory} was trained with: its sha256 differs")
-    return loaded
+    recorded = run["data"].get("valid")
+    if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
+        raise safe_files.Damaged(f"{directory / rundir.RUN} is damaged: data.valid is no list of paths")
+    paths = [path_in_store(store, path) for path in recorded]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"the held-out text of {directory} is not in {store}: {missing[0]} is not there")
+    return paths
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. Nothing is prepared.
 
     Where the files of the corpus are not on this machine, because OUT was copied, the prepared text with the name of
-    the corpus is used, if the store has only one.
-
-    Args:
-        corpus: its name or path.
-        run: the content of run.json.
-        store: the store of prepared data.
-
-    Raises:
-        ValueError: the store does not have this text.
+    the corpus is used, if the store has only one. `corpus`: its name or path; `run`: the content of run.json; `store`:
+    the store of prepared data. Raises ValueError where the store does not have this text.
     """
     from data.corpus import Missing
-    from data.prepare import held_out
+    from data.prepare import validation_files
     from data.store import label
 
     try:
-        files = held_out(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
+        files = validation_files(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
     except (Missing, ValueError, OSError) as error:
         folders = [path.parent for path in store.glob(f"{label(corpus)}-????????/valid.jsonl.gz")]
         candidates = [folder for folder in folders if _is_default_text(folder)]

@@ -26,12 +26,8 @@ REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on besides tasks and precision: {"version" of our tasks,
-    "lm_eval": its version, "weights_sha256", "corpora"}.
-
-    Args:
-        run: the content of run.json.
-    """
+    """Everything that the result of an evaluation depends on besides the tasks and the precision: {"version" of our
+    tasks, "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -68,12 +64,8 @@ def current_result(
     precision: str | None = None,
 ) -> dict[str, Any] | None:
     """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
-
-    Args:
-        run: the content of run.json.
-        requested: tasks of lm-eval that it has to have, on data that has not changed since.
-        precision: the precision of the evaluation; None: any.
-    """
+    `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data that has not changed
+    since; `precision`: the precision of the evaluation; None: any."""
     result = read(directory, weights)
     if result is None:
         return None
@@ -113,15 +105,9 @@ def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) 
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write eval.json, and before it samples.jsonl.gz; for weights of an earlier step only eval-step_N.json.
-
-    Args:
-        result: the content of eval.json.
-        rows: the lines of samples.jsonl.gz.
-
-    Raises:
-        ValueError: a number is NaN or infinite; the message says where. Nothing is written then.
-    """
+    """Write eval.json, and before it samples.jsonl.gz; for weights of an earlier step only eval-step_N.json. `result`:
+    the content of eval.json; `rows`: the lines of samples.jsonl.gz. Raises ValueError where a number is NaN or
+    infinite; the message says where. Nothing is written then."""
     if wrong := not_finite({"scores": result, "items": rows}):
         raise ValueError(f"{directory}: not a number, and therefore not written: {', '.join(wrong[:5])}")
     if weights.step is None:
@@ -133,11 +119,8 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada".
-
-    Args:
-        path: of `value` itself, in recursive calls.
-    """
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: of
+    `value` itself, in recursive calls."""
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
@@ -160,7 +143,7 @@ def summary(result: dict[str, Any]) -> str:
             f", suite{some} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
             f"(chance {scores['chance']:.1f} %)"
         )
-    return f"{text}, {result['seconds']:.0f} s"
+    return f"{text} (±: one standard error), {result['seconds']:.0f} s"
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:

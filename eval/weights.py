@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
+from model.config import ModelConfig
+from model.count import parameters
 
 # train.precision of a run -> dtype of the weights in its forward passes; fp8 rounds these further in each product
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
@@ -43,10 +45,8 @@ class Weights:
         """Check that the file with the weights at the end of training is the one that training wrote, by the sha256 in
         the file `done`. Weights saved during training are checked in `read`.
 
-        Returns: "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it.
-
-        Raises:
-            ValueError: the sha256 differs, so the file is damaged or another one.
+        Returns: "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it. Raises
+        ValueError where the sha256 differs, so the file is damaged or another one.
         """
         if self.step is not None:
             return ""  # `read` checks each file against the manifest beside it
@@ -59,17 +59,25 @@ class Weights:
             )
         return ""
 
-    def read(self, run: dict, model: Any) -> dict[str, Any]:
-        """The weights as a state_dict for `model`. Those saved during training are rounded to the precision in which
-        the run computed.
-
-        Args:
-            run: the content of run.json.
-            model: the GPT with the configuration of the run; None is allowed for weights at the end of training.
+    def check_size(self, cfg: ModelConfig) -> None:
+        """Check that the files are large enough for the parameters of a model, before memory for the model is taken: a
+        damaged run.json, or a stranger's, may say anything.
 
         Raises:
-            ValueError: a file is not what was written, or a parameter is missing.
+            Damaged: there are fewer bytes than parameters.
         """
+        files = [self.path] if self.step is None else [self.path / name for name in read_manifest(self.path)["files"]]
+        size, count = sum(path.stat().st_size for path in files), parameters(cfg)
+        if size < count:
+            raise safe_files.Damaged(
+                f"{self.path} has {size:,} bytes, and the model in {rundir.RUN} beside it {count:,} parameters"
+            )
+
+    def read(self, run: dict, model: Any) -> dict[str, Any]:
+        """The weights as a state_dict for `model`. Those saved during training are rounded to the precision in which
+        the run computed. `run`: the content of run.json; `model`: the GPT with the configuration of the run; None is
+        allowed for weights at the end of training. Raises ValueError where a file is not what was written, or a
+        parameter is missing."""
         if self.step is None:
             self.check()
             return _load(self.path)
@@ -83,7 +91,7 @@ class Weights:
             if complaint := safe_files.damage(path, checksum):
                 raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
-                cut = rundir.PieceName.parse(key)
+                cut = rundir.FragmentKey.parse(key)
                 pieces.setdefault(cut.parameter, {}).setdefault((cut.rank, cut.size), {})[cut.start] = piece
         precision = getattr(torch, PRECISIONS.get(run["config"]["train"]["precision"], "float32"))
         state = {}
@@ -105,11 +113,7 @@ class Weights:
 def weights_of(directory: Path) -> list[Weights]:
     """The weights of a run that can be evaluated, in the order of training: those saved during training, and last those
     at its end, if the run is finished. Saved weights whose checkpoint.json is damaged are left out; if training
-    continues, it writes them again.
-
-    Raises:
-        ValueError: `done` is damaged, or a path leads out of the directory.
-    """
+    continues, it writes them again. Raises ValueError where `done` is damaged, or a path leads out of the directory."""
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
         safe_files.path_inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
@@ -127,11 +131,7 @@ def weights_of(directory: Path) -> list[Weights]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of checkpoint.json in a folder of weights. Earlier versions wrote it without a hash of itself, which
-    is accepted.
-
-    Raises:
-        Damaged: the file is missing, or is not what was written.
-    """
+    is accepted. Raises Damaged where the file is missing, or is not what was written."""
     manifest = safe_files.read_json(
         folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict}
     )
@@ -141,11 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """{name: tensor} of a safetensors file.
-
-    Raises:
-        Damaged: it is none.
-    """
+    """{name: tensor} of a safetensors file. Raises Damaged where it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -158,5 +154,4 @@ def _load(path: Path) -> dict[str, Any]:
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """The sha256 of a file, remembered as long as its size and time of change stay the same."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return safe_files.sha256(path)

@@ -25,8 +25,7 @@ def use_device_updates(ds: Any) -> None:
     * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite
       (as with torch.amp.GradScaler): weights, moments and step count stay as they were, and the norm is infinite.
 
-    Args:
-        ds: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
+    `ds`: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
     """
     optimizer = ds.optimizer
     group, clip = optimizer.dp_process_group, float(optimizer.clip_grad)
@@ -79,15 +78,13 @@ def use_device_updates(ds: Any) -> None:
 
 
 def free_fp32_gradients_between_steps(optimizer: Any) -> None:
-    """Have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update. In the next step the
-    first micro-batch's gradients are written into the sums, not added to zeros. For a CPU.
+    """Have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update. In the next step the first
+    micro-batch's gradients are written into the sums, not added to zeros. For a CPU.
 
     DeepSpeed alone keeps the sums allocated during the forward pass, when activations need the memory. Freeing them
     saves nothing where micro-batches are accumulated, which is the rule on a GPU; and a GPU's allocator may not find so
-    large a block again.
-
-    Args:
-        optimizer: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and `update_hp_grads` are replaced.
+    large a block again. `optimizer`: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and `update_hp_grads` are
+    replaced.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
     sizes = [sums.untyped_storage().nbytes() for sums in flat]

@@ -1,7 +1,7 @@
 """Checkpoints that load at any parallel layout: fp32 weights and optimizer moments, in fragments named by parameter.
 
 A checkpoint is a folder `step_N`: one safetensors file for each rank with the fragments that this rank holds, under
-the names of `rundir.PieceName`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
+the names of `rundir.FragmentKey`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
 Since fragments are found by name and position, a checkpoint of any number of ranks and any ZeRO stage loads at any
 other. Nothing in it is ever unpickled, and the sha256 of every file is compared before it is used, that of
 `checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ablations import rundir, safe_files
-from ablations.rundir import PieceName, step_of
+from ablations.rundir import FragmentKey, step_of
 from ablations.safe_files import Damaged
 from launch.manifest import RunFailed
 from model.shard import full_shape, shard, shard_dimension, unshard
@@ -61,7 +61,7 @@ class Fragment:
 
     @property
     def key(self) -> str:
-        return str(PieceName(self.name, self.kind, self.start, self.rank, self.size))
+        return str(FragmentKey(self.name, self.kind, self.start, self.rank, self.size))
 
 
 class Checkpoints:
@@ -90,18 +90,10 @@ class Checkpoints:
         self.seconds = 0.0  # seconds until the last checkpoint was whole
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it
-        together.
-
-        Args:
-            step: the number of optimizer steps made.
-            fragments: this rank's share of weights and optimizer moments.
-            state: what else a continued run needs, as values that JSON can hold, the same on all ranks; `load` returns
-                it.
-
-        Raises:
-            CheckpointError: the save before this one has failed.
-        """
+        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it together.
+        `fragments`: this rank's share of weights and optimizer moments; `state`: what else a continued run needs, as
+        values that JSON can hold, the same on all ranks; `load` returns it. Raises CheckpointError where the save
+        before this one has failed."""
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
@@ -152,12 +144,12 @@ class Checkpoints:
         try:
             for name, kinds in folders.items():
                 file = self.folder / name / f"rank_{rank}.safetensors"
-                save_file({key: x for key, x in tensors.items() if PieceName.parse(key).kind in kinds}, file)
+                save_file({key: x for key, x in tensors.items() if FragmentKey.parse(key).kind in kinds}, file)
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
                 safe_files.write_json(file.with_suffix(".json"), safe_files.checksum(file))
                 if rank == 0:
-                    self._complete(file.parent, index, began)
+                    self._write_index_when_complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
                 self._remove_old()
@@ -166,7 +158,7 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
             self.error = error
 
-    def _complete(self, target: Path, index: dict[str, Any], began: float) -> None:
+    def _write_index_when_complete(self, target: Path, index: dict[str, Any], began: float) -> None:
         """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
         which makes it a checkpoint. It polls the file system, since collectives from this thread would mix with
         training's."""
@@ -193,16 +185,14 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def wait(self) -> None:
-        """Wait until the save in the background, if there is one, is on the disk. Raises CheckpointError where it
-        failed."""
+        """Wait until the save in the background, if any, is on the disk. Raises CheckpointError where it failed."""
         if self.thread:
             self.thread.join()
             self.thread = None
         self.check()
 
     def check(self) -> None:
-        """Raise CheckpointError when the save in the background has failed; return at once while it is still under
-        way."""
+        """Raise CheckpointError when the save in the background has failed; return at once while it is under way."""
         if self.error:
             left = rundir.checkpoints(self.folder)
             rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"
@@ -236,12 +226,12 @@ class Checkpoints:
         names: list[Any] = [[path.name for path in candidates]]
         dist.broadcast_object_list(names, src=0)
         for path in (self.folder / name for name in names[0]):
-            index, complaint = _examine(path)
+            index, complaint = _read_and_verify(path)
             if not complaint:
                 self._check_identity(path, index)
                 _fill_fragments(path, list(index["files"]), fragments)
             if dist.get_rank() == 0 and not complaint:
-                self._forget_later(path, damaged)
+                self._remove_later_checkpoints(path, damaged)
             dist.barrier()
             if not complaint:
                 return index["state"] | {"step": index["step"]}
@@ -259,7 +249,7 @@ class Checkpoints:
                 f"{path} is of another run: its {', '.join(sorted(differing))} differs. Remove that folder."
             )
 
-    def _forget_later(self, path: Path, damaged: list[Path]) -> None:
+    def _remove_later_checkpoints(self, path: Path, damaged: list[Path]) -> None:
         """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are
         trained again, and rename each folder in `damaged` from step_N to damaged_step_N, so that it can be inspected.
         """
@@ -274,7 +264,7 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
 
-def _examine(path: Path) -> tuple[dict[str, Any], str]:
+def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
     """Read the index of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a share
     of them. All ranks call it together. Returns the content of checkpoint.json, and a sentence about what is damaged,
     the same on all ranks; "" when nothing is."""
@@ -284,13 +274,13 @@ def _examine(path: Path) -> tuple[dict[str, Any], str]:
         index = rundir.read_checkpoint(path)
     except Damaged as error:
         complaints = [str(error)]
-    if complaint := _first_of_all_ranks(complaints):
+    if complaint := _first_complaint_of_all_ranks(complaints):
         return {}, complaint
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
+    return index, _first_complaint_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
 
 
-def _first_of_all_ranks(complaints: list[str]) -> str:
+def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
     """The complaint of the lowest rank that has one, "" where no rank has. All ranks call it together and get the same
     answer, since they have to agree on whether they load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -300,22 +290,19 @@ def _first_of_all_ranks(complaints: list[str]) -> str:
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
     """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
-    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew.
-
-    Raises:
-        CheckpointError: elements of a parameter are missing, or the parameter was saved in another shape.
-    """
+    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew. Raises
+    CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:
         for key in reader.keys():  # noqa: SIM118  # not a dictionary
-            name, kind, start, rank, size = PieceName.parse(key)
+            name, kind, start, rank, size = FragmentKey.parse(key)
             parts = saved.setdefault((name, kind), [{} for _ in range(size)])
             parts[rank][start] = reader.get_slice(key)
     for fragment in fragments:
         filled, end = 0, fragment.start + len(fragment.data)
         parts = saved.get((fragment.name, fragment.kind), [{}] * fragment.size)
-        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _recut(fragment, parts)}
+        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _part_from_other_layout(fragment, parts)}
         for a, data in part.items():
             b = a + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
             low, high = max(a, fragment.start), min(b, end)
@@ -327,7 +314,7 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
             raise CheckpointError(f"{path} lacks {fragment.kind} of {fragment.name}, or holds it in another shape")
 
 
-def _recut(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
+def _part_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
     """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened; empty where some
     of the parameter is missing. `parts`: for each part that was saved {start: slice of the safetensors file}."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)

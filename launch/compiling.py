@@ -17,14 +17,8 @@ from model.objective import Batch, SpecialTokens
 def compile_model(engine: Any) -> None:
     """Compile the model and its loss, forward and backward, for micro-batches of the run's size. Then prove that the
     compiled graph computes the same as the eager model; the result is in `engine.proofs`, the time that all this took
-    in `engine.compile_seconds`. No gradients are left behind.
-
-    Args:
-        engine: a launch.engine.Engine before its first step.
-
-    Raises:
-        RunFailed: torch cannot compile the model.
-    """
+    in `engine.compile_seconds`. No gradients are left behind. `engine`: a launch.engine.Engine before its first step.
+    Raises RunFailed where torch cannot compile the model."""
     began, run, loss = time.perf_counter(), engine.run, engine.ds.module
     from torch._dynamo.exc import TorchDynamoException
 
@@ -58,7 +52,7 @@ def compile_model(engine: Any) -> None:
             # first what training calls, then a graph that drops nothing, to compare
             torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
-        engine.proofs = [proof.compiled(engine.model, graph, loss.forward, batch)]
+        engine.proofs = [proof.prove_compiled_graph(engine.model, graph, loss.forward, batch)]
     except TorchDynamoException as error:
         traceback.print_exc()  # into the run's log
         cause = getattr(error, "inner_exception", error)

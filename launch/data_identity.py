@@ -14,48 +14,43 @@ from ablations.study import Cell, Study
 
 def check_files(study: Study) -> None:
     """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
-    prepared. The files' hashes are remembered; only files that changed since are read again.
-
-    Raises:
-        ConfigError: a file has changed, or the corpus cannot be read.
-    """
-    from data.prepare import changes, source_identities
+    prepared. The files' hashes are remembered; only files that changed since are read again. Raises ConfigError where a
+    file has changed, or the corpus cannot be read."""
+    from data.prepare import describe_data_changes, source_identities
 
     store = study.out / rundir.DATA
     current: dict[str, dict[str, Any]] = {}
-    for cell, recorded in _recorded(study):
+    for cell, recorded in _begun_runs(study):
         corpus = cell.run.data.corpus
         if corpus not in current and any(recorded.get("sources", {}).values()):
             try:
                 current[corpus] = source_identities(corpus, store)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        _refuse(cell, changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})}))
+        _raise_if_changed(
+            cell, describe_data_changes({"sources": recorded.get("sources", {})}, {"sources": current.get(corpus, {})})
+        )
 
 
 def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that the run was trained on.
-
-    Raises:
-        ConfigError: the store of prepared data now has another text or tokenizer under the same name.
-    """
+    """Compare the prepared text and tokenizer of each run with those that the run was trained on. Raises ConfigError
+    where the store of prepared data now has another text or tokenizer under the same name."""
     from data.corpus import Missing
-    from data.prepare import changes, prepare
+    from data.prepare import describe_data_changes, prepare
 
     store = study.out / rundir.DATA
-    for cell, recorded in _recorded(study):
+    for cell, recorded in _begun_runs(study):
         try:
             current = prepare(**cell.run.data_request, store=store, build=False)
         except Missing:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        _refuse(cell, changes(recorded, current))
+        _raise_if_changed(cell, describe_data_changes(recorded, current))
 
 
-def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
-    """The runs of the study that have begun, each with what its run.json records of its data: [(cell, run.json's
-    "data")]."""
+def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
+    """The runs that have begun, each with what its run.json records of its data: [(cell, run.json's "data")]."""
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
@@ -65,7 +60,8 @@ def _recorded(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
     return pairs
 
 
-def _refuse(cell: Cell, sentences: list[str]) -> None:
+def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
+    """Raise ConfigError where the data of a run has changed since it began, as the given sentences say."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

@@ -19,10 +19,7 @@ def start(run: Run) -> tuple[int, int]:
     """Join the process group, and set up this process for training: device, threads, determinism.
 
     The group is described by the usual environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
-    where RANK is not set, this process is a group of its own.
-
-    Returns:
-        (rank, world size).
+    where RANK is not set, this process is a group of its own. Returns (rank, world size).
     """
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -80,14 +77,9 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a run, the dictionary that `deepspeed.initialize` takes.
 
     In bf16, and in fp8, which is bf16 to DeepSpeed, master weights and sums of gradients are fp32. In fp16 master
-    weights are fp32, and gradients are fp16, of a scaled loss.
-
-    Args:
-        run: the run's configuration, with a micro-batch.
-        replicas: copies of the model that train in data parallel.
-
-    Raises:
-        ConfigError: the global batch cannot be divided among the replicas in whole micro-batches.
+    weights are fp32, and gradients are fp16, of a scaled loss. `run`: the run's configuration, with a micro-batch;
+    `replicas`: copies of the model that train in data parallel. Raises ConfigError where the global batch cannot be
+    divided among the replicas in whole micro-batches.
     """
     fit_micro_batch(run, replicas)
     # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model

@@ -10,18 +10,11 @@ from model.norm import NORMS
 NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # embnorm is always a LayerNorm
 
 
-def effective(engine: Any) -> dict[str, Any]:
-    """Read the settings in effect from a live engine.
-
-    Args:
-        engine: a launch.engine.Engine. All ranks call together, since the embedding is gathered over tensor parallel
-            ranks.
-
-    Returns:
-        {setting: value in effect}, by the names of the configuration, such as "model.layers". Where layers differ from
-        each other, or a measured value is not the configured one, the value is a text that says so, which equals no
-        configured value.
-    """
+def settings_in_effect(engine: Any) -> dict[str, Any]:
+    """Read the settings in effect from a live engine. `engine`: a launch.engine.Engine. All ranks call together, since
+    the embedding is gathered over tensor parallel ranks. Returns {setting: value in effect}, by the names of the
+    configuration, such as "model.layers". Where layers differ from each other, or a measured value is not the
+    configured one, the value is a text that says so, which equals no configured value."""
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
@@ -33,10 +26,11 @@ def effective(engine: Any) -> dict[str, Any]:
         "model.vocab_multiple": cfg.vocab_multiple if len(embed) == cfg.padded_vocab else "other",
         "model.heads": blocks[0].attn.heads * tp.size,
         "model.norm_eps": epsilons[0] if len(epsilons) == 1 else f"not the same in all norms: {epsilons}",
-        "model.init_std": cfg.init_std if _std_is(embed, cfg.init_std) else "another",
+        "model.init_std": cfg.init_std if _has_standard_deviation(embed, cfg.init_std) else "another",
         "layout.tp": tp.size,
     }
 
 
-def _std_is(weight: Tensor, std: float) -> bool:
+def _has_standard_deviation(weight: Tensor, std: float) -> bool:
+    """Whether a weight's standard deviation is `std`, within 5 %."""
     return abs(float(weight.detach().float().std()) / std - 1) < 0.05

@@ -23,7 +23,7 @@ from launch.compiling import compile_model
 from launch.deepspeed_setup import deepspeed_config, import_deepspeed
 from launch.equal_weights import check_equal_weights
 from launch.manifest import Diverged
-from launch.step import Pending, Step
+from launch.step import PendingStep, Step
 from model import proof
 from model.fp8 import weights_cast
 from model.objective import Batch
@@ -142,7 +142,7 @@ class Engine:
         save: bool = False,
         leave: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
-    ) -> Pending:
+    ) -> PendingStep:
         """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
         way when this returns.
 
@@ -151,7 +151,6 @@ class Engine:
 
         Args:
             batch: this rank's sequences, on the host.
-            lr: the learning rate of the step.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
             save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
@@ -169,6 +168,21 @@ class Engine:
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(seed)
+        loss = self._train_on(batch)
+        norm: Any = self.ds.get_global_grad_norm()
+        if dist.get_world_size() == 1:
+            return PendingStep([loss, norm], save, leave, clock)
+        reading = clock() if dist.get_rank() == 0 else 0.0
+        votes = torch.tensor([float(save), float(leave), reading])
+        if self.device.type == "cuda":
+            votes = votes.pin_memory()  # or the copy would wait for the step
+        sums = torch.cat((loss[None], votes.to(self.device, non_blocking=True)))
+        dist.all_reduce(sums)
+        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+
+    def _train_on(self, batch: Batch) -> Tensor:
+        """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
+        the micro-batches, as a scalar on the device. Raises Diverged as `launch` does."""
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
         # from the batch on the host: counting on a GPU would wait for it
@@ -192,17 +206,7 @@ class Engine:
                     least = self.run.train.loss_scale_min
                     raise Diverged(f"gradients overflow in fp16 even at train.loss_scale_min={least}") from None
                 total += loss.detach().float()
-        total /= len(micros)
-        norm: Any = self.ds.get_global_grad_norm()
-        if dist.get_world_size() == 1:
-            return Pending([total, norm], save, leave, clock)
-        reading = clock() if dist.get_rank() == 0 else 0.0
-        votes = torch.tensor([float(save), float(leave), reading])
-        if self.device.type == "cuda":
-            votes = votes.pin_memory()  # or the copy would wait for the step
-        sums = torch.cat((total[None], votes.to(self.device, non_blocking=True)))
-        dist.all_reduce(sums)
-        return Pending([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+        return total / len(micros)
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
@@ -262,16 +266,9 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step` in the background. All ranks call it together.
-
-        Args:
-            checkpoints: the run's checkpoints.
-            step: the number of optimizer steps made.
-            progress: values that JSON can hold, the same on all ranks; `load` returns them.
-
-        Raises:
-            CheckpointError: the save before this one has failed, or the ranks' copies of a weight are no longer equal.
-        """
+        """Begin to write checkpoint `step` in the background. All ranks call it together. `progress`: values that JSON
+        can hold, the same on all ranks; `load` returns them. Raises CheckpointError where the save before this one has
+        failed, or the ranks' copies of a weight are no longer equal."""
         check_equal_weights(self.model, step)
         steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
         assert len(steps) == 1, "AdamW's step counters differ between parameter groups"
@@ -280,17 +277,9 @@ class Engine:
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
         """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call it together.
-
-        Args:
-            checkpoints: the run's checkpoints.
-            before: consider only checkpoints of steps before this one; None: all.
-
-        Returns:
-            The `progress` that was given to `save`, or None when there is no checkpoint.
-
-        Raises:
-            CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
-        """
+        `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that was given
+        to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks elements that
+        the model needs, or all checkpoints are damaged."""
         state = checkpoints.load(self.fragments(), before)
         if state is None:
             return None
@@ -356,15 +345,10 @@ def build(model: Any, run: Run, world: int) -> Engine:
     """Set up the engine that trains a model under DeepSpeed: optimizer, ZeRO, the fastest attention kernel, and
     torch.compile where layout.compile asks for it.
 
-    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model.
-
-    Args:
-        model: a model.gpt.GPT with its initial weights.
-        run: the run's configuration, with a micro-batch.
-        world: the number of ranks.
-
-    Raises:
-        ConfigError: CUDA graphs (layout.compile=reduce-overhead) with a layout or precision that they do not work with.
+    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model. `model`: a
+    model.gpt.GPT with its initial weights; `run`: the run's configuration, with a micro-batch; `world`: the number of
+    ranks. Raises ConfigError where CUDA graphs (layout.compile=reduce-overhead) do not work with the layout or
+    precision.
     """
     deepspeed = import_deepspeed()
     graphs = run.layout.compile == "reduce-overhead"

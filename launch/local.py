@@ -52,26 +52,8 @@ def run(study: Study) -> list[str]:
     """
     check_tasks(study)
     at_once = runs_at_a_time(study)
-    failures: list[str] = []
-    cells = []
-    trained: dict[Path, int] = {}  # steps of each finished run
-    for cell in study.cells:
-        try:
-            if repaired := repair(cell):
-                print(repaired, flush=True)
-            if done := rundir.read_done(cell.dir):
-                trained[cell.dir] = int(done.get("steps", 1))
-            cells.append(cell)
-        except Damaged as error:  # the other runs go on
-            failures.append(f"{cell.name}: {error}")
-    todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
-    if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
-        # takes a moment, unless tasks were added or have another version by now
-        if not _succeeds("-m", "eval", *study.eval_options, "--store", str(study.out / rundir.DATA), *evaluated):
-            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
-    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
-    todo = [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+    cells, trained, failures = repaired_cells(study)
+    todo = unfinished_cells(study, cells)
     for cell in todo:
         if cell.dir not in trained:
             check_compiler(cell.run)
@@ -81,6 +63,42 @@ def run(study: Study) -> list[str]:
     if not todo:
         return failures
     print(*epochs_of_text(study), *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
+    return failures + finish_runs(study, todo, at_once)
+
+
+def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
+    """The runs of a study whose directories are undamaged or can be repaired; the steps of those that are trained, {run
+    directory: steps}; and a line for each run that is left out because its directory is damaged."""
+    cells, trained, failures = [], {}, []
+    for cell in study.cells:
+        try:
+            if repaired := repair(cell):
+                print(repaired, flush=True)
+            if done := rundir.read_done(cell.dir):
+                trained[cell.dir] = int(done.get("steps", 1))
+            cells.append(cell)
+        except Damaged as error:  # the other runs go on
+            failures.append(f"{cell.name}: {error}")
+    return cells, trained, failures
+
+
+def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
+    """The runs that remain to be trained, evaluated, fine-tuned or exported. Finished runs are evaluated here on tasks
+    that were added, or have another version by now."""
+    todo = [cell for cell in cells if not is_evaluated(cell)]
+    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
+    if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
+        options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
+        if not _command_succeeds("-m", "eval", *options, *evaluated):
+            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
+    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
+    return [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+
+
+def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
+    """Train and evaluate the runs `todo`, up to `at_once` at a time, and show how far they are. Returns a line for each
+    run that failed. Raises Interrupted where the command is ended by a signal."""
+    failures: list[str] = []
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
 
@@ -122,7 +140,7 @@ def register_finished(study: Study, trained: dict[Path, int]) -> None:
             rundir.register(folder, study.registration, steps)
 
 
-def _succeeds(*words: str) -> bool:
+def _command_succeeds(*words: str) -> bool:
     """Run `python words` as a child process whose output is discarded. Returns whether it exits with 0."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
@@ -137,25 +155,20 @@ def _exit_code(*words: str, output: int | None = None) -> int:
 
 
 def check_tasks(study: Study) -> None:
-    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training.
-
-    Raises:
-        ConfigError: the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks.
-    """
-    if study.exports and not _succeeds("-m", "eval.exportable", *study.words):
+    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
+    ConfigError where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
+    if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
-    if study.glue_options and not _succeeds("-m", "eval.finetune", *study.glue_options):
+    if study.glue_options and not _command_succeeds("-m", "eval.finetune", *study.glue_options):
         raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
-    if study.eval_options and not _succeeds("-m", "eval", *study.eval_options):
+    if study.eval_options and not _command_succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:
     """Prepare the corpora, tokenizers and token files that the runs `cells` of a study need and that are missing.
-
-    Raises:
-        ConfigError: a corpus cannot be prepared, or differs from what the study's earlier runs were trained on.
-    """
+    Raises ConfigError where a corpus cannot be prepared, or differs from what the study's earlier runs were trained
+    on."""
     from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
@@ -172,19 +185,15 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     for sentence in missing_files((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
     for corpus, *options in requests:
-        if not _succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
+        if not _command_succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
     check_prepared(study)
 
 
 def runs_at_a_time(study: Study) -> int:
     """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
-    CPUs as many as the cores allow.
-
-    Raises:
-        ConfigError: JOBS is more than the processors allow, and a wall clock ends the runs, so that each would train
-            less.
-    """
+    CPUs as many as the cores allow. Raises ConfigError where JOBS is more than the processors allow, and a wall clock
+    ends the runs, so that each would train less."""
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
@@ -201,8 +210,6 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
     where the study asks for that.
 
     Args:
-        study: the study of the run.
-        cell: the run.
         phases: {run directory: the run's phase, such as "training"}, updated here for the progress display.
         processes: starts the commands as child processes.
 
@@ -242,7 +249,7 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
         processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
 
 
-def until_decided(
+def run_until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
     """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
@@ -271,23 +278,16 @@ def until_decided(
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
     before its runs; otherwise its verdicts would not count. `output`: a file descriptor to print to; None: standard
-    output.
-
-    Raises:
-        ConfigError: the study adds seeds, and its metric, margin or noise floor was chosen after its runs.
-    """
+    output. Raises ConfigError where the study adds seeds, and its metric, margin or noise floor was chosen after its
+    runs."""
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
 
 
-def undecided(study: Study, output: int | None = None) -> bool:
+def is_undecided(study: Study, output: int | None = None) -> bool:
     """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
-    `output` or standard output.
-
-    Raises:
-        ConfigError: the runs cannot be compared.
-    """
+    `output` or standard output. Raises ConfigError where the runs cannot be compared."""
     code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
     if code not in (Exit.FINISHED, Exit.UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
@@ -298,13 +298,7 @@ def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report.
 
     With FORMAT=json only the report's answer is printed to standard output, and the report's exit code is returned
-    unless a run failed.
-
-    Args:
-        words: the NAME=VALUE words of the command line.
-
-    Returns:
-        The exit code, an `Exit`.
+    unless a run failed. `words`: the NAME=VALUE words of the command line. Returns the exit code, an `Exit`.
     """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
@@ -317,16 +311,9 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """Train and evaluate the runs that are not finished, write the report, and print errors.
-
-    Args:
-        words: the NAME=VALUE words of the command line.
-        json_to: the stream to which errors are written as JSON; None where FORMAT=json is not asked for. The report
-            prints its own answer.
-
-    Returns:
-        The exit code, an `Exit`.
-    """
+    """Train and evaluate the runs that are not finished, write the report, and print errors. `words`: the NAME=VALUE
+    words of the command line; `json_to`: the stream to which errors are written as JSON; None where FORMAT=json is not
+    asked for. The report prints its own answer. Returns the exit code, an `Exit`."""
     as_json = json_to is not None
 
     def refused(reason: str, code: Exit) -> Exit:
@@ -339,7 +326,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
-        study, failures = until_decided(study, run, lambda study: undecided(study, STDERR if as_json else None))
+        study, failures = run_until_decided(study, run, lambda study: is_undecided(study, STDERR if as_json else None))
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))

@@ -18,8 +18,6 @@ class Log:
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
         """
         Args:
-            folder: the run directory.
-            run: the run's configuration.
             name: the run's name in Weights & Biases.
             last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
                 removed from metrics.jsonl: these steps are trained again.
@@ -30,11 +28,7 @@ class Log:
 
     def rewind(self, last_step: int) -> None:
         """Remove the rows after step `last_step` from metrics.jsonl, and its damaged lines, which are reported on the
-        terminal.
-
-        Raises:
-            Damaged: metrics.jsonl is a link or a folder, which must not be overwritten.
-        """
+        terminal. Raises Damaged where metrics.jsonl is a link or a folder, which must not be overwritten."""
         safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
         rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:

@@ -37,17 +37,9 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """Load the corpus, tokenizer and token files of a run, and build what is missing.
 
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
-    that take longer have to be prepared before the ranks start.
-
-    Args:
-        run: the run's configuration.
-        store: the folder of prepared data.
-
-    Returns:
-        What `data.prepare.prepare` returns, with "epochs" added: how often training reads each source.
-
-    Raises:
-        RunFailed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
+    that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
+    `data.prepare.prepare` returns, with "epochs" added: how often training reads each source. Raises RunFailed where
+    the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -75,7 +67,6 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     engine, equal those configured; and a continued run reads the text and the tokenizer that it began with.
 
     Args:
-        cell: the run.
         engine: a launch.engine.Engine before its first step.
         data: what `prepare_data` returned.
         store: the folder of prepared data that `data` describes.
@@ -86,7 +77,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     """
     import torch.distributed as dist
 
-    rows, proofs, effective = _prove(cell, engine, data)
+    rows, proofs, effective = _prove_configuration(cell, engine, data)
     before = cell.run_json()
     _check_same_data(before, data)
     this_launch = describe_launch(hosts) | {"execution": engine.execution}
@@ -99,7 +90,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
         "fingerprint": cell.run.fingerprint,
         "registered": registration_sha(cell),
         **({k: before[k] for k in this_launch if k in before} if before else this_launch),
-        "continued": (before["continued"] + [this_launch] if before else []),  # later launches of the same run
+        "continued": (before.get("continued", []) + [this_launch] if before else []),  # later launches of the same run
         "data": data,
         "data_store": str(store),
         "parameters": {"count": sum(math.prod(row["shape"]) for row in rows), "groups": rows},
@@ -111,19 +102,18 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
         safe_files.write_json(cell.dir / rundir.RUN, record, indent=1)
 
 
-def _prove(cell: Cell, engine: Any, data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
+def _prove_configuration(
+    cell: Cell, engine: Any, data: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
     """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
-    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}).
-
-    Raises:
-        Mismatch: a proof fails, or a setting differs.
-    """
+    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}). Raises Mismatch where a proof
+    fails, or a setting differs."""
     from launch import effective as live
     from model import proof
 
     rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
-    effective = live.effective(engine) | {
+    effective = live.settings_in_effect(engine) | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
         **{f"data.{name}": value for name, value in data["recipe"].items()},
@@ -171,8 +161,7 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node's name for each
-    rank."""
+    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: each rank's node."""
     import torch
 
     cpu = "unknown"
@@ -194,8 +183,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed" (datatrove, where the data was prepared on another
-    machine)."""
+    """The installed version of a package, or "not installed" (datatrove, where data was prepared elsewhere)."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -210,10 +198,8 @@ def commit() -> dict[str, Any]:
 
     The code differs when a tracked file is changed, or when a source file (SOURCES) of ours is untracked. Records in
     ablations/records do not count, since every study writes one; nor do other untracked files, such as a user's data.
-
-    Returns:
-        {"sha": str, "dirty": bool}. "sha" is "unknown" and "dirty" None where git is missing, refuses the folder, or
-        does not track this code.
+    Returns {"sha": str, "dirty": bool}. "sha" is "unknown" and "dirty" None where git is missing, refuses the folder,
+    or does not track this code.
     """
     # whose folder it is does not matter, its code runs already; and these variables may name another repository
     command = ["git", "-c", f"safe.directory={ROOT}"]
@@ -236,15 +222,12 @@ def commit() -> dict[str, Any]:
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
-    a model.objective.SpecialTokens, NO_SPECIAL_TOKENS where the objective masks no tokens.
-
-    Raises:
-        RunFailed: the tokenizer has no id for a masked token.
-    """
-    from model.objective import NO_SPECIAL_TOKENS, OBJECTIVES, SpecialTokens
+    a model.objective.SpecialTokens, NO_SPECIALS where the objective masks no tokens. Raises RunFailed where the
+    tokenizer has no id for a masked token."""
+    from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
     if not OBJECTIVES[run.model.objective].masks:
-        return NO_SPECIAL_TOKENS
+        return NO_SPECIALS
     from data.tokenizer import load_tokenizer, mask_id
 
     tokenizer = load_tokenizer(data["tokenizer"]["path"])

@@ -51,8 +51,6 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
     """Measure every node, and stop the run where one is unfit or the disk is too small. All ranks call it together.
 
     Args:
-        run: the run's configuration.
-        folder: the run directory.
         out: the output root.
 
     Returns:
@@ -116,8 +114,7 @@ def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure(folder: Path) -> Node:
-    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it
-    together."""
+    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
@@ -207,15 +204,8 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse a run that by estimate does not fit into the memory of its device.
-
-    Args:
-        run: the run's configuration, with a micro-batch.
-        ranks: the number of ranks.
-
-    Raises:
-        ConfigError: the run does not fit; the message names the largest micro-batch that would.
-    """
+    """Refuse a run that by estimate does not fit into the memory of its device. `run`: the run's configuration, with a
+    micro-batch. Raises ConfigError where the run does not fit; the message names the largest micro-batch that would."""
     total = device_memory()
     if bytes_needed(run, run.layout.micro_batch, ranks) <= FULL * total:
         return
@@ -228,13 +218,9 @@ def check_memory(run: Run, ranks: int) -> None:
 
 
 def with_micro_batch(run: Run, ranks: int) -> Run:
-    """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits
-    into the memory of the device, up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster). Where not
-    even one sequence fits, the micro-batch is 1, which `check_memory` refuses.
-
-    Args:
-        ranks: the number of ranks.
-    """
+    """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits into
+    the memory of the device, up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster). Where not even
+    one sequence fits, the micro-batch is 1, which `check_memory` refuses."""
     if run.layout.micro_batch:
         return run
     most = MOST_GPU if torch.cuda.is_available() else MOST_CPU
@@ -254,8 +240,7 @@ def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
 
 
 def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
-    """Bytes of memory that each of `ranks` ranks needs for training with a micro-batch of `micro_batch` sequences, by
-    estimate."""
+    """The estimated bytes of memory that each of `ranks` ranks needs for micro-batches of `micro_batch` sequences."""
     replicas = max(1, ranks // run.layout.tp)
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp

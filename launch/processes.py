@@ -52,8 +52,7 @@ def restart_in_utf8_mode(module: str, words: list[str]) -> None:
 
 
 def die_with_parent() -> None:
-    """For subprocess.Popen's `preexec_fn`: have the kernel kill this process when its parent dies (Linux:
-    PR_SET_PDEATHSIG)."""
+    """For Popen's `preexec_fn`: have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -72,8 +71,7 @@ def gpus() -> int:
 
 
 class Processes:
-    """The child processes that are running. Worker threads start commands with `run`; the main thread can end all
-    commands."""
+    """The child processes that are running. Worker threads start them with `run`; the main thread can end all."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
@@ -126,8 +124,7 @@ class Processes:
             raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No further command is
-        started."""
+        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No other is started."""
         self.stopping = True
         with self.starting:
             for child in self.running:

@@ -45,8 +45,7 @@ class Progress:
         self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
 
     def update(self) -> list[Cell]:
-        """Read the phases and the metrics of all runs. Returns the runs whose state differs from that at the last
-        call."""
+        """Read the phases and metrics of all runs. Returns the runs whose state differs from that at the last call."""
         changed = []
         for cell in self.cells:
             phase, before = self.phases[cell.dir], self.state[cell.dir]
@@ -59,7 +58,7 @@ class Progress:
                 self.taken.setdefault(before, []).append(time.monotonic() - self.since[cell.dir])
                 self.state[cell.dir], self.since[cell.dir] = state, time.monotonic()
                 if state == "finished":
-                    self.scores[cell.dir] = scores(cell)
+                    self.scores[cell.dir] = score_text(cell)
                 changed.append(cell)
         return changed
 
@@ -69,7 +68,7 @@ class Progress:
         return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
 
     @property
-    def share(self) -> float:
+    def finished_share(self) -> float:
         """The share of the training of all runs that is done, from 0 to 1."""
         return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
 
@@ -92,11 +91,8 @@ class Progress:
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """Seconds that one run still takes, from now on, or from its beginning where it waits.
-
-        Args:
-            speed: tokens per second to assume where the run has logged no speed.
-        """
+        """Seconds that one run still takes, from now on, or from its beginning where it waits. `speed`: tokens per
+        second to assume where the run has logged no speed."""
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
         usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
         usual["training"] = cell.run.seconds_left(metric) or 0.0
@@ -107,8 +103,7 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of one run as text; in training with step, loss, speed and time left; at the end with its
-        scores."""
+        """The state of a run as text; in training with step, loss, speed and time left; at the end with its scores."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_of_all(metric['step'])}", f"loss {metric['loss']:.3f}"]
@@ -130,7 +125,7 @@ class Progress:
         return "  ".join(counts)
 
 
-def scores(cell: Cell) -> str:
+def score_text(cell: Cell) -> str:
     """The headline scores of an evaluated run as text, such as "1.234 bits/byte zero-shot 40.1 %"."""
     facts = status.state(cell)
     words = [f"{facts['bits_per_byte']:.3f} bits/byte"] if "bits_per_byte" in facts else []
@@ -164,7 +159,7 @@ def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
         now = time.monotonic()
         if not ended and now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began)):
             printed, before = now, last
-            last = f"{'all runs':{width}}  {progress.share:.0%} trained  {progress.summary}"
+            last = f"{'all runs':{width}}  {progress.finished_share:.0%} trained  {progress.summary}"
             if last != before:
                 yield last
 
@@ -187,7 +182,7 @@ def bars(progress: Progress, done: threading.Event) -> None:
         while not ended:
             ended = done.wait(0.25)
             progress.update()
-            shown = on_screen(progress, bar.console.height - 2)  # the last line of a screen, and that of all runs
+            shown = cells_on_screen(progress, bar.console.height - 2)  # the last line of a screen, and that of all runs
             for cell in progress.cells:
                 bar.update(
                     rows[cell.dir],
@@ -195,10 +190,10 @@ def bars(progress: Progress, done: threading.Event) -> None:
                     words=progress.describe(cell),
                     visible=ended or cell.dir in shown,
                 )
-            bar.update(total, completed=progress.share, words=progress.summary)
+            bar.update(total, completed=progress.finished_share, words=progress.summary)
 
 
-def on_screen(progress: Progress, most: int) -> set[Path]:
+def cells_on_screen(progress: Progress, most: int) -> set[Path]:
     """The directories of the runs to show where there is room for `most`: first the runs at work, then those that
     failed or were stopped, then those that wait, then finished ones, the last finished first."""
 

@@ -25,7 +25,7 @@ def repair(cell: Cell) -> str:
     repairs = []
     run, done = cell.dir / rundir.RUN, cell.dir / rundir.DONE
     try:
-        cell.check_recorded()
+        cell.check_same_configuration()
     except Damaged as error:
         if not _has_checkpoint(cell) and (done.exists() or (cell.dir / rundir.CHECKPOINTS).exists()):
             raise Damaged(f"{error} There is no checkpoint that is known to be this run's.") from None

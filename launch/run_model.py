@@ -9,13 +9,9 @@ from model.linear import Layers
 from model.shard import SINGLE, Ranks
 
 
-def ranks(run: Run) -> Ranks:
+def tensor_parallel_group(run: Run) -> Ranks:
     """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
-    `deepspeed_setup.start`.
-
-    Raises:
-        ConfigError: the number of ranks is no multiple of layout.tp.
-    """
+    `deepspeed_setup.start`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
     if run.layout.tp == 1:
         return SINGLE
     if dist.get_world_size() % run.layout.tp:
@@ -25,12 +21,9 @@ def ranks(run: Run) -> Ranks:
     return TensorParallel(run.layout.tp)
 
 
-def layers(run: Run, tp: Ranks) -> Layers:
-    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`.
-
-    Raises:
-        ConfigError: the run combines train.precision=fp8 with layout.tp above 1.
-    """
+def layer_factory(run: Run, tp: Ranks) -> Layers:
+    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`. Raises
+    ConfigError where the run combines train.precision=fp8 with layout.tp above 1."""
     if run.train.precision != "fp8":
         return tp.layers
     if tp.size > 1:
@@ -38,7 +31,7 @@ def layers(run: Run, tp: Ranks) -> Layers:
     return FP8_LAYERS
 
 
-def model_of(run: Run) -> GPT:
+def build_model(run: Run) -> GPT:
     """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
-    tp = ranks(run)
-    return GPT(run.model, run.seed, tp, layers(run, tp))
+    tp = tensor_parallel_group(run)
+    return GPT(run.model, run.seed, tp, layer_factory(run, tp))

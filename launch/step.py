@@ -17,7 +17,7 @@ class Step(NamedTuple):
     seconds: float = 0.0  # on the clock of the first rank after the step; 0 where there is none
 
 
-class Pending:
+class PendingStep:
     """The result of an optimizer step that the device may still be computing. `read` waits for it.
 
     Args:

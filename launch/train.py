@@ -33,7 +33,7 @@ from launch.watch import Stop, Watch, stop_file
 if TYPE_CHECKING:
     from data.batches import Batches
     from launch.checkpoint import Checkpoints
-    from launch.engine import Engine, Pending
+    from launch.engine import Engine, PendingStep
     from launch.log import Log
     from model.objective import SpecialTokens
 
@@ -44,7 +44,7 @@ class LaunchedStep(NamedTuple):
     step: int
     samples: int  # that the run has trained on after it
     batch_size: int  # samples of the step itself
-    pending: "Pending"
+    pending: "PendingStep"
 
 
 class StepResults(NamedTuple):
@@ -89,7 +89,6 @@ def train(cell: Cell, out: Path) -> None:
     """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Args:
-        cell: the run.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -100,7 +99,7 @@ def train(cell: Cell, out: Path) -> None:
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
     reads_late = reads_loss_a_step_late(session.engine, run)
     with watch:
-        while not session.state.ended(run):
+        while not session.state.budget_is_used_up(run):
             launch_step(session)
             checkpoints.check()
             state = session.state
@@ -108,13 +107,15 @@ def train(cell: Cell, out: Path) -> None:
             save_due = state.step in run.milestones or (save_every > 0 and state.step % save_every == 0)
             log_due = state.step % run.layout.log_every == 0
             # whatever is written down is of steps that are known to be good
-            results = read_steps(session, all_of_them=not reads_late or save_due or log_due or state.ended(run))
+            results = read_steps(
+                session, all_of_them=not reads_late or save_due or log_due or state.budget_is_used_up(run)
+            )
             if results.divergence:
                 return_to_checkpoint(session, results)
                 continue
-            if log_due or state.ended(run):
+            if log_due or state.budget_is_used_up(run):
                 write_log(session, results.grad_norm)
-            if results.save or results.leave or save_due or state.ended(run):
+            if results.save or results.leave or save_due or state.budget_is_used_up(run):
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
@@ -131,7 +132,6 @@ def start_session(cell: Cell, out: Path) -> Session:
     """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
 
     Args:
-        cell: the run.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -153,7 +153,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     preflight.check_memory(run, world)
     hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
-    engine = build(run_model.model_of(run), run, world)
+    engine = build(run_model.build_model(run), run, world)
     # proofs first: a run that is not what it says stops here
     manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 
@@ -221,12 +221,8 @@ def launch_step(session: Session) -> None:
 
 def read_steps(session: Session, all_of_them: bool) -> StepResults:
     """Wait for launched steps and add their losses to the state. At a divergence, stop reading; the state then has the
-    number of the step that diverged.
-
-    Args:
-        all_of_them: wait for all launched steps; otherwise for all but the last, which goes on while the host works.
-            Once a rank wants a checkpoint or training to stop, all are waited for anyway.
-    """
+    number of the step that diverged. `all_of_them`: wait for all launched steps; otherwise for all but the last, which
+    goes on while the host works. Once a rank wants a checkpoint or training to stop, all are waited for anyway."""
     state, unread = session.state, session.unread
     norm, save, leave, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
@@ -244,15 +240,9 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines
-    of the log.
-
-    Args:
-        results: what `read_steps` returned, with the divergence.
-
-    Raises:
-        manifest.Diverged: the configuration allows no further rollback, or there is no checkpoint early enough.
-    """
+    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines of
+    the log. `results`: what `read_steps` returned, with the divergence. Raises manifest.Diverged where the
+    configuration allows no further rollback, or there is no checkpoint early enough."""
     session.unread.clear()
     with session.watch.storing():
         session.state = go_back(
@@ -265,8 +255,7 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write one line of the log about the steps since the last line: mean loss, speed, and the last step's
-    `grad_norm`."""
+    """Write a line of the log about the steps since the last line: mean loss, speed, the last step's `grad_norm`."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
@@ -283,7 +272,7 @@ def write_log(session: Session, grad_norm: float) -> None:
                 **engine.loss_scale_metrics,
             }
         )
-    session.watch.speed(speed, busy)
+    session.watch.record_speed(speed, busy)
     session.logged_at, session.logged_samples, state.losses = now, state.samples, []
 
 
@@ -346,7 +335,7 @@ def main(argv: list[str]) -> int:
         if not 0 <= args.cell < len(study.cells):
             raise ConfigError(f"--cell {args.cell}: the plan has the cells 0 to {len(study.cells) - 1}")
         cell = study.cells[args.cell]
-        cell.check_recorded()
+        cell.check_same_configuration()
         if rundir.read_done(cell.dir) is not None:
             print(f"{cell.name} is finished")
             return Exit.FINISHED

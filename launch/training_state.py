@@ -29,9 +29,8 @@ class TrainingState:
             state.samples = run.samples(state.step).start
         return state
 
-    def ended(self, run: Run) -> bool:
-        """Whether the run's budget is used up. Where the budget is a time, the last step is the first that ends after
-        it."""
+    def budget_is_used_up(self, run: Run) -> bool:
+        """Whether the run's budget is used up. Where it is a time, the last step is the first that ends after it."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps

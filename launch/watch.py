@@ -74,7 +74,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop_reason", "SIGTERM"))
-        self._beat()
+        self._write_heartbeat()
         self.thread.start()
         return self
 
@@ -87,8 +87,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` has ended now; the time since the step before is one of the durations for
-        `limit`."""
+        """Record that step number `step` ends now. `limit` is computed from the times between such calls."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -120,7 +119,7 @@ class Watch:
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
                 if now - beaten > BEAT:
-                    self._beat()
+                    self._write_heartbeat()
                     beaten = now
 
     def _stop_file(self) -> str:
@@ -131,7 +130,8 @@ class Watch:
                     return f"{path}: {safe_files.printable(content.decode(errors='replace')).strip()}"
         return ""
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
+        """Write the heartbeat file, on the first rank."""
         if self.rank:
             return
         beat = {
@@ -167,14 +167,11 @@ class Watch:
         finally:
             os._exit(Exit.RESUBMIT)
 
-    def speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than it was. The event names
-        a rank that computes longer than the others. The next event follows only after training was as fast again.
-
-        Args:
-            tokens_per_second: the throughput since the last call.
-            busy: seconds that each rank spent in forward passes since the last call, without waiting for other ranks.
-        """
+    def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
+        """Record the throughput, and write an event when training has become much slower than it was. The event names a
+        rank that computes longer than the others. The next event follows only after training was as fast again.
+        `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
+        since the last call, without waiting for other ranks."""
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
             return
@@ -195,8 +192,7 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """The stop file in `folder`, a run directory or the output root, as text "path: content"; "" where there is
-    none."""
+    """The stop file in `folder`, a run directory or the output root, as "path: content"; "" where there is none."""
     path = folder / rundir.STOP
     return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
 

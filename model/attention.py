@@ -84,7 +84,6 @@ def prepare(
     Positions act in this function and nowhere else in attention, so that no layer can miss them.
 
     Args:
-        position: the model's position scheme.
         heads: attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
@@ -92,12 +91,11 @@ def prepare(
             kernel that trains.
         arrangement: positions and visible tokens, where they do not follow from the tokens' order.
         objective: which tokens see each other; needed where there is no arrangement.
-        extents_B: for each sequence the number that `objective.sees` needs, such as the length of its prefix; None
-            where the objective needs none.
+        extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
             not overflow in fp16. Ways that compute scores in fp32 do not need it.
-        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `takes_no_bias` allows a choice; None:
-            torch chooses.
+        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `can_skip_mask_tensor` allows a choice;
+            None: torch chooses.
 
     Returns:
         A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
@@ -107,7 +105,7 @@ def prepare(
         return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
-        if kernel_name != FLEX and takes_no_bias(position, extents_B):
+        if kernel_name != FLEX and can_skip_mask_tensor(position, extents_B):
             return unbiased(position, objective, kernel_name)
         return fused(position, heads, x_BTD, objective, extents_B)
     executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
@@ -123,16 +121,8 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ.
-
-    Args:
-        position: the model's position scheme.
-        heads: H, the attention heads on this rank.
-        x_BTD: the input of the first layer, for shape, precision and device.
-        objective: which tokens see each other.
-        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
-        queries: the queries, and with them the keys up to the last query's own; None: all T queries and keys.
-    """
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: the queries, and with them the
+    keys up to the last query's own; None: all T queries and keys. The other arguments are those of `prepare`."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -151,13 +141,9 @@ def plain(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
-    in memory. `heads`: H, those on this rank; `x_BTD`: the input of the first layer, for shape, precision and device;
-    `extents_B`: the number of each sequence that `objective.sees` needs, if any; `dropout`: the share of the
-    probabilities that is dropped.
-
-    The function takes the number of the layer besides q, k and v. With QK layer scaling, scores are computed divided by
-    that number so that they do not overflow in fp16, and multiplied by it again in fp32.
-    """
+    in memory. Arguments as for `prepare`. The function takes the number of the layer besides q, k and v: with QK layer
+    scaling, scores are computed divided by that number so that they do not overflow in fp16, and multiplied by it again
+    in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -182,18 +168,9 @@ def masked(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`). The tensor has four dimensions, since torch computes slowly with
-    three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time are given the keys up to
-    the last of them.
-
-    Args:
-        position: the model's position scheme, which rotates q and k and gives the bias.
-        heads: H, the attention heads on this rank.
-        x_BTD: the input of the first layer, for shape, precision and device.
-        objective: which tokens see each other.
-        extents_B: for each sequence the number that `objective.sees` needs; None where it needs none.
-        dropout: the share of the attention probabilities that is dropped.
-    """
+    and mask as one float tensor (`visible_bias`). Arguments as for `prepare`. The tensor has four dimensions, since
+    torch computes slowly with three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time
+    are given the keys up to the last of them."""
     T = x_BTD.shape[1]
     rows = ROWS_SCORED if objective.causal and scoring() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
@@ -221,7 +198,7 @@ def masked(
     return attend
 
 
-def takes_no_bias(position: Position, extents_B: Tensor | None) -> bool:
+def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
     """Whether `unbiased` can compute the attention: the position scheme adds nothing to the scores, and all sequences
     have the same mask (`extents_B` is None)."""
     return not position.has_bias and extents_B is None
@@ -252,8 +229,7 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
 
 def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
     """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. `heads`: those on this rank; `x_BTD`: the input of the first
-    layer, for shape, precision and device; `dropout`: the share of the probabilities that is dropped."""
+    ones included, that `arrangement.sees_BTS` names. Arguments as for `prepare`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -288,8 +264,7 @@ def fused(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
     """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. `heads` is not used; `x_BTD`: the input of the first layer, for its length and device;
-    `extents_B`: the number of each sequence that `objective.sees` needs, if any."""
+    where they differ. Arguments as for `prepare`; `heads` is not used."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from model.setting import Setting, check_ranges
+from model.setting import Setting, check_ranges, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One transformer. Every field is an axis that a study may vary.
+    """The configuration of one transformer. Every field is an axis that a study may vary.
 
-    Fields with a default were added later; it is what runs that were recorded before have (`Setting.absent`).
-
-    Raises:
-        ValueError: the fields do not make a model together; the message says what would.
+    Fields with a default were added later; a run that was recorded before a field existed counts as having its default
+    (`Setting.absent`). Raises ValueError where the fields do not fit together; the message says which values would.
     """
 
     layers: Annotated[int, Setting("transformer blocks", at_least=1)]
@@ -122,6 +120,7 @@ class ModelConfig:
     norm_eps: Annotated[float, Setting("added to the variance in each norm", source="GPT-2", above=0)]
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         check_ranges("model", self)
         if self.hidden % self.heads:
             fits = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]

@@ -21,11 +21,8 @@ from model.linear import Layers
 
 class FP8Linear(nn.Linear):
     """torch.nn.Linear whose three products (output, gradients of input and weight) have operands rounded to FP8: e4m3,
-    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias.
-
-    Raises:
-        TypeError: the input is not bf16.
-    """
+    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias. Raises
+    TypeError where the input is not bf16."""
 
     w8_FD: Tensor  # with the two below, what `fp8.cast_weight` made of the weight; there once it was called for
     w8_DF: Tensor
@@ -71,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """Makes linear layers that multiply in FP8. It makes the output matrix too, whose product is in bf16 all the same,
-    since the loss uses only its weight."""
+    """Makes linear layers that multiply in FP8. The output matrix is such a layer too, but the loss uses only its
+    weight, so its product is in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -34,6 +34,8 @@ def prepare_to_compile() -> None:
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention: one projection to queries, keys and values, and one of the heads' outputs."""
+
     def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
         super().__init__()
         self.heads = cfg.heads // tp.size
@@ -178,8 +180,8 @@ class GPT(nn.Module):
         Args:
             tokens_BT: token ids.
             arrangement: the tokens' positions and what each sees, where these do not follow from their order.
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix (see
-                `Batch`). Not used with an arrangement.
+            extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
+                used with an arrangement.
             wanted_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
                 not computed beyond the last block's attention, which needs their keys and values.
 
@@ -230,12 +232,8 @@ class GPT(nn.Module):
         return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V].
-
-        Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where it needs none.
-        """
+        """[B, T] token ids -> logits [B, T, V]. `extents_B`: for each sequence the number that the objective needs,
+        such as the length of its prefix; None where it needs none."""
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:

@@ -53,11 +53,8 @@ FREE = (
 
 
 def counterpart(cfg: ModelConfig) -> Format:
-    """The Hugging Face format whose architecture computes the same as a model of this configuration.
-
-    Raises:
-        ValueError: there is none; the message names the settings in which the model differs from the nearest format.
-    """
+    """The Hugging Face format whose architecture computes the same as a model of this configuration. Raises ValueError
+    where there is none; the message names the settings in which the model differs from the nearest format."""
     for field in fields(cfg):
         if not any(field.name in (*f.needs, *f.sizes, *FREE) for f in FORMATS):
             raise ValueError(f"model.{field.name} is not known to the export (model/hub.py)")
@@ -67,26 +64,21 @@ def counterpart(cfg: ModelConfig) -> Format:
     )
     if wrong := different[nearest.name]:
         why = ", ".join(
-            f"model.{k}={_show(getattr(cfg, k))} (it has {' or '.join(map(_show, nearest.needs[k]))})" for k in wrong
+            f"model.{k}={_setting_text(getattr(cfg, k))} (it has {' or '.join(map(_setting_text, nearest.needs[k]))})"
+            for k in wrong
         )
         raise ValueError(f"no architecture of Hugging Face is this model: the nearest, {nearest.name}, has not {why}")
     return nearest
 
 
-def _show(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
     """How one of our tensors is stored in Hugging Face's files: (the names of its tensors there, the layout that
-    converts between ours and those).
-
-    Args:
-        ours: the name of the tensor in our state_dict.
-
-    Raises:
-        ValueError: the format has no such tensor.
-    """
+    converts between ours and those). `ours`: the name of the tensor in our state_dict. Raises ValueError where the
+    format has no such tensor."""
     if ours == "head.weight":
         return [f.head], SAME
     parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
@@ -161,18 +153,10 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
     Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. With a decoder, up to
     NEW_TOKENS tokens are generated greedily too, and each has to be the one that our model finds likeliest at its
-    place.
-
-    Args:
-        folder: the checkpoint, as `save` wrote it.
-        cfg, state: the configuration and the weights of our model.
-        tokens_BT: token ids of the texts to compare on.
-
-    Returns:
-        The largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
-
-    Raises:
-        ValueError: the difference is above TOLERANCE, a generated token differs, or a tensor is missing or left over.
+    place. `folder`: the checkpoint, as `save` wrote it; `cfg`, `state`: the configuration and the weights of our model;
+    `tokens_BT`: token ids of the texts to compare on. Returns the largest difference of logits, relative to the largest
+    logit (or to 1, where that is smaller). Raises ValueError where the difference is above TOLERANCE, a generated token
+    differs, or a tensor is missing or left over.
     """
     import torch
     import transformers
@@ -216,16 +200,9 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
     not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
-
-    Args:
-        folder: of config.json and model.safetensors.
-
-    Returns:
-        (the configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved).
-
-    Raises:
-        ValueError: the checkpoint has another architecture or a setting without a counterpart here, or its weights are
-            not whole.
+    `folder`: of config.json and model.safetensors. Returns (the configuration, the state for GPT(cfg).load_state_dict
+    in the precision in which it was saved). Raises ValueError where the checkpoint has another architecture or a
+    setting without a counterpart here, or its weights are not whole.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -302,7 +279,11 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
             cfg = ModelConfig(**{**settings, **dict(zip(f.needs, values, strict=True))})
             expected = {**f.fixed(cfg), "vocab_size": cfg.padded_vocab}
             has = {name: _comparable_value(config, name, want, cfg) for name, want in expected.items()}
-            wrong = [f"{k}={_show(has[k])} (here {_show(want)})" for k, want in expected.items() if has[k] != want]
+            wrong = [
+                f"{k}={_setting_text(has[k])} (here {_setting_text(want)})"
+                for k, want in expected.items()
+                if has[k] != want
+            ]
             if not wrong:
                 return f, cfg
             if nearest is None or len(wrong) < len(nearest):

@@ -30,10 +30,7 @@ def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE
     device.
 
     Under tensor parallelism each rank draws whole parameters and keeps its part, so that the weights are the same
-    whatever the number of ranks.
-
-    Raises:
-        ValueError: a parameter is not in the table at the top of model/init.py.
+    whatever the number of ranks. Raises ValueError where a parameter is not in the table at the top of model/init.py.
     """
     for name, p in model.named_parameters():
         module, _, kind = name.rpartition(".")

@@ -51,7 +51,7 @@ def estimate(
         fixed["weights"] += (
             2 * cfg.layers * (4 * cfg.hidden**2 + (2 if cfg.act == "gelu" else 3) * cfg.hidden * cfg.ffn)
         )
-    stored, working = activations(cfg, micro_batch, precision, gpu, tp, recompute)
+    stored, working = activation_bytes(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
     softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; of fp32 logits in place
@@ -61,7 +61,7 @@ def estimate(
         logits, work, summed = predicted * vocab * (width + fp32_copy), 0, 0
     embedding = matrix * width  # its gradient waits for the one of the token lookup
     unit = rows * cfg.hidden * width
-    before, first, last, reduction, update = gradients(cfg, precision, zero, ranks, accumulate, gpu, tp)
+    before, first, last, reduction, update = gradient_bytes(cfg, precision, zero, ranks, accumulate, gpu, tp)
     moments = [
         {"gradients": before, "activations": stored + working},
         {"gradients": before + summed, "activations": stored + 2 * unit, "logits": logits + work},
@@ -77,7 +77,7 @@ def estimate(
     return held | {"total": sum(held.values())}
 
 
-def gradients(
+def gradient_bytes(
     cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
@@ -114,7 +114,7 @@ def gradients(
     return before, before + bucket, before + bucket, before + bucket + joined + rank_gradients, at_update
 
 
-def activations(
+def activation_bytes(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
     """Bytes of activations of `micro_batch` sequences: (those stored for the backward pass, the working memory of one

@@ -22,7 +22,7 @@ class SpecialTokens(NamedTuple):
     specials: Sequence[int] = ()
 
 
-NO_SPECIAL_TOKENS = SpecialTokens()
+NO_SPECIALS = SpecialTokens()
 
 
 class Batch(NamedTuple):
@@ -32,8 +32,7 @@ class Batch(NamedTuple):
     targets_BT: for the output at each position the token id to predict.
     predicted: the outputs that enter the loss. None: all of them. bool [B, T]: those that are True. int64 [B, M]: the
         positions of M outputs in each sequence, where M is the same in every batch, so that shapes are static.
-    extents_B: a number for each sequence that `Objective.sees` needs, such as the length of its prefix; None for
-        objectives that need none.
+    extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
     """
 
     inputs_BT: Tensor
@@ -92,11 +91,7 @@ class Objective:
         self.cfg = cfg
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from sequences of token ids.
 
@@ -113,31 +108,20 @@ class Objective:
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether the token at position `q` sees that at position `k` in sequence `b` of the batch: bool, in the shape
-        to which the integer tensors b, q and k broadcast.
-
-        Args:
-            extents_B: for each sequence the number that the objective needs, such as the length of its prefix; None
-                where it needs none.
-        """
+        to which the integer tensors b, q and k broadcast. `extents_B`: [B], the length of each sequence's prefix under
+        the prefix objective; None under the others."""
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
         """Check that extents are given where the objective has extents, and only there. Otherwise attention would
-        differ from that in training.
-
-        Raises:
-            ValueError: they are missing, or superfluous.
-        """
+        differ from that in training. Raises ValueError where they are missing, or superfluous."""
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The extent (see `Batch.extents_B`) of a sequence in evaluation, where its first `context` tokens are given
-        and the rest is scored.
-
-        Raises:
-            ValueError: this objective gives no left-to-right likelihood.
-        """
+        """The prefix length of a sequence in evaluation, where its first `context` tokens are given and the rest is
+        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError where this objective
+        gives no left-to-right likelihood."""
         return 0
 
 
@@ -149,11 +133,7 @@ class Prefix(Objective):
     has_extents = True
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
         same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`)."""
@@ -181,9 +161,9 @@ class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
     the outputs at their positions predict what they were.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. MASKED tenths
-    of them get the mask token and RANDOM tenths a random token, rounded; the others keep theirs (of 32 positions: 26, 3
-    and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. The share
+    MASKED of them gets the mask token, the share RANDOM a random token, and the others keep theirs (of 32 positions:
+    26, 3 and 3, as in Cramming).
     """
 
     causal = False
@@ -191,25 +171,12 @@ class MaskedLM(Objective):
     MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019
 
     def batch(
-        self,
-        rows_BS: Tensor,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        tokens: SpecialTokens = NO_SPECIAL_TOKENS,
+        self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch: as targets the first `seq` tokens of each row, as inputs the same with some replaced,
-        as `predicted` the M = round(mask_rate x seq) positions of each row that were drawn, [B, M]. The positions of
-        special tokens are drawn only where a row has too few others, and no random token is a special one.
-
-        Args:
-            rows_BS: token ids, S = seq + 1 in each row; the last is not used.
-            seed, numbers: the run's seed and each row's number in the run, from which alone the row's positions and
-                random tokens are drawn; by default rows are counted from 0.
-            tokens: the tokenizer's special tokens, the mask token among them.
-
-        Raises:
-            ValueError: the tokenizer has no mask token.
-        """
+        """Make a training batch from rows of T + 1 token ids: as targets the first T tokens of each row, as inputs the
+        same with some replaced, as `predicted` the M = round(mask_rate x T) positions of each row that were drawn,
+        [B, M]. The positions of special tokens are drawn only where a row has too few others, and no random token is a
+        special one. Raises ValueError where the tokenizer has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1
@@ -222,9 +189,8 @@ class MaskedLM(Objective):
         held_back = np.isin(targets_BT.cpu().numpy(), special)
         for row, number in enumerate(range(B) if numbers is None else numbers):
             draw = np.random.default_rng([seed, number])
-            chosen = np.argsort(draw.random(T) + held_back[row], kind="stable")[
-                :M
-            ]  # in random order, special ones last
+            # M positions in random order; special tokens would come last
+            chosen = np.argsort(draw.random(T) + held_back[row], kind="stable")[:M]
             inputs_BT[row, torch.from_numpy(chosen[:replaced])] = tokens.mask
             others = torch.from_numpy(draw.choice(ordinary, random)).to(inputs_BT)
             inputs_BT[row, torch.from_numpy(chosen[replaced : replaced + random])] = others

@@ -85,12 +85,8 @@ class ParallelLayers(Layers):
 
 class TensorParallel(Ranks):
     """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The process
-    group must be initialised.
-
-    Raises:
-        ValueError: the ranks cannot be divided into groups of this size, or were divided into groups of another size
-            before.
-    """
+    group must be initialised. Raises ValueError where the ranks cannot be divided into groups of this size, or were
+    divided into groups of another size before."""
 
     layers = ParallelLayers()
 

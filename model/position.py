@@ -118,8 +118,7 @@ def prepare_to_compile() -> None:
 
 
 def _rotary_waves(base: float, T: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The cosines and the sines, each [T, K], of the angles by which rotary rotates K coordinates at positions 0 to T -
-    1."""
+    """The cosines and sines, each [T, K], of the angles by which rotary turns K coordinates at positions 0 to T - 1."""
     # fp32: in bf16 the angles of neighbouring late positions would coincide
     freq = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TK = torch.outer(torch.arange(T, device=device, dtype=torch.float32), freq).repeat(1, 2)

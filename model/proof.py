@@ -49,11 +49,7 @@ class InactiveFactor(RuntimeError):
 
 
 def require(proofs: Iterable[Proof]) -> None:
-    """Check that all proofs passed.
-
-    Raises:
-        InactiveFactor: some did not; the message names them.
-    """
+    """Check that all proofs passed. Raises InactiveFactor where some did not; the message names them."""
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
         listed = "\n  ".join(failed)
@@ -66,10 +62,8 @@ def prove(model: Any) -> list[Proof]:
     seconds at most.
 
     Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
-    it passes on all ranks.
-
-    Returns:
-        The result of each proof: where it failed on some ranks that of the first of them, else that of the first rank.
+    it passes on all ranks. Returns the result of each proof: where it failed on some ranks that of the first of them,
+    else that of the first rank.
     """
     training = model.training
     model.eval()
@@ -82,17 +76,14 @@ def prove(model: Any) -> list[Proof]:
     return [next((p for p in proofs if not p.passed), proofs[0]) for proofs in zip(*by_rank, strict=True)]
 
 
-def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
+def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
     The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
     they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
-    computed row by row, so that it needs no more memory than the graph.
-
-    Args:
-        graph, written: compute the mean loss of a batch with the compiled graph and with the eager model.
-        batch: sequences of random tokens.
+    computed row by row, so that it needs no more memory than the graph. `graph`, `eager`: compute the mean loss of a
+    batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     saved = [p.detach().clone() for p in params]
@@ -109,18 +100,16 @@ def compiled(model: Any, graph: Loss, written: Loss, batch: Batch) -> Proof:
         ours = gradients(graph(batch))
         theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]
         for row in batch.split(1):
-            for total, g in zip(theirs, gradients(written(row)), strict=True):
+            for total, g in zip(theirs, gradients(eager(row)), strict=True):
                 total += g.float() * (row.predictions / batch.predictions)
     finally:
         with torch.no_grad():
             for p, value in zip(params, saved, strict=True):
                 p.copy_(value)
     most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
-    errors = {
-        name: probe.relative_error(a, b.double())
-        for name, a, b in zip(names, ours, theirs, strict=True)
-        if a.numel() > 1
-    }  # that of a single number may cancel to nothing
+    # a single number is left out: its gradient may cancel to nothing
+    pairs = zip(names, ours, theirs, strict=True)
+    errors = {name: probe.relative_error(a, b.double()) for name, a, b in pairs if a.numel() > 1}
     dims = {name: min(p.dim(), 2) for name, p in zip(names, params, strict=True)}
     differing = [f"{name} by {error:.2g}" for name, error in errors.items() if not error < most[dims[name]]]
     matrices = [error for name, error in errors.items() if dims[name] == 2]

@@ -7,9 +7,10 @@ made from these explanations. The choices are those of the type (`Literal`), or 
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,8 @@ class Setting:
 
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
-    """The explanations of the fields of a settings dataclass: {field: Setting}.
-
-    Raises:
-        TypeError: a field is not `Annotated` with exactly one Setting.
-    """
+    """The explanations of the fields of a settings dataclass: {field: Setting}. Raises TypeError where a field is not
+    `Annotated` with exactly one Setting."""
     settings = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         explanations = [extra for extra in get_args(hint)[1:] if isinstance(extra, Setting)]
@@ -61,15 +59,39 @@ def settings_of(cls: type) -> dict[str, Setting]:
     return settings
 
 
-def check_ranges(section: str, values: Any) -> None:
-    """Check that every number of a settings dataclass lies in the range of its field.
+def check_types(section: str, values: Any) -> None:
+    """Check that every value of a settings dataclass is of the type of its field: bool, int, float, str or a Literal.
 
     Args:
         section: the name of the section, for the message: "model", "train", ...
 
     Raises:
-        ValueError: a number is out of range; the message names the first such setting, its range and its meaning.
+        ValueError: a value is of another type, is no finite number, or is none of the choices; the message names the
+            first such setting.
     """
+    for name, kind in _types_of(type(values)).items():  # type: ignore[arg-type]
+        value = getattr(values, name)
+        if get_origin(kind) is Literal:
+            fits = value in get_args(kind)
+        elif kind is float:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        else:
+            fits = type(value) is kind
+        if not fits:
+            choices = f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""
+            raise ValueError(f"{section}.{name} cannot be {str(value)[:60]!r}{choices}")
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    """The type of each field of a settings dataclass."""
+    return get_type_hints(cls)
+
+
+def check_ranges(section: str, values: Any) -> None:
+    """Check that every number of a settings dataclass lies in the range of its field. `section`: the name of the
+    section, for the message: "model", "train", . Raises ValueError where a number is out of range; the message names
+    the first such setting, its range and its meaning."""
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:

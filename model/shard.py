@@ -21,15 +21,12 @@ from model.kernels.cross_entropy import cross_entropy
 from model.kernels.linear import linear
 from model.linear import LAYERS, Layers
 
-ROWS, COLUMNS = (
-    ("embed", "head", "output", "qkv", "up", "gate"),
-    ("proj", "down"),
-)  # by which dimension their layer is cut
+# Layers whose weight is cut by its rows, and by its columns
+ROWS, COLUMNS = ("embed", "head", "output", "qkv", "up", "gate"), ("proj", "down")
 
 
 def shard_dimension(name: str) -> int | None:
-    """The dimension along which tensor parallelism divides the parameter `name`; None where every rank holds all of
-    it."""
+    """The dimension along which tensor parallelism divides parameter `name`; None where every rank holds all."""
     owner, kind = name.split(".")[-2:]
     if owner in ROWS:
         return 0
@@ -37,8 +34,7 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part of a parameter, or of a tensor of its shape such as its gradient, that rank `rank` of `size` ranks
-    holds."""
+    """The part of a parameter, or of a tensor of its shape, such as its gradient, that rank `rank` of `size` holds."""
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full

@@ -331,7 +331,7 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
     rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     deepspeed_setup.start(run)
     step: Callable[[], object]
-    model = run_model.model_of(run)
+    model = run_model.build_model(run)
     data = model.objective.batch(rows)
     built = engine.build(model, run, 1) if wanted["loop"] == "engine" else None
     if built:

@@ -30,7 +30,15 @@ from launch.slurm.attempts import (
     record_attempt,
     start_attempt,
 )
-from launch.slurm.submit import _ranges, in_queue, is_fully_evaluated, resources_of, sbatch, submit, with_mtbf
+from launch.slurm.submit import (
+    _index_ranges,
+    is_fully_evaluated,
+    resources_of,
+    runs_in_queue,
+    sbatch,
+    submit,
+    with_mtbf,
+)
 from tests.conftest import trained
 from tests.schemas import checked
 
@@ -246,10 +254,10 @@ def test_a_queue_that_cannot_be_asked_is_not_taken_for_empty(tmp_path: Path, com
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
     began(study.cells[0].dir, "7_0", 0, "")
     command(commands, "squeue", "echo 7_0")
-    assert in_queue(study) == {0: "7_0"}
+    assert runs_in_queue(study) == {0: "7_0"}
     command(commands, "squeue", "echo slurm_load_jobs error: Socket timed out >&2; exit 1")
     with pytest.raises(ConfigError, match="Socket timed out"):
-        in_queue(study)
+        runs_in_queue(study)
 
 
 def test_jobs_that_run_no_script_of_ours_read_the_site_too(
@@ -391,7 +399,7 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_array_ranges() -> None:
-    assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and _ranges([3]) == "3"
+    assert _index_ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and _index_ranges([3]) == "3"
 
 
 def test_the_sites_mtbf_reaches_the_runs_unless_they_name_one() -> None:

@@ -164,7 +164,7 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
     def losses(compiled: str) -> list[float]:
         run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
         deepspeed_setup.start(run)
-        built = engine.build(run_model.model_of(run), run, 1)
+        built = engine.build(run_model.build_model(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         assert [proof.passed for proof in built.proofs] == ([True] if compiled == "always" else []), built.proofs
         waits: list[int] = []
@@ -187,7 +187,7 @@ def test_batches_that_predict_more_or_fewer_tokens_are_not_each_compiled_anew(mo
     torch._dynamo.reset()
     run = resolve([*TINY, ("model.pos", "rotary"), ("model.objective", "prefix"), ("layout.compile", "always")])
     deepspeed_setup.start(run)
-    built = engine.build(run_model.model_of(run), run, 1)
+    built = engine.build(run_model.build_model(run), run, 1)
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
     batches = [built.model.objective.batch(rows, seed) for seed in range(12)]
     assert len({batch.predictions for batch in batches}) > 8

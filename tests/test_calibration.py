@@ -8,19 +8,19 @@ import pytest
 
 from ablations.factorial import factorial
 from eval.report import calibration, error_rates
-from eval.report.contrasts import contrast_part
+from eval.report.contrasts import contrast_variance
 from eval.report.formats import markdown_table
 from eval.report.gather import corrected
 from eval.report.sections import published
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.items import Stratum, item_part
-from eval.statistics.parts import Part
-from eval.statistics.seeds import seed_part
+from eval.statistics.items import Stratum, item_variance
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import seed_variance
 from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
 from eval.statistics.verdicts import verdict
 
-NO_ITEMS = Part(0.0, np.inf)
+NO_ITEMS = Variance(0.0, np.inf)
 CODES = {
     "worse": simulation.WORSE,
     "undecided": simulation.UNDECIDED,
@@ -33,12 +33,12 @@ def table(x: np.ndarray) -> dict[str, dict[int, float]]:
     return {str(a): dict(enumerate(map(float, row))) for a, row in enumerate(x)}
 
 
-def one_by_one(x: np.ndarray, margin: float | None, floor: Part | None, portion: float) -> list[int]:
+def one_by_one(x: np.ndarray, margin: float | None, floor: Variance | None, portion: float) -> list[int]:
     """The decisions of a study as the report makes them."""
     compared = corrected_family(
         {
             str(a): compare(
-                float(x[a].mean() - x[0].mean()), seed_part(table(x), str(a), "0", floor), NO_ITEMS, share=portion
+                float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0", floor), NO_ITEMS, share=portion
             )
             for a in range(1, len(x))
         }
@@ -59,7 +59,7 @@ def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
     for margin, portion in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
         got = decide_all(x, margin, floor, portion)
         for i, study in enumerate(x):
-            alone = Part(float(sd2[i, 0]), 4) if with_floor else None
+            alone = Variance(float(sd2[i, 0]), 4) if with_floor else None
             assert list(got[i]) == one_by_one(study, margin, alone, portion)
         seen |= set(got.ravel())
     assert len(seen) >= 3
@@ -78,12 +78,12 @@ def test_many_factorials_at_once_are_judged_as_one_by_one(factors, fraction, see
     for i, study in enumerate(x):
         results = table(study)
         of_arms = {
-            str(a): compare(float(study[a].mean() - study[0].mean()), seed_part(results, str(a), "0"), NO_ITEMS)
+            str(a): compare(float(study[a].mean() - study[0].mean()), seed_variance(results, str(a), "0"), NO_ITEMS)
             for a in range(1, arms)
         }
         of_effects = {}
         for effect, w in zip(design.effects, weights, strict=True):
-            part = contrast_part(results, dict(zip(results, w, strict=True)), w @ study)
+            part = contrast_variance(results, dict(zip(results, w, strict=True)), w @ study)
             of_effects[effect] = compare(float((w @ study).mean()), part, NO_ITEMS)
         both = [c for group in corrected(of_arms, of_effects) for c in group.values()]
         assert list(got[i]) == [CODES[verdict(c, True).kind] for c in both]
@@ -98,9 +98,9 @@ def test_items_of_many_studies_are_as_of_one():
     seeds = Noise(np.full((20, 1), 0.3), np.full((20, 1), 2.0))
     found = decisions(np.full((20, 1), 3.0), [seeds, many])
     for i in range(20):
-        one = item_part([Stratum(d[i], w[i])])
+        one = item_variance([Stratum(d[i], w[i])])
         assert (many.variance[i, 0], many.dof[i, 0]) == (pytest.approx(one.variance), pytest.approx(one.dof))
-        assert found[i, 0] == CODES[verdict(compare(3.0, Part(0.3, 2), one), True).kind]
+        assert found[i, 0] == CODES[verdict(compare(3.0, Variance(0.3, 2), one), True).kind]
 
 
 # ------------------------------------------------------------------------------------------------ what the page states
@@ -125,9 +125,29 @@ def rates(cells: list[str]) -> list[float]:
 
 
 def test_the_words_of_the_page_are_those_of_the_command():
-    words = ("HEAD", "FIXED", "POWER", "SEQUENTIAL", "FACTORIALS", "CLUSTERS", "FLOOR", "LADDER", "PUBLISHED", "SAVES")
+    words = (
+        "HEAD",
+        "WORDS",
+        "ANSWER",
+        "GROUPS",
+        "FIXED",
+        "POWER",
+        "SEQUENTIAL",
+        "FACTORIALS",
+        "CLUSTERS",
+        "FLOOR",
+        "LADDER",
+        "PUBLISHED",
+        "SAVES",
+    )
     assert [name for name in words if getattr(calibration, name) not in PAGE] == []
-    for table in (calibration.published_table(), calibration.spending_table(), calibration.saves_table()):
+    computed = (
+        calibration.ratio_table,
+        calibration.published_table,
+        calibration.spending_table,
+        calibration.saves_table,
+    )
+    for table in (make() for make in computed):
         assert markdown_table(table) in PAGE
 
 
@@ -187,13 +207,15 @@ def test_rates_of_factorials_are_as_stated(seeds):
 def test_saves_of_one_published_run_are_called_different_in_5_percent():
     """Numbers of others: 27 tasks, three runs. As many as the simulation of normal ones lets one expect."""
     for seeds in calibration.SEEDS:
-        verdicts = error_rates.saves_judged(seeds)
-        assert (error_rates.saves_judged(seeds) == verdicts).all()  # what is published stays as it is
+        verdicts = error_rates.decisions_on_published_checkpoints(seeds)
+        assert (
+            error_rates.decisions_on_published_checkpoints(seeds) == verdicts
+        ).all()  # what is published stays as it is
         assert len(verdicts) == 27 * sum(n // (2 * seeds) for n in (63, 34, 63))
         assert error_rates.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
     known = published.load()["per_task"]
     for i, name in enumerate(known["columns"][1:], start=1):  # the last save is the one that the table has
-        assert list(published.saves()[name][-1]) == [row[i] for row in known["rows"].values()]
+        assert list(published.published_checkpoints()[name][-1]) == [row[i] for row in known["rows"].values()]
 
 
 def close(rate: float, expected: float, studies: int) -> bool:
@@ -237,7 +259,7 @@ def test_one_seed_decides_nothing():
     """Whatever the difference, the margin, the items and a known noise floor are."""
     rng = np.random.default_rng(6)
     for _ in range(300):
-        difference, items = float(rng.normal(0, 5)), Part(float(rng.choice([0.0, 0.1])), 30)
-        seeds = None if rng.random() < 0.5 else Part(float(rng.choice([0.0, 0.01])), 8)
+        difference, items = float(rng.normal(0, 5)), Variance(float(rng.choice([0.0, 0.1])), 30)
+        seeds = None if rng.random() < 0.5 else Variance(float(rng.choice([0.0, 0.01])), 8)
         c = corrected_family({"a": compare(difference, seeds, items, replicated=False)})["a"]
         assert not verdict(c, bool(rng.integers(2)), margin=float(rng.choice([0.01, 100.0]))).decided

@@ -158,5 +158,5 @@ def test_a_model_that_torch_cannot_compile_fails_with_what_helps(
     run = resolve([*TINY, ("train.precision", "bf16"), ("layout.compile", "always")])
     deepspeed_setup.start(run)
     with pytest.raises(manifest.RunFailed, match="torch.compile: NameError: größer is no type. layout.compile=never"):
-        engine.build(run_model.model_of(run), run, 1)
+        engine.build(run_model.build_model(run), run, 1)
     assert "Traceback" in capsys.readouterr().err

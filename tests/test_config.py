@@ -187,11 +187,11 @@ def test_a_directory_keeps_its_meaning(tmp_path: Path) -> None:
         json.dumps({"fingerprint": other.fingerprint, "config": dataclasses.asdict(other)})
     )
     with pytest.raises(ConfigError, match="train.lr: 0.001 there, 0.002 now"):
-        cell.check_recorded()
+        cell.check_same_configuration()
     for damaged in ("{}", '{"fingerprint": "ab'):
         (cell.dir / "run.json").write_text(damaged)
         with pytest.raises(ConfigError, match="is damaged, or of another version"):
-            cell.check_recorded()
+            cell.check_same_configuration()
 
 
 def test_make_refuses_a_misspelt_variant_at_once_with_exit_code_2_and_creates_nothing(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_runs_recorded_before_a_setting_existed_keep_their_fingerprint(tmp_path:
     cell.dir.mkdir(parents=True)
     (cell.dir / "run.json").write_text(json.dumps({"fingerprint": "of another", "config": config}))
     with pytest.raises(ConfigError) as error:
-        cell.check_recorded()
+        cell.check_same_configuration()
     assert not any(key in str(error.value) for key in ABSENT)
     for key, value in {"train.schedule": "linear", "train.budget": "10m"}.items():
         changed = resolve([("size", "nano"), ("model.pos", "alibi"), (key, value)])

@@ -91,7 +91,7 @@ def test_the_three_parts_are_all_that_two_presets_differ_in() -> None:
 def test_arms_of_unequal_size_are_no_fault_where_the_clock_makes_them_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: None)
+    monkeypatch.setattr("ablations.plan.study_cost._free_gigabytes", lambda out: None)
     words = ["STUDY=cram_architecture", "SIZE=crammed-v2", "SEEDS=1", f"OUT={tmp_path}", "ON=1 a6000"]
     assert main(["plan", *words]) == 0
     plan = capsys.readouterr().out

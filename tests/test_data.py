@@ -5,6 +5,7 @@ import gzip
 import importlib.metadata
 import inspect
 import json
+import os
 import random
 import re
 import subprocess
@@ -93,6 +94,42 @@ def test_a_folder_is_searched_for_text_only(tmp_path):
     assert [text for _, text in read(tmp_path)] == ["one"]
 
 
+def test_linked_folders_are_read_once_and_a_link_to_nothing_is_an_error(tmp_path):
+    write(tmp_path / "disk/part/a.jsonl", ["één"])
+    write(tmp_path / "data/b.jsonl", ["zwei"])
+    (tmp_path / "data/part").symlink_to(tmp_path / "disk/part")
+    (tmp_path / "data/same").symlink_to(tmp_path / "disk/part")
+    (tmp_path / "data/loop").symlink_to(tmp_path / "data")
+    assert read(tmp_path / "data") == [("b.jsonl:1", "zwei"), ("part/a.jsonl:1", "één")]
+    (tmp_path / "data/c.jsonl").symlink_to(tmp_path / "blobs/that/were/removed")
+    for name in (tmp_path / "data", tmp_path / "data/*.jsonl"):
+        with pytest.raises(ValueError, match="c.jsonl is a symbolic link to a file that is not there"):
+            read(name)
+
+
+@pytest.mark.parametrize("name", ["a\nb.jsonl", "\x1b[2J.jsonl"])
+def test_a_file_with_control_characters_in_its_name_is_not_passed_over(tmp_path, name):
+    write(tmp_path / "data/a.jsonl", ["one"])
+    write(tmp_path / "data" / name, ["two"])
+    with pytest.raises(ValueError, match="has control characters: rename the file"):
+        read(tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write(tmp_path / "data/a.jsonl", ["one"])
+    write(tmp_path / "data/closed/b.jsonl", ["two"])
+    scandir = os.scandir
+
+    def refused(path):  # root may read every folder
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match="closed cannot be read: Permission denied"):
+        read(tmp_path / "data")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data with real files")
 def test_real_files():
     assert len(read(SHARED / "pretrain_samples/c4/c4-train.00000-of-01024.json.gz")) == 667
@@ -142,6 +179,16 @@ def test_a_cut_zstd_file_is_not_taken_for_whole(tmp_path):
             read(tmp_path / name)
     (tmp_path / "a.txt.zst").write_bytes(b"\x50\x2a\x4d\x18\2\0\0\0hi" + paragraphs)  # after a frame to be skipped
     assert len(read(tmp_path / "a.txt.zst")) == 200_000
+
+
+def test_columns_of_parquet_with_the_same_name_are_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+    parquet.write_table(pyarrow.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match='a.parquet: several columns are called "text"'):
+        read(tmp_path / "a.parquet")
 
 
 def test_a_row_of_parquet_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path):
@@ -270,7 +317,9 @@ GOOD = f"text: source\npackages: {{numpy: '{NUMPY}', pyyaml: '{PYYAML}'}}\nheld_
         (("held_out", "heldout"), r"unknown \['heldout'\]; allowed are \['held_out', 'minimum', 'packages'"),
         (("text", "minimum: many\ntext"), "number of characters"),
         ((f"'{PYYAML}'", "6.0"), "must be quoted"),
-        (("numpy: ", "numpy: }"), "parsing"),
+        (("numpy: ", "numpy: }"), "some.yaml, line 2 is no YAML"),
+        (("held_out: [pyyaml]", "held_out: pyyaml"), "held_out is a list"),
+        (("held_out: [pyyaml]", "held_out: [[pyyaml]]"), "held_out is a list"),
         (("numpy: '", "numpy: '0."), r"reads numpy 0\.\S+, but \S+ is installed; .*requirements.txt"),
         (("numpy", "nunpy"), "reads nunpy .* not installed here; .*requirements.txt"),
         (("packages", "package"), "needs a mapping `blend` or `packages`"),
@@ -284,10 +333,48 @@ def test_specifications_are_checked(monkeypatch, tmp_path, change, match):
         corpus.check("some")
 
 
+@pytest.mark.parametrize(
+    "lines, match",
+    [
+        ("files: ['*.jsonl']\npath: 5", "path is '5', and must be text"),
+        ("files: ['/etc/*']", "files is a list of globs below"),
+        ("files: [5]", "files is a list of globs below"),
+        ("files: ['a{}.jsonl']\nvariant: 3", "variant is '3', and must be text"),
+        ("files: ['*.jsonl']\ntext: 3", "text is '3', and must be text"),
+        ("files: ['*.jsonl']\nhub: 3\nrevision: \"" + "a" * 40 + '"', "hub is '3', and must be text"),
+        ("files: ['*.jsonl']\nwhere: {1: [2]}", "line 2: a name must be text"),
+        ("files: ['*.jsonl']\nshare: .nan", "line 2: .nan is no decimal number"),
+        ("files: ['*.jsonl']\nfiles: ['*.txt']", "the key 'files' stands twice"),
+        ("files: ['é']".encode("latin-1"), "some.yaml is not UTF-8"),
+        ("files: " + "[" * 3000, "nested deeper than"),
+        ("files: !!timestamp x", "tags"),
+        ("[files]", "must hold `name: value` lines"),
+    ],
+)
+def test_a_specification_of_files_is_checked(monkeypatch, tmp_path, lines, match):
+    specify(monkeypatch, tmp_path, "")
+    (tmp_path / "specs/some.yaml").write_bytes(lines if isinstance(lines, bytes) else lines.encode())
+    with pytest.raises(ValueError, match=match):
+        corpus.load("some")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"some": 5}', '{"some"', "\xff"])
+def test_a_damaged_note_of_where_corpora_lie_is_named(monkeypatch, tmp_path, content):
+    specify(monkeypatch, tmp_path, "files: ['*.jsonl']")
+    write(tmp_path / "texts/a.jsonl", ["one"])
+    corpus.locate("some", str(tmp_path / "texts"), tmp_path)
+    assert corpus.load("some", tmp_path)["root"] == tmp_path / "texts"
+    (tmp_path / "sources.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="sources.json is damaged: remove it"):
+        corpus.load("some", tmp_path)
+
+
 def test_blends_are_checked(monkeypatch, tmp_path):
     specify(monkeypatch, tmp_path, GOOD, "one")
     specify(monkeypatch, tmp_path, GOOD.replace("[pyyaml]", "[numpy]"), "two")
     specify(monkeypatch, tmp_path, "blend: {one: 1}", "mixed")
+    write(tmp_path / "a.jsonl", ["one"])
+    monkeypatch.chdir(tmp_path)
     for text, match in [
         ("blend: {one: 1, two: 1}", "held out in one component and trained on in another"),
         ("blend: {one: 0}", "weights are positive"),
@@ -299,6 +386,11 @@ def test_blends_are_checked(monkeypatch, tmp_path):
         ("blend: [one]\nalpha: 2", "alpha is 2"),
         ("blend: one", "needs a mapping"),
         ("blend: {no/*.jsonl: 1}", "no file matches 'no/"),
+        ("blend: {some: 1}", "some is itself a blend"),
+        ("blend: {one: .inf}", "no decimal number"),
+        ("blend: {one: 1.0e-15, a.jsonl: 1}", "the weight of one is less than"),
+        ("blend: [[one]]\nalpha: 1", "a component is the name or path"),
+        ("blend: &a {one: 1}\nlicence: *a", "aliases"),
     ]:
         specify(monkeypatch, tmp_path, text)
         with pytest.raises(ValueError, match=match):
@@ -359,7 +451,7 @@ def test_no_file_that_differs_between_machines_is_read():
 
 def test_held_out_share_of_files():
     texts = [f"document {i}" for i in range(20_000)]
-    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    held = [text for text in texts if corpus.is_held_out({"files": []}, "", text)]
     expected = corpus.VALID_SHARE * len(texts)
     assert abs(len(held) - expected) < 5 * expected**0.5
-    assert held == [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    assert held == [text for text in texts if corpus.is_held_out({"files": []}, "", text)]

@@ -46,6 +46,10 @@ def test_a_file_changed_in_place_with_size_and_time_kept_is_another_one(tmp_path
     assert path.read_bytes() != old and store.content_hash(path, where) != before
     rewrite(path, old)
     assert store.content_hash(path, where) == before
+    for content in (b"", b"\xff", before.encode()[:-1], before.upper().encode()):  # a damaged note is not taken
+        for note in (where.path / "hashes").iterdir():
+            note.write_bytes(content)
+        assert store.content_hash(path, where) == before
 
 
 def test_a_young_file_is_read_again(tmp_path, monkeypatch):
@@ -90,7 +94,7 @@ def test_a_corpus_that_changed_between_two_commands_is_refused_before_any_work(t
         (folder / "b.jsonl").unlink()
         sentence = r"the files of .*corpus changed: 2 files of [\d,]+ bytes \(sha256 \w{16}.*1 file of"
     else:
-        held = [text for text in WORKABLE[:150] if corpus.held_out({"files": []}, "", text)]
+        held = [text for text in WORKABLE[:150] if corpus.is_held_out({"files": []}, "", text)]
         save(folder / "a.jsonl", held + WORKABLE[:60])
         sentence = "the (files|text) of .*corpus changed: .* then, .* now"
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -220,7 +224,7 @@ def test_line_ends_of_every_system_and_a_byte_order_mark(tmp_path, end, mark):
 
 
 def test_a_small_corpus_is_refused_with_a_way_out_that_works(tmp_path):
-    texts = [text for text in WORKABLE if not corpus.held_out({"files": []}, "", text)][:20]
+    texts = [text for text in WORKABLE if not corpus.is_held_out({"files": []}, "", text)][:20]
     save(tmp_path / "small.jsonl", texts)
     with pytest.raises(ValueError, match=r"(?s)of 20 documents 0.02 are held out.*share: 0.25") as error:
         prepared_text(str(tmp_path / "small.jsonl"), PLAIN, Store(tmp_path / "store"))
@@ -292,7 +296,7 @@ def test_judging_does_not_read_damaged_text(tmp_path, whole, damage):
     shutil.copytree(whole / "store", tmp_path / "store")
     DAMAGES[damage](lambda pattern: next((tmp_path / "store").glob(pattern)))
     with pytest.raises(ValueError, match="valid.jsonl.gz is damaged"):
-        prepare.held_out(str(whole / "a.jsonl"), tmp_path / "store")
+        prepare.validation_files(str(whole / "a.jsonl"), tmp_path / "store")
 
 
 def test_what_nobody_touched_is_not_read_again(tmp_path, whole, monkeypatch):

@@ -245,8 +245,8 @@ def test_duplicates_against_brute_force(tmp_path, store, texts):
 
 def test_validation_is_by_the_text(tmp_path, store, texts):
     made = prepare.prepare(save(tmp_path / "a.jsonl", texts), "some", VOCAB, store)
-    assert all(corpus.held_out({"files": []}, "", document["text"]) for document in valid_documents(made))
-    assert not any(corpus.held_out({"files": []}, "", document["text"]) for document in train_documents(made))
+    assert all(corpus.is_held_out({"files": []}, "", document["text"]) for document in valid_documents(made))
+    assert not any(corpus.is_held_out({"files": []}, "", document["text"]) for document in train_documents(made))
 
 
 def test_key_is_the_content(tmp_path, store, texts):
@@ -270,8 +270,8 @@ def test_the_tokenizer_has_not_seen_the_validation_text(tmp_path, store):
     tokens."""
     rare = "zyxwvq" * 20
     numbered = (f"{prose(f'v{i}')} {rare}" for i in range(10_000))
-    held = [text for text in numbered if corpus.held_out({"files": []}, "", text)][:40]
-    train = [text for text in map(prose, range(200)) if not corpus.held_out({"files": []}, "", text)]
+    held = [text for text in numbered if corpus.is_held_out({"files": []}, "", text)][:40]
+    train = [text for text in map(prose, range(200)) if not corpus.is_held_out({"files": []}, "", text)]
     name = save(tmp_path / "a.jsonl", train + held)
     made = prepare.prepare(name, name, VOCAB, store)
     assert made["counts"]["valid"]["documents"] == len(held)

@@ -53,12 +53,12 @@ def report(made):
 @pytest.mark.parametrize("dedup", ["none", "exact", "near"])
 def test_dedup_takes_what_it_says_and_never_spares_what_resembles_held_out_text(tmp_path, store, texts, dedup):
     """Copies to the letter and copies with one word changed, of documents for training and of held-out ones."""
-    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    held = [text for text in texts if corpus.is_held_out({"files": []}, "", text)]
     train_on = [text for text in texts if text not in held]
     assert len(held) > 2
     near = [text.replace(" ", " changed ", 1) for text in train_on[:20]]
     leaks = [text.replace(" ", " changed ", 1) for text in held]
-    near, leaks = ([x for x in each if not corpus.held_out({"files": []}, "", x)] for each in (near, leaks))
+    near, leaks = ([x for x in each if not corpus.is_held_out({"files": []}, "", x)] for each in (near, leaks))
     assert leaks
     name = save(tmp_path / "a.jsonl", texts + train_on[20:50] + near + leaks)
     made = run(name, store, dedup=dedup)
@@ -117,7 +117,7 @@ def test_quality_rules_by_hand(tmp_path, store):
             broken |= {bad["gopher"][name] for name in ("few", "symbols", "numbers")}
         if "gopher" in quality:  # fewer than 50 words
             broken |= {bad["c4"]["short"]}
-        expected = {text for text in every if text not in broken and not corpus.held_out(shares, "", text)}
+        expected = {text for text in every if text not in broken and not corpus.is_held_out(shares, "", text)}
         missing, extra = expected - set(train(made)), set(train(made)) - expected
         # C4 takes lines; these documents have one each
         assert not extra and not missing, (quality, missing, extra)
@@ -176,7 +176,7 @@ def test_decontamination_finds_what_a_loop_over_words_finds(tmp_path, store, tex
     index = {task: set().union(*(grams(text + " a") for text in each)) for task, each in checked.items()}
     dirty = {text for text in texts if any(grams(text) & each for each in index.values())}
     made = run(save(tmp_path / "d.jsonl", texts), store, decontaminate=str(tmp_path / "tasks"))
-    held = {text for text in texts if corpus.held_out({"files": []}, "", text)}
+    held = {text for text in texts if corpus.is_held_out({"files": []}, "", text)}
     assert 15 < len(dirty - held) <= 20
     assert set(train(made)) == set(texts) - dirty - held and {d["text"] for d in valid_documents(made)} == held
     for task, each in report(made)["tasks"].items():
@@ -452,7 +452,7 @@ def test_near_duplicates_where_there_are_no_spaces(tmp_path, store, script):
         at = 50 + 7 * number % 400
         return text[:at] + "変" + text[at + 1 :]
 
-    is_held = [corpus.held_out({"files": []}, "", text, 0.2) for text in originals]
+    is_held = [corpus.is_held_out({"files": []}, "", text, 0.2) for text in originals]
     twins = [twin(text, number) for number, text in enumerate(originals[:80])]
     after = [text for number, text in enumerate(twins) if number % 2]
     before = [text for number, text in enumerate(twins) if not number % 2]
@@ -465,7 +465,7 @@ def test_near_duplicates_where_there_are_no_spaces(tmp_path, store, script):
             if copy is None:
                 assert text in held | kept
                 continue
-            copy_held = corpus.held_out({"files": []}, "", copy, 0.2)
+            copy_held = corpus.is_held_out({"files": []}, "", copy, 0.2)
             if is_held[number] or copy_held:  # whichever is held out stays, and nothing like it is trained on
                 assert not {text, copy} & kept and {text, copy} & held
                 assert is_held[number] <= (text in held) or copy in held
@@ -477,9 +477,9 @@ def test_near_duplicates_where_there_are_no_spaces(tmp_path, store, script):
 
 
 def test_the_held_out_one_of_a_pair_stays_wherever_it_stands(tmp_path, store, texts):
-    held = [text for text in texts if corpus.held_out({"files": []}, "", text)]
+    held = [text for text in texts if corpus.is_held_out({"files": []}, "", text)]
     near = [f"{text} zusätzlich" for text in held]
-    near = [text for text in near if not corpus.held_out({"files": []}, "", text)]
+    near = [text for text in near if not corpus.is_held_out({"files": []}, "", text)]
     assert near
     made = run(save(tmp_path / "k.jsonl", near + texts), store)
     assert [d["text"] for d in valid_documents(made)] == held and not set(near) & set(train(made))
@@ -487,7 +487,7 @@ def test_the_held_out_one_of_a_pair_stays_wherever_it_stands(tmp_path, store, te
 
 
 def test_a_corpus_of_copies_alone_is_said_to_be_that(tmp_path, store, texts):
-    held = next(text for text in texts if corpus.held_out({"files": []}, "", text))
+    held = next(text for text in texts if corpus.is_held_out({"files": []}, "", text))
     name = save(tmp_path / "c.jsonl", [held, *(f"{held} {word}" for word in prose("c", 20).split())])
     with pytest.raises(ValueError, match="left for train: of 21 documents 20 are copies or near copies of others"):
         run(name, store)

@@ -83,7 +83,7 @@ def test_a_study_is_trained_judged_and_exported_once(
     assert all(state[name].equal(weights[name]) for name in weights) and state.keys() == weights.keys()
 
     begun = []
-    monkeypatch.setattr(local, "_succeeds", lambda *_: True)
+    monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
     assert local.run(study) == [] and begun == []
@@ -159,7 +159,7 @@ def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path
     study = from_args(["POS=rotary", *NANO, f"OUT={tmp_path}"])
     cell = study.cells[1]
     trained(cell.dir)
-    (cell.dir / rundir.EVAL).write_text(json.dumps(submit._versions()))
+    (cell.dir / rundir.EVAL).write_text(json.dumps(submit._current_evaluation_versions()))
     assert submit.is_fully_evaluated(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
     assert not submit.is_fully_evaluated(study, cell)
     (cell.dir / rundir.HUB).mkdir()

@@ -15,11 +15,11 @@ from ablations.prediction import parse_prediction
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report import predictions
-from eval.report.contrasts import contrast_part
+from eval.report.contrasts import contrast_variance
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import LEVEL, Part, interval_half_width
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from tests import made_study
 
 FACTORS = ("pos=alibi", "act=swiglu", "norm=rmsnorm", "embnorm=true")
@@ -157,12 +157,12 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
         for effect in design.effects:
             weights = {str(i): w for i, w in enumerate(design.coefficients(effect).values())}
             by_seed = np.array([sum(w * results[arm][s] for arm, w in weights.items()) for s in range(seeds)])
-            part = contrast_part(results, weights, by_seed)
+            part = contrast_variance(results, weights, by_seed)
             assert part
             error = float(by_seed.mean()) - truth.get(effect, 0.0)
-            covered.append(abs(error) <= interval_half_width(LEVEL, part, Part(0.0, np.inf)))
+            covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
             if order(effect) > 1:
-                interactions[str(effect)] = compare(float(by_seed.mean()), part, Part(0.0, np.inf))
+                interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
         called += any(c.counts for c in corrected_family(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)

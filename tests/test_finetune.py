@@ -20,7 +20,7 @@ import torch
 from ablations import rundir
 from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, tasks, train
-from eval.finetune.classifier import Classifier, External, Ours, pad
+from eval.finetune.classifier import Classifier, GPTBackbone, HuggingFaceBackbone, pad
 from eval.finetune.source import Source
 from eval.report.external import conditions, read_external, reason_not_comparable
 from model.config import ModelConfig
@@ -91,6 +91,15 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
     assert tasks.find_split("sst2", "dev", [glue]) is None and tasks.find_split("rte", "dev", [glue / "no", glue])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(glue: Path) -> None:
+    whole = tasks.load_split("rte", "dev", [glue])
+    with gzip.open(glue / "RTE/dev.tsv.gz", "rt", encoding="utf-8") as file:
+        content = file.read().replace("index\tsentence1", "sentence1\tindex", 1)
+    (glue / "RTE/dev.tsv").write_text(f"\ufeff{content}", encoding="utf-8")
+    swapped = tasks.load_split("rte", "dev", [glue])  # the first column, a number, is now the first sentence
+    assert [item.text_b for item in swapped] == [item.text_b for item in whole]
+
+
 @pytest.mark.parametrize(
     "file,content,why",
     [
@@ -99,8 +108,17 @@ def test_every_format_gives_the_rows_that_were_written(glue: Path) -> None:
         ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n1\ta\n", "row 1: too few columns"),
         ("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "no rows"),
         ("MRPC/dev.jsonl", '{"text_a": "x"', "row 1"),
-        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": -1}', "label -1"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": -1}', "label '-1'"),
         ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": "?"}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": "nan"}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": Infinity}', "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": 1' + "0" * 400 + "}", "is no number"),
+        ("STS-B/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": true}', "is no number"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": "y", "label": true}', "label 'True'"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "label": 1}', "needed are text_a, text_b, label"),
+        ("MRPC/dev.jsonl", '{"text_a": "x", "text_b": null, "label": 1}', "row 1: text_a and text_b must be text"),
+        ("MRPC/dev.jsonl", '{"text_a": ["x"], "text_b": "y", "label": 1}', "row 1: text_a and text_b must be text"),
+        ("MRPC/dev.jsonl", "[" * 100_000, "row 1"),
     ],
 )
 def test_a_file_of_another_kind_is_named(glue: Path, file: str, content: str, why: str) -> None:
@@ -192,7 +210,7 @@ def test_batches_hold_every_item_once_by_length_and_follow_from_seed_and_epoch()
 @pytest.mark.parametrize("pooling", classifier.POOLINGS)
 def test_padding_on_either_side_gives_what_each_text_gives_alone(objective: str, pos: str, pooling: str) -> None:
     cfg = ModelConfig(**{**SHAPE, "objective": objective}, vocab=257, pos=pos)  # type: ignore[arg-type]
-    model_ = Classifier(Ours(GPT(cfg, seed=3)), 3, pooling, 0.1, 1)
+    model_ = Classifier(GPTBackbone(GPT(cfg, seed=3)), 3, pooling, 0.1, 1)
     rng = random.Random(1)
     rows = [[rng.randrange(257) for _ in range(n)] for n in (1, 3, 8, 20)]
     alone = np.concatenate([train.predict(model_, [row]) for row in rows])
@@ -207,7 +225,7 @@ def test_what_each_pooling_reads() -> None:
     class States(torch.nn.Module):
         width = 3
 
-        def forward(self, batch: classifier.Encoded) -> torch.Tensor:
+        def forward(self, batch: classifier.PaddedBatch) -> torch.Tensor:
             return x_BTD
 
     for side, places in (("right", [(0, 2), (0, 4)]), ("left", [(2, 4), (0, 4)])):
@@ -254,7 +272,7 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
         assert sorted(set(out.flatten().float().tolist())) == pytest.approx(expected, rel=1e-2)
         assert float((out == 0).float().mean()) == pytest.approx(share, abs=0.05)
     encoder = ModelConfig(**{**SHAPE, "objective": "mlm", "attn_dropout": 0.3}, vocab=257, pos="rotary")  # type: ignore[arg-type]
-    ours, batch = Ours(GPT(encoder, seed=3)), pad([[5, 6, 7], [8, 9]])
+    ours, batch = GPTBackbone(GPT(encoder, seed=3)), pad([[5, 6, 7], [8, 9]])
     assert not torch.equal(ours(batch), ours(batch))
     ours.eval()
     assert torch.equal(ours(batch), ours(batch))
@@ -264,7 +282,7 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
 def test_rules_and_ranges(change: dict) -> None:
     with pytest.raises(ValueError):
         setting = train.Setting(**change)
-        Classifier(Ours(model()), 2, setting.pooling, 0.0, 1)
+        Classifier(GPTBackbone(model()), 2, setting.pooling, 0.0, 1)
 
 
 def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
@@ -286,11 +304,11 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
     labels = [rng.randrange(2) for _ in range(70)]
     rows = [[256, *[rng.randrange(40 * y, 40 * y + 120) for _ in range(rng.randint(2, 30))], 256] for y in labels]
     setting = train.Setting(epochs=2, batch=8, lr=5e-3, dropout=0.0, pooling="first")
-    ours = Classifier(External(tmp_path / "bert"), 2, "first", 0.0, seed=5)
+    ours = Classifier(HuggingFaceBackbone(tmp_path / "bert"), 2, "first", 0.0, seed=5)
     before = train.predict(ours, rows)
     train.train(ours, rows, labels, setting, seed=5)
 
-    theirs = Classifier(External(tmp_path / "bert"), 2, "first", 0.0, seed=5)
+    theirs = Classifier(HuggingFaceBackbone(tmp_path / "bert"), 2, "first", 0.0, seed=5)
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -298,7 +316,7 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
             self.model = theirs
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> dict:
-            logits = self.model(classifier.Encoded(input_ids, attention_mask.bool()))
+            logits = self.model(classifier.PaddedBatch(input_ids, attention_mask.bool()))
             return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
     lengths = [len(row) for row in rows]
@@ -443,7 +461,7 @@ def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
     cfg = ModelConfig(**{**SHAPE, "seq": 128}, vocab=257, pos="rotary")  # type: ignore[arg-type]
     setting = train.Setting(lr=3e-3, epochs=5, batch=8, dropout=0.0, pooling="mean")
     encode = classifier.encoder(Bytes(), 128)
-    made = train.finetune("mrpc", [glue], lambda seed: Ours(GPT(cfg, seed=seed)), encode, setting, 1)
+    made = train.finetune("mrpc", [glue], lambda seed: GPTBackbone(GPT(cfg, seed=seed)), encode, setting, 1)
     # 40 items: a coin has 0.75 or more once in a thousand times
     scores = made["sets"]["dev"]["metrics"]
     assert scores["accuracy"] >= 0.75 and math.isfinite(scores["mcc"])

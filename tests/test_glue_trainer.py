@@ -17,7 +17,7 @@ from data.tokenizer import load_tokenizer
 from data.tokenizer import train as train_tokenizer
 from eval import export_tokenizer
 from eval.finetune import metrics, tasks, train
-from eval.finetune.classifier import Classifier, Ours, encoder
+from eval.finetune.classifier import Classifier, GPTBackbone, encoder
 from model import hub
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -88,7 +88,7 @@ class Checkpoint:
     def ours(self, seed: int, dropout: float) -> Classifier:
         model = GPT(replace(CFG, dropout=dropout, attn_dropout=dropout))
         model.load_state_dict(self.state)
-        return Classifier(Ours(model), 2, "first", dropout, seed)
+        return Classifier(GPTBackbone(model), 2, "first", dropout, seed)
 
     def theirs(self, head: Classifier, dropout: float) -> Any:
         """BertForSequenceClassification from the exported folder, its head that of ours before training."""

@@ -16,7 +16,7 @@ from ablations.rundir import checkpoints
 from launch import deepspeed_setup, engine, manifest, preflight, run_model
 from launch import train as training
 from launch.bf16 import use_device_updates
-from launch.step import Pending, Step
+from launch.step import PendingStep, Step
 from model.count import parameters
 from model.memory import estimate, gradients
 from tests.test_parallel import on
@@ -43,7 +43,7 @@ def live(run: Run, world: int, ours: bool) -> engine.Engine:
         # otherwise it rounds each rank's sums to bf16 before it adds them
         patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
         patch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
-        built = engine.build(run_model.model_of(run), run, world)
+        built = engine.build(run_model.build_model(run), run, world)
     if ours:
         use_device_updates(built.ds)
     return built
@@ -140,13 +140,13 @@ def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
 ) -> None:
     """At every other step a checkpoint is due: after step 3 and 5 the bad loss is read when the next step, which is
     followed by one, is under way."""
-    read, readings = Pending.read, []
+    read, readings = PendingStep.read, []
 
-    def spoilt(self: Pending) -> Step:
+    def spoilt(self: PendingStep) -> Step:
         readings.append(step := read(self))
         return step._replace(loss=math.nan) if len(readings) == bad else step
 
-    monkeypatch.setattr(Pending, "read", spoilt)
+    monkeypatch.setattr(PendingStep, "read", spoilt)
     change = {"layout.log_every": 100, "layout.save_every": 2, "layout.keep": 99}
     change |= {"train.rollbacks": 1, "train.skip": 1} if rollbacks else {}
     left = []
@@ -183,7 +183,7 @@ def test_where_one_does_they_are_refused(change: dict[str, Any]) -> None:
     run = resolve((SHAPE | {"layout.compile": "reduce-overhead"} | change).items())
     deepspeed_setup.start(run)
     with pytest.raises(ConfigError, match="reduce-overhead needs train.precision=bf16"):
-        engine.build(run_model.model_of(run), run, 1)
+        engine.build(run_model.build_model(run), run, 1)
 
 
 # ------------------------------------------------------------------------------------------------ the micro-batch

@@ -18,7 +18,7 @@ from data.corpus import Missing
 from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from eval.__main__ import main
-from eval.tasks import mirror
+from eval.tasks import fetch, mirror
 from tests.forked import Command, without_pauses
 from tests.hub_server import Hub
 from tests.test_data_prepare import VOCAB, contents, prose
@@ -367,6 +367,19 @@ configs:
 ---
 # SuperGLUE
 """
+
+
+def test_without_a_network_the_hub_is_asked_once(tmp_path, monkeypatch):
+    """Thousands of data sets, as of mmlu_*, would each be tried again and again."""
+    asked = []
+    monkeypatch.setattr(fetch, "why_unreachable", lambda: asked.append(1) or "no network")
+    monkeypatch.setattr(fetch, "fetch", lambda source, *rest: pytest.fail(f"{source} was tried"))
+    splits = {f"task{i}": (mirror.Source(f"org/set{i}", "default", "test"), {}) for i in range(1000)}
+    assert fetch.write_mirror(splits, tmp_path) == dict.fromkeys(splits, "no network") and asked == [1]
+    done = call("eval.tasks.fetch", NOWHERE, tmp_path / "home", "--to", tmp_path, "--tasks", "copa,boolq,piqa")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 1
+    assert errors[0].startswith(f"error: copa, boolq, piqa: {NOWHERE} cannot be reached from this machine (")
 
 
 def test_task_data_from_the_hub_and_a_run_judged_on_it(tmp_path, run):

@@ -21,6 +21,7 @@ from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
 from eval.tasks.choice import Requested
 from eval.tasks.definitions import definitions
+from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -167,6 +168,68 @@ def test_links_out_of_the_directory_are_not_followed(run, tmp_path, capsys, name
     assert snapshot(tmp_path) == before
     if name == "../../data":  # it can be said that it is meant
         assert "--store" in told and main([str(run), "--store", str(target)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "to", "why"),
+    [
+        (["config", "model", "layers"], 10**9, "parameters"),
+        (["config", "model", "layers"], "2", "model.layers cannot be '2'"),
+        (["config", "model", "layers"], True, "model.layers cannot be 'True'"),
+        (["config", "model", "pos"], "höher", "model.pos cannot be 'höher' (none, learned"),
+        (["config", "model", "pos"], ["none"], "model.pos cannot be"),
+        (["config", "model", "norm_eps"], "1e-5", "model.norm_eps cannot be '1e-5'"),
+        (["config", "model", "tied"], 1, "model.tied cannot be '1'"),
+        (["config", "model", "größe"], 1, "unexpected keyword argument 'größe'"),
+        (["config", "model"], {}, "missing"),
+        (["config", "model"], 5, "config.model is not what a run has there"),
+        (["config"], [], "the value of config is of another type"),
+        (["config", "eval", "corpora"], [5], "config.eval.corpora is not"),
+        (["data"], {}, "data.tokenizer is not"),
+        (["data", "tokenizer", "path"], None, "data.tokenizer.path is not"),
+        (["data", "tokenizer", "sha256"], 5, "data.tokenizer.sha256 is not"),
+        (["cell"], ["a"], "cell is not"),
+    ],
+)
+def test_a_run_json_of_another_form_is_named(run, capsys, keys, to, why):
+    """A stranger's run.json may say anything: it is an error, and no memory is taken for a model of that size."""
+    record = json.loads((run / "run.json").read_text())
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    (run / "run.json").write_text(json.dumps(record))
+    assert main([str(run)]) in (1, 2)
+    told = capsys.readouterr().err
+    assert why in told and str(run) in told and not (run / "eval.json").exists()
+
+
+def test_a_damaged_line_of_the_journal_is_scored_again(tmp_path):
+    identity, known = {"weights": "größe"}, {"a": [-1.5, True], "b": [-2.5, False]}
+    journal = Journal(tmp_path / "whole", identity)
+    for key, outcome in known.items():
+        journal.add({key: outcome})
+    journal.close()
+    content = next((tmp_path / "whole").iterdir()).read_bytes()
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    left = []
+    for at in range(len(content)):
+        (folder / "0-1.jsonl").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        again = Journal(folder, identity)
+        again.close()
+        left.append(again.known.keys() & known.keys())
+        assert all(again.known[key] == known[key] for key in left[-1]), at
+        (folder / f"0-{os.getpid()}.jsonl").unlink()
+    assert left.count(set()) and left.count({"a"}) and left.count({"b"})
+    # what is no file is not opened, which for a pipe would take forever
+    os.mkfifo(folder / "1-1.jsonl")
+    (folder / "2-2.jsonl").mkdir()
+    (folder / "0-1.jsonl").write_bytes(content)
+    (folder / f"0-{os.getpid()}.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError):
+        Journal(folder, identity)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_out_can_be_moved_and_its_corpus_be_gone(run, prepared, tmp_path, capsys):  # noqa: F811
@@ -454,8 +517,12 @@ def test_items_of_one_passage_are_one_cluster(run, tmp_path):
     assert len(set(clusters)) == 2 and clusters == sorted(clusters, key=clusters.index) and len(clusters) == 6
     assert all(row["cluster"] for row in samples if row["task"] != "multirc")
     for name in ("article", "passage", "context", "premise"):
-        assert harness.cluster({name: "a  text"}) == harness.cluster({name: "a text"}) != harness.cluster({name: "b"})
-    assert harness.cluster({"goal": "Wash a jar"}) == {} == harness.cluster({"context": None})
+        assert (
+            harness.passage_cluster({name: "a  text"})
+            == harness.passage_cluster({name: "a text"})
+            != harness.passage_cluster({name: "b"})
+        )
+    assert harness.passage_cluster({"goal": "Wash a jar"}) == {} == harness.passage_cluster({"context": None})
 
 
 def test_everything_that_makes_two_results_comparable_is_written(run):

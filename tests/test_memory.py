@@ -51,7 +51,7 @@ def measured(run: Run, trace: Path) -> int:
     deepspeed_setup.start(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        built = engine.build(run_model.model_of(run), run, 1)
+        built = engine.build(run_model.build_model(run), run, 1)
         batch = built.model.objective.batch(rows, tokens=SpecialTokens(0))
         if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
             ones = torch.ones_like(batch.extents_B)

@@ -36,7 +36,7 @@ def built(**change: object) -> Any:
 
     run = resolve((SMALL | change).items())
     deepspeed_setup.start(run)
-    return engine.build(run_model.model_of(run), run, 1)
+    return engine.build(run_model.build_model(run), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
@@ -51,14 +51,14 @@ def test_no_gain_and_no_bias_is_decayed_wherever_it_is(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_the_eps_of_every_norm_is_read(norm: str) -> None:
-    from launch.effective import effective
+    from launch.effective import settings_in_effect
 
     live = built(**{"model.norm": norm, "model.embnorm": True})
-    assert effective(live)["model.norm_eps"] == live.model.cfg.norm_eps
+    assert settings_in_effect(live)["model.norm_eps"] == live.model.cfg.norm_eps
     for name, module in live.model.named_modules():
         if hasattr(module, "eps"):  # not of a norm that is the identity
             module.eps, right = 1e-3, module.eps
-            assert "not the same in all norms" in effective(live)["model.norm_eps"], name
+            assert "not the same in all norms" in settings_in_effect(live)["model.norm_eps"], name
             module.eps = right
 
 

@@ -16,7 +16,7 @@ from ablations.study import from_args
 from eval.report import noise
 from eval.report.gather import gather
 from eval.report.record import write
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import with_floor
 from tests import made_study
 from tests.made_study import Study, change, make, section, values
@@ -30,7 +30,7 @@ def floor(tmp_path: Path) -> NoiseFloor:
     """Five runs of the baseline."""
     runs = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS))
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.measured(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
     return read_noise_floor(str(path))
 
 
@@ -47,7 +47,7 @@ def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: Noise
     assert content["settings"]["data.corpus"] == "pydocs" and "seed" not in content["settings"]
     few = make(Study(tmp_path / "few", arms=["pos=learned"], seeds=[1, 2]))
     with pytest.raises(ValueError, match="2 runs of pos=learned are finished and judged: 3 are needed"):
-        noise.measured(gather(few))
+        noise.noise_floor_content(gather(few))
 
 
 def test_a_floor_of_two_seeds_is_refused_before_any_run(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
     for seed, key, value in ((1003, "sha", "4567def89"), (1004, "sha", "4567def89"), (1005, "dirty", True)):
         change(runs.cell("pos=learned", seed).dir / "run.json", "commit", key, to=value)
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.measured(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
     several = read_noise_floor(str(path))
     code = "0123abc and 4567def and 0123abc with changes that are in no commit"
     assert several.code == code
@@ -150,11 +150,16 @@ def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: Noise
 
 
 def test_nothing_is_borrowed_where_the_study_scatters_more_than_the_floor() -> None:
-    part, share = Part(2 * 1.0 / 2, 2), 2 / 2
-    assert with_floor(part, share, Part(0.01, 4)) == part
-    assert with_floor(part, share, Part(1.0, 4)) == Part(pytest.approx(1.0), 6)
-    assert with_floor(part, share, Part(4.0, 4)) == Part(pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6)  # only too careful
-    assert with_floor(part, share, Part(0.0, 4)) == part and with_floor(Part(0.0, 2), 1.0, Part(0.0, 4)).dof == 6
+    part, share = Variance(2 * 1.0 / 2, 2), 2 / 2
+    assert with_floor(part, share, Variance(0.01, 4)) == part
+    assert with_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
+    assert with_floor(part, share, Variance(4.0, 4)) == Variance(
+        pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6
+    )  # only too careful
+    assert (
+        with_floor(part, share, Variance(0.0, 4)) == part
+        and with_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
+    )
 
 
 def test_a_file_that_is_no_floor_is_named(floor: NoiseFloor, tmp_path: Path) -> None:

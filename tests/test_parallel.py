@@ -258,8 +258,8 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     from launch.checkpoint import Checkpoints
 
     rank, world = deepspeed_setup.start(told)
-    tp = run_model.ranks(told)
-    live = engine.build(run_model.model_of(told), told, world)
+    tp = run_model.tensor_parallel_group(told)
+    live = engine.build(run_model.build_model(told), told, world)
     checkpoints = Checkpoints(folder / "checkpoints", keep=9)
     if steps.start:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}
@@ -274,7 +274,10 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     live.save(checkpoints, steps.stop, {"at": 1})
     checkpoints.wait()
     live.write_weights(folder / f"{into}.safetensors")
-    assert held.effective(live)["layout.tp"] == tp.size and held.effective(live)["model.heads"] == told.model.heads
+    assert (
+        held.settings_in_effect(live)["layout.tp"] == tp.size
+        and held.settings_in_effect(live)["model.heads"] == told.model.heads
+    )
     if rank == 0:
         (folder / f"{into}.json").write_text(json.dumps(done))
 
@@ -385,7 +388,7 @@ def _drift(folder: Path) -> None:
 
     told = run(SMALL, **{"layout.tp": 2, "layout.processes": 4})
     rank, world = deepspeed_setup.start(told)
-    live = engine.build(GPT(told.model, told.seed, run_model.ranks(told)), told, world)
+    live = engine.build(GPT(told.model, told.seed, run_model.tensor_parallel_group(told)), told, world)
     rows = torch.randint(120, (4, 33), generator=torch.manual_seed(0))
     live.step(live.model.objective.batch(rows), 1e-3)
     for which, odd in (("blocks.1.norm1.weight", 3), ("blocks.0.attn.qkv.weight", 2)):

@@ -1,5 +1,7 @@
 """Ladders against simulated truth: how often the interval holds it, and whose decisions are right."""
 
+import gzip
+import hashlib
 import json
 import math
 import re
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ablations import safe_files
 from ablations.plan import extrapolation, ladder
 from ablations.plan.extrapolation import Extrapolation, Pair, Score, extrapolate, order_accuracy
 from ablations.plan.simulated_ladders import (
@@ -148,6 +151,63 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     assert f"| pos=alibi | {gap['at_target']:+.2%} | " in report and report.count("| better | better |") == 1
     assert ladder.main([*words, "--list"]) == 0
     assert capsys.readouterr().out.split() == ["nano", "mini", "small"]
+
+
+def with_items(path: Path, value: float, bits: float) -> None:
+    """An eval.json that says `value` bits per byte, beside items of which each has `bits`."""
+    rows = [{"task": "é/bits_per_byte", "id": str(i), "nats": bits * 100 * math.log(2), "bytes": 100} for i in range(3)]
+    samples = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    path.with_name("samples.jsonl.gz").write_bytes(samples)
+    scores = {
+        "bits_per_byte": {"value": value},
+        "tasks": {"é/bits_per_byte": {"metric": "bits_per_byte", "value": value}},
+        "samples_sha256": hashlib.sha256(samples).hexdigest(),
+    }
+    path.write_text(json.dumps(scores))
+
+
+def test_only_runs_that_were_evaluated_alike_are_compared_and_by_their_items(tmp_path: Path) -> None:
+    judged(tmp_path, {("nano", "learned"): 2.7, ("nano", "alibi"): 2.6})
+    (study,) = ladders = [from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])]
+    path = study.cells[-1].dir / "eval.json"
+    whole = json.loads(path.read_text())
+    task = {"metric": "bits_per_byte", "value": 2.6}
+    for change, said in (
+        ({"version": 3}, "evaluated differently from .*: version 3, not None"),
+        ({"precision": "bf16"}, "precision bf16, not None"),
+        ({"tasks": {"pydocs/bits_per_byte": task | {"bytes": 1000}}}, "pydocs/bits_per_byte: bytes 1000, not None"),
+        ({"bits_per_byte": {"value": "2.6"}}, "bits_per_byte.value is not what"),
+        ({"bits_per_byte": {"value": True}}, "bits_per_byte.value is not what"),
+        ({"bits_per_byte": {"value": 0}}, "damaged: 0 bits per byte"),
+        ({"bits_per_byte": {"value": -2.6}}, "damaged: -2.6 bits per byte"),
+        ({"samples_sha256": "beef"}, "samples.jsonl.gz is not the file"),
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(ConfigError, match=said):
+            ladder.pairs_of(ladders)
+    with_items(path, 1.0, bits=2.6)
+    with pytest.raises(ConfigError, match="has 1 bits per byte, and the items in samples.jsonl.gz give 2.6"):
+        ladder.pairs_of(ladders)
+    for cell in study.cells:
+        with_items(cell.dir / "eval.json", 2.5, bits=2.5)
+    assert {pair.loss for pair in ladder.pairs_of(ladders)[0]} == {2.5}
+    run = json.loads((study.cells[-1].dir / "run.json").read_text())
+    (study.cells[-1].dir / "run.json").write_text(json.dumps(run | {"fingerprint": "another"}))
+    with pytest.raises(ConfigError, match="holds a run that means something else"):
+        ladder.pairs_of(ladders)
+
+
+def test_an_out_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    judged(tmp_path, {(size, arm): 2.7 for size in ("nano", "mini", "small") for arm in ("learned", "alibi")})
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(safe_files, "write_text", full)
+    assert ladder.main(["--sizes", "small,nano,mini", "POS=alibi", f"OUT={tmp_path}"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

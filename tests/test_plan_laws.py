@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import CannotTell, Point, as_hoffmann, error_on_the_largest, fit
+from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on_the_largest, fit
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -34,7 +34,7 @@ def test_published_optima_at_4500_pf_days() -> None:
     assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
     n, d = published_laws.fixed_ratio(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
-    n, d = published_laws.kaplan_size_alone(4500 * PF_DAY)
+    n, d = published_laws.kaplan_size(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
 
 
@@ -121,14 +121,14 @@ def test_a_law_is_checked_against_the_size_it_has_not_seen() -> None:
     ],
 )
 def test_what_the_data_cannot_tell_is_refused(points: list[Point], said: str) -> None:
-    with pytest.raises(CannotTell, match=said):
+    with pytest.raises(UndeterminedLaw, match=said):
         fit(points)
 
 
 def test_compute_alone_needs_three_of_it() -> None:
-    with pytest.raises(CannotTell, match="the same compute"):
+    with pytest.raises(UndeterminedLaw, match="the same compute"):
         fit([Point(n, 1e18 / n, 3.0) for n in SIZES], "compute")
-    with pytest.raises(CannotTell, match="2 runs"):
+    with pytest.raises(UndeterminedLaw, match="2 runs"):
         fit([Point(1e8, 1e9, 3.0), Point(1e9, 1e10, 2.5)], "compute")
 
 
@@ -146,9 +146,9 @@ def test_hoffmanns_first_two_ways_find_the_exponent() -> None:
         Point(n, d, BESIROGLU.loss(n, d)) for n in np.geomspace(3e6, 3e9, 25) for d in np.geomspace(1, 300, 60) * n
     ]
     assert best_size.envelope(curves)[1] == pytest.approx(exponent, abs=0.05)
-    with pytest.raises(CannotTell, match="three sizes"):
+    with pytest.raises(UndeterminedLaw, match="three sizes"):
         best_size.envelope([point for point in curves if point.n < 4e6])
-    with pytest.raises(CannotTell, match="best size inside"):
+    with pytest.raises(UndeterminedLaw, match="best size inside"):
         best_size.isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
 
 
@@ -171,8 +171,22 @@ def test_runs_are_read_from_their_directories(tmp_path: Path, capsys: pytest.Cap
         laws.read_points([*folders, tmp_path / ".." / tmp_path.name / "é100000"])
     with pytest.raises(ConfigError, match="nothing"):
         laws.read_points([tmp_path / "nothing"])
-    (folders[1] / "eval.json").write_text("{")
-    with pytest.raises(ConfigError, match="eval.json"):
+    whole = json.loads((folders[1] / "eval.json").read_text())
+    for content, said in (
+        ("{", "eval.json"),
+        (json.dumps(whole | {"version": 2}), "evaluated differently from .*: version 2, not None: no common loss"),
+        (json.dumps({"bits_per_byte": {"value": -1}}), "eval.json is damaged: -1 bits per byte"),
+        (json.dumps({"bits_per_byte": {"value": "2"}}), "bits_per_byte.value is not what"),
+        (json.dumps(whole | {"samples_sha256": "beef"}), "samples.jsonl.gz is not the file"),
+    ):
+        (folders[1] / "eval.json").write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            laws.read_points(folders)
+    (folders[1] / "eval.json").write_text(json.dumps(whole))
+    run = json.loads((folders[1] / "run.json").read_text())
+    run["config"]["train"] = []
+    (folders[1] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ConfigError, match="é200000: run.json or eval.json lacks"):
         laws.read_points(folders)
 
 

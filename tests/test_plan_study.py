@@ -28,7 +28,7 @@ WORDS = ["POS=alibi,none", "SIZE=1b3", "SET=train.precision=bf16", "SEEDS=2"]
 
 @pytest.fixture(autouse=True)
 def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: None)
+    monkeypatch.setattr("ablations.plan.study_cost._free_gigabytes", lambda out: None)
     monkeypatch.setenv("MEGAHOUR_GPU", "1")
 
 
@@ -131,7 +131,7 @@ def test_what_speaks_against_a_study_is_said() -> None:
 
 
 def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ablations.plan.study_cost._free", lambda out: 10.0)
+    monkeypatch.setattr("ablations.plan.study_cost._free_gigabytes", lambda out: 10.0)
     words = ["POS=alibi", "SIZE=1b3", "SET=train.precision=bf16"]
     assert "has 10 GB free" in refused(*words, f"OUT={tmp_path}")
     # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed
@@ -186,7 +186,9 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content",
     ["{\n", "[]\n", '{"tokens_per_second": 3}\n', "\xff\n"]
-    + ['{"tokens_per_second": 0, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1}\n'],
+    + ['{"tokens_per_second": 0, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1}\n']
+    + ["[" * 100_000 + "\n"]
+    + ['{"tokens_per_second": 3, "loop": "engine", "precision": "bf16", "device": "H100", "micro_batch": 1e999}\n'],
 )
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")

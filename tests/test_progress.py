@@ -17,7 +17,7 @@ import pytest
 from ablations import rundir
 from ablations.study import Cell, from_args
 from launch import progress
-from launch.progress import Progress, lines, on_screen
+from launch.progress import Progress, cells_on_screen, lines
 
 ROOT = Path(__file__).parents[1]
 STEPS, TOKENS_OF_STEP = 32, 2048  # of a run of the studies below
@@ -119,8 +119,8 @@ def test_where_the_screen_has_no_room_runs_at_work_are_shown_first(tmp_path: Pat
     study.update()
     order = [4, 5, 3, 2, 1, 0]
     for room in range(1, 7):
-        assert on_screen(study, room) == {cells[i].dir for i in order[:room]}
-    assert on_screen(study, 0) == {cells[4].dir}
+        assert cells_on_screen(study, room) == {cells[i].dir for i in order[:room]}
+    assert cells_on_screen(study, 0) == {cells[4].dir}
 
 
 def test_on_a_terminal_a_run_has_one_line_that_changes_in_place(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def compiled(**change: object) -> proof.Proof:
     }
     run = resolve((small | change).items())
     deepspeed_setup.start(run)
-    model = run_model.model_of(run)
+    model = run_model.build_model(run)
     before = [p.clone() for p in model.bfloat16().parameters()]
     live = engine.build(model, run, 1)
     assert all(torch.equal(p, q) for p, q in zip(live.model.parameters(), before, strict=True))

@@ -13,7 +13,7 @@ from eval.report.contents import contents
 from eval.report.formats import markdown
 from eval.report.gather import gather
 from eval.report.record import write
-from eval.statistics.sequential import share
+from eval.statistics.sequential import alpha_share
 from tests.made_study import ARMS, Study, make, register, registered, report, rewrite, section, shift
 
 
@@ -100,7 +100,7 @@ def test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_
     looked = gather(registered(study))
     assert looked.study.criteria == Criteria(seeds=10, sequential=True)
     c = looked.compared["bits/byte"]["pos=none"]
-    assert c.share == share(3, 10, 2) < 0.1 and c.threshold > 2 * plain.threshold
+    assert c.share == alpha_share(3, 10, 2) < 0.1 and c.threshold > 2 * plain.threshold
     alibi = looked.compared["bits/byte"]["pos=alibi"]
     assert alibi.adjusted == pytest.approx(2 * alibi.p / c.share) and alibi.p < 0.05
     assert "Seeds are added until every arm is decided, up to 10" in section(

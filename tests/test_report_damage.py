@@ -71,6 +71,30 @@ def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, key
 
 
 @pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda rows: [*rows, rows[-1]], "the item 'copy_absent49' stands twice"),
+        (
+            lambda rows: [*rows[:-1], rows[-1] | {"value": 2}],
+            "an item of pydocs/copy_absent that is not between 0 and 1",
+        ),
+        (lambda rows: [*rows[:-1], rows[-1] | {"value": -1}], "an item of pydocs/copy_absent that is not between 0"),
+    ],
+)
+def test_items_that_stand_twice_or_are_no_scores_are_refused(study, tmp_path, edit, why):
+    """Though the score is the one that they give."""
+    folder = study.cell("pos=alibi", 2).dir
+    rows = edit([json.loads(line) for line in gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).splitlines()])
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    values = [row["value"] for row in rows if row["task"] == "pydocs/copy_absent"]
+    change(folder / "eval.json", "tasks", "pydocs/copy_absent", "value", to=sum(values) / len(values))
+    report(study, tmp_path / "out")
+    mismatches = section((tmp_path / "out/report.md").read_text(), "What does not match")
+    assert mismatches.startswith("* pos=alibi, seed 2: damaged (") and why in mismatches
+
+
+@pytest.mark.parametrize(
     "file", ["eval.json", "samples.jsonl.gz", "run.json", "metrics.jsonl", "failed", "eval-step_8.json"]
 )
 @pytest.mark.parametrize("damage", ["cut", "empty", "bytes", "list"])

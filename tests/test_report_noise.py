@@ -13,8 +13,12 @@ from eval.report.contents import contents
 from eval.report.findings import recorded_noise
 from eval.report.formats import markdown
 from eval.report.gather import gather
+from eval.report.predictions import interval_in_words
 from eval.report.request import parse
 from eval.report.runs import read
+from eval.report.sections.differences import largest_difference, noise_cells
+from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.parts import Variance
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
@@ -62,11 +66,27 @@ def test_the_items_are_paired(study, tmp_path):
     assert bootstrapped < 0.01 < 0.03 < np.std(bits["pos=alibi"][:, 0] / sizes) / 60**0.5
 
 
+def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
+    """With one degree of freedom a difference of 5.5 points may have an interval of 760."""
+    half = stats.t.isf(0.025, 1) * 30.0
+    c = corrected_family({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
+    assert interval_in_words(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
+    assert interval_in_words(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
+    assert interval_in_words(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
+    findings = gather(study)
+    mean = values(study, "zero_shot").mean(1)[0]
+    most = largest_difference(findings, "zero-shot")
+    assert most == pytest.approx(100 - mean) and 50 < most < 100  # the baseline's score cannot rise by more
+    assert largest_difference(findings, "bits/byte") == np.inf
+    assert noise_cells(c, 2, most)[-2:] == ["none possible", "0.88"] and noise_cells(c, 2, np.inf)[-2] == f"{half:.2f}"
+
+
 def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
     alibi, none = text.splitlines()[2:4]
-    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise); pos=none undecided: " in text
+    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise, p = 0.0" in text
+    assert "; pos=none undecided: " in text
     assert "better by 0.0" in alibi and none.split("    ")[-1].strip().startswith("undecided: ")
     three = {
         c["arm"]: c["p"]

@@ -218,7 +218,10 @@ def test_one_wide_interval_leaves_the_others_readable() -> None:
     """It ends in arrows; its width stands in the tooltip."""
     effects = [("a", 2.4, 4.2, "same", ""), ("b", 5.5, 19.9, "same", ""), ("c", -5.5, 250.0, "same", "")]
     figure = drawing.forest("points", effects, "points")
-    assert "+200" not in figure and "-5.5 ± 250" in figure
+    assert "+200" not in figure and "c: -5.5, 95 % interval -255.5 to +244.5" in figure
+    of_shares = drawing.forest("points", effects, "points", largest=100.0)  # no difference of two shares is larger
+    assert "c: -5.5, 95 % interval -100 to +100" in of_shares and "b: +5.5, 95 % interval -14.4 to +25.4" in of_shares
+    assert of_shares.split("<path")[1:] == figure.replace("-255.5 to +244.5", "-100 to +100").split("<path")[1:]
     bars = re.findall(r'd="M([\d.]+) \d+H([\d.]+)(M)?', figure)
     widths = [float(end) - float(start) for start, end, _ in bars]
     assert [bool(arrow) for *_, arrow in bars] == [False, False, True]

@@ -57,6 +57,9 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
     change(again.cell("pos=alibi", 2).dir / "run.json", "fingerprint", to="other")
     (again.cell("pos=alibi", 2).dir / "done").write_text("{}")
     assert reported(two, [1, 2, 3], again.root) == (False, True)  # a run of the same name that is another
+    for runs in ([1], [{"arm": "a"}], [{"arm": "a", "seed": "1", "state": "finished"}]):  # which runs, is not known
+        (record / "run.json").write_text(json.dumps({"runs": runs}))
+        assert reported(two, [1, 2, 3], again.root) == (False, True)
     shutil.rmtree(record)
     assert reported(two, [1, 2, 3], again.root) == (True, False)
     shutil.copytree(again.root, "out/nano")

@@ -101,6 +101,7 @@ def test_what_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"[]", b"null", b'{"a": 1', b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'\xff{"a": 1}']
+    + [b'{"a": 1' + b"0" * 400 + b"}", b'{"a": 1e300}', b'{"a": -1e300}']
     + [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"b": 1}', b'{"a": "one"}', b'{"a": true}'],
 )
 def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
@@ -110,6 +111,19 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
         safe_files.read_json(path, ["a"], {"a": rundir.NUMBER}, cure="Remove it.")
     assert str(error.value).endswith("Remove it.")
     assert isinstance(error.value, ValueError) and safe_files.read_json(tmp_path / "none") is None
+
+
+def test_a_file_larger_than_any_of_a_run_is_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "größe.json", "wb") as file:
+        file.truncate(safe_files.LARGEST_FILE + 1)  # takes no place on the disk
+    with pytest.raises(Damaged, match="größe.json has 1,073,741,825 bytes, more than"):
+        safe_files.read_json(tmp_path / "größe.json")
+    rows = b'{"task": "a", "id": "1"}\n' * 1000
+    (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(rows))
+    assert len(list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))) == 1000
+    monkeypatch.setattr(safe_files, "LARGEST_FILE", len(rows) - 1)
+    with pytest.raises(Damaged, match="samples.jsonl.gz is damaged: unpacked it has more than"):
+        list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -241,9 +255,9 @@ def test_a_lock_is_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_piece_is_found_by_its_name() -> None:
-    for piece in (rundir.PieceName("blocks.0.w", "exp_avg", 7), rundir.PieceName("w", "weight", 0, 1, 2)):
-        assert rundir.PieceName.parse(str(piece)) == piece
-    assert str(rundir.PieceName("w", "weight", 0, 1, 2)) == "w|weight|0|1|2"
+    for piece in (rundir.FragmentKey("blocks.0.w", "exp_avg", 7), rundir.FragmentKey("w", "weight", 0, 1, 2)):
+        assert rundir.FragmentKey.parse(str(piece)) == piece
+    assert str(rundir.FragmentKey("w", "weight", 0, 1, 2)) == "w|weight|0|1|2"
 
 
 def test_launch_run_sh_has_the_exit_codes() -> None:

@@ -16,14 +16,14 @@ from eval.report.request import Request
 from eval.report.undecided import undecided
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.parts import LEVEL, Part, interval_half_width
-from eval.statistics.sequential import levels, share
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
+from eval.statistics.sequential import alpha_levels, alpha_share
 from eval.statistics.verdicts import seeds_to_decide
 from launch import local
-from launch.local import until_decided
+from launch.local import run_until_decided
 from tests.made_study import ARMS, Study, make, register, registered
 
-NO_ITEMS = Part(0.0, np.inf)
+NO_ITEMS = Variance(0.0, np.inf)
 
 
 @pytest.mark.parametrize("most", [2, 4, 10])
@@ -31,15 +31,15 @@ def test_what_normal_means_spend_by_each_look_is_what_is_allowed(most):
     """200,000 sums of normal results of known variance; standard error of a rate of 5 % is 0.05 %."""
     sums = np.random.default_rng(most).normal(size=(200_000, most)).cumsum(1)
     p = 2 * stats.norm.sf(abs(sums) / np.sqrt(np.arange(1, most + 1)))[:, 1:]
-    passed = np.logical_or.accumulate(p <= levels(0.05, most), axis=1).mean(0)
+    passed = np.logical_or.accumulate(p <= alpha_levels(0.05, most), axis=1).mean(0)
     allowed = 0.05 * (np.arange(2, most + 1) / most) ** 2
     assert passed == pytest.approx(allowed, abs=0.0015)
 
 
 def test_levels_are_exact_to_three_digits(monkeypatch):
-    coarse = levels(0.04, 10)
+    coarse = alpha_levels(0.04, 10)
     monkeypatch.setattr(sequential, "POINTS", 3201)
-    assert levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
+    assert alpha_levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
 
 
 def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypatch):
@@ -47,7 +47,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
     x = np.random.default_rng(8).normal(size=(20_000, 2, 10))
 
     def wrong() -> float:
-        return float(simulation.sequence(x).ever[..., :2].any((1, 2)).mean())
+        return float(simulation.simulate_sequential(x).ever[..., :2].any((1, 2)).mean())
 
     assert 0.04 < wrong() <= 0.054
     monkeypatch.setattr(sequential, "FOR_STUDENT", 1.0)
@@ -55,13 +55,13 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
 
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
-    assert share(1, 10) == share(11, 10) == 0.0 and 0 < share(2, 10) < share(10, 10) < 1
-    c = corrected_family({"a": compare(99.0, Part(1.0, 2), NO_ITEMS, share=0.0)})["a"]
+    assert alpha_share(1, 10) == alpha_share(11, 10) == 0.0 and 0 < alpha_share(2, 10) < alpha_share(10, 10) < 1
+    c = corrected_family({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
     assert not c.counts and not c.equivalent(1000.0) and c.threshold == np.inf
 
 
 def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
-    seeds = Part(1.0, 4)
+    seeds = Variance(1.0, 4)
     for part in (0.05, 0.4):
         edge = interval_half_width(part * LEVEL, seeds, NO_ITEMS)
         below, above = (
@@ -74,10 +74,10 @@ def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivale
 
 
 def test_more_seeds_are_foreseen_by_the_levels_that_they_will_have():
-    c = compare(1.0, Part(2 * 0.5**2 / 3, 2), NO_ITEMS)
+    c = compare(1.0, Variance(2 * 0.5**2 / 3, 2), NO_ITEMS)
     fixed, sequential_ = seeds_to_decide(c, 2, 3), seeds_to_decide(c, 2, 3, most=12)
     assert fixed and sequential_ and 3 < fixed < sequential_ <= 12
-    assert seeds_to_decide(compare(0.01, Part(1.0, 2), NO_ITEMS), 2, 3, most=12) is None
+    assert seeds_to_decide(compare(0.01, Variance(1.0, 2), NO_ITEMS), 2, 3, most=12) is None
 
 
 def test_a_seed_of_every_arm_is_added_until_nothing_is_undecided_or_none_is_left(tmp_path):
@@ -94,7 +94,7 @@ def test_a_seed_of_every_arm_is_added_until_nothing_is_undecided_or_none_is_left
             return ["baseline, seed 3: out of memory"] if fails_at == len(study.seeds) else []
 
         words = ["POS=alibi", "SIZE=nano", "SEEDS=2", "MORE=auto", "MAX_SEEDS=5", f"OUT={out}"]
-        study, failures = until_decided(from_args(words), run, lambda study: len(study.seeds) < until)
+        study, failures = run_until_decided(from_args(words), run, lambda study: len(study.seeds) < until)
         assert from_args(words).seeds == study.seeds  # the same command goes on where it was
         assert study.criteria == from_args(words).criteria
         return study.seeds, failures, ran
@@ -108,7 +108,7 @@ def test_a_seed_of_every_arm_is_added_until_nothing_is_undecided_or_none_is_left
 
 def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
-    assert until_decided(study, lambda study: [], lambda study: True)[0].seeds == [1, 2]
+    assert run_until_decided(study, lambda study: [], lambda study: True)[0].seeds == [1, 2]
 
 
 def test_which_arms_more_seeds_may_decide(tmp_path):

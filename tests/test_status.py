@@ -327,12 +327,12 @@ def test_a_study_begun_where_there_is_bf16_goes_on_where_there_is_none(
     assert from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path / 'new'}"]).base.train.precision == "fp32"
     for later in (from_args(words), from_args(["POS=none", "SIZE=nano", f"OUT={tmp_path}"])):
         assert {cell.run.train.precision for cell in later.cells} == {"bf16"}
-        later.cells[0].check_recorded()
+        later.cells[0].check_same_configuration()
     assert [cell.run for cell in from_args(words).cells] == [cell.run for cell in begun.cells]
     said = from_args([*words, "SET=train.precision=bf16"])  # the same directories, also where it is said
     assert [(cell.run, cell.dir) for cell in said.cells] == [(cell.run, cell.dir) for cell in begun.cells]
     with pytest.raises(ConfigError, match="train.precision: bf16 there, fp32 now"):
-        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_recorded()
+        from_args([*words, "SET=train.precision=fp32"]).cells[0].check_same_configuration()
 
 
 def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:
@@ -474,6 +474,26 @@ def test_damage_is_named_and_takes_down_no_other_run(
     assert f"{folders[5]}/weights.safetensors" in failures[0] and f"{folders[0]}/run.json is damaged" in failures[1]
     assert (folders[6] / "damaged_run.json").exists()  # nothing was trained there yet: it begins anew
     assert not (folders[6] / "run.json").exists()
+
+
+def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
+    """An integer of JSON may be larger than any float, and a time may lie before every heartbeat."""
+    study = from_args(["POS=alibi", "SEEDS=1", "SIZE=atto", "TOKENS=8K", f"OUT={tmp_path}"])
+    folder = study.cells[0].dir
+    large = "1" + "0" * 400
+    for file, rows in {
+        "metrics.jsonl": ['{"step": 1, "loss": %s}', '{"step": %s, "loss": 2}', '{"step": 1, "loss": 1e308}'],
+        "attempts.jsonl": ['{"event": "start", "job": "1", "time": %s}', '{"event": "end", "job": "1", "step": %s}'],
+        "run.json": ['{"fingerprint": "a", "config": {}, "seed": %s}'],
+        "done": ['{"steps": %s}'],
+    }.items():
+        for row in rows:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(row.replace("%s", large) + "\n")
+            assert f"{file} is damaged" in table(study), row
+        (folder / file).unlink()
+    line(folder / "attempts.jsonl", {"time": -1e30} | START)
+    assert state(study.cells[0])["state"] == State.STALLED
 
 
 def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:

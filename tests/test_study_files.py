@@ -19,6 +19,7 @@ from ablations.study import Study, from_args
 from ablations.study_file import StudyFile, read_study
 from ablations.values import did_you_mean, difference
 from ablations.words import FACTORS, HELP, change_to_checkout, expand_home, folders_in
+from data.strict_yaml import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
 GOOD = "question: Besser?\nexpect: Ja, über 2 %.\narms:\n  - model.pos: alibi\n"
@@ -63,6 +64,18 @@ MALFORMED = {
     "no number of seeds": GOOD.encode() + b"max_seeds: many\n",
     "a tag": b"question: !!python/object/apply:os.system [ls]\nexpect: a\narms: []\n",
     "a number of 5,000 digits": b"question: " + b"9" * 5000 + b"\nexpect: a\narms: []\n",
+    "a date that is none": b"question: !!timestamp x\nexpect: a\narms: []\n",
+    "an empty number": b"question: !!int ''\nexpect: a\narms: []\n",
+    "a truth that is none": b"question: !!bool maybe\nexpect: a\narms: []\n",
+    "an octal number": GOOD.encode() + b"max_seeds: 010\n",
+    "minutes and seconds": GOOD.encode() + b"margin: 1:30\n",
+    "a margin that is no number": GOOD.encode() + b"margin: .nan\n",
+    "a hexadecimal number of 5,000 digits": GOOD.encode() + b"base: {train.tokens: 0x" + b"f" * 5000 + b"}\n",
+    "a number of 400 digits": GOOD.encode() + b"base: {train.tokens: 1" + b"0" * 400 + b"}\n",
+    "a truth as a name": GOOD.encode() + b"base: {yes: 1}\n",
+    "a merged mapping": GOOD.encode() + b"base: {<<: {train.lr: 1.0e-3}}\n",
+    "a control character": b'question: "\\e[2J"\nexpect: a\narms: []\n',
+    "half a surrogate pair": b'question: "\\ud800"\nexpect: a\narms: []\n',
     "a null byte": b"question: a\0\nexpect: b\narms: []\n",
     "two documents": GOOD.encode() + b"---\n" + GOOD.encode(),
     "two megabytes": GOOD.encode() + b"# " + b"x" * 2_000_000,
@@ -104,7 +117,7 @@ def test_an_unreadable_study_file_is_named(studies: Path) -> None:
 
 def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
     for path in ROOT.glob("ablations/**/*.yaml"):
-        assert path.stat().st_size < strict_yaml.MAX_BYTES / 50
+        assert path.stat().st_size < MAX_BYTES / 50
         strict_yaml.read_yaml(path)
 
 
@@ -233,6 +246,18 @@ def test_a_home_that_the_shell_has_left_is_the_users(typed: str, value: str) -> 
     expected = value.format(Path.home())
     assert expand_home(typed) == expected and expand_home(f"{typed},~") == f"{expected},{Path.home()}"
     assert str(from_args(["POS=alibi", f"OUT={typed}"]).out) == expected
+
+
+def test_a_user_without_a_home_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with a number for its user."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert expand_home("/data/läufe,a") == "/data/läufe,a"
+    with pytest.raises(ConfigError, match="~/läufe: the home of this user is not known"):
+        expand_home("~/läufe")
 
 
 def test_arms_may_have_spaces_between_them() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import substrings
-from data.corpus import held_out
+from data.corpus import is_held_out
 from data.filters import Recipe
 from data.prepare import prepare
 
@@ -79,7 +79,7 @@ def corpus(tmp_path: Path) -> Path:
     texts = [" ".join(draw.choice(words) + str(draw.randrange(999)) for _ in range(60)) for _ in range(80)]
     texts = [text[:150] + SENTENCE + text[150:] if i % 4 == 0 else text for i, text in enumerate(texts)]
     parts = [SENTENCE[start:90] for start in range(10)]
-    texts.append(next(part for part in parts if not held_out({"files": []}, "", part, 0.1)))  # nothing is left of it
+    texts.append(next(part for part in parts if not is_held_out({"files": []}, "", part, 0.1)))  # nothing is left of it
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     spec = tmp_path / "corpus.yaml"

@@ -87,12 +87,17 @@ def test_a_context_is_computed_once_for_its_choices_and_longer_stems_for_several
     rng = random.Random(1)
     context = tuple(rng.randrange(257) for _ in range(50))
     inputs = [rows.Input((*context, i, i + 1, i + 2), 0) for i in range(4)]
-    assert [(row.stem, len(row)) for row in rows.rows(inputs, 384, 4096)] == [(50, 62)]
+    assert [(row.stem, len(row)) for row in rows.pack_rows(inputs, 384, 4096)] == [(50, 62)]
     unlike = [rows.Input((*inputs[0].tokens[:2], *(rng.randrange(257) for _ in range(48))), 0) for _ in range(4)]
-    assert [len(row.inputs) for row in rows.rows(unlike, 384, 4096)] == [1, 1, 1, 1]  # two tokens are not worth a row
-    assert max(len(row) for row in rows.rows(inputs + unlike, 384, 55)) <= 55
+    assert [len(row.inputs) for row in rows.pack_rows(unlike, 384, 4096)] == [
+        1,
+        1,
+        1,
+        1,
+    ]  # two tokens are not worth a row
+    assert max(len(row) for row in rows.pack_rows(inputs + unlike, 384, 55)) <= 55
     prefixed = [rows.Input(sequence.tokens, n) for sequence, n in zip(inputs, (50, 50, 49, 51), strict=True)]
-    assert sorted(len(row.inputs) for row in rows.rows(prefixed, 384, 4096)) == [1, 1, 2]
+    assert sorted(len(row.inputs) for row in rows.pack_rows(prefixed, 384, 4096)) == [1, 1, 2]
 
 
 def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
@@ -234,7 +239,7 @@ def test_a_mirror_of_repositories_gives_the_same_rows(tmp_path):
 
 def test_logiqa_is_read_as_the_hubs_script_did():
     block = "\n{}\nA fact.Another one.\nWhich follows?\nA.First.Second\nB.One\nC.Two\nD.Three\n"
-    assert fetch.logiqa(block.format("c") + block.format("a")) == [
+    assert fetch.parse_logiqa(block.format("c") + block.format("a")) == [
         {
             "label": label,
             "context": "A fact. Another one.",
@@ -277,21 +282,21 @@ def test_guesses():
         return {"arguments": [("q", answers[i % len(answers)]) for i in range(n)], "target": target}
 
     yes_no = [row(2, 0), row(2, 0), row(2, 0), row(2, 1)]
-    assert harness.guess("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", yes_no) == {"chance": 0.5, "guess": 0.75}
     # MultiRC: yes and no are written out differently in each item
     written_out = [row(2, each["target"], [f"{i} yes", f"{i} no"]) for i, each in enumerate(yes_no)]
-    assert harness.guess("multiple_choice", "acc", written_out) == {"chance": 0.5, "guess": 0.75}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", written_out) == {"chance": 0.5, "guess": 0.75}
     own = [row(4, 3, "abcd"), row(5, 2, "efghi")]
-    assert harness.guess("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.5}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", own) == {"chance": 0.225, "guess": 0.5}
     several = [{**row(4, 0), "target": [0, 2]}, {**row(4, 0), "target": [2]}]  # any of several answers is right
-    assert harness.guess("multiple_choice", "acc", several) == {"chance": 0.375, "guess": 1.0}
+    assert harness.scores_without_knowledge("multiple_choice", "acc", several) == {"chance": 0.375, "guess": 1.0}
     twice = [{"arguments": [("q", "a"), ("q", "b"), ("", "a"), ("", "b")], "target": 0}]  # with acc_mutual_info
-    assert harness.guess("multiple_choice", "acc", twice)["chance"] == 0.5
+    assert harness.scores_without_knowledge("multiple_choice", "acc", twice)["chance"] == 0.5
     answers = [{"arguments": [("q", {})], "target": target} for target in (["Paris", "paris"], "Rome", "Paris")]
-    assert harness.guess("generate_until", "exact_match", answers) == {"chance": 0.0, "guess": 2 / 3}
+    assert harness.scores_without_knowledge("generate_until", "exact_match", answers) == {"chance": 0.0, "guess": 2 / 3}
     words = [{"arguments": [("q", " a")], "target": target} for target in (" a", " b", " a", " c")]
-    assert harness.guess("loglikelihood", "acc", words) == {"chance": 0.0, "guess": 0.5}
-    assert harness.guess("multiple_choice", "f1", yes_no) == {"chance": None, "guess": None}
+    assert harness.scores_without_knowledge("loglikelihood", "acc", words) == {"chance": 0.0, "guess": 0.5}
+    assert harness.scores_without_knowledge("multiple_choice", "f1", yes_no) == {"chance": None, "guess": None}
 
 
 @pytest.fixture

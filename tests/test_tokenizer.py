@@ -106,7 +106,7 @@ def test_round_trip_of_awkward_strings(tokenizer, text):
 def test_batch_equals_one_by_one(tokenizer, texts):
     single = [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode_batch(texts, threads=2) == single
-    ids, counts = tokenizer.arrays(texts)
+    ids, counts = tokenizer.token_arrays(texts)
     assert ids.tolist() == [token for text in single for token in text] and counts.tolist() == list(map(len, single))
 
 
@@ -399,6 +399,14 @@ def test_bad_input_is_refused(tokenizer, tmp_path):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
             load_tokenizer(tmp_path / "tokenizer.json")
+    whole = {"model": {"vocab": {"a": 0}}, "pre_tokenizer": {"type": "ByteLevel"}}
+    for vocab in ({"a": "0"}, {"a": -1}, {"a": 1e9}, {"a": 10**12}, {"a": True}, {"a": None}, {"a": 0, "b": 0}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {"model": {"vocab": vocab}}))
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
+            load_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text('{"model": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a"):
+        load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"holds no tokenizer: needed is .* vocab\.json and merges\.txt"):
         load_tokenizer(tmp_path / "nothing")
 
@@ -435,7 +443,7 @@ def test_what_is_not_exported_is_refused(paths, tmp_path):
 
 
 def test_width_of_the_arrays(byte_bpe):
-    ids, counts = byte_bpe.arrays([])
+    ids, counts = byte_bpe.token_arrays([])
     assert len(ids) == len(counts) == 0 and ids.dtype.kind in "iu" and np.issubdtype(counts.dtype, np.integer)
 
 
@@ -496,7 +504,7 @@ def test_added_tokens_are_those_of_hugging_face(tmp_path, kind):
     texts = [*CODE, *module.AWKWARD, *("".join(rng.choices(parts, k=rng.randrange(1, 40))) for _ in range(2000))]
     expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert ours.encode_batch(texts) == expected
-    ids, counts = ours.arrays(texts)
+    ids, counts = ours.token_arrays(texts)
     assert ids.tolist() == [token for each in expected for token in each] and counts.tolist() == list(
         map(len, expected)
     )
@@ -523,7 +531,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     texts = [*CODE, "12345 straße 2024", "语言", *module.AWKWARD]
     expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert ours.encode_batch(texts) == expected == pickle.loads(pickle.dumps(ours)).encode_batch(texts)
-    assert ours.arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
+    assert ours.token_arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
     assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
     module.check_parity(ours)
     export_tokenizer.compare(ours, export_tokenizer.convert(ours), texts, expected)
@@ -562,7 +570,7 @@ def test_wordpiece_is_lower_case_without_accents_and_no_text_becomes_a_special_t
     for text in [*TEXTS, *AWKWARD, "[MASK] [SEP][CLS] [PAD]"]:
         ids = wordpiece.encode(text)
         assert not special & set(ids) and all(0 <= token < 512 for token in ids)
-    ids, counts = wordpiece.arrays(TEXTS)
+    ids, counts = wordpiece.token_arrays(TEXTS)
     assert ids.tolist() == [token for text in TEXTS for token in wordpiece.encode(text)] and counts.sum() == len(ids)
 
 

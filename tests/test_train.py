@@ -223,7 +223,7 @@ def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
     code = (
         "import sys, torch\nfrom launch import deepspeed_setup, engine\n"
         "from data import batches\nfrom model import gpt\n"
-        "deepspeed_setup.import_deepspeed()\nbatches._helpers()\n"
+        "deepspeed_setup.import_deepspeed()\nbatches._megatron_index_functions()\n"
         "weight = torch.nn.Parameter(torch.ones(2))\nadamw = engine.AdamW([weight], fused=True)\n"
         "weight.grad = torch.ones(2)\nadamw.step()\nadamw.zero_grad()\n"
         "from ablations.config import resolve\nfrom model import proof\n"

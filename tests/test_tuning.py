@@ -75,16 +75,16 @@ def drawn(
             values[f"{arm}{g}"] = losses * weights
             totals = (losses * weights).sum(1) / weights.sum()
             results[f"{arm}{g}"] = dict(enumerate(totals.tolist()))
-    task = Task(values, weights, tuned.halves([f"documento número {i}" for i in range(documents)]))
+    task = Task(values, weights, tuned.assign_halves([f"documento número {i}" for i in range(documents)]))
     labels = {arm: [f"{arm}{g}" for g in range(len(of_rates))] for arm, of_rates in means.items()}
     return Candidates(labels, list(range(seeds)), [task]), results
 
 
 def test_halves_are_of_equal_number_and_stay_when_documents_are_in_another_order() -> None:
     names = [f"doc ü{i}" for i in range(11)]
-    half = tuned.halves(names)
+    half = tuned.assign_halves(names)
     assert sorted(half) == [0] * 6 + [1] * 5
-    assert list(tuned.halves(names[::-1]))[::-1] == list(half)
+    assert list(tuned.assign_halves(names[::-1]))[::-1] == list(half)
 
 
 def test_a_choice_uses_neither_the_seed_nor_the_text_that_it_is_judged_by() -> None:

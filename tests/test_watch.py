@@ -107,7 +107,7 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
         beat = json.loads(path.read_text())
         assert beat["step"] == 0 and beat["steps"] == 100 and beat["nodes"] == ["a", "b"] and beat["pid"] == os.getpid()
         w.step_ended(7)
-        w._beat()
+        w._write_heartbeat()
         assert json.loads(path.read_text())["step"] == 7
     assert not path.exists()
     with watch(tmp_path, rank=1):
@@ -220,17 +220,17 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
 def test_slowness_is_said_and_the_slow_rank_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     w = watch(tmp_path, hosts=("a", "b", "c"))
     for _ in range(20):
-        w.speed(1000.0, [1.0, 1.0, 1.0])
+        w.record_speed(1000.0, [1.0, 1.0, 1.0])
     for _ in range(9):
-        w.speed(900.0, [1.0, 1.0, 1.2])
-    w.speed(100.0, [1.0, 1.0, 9.0])  # once is nothing: a save, a neighbour
+        w.record_speed(900.0, [1.0, 1.0, 1.2])
+    w.record_speed(100.0, [1.0, 1.0, 9.0])  # once is nothing: a save, a neighbour
     assert events(tmp_path / "run") == []
     for _ in range(9):
-        w.speed(500.0, [1.0, 1.1, 2.2])
+        w.record_speed(500.0, [1.0, 1.1, 2.2])
     (said,) = events(tmp_path / "run")  # once until it is over
     assert said["event"] == "slow" and "500 tokens/s, usually 1,000; rank 2 on c computes 2.00 times" in said["detail"]
     for _ in range(20):
-        w.speed(1000.0, [1.0, 1.0, 1.0])
+        w.record_speed(1000.0, [1.0, 1.0, 1.0])
     for _ in range(9):
-        w.speed(500.0, [1.0, 1.0, 1.0])
+        w.record_speed(500.0, [1.0, 1.0, 1.0])
     assert len(events(tmp_path / "run")) == 2 and "rank" not in events(tmp_path / "run")[1]["detail"]

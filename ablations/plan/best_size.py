@@ -1,14 +1,16 @@
-"""The best size at each amount of compute, from runs: Hoffmann et al. 2022, ways 1 (envelope of curves) and 2 (runs of
-equal compute). Way 3 is the law of ablations/plan/law_fit.py."""
+"""The best size at each amount of compute, fitted to runs by the first two approaches of Hoffmann et al. 2022: the
+envelope of training curves, and runs of equal compute (IsoFLOP). Their third approach is the law of
+ablations/plan/law_fit.py."""
 
 import math
 from collections.abc import Sequence
 
-from ablations.plan.law_fit import CannotTell, Point
+from ablations.plan.law_fit import Point, UndeterminedLaw
 
 
 def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Way 1: from the training curves of several sizes, find the size with the least loss at each amount of compute.
+    """Hoffmann's approach 1: from the training curves of several sizes, find the size with the least loss at each
+    amount of compute.
 
     Args:
         points: moments of the training of several sizes.
@@ -18,7 +20,7 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
         (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
 
     Raises:
-        CannotTell: fewer than three sizes are the best anywhere.
+        UndeterminedLaw: fewer than three sizes are the best anywhere.
     """
     import numpy as np
 
@@ -34,13 +36,16 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
         if min(point.n for point in inside) < winner.n < max(point.n for point in inside):
             best.append(winner)
     if len({point.n for point in best}) < 3:
-        raise CannotTell("fewer than three sizes are the best of others at some compute: more sizes, or longer runs")
+        raise UndeterminedLaw(
+            "fewer than three sizes are the best of others at some compute: more sizes, or longer runs"
+        )
     slope, level = np.polyfit([math.log(p.compute) for p in best], [math.log(p.n) for p in best], 1)
     return float(math.exp(level)), float(slope)
 
 
 def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Way 2: for each group of runs with equal compute, find the minimum of a parabola of the loss in log N.
+    """Hoffmann's approach 2: for each group of runs with equal compute, find the minimum of a parabola of the loss in
+    log N.
 
     Args:
         points: the runs.
@@ -50,7 +55,7 @@ def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, fl
         (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
 
     Raises:
-        CannotTell: fewer than two groups of equal compute have a minimum between their sizes.
+        UndeterminedLaw: fewer than two groups of equal compute have a minimum between their sizes.
     """
     import numpy as np
 
@@ -70,6 +75,8 @@ def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, fl
         if x.min() <= middle <= x.max():
             minima.append((math.log(group[0].compute), middle))
     if len(minima) < 2:
-        raise CannotTell("fewer than two groups of equal compute have a best size inside: more sizes on both sides")
+        raise UndeterminedLaw(
+            "fewer than two groups of equal compute have a best size inside: more sizes on both sides"
+        )
     slope, level = np.polyfit([c for c, _ in minima], [n for _, n in minima], 1)
     return float(math.exp(level)), float(slope)

@@ -61,37 +61,15 @@ def published_rows() -> list[Row]:
     rows = []
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            number = {key: int(value) for key, value in line.items() if value.isdigit()}
-            hidden = number["hidden"]
-            shape = Shape(number["layers"], hidden, number["heads"], number["seq"], number["vocab"], 4 * hidden)
-            layout = Layout(
-                number["gpus"],
-                number["tp"],
-                number["pp"],
-                number["micro_batch"],
-                number["batch"],
-                number["zero"],
-                line["recompute"] == "1",
-                line["embedding_slots"] == "1",
-            )
-            fits = line["gb"] != "out of memory"
+            n = {key: int(value) for key, value in line.items() if value.isdigit()}
+            shape = Shape(n["layers"], n["hidden"], n["heads"], n["seq"], n["vocab"], 4 * n["hidden"])
+            recompute, slots = line["recompute"] == "1", line["embedding_slots"] == "1"
+            layout = Layout(n["gpus"], n["tp"], n["pp"], n["micro_batch"], n["batch"], n["zero"], recompute, slots)
+            flash, fits, checks = line["attention"] == "flash", line["gb"] != "out of memory", line["use"] == "check"
             gib = float(line["gb"]) if fits and line["gb"] else None
             seconds = float(line["seconds"]) if line["seconds"] else None
-            flash = line["attention"] == "flash"
-            rows.append(
-                Row(
-                    line["stack"],
-                    line["gpu"],
-                    shape,
-                    layout,
-                    flash,
-                    seconds,
-                    gib,
-                    fits,
-                    line["source"],
-                    line["use"] == "check",
-                )
-            )
+            stack, gpu, source = line["stack"], line["gpu"], line["source"]
+            rows.append(Row(stack, gpu, shape, layout, flash, seconds, gib, fits, source, checks))
     return rows
 
 
@@ -114,8 +92,7 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds for each row, with weights that were fitted without the rows of its group. `key`: the group
-    of a row."""
+    """The predicted seconds of each row, by weights fitted without the rows of its group, which `key` tells."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -221,12 +198,8 @@ def calibrate_memory() -> dict[str, Any]:
 
 def transfer_error(source: str, target: str) -> tuple[float, float]:
     """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
-    predicted / actual).
-
-    Args:
-        source: the GPU to whose rows the weights are fitted.
-        target: the GPU whose rows are predicted.
-    """
+    predicted / actual). `source`: the GPU to whose rows the weights are fitted; `target`: the GPU whose rows are
+    predicted."""
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]

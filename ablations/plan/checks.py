@@ -14,10 +14,7 @@ from ablations.values import ConfigError
 def check_request(study: Study) -> None:
     """Check the tokenizers that are files, the names of evaluation tasks (TASKS, GLUE_TASKS), and that every arm can be
     exported where EXPORT asks for it. The data of tasks is not checked, since the plan may be for another machine.
-
-    Raises:
-        ConfigError: a check fails; the message says what is wrong.
-    """
+    Raises ConfigError where a check fails; the message says what is wrong."""
     from data.tokenizer import read
 
     for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
@@ -39,11 +36,8 @@ def _tasks_option(options: list[str]) -> str:
 
 
 def _run_check(*words: str) -> None:
-    """Run `python words`, which checks something and exits with an error where it refuses.
-
-    Raises:
-        ConfigError: it refuses; the message is what it printed to standard error.
-    """
+    """Run `python words`, which checks something and exits with an error where it refuses. Raises ConfigError where it
+    refuses; the message is what it printed to standard error."""
     process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.splitlines()

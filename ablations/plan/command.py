@@ -27,14 +27,8 @@ LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missi
 
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Divide NAME=VALUE words into those that only the plan uses and those of the study.
-
-    Returns:
-        ({name: value} of the plan's words, the study's words).
-
-    Raises:
-        ConfigError: a word of the plan is given twice or is empty.
-    """
+    """Divide NAME=VALUE words into those that only the plan uses and those of the study. Returns ({name: value} of the
+    plan's words, the study's words). Raises ConfigError where a word of the plan is given twice or is empty."""
     options: dict[str, str] = {}
     study_words = []
     for word in words:
@@ -51,12 +45,9 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """The hardware that the word ON names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100"
-    eight nodes of eight, "4 h100" four H100s.
-
-    Raises:
-        ConfigError: the hardware is unknown, or a number is not above 0.
-    """
+    """The hardware that ON= names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
+    nodes of eight, "4 h100" four H100s. Raises ConfigError where the hardware is unknown, or a number is not above
+    0."""
     check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
@@ -71,11 +62,8 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
 
 def plan_elsewhere(words: list[str]) -> int | None:
     """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
-    neither ON nor BUDGET, so that the plan is for this machine.
-
-    Raises:
-        ConfigError: a word or value is not allowed; the message names what is.
-    """
+    neither ON nor BUDGET, so that the plan is for this machine. Raises ConfigError where a word or value is not
+    allowed; the message names what is."""
     options, study_words = split_words(words)
     if not options:
         return None
@@ -161,7 +149,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) ->
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens that the word NEED names: "300B-400B", or a number, for 10% below to 10% above it. Raises
+    """The range of tokens that NEED= names: "300B-400B", or a number, for 10% below to 10% above it. Raises
     ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]

@@ -40,12 +40,8 @@ class Timeline:
 
 
 def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
-    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published).
-
-    Args:
-        machines: the cluster and its time.
-        spare: the number of spare nodes.
-    """
+    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published). `spare`: the number
+    of spare nodes."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -102,8 +98,7 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.ShapeCandidate | None:
-        """The fastest candidate shape that breaks no rule; None where there is none, or where failures leave no time
-        to train."""
+        """The fastest shape that breaks no rule; None where there is none, or where failures leave no time to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
@@ -158,15 +153,8 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Decide what to train with a budget.
-
-    Args:
-        budget: a cluster for a time.
-        tokens: the range of tokens that the model must be trained on; None: BigScience's.
-
-    Raises:
-        ConfigError: the budget is not a cluster for a time.
-    """
+    """Decide what to train with a budget. `budget`: a cluster for a time; `tokens`: the range of tokens that the model
+    must be trained on; None: BigScience's. Raises ConfigError where the budget is not a cluster for a time."""
     machines = budget.cluster
     if machines is None:
         raise ConfigError(
@@ -185,7 +173,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         try:
             candidates = shapes.candidates(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
         except ConfigError as error:
-            reason = str(error) + fewer_nodes(sizes, machines)
+            reason = str(error) + hint_of_fewer_nodes(sizes, machines)
     return Decision(
         budget,
         machines,
@@ -216,9 +204,9 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
     return (least * math.sqrt(growth), most * math.sqrt(growth)), why
 
 
-def fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
-    """The end of a complaint that no shape of these sizes fits: the nearest smaller number of nodes for which there is
-    one; "" where there is none nearby."""
+def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
+    """A hint for the message that no shape of these sizes fits: the nearest smaller number of nodes on which one does;
+    "" where there is none down to FEWER_NODES of the nodes. `sizes`: the least and the largest number of parameters."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
         try:

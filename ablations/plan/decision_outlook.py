@@ -161,11 +161,8 @@ def _share_in_words(ratio: float) -> str:
 
 
 def _advice(entry: dict[str, Any]) -> str:
-    """The advice on whether to run a study, as text for the table.
-
-    Args:
-        entry: a row of `first_studies`, which says what the study costs and can detect.
-    """
+    """The advice on whether to run a study, as text for the table. `entry`: a row of `first_studies`, which says what
+    the study costs and can detect."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
     if not math.isfinite(entry["gpu_hours"]):

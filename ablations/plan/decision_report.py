@@ -25,7 +25,7 @@ def billions(number: float) -> str:
     return f"{number / 1e9:.3g}B" if number >= 1e9 else human(number)
 
 
-def _ratio(number: float) -> str:
+def _two_digit_ratio(number: float) -> str:
     """A ratio as text with two digits: 0.42, 20, 130."""
     return f"{float(f'{number:.2g}'):,g}"
 
@@ -40,7 +40,8 @@ def document(decision: Decision) -> Document:
     risks(out, decision)
     studies(out, decision)
     out.heading("Where the numbers come from")
-    measured = any("measured here" in basis for basis in _speed_bases(decision))
+    bases = [*(candidate.step.basis for candidate in decision.candidates[:1]), decision.study_basis]
+    measured = any("measured here" in basis for basis in bases)
     out.text(
         "Published: in a source that was read. Secondary: as others quote it. Unverified: recalled, not read. Assumed: "
         "by us. Predicted: by a model fitted to published measurements. Computed: from the others. "
@@ -57,12 +58,6 @@ def document(decision: Decision) -> Document:
         ]
     )
     return out
-
-
-def _speed_bases(decision: Decision) -> list[str]:
-    """Sentences on what the predicted times are based on."""
-    steps = [candidate.step.basis for candidate in decision.candidates[:1]]
-    return [*steps, decision.study_basis]
 
 
 def _sizes_in_words(decision: Decision) -> str:
@@ -88,7 +83,7 @@ def _summary(out: Document, decision: Decision) -> None:
             ],
             [
                 "On how many tokens",
-                f"{human(training.tokens)}, {_ratio(training.tokens / shape.parameters)} for each parameter",
+                f"{human(training.tokens)}, {_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
                 _tokens_source(decision, chosen),
             ],
             [
@@ -103,7 +98,7 @@ def _summary(out: Document, decision: Decision) -> None:
                 f"{weeks(machines.seconds)}",
                 "predicted: step time and failures",
             ],
-            ["What loss to expect", _losses_in_words(decision), "computed from two laws (secondary, unverified)"],
+            ["What loss to expect", _expected_loss_text(decision), "computed from two laws (secondary, unverified)"],
         ]
     else:
         rows += [
@@ -154,7 +149,7 @@ def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
     return {name: (law.loss(n, d), law.least_loss(decision.compute)) for name, law in LOSS_LAWS.items()}
 
 
-def _losses_in_words(decision: Decision) -> str:
+def _expected_loss_text(decision: Decision) -> str:
     """The losses of `_losses` as text: their range over the laws, and how far they are above the laws' optima."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
@@ -223,7 +218,7 @@ def _optimum(out: Document, decision: Decision) -> None:
                 billions(optimum.parameters),
                 f"{billions(optimum.low)} to {billions(optimum.high)}",
                 human(optimum.tokens),
-                _ratio(optimum.tokens / optimum.parameters),
+                _two_digit_ratio(optimum.tokens / optimum.parameters),
                 f"{optimum.law.status}: {optimum.law.source}",
             ]
             for optimum in decision.optima

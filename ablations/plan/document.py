@@ -43,6 +43,8 @@ LONG = 40  # characters of a cell above which it is not squeezed on a phone, whe
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a document. All cells are text."""
+
     head: list[str]
     rows: list[list[str]]
     strong: int | None  # the row that stands out
@@ -51,15 +53,15 @@ class Table:
         rows = [
             [f"**{cell}**" if i == self.strong and cell else cell for cell in row] for i, row in enumerate(self.rows)
         ]
-        return [_row(self.head), _row(["---"] * len(self.head)), *map(_row, rows)]
+        return [markdown_row(self.head), markdown_row(["---"] * len(self.head)), *map(markdown_row, rows)]
 
     def page(self) -> str:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
         kinds = ["number" if any(column) and all(map(_is_number, column)) else "" for column in columns]
-        out = [f"<tr>{_cells(self.head, kinds, 'th')}</tr>"]
+        out = [f"<tr>{cells_html(self.head, kinds, 'th')}</tr>"]
         for i, row in enumerate(self.rows):
             start = '<tr class="strong">' if i == self.strong else "<tr>"
-            out.append(f"{start}{_cells(row, kinds, 'td')}</tr>")
+            out.append(f"{start}{cells_html(row, kinds, 'td')}</tr>")
         # a table of words alone is read from top to bottom on a phone; one of numbers scrolls
         kind = "" if any(kinds) else ' class="words"'
         return f"<table{kind}>{''.join(out)}</table>"
@@ -83,8 +85,7 @@ class Document:
         self.blocks.append(("bullets", list(items)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
-        """Add a table with the column names `head`. `strong` is the index of the row that stands out; None: no row
-        does."""
+        """Add a table with column names `head`. `strong`: the index of the row that stands out; None: none does."""
         self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
     def figure(self, name: str, svg: str) -> None:
@@ -141,11 +142,7 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document.
-
-    Raises:
-        ConfigError: the folder cannot be created or written.
-    """
+    """Create the folder of a document. Raises ConfigError where the folder cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +151,7 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"TO={folder} is no folder that can be written: permission denied")
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -163,7 +160,7 @@ def _is_number(cell: str) -> bool:
     return all(NUMBER.fullmatch(part) for part in cell.split(" to ")) if cell else True
 
 
-def _cells(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
+def cells_html(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
     out = []
     for cell, kind in zip(cells, kinds, strict=True):
         kind = kind or ("long" if len(cell) > LONG else "short" if len(cell) <= SHORT else "")

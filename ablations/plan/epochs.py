@@ -9,12 +9,9 @@ from ablations.values import ConfigError, human
 
 
 def epochs_of_text(study: Study) -> list[str]:
-    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that
-    are not prepared are named.
-
-    Raises:
-        ConfigError: the prepared data are damaged, or cannot be used as the study asks.
-    """
+    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
+    not prepared are named. Raises ConfigError where the prepared data are damaged, or cannot be used as the study
+    asks."""
     from data.corpus import Missing
     from data.prepare import epochs, prepare
 
@@ -29,13 +26,13 @@ def epochs_of_text(study: Study) -> list[str]:
             continue
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        lines += [_line(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
+        lines += [_epochs_sentence(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
         plain = data.recipe == type(data.recipe)()
         lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
     return list(dict.fromkeys(lines))
 
 
-def _line(source: dict[str, Any], run: Run) -> str:
+def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     """How often a run reads one source, an entry of `data.prepare.epochs`."""
     tokens = _tokens(run)
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"

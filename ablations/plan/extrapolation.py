@@ -41,8 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The extrapolated difference of one arm at the target. Differences are relative: -0.02 is a loss 2% below the
-    baseline's."""
+    """The extrapolated difference of one arm at the target, as a share: -0.02 is a loss 2% below the baseline's."""
 
     arm: str
     at_target: float
@@ -84,11 +83,8 @@ class FittedLine:
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     """Extrapolate the difference of every arm from the baseline to a run of `target` FLOPs, from the pairs of several
-    sizes and seeds.
-
-    Raises:
-        ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a pair that other arms have.
-    """
+    sizes and seeds. Raises ConfigError where there are fewer than three sizes or two seeds, or an arm lacks a pair that
+    other arms have."""
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     by_arm = {
         arm: sorted((p for p in pairs if p.arm == arm), key=lambda pair: (pair.compute, pair.seed)) for arm in arms

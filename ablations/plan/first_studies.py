@@ -22,14 +22,10 @@ EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 
 
 def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
     """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and what it
-    can detect.
-
-    Returns:
-        (a row for each study, the basis of the hours as text). A row has the number of runs, GPU-hours, the least
-        difference that the study detects, and, where an effect was published, that effect and the seeds that are needed
-        to detect it. Studies that can detect their effect come first, the cheapest of them at the top; those for which
-        MOST_SEEDS would not be enough come last.
-    """
+    can detect. Returns (a row for each study, the basis of the hours as text). A row has the number of runs, GPU-hours,
+    the least difference that the study detects, and, where an effect was published, that effect and the seeds that are
+    needed to detect it. Studies that can detect their effect come first, the cheapest of them at the top; those for
+    which MOST_SEEDS would not be enough come last."""
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])

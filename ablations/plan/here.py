@@ -23,8 +23,8 @@ def plan_here(study: Study) -> list[str]:
         out.append(f"  left out, the baseline has it already: {', '.join(already)}")
     out.append("")
     if study.design:
-        out += [study.design, *_aliasing(study.factorial), ""]
-    out += [*_runs(study, plan["cells"]), "", _size(study, plan["cells"])]
+        out += [study.design, *_aliasing_lines(study.factorial), ""]
+    out += [*_run_table(study, plan["cells"]), "", _length_and_memory_sentence(study, plan["cells"])]
     if study.criteria.sequential:
         flops = "" if study.base.by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
         out.append(
@@ -42,14 +42,14 @@ def plan_here(study: Study) -> list[str]:
     return [*out, *drawn_schedules(study), *epochs_of_text(study), detectable_text(study)]
 
 
-def _aliasing(design: Factorial | None) -> list[str]:
+def _aliasing_lines(design: Factorial | None) -> list[str]:
     """Which effects of a fractional factorial cannot be told apart; no line for other designs."""
     if not design or not design.generators:
         return []
     return ["What is told together, and how much of the other is in it:", *(f"  {line}" for line in design.aliasing)]
 
 
-def _runs(study: Study, cells: list[dict[str, Any]]) -> list[str]:
+def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
     """A table of the runs. `cells`: those of `answers.plan`."""
     deltas = {cell.arm: cell.delta for cell in study.cells}
     names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
@@ -66,7 +66,7 @@ def _runs(study: Study, cells: list[dict[str, Any]]) -> list[str]:
     return out
 
 
-def _size(study: Study, cells: list[dict[str, Any]]) -> str:
+def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
     """A sentence on how long the runs are, and how much memory they need."""
     from model.memory import estimate
 

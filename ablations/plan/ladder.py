@@ -28,27 +28,20 @@ from ablations.plan.extrapolation import (
     extrapolate,
     order_accuracy,
 )
+from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
 from ablations.prediction import ORDER, Prediction
 from ablations.study import Study, from_args
 from ablations.values import ConfigError, human
 from model.count import flops_per_token
 
-FLOP_UNITS = [
-    (1e21, "ZFLOP"),
-    (1e18, "EFLOP"),
-    (1e15, "PFLOP"),
-    (1e12, "TFLOP"),
-    (1e9, "GFLOP"),
-]  # of the figure's axis
+# Of the figure's axis
+FLOP_UNITS = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
 INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of the figure's logarithmic width
 
 
 def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
-    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first.
-
-    Raises:
-        ConfigError: there are fewer than three sizes, or a size is given twice.
-    """
+    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first. Raises
+    ConfigError where there are fewer than three sizes, or a size is given twice."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:
@@ -68,23 +61,30 @@ def baseline_run_flops(study: Study) -> float:
 
 def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
     """The losses of the runs of a study at several sizes: (the pairs of all finished and evaluated runs, the
-    directories of the other runs)."""
+    directories of the other runs).
+
+    Raises:
+        ConfigError: a run is damaged, is of another configuration, or was evaluated differently from others of its
+            size.
+    """
     pairs, missing = [], []
     for study in ladder:
         losses: dict[tuple[str, int], float] = {}
+        first: HeldOutLoss | None = None
         for cell in study.cells:
-            scores = safe_files.read_json(cell.dir / rundir.EVAL)
-            if scores is None:
+            loss = read_held_out_loss(cell.dir / rundir.EVAL)
+            if loss is None:
                 missing.append(str(cell.dir))
                 continue
-            try:
-                losses[cell.arm, cell.seed] = float(scores["bits_per_byte"]["value"])
-            except (KeyError, TypeError, ValueError):
-                raise ConfigError(f"{cell.dir / rundir.EVAL} has no bits per byte") from None
+            cell.check_same_configuration()
+            first = first or loss
+            if differs := evaluated_otherwise(first, loss):
+                raise ConfigError(f"{cell.dir} was evaluated differently from {study.cells[0].dir.name}: {differs}")
+            losses[cell.arm, cell.seed] = loss.value
         base = study.arms[0]
         pairs += [
-            Pair(arm, study.base.size, seed, baseline_run_flops(study), loss, losses[base, seed])
-            for (arm, seed), loss in losses.items()
+            Pair(arm, study.base.size, seed, baseline_run_flops(study), value, losses[base, seed])
+            for (arm, seed), value in losses.items()
             if arm != base and (base, seed) in losses
         ]
     return pairs, missing
@@ -280,13 +280,19 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         answers.print_error(str(error), as_json)
         return 2
-    folder = target.out / f"ladder-{target.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    safe_files.write_text(folder / "figure.svg", combined_figures([figure(pairs, results, baseline_run_flops(target))]))
+    folder, drawn = target.out / f"ladder-{target.name}", figure(pairs, results, baseline_run_flops(target))
     content = record(results, pairs, target)
-    safe_files.write_json(folder / "ladder.json", content, indent=1)
     checked = None if unfinished else compare_with_target(results, target_pairs)
-    safe_files.write_text(folder / "report.md", report(results, ladder, target, checked, args.words))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safe_files.write_text(folder / "figure.svg", combined_figures([drawn]))
+        safe_files.write_json(folder / "ladder.json", content, indent=1)
+        safe_files.write_text(folder / "report.md", report(results, ladder, target, checked, args.words))
+    except OSError as error:
+        if not (reason := safe_files.storage_error(error)):
+            raise
+        answers.print_error(reason, as_json)
+        return 1
     if as_json:
         print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))
         return 0

@@ -40,7 +40,7 @@ class Point:
         return 6 * self.n * self.d
 
 
-class CannotTell(ConfigError):
+class UndeterminedLaw(ConfigError):
     """The data do not determine the law; the message says what is missing."""
 
 
@@ -63,11 +63,8 @@ class Fit:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """The interval that contains the share COVERAGE of the bootstrap values of a quantity.
-
-        Args:
-            quantity: computes the quantity from the law's constants, {name: value}.
-        """
+        """The interval that contains the share COVERAGE of the bootstrap values of a quantity. `quantity`: computes the
+        quantity from the law's constants, {name: value}."""
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -81,27 +78,29 @@ def as_hoffmann(values: dict[str, float]) -> Hoffmann:
 
 
 def check(points: Sequence[Point], form: str) -> None:
-    """Raise CannotTell, which says what is missing, where runs cannot determine a law of this form."""
+    """Raise UndeterminedLaw, which says what is missing, where runs cannot determine a law of this form."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
-            raise CannotTell(f"parameters, tokens and losses must be above 0 and finite, not {point}")
+            raise UndeterminedLaw(f"parameters, tokens and losses must be above 0 and finite, not {point}")
     kinds = {"parameters": [point.n for point in points], "tokens": [point.d for point in points]}
     if form == "compute":
         kinds = {"compute": [point.compute for point in points]}
     need = {"compute": 3, "kaplan": 5, "hoffmann": 6}[form]
     if len(points) < need:
-        raise CannotTell(f"{len(points)} runs cannot determine a law of {need - 1} numbers: {need} at least are needed")
+        raise UndeterminedLaw(
+            f"{len(points)} runs cannot determine a law of {need - 1} numbers: {need} at least are needed"
+        )
     for name, values in kinds.items():
         distinct = sorted(set(values))
         if len(distinct) < 3:
             what = f"all runs have the same {name}" if len(distinct) == 1 else f"there are two {name} only"
-            raise CannotTell(f"{what}: at least three are needed to fit how the loss falls with {name}")
+            raise UndeterminedLaw(f"{what}: at least three are needed to fit how the loss falls with {name}")
         if distinct[-1] / distinct[0] < LEAST_SPREAD:
-            raise CannotTell(
+            raise UndeterminedLaw(
                 f"{name} differ by a factor of {distinct[-1] / distinct[0]:.2g}: {LEAST_SPREAD:g} is needed"
             )
     if form != "compute" and abs(_correlation(points)) > COLLINEAR:
-        raise CannotTell(
+        raise UndeterminedLaw(
             "tokens follow parameters in all runs (as with a fixed number for each): their parts cannot be told apart"
         )
 
@@ -116,17 +115,9 @@ def _correlation(points: Sequence[Point]) -> float:
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
     """Fit a law to runs: the law with the least sum of Huber losses, and `resamples` laws fitted to runs drawn with
-    replacement. The points of one run are drawn together, since their noise is not independent.
-
-    Args:
-        points: the runs.
-        form: the form of the law: "hoffmann", "kaplan" or "compute".
-        resamples: how many bootstrap resamples are fitted.
-        seed: the seed of the resampling.
-
-    Raises:
-        CannotTell: the runs do not determine the law.
-    """
+    replacement. The points of one run are drawn together, since their noise is not independent. `points`: the runs;
+    `form`: the form of the law: "hoffmann", "kaplan" or "compute". Raises UndeterminedLaw where the runs do not
+    determine the law."""
     import numpy as np
 
     check(points, form)
@@ -144,7 +135,7 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
         drawn = np.concatenate([runs[i] for i in rng.integers(len(runs), size=len(runs))])
         try:
             check([points[i] for i in drawn], form)
-        except CannotTell:
+        except UndeterminedLaw:
             continue  # of three sizes one may be missing: such a draw has no law either
         samples.append(_named_constants(_refine(data[drawn], best[0], form), scale, form))
     return Fit(form, _named_constants(best[0], scale, form), samples, list(points))
@@ -268,11 +259,8 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
     """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
-    largest size, and the relative error of the prediction for each.
-
-    Raises:
-        CannotTell: the other runs do not determine the law.
-    """
+    largest size, and the relative error of the prediction for each. Raises UndeterminedLaw where the other runs do not
+    determine the law."""
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]
     law = fit(rest, form, resamples=1)

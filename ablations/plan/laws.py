@@ -14,7 +14,8 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
-from ablations.plan.law_fit import COVERAGE, CannotTell, Fit, Point, error_on_the_largest, fit
+from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
+from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, did_you_mean, human
 from model.config import ModelConfig
@@ -32,20 +33,16 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
     evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
-    decayed.
-
-    Args:
-        folders: the run directories, each with run.json and eval.json.
-
-    Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated on other text; the message names it.
+    decayed. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
+    named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text or in
+    another way; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
         raise ConfigError(f"{repeated[0]} is named twice")
     points: list[Point] = []
     judged = ""
+    first: HeldOutLoss | None = None
     for folder in folders:
         run = rundir.read_run(folder)
         if not run or not (folder / rundir.EVAL).exists():
@@ -58,28 +55,45 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             train = run["config"]["train"]
             budget = train.get("budget", "tokens")
             tokens, schedule = float(train["tokens"]), str(train.get("schedule", "cosine"))
-            losses = {tokens: _loss(folder / rundir.EVAL)}
+            loss = _loss(folder / rundir.EVAL)
+            losses = {tokens: loss.value}
             if schedule == SEVERAL_FALLS:
                 for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
                     scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
                     if any(math.isclose(share, end, rel_tol=SAME_SHARE) for end in DECAY_ENDS):
-                        losses[float(scores["tokens"])] = _loss(path)
-        except (KeyError, TypeError, ValueError) as error:
+                        losses[float(scores["tokens"])] = _loss(path).value
+        except safe_files.Damaged:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{folder}: {rundir.RUN} or {rundir.EVAL} lacks {error}") from None
         if budget != "tokens":
             raise ConfigError(f"{folder} ended by a wall clock: laws are fitted to runs of a budget in tokens")
         if judged and text != judged:
             raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
-        judged = text
+        judged, first = text, first or loss
+        if differs := evaluated_otherwise(first, loss):
+            raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
+        if not tokens > 0:
+            raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
         points += [Point(parameters(model), count, loss, str(folder)) for count, loss in sorted(losses.items())]
     return points
 
 
-def _loss(path: Path) -> float:
-    """The held-out bits per byte in an eval.json file."""
-    scores = safe_files.read_json(path) or {}
-    return float(scores["bits_per_byte"]["value"])
+def _loss(path: Path) -> HeldOutLoss:
+    """The held-out loss in an eval.json file. Raises Damaged where there is none."""
+    loss = read_held_out_loss(path)
+    if loss is None:
+        raise safe_files.Damaged(f"{path} is missing")
+    return loss
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file. Raises ConfigError where the disk cannot be written."""
+    try:
+        safe_files.write_text(path, text)
+    except OSError as error:
+        raise ConfigError(f"TO={path}: {safe_files.storage_error(error) or error.strerror}") from None
 
 
 def describe(law: Fit) -> list[str]:
@@ -92,8 +106,7 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """Draw all runs and the fitted loss against tokens, with a line for each of the SERIES largest sizes. Returns SVG
-    text."""
+    """Draw all runs and the fitted loss against tokens, with lines for the SERIES largest sizes. Returns SVG text."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
@@ -106,13 +119,13 @@ def figure(law: Fit) -> str:
 
 
 def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The best number of parameters N for C FLOPs by Hoffmann's ways 1 and 2: {name of the way: (a, b) of N = a C^b,
-    or a sentence on why the runs do not determine them}."""
+    """The best number of parameters N for C FLOPs by Hoffmann's approaches 1 and 2: {name of the approach: (a, b) of N
+    = a C^b, or a sentence on why the runs do not determine them}."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
             out[name] = way(points)
-        except CannotTell as error:
+        except UndeterminedLaw as error:
             out[name] = str(error)
     return out
 
@@ -180,11 +193,11 @@ def main(argv: list[str] | None = None) -> int:
             if args.form == "hoffmann":
                 print(*describe_ways(other_ways(points)), sep="\n")
         if args.figure:
-            safe_files.write_text(args.figure, combined_figures([figure(law)]))
+            _write(args.figure, combined_figures([figure(law)]))
         try:
             left_out, errors = error_on_the_largest(points, args.form)
-        except CannotTell as error:
-            raise CannotTell(
+        except UndeterminedLaw as error:
+            raise UndeterminedLaw(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
         if as_json:

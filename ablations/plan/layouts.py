@@ -40,7 +40,7 @@ class FittingLayout:
 
     @property
     def settings(self) -> str:
-        """This layout as key=value settings, as the word SET takes them."""
+        """This layout as settings KEY=VALUE, in the form in which SET= takes them on the command line."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -69,28 +69,20 @@ def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
-    differ only in the question.
-
-    Args:
-        runs: the runs, such as one of each arm.
-        gpu: the accelerator.
-        gpus: how many of them each run has.
-        site: speeds measured on this accelerator, by which predictions are corrected; None: none.
-
-    Returns:
-        (layouts, the fastest first; sentences on why other kinds of layouts were refused).
-    """
+    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: how many of them each run has;
+    `site`: speeds measured on this accelerator, by which predictions are corrected; None: none. Returns (layouts, the
+    fastest first; sentences on why other kinds of layouts were refused)."""
     fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
         if gpus % tp or tp > min(gpu.node, gpus):
             continue
-        if reason := next((reason for run in runs if (reason := _indivisible(run, tp))), ""):
+        if reason := next((reason for run in runs if (reason := _indivisible_reason(run, tp))), ""):
             refused.setdefault(f"tp {tp}", reason)
             continue
         dp = gpus // tp
-        if reason := next((reason for run in runs if (reason := _uneven(run, dp, micro))), ""):
+        if reason := next((reason for run in runs if (reason := _uneven_batch_reason(run, dp, micro))), ""):
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
@@ -110,7 +102,8 @@ def fitting_layouts(
     return fitting, [reason for reason in refused.values() if reason]
 
 
-def _indivisible(run: Run, tp: int) -> str:
+def _indivisible_reason(run: Run, tp: int) -> str:
+    """Why tensor parallelism over `tp` ranks cannot divide the model of a run; "" where it can."""
     for name, number in (
         ("heads", run.model.heads),
         ("inner width", run.model.ffn),
@@ -121,7 +114,8 @@ def _indivisible(run: Run, tp: int) -> str:
     return ""
 
 
-def _uneven(run: Run, dp: int, micro: int) -> str:
+def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
+    """Why a batch of the run cannot be divided among `dp` replicas in micro-batches of `micro`; "" where all can."""
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
@@ -130,8 +124,7 @@ def _uneven(run: Run, dp: int, micro: int) -> str:
 
 
 def best_few(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """Up to SHOWN candidates: the fastest of all, and the fastest of each other kind (tensor parallel,
-    recomputation)."""
+    """Up to SHOWN candidates: the fastest, and the fastest of each other kind (tensor parallel, recomputation)."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

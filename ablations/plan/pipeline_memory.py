@@ -21,8 +21,6 @@ def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
     recomputation the input of each layer, and all activations of one layer.
 
     Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
         flash: whether attention is one kernel that does not write the scores to memory.
         fp32_sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
         last: whether the stage is the last one, not the first.

@@ -88,7 +88,6 @@ def power(
         seeds: the variance of the difference that comes from seeds.
         items: the variance of the difference that comes from the evaluated items.
         dof: the degrees of freedom of the variance from the seeds.
-        level: the significance level.
         items_dof: the degrees of freedom of the variance from the items: the effective number of groups, less one.
     """
     from scipy.special import ndtr
@@ -137,8 +136,8 @@ def detectable(
 
 
 def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which the increasing function `rising` has the given value, to five digits; searched from
-    `start`. inf: it does not have it below 1e6 times `start`."""
+    """The x >= 0 at which the increasing function `rising` has the given value, to five digits, searched for upwards
+    from `start`; inf where the function stays below the value up to 1e6 times `start`."""
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high

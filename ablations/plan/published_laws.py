@@ -58,7 +58,6 @@ def kaplan(
     x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
 
     Args:
-        compute: FLOPs.
         n_at_1: the parameters at a least compute of 1 PF-day.
         n_power: the exponent with which the parameters grow.
         d_at_1: the tokens at a least compute of 1 PF-day.
@@ -68,7 +67,7 @@ def kaplan(
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
-def kaplan_size_alone(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
+def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
     """The parameters by Kaplan's power law as if `compute` FLOPs were the least compute, and the tokens that are left
     for them: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
     n = n_at_1 * (compute / PF_DAY) ** n_power
@@ -83,7 +82,7 @@ def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[flo
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
     """The parameters and tokens of least loss for `compute` FLOPs by the law E + a / N^alpha + b / D^beta (Hoffmann's
-    way 3): (N, D). They do not depend on E."""
+    approach 3): (N, D). They do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 
@@ -119,7 +118,7 @@ LAWS = [
     ),
     PublishedLaw(
         "Kaplan 2020, N alone",
-        kaplan_size_alone,
+        kaplan_size,
         ((1.3e9, 0.05e9), (0.73, 0.005)),
         "secondary",
         "the same N, all compute taken for the least: what is often quoted",

@@ -17,12 +17,8 @@ from ablations.safe_files import Damaged
 
 def save_interval(stall: float, mtbf: float) -> float:
     """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
-    37, of which Young (1974) is the first term.
-
-    Args:
-        stall: the seconds for which training stops during a save.
-        mtbf: the mean seconds between two failures of the job: those of a node divided by the number of nodes.
-    """
+    37, of which Young (1974) is the first term. `stall`: the seconds for which training stops during a save; `mtbf`:
+    the mean seconds between two failures of the job: those of a node divided by the number of nodes."""
     if stall <= 0:
         return 0.0
     if stall >= 2 * mtbf:
@@ -76,10 +72,7 @@ def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: 
     """Simulate training on a cluster with failures, with the policies of launch/.
 
     Args:
-        cluster: the cluster.
-        seconds: how long the job lasts.
         interval: seconds of training between two saves.
-        seed: the seed of the random failures.
 
     Returns:
         Shares of the time: "trained" (work that was kept), "saving", "redone" (work that was lost since the last

@@ -90,10 +90,7 @@ class Budget:
 
     def gpu_hours(self, price: float | None = None) -> float:
         """The GPU-hours of the budget, without those of spare nodes. `price`: of a GPU-hour, where the budget is money.
-
-        Raises:
-            ConfigError: GPU-hours do not follow from the budget; the message says what is missing.
-        """
+        Raises ConfigError where GPU-hours do not follow from the budget; the message says what is missing."""
         if self.cluster:
             return self.cluster.gpu_hours
         if self.kind == "gpu-hours":
@@ -110,11 +107,8 @@ class Budget:
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
         """The model FLOPs of the budget. `per_gpu`: model FLOPs per second and GPU, where the budget is hardware;
-        `price`: of a GPU-hour, where it is money.
-
-        Raises:
-            ConfigError: FLOPs do not follow from the budget; the message says what is missing.
-        """
+        `price`: of a GPU-hour, where it is money. Raises ConfigError where FLOPs do not follow from the budget; the
+        message says what is missing."""
         if self.kind == "model-flops":
             return self.amount
         if self.kind in ("tokens", "steps"):
@@ -146,11 +140,9 @@ def amount(number: float) -> str:
 
 
 def positive(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message.
-
-    Raises:
-        ConfigError: it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point number.
-    """
+    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message. Raises
+    ConfigError where it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point
+    number."""
     number = _number(text, whole)
     if not number > 0:
         raise ConfigError(f"{whole}: {text} must be above 0")
@@ -183,12 +175,9 @@ _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
-    """Read the budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes.
-
-    Raises:
-        ConfigError: a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message
-            says what is missing.
-    """
+    """Read the budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes. Raises
+    ConfigError where a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message
+    says what is missing."""
     check_text(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""ShapeCandidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
+"""Candidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
 
 The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
 layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
@@ -27,6 +27,8 @@ SEQ = 2048
 
 @dataclass(frozen=True)
 class ShapeCandidate:
+    """A model shape with its fastest layout: predicted seconds of a step, and the memory that a GPU needs in GiB."""
+
     shape: Shape
     layout: Layout
     step: Prediction
@@ -44,8 +46,7 @@ class ShapeCandidate:
 
 
 def levine(parameters: float) -> float:
-    """The number of layers L that Levine et al. 2020 give for a number of parameters N: N = 12 L e^(2 x 5.039) e^(2 x
-    0.0555 L)."""
+    """The number of layers L by Levine et al. 2020 for N parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -63,7 +64,6 @@ def candidates(
     Args:
         low: the least number of parameters.
         high: the largest number of parameters.
-        gpu: the accelerator.
         gpus: how many of them there are.
         batch: sequences of a step.
         vocab: rows of the embedding.

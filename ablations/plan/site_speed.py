@@ -33,10 +33,7 @@ class SiteSpeed:
 
 def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
     """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
-
-    Raises:
-        ConfigError: the file is damaged; the message names the file and the line.
-    """
+    Raises ConfigError where the file is damaged; the message names the file and the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -55,7 +52,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
                 continue
             ratios.append(_ratio(row, gpu))
             device = row["device"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             complaint = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
             raise ConfigError(complaint) from None
     if not ratios:

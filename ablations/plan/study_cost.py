@@ -141,7 +141,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
     usable = [candidate for candidate in candidates if not candidate.layout.recompute]
-    refused, notes = _objections(study)
+    refused, notes = _reasons_against_and_notes(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -161,7 +161,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
-        if (free := _free(study.out)) is not None and disk > free:
+        if (free := _free_gigabytes(study.out)) is not None and disk > free:
             full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
             if _is_where_it_runs(study):
                 refused.append(full)
@@ -216,8 +216,7 @@ def _is_where_it_runs(study: Study) -> bool:
 
 
 def detectable_text(study: Study) -> str:
-    """Text on the differences that the study can detect, and on the effects of a factorial; see
-    ablations/plan/power.py."""
+    """Text on the differences that the study can detect, and on a factorial's effects; see ablations/plan/power.py."""
     base = study.base
     tokens = None if base.by_clock else base.tokens
     squares: dict[str, float] = {}
@@ -236,7 +235,7 @@ def detectable_text(study: Study) -> str:
     return "\n".join(filter(None, (line, published)))
 
 
-def _free(out: Path) -> float | None:
+def _free_gigabytes(out: Path) -> float | None:
     """The free GB on the disk that has the folder `out`; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
@@ -245,7 +244,7 @@ def _free(out: Path) -> float | None:
         return None
 
 
-def _objections(study: Study) -> tuple[list[str], list[str]]:
+def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
     """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
     refused: list[str] = []
     notes: list[str] = []
@@ -313,8 +312,7 @@ def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[st
 
 
 def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, or
-    None."""
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: what the user has, or None."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

@@ -22,9 +22,8 @@ TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch
 
 SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
 LAUNCH_SECONDS = 1e-3  # to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
-PLAIN_PASSES = (
-    18.5  # times that plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
-)
+# How often plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
+PLAIN_PASSES = 18.5
 PLAIN_PASSES_AGAIN = 6.5  # and so many more where they are recomputed
 TRAFFIC = 30  # reads and writes of a layer's hidden state; the unit of `traffic`, which is fitted
 LOGIT_PASSES = 6  # reads and writes of the logits, forward and backward
@@ -94,14 +93,8 @@ class Layout:
 
 
 def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
-    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet.
-
-    Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
-        gpu: the accelerator.
-        flash: whether attention is one kernel that does not write the scores to memory.
-    """
+    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet. `flash`:
+    whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
     rows = layout.micro_batch * shape.seq
     passes = 4 if layout.recompute else 3  # the backward pass is two products for each of the forward pass
@@ -181,9 +174,6 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Predict the seconds of one optimizer step.
 
     Args:
-        shape: the dimensions of the model.
-        layout: how a step is divided among GPUs.
-        gpu: the accelerator.
         stack: the software whose published speed is used. "Megatron-DeepSpeed" is for pipelines with plain attention,
             as in BigScience's runs. "" stands for the one that is most like our engine: "llm-foundry", and on V100s,
             for which that has no rows, "Megatron-DeepSpeed".

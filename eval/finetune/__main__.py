@@ -23,40 +23,29 @@ FOLDER = rundir.GLUE  # of results, in a run directory
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.finetune", description="Fine-tune a model on GLUE.")
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
-    parser.add_argument(
-        "--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, metavar="RUN_DIR", help="of a finished run")
+    add("--external", type=Path, metavar="FOLDER", help="a checkpoint of Hugging Face's, in place of a run")
+    add(
         "--to",
         type=Path,
         metavar="FOLDER",
         help="where the results of --external go; make report EXTERNAL=FOLDER shows them",
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated"
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)"
-    )
-    parser.add_argument(
-        "--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)"
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="%(default)s")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
-    parser.add_argument(
-        "--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders"
-    )
-    parser.add_argument("--epochs", type=int, metavar="N", help="5 at most (default)")
-    parser.add_argument("--format", default="text", help="text or json")
+    add("--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated")
+    add("--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)")
+    add("--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)")
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="%(default)s")
+    add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
+    add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
+    add("--epochs", type=int, metavar="N", help="5 at most (default)")
+    add("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
         answers.take_format([f"FORMAT={args.format}"])
         return command(args)
     except (ValueError, OSError) as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
@@ -64,11 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Fine-tune what the parsed command line asks for. Returns the exit code.
-
-    Raises:
-        ValueError: the command is not valid, or no task could be fine-tuned.
-    """
+    """Fine-tune what the parsed command line asks for. Returns the exit code. Raises ValueError where the command is
+    not valid, or no task could be fine-tuned."""
     if args.run is None and args.external is None and (args.data or args.tasks):
         from eval.finetune.tasks import names_of
 
@@ -117,7 +103,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Check the words of a command that names a run or a checkpoint. Raises ValueError where they are not valid."""
+    """Check the command line for contradictions, such as both a run and a checkpoint. Raises ValueError for one."""
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -129,15 +115,10 @@ def check_words(args: argparse.Namespace) -> None:
 
 
 def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
-    """What the results of each task depend on besides the seed, {task: identity}, of the tasks whose data is there.
-
-    Args:
-        setting: the eval.finetune.train.Setting.
-        sha256: of the pretrained model.
-
-    Raises:
-        ValueError: a task that the user named, or every task, lacks its data.
-    """
+    """For each task of GLUE, everything that a result depends on besides the seed (data, settings, model): {task:
+    identity}. Tasks whose data is missing are left out and named on the terminal. `setting`: an
+    eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where data is missing for a task
+    that the user named, or for all tasks."""
     from eval.finetune.tasks import names_of
     from eval.finetune.train import identity
 
@@ -157,7 +138,7 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
-    """The results that are stored in a folder, {(task, seed): result}, and the items that are still to be made."""
+    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run."""
     from eval.finetune.tasks import load_split
     from eval.finetune.work import Item, stored_result
 
@@ -174,16 +155,10 @@ def stored_and_missing(
 
 
 def check(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0.
-
-    Args:
-        folders: with data of GLUE.
-        names: the tasks to look for.
-        every: whether each of them must have its data, because the user named them.
-
-    Raises:
-        ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` not all have it.
-    """
+    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0. `folders`: with
+    data of GLUE; `names`: the tasks to look for; `every`: whether each of them must have its data, because the user
+    named them. Raises ValueError where a folder does not exist, a file is damaged, no task has its data, or with
+    `every` not all have it."""
     from eval.finetune.tasks import TASKS, find_split, load_split
 
     for folder in folders:
@@ -207,11 +182,7 @@ def check(folders: list[Path], names: list[str], every: bool = False) -> int:
 
 def table_text(table: dict[str, Any]) -> str:
     """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
-    metric the two means over GLUE.
-
-    Args:
-        table: from `eval.finetune.train.summarise`.
-    """
+    metric the two means over GLUE. `table`: from `eval.finetune.train.summarise`."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

@@ -15,29 +15,25 @@ from torch import Tensor, nn
 POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
 
 
-class Encoded(NamedTuple):
+class PaddedBatch(NamedTuple):
     """A batch of padded sequences: token ids [B, T], and bool [B, T], False for padding."""
 
     tokens_BT: Tensor
     real_BT: Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], side: str = "right") -> Encoded:
-    """Rows of token ids as one batch, padded with id 0.
-
-    Args:
-        side: where padding goes, "right" or "left".
-    """
+def pad(rows: Sequence[Sequence[int]], side: str = "right") -> PaddedBatch:
+    """Rows of token ids as one batch, padded with id 0. `side`: where padding goes, "right" or "left"."""
     B, T = len(rows), max(map(len, rows))
     tokens_BT, real_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
         place = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
         tokens_BT[b, place] = torch.tensor(row)
         real_BT[b, place] = True
-    return Encoded(tokens_BT, real_BT)
+    return PaddedBatch(tokens_BT, real_BT)
 
 
-class Ours(nn.Module):
+class GPTBackbone(nn.Module):
     """A GPT of this project (model/gpt.py), of any objective, as a backbone."""
 
     def __init__(self, model: Any):
@@ -45,7 +41,7 @@ class Ours(nn.Module):
         self.model = model
         self.width = model.cfg.hidden
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """The hidden states [B, T, D] of a batch."""
         from model.attention import Arrangement
 
@@ -62,7 +58,7 @@ class Ours(nn.Module):
         return self.model.hidden(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
 
 
-class External(nn.Module):
+class HuggingFaceBackbone(nn.Module):
     """A model of Hugging Face's, from a folder on this machine, as a backbone."""
 
     def __init__(self, folder: Path):
@@ -72,7 +68,7 @@ class External(nn.Module):
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).float()
         self.width = self.model.config.hidden_size
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         # Right padding needs no positions, and models such as RoBERTa count theirs from another number than 0.
         left = not bool(batch.real_BT[:, 0].all())
         positions = {"position_ids": (batch.real_BT.cumsum(1) - 1).clamp_min(0)} if left else {}
@@ -84,12 +80,11 @@ class Classifier(nn.Module):
     """A classifier of sequences: backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
 
     Args:
-        backbone: `Ours` or `External`.
+        backbone: `GPTBackbone` or `HuggingFaceBackbone`.
         outputs: the number of classes, or 1 for a regression.
         pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
             mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that
             depends on the whole text.
-        dropout: the dropout probability in the head.
         seed: the seed of the head's initial weights.
     """
 
@@ -106,7 +101,7 @@ class Classifier(nn.Module):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, batch: Encoded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """The logits [B, outputs] of a batch, in fp32."""
         x_BTD, real_BT = self.backbone(batch).float(), batch.real_BT
         if self.pooling == "mean":
@@ -161,8 +156,8 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """As `encoder`, with the tokenizer of a Hugging Face checkpoint and that tokenizer's own template for one or two
-    texts."""
+    """Like `encoder`, for a Hugging Face checkpoint: token ids from that checkpoint's own tokenizer and its template
+    for one or two texts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

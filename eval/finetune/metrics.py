@@ -20,11 +20,7 @@ def predicted_shares(logits_NC: np.ndarray) -> np.ndarray:
 
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """The metrics of a classification: {"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews'
-    correlation).
-
-    Args:
-        labels_N: the true class of each item.
-    """
+    correlation). `labels_N`: the true class of each item."""
     share_NC = predicted_shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
@@ -55,20 +51,15 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
-    """The metrics of a model with constant outputs, {name of the metric: value}.
-
-    Args:
-        labels: the true class, or the target, of each item.
-        classes: how many there are; 0 for a regression.
-    """
+    """The metrics of a model with constant outputs, {name of the metric: value}. `labels`: the true class, or the
+    target, of each item; `classes`: how many there are; 0 for a regression."""
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
     return classification(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
 def collapsed(outputs: np.ndarray) -> bool:
-    """Whether training failed: the same class is predicted for every item, or in a regression (outputs [N]) the same
-    score."""
+    """Whether training failed: every item is predicted the same class or, in a regression, the same score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = predicted_shares(outputs)

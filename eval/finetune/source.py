@@ -14,16 +14,10 @@ CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weight
 
 class Source:
     """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. It can be
-    pickled, for worker processes.
-
-    Args:
-        run: the run directory; None for a checkpoint.
-        external: the folder of the checkpoint; None for a run.
-        store: the store with the run's prepared data; None: that of the run's OUT folder.
-
-    Raises:
-        ValueError: the run is not finished or is damaged, its store is missing, or the folder is not a checkpoint.
-    """
+    pickled, for worker processes. `run`: the run directory; None for a checkpoint; `external`: the folder of the
+    checkpoint; None for a run; `store`: the store with the run's prepared data; None: that of the run's OUT folder.
+    Raises ValueError where the run is not finished or is damaged, its store is missing, or the folder is not a
+    checkpoint."""
 
     def __init__(self, run: Path | None, external: Path | None, store: Path | None):
         self.run, self.external, self.store = run, external, store
@@ -36,11 +30,8 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """The sha256 of a run's weights, or of all files of a checkpoint, including the tokenizer's.
-
-        Raises:
-            ValueError: the weights of the run are damaged.
-        """
+        """The sha256 of a run's weights, or of all files of a checkpoint, including the tokenizer's. Raises ValueError
+        where the weights of the run are damaged."""
         if self.run:
             from eval.weights import Weights
 
@@ -48,11 +39,9 @@ class Source:
             if note := weights.check():
                 print(f"note: {note}", file=sys.stderr)
             return weights.sha256
-        from eval.finetune.train import digest
-
         assert self.external
         files = [path for path in sorted(self.external.iterdir()) if path.suffix in CHECKPOINT_FILES]
-        return digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
+        return safe_files.json_digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
         """The default pooling of the classifier: "last" for a decoder, in which only the last token sees the whole
@@ -94,13 +83,14 @@ class Source:
 
         if not self.run:
             assert self.external
-            return classifier.External(self.external)
+            return classifier.HuggingFaceBackbone(self.external)
         from eval.weights import Weights
-        from model.config import ModelConfig
         from model.gpt import GPT
 
-        cfg = ModelConfig(**self.record["config"]["model"])
+        weights = Weights(self.run / rundir.WEIGHTS)
+        cfg = location.model_config(self.run, self.record)
+        weights.check_size(cfg)
         cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
         model = GPT(cfg, seed=seed)
-        model.load_state_dict(Weights(self.run / rundir.WEIGHTS).read(self.record, model), strict=True)
-        return classifier.Ours(model.float())
+        model.load_state_dict(weights.read(self.record, model), strict=True)
+        return classifier.GPTBackbone(model.float())

@@ -13,6 +13,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,8 +23,7 @@ from ablations.values import did_you_mean
 
 
 class Example(NamedTuple):
-    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index, or in STS-B a
-    score."""
+    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index or STS-B's score."""
 
     id: str
     text_a: str
@@ -54,50 +54,29 @@ class Task(NamedTuple):
     splits: tuple[str, ...] = ("dev",)
 
 
-ENTAILMENT = ("entailment", "not_entailment")
+BINARY, ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
+NLI = ("entailment", "neutral", "contradiction")
+PAIR, QUESTIONS = ("sentence1", "sentence2"), ("question1", "question2")
+ACCURACY, F1 = ("accuracy", ("accuracy",)), ("f1", ("accuracy", "f1"))
 TASKS = {
-    "cola": Task("CoLA", ("0", "1"), (3, "", 1), ("sentence", ""), "mcc", ("mcc",)),
-    "sst2": Task("SST-2", ("0", "1"), ("sentence", "", "label"), ("sentence", ""), "accuracy", ("accuracy",)),
-    "mrpc": Task(
-        "MRPC", ("0", "1"), ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), "f1", ("accuracy", "f1")
-    ),
-    "stsb": Task(
-        "STS-B", (), ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), "pearson", ("pearson", "spearman")
-    ),
-    "qqp": Task(
-        "QQP",
-        ("0", "1"),
-        ("question1", "question2", "is_duplicate"),
-        ("question1", "question2"),
-        "f1",
-        ("accuracy", "f1"),
-    ),
+    "cola": Task("CoLA", BINARY, (3, "", 1), ("sentence", ""), "mcc", ("mcc",)),
+    "sst2": Task("SST-2", BINARY, ("sentence", "", "label"), ("sentence", ""), *ACCURACY),
+    "mrpc": Task("MRPC", BINARY, ("#1 String", "#2 String", "Quality"), PAIR, *F1),
+    "stsb": Task("STS-B", (), (*PAIR, "score"), PAIR, "pearson", ("pearson", "spearman")),
+    "qqp": Task("QQP", BINARY, (*QUESTIONS, "is_duplicate"), QUESTIONS, *F1),
     "mnli": Task(
-        "MNLI",
-        ("entailment", "neutral", "contradiction"),
-        ("sentence1", "sentence2", "gold_label"),
-        ("premise", "hypothesis"),
-        "accuracy",
-        ("accuracy",),
-        ("dev_matched", "dev_mismatched"),
+        "MNLI", NLI, (*PAIR, "gold_label"), ("premise", "hypothesis"), *ACCURACY, ("dev_matched", "dev_mismatched")
     ),
-    "qnli": Task(
-        "QNLI", ENTAILMENT, ("question", "sentence", "label"), ("question", "sentence"), "accuracy", ("accuracy",)
-    ),
-    "rte": Task(
-        "RTE", ENTAILMENT, ("sentence1", "sentence2", "label"), ("sentence1", "sentence2"), "accuracy", ("accuracy",)
-    ),
+    "qnli": Task("QNLI", ENTAILMENT, ("question", "sentence", "label"), ("question", "sentence"), *ACCURACY),
+    "rte": Task("RTE", ENTAILMENT, (*PAIR, "label"), PAIR, *ACCURACY),
 }
 HUB = "nyu-mll__glue"
 HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
 
 
 def names_of(text: str) -> list[str]:
-    """The task names in a text with commas between them; all where it is empty.
-
-    Raises:
-        ValueError: a name is not a task of GLUE.
-    """
+    """The task names in a text with commas between them; all where it is empty. Raises ValueError where a name is not a
+    task of GLUE."""
     names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
     for name in names:
         if name not in TASKS:
@@ -107,11 +86,8 @@ def names_of(text: str) -> list[str]:
 
 
 def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
-    """The file of a split of a task, in the first of the folders that has one; None where none has.
-
-    Args:
-        split: "train", "dev", "dev_matched" or "dev_mismatched".
-    """
+    """The file of a split of a task, in the first of the folders that has one; None where none has. `split`: "train",
+    "dev", "dev_matched" or "dev_mismatched"."""
     patterns = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
     for folder in folders:
         for pattern in patterns:
@@ -128,12 +104,8 @@ def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
 
 
 def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
-    """The items of a split of a task, from the first of the folders that has it.
-
-    Raises:
-        ValueError: no folder has the split, or its file is damaged, has no rows or has a row in another format; the
-            message names file and row.
-    """
+    """The items of a split of a task, from the first of the folders that has it. Raises ValueError where no folder has
+    the split, or its file is damaged, has no rows or has a row in another format; the message names file and row."""
     path = find_split(name, split, folders)
     if path is None:
         places = ", ".join(map(str, folders)) or "no folder"
@@ -152,24 +124,23 @@ def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 
 
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
-    """(text_a, text_b, label) of each row of a file, the label as it is written there.
-
-    Raises:
-        ValueError: a row or the header lacks a column.
-    """
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+    """(text_a, text_b, label) of each row of a file, the label as it is written there. Raises ValueError where a row or
+    the header lacks a column."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:  # some editors write a byte order mark
         if ".jsonl" in path.name:
-            names = ("text_a", "text_b", "label")
-            if path.parent.parent.name == HUB:
-                names = (*task.hub_columns, "label")
+            first, second = task.hub_columns if path.parent.parent.name == HUB else ("text_a", "text_b")
+            needed = (first, second, "label") if task.hub_columns[1] else (first, "label")
             for number, line in enumerate(lines, start=1):
                 try:
                     row = json.loads(line)
-                    yield row[names[0]], row[names[1]] if names[1] and names[1] in row else "", row[names[2]]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}, row {number}: {error!r}; needed are {', '.join(filter(None, names))}"
-                    ) from None
+                    texts = [row[name] for name in needed[:-1]]
+                    label = row["label"]
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise ValueError(f"{path}, row {number}: {error!r}; needed are {', '.join(needed)}") from None
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError(f"{path}, row {number}: {' and '.join(needed[:-1])} must be text")
+                yield texts[0], texts[1] if len(texts) > 1 else "", label
             return
         # the files have no quoting: a quotation mark is text
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -189,23 +160,20 @@ def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
 
 
 def _label(task: Task, label: Any, where: str) -> float:
-    """The label of an item as a number: the index of its class, or in a regression its score.
-
-    Args:
-        label: as it is written in the file: a class name, a class number or a score.
-        where: file and row, for the message.
-
-    Raises:
-        ValueError: it is not a label of this task.
-    """
+    """The label of an item as a number: the index of its class, or in a regression its score. `label`: as it is written
+    in the file: a class name, a class number or a score; `where`: file and row, for the message. Raises ValueError
+    where it is not a label of this task."""
     if not task.labels:
         try:
-            return float(label)
-        except (TypeError, ValueError):
-            raise ValueError(f"{where}: the score {label!r} is no number") from None
+            score = math.nan if isinstance(label, bool) else float(label)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise ValueError(f"{where}: the score {str(label)[:60]!r} is no number")
+        return score
     text = str(label)
     if text in task.labels:
         return float(task.labels.index(text))
-    if isinstance(label, int) and 0 <= label < len(task.labels):
+    if type(label) is int and 0 <= label < len(task.labels):
         return float(label)
-    raise ValueError(f"{where}: the label {label!r} is not one of {', '.join(task.labels)}")
+    raise ValueError(f"{where}: the label {text[:60]!r} is not one of {', '.join(task.labels)}")

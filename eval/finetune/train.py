@@ -1,8 +1,6 @@
 """Fine-tunes on one task of GLUE with one seed: trains a classifier on the task's training set, and scores it on the
 evaluation sets."""
 
-import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations import rundir
+from ablations import rundir, safe_files
 from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
 from eval.finetune.tasks import TASKS, Example, find_split, load_split
@@ -25,8 +23,7 @@ MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one sett
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. The defaults are those of "Cramming" (config/eval/GLUE_sane.yaml of its
-    release)."""
+    """How every task is fine-tuned. The defaults are "Cramming"'s (config/eval/GLUE_sane.yaml of its release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences
@@ -53,8 +50,7 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step (from 0) as a share of the peak: linear warm-up over a share of the steps, then a
-    cosine to 0."""
+    """The learning rate of a step (from 0) as a share of the peak: linear warm-up, then a cosine to 0."""
     rising = int(warmup * steps)
     if step < rising:
         return step / max(1, rising)
@@ -65,11 +61,8 @@ def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[li
     """The batches of an epoch in the order of training, each a list of indices of items.
 
     Items are shuffled; within pools of POOL batches they are sorted by length, to reduce padding; then the batches are
-    shuffled. The order depends on seed and epoch only.
-
-    Args:
-        lengths: the number of tokens of each item.
-        size: items in a batch.
+    shuffled. The order depends on seed and epoch only. `lengths`: the number of tokens of each item; `size`: items in a
+    batch.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -140,13 +133,8 @@ def train(
 
 @torch.inference_mode()
 def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
-    """Logits [N, C] of N items, computed in batches of similar length.
-
-    Args:
-        rows: the token ids of each item.
-        side: where padding goes, "right" or "left".
-        batch: items in a batch.
-    """
+    """Logits [N, C] of N items, computed in batches of similar length. `rows`: the token ids of each item; `side`:
+    where padding goes, "right" or "left"; `batch`: items in a batch."""
     device = next(model.parameters()).device
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -166,10 +154,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     outputs, "collapsed": whether all predictions are the same, "items": [{"id", "value"}]}.
 
     The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
-    a regression it is the negative squared error.
-
-    Raises:
-        ValueError: a logit is NaN or infinite.
+    a regression it is the negative squared error. Raises ValueError where a logit is NaN or infinite.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():
@@ -193,19 +178,15 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
-    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
-
-    Raises:
-        ValueError: the data of a split is missing.
-    """
+    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}. Raises ValueError where the data of a split is
+    missing."""
     data = {}
     for split in ("train", *TASKS[name].splits):
         path = find_split(name, split, folders)
         if path is None:
             load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
-        with open(path, "rb") as file:
-            data[split] = hashlib.file_digest(file, "sha256").hexdigest()
+        data[split] = safe_files.sha256(path)
     return {
         "task": name,
         "setting": asdict(setting),
@@ -278,7 +259,3 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")
     }
     return {"scores": table, **{kind: metrics.glue_means(values) for kind, values in medians.items()}}
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -19,7 +19,7 @@ REFRESH = 0.5  # seconds between looks at what the processes have done
 
 
 class Item(NamedTuple):
-    """One task and seed to fine-tune on."""
+    """One fine-tuning to be done: a task of GLUE and a seed."""
 
     name: str  # of the task
     seed: int
@@ -35,7 +35,7 @@ class Item(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all items share. It can be pickled, for worker processes."""
+    """The model, data and settings that all fine-tunings of a command share. It can be pickled for workers."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -45,10 +45,7 @@ class Work(NamedTuple):
 
 def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
-
-    Args:
-        depends: everything that the result depends on, the seed included.
-    """
+    `depends`: everything that the result depends on, the seed included."""
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
     except safe_files.Damaged as error:
@@ -58,11 +55,8 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task and seed, write the result to its file, and return it.
-
-    Args:
-        progress: called after every step with the number of finished steps and of all steps.
-    """
+    """Fine-tune on one task and seed, write the result to its file, and return it. `progress`: called after every step
+    with the number of finished steps and of all steps."""
     import torch
 
     from eval.finetune.train import finetune
@@ -82,11 +76,7 @@ def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) 
 
 def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
     """Fine-tune on all items, and add their results to `results`, {(task, seed): result}. Returns a sentence for each
-    failure.
-
-    Args:
-        jobs: how many items run at a time, each in a process of its own; with 1 they run in this process.
-    """
+    failure. `jobs`: how many items run at a time, each in a process of its own; with 1 they run in this process."""
     failed: list[str] = []
 
     def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:
@@ -124,6 +114,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
+    """Show that the current fine-tuning has finished `step` steps, after the `before` steps of those that ended."""
     show(before + step, "")
 
 
@@ -139,6 +130,8 @@ def _set_up_worker(steps: Any) -> None:
 
 
 def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
+    """Run one fine-tuning in a worker process, counting its steps in the counter that all workers share."""
+
     def progress(step: int, _: int) -> None:
         with _steps.get_lock():
             _steps.value += 1

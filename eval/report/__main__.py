@@ -40,24 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         as_json, words = answers.take_format(words)
         by_verdict, words = request.take_verdict(words)
-    except ValueError as error:
-        return refuse(error, as_json)
-    if not words or all(word.startswith("OUT=") for word in words):
-        if by_verdict:
-            return refuse(ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1"), as_json)
-        return predicted(words, as_json)
-    try:
+        if not words or all(word.startswith("OUT=") for word in words):
+            if by_verdict:
+                raise ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1")
+            return predicted(words, as_json)
         requested = request.parse(words)
         findings = gather(requested.study, requested.noise, requested.beside, requested.external)
     except ValueError as error:
-        return refuse(error, as_json)
+        answers.print_error(str(error), as_json)
+        return Exit.INVALID
     try:
         out, note = write_record(findings, words)
     except OSError as error:
-        why = f"the report cannot be written: {storage_error(error) or printable(str(error))}"
-        if as_json:
-            print(answers.error(why))
-        print(f"error: {why}", file=sys.stderr)
+        answers.print_error(f"the report cannot be written: {storage_error(error) or error}", as_json)
         return 1
     verdict = outcome(findings)
     if as_json:
@@ -85,14 +80,12 @@ def main(argv: list[str] | None = None) -> int:
 def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
     """Write the record of a study: to ablations/records, or else to OUT/records.
 
-    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is).
-
-    Raises:
-        OSError: it cannot be written.
+    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is). Raises OSError where it
+    cannot be written.
     """
     name = findings.study.name
     folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
-    if lost := record.lost_runs(findings, folder):
+    if lost := record.finished_runs_that_would_be_lost(findings, folder):
         record.write(findings, elsewhere / name)
         return elsewhere / name, (
             f"{folder} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
@@ -107,20 +100,9 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
         return elsewhere / name, f"{printable(str(error))}: the report is in {elsewhere} instead."
 
 
-def refuse(error: ValueError, as_json: bool) -> int:
-    """Print why a request is refused. Returns the exit code."""
-    if as_json:
-        print(answers.error(str(error)))
-    print(f"error: {printable(str(error))}", file=sys.stderr)
-    return Exit.INVALID
-
-
 def predicted(words: list[str], as_json: bool = False) -> int:
-    """Print the predictions in all records, and how often they came true. Returns the exit code.
-
-    Args:
-        words: of the command; OUT= says where further records are.
-    """
+    """Print the predictions in all records, and how often they came true. Returns the exit code. `words`: of the
+    command; OUT= says where further records are."""
     lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)

@@ -17,12 +17,12 @@ from eval.report.error_rates import (
     MARGINS,
     WORLDS,
     any_wrong,
+    decisions_on_published_checkpoints,
     factorial_rates,
     fixed_rates,
     floor_rates,
     ladder_rates,
     power_rates,
-    saves_judged,
     sequential_rates,
     simulated_results,
     wrong_verdicts_with_clusters,
@@ -32,8 +32,8 @@ from eval.report.sections import published
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import share
-from eval.statistics.simulation import BETTER, EQUIVALENT, sequence
+from eval.statistics.sequential import alpha_share
+from eval.statistics.simulation import BETTER, EQUIVALENT, simulate_sequential
 from eval.statistics.verdicts import verdict
 
 PAGE = Path("docs/statistics.md")
@@ -59,7 +59,7 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
    That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
    document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
-   large, and more seeds do not make up for it: hold out text of more sources.
+   large, and more seeds do not make up for it: see "More groups of held-out text".
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.
@@ -70,6 +70,42 @@ This page is made by `make calibrate`: studies are simulated with fixed seeds an
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
 rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
 deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below)."""
+
+WORDS = """\
+"better by 0.161 (8 × noise, p = 0.0095)": the difference is 0.161 in the unit of the metric, lower or higher as is
+better; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the two-sided
+p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The ratio alone
+misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of freedom**, d.o.f.)
+is itself badly known, and 8 times it can be p = 0.01. How many times its noise a single difference has to be for 5 %,
+by the degrees of freedom of that noise:"""
+
+ANSWER = """\
+A report opens with a sentence such as "of 6 arms pos=alibi has the lowest bits/byte, 0.174 below the baseline; it
+cannot be told from pos=rotary and is ahead of every other arm". Against the baseline it repeats the verdicts. Whether
+the leading arm is ahead of another one is a claim of its own, and the leader was chosen by its result, so these
+p-values are multiplied by the number of all pairs of arms. Of simulated studies of equal arms (2,000 each of 3, 4 and 6
+arms with 3 or 5 seeds; `eval/report/leading.py`) 0.8 to 3.1 % called the leader better than another arm, 3.2 to 23 %
+would have without the correction; in 4.1 to 6.2 % table and answer together had any wrong claim."""
+
+DEGREES_OF_FREEDOM = (1, 2, 3, 4, 6, 10, 20, 60)  # of the table beside WORDS
+
+GROUPS = """\
+Where most of a difference's noise is that of the items ("from the items" in the report's table), seeds do not help:
+four groups of held-out text are three degrees of freedom, however many runs there are. What does help, before the runs:
+
+* **Your own text**, `DATA='my/*.jsonl.zst'`: 2 % of the documents are held out, and each is a group of its own, unless
+  its metadata name a `package`, `repository` or `repo_name`. The loss is taken on 80,000 bytes in pieces of 4,096 at
+  most, the first piece of every document before the second of any: so of 20 groups for long documents to hundreds for
+  short ones.
+* **A larger share**: `share: 0.05` in a corpus file (a file of `data/corpora`, or a `.yaml` of yours that DATA names)
+  holds out 5 % of its documents.
+* **More packages** of a corpus of packages: its `held_out:` lists them. A copy of `data/corpora/pydocs.yaml` with ten
+  names there and without its `sha256` is such a corpus; it is another text than `pydocs`, and results on the two are
+  not compared.
+* **More corpora to be judged on**, `SET=eval.corpora=pydocs,pycode`: the loss is then the mean over them.
+
+How many groups a run was judged on is in its report, under "Task by task"; what a study sees with them `make plan` says
+when a record of the same baseline is there."""
 
 FIXED = f"""\
 A fixed number of seeds; {STUDIES:,} studies of each kind. **Any wrong verdict**: all arms are equal, and at least one
@@ -101,7 +137,7 @@ And a test on numbers that nobody simulated: the accuracies of each task at all 
 saves; `eval/report/sections/published_saves.csv`). Neighbouring saves of a run are taken as pairs, and so many pairs in
 a row as the seeds of two arms, in the order one-two, two-one, two-one, one-two ..., so that progress favours neither.
 Both arms are the same run, so any verdict is a wrong one; each of the 27 tasks is a study. These scores are no normal
-numbers: some tasks have 71 questions, some answer everything alike."""
+numbers: some tasks have 71 questions, some answer everything alike. ±: one standard error."""
 
 CLUSTERS = f"""\
 Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
@@ -137,6 +173,14 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
+def ratio_table() -> Table:
+    """How many standard errors a difference has to be, by the degrees of freedom of its standard error."""
+    from scipy.special import stdtrit
+
+    ratios = [f"{-float(stdtrit(dof, LEVEL / 2)):.2f}" for dof in DEGREES_OF_FREEDOM]
+    return Table(["degrees of freedom", *map(str, DEGREES_OF_FREEDOM)], [["times the noise", *ratios]])
+
+
 def fixed_seeds_table() -> Table:
     head = ["arms", "seeds", "any wrong verdict", *(f"wrongly equivalent, margin {m:g}" for m in MARGINS), "covered"]
     rows = [[str(a), str(n), *map(percent, fixed_rates(a, n, STUDIES))] for a in ARMS for n in SEEDS]
@@ -162,7 +206,7 @@ def stopping_table() -> Table:
         for effect in (0.0, *EFFECTS, 10.0):
             x = simulated_results((4, most), STUDIES, 2, most)
             x[:, 1] += effect
-            ended = sequence(x, 2.0)
+            ended = simulate_sequential(x, 2.0)
             kind = EQUIVALENT if effect == 0 else BETTER
             line.append(f"{percent(float((ended.decisions == kind).mean()))}, {ended.seeds.mean():.1f} seeds")
         rows.append(line)
@@ -183,7 +227,7 @@ def factorial_table() -> Table:
 def saves_table() -> Table:
     rows = []
     for seeds in SEEDS:
-        verdicts = saves_judged(seeds)
+        verdicts = decisions_on_published_checkpoints(seeds)
         rate = any_wrong(verdicts)
         error = (rate * (1 - rate) / len(verdicts)) ** 0.5
         rows.append([str(seeds), f"{len(verdicts):,}", f"{100 * rate:.1f} ± {100 * error:.1f} %"])
@@ -233,6 +277,9 @@ def published_table() -> Table:
 def sections() -> list[Section]:
     return [
         Section("", [HEAD]),
+        Section("The words of a verdict", [WORDS, ratio_table()]),
+        Section("The answer of a report", [ANSWER]),
+        Section("More groups of held-out text", [GROUPS]),
         Section("How often a verdict is wrong", [FIXED, fixed_seeds_table()]),
         Section("What a study sees", [POWER, power_table()]),
         Section(
@@ -249,7 +296,7 @@ def sections() -> list[Section]:
 def spending_table() -> Table:
     """A table of the significance level of each look at a study that adds seeds."""
     rows = [
-        [str(most), *(f"{100 * LEVEL * share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
+        [str(most), *(f"{100 * LEVEL * alpha_share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
     ]
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")

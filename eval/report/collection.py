@@ -1,7 +1,6 @@
 """Collections: runs of several studies, or of none, that RUNS= names; grouped into arms for a report."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ablations.criteria import Criteria
 from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
-from ablations.safe_files import Damaged
+from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
 from eval.report.runs import in_one_line, read_manifest
@@ -50,14 +49,12 @@ class Collection:
 
     @property
     def compared(self) -> list[str]:
-        """The arms that are compared with the baseline; where the learning rate was tuned, only those at the common
-        rate."""
+        """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
     def number_of_tests(self) -> int:
-        """How many comparisons on a metric the multiple-comparison correction counts: the arms, and the effects of a
-        factorial."""
+        """For how many comparisons on a metric p-values are corrected: the arms, and the effects of a factorial."""
         return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
@@ -66,15 +63,9 @@ class Collection:
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
     """Group runs by arm and seed into a Collection. Runs belong to the same arm when their text is the same and their
-    configurations differ only in seed and layout.
-
-    Args:
-        directories: pairs (origin, run directory), where an origin is a name such as that of a study, or "".
-        command: the command that made the report.
-
-    Raises:
-        ValueError: no directory is that of a run, or two runs have the same configuration and seed.
-    """
+    configurations differ only in seed and layout. `directories`: pairs (origin, run directory), where an origin is a
+    name such as that of a study, or ""; `command`: the command that made the report. Raises ValueError where no
+    directory is that of a run, or two runs have the same configuration and seed."""
     groups: dict[str, dict[int, CollectedRun]] = {}
     origins: dict[str, str] = {}
     damaged = []
@@ -85,7 +76,7 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             damaged.append((str(error), directory))
             continue
         settings = {key: value for key, value in flatten(run["config"]).items() if is_setting(key)}
-        arm = hashlib.sha256(json.dumps([settings, run["data"]["sha256"]], sort_keys=True).encode()).hexdigest()
+        arm = json_digest([settings, run["data"]["sha256"]])
         seed = run["seed"]
         places = groups.setdefault(arm, {})
         origins.setdefault(arm, origin)
@@ -132,12 +123,8 @@ def is_setting(key: str) -> bool:
 
 def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
     """A short name for each arm, made of as few as possible of the settings in which the arms differ, the best known
-    settings first: {hash of the arm: name}.
-
-    Args:
-        groups: {hash of the arm: {seed: run}}.
-        origins: {hash of the arm: the origin of its runs}, which is the name where no setting differs.
-    """
+    settings first: {hash of the arm: name}. `groups`: {hash of the arm: {seed: run}}; `origins`: {hash of the arm: the
+    origin of its runs}, which is the name where no setting differs."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -181,11 +168,8 @@ def rank_of_setting(key: str) -> int:
 
 
 def run_directories(name: str) -> list[Path]:
-    """The path itself if it is a run directory, else all run directories in this folder and its subfolders.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The path itself if it is a run directory, else all run directories in this folder and its subfolders. Raises
+    ValueError where there is none."""
     folder = Path(name)
     if (folder / rundir.RUN).exists():
         return [folder]

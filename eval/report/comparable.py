@@ -39,6 +39,7 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
+    """A short hash of a JSON value, to compare values that are too long to show."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
@@ -51,6 +52,8 @@ def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two task identities (see `task_identity`) allow a comparison. Values in WRITTEN_SINCE, which earlier
+    evaluations did not record, are compared only where both have them."""
     return all(
         a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in WRITTEN_SINCE or (key in a and key in b)
     )
@@ -66,6 +69,7 @@ def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
 
 
 def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
+    """The tasks of an evaluated run that count in a metric, in the order of evaluation."""
     return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
 
 
@@ -108,7 +112,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """The evaluated runs in groups, such that the runs of a group were evaluated in the same way on every task."""
+    """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -199,3 +203,27 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
         if seeds and not {one, other} & same.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
             same[other] = one
     return same
+
+
+def without_copies(cells: Cells) -> Cells:
+    """The runs, where copies of others have no result: runs of another seed, of which everything that was logged, or
+    the weights that were evaluated, are equal to the last digit. A copied folder is no second measurement; its state
+    says so."""
+    first: dict[tuple[str, str], Run] = {}
+    distinct: Cells = {}
+    for (arm, seed), cell in cells.items():
+        logged = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or []]
+        weights = cell.get("eval", {}).get("weights_sha256")
+        keys = [(kind, json.dumps(value)) for kind, value in (("logged", logged), ("weights", weights)) if value]
+        original = next((first[key] for key in keys if key in first), (arm, seed))
+        if original[1] == seed:
+            distinct[arm, seed] = cell
+        else:
+            state = (
+                f"trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is a copy of the other"
+            )
+            kept = {key: value for key, value in cell.items() if key in ("run", "registered", "damage")}
+            distinct[arm, seed] = kept | {"state": state}
+        for key in keys:
+            first.setdefault(key, (arm, seed))
+    return distinct

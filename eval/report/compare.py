@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,10 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import Part
-from eval.statistics.seeds import Results, noise_floor, seed_part, welch
-from eval.statistics.sequential import share
+from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
+from eval.statistics.sequential import alpha_share
 from eval.statistics.verdicts import possible_places
 
 
@@ -23,13 +24,20 @@ class Metric(NamedTuple):
     digits: int
     scale: float  # from the outcome of an item to the unit of the metric
     unit: str
+    largest: float  # what no difference of two arms can exceed
 
 
 METRICS = {
-    "bits/byte": Metric("bits_per_byte", False, 3, 1.0, "bits/byte"),
-    "zero-shot": Metric("zero_shot", True, 1, 100.0, "points"),
-    "suite": Metric("suite", True, 1, 100.0, "points"),
+    "bits/byte": Metric("bits_per_byte", False, 3, 1.0, "bits/byte", inf),
+    "zero-shot": Metric("zero_shot", True, 1, 100.0, "points", 100.0),
+    "suite": Metric("suite", True, 1, 100.0, "points", 100.0),
 }
+
+
+def largest_effect(metric: str, factors: int = 1) -> float:
+    """What no effect in a metric can exceed: of one factor a difference of two arms, of two a difference of such
+    differences, and so on."""
+    return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
 class Items(NamedTuple):
@@ -53,8 +61,7 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
-    """The results of an arm on the items of each task, averaged over seeds: a Stratum [1, items or clusters] for each
-    task."""
+    """The results of an arm on the items of each task, averaged over seeds: Strata [1, items or clusters]."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
         items = item_scores(cells, arm, seeds, task)
@@ -132,9 +139,9 @@ def compare_pair(
     baseline: str,
     metric: str,
     controlled: bool,
-    floor: Part | None,
+    floor: Variance | None,
     share: Callable[[int], float] = lambda seeds: 1.0,
-    borrowed: Part | None = None,
+    borrowed: Variance | None = None,
 ) -> Comparison | None:
     """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where an arm
     has no result or the arms have no task in common that was evaluated in the same way.
@@ -155,30 +162,32 @@ def compare_pair(
     mean = float(np.mean([ours[s] for s in pairs.seeds[0]]) - np.mean([theirs[s] for s in pairs.seeds[1]]))
     pool = on_tasks if controlled else {arm: ours, baseline: theirs}
     part = (
-        seed_part(pool, arm, baseline, None if pairs.left_out else borrowed)
+        seed_variance(pool, arm, baseline, None if pairs.left_out else borrowed)
         if pairs.paired
         else welch(ours.values(), theirs.values())
     )
     parts = difference_strata(cells, arm, baseline, pairs, metric)
-    items, independent = item_part(parts), independent_items(parts)
+    items, independent = item_variance(parts), independent_items(parts)
     if part is None and floor:
-        part = Part(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
+        part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
         return compare(mean, part, items, replicated=False, independent=independent)
     return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
 
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
-    1 where the number of seeds was fixed before the runs, so that there is only one test.
-
-    Args:
-        tests: the number of arms that are compared.
-    """
-    return lambda seeds: share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
+    1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of arms
+    that are compared."""
+    return lambda seeds: alpha_share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
 def compare_with_baseline(
-    study: Any, cells: Cells, results: Results, metric: str, noise: Results | None = None, borrowed: Part | None = None
+    study: Any,
+    cells: Cells,
+    results: Results,
+    metric: str,
+    noise: Results | None = None,
+    borrowed: Variance | None = None,
 ) -> dict[str, Comparison]:
     """The comparison of each arm with the baseline on a metric, {arm: Comparison}, without multiple-comparison
     correction. Arms that cannot be compared are left out.

@@ -8,9 +8,9 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
-from eval.statistics.items import Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, interval_half_width
-from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
+from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
 
 Coefficients = dict[str, float]  # {arm: its weight}
 
@@ -46,29 +46,23 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
     strata = contrast_strata(cells, seeds, tasks, weights, metric)
-    seed_noise = contrast_part(shared, weights, by_seed)
-    return compare(float(by_seed.mean()), seed_noise, item_part(strata), independent=independent_items(strata))
+    seed_noise = contrast_variance(shared, weights, by_seed)
+    return compare(float(by_seed.mean()), seed_noise, item_variance(strata), independent=independent_items(strata))
 
 
-def contrast_part(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Part | None:
+def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Variance | None:
     """The variance that the seeds give to the mean of a contrast; None with one seed.
 
-    As `eval.statistics.seeds.seed_part` does for two arms, it uses the residual variance after fitting arms and seeds,
-    pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the variance of
-    the contrast between seeds.
-
-    Args:
-        by_seed: the contrast for each seed, [seeds].
+    As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
+    seeds, pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the
+    variance of the contrast between seeds. `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
         return None
     left, dof = residual_squares(results)
-    pooled = Part(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
-    if not arms_that_scatter_more(results):
-        return pooled
-    contrast_alone = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return max(pooled, contrast_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
+    pooled = Variance(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
+    return pooled_or_own(pooled, by_seed) if arms_that_scatter_more(results) else pooled
 
 
 def contrast_strata(

@@ -17,8 +17,9 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the metrics whose margin was named before the runs.
 
     A margin among the words of the report is used, but counts as named before only where the runs registered the same.
-    Without such a word the registered margins are used, whatever the study file says now. Where seeds were added until
-    the study was decided, it is judged so, with or without MORE= among the words.
+    Without such a word the registered margins are used, whatever the study file says now. A study that added seeds
+    until it was decided (MORE=) is always judged by the levels for repeated looks, whether or not the report was asked
+    for with MORE=.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -97,12 +98,8 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
     """The first line that a study wrote into each run's registered.jsonl: {(arm, seed): line, parsed}. The file of a
-    run that several studies share has lines of each; runs without a line of this study are left out.
-
-    Args:
-        study: a Study, or the description of one that a report compares without having planned it.
-        cells: what was read of each run.
-    """
+    run that several studies share has lines of each; runs without a line of this study are left out. `study`: a Study,
+    or the description of one that a report compares without having planned it; `cells`: what was read of each run."""
     name = getattr(study, "registration", {}).get("study")
     first = {
         run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)
@@ -118,8 +115,7 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins in a registration, {metric: margin}. Entries that are not numbers, which a foreign file may have, are
-    left out."""
+    """The margins in a registration, {metric: margin}. Entries of a foreign file that are no numbers are left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}

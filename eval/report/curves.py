@@ -32,11 +32,8 @@ def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
 
 def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Curves of one arm, averaged in common bins: (tokens or seconds [bins], {seed: values [bins]}). Only points that
-    every curve has are used, so that all seeds are averaged over the same points.
-
-    Args:
-        curves: {seed: curve}, of losses or of differences of losses.
-    """
+    every curve has are used, so that all seeds are averaged over the same points. `curves`: {seed: curve}, of losses or
+    of differences of losses."""
     common = np.array(sorted(set.intersection(*(set(tokens) for tokens, _ in curves.values()))))
     if not len(common):
         return common, {seed: common for seed in curves}

@@ -22,7 +22,7 @@ from eval.statistics.simulation import (
     item_noise,
     judged_factorial,
     seed_noise,
-    sequence,
+    simulate_sequential,
 )
 
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
@@ -36,11 +36,7 @@ WORLDS = {
 
 def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int) -> np.ndarray:
     """Results of arms that do not differ, [studies, arms, seeds]: what the arms of a seed have in common, and the noise
-    of each run, both with a standard deviation of 1.
-
-    Args:
-        key: the seed of the random numbers.
-    """
+    of each run, both with a standard deviation of 1. `key`: the seed of the random numbers."""
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + rng.normal(size=(studies, 1, seeds))
 
@@ -52,12 +48,12 @@ def any_wrong(verdicts: np.ndarray) -> float:
 
 
 def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Rates over simulated studies with a fixed number of seeds: of any wrong verdict; of wrong equivalence at each of
-    MARGINS; and of confidence intervals that contain the true difference.
+    """Error rates over simulated studies with a fixed number of seeds, as shares of the studies: with any wrong
+    verdict; wrongly called equivalent at each of MARGINS; and with a confidence interval that contains the true
+    difference.
 
     Args:
         arms, seeds: of each study.
-        studies: the number of studies.
         key: part of the seed of the random numbers.
     """
     x = simulated_results((key, arms, seeds), studies, arms, seeds)
@@ -82,23 +78,18 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Rates over simulated studies that add seeds, four numbers: of any wrong verdict at any look, without a margin;
-    with a margin of 2; without alpha spending; and of wrong equivalence at any look.
-
-    Args:
-        arms: of each study.
-        most: the largest number of seeds.
-        studies: the number of studies.
-        key: part of the seed of the random numbers.
-    """
+    """Error rates over simulated studies that add seeds until they are decided, as shares of the studies: with a wrong
+    verdict at any look, without a margin; the same with a margin of 2; the same without alpha spending; and wrongly
+    called equivalent at any look. `arms`: of each study; `most`: the largest number of seeds; `key`: part of the seed
+    of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
-        float(sequence(x, *options).ever[..., :2].any((1, 2)).mean())
+        float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
         for options in ((), (2.0,), (None, lambda seeds, most, tests: 1.0))
     ]
     y = x.copy()
     y[:, 1:] += 2.0
-    return [*wrong, float(sequence(y, 2.0).ever[..., 2].any(1).mean())]
+    return [*wrong, float(simulate_sequential(y, 2.0).ever[..., 2].any(1).mean())]
 
 
 def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
@@ -111,7 +102,6 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         factors: the number of factors with two values each.
         fraction: the fraction of the combinations that is run, such as "1/2".
         seeds: of each study.
-        studies: the number of studies.
         key: part of the seed of the random numbers.
     """
     design = factorial([f"f{i}=x" for i in range(factors)], fraction)
@@ -127,7 +117,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         for families in (every, [list(range(arms - 1)), main, interactions])
     ]
 
-    def moved(effects: dict[int, float]) -> np.ndarray:
+    def decisions_with(effects: dict[int, float]) -> np.ndarray:
         """The decisions in studies with true effects. `effects`: {bit mask of the effect's factors: its size}."""
         shift = [
             sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
@@ -135,20 +125,21 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         ]
         return judged_factorial(x + np.array(shift)[:, None], weights, every)
 
-    beside = any_wrong(moved({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
+    beside = any_wrong(decisions_with({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
     first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
     half = interval_half_widths(LEVEL, [contrast_noise(x, weights)])[:, first]
     covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
     pair = design.effects[first]
-    detected = [float((moved({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
+    detected = [float((decisions_with({e: s})[:, columns[e]] == BETTER).mean()) for e, s in ((1, 2.0), (pair, 4.0))]
     return [*wrong, beside, covered, *detected]
 
 
-def saves_judged(seeds: int) -> np.ndarray:
-    """Decisions on published results in which both arms of a study are saves of the same run, so that every verdict is
-    wrong: [studies, 1]; SAVES explains how the saves are paired. `seeds`: of each arm."""
+def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
+    """The decisions on published results when both arms of a study are checkpoints of the same run, so that every
+    verdict is wrong: [studies, 1]. SAVES in calibration.py explains how the checkpoints are paired. `seeds`: of each
+    arm."""
     verdicts = []
-    for accuracies_NT in published.saves().values():
+    for accuracies_NT in published.published_checkpoints().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
         pairs = accuracies_NT[len(accuracies_NT) - number * 2 * seeds :].reshape(number, seeds, 2, -1).copy()
         swapped = [bool(i.bit_count() % 2) for i in range(seeds)]
@@ -159,14 +150,8 @@ def saves_judged(seeds: int) -> np.ndarray:
 
 def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
     """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
-    independent items, and where single questions do.
-
-    Args:
-        passages: the number of passages.
-        unequal: whether passages have weights of different (log-normal) sizes.
-        seeds: of each arm.
-        studies: the number of studies.
-    """
+    independent items, and where single questions do. `passages`: the number of passages; `unequal`: whether passages
+    have weights of different (log-normal) sizes; `seeds`: of each arm."""
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -185,13 +170,8 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
     runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
-    last one again without the floor; and how often a difference of 3 is found with the floor and without.
-
-    Args:
-        seeds: of each arm.
-        aa: the number of runs of the noise floor.
-        studies: the number of studies.
-    """
+    last one again without the floor; and how often a difference of 3 is found with the floor and without. `seeds`: of
+    each arm; `aa`: the number of runs of the noise floor."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -206,14 +186,9 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
     """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
-    the same by the largest size alone; and of confidence intervals that contain the true difference.
-
-    Args:
-        differences: which kind of arms is simulated, a key of WORLDS.
-        seeds: of each size and arm.
-        ladders: the number of ladders.
-        key: the seed of the random numbers.
-    """
+    the same by the largest size alone; and of confidence intervals that contain the true difference. `differences`:
+    which kind of arms is simulated, a key of WORLDS; `seeds`: of each size and arm; `key`: the seed of the random
+    numbers."""
     result = outcome(WORLDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:

@@ -22,11 +22,8 @@ class External(NamedTuple):
 
 
 def read_external(folder: Path) -> External:
-    """The GLUE results in a folder that eval.finetune has written.
-
-    Raises:
-        ValueError: the folder has no glue.json. Where it is damaged, the result says so.
-    """
+    """The GLUE results in a folder that eval.finetune has written. Raises ValueError where the folder has no glue.json.
+    Where it is damaged, the result says so."""
     name, damage = printable(folder.absolute().name), ""
     try:
         table = read_glue_table(folder / rundir.GLUE_TABLE)
@@ -41,11 +38,8 @@ def read_external(folder: Path) -> External:
 
 
 def read_all_external(folders: list[str]) -> list[External]:
-    """The GLUE results of several checkpoints, in the order of the folders.
-
-    Raises:
-        ValueError: a folder has no glue.json, or two folders have the same name.
-    """
+    """The GLUE results of several checkpoints, in the order of the folders. Raises ValueError where a folder has no
+    glue.json, or two folders have the same name."""
     rows = [read_external(Path(folder)) for folder in folders]
     names = [row.name for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -55,10 +49,7 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}.
-
-    Args:
-        table: the content of a glue.json.
-    """
+    `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],
@@ -71,12 +62,8 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
 def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
     """Why a checkpoint cannot be shown beside the runs on a task of GLUE; "" where it can, since all runs with this
-    task were fine-tuned under the same conditions.
-
-    Args:
-        table: the content of the checkpoint's glue.json.
-        runs: the contents of the runs' glue.json.
-    """
+    task were fine-tuned under the same conditions. `table`: the content of the checkpoint's glue.json; `runs`: the
+    contents of the runs' glue.json."""
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
@@ -95,13 +82,8 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
 
 def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
     """Sentences on differences between the fine-tuning of a checkpoint and of the runs beside it that do not prevent a
-    comparison: those that follow from the model, and the number of seeds.
-
-    Args:
-        table: the content of the checkpoint's glue.json.
-        runs: the contents of the runs' glue.json.
-        tasks: those that are shown.
-    """
+    comparison: those that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
+    glue.json; `runs`: the contents of the runs' glue.json; `tasks`: those that are shown."""
     lines = []
     for name in OF_THE_MODEL:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
@@ -116,7 +98,6 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint and the values of the runs in words, such as "pooling mean, of the runs first". None: not
-    recorded."""
+    """A value of a checkpoint beside those of the runs, such as "pooling mean, of the runs first". None: unrecorded."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

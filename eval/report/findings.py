@@ -12,8 +12,8 @@ from eval.report.expense import cost_so_far
 from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
-from eval.statistics.items import item_part_with_rest
-from eval.statistics.parts import Part
+from eval.statistics.items import item_variance_with_interaction
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
 
@@ -39,6 +39,7 @@ class Findings(NamedTuple):
     primary_before: str = PRIMARY  # the primary metric that was registered before the runs
     floor_before: bool = False  # whether the stored noise floor was registered before the runs
     seeds_planned: int | None = None  # where seeds were added without a rule: how many were planned (criteria.py)
+    leader_compared: dict[str, Comparison] = {}  # by the primary metric, {other arm: leader minus it}  # noqa: RUF012
     effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
 
     @property
@@ -71,7 +72,8 @@ class Findings(NamedTuple):
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.same}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The runs that have an entry `key`, such as "eval": {arm: {seed: content of the run directory}}."""
+        """The runs whose directory content has a non-empty entry `key`, such as "eval": {arm: {seed: content of the run
+        directory}}."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -85,16 +87,15 @@ class Findings(NamedTuple):
 
     def judged(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
         """The verdict on a comparison. `missing`: what would decide it, for the words of an undecided one."""
-        _, higher_is_better, digits, _, unit = METRICS[metric]
-        return verdict(comparison, higher_is_better, digits, self.margins.get(metric), unit, missing)
+        of = METRICS[metric]
+        return verdict(comparison, of.higher_is_better, of.digits, self.margins.get(metric), of.unit, missing)
 
     def decision(self, arm: str, metric: str) -> Verdict:
         """The verdict on an arm, from its comparison with the baseline."""
         return self.judged(self.compared[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, with the number of tasks that are left out, and whether the verdict is
-        exploratory."""
+        """The verdict on an arm in words, with the number of tasks left out, and whether it is exploratory."""
         decision = self.decision(arm, metric)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
         count = len(self.tasks_left_out(arm, metric))
@@ -106,7 +107,8 @@ class Findings(NamedTuple):
         return self.chosen_late(self.decision(arm, metric).kind, metric)
 
     def chosen_late(self, kind: str, metric: str) -> bool:
-        """As `exploratory`, for any verdict of this kind: "better", "worse", "equivalent", "undecided"."""
+        """Whether a verdict of this kind ("better", "worse", "equivalent" or "undecided") on a metric is exploratory,
+        because the metric, the margin or the noise floor was chosen after the runs."""
         if kind == "undecided":
             return False
         is_primary = metric == self.primary == self.primary_before
@@ -194,11 +196,10 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     return recorded
 
 
-def items_with_seeds(findings: Findings, arm: str, metric: str) -> Part:
-    """The variance that the items give to the difference of an arm from the baseline, with the interaction of items and
-    seeds."""
+def items_with_seeds(findings: Findings, arm: str, metric: str) -> Variance:
+    """The variance that the items, and their interaction with seeds, give to an arm's difference from the baseline."""
     pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
-    whole, _ = item_part_with_rest(
+    whole, _ = item_variance_with_interaction(
         difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     )
     return whole

@@ -8,7 +8,7 @@ from ablations.values import flatten
 from eval.report.collection import is_setting
 from eval.report.comparable import WHOLE, digest, task_identities, tasks_of
 from eval.report.runs import Cells
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import noise_floor
 
 REASONS_SHOWN = 6
@@ -26,6 +26,7 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def tasks_digest(cell: dict[str, Any], metric: str) -> str:
+    """A hash of all that must be equal in the tasks of a metric for comparing scores: items, prompts, versions."""
     identities = task_identities(cell)
     return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
@@ -48,7 +49,7 @@ def reason_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     return "; ".join(reasons[:REASONS_SHOWN]) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
 
 
-def noise_floor_part(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Part | None:
+def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Variance | None:
     """The variance of a single run, from the runs of a noise floor that are not part of the study; None where there are
     fewer than two such runs, or they were evaluated on other tasks."""
     stored = floor.content["metrics"].get(metric)

@@ -1,30 +1,29 @@
 """Reads the runs of a study and compares them: makes its findings."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.report.collection import Collection, collect_runs
-from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals
+from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals, without_copies
 from eval.report.compare import METRICS, compare_with_baseline
 from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
 from eval.report.external import External
 from eval.report.findings import Findings
-from eval.report.floor import noise_floor_part, reason_not_usable
+from eval.report.floor import noise_floor_variance, reason_not_usable
+from eval.report.leading import compare_leader
 from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
 from eval.report.sections.mismatches import mismatches
 from eval.report.short_names import shortened
 from eval.statistics.comparison import Comparison, corrected_family
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
 
 
 def gather(
-    study: Any,
-    noise: list[Path] = [],  # noqa: B006
-    beside: str = "checked",
-    external: list[External] = [],  # noqa: B006
+    study: Any, noise: Sequence[Path] = (), beside: str = "checked", external: Sequence[External] = ()
 ) -> Findings:
     """Read the runs of a study and compare them.
 
@@ -36,7 +35,7 @@ def gather(
     Raises:
         ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
     """
-    cells = read_all(study)
+    cells = without_copies(read_all(study))
     criteria, named_before = criteria_of(study, cells)
     primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
@@ -58,20 +57,24 @@ def gather(
         same=arms_without_effect(cells),
         other_text=arms_with_other_text(cells, study.arms[0]),
         beside=beside,
-        external=external,
+        external=list(external),
         named_before=named_before,
         primary_before=primary_before,
         floor_before=floor_before,
         seeds_planned=planned,
     )
-    borrowed = noise_floor_parts(study, cells, list(results))
+    borrowed = noise_floor_variances(study, cells, list(results))
     compared, of_factorial = {}, {}
     for metric in results:
         distinct = findings.distinct_results(metric)
         arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
         estimates = effects(study.factorial, study.arms[0], cells, distinct, metric)
         compared[metric], of_factorial[metric] = corrected(arms, estimates)
-    return findings._replace(compared=compared, effects=of_factorial)
+    leader_compared = {}
+    if study.controlled and len(primary := compared.get(findings.primary, {})) > 1:
+        distinct, floor = findings.distinct_results(findings.primary), borrowed.get(findings.primary)
+        leader_compared = compare_leader(study, cells, distinct, primary, findings.primary, floor)
+    return findings._replace(compared=compared, effects=of_factorial, leader_compared=leader_compared)
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
@@ -97,19 +100,16 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
     }
 
 
-def noise_of(directories: list[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}.
-
-    Raises:
-        ValueError: a run directory is damaged.
-    """
+def noise_of(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
+    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}. Raises
+    ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
     sizes = dict.fromkeys(
         f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
     )
-    cells = read_all(group)
+    cells = without_copies(read_all(group))
     words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
     return words, {metric: results_of(group, cells, metric) for metric in metrics}
 
@@ -125,27 +125,21 @@ def corrected(
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
     """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
     the baseline, and in a factorial main effects and interactions. With three families of 5 % each, 8 to 12 % of
-    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md).
-
-    Args:
-        arms: {arm: comparison with the baseline}.
-        effects: {bit mask of the effect's factors: comparison with 0}; empty where the study is not a factorial.
-    """
+    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md). `arms`: {arm:
+    comparison with the baseline}; `effects`: {bit mask of the effect's factors: comparison with 0}; empty where the
+    study is not a factorial."""
     both = corrected_family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
-def noise_floor_parts(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Part]:
+def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Variance]:
     """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
-    has. Empty where the study uses no noise floor.
-
-    Raises:
-        ValueError: the floor was measured with another baseline, text, budget or evaluation.
-    """
+    has. Empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
+    baseline, text, budget or evaluation."""
     floor = study.criteria.noise_floor
     if floor is None:
         return {}
     if reason := reason_not_usable(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
-    parts = {metric: noise_floor_part(floor, cells, study.arms[0], metric) for metric in metrics}
+    parts = {metric: noise_floor_variance(floor, cells, study.arms[0], metric) for metric in metrics}
     return {metric: part for metric, part in parts.items() if part}

@@ -12,7 +12,6 @@ from typing import Any
 
 from ablations import answers, safe_files
 from ablations.rundir import Exit
-from ablations.safe_files import printable
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from eval.report import request
@@ -27,13 +26,9 @@ CHECK = "--check"  # before the runs are trained
 FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
-def measured(findings: Findings) -> dict[str, Any]:
-    """The noise floor of a study's baseline, as the JSON object that is stored.
-
-    Raises:
-        ValueError: fewer than FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in
-            the same way.
-    """
+def noise_floor_content(findings: Findings) -> dict[str, Any]:
+    """The noise floor of a study's baseline, as the JSON object that is stored. Raises ValueError where fewer than
+    FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in the same way."""
     cells = {run: cell for run, cell in findings.cells.items() if run[0] == findings.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {findings.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
@@ -83,11 +78,9 @@ def main(words: list[str]) -> int:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")
             return Exit.FINISHED
         study = request.parse(words).study
-        content = measured(gather(study))
+        content = noise_floor_content(gather(study))
     except ValueError as error:
-        if as_json:
-            print(answers.error(str(error)))
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        answers.print_error(str(error), as_json)
         return Exit.INVALID
     for folder in (FOLDER, request.out_folder(words) / "noise"):
         path = folder / f"{study.name}.json"

@@ -9,14 +9,10 @@ EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "
 
 
 def outcome(findings: Findings) -> dict[str, Any]:
-    """The verdict on each arm by the primary metric, and the outcome of the study.
-
-    Returns:
-        {"metric"; "arms": {arm: {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is
-        "refused" where arms have results that cannot be compared. It is "undecided" where an arm is undecided, has no
-        result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was chosen after
-        the runs.
-    """
+    """The verdict on each arm by the primary metric, and the outcome of the study. Returns {"metric"; "arms": {arm:
+    {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is "refused" where arms have results
+    that cannot be compared. It is "undecided" where an arm is undecided, has no result, or has an exploratory verdict,
+    which depends on a metric, margin or noise floor that was chosen after the runs."""
     name, arms = findings.primary, {}
     results = findings.results.get(name, {})
     for arm in findings.study.compared:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ablations.prediction import INTERACTION, Prediction
-from eval.report.compare import METRICS, compare_pair, share_of_alpha
+from eval.report.compare import METRICS, compare_pair, largest_effect, share_of_alpha
 from eval.report.contrasts import contrast
 from eval.report.criteria import registered_contents
 from eval.report.findings import Findings
@@ -13,7 +13,7 @@ from eval.statistics.parts import LEVEL, interval_half_width
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
 
-class Checked(NamedTuple):
+class CheckedPrediction(NamedTuple):
     """A prediction, what was measured, and whether it came true."""
 
     text: str
@@ -23,9 +23,9 @@ class Checked(NamedTuple):
     registered: bool  # before the runs, as `was_registered` says
 
 
-def checked_predictions(findings: Findings) -> list[Checked]:
+def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
     return [
-        Checked(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
         for p in findings.study.predictions
     ]
 
@@ -59,7 +59,10 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     if len(known) < len(compared):
         return UNDECIDED, f"{next(name for name in compared if name not in known)}: cannot be compared"
     digits = METRICS[metric].digits + 1
-    measured = "; ".join(f"{name}: {c.difference:+.{digits}f}{half_width(c, digits)}" for name, c in known.items())
+    factors = 2 if prediction.kind == INTERACTION else 1
+    measured = "; ".join(
+        f"{name}: {c.difference:+.{digits}f}{interval_in_words(c, metric, factors)}" for name, c in known.items()
+    )
     comparisons = list(known.values())
     if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
         return UNDECIDED, f"{measured}; not replicated, or of too few items"
@@ -86,20 +89,24 @@ def interaction(findings: Findings, prediction: Prediction) -> Comparison | None
     return contrast(findings.cells, results, weights, prediction.metric)
 
 
-def half_width(c: Comparison, digits: int) -> str:
-    """The half-width of the 95 % confidence interval of a difference as text, such as " ± 0.012"; "" where the noise is
-    unknown."""
-    return (
-        f" ± {interval_half_width(c.share * LEVEL, c.seeds, c.items):.{digits}f}" if c.seeds and c.enough_items else ""
-    )
+def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
+    """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
+    noise is unknown. One that is wider than differences of the metric can be is cut there.
+
+    Args:
+        factors: of which the difference is the interaction; 1: of two arms.
+    """
+    if not c.seeds or not c.enough_items:
+        return ""
+    half, most = interval_half_width(c.share * LEVEL, c.seeds, c.items), largest_effect(metric, factors)
+    low, high = max(-most, c.difference - half), min(most, c.difference + half)
+    digits = METRICS[metric].digits + 1
+    return f", 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def judged_order(differences: list[Comparison]) -> str:
-    """The outcome of a predicted order of arms, the smallest value first.
-
-    Args:
-        differences: the comparison of each arm with the next one in that order.
-    """
+    """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
+    with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

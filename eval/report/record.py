@@ -17,7 +17,7 @@ from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
-from eval.report.sections import factorial, overview, registered, tuning
+from eval.report.sections import answer, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -25,11 +25,7 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def write(findings: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write the files of a record, all of them or none. Raises OSError where they cannot be written."""
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],
@@ -52,14 +48,8 @@ def write(findings: Findings, out: Path) -> None:
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed.
-
-    Args:
-        texts: {name of a file: its content}.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
+    written."""
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
@@ -78,7 +68,8 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(findings, findings.study.title)
-    notes = [*overview.arms_without_effect(findings), *overview.footnotes(findings)]
+    sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.footnotes(findings)]
+    notes = [sentence for sentence in sentences if sentence]
     if findings.refusals:
         more = "; ..." if len(findings.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(findings.refusals[:REASONS_SHOWN])}{more}")
@@ -86,12 +77,12 @@ def terminal_text(findings: Findings) -> str:
         count = len(findings.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in [*factorial.on_screen(findings), *tuning.on_screen(findings)]:
+    for block in [*factorial.terminal_blocks(findings), *tuning.terminal_blocks(findings)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 
 
-def lost_runs(findings: Findings, out: Path) -> str:
+def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
     there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
@@ -100,12 +91,15 @@ def lost_runs(findings: Findings, out: Path) -> str:
         return f"unknown, as {error}"
     if earlier is None:
         return ""
+    form = {"arm": str, "seed": int, "state": str, "fingerprint?": str}
+    if wrong := next((wrong for run in earlier["runs"] if (wrong := safe_files.first_misfit(run, form))), ""):
+        return f"unknown, as {out / 'run.json'} is damaged: {wrong} is not what a record has there"
     fingerprints = {run.get("fingerprint") for run in record(findings)["runs"] if run["state"] == "finished"}
     return runs_in_words(
         [
             (run["arm"], run["seed"])
             for run in earlier["runs"]
-            if run["state"] == "finished" and run["fingerprint"] not in fingerprints
+            if run["state"] == "finished" and run.get("fingerprint") not in fingerprints
         ]
     )
 
@@ -133,7 +127,8 @@ def run_length(findings: Findings) -> dict[str, Any]:
     train = cell["run"]["config"]["train"]
     if train.get("budget", "tokens") == "tokens":
         return {"tokens": train["tokens"]}
-    return {"budget": train["budget"], "tokens": cell["metrics"][-1]["tokens"] if cell.get("eval") else None}
+    last = (cell.get("metrics") or [{}])[-1]
+    return {"budget": train["budget"], "tokens": last.get("tokens") if cell.get("eval") else None}
 
 
 def record(findings: Findings) -> dict[str, Any]:
@@ -161,6 +156,7 @@ def record(findings: Findings) -> dict[str, Any]:
             comparisons.append(line)
     return {
         **{key: getattr(findings.study, key) for key in ("name", "title", "question", "expect", "command")},
+        "answer": answer.answer(findings).removeprefix("**Answer.** "),
         "size": configs[0].get("size") if configs else None,
         **run_length(findings),
         "noise": recorded_noise(findings),

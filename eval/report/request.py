@@ -42,11 +42,7 @@ class Request(NamedTuple):
 
 def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
     """Take VERDICT= out of the words of a report: (whether VERDICT=1 asks for the verdict as the exit code, the other
-    words).
-
-    Raises:
-        ValueError: VERDICT has another value than 0 or 1, or is given twice.
-    """
+    words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -54,11 +50,8 @@ def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def parse(words: list[str]) -> Request:
-    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it.
-
-    Raises:
-        ValueError: a word is not valid, a directory is not that of a run, or no run has begun.
-    """
+    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it. Raises
+    ValueError where a word is not valid, a directory is not that of a run, or no run has begun."""
     from ablations.study import from_args
     from ablations.words import HELP as STUDY_WORDS
 
@@ -91,22 +84,10 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    command = " ".join(["make report", *map(word_in_report, sorted(words))])
-    return Request(replace(collect_runs(runs, command), criteria=collection_criteria(values)), noise, beside, external)
-
-
-def collection_criteria(values: dict[str, str]) -> Criteria:
-    """The criteria by which a collection (runs that RUNS= names, grouped into arms as if they were one study) is
-    judged: its primary metric, bits per byte unless METRIC says otherwise, and the margins of equivalence.
-
-    Args:
-        values: {word of the command: its text}; METRIC and MARGIN are read, and may be missing.
-
-    Raises:
-        ValueError: a value is not valid.
-    """
+    collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
-    return Criteria(metric, margins_of_word(values.get("MARGIN", "")))
+    criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
+    return Request(replace(collection, criteria=criteria), noise, beside, external)
 
 
 def out_folder(words: list[str]) -> Path:

@@ -5,22 +5,20 @@ other runs. Functions that read one file raise Damaged where the file is not wha
 needs.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
-from ablations.safe_files import Damaged, printable
+from ablations.safe_files import Damaged, first_misfit, printable
 from eval.report.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
 NUMBER = (int, float)
 
-# What a report uses of a run's files: {key: type, or the same of what is inside}. A key that ends in "?" may be missing
-# or null.
+# What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN: dict[str, Any] = {
     "seed": int,
     "config": {
@@ -73,45 +71,17 @@ GLUE_TABLE = {
 GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
-def misfit(value: Any, shape: Any, path: str = "") -> str:
-    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
-
-    Args:
-        shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
-            RUN is an example.
-        path: of `value` itself, in recursive calls.
-    """
-    if not isinstance(shape, dict):
-        wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
-        return path if wrong or (isinstance(value, float) and not math.isfinite(value)) else ""
-    if not isinstance(value, dict):
-        return path or "all of it"
-    for key, inner in shape.items():
-        optional, key = key.endswith("?"), key.removesuffix("?")
-        if value.get(key) is None and optional:
-            continue
-        inner_path = f"{path}.{key}" if path else key
-        if key not in value:
-            return inner_path
-        if inner_misfit := misfit(value[key], inner, inner_path):
-            return inner_misfit
-    return ""
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The content of run.json of a run directory.
-
-    Raises:
-        Damaged: the file is missing, is not that of a run, or was written by a version that wrote less.
-    """
+    """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
+    was written by a version that wrote less."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
-    key = misfit(run, RUN)
+    key = first_misfit(run, RUN)
     for name, shape in LISTS.items() if not key else ():
         for entry in run.get(name) or []:
-            key = key or misfit(entry, shape, name)
+            key = key or first_misfit(entry, shape, name)
             key = key or (name if name == "proofs" and not {"value", "detail"} <= entry.keys() else "")
             key = key or (name if name == "rollbacks" and len(entry["samples_left_out"]) != 2 else "")
     if key:
@@ -120,22 +90,19 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json.
-
-    Raises:
-        Damaged: the file is missing or damaged, or a score is not finite.
-    """
+    """The content of eval.json, or of eval-step_N.json. Raises Damaged where the file is missing or damaged, or a score
+    is not finite."""
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
-    key = misfit(result, EVALUATION)
+    key = first_misfit(result, EVALUATION)
     for task, entry in result["tasks"].items() if not key else ():
-        key = key or misfit(entry, TASK, f"tasks.{task}")
+        key = key or first_misfit(entry, TASK, f"tasks.{task}")
         if not key and entry.get("suite"):
             key = next((f"tasks.{task}.{name}" for name in ("stderr", "chance", "guess") if name not in entry), "")
     for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
         for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
-            key = key or misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
+            key = key or first_misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
     tasks = {
@@ -149,21 +116,20 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}.
-
-    Raises:
-        Damaged: a line is not that of an item.
-    """
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is none."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
-        if key := misfit(row, shape):
+        if key := first_misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")
         if row.get("bytes", 0) < 0:
             raise Damaged(f"{path} is damaged in line {number}: bytes is below 0")
+        of_task, item = outcomes.setdefault(in_one_line(row["task"]), {}), str(row["id"])
+        if item in of_task:
+            raise Damaged(f"{path} is damaged in line {number}: the item {item[:60]!r} stands twice")
         value, weight = (row["nats"] / LN2, row["bytes"]) if "nats" in row else (row["value"], 1)
         outcome = Outcome(value, weight, "" if row.get("cluster") is None else str(row["cluster"]))
-        outcomes.setdefault(in_one_line(row["task"]), {})[str(row["id"])] = outcome
+        of_task[item] = outcome
     return outcomes
 
 
@@ -199,35 +165,32 @@ def _read(directory: Path) -> dict[str, Any]:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"
     cell["damage"] += [damage] if damage else []
 
-    def whole(read: Callable[[Path], Any], path: Path) -> Any:
+    def undamaged(read: Callable[[Path], Any], path: Path) -> Any:
         """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
         try:
             return read(path) if path.exists() else None
         except Damaged as error:
             cell["damage"].append(str(error))
 
-    of_steps = [whole(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
+    of_steps = [undamaged(read_evaluation, path) for path in sorted(directory.glob("eval-*.json"))]
     checkpoints = [result for result in of_steps if result and isinstance(result.get("tokens"), int)]
     cell["checkpoints"] = sorted(checkpoints, key=lambda result: result["tokens"])
-    if (done := whole(_training_summary, directory / rundir.DONE)) is not None:
+    if (done := undamaged(_training_summary, directory / rundir.DONE)) is not None:
         cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
             cell |= _evaluated(directory)
         except Damaged as error:
             cell["state"] = f"damaged ({_without_path(error, directory)})"
-    if table := whole(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
+    if table := undamaged(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
         cell["glue"] = table
     cell["damage"] = [_without_path(damage, directory) for damage in cell["damage"]]
     return cell
 
 
 def _evaluated(directory: Path) -> dict[str, Any]:
-    """The entries "eval", "samples" and "state" of a run that is finished.
-
-    Raises:
-        Damaged: a file is damaged, or the scores are not those of the items.
-    """
+    """The entries "eval", "samples" and "state" of a run that is finished. Raises Damaged where a file is damaged, or
+    the scores are not those of the items."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
         return {"state": "not evaluated"}
     result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
@@ -239,23 +202,22 @@ def _evaluated(directory: Path) -> dict[str, Any]:
 def _training_summary(path: Path) -> dict[str, Any]:
     """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
-    if key := misfit(done, DONE):
+    if key := first_misfit(done, DONE):
         raise Damaged(f"{path} is damaged: {key}")
     return done
 
 
 def read_glue_table(path: Path) -> dict[str, Any] | None:
-    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist.
-
-    Raises:
-        Damaged: it is not such a table.
-    """
+    """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
+    Damaged where it is not such a table."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
-    key = misfit(table, GLUE_TABLE)
+    key = first_misfit(table, GLUE_TABLE)
     for name, entry in table["scores"].items() if not key else ():
-        key = key or misfit(entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}")
+        key = key or first_misfit(
+            entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}"
+        )
     if key:
         raise Damaged(f"{path} is damaged: {key}")
     return table
@@ -299,8 +261,7 @@ def by_clock(cell: dict[str, Any]) -> bool:
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The wall clock that a run was given, in seconds; None where its budget is none, or not one that this version
-    knows."""
+    """The wall clock that a run was given, in seconds; None where its budget is none, or of an unknown form."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
     except (ValueError, TypeError):

@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import by_cluster, finite, ratio_stderr
+from eval.statistics.items import by_cluster, finite_or_none, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -29,15 +29,9 @@ class Outcome(NamedTuple):
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
     """Check the scores of an evaluation against its items. Returns the content of eval.json with standard errors that
-    take account of items which share a passage or document.
-
-    Args:
-        result: the content of eval.json.
-        outcomes: the content of samples.jsonl.gz, {task: {id of the item: outcome}}.
-
-    Raises:
-        Damaged: a score differs from the one that its items give.
-    """
+    take account of items which share a passage or document. `result`: the content of eval.json; `outcomes`: the content
+    of samples.jsonl.gz, {task: {id of the item: outcome}}. Raises Damaged where a score differs from the one that its
+    items give."""
     tasks = {name: checked_task_score(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
     losses = [entry for entry in tasks.values() if entry["metric"] == "bits_per_byte"]
@@ -54,27 +48,22 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
         if claimed and any(has_clusters(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
             scale = 1.0 if key == "bits_per_byte" else 100.0
             errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
-            result[key] = claimed | {"stderr": finite(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
+            result[key] = claimed | {"stderr": finite_or_none(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
     return result
 
 
 def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Check the score of a task against its items, where the metric is a mean or ratio over them. Returns the entry of
     the task; where items share a passage or document, with a standard error over these and their number, "clusters".
-
-    Args:
-        name: the task.
-        entry: its entry under "tasks" in eval.json.
-        outcomes: {id of the item: outcome}.
-
-    Raises:
-        Damaged: the score differs from the one that the items give, or there are no items.
-    """
+    `name`: the task; `entry`: its entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises
+    Damaged where the score differs from the one that the items give, or there are no items."""
     if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEANS:
         return entry
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     if not weights.sum():
         raise Damaged(f"{SAMPLES} has no items of {name}, on which {EVAL} has a score")
+    if entry["metric"] in MEANS and not ((values >= 0) & (values <= 1)).all():
+        raise Damaged(f"{SAMPLES} has an item of {name} that is not between 0 and 1")
     value = float(values.sum() / weights.sum())
     if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
         raise disagreement(name, entry["value"], value)
@@ -82,7 +71,7 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
         return entry
     names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
     sums, sizes = by_cluster(values[None], weights, names)
-    return entry | {"stderr": finite(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
+    return entry | {"stderr": finite_or_none(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 
 def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:

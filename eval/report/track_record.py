@@ -12,11 +12,8 @@ from eval.report.predictions import FAILED, HELD, UNDECIDED
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """The predictions in all records in some folders, and a sentence for each record that is damaged. Of records with
-    the same name, the one in the first folder counts.
-
-    Returns:
-        [{"record", "text", "metric", "outcome", "measured", "registered": whether before the runs}], and the sentences.
-    """
+    the same name, the one in the first folder counts. Returns [{"record", "text", "metric", "outcome", "measured",
+    "registered": whether before the runs}], and the sentences."""
     lines, damaged, names = [], [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
         if path.parent.name in names:  # the record in the first folder counts

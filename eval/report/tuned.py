@@ -22,9 +22,9 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_part
-from eval.statistics.parts import LEVEL, Part, interval_half_width
-from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares
+from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.parts import Variance
+from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
 CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
@@ -33,7 +33,7 @@ JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from th
 
 
 class Task(NamedTuple):
-    """The outcomes of a task, summed by cluster, in the runs of several labels (an arm at a rate is a label)."""
+    """The results of a task by cluster of items, for several labels. A label names an arm at one learning rate."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
@@ -45,9 +45,9 @@ class Task(NamedTuple):
         return self.values[label][:, chosen].sum(1) / self.weights[chosen].sum()
 
 
-def halves(names: list[str]) -> np.ndarray:
-    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves of equal
-    size."""
+def assign_halves(names: list[str]) -> np.ndarray:
+    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves
+    of equal size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -55,20 +55,17 @@ def halves(names: list[str]) -> np.ndarray:
 
 
 class Candidates(NamedTuple):
-    """The runs of several arms at all learning rates, from which each arm's best rate is chosen."""
+    """The runs of several arms at all learning rates, from which each arm's best rate is chosen. A label names an arm
+    at one learning rate."""
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
     tasks: list[Task]  # of CHOSEN_BY
 
 
-def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
+def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
-    the common rate is missing, or there are too few documents for two halves.
-
-    Args:
-        metric: whose tasks are read.
-    """
+    the common rate is missing, or there are too few documents for two halves. `metric`: whose tasks are read."""
     tuning, results = findings.study.tuning, findings.distinct_results(CHOSEN_BY)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
@@ -80,19 +77,21 @@ def candidates(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> 
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(findings.cells, runs, metric) if runs and same_text(findings.cells, runs) else []
-    tasks = [task_of(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
+    tasks = [task_outcomes(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
     too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_of(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+    """The results of one task in the runs of several labels (arms at a learning rate), with its clusters divided into
+    two halves. `scale`: from the outcome of an item to the unit of the metric."""
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
     names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as by_cluster has them
     weights = next(iter(strata.values())).weights
-    return Task({label: s.differences for label, s in strata.items()}, weights, halves(names))
+    return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names))
 
 
 def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
@@ -111,14 +110,14 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     return c.labels[arm][int(np.argmin(losses))]
 
 
-def cross_fitted(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
-    """The outcomes of an arm for each task, [seeds, clusters], each at the learning rate that was chosen without this
-    seed.
+def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
+    """The outcomes of an arm for each task, [seeds, clusters], where the learning rate for each seed is chosen without
+    that seed's results.
 
     Args:
-        tasks: the tasks that are judged.
-        by_half: whether these consist of the documents that the choice is made by; it is then made without this half of
-            them.
+        tasks: the tasks to compute outcomes of.
+        by_half: whether these are the documents by which rates are chosen; a rate is then chosen without the half of
+            the documents that it is used for.
     """
     outcomes = []
     for task in tasks:
@@ -137,18 +136,16 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
     for arm in findings.study.compared if findings.study.tuning and metric in JUDGED else ():
-        c, judged = (
-            candidates(findings, [arm, findings.baseline]),
-            candidates(findings, [arm, findings.baseline], metric),
-        )
+        c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOSEN_BY, metric))
         if c and judged and c.seeds == judged.seeds:
             compared[arm] = compare_at_best(
-                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of(findings, c, metric)
+                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of_labels(findings, c, metric)
             )
     return corrected_family(compared)
 
 
-def results_of(findings: Findings, c: Candidates, metric: str) -> Results:
+def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results:
+    """The results on a metric of all labels (arms at a learning rate) among the candidates: {label: {seed: result}}."""
     flat = [label for labels in c.labels.values() for label in labels]
     return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
@@ -165,42 +162,35 @@ def compare_at_best(
             half that is judged.
         results: {label: {seed: result}} of all these runs, for the noise.
     """
-    ours, theirs = (cross_fitted(c, name, tasks, by_half) for name in (arm, baseline))
+    ours, theirs = (cross_fitted_outcomes(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = CHOICE[max(map(len, c.labels.values()))]
-    seeds, items = seed_noise(results, by_seed, choice), item_part(strata)
-    items = Part(choice * items.variance, items.dof)
+    seeds, items = seed_noise(results, by_seed, choice), item_variance(strata)
+    items = Variance(choice * items.variance, items.dof)
     return compare(float(by_seed.mean()), seeds, items, independent=independent_items(strata))
 
 
-def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Part | None:
+def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:
     """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
     with one seed. It is pooled over all rates of both arms; where runs scatter unequally and the differences between
-    seeds have a larger variance, it is the latter.
-
-    Args:
-        results: {label: {seed: result}} of all rates of both arms.
-        by_seed: the difference for each seed, [seeds].
-        choice: how many times the choice of rates multiplies a variance.
-    """
+    seeds have a larger variance, it is the latter. `results`: {label: {seed: result}} of all rates of both arms;
+    `by_seed`: the difference for each seed, [seeds]; `choice`: how many times the choice of rates multiplies a
+    variance."""
     n = len(by_seed)
     if n < 2:
         return None
     left, dof = residual_squares(results)
-    pooled = Part(choice * left / dof * 2 / n, dof)
-    if not arms_that_scatter_more(results):
-        return pooled
-    difference_alone = Part(choice * float(by_seed.var(ddof=1)) / n, n - 1)
-    return max(pooled, difference_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, np.inf)))
+    pooled = Variance(choice * left / dof * 2 / n, dof)
+    return pooled_or_own(pooled, by_seed, choice) if arms_that_scatter_more(results) else pooled
 
 
 # ------------------------------------------------------------------------------------------------ the basin
 
 
 def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
-    """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}, of the rates at which
-    all seeds of the common rate are finished."""
+    """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}. A rate is left out
+    unless all seeds that are finished at the common rate are finished at it too."""
     tuning, results = findings.study.tuning, findings.results[CHOSEN_BY]
     if not tuning:
         return {}

@@ -16,11 +16,8 @@ from eval.report.gather import gather
 
 
 def undecided(findings: Findings) -> dict[str, str]:
-    """The arms that are undecided for lack of seeds, and not of items: {arm: its verdict in words}.
-
-    Raises:
-        ValueError: the baseline has no result in the primary metric.
-    """
+    """The arms that are undecided for lack of seeds, and not of items: {arm: its verdict in words}. Raises ValueError
+    where the baseline has no result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
     compared = findings.compared.get(findings.primary, {})
@@ -32,11 +29,8 @@ def undecided(findings: Findings) -> dict[str, str]:
 
 
 def check_criteria(findings: Findings) -> None:
-    """Check that verdicts of these runs can be more than exploratory if seeds are added.
-
-    Raises:
-        ValueError: the metric, the margin or the noise floor was chosen after the runs had begun.
-    """
+    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError where the
+    metric, the margin or the noise floor was chosen after the runs had begun."""
     if late := chosen_late(findings.study, findings.cells):
         fresh = findings.study.seeds[0] + findings.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"

@@ -21,7 +21,9 @@ from typing import TypeVar
 import numpy as np
 
 from eval.statistics.items import FEWEST_ITEMS
-from eval.statistics.parts import LEVEL, Part, interval_half_width
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
+
+ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
 
 Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
@@ -31,8 +33,8 @@ class Comparison:
     """The comparison of an arm with the baseline, in the units of the metric."""
 
     difference: float
-    seeds: Part | None  # None: one seed, and no noise floor is known
-    items: Part
+    seeds: Variance | None  # None: one seed, and no noise floor is known
+    items: Variance
     threshold: float  # |difference| above which it counts; of several, after Holm's correction
     p: float  # two-sided
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
@@ -68,8 +70,8 @@ class Comparison:
 
 def compare(
     difference: float,
-    seeds: Part | None,
-    items: Part,
+    seeds: Variance | None,
+    items: Variance,
     replicated: bool = True,
     independent: int | None = None,
     share: float = 1.0,
@@ -88,7 +90,7 @@ def compare(
     """
     from scipy.optimize import brentq
 
-    known = seeds or Part(0.0, inf)
+    known = seeds or Variance(0.0, inf)
     threshold = interval_half_width(LEVEL, known, items)
     size = abs(difference)
     low, high = 1e-15, 1 - 1e-12
@@ -99,7 +101,11 @@ def compare(
     elif size <= interval_half_width(high, known, items):
         p = 1.0
     else:
-        p = float(brentq(lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16))
+        p = float(
+            brentq(
+                lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16, maxiter=ITERATIONS
+            )
+        )
     if independent is not None and independent < FEWEST_ITEMS:
         p = nan
     replicated = replicated and seeds is not None
@@ -135,6 +141,6 @@ def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparis
     corrected = {}
     for (arm, c), p in zip(comparisons.items(), adjusted, strict=True):
         level = LEVEL / (len(tested) - min(rank[arm], counting)) if len(tested) > 1 and arm in rank else LEVEL
-        least = interval_half_width(c.share * level, c.seeds or Part(0.0, inf), c.items) if c.share else inf
+        least = interval_half_width(c.share * level, c.seeds or Variance(0.0, inf), c.items) if c.share else inf
         corrected[arm] = replace(c, adjusted=p, threshold=least, family=max(1, len(tested)))
     return corrected

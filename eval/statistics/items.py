@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.statistics.parts import Part, sum_of_parts
+from eval.statistics.parts import Variance, sum_of_variances
 
 LN2 = float(np.log(2))
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
@@ -46,12 +46,8 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
-    Bootstrap Methods, section 3.8).
-
-    Args:
-        d_SN: results or differences, [seeds, items].
-        w_N: the weights of the items.
-        clusters: the name of each item's cluster.
+    Bootstrap Methods, section 3.8). `d_SN`: results or differences, [seeds, items]; `w_N`: the weights of the items;
+    `clusters`: the name of each item's cluster.
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
@@ -77,7 +73,7 @@ def stderr_of_mean(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def finite(error: float) -> float | None:
+def finite_or_none(error: float) -> float | None:
     """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
     return error if isfinite(error) else None
 
@@ -98,47 +94,41 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The influence of each item on the ratio sum(a) / sum(b), [..., items]: minus the change of the ratio when the
-    item is left out. It is infinite for an item that makes up all of sum(b).
-
-    Args:
-        a: numerators, [..., items].
-        b: denominators, [items].
-    """
+    item is left out. It is infinite for an item that makes up all of sum(b). `a`: numerators, [..., items]; `b`:
+    denominators, [items]."""
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((a - a.sum(-1, keepdims=True) / total * b) / (total - b), nan=inf, posinf=inf, neginf=-inf)
 
 
-def item_part(strata: list[Stratum]) -> Part:
+def item_variance(strata: list[Stratum]) -> Variance:
     """The variance that the items give to the unweighted mean over strata (tasks, corpora) of sum(differences) /
     sum(weights). It does not include the interaction of seeds and items, which is part of the variance from the seeds.
 
     A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
     """
-    whole, rest = item_part_with_rest(strata)
+    whole, rest = item_variance_with_interaction(strata)
     if isinf(whole.variance):
         return whole
     return replace(whole, variance=max(0.0, whole.variance - rest))
 
 
-def item_part_with_rest(strata: list[Stratum]) -> tuple[Part, float]:
+def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:
     """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (for the
     given seeds, with its degrees of freedom; how much of it is the interaction of seeds and items).
 
-    The items by themselves give the first minus the second (`item_part`). Where the second is as large as the first,
-    they may give anything from nothing to the first.
-
-    Args:
-        strata: the differences of two arms, [seeds, items] for each task.
+    The items by themselves give the first minus the second (`item_variance`). Where the second is as large as the
+    first, they may give anything from nothing to the first. `strata`: the differences of two arms, [seeds, items] for
+    each task.
     """
     parts, rest, T = [], 0.0, len(strata)
     for d_SN, w_N in strata:
         S, n = d_SN.shape
         if n < 2:
             continue
-        parts.append(Part(ratio_stderr(d_SN.mean(0), w_N) ** 2 / T**2, effective_number(w_N) - 1))
+        parts.append(Variance(ratio_stderr(d_SN.mean(0), w_N) ** 2 / T**2, effective_number(w_N) - 1))
         if S > 1:
             e_SN = influences(d_SN, w_N)
             e_SN -= e_SN.mean(0)
             rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
-    return sum_of_parts(parts), rest
+    return sum_of_variances(parts), rest

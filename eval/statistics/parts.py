@@ -14,23 +14,23 @@ LEVEL = 0.05  # chance of any wrong verdict on a metric when there is no differe
 
 
 @dataclass(frozen=True)
-class Part:
+class Variance:
     """A variance and its degrees of freedom."""
 
     variance: float
     dof: float
 
 
-def sum_of_parts(parts: list[Part]) -> Part:
+def sum_of_variances(parts: list[Variance]) -> Variance:
     """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which all have
     many degrees of freedom."""
     variance = sum(part.variance for part in parts)
     if not variance:
-        return Part(0.0, inf)
-    return Part(variance, variance**2 / sum(part.variance**2 / part.dof for part in parts))
+        return Variance(0.0, inf)
+    return Variance(variance, variance**2 / sum(part.variance**2 / part.dof for part in parts))
 
 
-def interval_half_width(alpha: float, seeds: Part, items: Part) -> float:
+def interval_half_width(alpha: float, seeds: Variance, items: Variance) -> float:
     """The half-width of the 1 - alpha confidence interval of a difference, whose variance is the sum of one from the
     seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t

@@ -26,48 +26,45 @@ from math import inf, sqrt
 
 import numpy as np
 
-from eval.statistics.parts import LEVEL, Part, interval_half_width, sum_of_parts
+from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
 ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
 
 
-def seed_part(results: Results, arm: str, baseline: str, floor: Part | None = None) -> Part | None:
+def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | None = None) -> Variance | None:
     """The variance that the seeds give to the mean difference of two arms over their common seeds; None with fewer than
-    two, since a difference that was seen once is not replicated.
-
-    Args:
-        results: of all arms over which the variance is pooled.
-        floor: the variance of single runs from a stored noise floor, measured with other runs than these.
-    """
+    two, since a difference that was seen once is not replicated. `results`: of all arms over which the variance is
+    pooled; `floor`: the variance of single runs from a stored noise floor, measured with other runs than these."""
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
     left, dof = residual_squares(results)
     if dof < 2:
         left, dof = residual_squares(results, seeds=False)
-    pooled = Part(left / dof * 2 / shared, dof)
+    pooled = Variance(left / dof * 2 / shared, dof)
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
-    differences = np.array(
-        [results[arm][s] - results[baseline][s] for s in results[arm].keys() & results[baseline].keys()]
-    )
-    differences_alone = Part(float(differences.var(ddof=1)) / shared, shared - 1)
-    return max(pooled, differences_alone, key=lambda part: interval_half_width(LEVEL, part, Part(0.0, inf)))
+    common = results[arm].keys() & results[baseline].keys()
+    return pooled_or_own(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
 
 
-def with_floor(part: Part, share: float, floor: Part) -> Part:
+def pooled_or_own(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
+    """Of two variances of a mean over seeds, the one with the wider interval: that pooled over arms, or that of the
+    averaged values `by_seed` [seeds] themselves, multiplied by `factor`."""
+    own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
+    return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
+
+
+def with_floor(part: Variance, share: float, floor: Variance) -> Variance:
     """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
     noise floor together.
 
     The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
     not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
-    significantly more than the floor (F test), the floor does not apply, and is not used.
-
-    Args:
-        part: the variance of the difference from the study's own seeds.
-        share: how many times the variance of a single run `part` is.
-        floor: the variance of a single run, from the noise floor.
+    significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
+    difference from the study's own seeds; `share`: how many times the variance of a single run `part` is; `floor`: the
+    variance of a single run, from the noise floor.
     """
     from scipy.special import fdtrc
 
@@ -76,7 +73,7 @@ def with_floor(part: Part, share: float, floor: Part) -> Part:
     if single and fdtrc(part.dof, floor.dof, ratio) <= LEVEL:
         return part
     dof = part.dof + floor.dof
-    return Part(share * (part.dof * single + floor.dof * floor.variance) / dof, dof)
+    return Variance(share * (part.dof * single + floor.dof * floor.variance) / dof, dof)
 
 
 def full_table(results: Results) -> np.ndarray | None:
@@ -142,32 +139,32 @@ def without_each(results: Results) -> dict[str, tuple[float, int]]:
     return {arm: (float(left), (arms - 2) * (seeds - 1)) for arm, left in zip(results, rest, strict=True)}
 
 
-def welch(ours: Iterable[float], theirs: Iterable[float]) -> Part | None:
+def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
     """The variance of the difference of two means over runs that share no seeds (Welch); None where an arm has a single
     run. Where neither arm has any variance, the degrees of freedom are the smaller of the two."""
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
         return None
-    parts = [Part(float(row.var(ddof=1)) / len(row), len(row) - 1) for row in rows]
-    return sum_of_parts(parts) if any(part.variance for part in parts) else Part(0.0, min(part.dof for part in parts))
+    parts = [Variance(float(row.var(ddof=1)) / len(row), len(row) - 1) for row in rows]
+    return (
+        sum_of_variances(parts)
+        if any(part.variance for part in parts)
+        else Variance(0.0, min(part.dof for part in parts))
+    )
 
 
-def noise_floor(results: Results) -> Part | None:
+def noise_floor(results: Results) -> Variance | None:
     """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
     is no such arm."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
-    return Part(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
+    return Variance(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
-def level_stderr(results: Results, arm: str, items: Part) -> float:
+def level_stderr(results: Results, arm: str, items: Variance) -> float:
     """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
     variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-
-    Args:
-        results: {arm: {seed: result}}.
-        arm: whose mean it is.
-        items: the variance that the items give to this mean.
-    """
+    `results`: {arm: {seed: result}}; `arm`: whose mean it is; `items`: the variance that the items give to this
+    mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

@@ -27,21 +27,18 @@ FIRST_LOOK = 2  # seeds; of one nothing is concluded
 POINTS = 401  # of the grid of the integration: levels to three digits (tests/test_sequential.py)
 
 
-def share(seeds: int, most: int, tests: int = 1) -> float:
+def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
     """The share of alpha (LEVEL) that the look at the results after `seeds` of at most `most` seeds may use; 0 before
-    the second seed and after the last one, where there is no look.
-
-    Args:
-        tests: the number of arms that are compared with the baseline, each at LEVEL / tests.
-    """
+    the second seed and after the last one, where there is no look. `tests`: the number of arms that are compared with
+    the baseline, each at LEVEL / tests."""
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
     level = LEVEL / max(1, tests)
-    return levels(FOR_STUDENT * level, most)[seeds - FIRST_LOOK] / level
+    return alpha_levels(FOR_STUDENT * level, most)[seeds - FIRST_LOOK] / level
 
 
 @functools.cache
-def levels(total: float, most: int) -> list[float]:
+def alpha_levels(total: float, most: int) -> list[float]:
     """The two-sided significance level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean whose
     true value is 0 is significant at any of the looks with probability `total`."""
     from scipy.optimize import brentq

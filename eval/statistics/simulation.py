@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import FIRST_LOOK, share
+from eval.statistics.sequential import FIRST_LOOK, alpha_share
 
 WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a difference above 0
 
@@ -39,7 +39,7 @@ def residuals(x: np.ndarray) -> np.ndarray:
     return (rest**2).sum(2)
 
 
-def stands_out(x: np.ndarray) -> np.ndarray:
+def scatters_more(x: np.ndarray) -> np.ndarray:
     """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
     `seeds.arms_that_scatter_more` for arrays of results x, [studies, arms, seeds]."""
     from scipy.special import fdtrc
@@ -55,12 +55,9 @@ def stands_out(x: np.ndarray) -> np.ndarray:
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_part` for arrays.
-
-    Args:
-        x: results [studies, arms, seeds], the baseline first.
-        floor: the variance of single runs of a stored noise floor, [studies, 1].
-    """
+    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_variance` for arrays.
+    `x`: results [studies, arms, seeds], the baseline first; `floor`: the variance of single runs of a stored noise
+    floor, [studies, 1]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -78,7 +75,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         pooled = Noise(np.where(borrows, mixed, variance), np.where(borrows, both, degrees))
     if A < 3:
         return pooled
-    outstanding = stands_out(x)
+    outstanding = scatters_more(x)
     uneven = outstanding[:, 1:] | outstanding[:, :1]
     differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
@@ -94,29 +91,21 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_part` for arrays.
-
-    Args:
-        x: results [studies, arms, seeds].
-        weights: the weights of the arms in each sum, [contrasts, arms].
-    """
+    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_variance` for arrays. `x`: results
+    [studies, arms, seeds]; `weights`: the weights of the arms in each sum, [contrasts, arms]."""
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
     alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
     parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
     asks_more = interval_half_widths(LEVEL, [parts[1]]) > interval_half_widths(LEVEL, [parts[0]])
-    unpooled = stands_out(x).any(axis=1, keepdims=True) & asks_more
+    unpooled = scatters_more(x).any(axis=1, keepdims=True) & asks_more
     return Noise(np.where(unpooled, alone, pooled), np.where(unpooled, n - 1.0, degrees))
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the items of one task give to the difference of two arms: `items.item_part` for arrays.
-
-    Args:
-        d: differences of two arms, [studies, seeds, items].
-        weights: the weights of the items, [studies, items].
-    """
+    """The variance that the items of one task give to the difference of two arms: `items.item_variance` for arrays.
+    `d`: differences of two arms, [studies, seeds, items]; `weights`: the weights of the items, [studies, items]."""
     S, n = d.shape[1:]
     total = weights.sum(-1, keepdims=True)
 
@@ -133,8 +122,7 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
-    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also where there is no
-    noise."""
+    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also without noise."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -217,7 +205,7 @@ def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int
 
 
 @dataclass(frozen=True)
-class Sequence:
+class SequentialOutcome:
     """The outcome of simulated studies that add seeds: the decisions, and the number of seeds when a study stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
@@ -225,7 +213,9 @@ class Sequence:
     ever: np.ndarray  # [studies, arms - 1, 3]: whether WORSE, BETTER, EQUIVALENT was the decision at any look
 
 
-def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = share) -> Sequence:
+def simulate_sequential(
+    x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = alpha_share
+) -> SequentialOutcome:
     """Simulate studies that add seeds until every arm is decided.
 
     Args:
@@ -243,4 +233,4 @@ def sequence(x: np.ndarray, margin: float | None = None, portion: Callable[[int,
         stops = (now != UNDECIDED).all(1)
         at = np.flatnonzero(going)[stops]
         seeds[at], going[at] = n, False
-    return Sequence(final, seeds, ever)
+    return SequentialOutcome(final, seeds, ever)

@@ -11,10 +11,11 @@ import numpy as np
 
 from eval.statistics.comparison import Comparison
 from eval.statistics.items import FEWEST_ITEMS
-from eval.statistics.parts import LEVEL, Part, interval_half_width
-from eval.statistics.sequential import share
+from eval.statistics.parts import LEVEL, Variance, interval_half_width
+from eval.statistics.sequential import alpha_share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
+SMALLEST_P = 1e-4  # smaller ones are "p < 0.0001" in the words of a verdict
 MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
 
 
@@ -49,8 +50,8 @@ def seeds_to_decide(
         return None
     borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
-        level = LEVEL / c.family * (share(n, most, c.family) if most else 1.0)
-        part = Part(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
+        level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
+        part = Variance(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
         if size > interval_half_width(level, part, c.items):
             return n
@@ -60,8 +61,7 @@ def seeds_to_decide(
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
-    seeds.py)."""
+    """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -73,8 +73,9 @@ def verdict(
     unit: str = "",
     missing: str = "",
 ) -> Verdict:
-    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference and its
-    ratio to the noise; equivalent, where there is a margin; or undecided, with the reason.
+    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference, its
+    ratio to its standard error ("× noise") and its p-value after correction; equivalent, where there is a margin; or
+    undecided, with the reason.
 
     Args:
         higher_is_better: whether a positive difference is an improvement.
@@ -88,8 +89,8 @@ def verdict(
     if not comparison.enough_items:
         items = "item" if count == 1 else "items"
         return Verdict("undecided", f"undecided: {count} independent {items}, {FEWEST_ITEMS} are needed")
+    p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
     if not comparison.replicated:
-        p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
     equivalent = comparison.equivalent(margin)
     if not comparison.counts and equivalent:
@@ -99,20 +100,22 @@ def verdict(
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
     times = size / comparison.noise if comparison.noise else inf
-    words = f"{kind} by {size:.{digits}f} ({'∞' if isinf(times) else f'{times:.0f}'} × noise)"
+    ratio = "∞" if isinf(times) else f"{times:.0f}"
+    words = f"{kind} by {size:.{digits}f} ({ratio} × noise, {p_in_words(p)})"
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
+
+
+def p_in_words(p: float) -> str:
+    """A p-value as text, such as "p = 0.012" or "p < 0.0001"."""
+    return f"p < {SMALLEST_P:.4f}" if p < SMALLEST_P else f"p = {p:.2g}"
 
 
 def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
     """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
-    "2–4"}.
-
-    Args:
-        results: {arm: its result}.
-        counts: {(arm, another arm): whether they differ significantly}, with every pair once.
-    """
+    "2–4"}. `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, with every
+    pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

@@ -19,14 +19,9 @@ class Requested(NamedTuple):
 
 def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
     """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition}; and
-    the names of the requested tasks that cannot be run.
-
-    Args:
-        tell: whether to print which tasks of a group are left out, and why.
-
-    Raises:
-        ValueError: a task that was requested by its own name cannot be run, or no task of a group can.
-    """
+    the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left out,
+    and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a group
+    can."""
     from eval.tasks.definitions import definitions as defined
 
     members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
@@ -50,12 +45,8 @@ def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Defin
 
 def check(requested: Requested) -> int:
     """Check that tasks can be run, by making the first requests of each as in the evaluation of a trained run. Returns
-    the number of tasks that can be run.
-
-    Raises:
-        ValueError: a task that was requested by its own name cannot be run, no task of a group can, or a task's own
-            code fails on the data.
-    """
+    the number of tasks that can be run. Raises ValueError where a task that was requested by its own name cannot be
+    run, no task of a group can, or a task's own code fails on the data."""
     from eval.tasks import harness
 
     definitions, _ = available(requested)

@@ -50,14 +50,9 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
     left out, and named on the terminal.
 
     Tasks of the suite are read directly. For other tasks lm-eval's index of its 14,000 files is built first, which
-    takes 7 s.
-
-    Args:
-        names: of tasks, groups or tags, or patterns such as mmlu_*.
-        shots: examples in each prompt; None: as the definition says, which for most tasks is none.
-
-    Raises:
-        ValueError: lm-eval does not know a name, or a task cannot be run here.
+    takes 7 s. `names`: of tasks, groups or tags, or patterns such as mmlu_*; `shots`: examples in each prompt; None: as
+    the definition says, which for most tasks is none. Raises ValueError where lm-eval does not know a name, or a task
+    cannot be run here.
     """
     known = suite()
     tasks: dict[str, Definition] = {}
@@ -67,7 +62,7 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
             continue
         index = _index()
         left_out: list[str] = []
-        members = _members(name, index)
+        members = _tasks_of_name(name, index)
         for task in members:
             try:
                 if index[task].yaml_path is None:
@@ -88,16 +83,9 @@ def is_pattern(name: str) -> bool:
 
 
 def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
-    """The definition of one task of lm-eval.
-
-    Args:
-        path: lm-eval's file with its definition.
-        spec: the task's entry in eval/tasks/tasks.yaml; None where it has none.
-        shots: examples in each prompt; None: as the definition says.
-
-    Raises:
-        ValueError: the task cannot be run here, or is not the version that tasks.yaml names.
-    """
+    """The definition of one task of lm-eval. `path`: lm-eval's file with its definition; `spec`: the task's entry in
+    eval/tasks/tasks.yaml; None where it has none; `shots`: examples in each prompt; None: as the definition says.
+    Raises ValueError where the task cannot be run here, or is not the version that tasks.yaml names."""
     try:
         config = load_yaml(path)
     except FAILURES as error:  # it may import what is not installed, or include itself
@@ -139,17 +127,11 @@ def _index() -> dict:
     return TaskManager().task_index
 
 
-def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
+def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the name
-    itself.
-
-    Args:
-        index: lm-eval's index of tasks.
-        above: the groups that contain this one, to detect groups that contain themselves.
-
-    Raises:
-        ValueError: lm-eval has no such task, or a group is defined in a way that cannot be run here.
-    """
+    itself. `index`: lm-eval's index of tasks; `above`: the groups that contain this one, to detect groups that contain
+    themselves. Raises ValueError where lm-eval has no such task, or a group is defined in a way that cannot be run
+    here."""
     if name not in index and is_pattern(name):
         tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
         if tasks := [task for task in tasks if index[task].yaml_path]:
@@ -163,7 +145,7 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
     entry = index[name]
     if entry.yaml_path is None:  # a tag, or a task in Python alone
         tags = sorted(entry.tags or ())
-        return [task for tag in tags for task in ([tag] if tag == name else _members(tag, index, (*above, name)))]
+        return [task for tag in tags for task in ([tag] if tag == name else _tasks_of_name(tag, index, (*above, name)))]
     if "group" not in (entry.cfg or {}):
         return [name]
     members = entry.cfg.get("task") or []
@@ -178,16 +160,12 @@ def _members(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
             raise ValueError(
                 f"{name} is a group that defines or contains itself, and cannot be run here; name its tasks"
             )
-        tasks += _members(inner, index, (*above, name))
+        tasks += _tasks_of_name(inner, index, (*above, name))
     return tasks
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub from which a task reads its items.
-
-    Raises:
-        ValueError: the task reads data that is not on the hub.
-    """
+    """The split on the hub from which a task reads its items. Raises ValueError where its data is not on the hub."""
     path = config.get("dataset_path")
     if not isinstance(path, str):
         raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")

@@ -16,6 +16,8 @@ from typing import Any
 from ablations import answers, safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
+NAMED_TASKS = 5  # that a message names
+REACHED_WITHIN = 10.0  # seconds that the hub has for an answer, before its data sets are asked for; untuned
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
@@ -35,7 +37,7 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
         url = LOGIQA.format(revision=revision, file=spec["github"])
         with urllib.request.urlopen(url, timeout=60) as answer:
-            return Dataset.from_list(logiqa(answer.read().decode("utf-8"))), revision
+            return Dataset.from_list(parse_logiqa(answer.read().decode("utf-8"))), revision
     if local:
         where, revision = str(local / source.path.replace("/", "__")), None
     else:
@@ -51,7 +53,21 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
     return load_dataset(where, name, split=split, **({} if local else {"revision": revision})), revision
 
 
-def logiqa(text: str) -> list[dict]:
+def why_unreachable() -> str:
+    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. It is asked once, since each
+    of thousands of data sets would be tried again and again."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
+    except Exception as error:  # the HTTP client's own, or the operating system's
+        reason = " ".join(str(error).split())
+        return f"{constants.ENDPOINT} cannot be reached from this machine ({type(error).__name__}: {reason})"
+    return ""
+
+
+def parse_logiqa(text: str) -> list[dict]:
     """The rows of LogiQA, {"label", "context", "question", "options"}, from the text of its authors' file, which has
     blocks of eight lines. The hub's copy needs a script (EleutherAI/logiqa), which datasets does not run from version 4
     on."""
@@ -79,11 +95,17 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
     path = to / "manifest.json"
     entries = Mirror(to).entries if path.exists() else {}
     failed = {}
+    unreachable: str | None = None  # why the hub cannot be reached, or ""; None: it was not asked yet
     for task, (source, spec) in splits.items():
         entry = entries.get(source)
         pinned = None if local else spec.get("revision")
         if entry and pinned in (None, entry.get("revision")) and not Mirror(to).why_unusable(source):
             continue
+        if not local and "github" not in spec:
+            unreachable = why_unreachable() if unreachable is None else unreachable
+            if unreachable:
+                failed[task] = unreachable
+                continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
             table, revision = fetch(source, spec, local)
@@ -113,14 +135,13 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m eval.tasks.fetch", description="Mirror the data of evaluation tasks.")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--to", type=Path, required=True, metavar="FOLDER")
+    add("--tasks", default="suite", help="names with commas between them: suite, multilingual, or any of lm-eval's")
+    add(
         "--shots", type=int, metavar="N", help="examples in each prompt, whose data is needed too (default: as defined)"
     )
-    parser.add_argument(
+    add(
         "--from",
         dest="local",
         type=Path,
@@ -141,13 +162,15 @@ def main(argv: list[str] | None = None) -> int:
         }
         Mirror(args.to) if (args.to / "manifest.json").exists() else None  # one that is damaged is said before any work
     except ValueError as error:
-        if args.format == "json":
-            print(answers.error(str(error)))
-        print(f"error: {error}", file=sys.stderr)
+        answers.print_error(str(error), args.format == "json")
         return 2
     failed = write_mirror(splits, args.to, args.local)
+    tasks_of: dict[str, list[str]] = {}
     for task, why in failed.items():
-        print(f"error: {task}: {why}", file=sys.stderr)
+        tasks_of.setdefault(why, []).append(task)
+    for why, tasks in tasks_of.items():
+        more = f" and {len(tasks) - NAMED_TASKS} more" if len(tasks) > NAMED_TASKS else ""
+        print(f"error: {', '.join(tasks[:NAMED_TASKS])}{more}: {why}", file=sys.stderr)
     if failed:
         print(
             "The same command tries these again and keeps the others. Where the hub's repositories are copied here "

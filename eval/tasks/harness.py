@@ -29,12 +29,8 @@ PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
 
 
 def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
-    """A task made from held-out text as an lm-eval task.
-
-    Args:
-        spec: its entry in tasks.yaml, which says how it is scored.
-        items: as eval/tasks/probes.py makes them.
-    """
+    """A task made from held-out text as an lm-eval task. `spec`: its entry in tasks.yaml, which says how it is scored;
+    `items`: as eval/tasks/probes.py makes them."""
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
     if kind == "loglikelihood":
@@ -178,50 +174,43 @@ def evaluate_named(
             failed[name] = error_in_one_line(error)
     results: dict[str, dict] = {}
     try:
-        results = _run(scorer, lm_tasks)
+        results = _run_together(scorer, lm_tasks)
     except OSError:
         raise  # of the disk: the journal cannot be written
     except FAILURES:  # one of them fails: run each alone; the journal has what was scored already
         for name in lm_tasks:
             try:
                 lm_tasks[name] = build_task(tasks[name], mirror)
-                results |= _run(scorer, {name: lm_tasks[name]})
+                results |= _run_together(scorer, {name: lm_tasks[name]})
             except OSError:
                 raise
             except FAILURES as error:
                 failed[name] = error_in_one_line(error)
     for name, result in results.items():
         result["shots"] = tasks[name].shots
-        result["data"] = _origin(mirror, tasks[name].source)
+        result["data"] = _data_origin(mirror, tasks[name].source)
         if examples := tasks[name].examples:
-            result["examples"] = _origin(mirror, examples)
+            result["examples"] = _data_origin(mirror, examples)
     return results, failed
 
 
-def _run(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of lm-eval tasks that are run together, so that equal requests of several tasks are scored
-    once."""
+def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
+    """{name: result} of lm-eval tasks that run together, so that equal requests of several are scored once."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
-    return {name: _result(scorer, lm_tasks[name], run, name) for name in lm_tasks}
+    return {name: _task_result(scorer, lm_tasks[name], run, name) for name in lm_tasks}
 
 
-def _origin(mirror: Mirror, source: Source) -> dict:
+def _data_origin(mirror: Mirror, source: Source) -> dict:
     """Where the data of a split comes from: its name on the hub, number of rows, hash and revision."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
 
-def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """The result of one task, in the form of `evaluate_named`.
-
-    Args:
-        run: what lm-eval returned for all tasks that were run together.
-
-    Raises:
-        ValueError: the metric of the task is not finite.
-    """
+def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
+    """The result of one task, in the form of `evaluate_named`. `run`: what lm-eval returned for all tasks that were run
+    together. Raises ValueError where the metric of the task is not finite."""
     values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()
@@ -246,13 +235,13 @@ def _result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> d
         repetition = f"-{times[question]}" if times[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
             sample = {"id": digest(question) + repetition, "value": float(row[metric])}
-            samples.append(sample | cluster(row["doc"]))
+            samples.append(sample | passage_cluster(row["doc"]))
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
         "metric": metric,
         "value": values[metric],
         **{key: values[key] for key in metrics if key in values and key != metric and math.isfinite(values[key])},
-        **guess(lm_task.config.output_type, metric, ordered),
+        **scores_without_knowledge(lm_task.config.output_type, metric, ordered),
         "version": lm_task.VERSION,
         "n": len(ordered),
         "higher_is_better": lm_task.higher_is_better()[metric],
@@ -268,7 +257,7 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def cluster(doc: Any) -> dict[str, str]:
+def passage_cluster(doc: Any) -> dict[str, str]:
     """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which other items may share; {}
     for a row of a data set without such a text."""
     if not isinstance(doc, dict):
@@ -279,7 +268,7 @@ def cluster(doc: Any) -> dict[str, str]:
     return {}
 
 
-def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
+def scores_without_knowledge(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     """The scores of two ways to answer without knowing anything, {"chance", "guess"}; None for metrics other than
     accuracy and exact match.
 
@@ -287,11 +276,8 @@ def guess(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
     text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
     the most common answer is the option number that is right most often: with yes and no it is the more common of the
     two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text.
-
-    Args:
-        kind: lm-eval's output_type.
-        rows: lm-eval's logged samples, one for each item.
+    little above chance. With free text it is the most common text. `kind`: lm-eval's output_type; `rows`: lm-eval's
+    logged samples, one for each item.
     """
     written_out = metric == "exact_match" or kind == "loglikelihood"
     if not (written_out or (kind == "multiple_choice" and metric == "acc")):

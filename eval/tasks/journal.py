@@ -11,6 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from ablations import safe_files
+
+
+def _line(content: Any) -> bytes:
+    """A line of the journal: a hash of the JSON that follows it, with which `Journal.refresh` notices damage."""
+    text = json.dumps(content).encode() + b"\n"
+    return _digest(text) + b" " + text
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
+
 
 def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
     """The key of a request in the journal: a hash of the token ids of context and continuation."""
@@ -47,7 +59,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
         # the process' id is in the name, so that two evaluations started by mistake do not write into one file
-        self.file = open(folder / f"{rank}-{os.getpid()}.jsonl", "ab")
+        self.file = safe_files.open_to_write(folder / f"{rank}-{os.getpid()}.jsonl", append=True)
         self._write_line({"identity": identity})
 
     def __contains__(self, key: str) -> bool:
@@ -58,8 +70,8 @@ class Journal:
         `default`; on rank 0 it raises KeyError."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
-    def share(self, batches: list[Any]) -> list[Any]:
-        """The batches that this process scores: every `ranks`-th one, so that each process gets long and short ones."""
+    def batches_of_rank(self, batches: list[Any]) -> list[Any]:
+        """The batches that this process has to score: every `ranks`-th, so that each gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
@@ -69,25 +81,28 @@ class Journal:
             self._write_line(outcomes)
 
     def _write_line(self, content: Any) -> None:
-        self.file.write(json.dumps(content).encode() + b"\n")
+        self.file.write(_line(content))
         self.file.flush()
 
     def refresh(self) -> None:
-        """Read the outcomes that all processes have written since the last call, but for incomplete lines, which a kill
-        may leave."""
+        """Read the outcomes that all processes have written since the last call, but for damaged files and lines,
+        and incomplete lines, which a kill may leave: what they held is scored again."""
         assert self.folder is not None
-        head = json.dumps({"identity": self.identity}).encode() + b"\n"
+        head = _line({"identity": self.identity})
         for path in sorted(self.folder.glob("*.jsonl")):
-            with open(path, "rb") as file:
-                file.seek(self.read.get(path, 0))
-                content = file.read()
+            try:
+                content = safe_files.read_bytes(path, self.read.get(path, 0)) or b""
+            except safe_files.Damaged:
+                continue
             if path in self.read or content.startswith(head):
                 whole = content[: content.rfind(b"\n") + 1]
                 self.read[path] = self.read.get(path, 0) + len(whole)
-                for line in whole.splitlines():
-                    self.known |= json.loads(line)
+                for line in whole.splitlines(keepends=True):
+                    digest, _, text = line.partition(b" ")
+                    if digest == _digest(text):
+                        self.known |= json.loads(text)
 
-    def complete(self, keys: list[str]) -> bool:
+    def wait_until_complete(self, keys: list[str]) -> bool:
         """On rank 0: wait until the outcomes of all keys are known, and return True. Returns False where another
         process has ended without finishing its share, which this process then has to score itself. Other ranks, whose
         results are not used, return True at once."""

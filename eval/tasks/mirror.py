@@ -32,11 +32,8 @@ class Source(NamedTuple):
 
 
 class Mirror:
-    """A folder of task data. `entries` is its manifest, {split: entry}.
-
-    Raises:
-        ValueError: there is no such folder, or its manifest is missing or damaged.
-    """
+    """A folder of task data. `entries` is its manifest, {split: entry}. Raises ValueError where there is no such
+    folder, or its manifest is missing or damaged."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -69,8 +66,7 @@ class Mirror:
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def why_unusable(self, source: Source) -> str:
-        """Why a split cannot be used: its file is missing, differs from the manifest, or has no rows. "" where it can
-        be used."""
+        """Why a split cannot be used: its file is missing, differs from the manifest, or is empty; "" if it can."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
@@ -94,11 +90,8 @@ class Mirror:
         return next((why for source in sources if (why := self.why_unusable(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows of a split as a typed datasets.Dataset.
-
-        Raises:
-            ValueError: the file is missing or does not have the hash in the manifest.
-        """
+        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing or does not have
+        the hash in the manifest."""
         if why := self.why_unusable(source):
             raise ValueError(why)
         from datasets import Dataset, Features

@@ -33,8 +33,7 @@ BEYOND = {
 
 
 class Piece(NamedTuple):
-    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, without end-of-document
-    tokens."""
+    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, end-of-document excluded."""
 
     ids: list[int]  # [tokens_per_piece(seq)]
     size: int
@@ -51,12 +50,8 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     shorter documents joined by end-of-document tokens, as in training.
 
     Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
-    unknown token is not known.
-
-    Args:
-        texts: documents in the order of `probes.documents`.
-        tokenizer: the tokenizer of the run.
-        seq: the training length in tokens.
+    unknown token is not known. `texts`: documents in the order of `probes.documents`; `tokenizer`: the tokenizer of the
+    run; `seq`: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
     n, w = tokens_per_piece(seq), seq // PARTS

@@ -68,11 +68,8 @@ def documents(paths: Iterable[str | Path]) -> list[str]:
 
 def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
-    to, or else the hash of the text}, in the order of `documents`.
-
-    Raises:
-        ValueError: a file is damaged; the message names it.
-    """
+    to, or else the hash of the text}, in the order of `documents`. Raises ValueError where a file is damaged; the
+    message names it."""
     clusters: dict[str, str] = {}
     for document in read(paths):
         text, labels = document["text"], document.get("metadata") or {}
@@ -82,11 +79,8 @@ def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The documents {"text", "metadata", ...} of .jsonl.gz files.
-
-    Raises:
-        ValueError: a file is damaged; the message names it.
-    """
+    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged; the
+    message names it."""
     for path in paths:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -103,11 +97,8 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
     only one domain.
 
     The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
-    such names it is the corpus, known from the folder of its files, NAME-HASH.
-
-    Args:
-        paths: .jsonl.gz files with held-out documents.
-        most: the largest number of bytes of each domain.
+    such names it is the corpus, known from the folder of its files, NAME-HASH. `paths`: .jsonl.gz files with held-out
+    documents; `most`: the largest number of bytes of each domain.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -146,7 +137,7 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         raise ValueError(
             f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `items` of probes.py, not in both"
         )
-    by_task = {name: distinct(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
+    by_task = {name: distinct_items(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
         **{name: rows if len(rows) >= FEWEST else [] for name, rows in by_task.items()},
@@ -206,16 +197,13 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little.
-
-    Args:
-        n: the number of items that will be used.
+    giving the most common answer scores little. `n`: the number of items that will be used.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
         known.update(set(PAIR.findall(text)))
     often, answers = max(2, len(texts) / 100), Counter[str]()
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         usable = []
         for pair in PAIR.finditer(text):
             word = pair[2]
@@ -235,7 +223,7 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
-    for text, rng in passes(usable):
+    for text, rng in repeated_passes(usable):
         start, end = rng.choice(pieces[text])
         true, wrong = text[start:end], list[str]()
         size = len(true.encode())
@@ -273,7 +261,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     common: Counter[str] = Counter()
     for text in texts:
         common.update(WORD.findall(text))
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         gaps = [gap for gap in HOLE.finditer(text) if gap.start() > 100]
         words = {gap[1] for gap in gaps}
         if len(words) < 8:
@@ -291,13 +279,10 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
     running text instead of random tokens.
 
     All four choices occur in the snippet exactly once, and none in the text between, so that only a word's place in the
-    snippet shows which one is right. Either `longest` or `between` is given.
-
-    Args:
-        longest: the largest number of bytes of a whole item.
-        between: the number of bytes of the text between snippet and question.
+    snippet shows which one is right. Either `longest` or `between` is given. `longest`: the largest number of bytes of
+    a whole item; `between`: the number of bytes of the text between snippet and question.
     """
-    for text, rng in passes(texts):
+    for text, rng in repeated_passes(texts):
         words = text.split()
         if len(words) < 40:
             continue
@@ -309,20 +294,15 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
         true, wrong = once[0], rng.sample(once[1:], 3)
         question_bytes = len(" ".join(snippet + beginning).encode()) + 4
         room = longest - question_bytes - 64 if longest else between  # the last word between may have 59 bytes
-        filler = other_text(texts, text, {true, *wrong}, room, rng)
+        filler = text_of_other_documents(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
             yield text, question(context, " " + true, [" " + word for word in wrong], rng)
 
 
-def other_text(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40.
-
-    Args:
-        but: a document that is not used.
-        without: words that are left out.
-        rng: chooses the documents.
-    """
+def text_of_other_documents(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
+    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40. `but`: a
+    document that is not used; `without`: words that are left out; `rng`: chooses the documents."""
     avoided = {word.lower() for word in without}
     chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
@@ -336,19 +316,19 @@ def other_text(texts: list[str], but: str, without: set[str], size: int, rng: ra
 
 
 def without_source(item: dict) -> dict:
-    """An item of `copying` without the snippet and the text after it: a control, which can only be guessed."""
+    """A control for an item of `copying`: the item without the snippet to copy and the text after it, so that its
+    answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
 def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item whose choices are the true answer and the wrong ones, in random order. Its target is the index of the
-    true one."""
+    """An item whose choices are the true answer and wrong ones in random order; its target is the true one's index."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
-def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
+def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
     """Pairs (document, random number generator) that go PASSES times over all documents, so that every document gives
     one item before any gives a second one."""
     for turn in range(PASSES):
@@ -356,13 +336,9 @@ def passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
-def distinct(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `most` different items, each with its "id" and "cluster".
-
-    Args:
-        rows: pairs (document, item).
-        clusters: {text of a document: its cluster}; None: each document is a cluster.
-    """
+def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
+    """The first `most` different items, each with its "id" and "cluster". `rows`: pairs (document, item); `clusters`:
+    {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
@@ -383,12 +359,8 @@ def digest(text: str) -> str:
 
 
 def chance(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on items with choices.
-
-    Args:
-        rule: the accuracy itself, as tasks.yaml states it; or "commonest", for the share of items whose right choice
-            has the most common number.
-    """
+    """The accuracy of guessing on multiple-choice items. `rule`: the accuracy itself, as tasks.yaml states it; or
+    "commonest", for the accuracy of always answering with the choice that is right most often, such as the first."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)

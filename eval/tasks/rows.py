@@ -48,18 +48,14 @@ def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
     return representative
 
 
-def rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
+def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     """Distribute inputs over rows. Inputs with a common beginning share a row where that saves work. Longer rows come
     first.
 
     The work of a row of n tokens is estimated as n + n^2 / (2 x hidden), for its matrix products and for attention,
     which computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
-    counted three times because it runs slower (untuned).
-
-    Args:
-        inputs: the inputs, all different.
-        hidden: the model's width.
-        most: the largest number of tokens of a row that several inputs share.
+    counted three times because it runs slower (untuned). `inputs`: the inputs, all different; `most`: the largest
+    number of tokens of a row that several inputs share.
     """
 
     def work(n: int) -> float:
@@ -89,8 +85,7 @@ def common_length(a: Tokens, b: Tokens, most: int) -> int:
 
 
 def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Divide rows into batches of at most `most` tokens, padding included, but at least one row. `rows`: the longest
-    first."""
+    """Divide rows, sorted by falling length, into batches of at most `most` tokens with padding, or of one row."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0]) > most:
@@ -104,12 +99,8 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
 def arrange(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
     """The arguments of `GPT.hidden` for a batch of rows: token ids [B, T], padded on the right; and the arrangement of
     positions and mask, or None for plain causal sequences, where position and mask follow from the order of the tokens.
-
-    Args:
-        group: the rows, the longest first.
-        device: where the tensors go.
-        objective: the objective of the model, which says which tokens see each other.
-    """
+    `group`: the rows, the longest first; `device`: where the tensors go; `objective`: the objective of the model, which
+    says which tokens see each other."""
     B, T = len(group), max(map(len, group))
     tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):

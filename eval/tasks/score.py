@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.tasks.journal import Journal, request_key
-from eval.tasks.rows import Input, Tokens, arrange, batches, representatives, rows
+from eval.tasks.rows import Input, Tokens, arrange, batches, pack_rows, representatives
 from model.attention import Arrangement
 
 Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding would give every scored token
@@ -69,9 +69,9 @@ def likelihoods(
         pairs_of.setdefault(representative[tokens_of_pair], []).append(i)
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
-    packed = rows(pairs_of, model.cfg.hidden, JOINED)
+    packed = pack_rows(pairs_of, model.cfg.hidden, JOINED)
     done, total = 0, sum(map(len, packed))
-    for group in journal.share(list(batches(packed, batch))):
+    for group in journal.batches_of_rank(list(batches(packed, batch))):
         numbers: list[int] = []  # of the pairs of this batch
         positions: list[np.ndarray] = []  # in the flat batch: outputs that predict the continuation of each pair
         for b, row in enumerate(group):
@@ -94,7 +94,7 @@ def likelihoods(
             raise ValueError(NOT_FINITE)
         journal.add({keys[i]: scores for i, *scores in zip(numbers, nats.tolist(), best.tolist(), strict=True)})
         progress(done, total)
-    if not journal.complete(keys):
+    if not journal.wait_until_complete(keys):
         return likelihoods(model, pairs, batch, progress, journal)
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
@@ -113,13 +113,9 @@ def split_to_fit(
 
 def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The log-probability (float64, in nats) of each target token, and whether it is the likeliest token of its output:
-    two arrays [targets]. An output that several targets use is multiplied with the output matrix once.
-
-    Args:
-        x_ND: outputs of the model's last layer.
-        index: [targets], the row of `x_ND` that predicts each target.
-        target: [targets], their token ids.
-    """
+    two arrays [targets]. An output that several targets use is multiplied with the output matrix once. `x_ND`: outputs
+    of the model's last layer; `index`: [targets], the row of `x_ND` that predicts each target; `target`: [targets],
+    their token ids."""
     order = np.argsort(index, kind="stable")
     logp, greedy = np.empty(len(index)), np.empty(len(index), bool)
     step = ROWS_GPU if x_ND.is_cuda else ROWS_CPU
@@ -134,12 +130,8 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
 
 def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
     """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely ones it takes the first.
-
-    Args:
-        logp_NV: the log-probabilities of the outputs.
-        n: int64 [targets], the output of each target.
-        v: int64 [targets], its token id.
-    """
+    `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target; `v`: int64
+    [targets], its token id."""
     if logp_NV.is_cuda:
         return logp_NV.argmax(-1)[n] == v
     # on a CPU argmax takes longer than log_softmax, and amax a tenth of it
@@ -187,14 +179,14 @@ def continuations(
         if not groups or (len(groups[-1]) + 1) * (len(groups[-1][0][0]) + new) > 2 * batch:
             groups.append([])
         groups[-1].append(request)
-    for group in journal.share(groups):
+    for group in journal.batches_of_rank(groups):
         done += sum(len(ids) for ids, _ in group)
         if all(key in journal for _, key in group):
             continue
         decoded = decode_batch(model, [ids for ids, _ in group], new, ended)
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
-    if not journal.complete(keys):
+    if not journal.wait_until_complete(keys):
         return continuations(model, contexts, new, ended, batch, progress, journal)
     return [journal.get(key, []) for key in keys]
 

@@ -84,11 +84,7 @@ class Scorer(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of
-        document.
-
-        Raises:
-            ValueError: a task asks for sampling or for several beams.
-        """
+        document. Raises ValueError where a task asks for sampling or for several beams."""
         numbers_by_settings: dict[str, list[int]] = {}  # of the requests; those of equal settings make batches
         for i, request in enumerate(requests):
             numbers_by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -102,7 +98,7 @@ class Scorer(TemplateLM):
             new = int(settings.get("max_gen_toks", NEW))
             if self.model.max_length:  # half of the longest input at least is left to the context
                 new = min(new, self.model.max_length // 2)
-            ended = functools.partial(self._ended, stops=stops)
+            ended = functools.partial(self._has_ended, stops=stops)
             contexts = [self.tok_encode(requests[i].args[0]) or [self.eod] for i in numbers]
             continuations = score.continuations(self.model, contexts, new, ended, **self.options)
             for i, ids in zip(numbers, continuations, strict=True):
@@ -115,7 +111,7 @@ class Scorer(TemplateLM):
         """The text of token ids, up to the first end-of-document token."""
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
-    def _ended(self, ids: list[int], stops: list[str]) -> bool:
+    def _has_ended(self, ids: list[int], stops: list[str]) -> bool:
         """Whether a continuation has reached the end of the document or contains one of the stop strings."""
         return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 

@@ -32,16 +32,8 @@ PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not c
 
 def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
-    Prints nothing when the run is finished or must not start.
-
-    Args:
-        job: the id of the Slurm job.
-        cell: the run.
-        out: the output root.
-
-    Returns:
-        The exit code: 0 when the run is to be trained or is finished.
-    """
+    Prints nothing when the run is finished or must not start. `out`: the output root. Returns the exit code: 0 when the
+    run is to be trained or is finished."""
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -61,7 +53,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
     if (n := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
-        print_with_time(give_up(cell.dir, job, n, "without a word, as when a node loses its power"))
+        print_with_time(mark_as_failed(cell.dir, job, n, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
         (cell.dir / old).unlink(missing_ok=True)
@@ -80,11 +72,6 @@ def prepare_data(job: str, cell: Cell, study: Study) -> bool:
 
     Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
     before the ranks start, because ranks wait for each other no longer than the timeout of a collective.
-
-    Args:
-        job: the id of the Slurm job.
-        cell: the run.
-        study: the study of the run.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
@@ -103,8 +90,6 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
-        job: the id of the Slurm job.
-        folder: the run directory.
         code: srun's exit code.
         signal: the signal by which Slurm asked the job to leave; LIMIT when the job's time is over and launch/run.sh
             has put it back into the queue at once; "" without a signal.
@@ -129,9 +114,8 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
         ending = "another job trains this run"
-    elif code == 2 or last_configuration_error(
-        folder, job
-    ):  # a wrong configuration: the same again would end the same way
+    # a wrong configuration: the same again would end the same way
+    elif code == 2 or last_configuration_error(folder, job):
         ending, why = "failed", last_configuration_error(folder, job) or "see train.log"
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     else:
@@ -145,7 +129,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         elif signal:
             ending = "warned of the time limit"
         if ending != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
-            ending, why, again = "failed", give_up(folder, job, n, ending), False
+            ending, why, again = "failed", mark_as_failed(folder, job, n, ending), False
     record_attempt(
         folder, event="end", job=job, step=step, code=code, how=ending, **({"why": why} if why else {}), again=again
     )
@@ -173,8 +157,9 @@ def last_configuration_error(folder: Path, job: str) -> str:
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """What the pattern `what`, or its group where it has one, matches at the beginning of the lines of train.log that
-    ranks of the job's last attempt printed; srun puts the rank's number before each line."""
+    """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
+    attempt. srun puts the rank's number before each line, which is not part of the match. `what`: a regular expression;
+    where it has a group, the group is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -185,8 +170,8 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
         return []
 
 
-def give_up(folder: Path, job: str, n: int, ending: str) -> str:
-    """Mark a run as failed after `n` attempts of a job without progress, the last of which ended with `ending`. Returns
+def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
+    """Mark a run as failed after `n` attempts of a job without progress. `ending`: how the last attempt ended. Returns
     the reason, which is also written to the file `failed`."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed

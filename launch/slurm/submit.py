@@ -45,23 +45,13 @@ class Job(TypedDict):
 
 
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
-    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are.
-
-    Args:
-        study: the study.
-        options: options of sbatch for the training array.
-        variables: environment variables for sbatch, from the site file.
-        ranks: how many ranks each run will have.
-
-    Returns:
-        The jobs, those that train first.
-
-    Raises:
-        ConfigError: something is wrong with the study, before anything is submitted; or sbatch refuses.
-    """
+    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are. `options`:
+    options of sbatch for the training array; `variables`: environment variables for sbatch, from the site file;
+    `ranks`: how many ranks each run will have. Returns the jobs, those that train first. Raises ConfigError where
+    something is wrong with the study, before anything is submitted; or sbatch refuses."""
     _check(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
-    busy = in_queue(study)
+    busy = runs_in_queue(study)
     for i in sorted(busy):
         print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
     train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
@@ -106,7 +96,7 @@ def _check(study: Study, ranks: int) -> None:
         raise ConfigError(NO_SLURM)
     for cell in study.cells:
         try:
-            cell.check_recorded()
+            cell.check_same_configuration()
         except Damaged as error:  # the run's job repairs it, or fails alone
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
         fit_micro_batch(cell.run, max(1, ranks // cell.run.layout.tp))
@@ -116,22 +106,17 @@ def _check(study: Study, ranks: int) -> None:
 
 
 def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job array that trains runs of a study.
-
-    Args:
-        study: the study.
-        cells: indices of the runs in `study.cells`.
-        variables: environment variables for sbatch, from the site file.
-        options: options of sbatch, such as partition, account, nodes and time.
-    """
+    """Submit the job array that trains runs of a study. `cells`: indices of the runs in `study.cells`; `variables`:
+    environment variables for sbatch, from the site file; `options`: options of sbatch, such as partition, account,
+    nodes and time."""
     words = with_mtbf(study.words, variables)
     from_args(words)  # an error of the site's is said here, and not by the first job hours later
-    command = [f"--job-name={study.name}", *options, f"--array={_ranges(cells)}", "launch/run.sh", *words]
+    command = [f"--job-name={study.name}", *options, f"--array={_index_ranges(cells)}", "launch/run.sh", *words]
     job = sbatch(command, variables)
     for i in cells:
         study.cells[i].dir.mkdir(parents=True, exist_ok=True)
         record_attempt(study.cells[i].dir, event="submitted", job=f"{job}_{i}")
-    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_ranges(cells)}")
+    print(f"job {job}: trains {len(cells)} run{'s' * (len(cells) > 1)}: array indices {_index_ranges(cells)}")
     return {"job": job, "does": "train", "runs": cells}
 
 
@@ -156,7 +141,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
             return False
     except Damaged:
         return False
-    if steps_to_evaluate(cell.dir) or not _versions().items() <= scores.items():
+    if steps_to_evaluate(cell.dir) or not _current_evaluation_versions().items() <= scores.items():
         return False
     if study.exports and not rundir.exported(cell.dir):
         return False
@@ -171,7 +156,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
 
 
 @functools.cache
-def _versions() -> dict[str, Any]:
+def _current_evaluation_versions() -> dict[str, Any]:
     """The entries that say which tasks an evaluation made today would use, as eval.json records them: {"version",
     "lm_eval"}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
@@ -184,7 +169,6 @@ def submit_evaluation(
     """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
 
     Args:
-        study: the study.
         cells: indices of the runs in `study.cells`.
         variables: environment variables for sbatch, from the site file.
         options: options of sbatch for the training array, from which partition, account and the like are taken.
@@ -200,7 +184,7 @@ def submit_evaluation(
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
     else:
         script += f"exec {judge}"
-    array = [f"--array={_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
+    array = [f"--array={_index_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
@@ -210,11 +194,8 @@ def submit_evaluation(
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
     """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: its options, and the file to run unless
-    `script`, a text for bash, is given.
-
-    Raises:
-        ConfigError: there is no sbatch, or it refuses the job; the message is sbatch's own.
-    """
+    `script`, a text for bash, is given. Raises ConfigError where there is no sbatch, or it refuses the job; the message
+    is sbatch's own."""
     # Inside a job, its own variables must not be taken for options of the next one. PYTHON of `make PYTHON=python3.12`
     # is the one that makes .venv; a job has the one of the site file.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
@@ -240,13 +221,9 @@ def _single_task_options(name: str, options: list[str]) -> list[str]:
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
-def in_queue(study: Study) -> dict[int, str]:
+def runs_in_queue(study: Study) -> dict[int, str]:
     """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty where
-    there is no Slurm.
-
-    Raises:
-        ConfigError: Slurm does not answer.
-    """
+    there is no Slurm. Raises ConfigError where Slurm does not answer."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -301,7 +278,7 @@ def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
     return [*(w for w in words if w != settings), f"{settings} layout.mtbf={variables['NODE_MTBF_HOURS']}"]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _index_ranges(numbers: list[int]) -> str:
     """Numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
@@ -313,8 +290,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _logs(study: Study) -> Path:
-    """The folder of the logs of the study's evaluation and report jobs, where launch/run.sh puts those of training
-    jobs too."""
+    """The folder of the logs of the study's jobs: evaluation, report and, by launch/run.sh, training."""
     return study.out / rundir.SLURM
 
 

@@ -24,8 +24,6 @@ def attend(
 
     Args:
         q_NTK: queries of N = sequences x heads.
-        k_NTK: keys.
-        v_NTK: values.
         bias_NTT: what is added to the scores; minus infinity where a query does not see a key.
         rows: queries in a block.
         layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in
@@ -52,7 +50,7 @@ class _Attention(torch.autograd.Function):
             )
             p = (score if layer == 1 else score.float() * layer).softmax(dim=-1).to(v.dtype)
             through = torch.empty_like(p, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            out.append(torch.bmm(_dropped(p, through, dropout), v[:, visible]))
+            out.append(torch.bmm(_apply_dropout(p, through, dropout), v[:, visible]))
             saved += [p, through]
         ctx.save_for_backward(q, k, v, *saved)
         return torch.cat(out, dim=1)
@@ -64,13 +62,14 @@ class _Attention(torch.autograd.Function):
         for start, p, through in zip(range(0, q.shape[1], ctx.rows), saved[::2], saved[1::2], strict=True):
             block, visible = slice(start, start + ctx.rows), slice(start + ctx.rows)
             grad = grads[0][:, block]
-            dp = _dropped(torch.bmm(grad, v[:, visible].mT), through, ctx.dropout)
+            dp = _apply_dropout(torch.bmm(grad, v[:, visible].mT), through, ctx.dropout)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq.append(torch.bmm(ds, k[:, visible]))
             dk[:, visible] += torch.bmm(ds.mT, q[:, block])
-            dv[:, visible] += torch.bmm(_dropped(p, through, ctx.dropout).mT, grad)
+            dv[:, visible] += torch.bmm(_apply_dropout(p, through, ctx.dropout).mT, grad)
         return torch.cat(dq, dim=1).mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None, None
 
 
-def _dropped(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
+def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
+    """Zero the dropped probabilities, and scale up the others. `through`: bool, which remain; None: no dropout."""
     return p if through is None else p * through / (1 - dropout)

@@ -23,19 +23,19 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean of -log softmax(x @ weight.T)[target] in nats, computed in fp32 whatever the precision of x."""
     if x_ND.is_cuda and torch.compiler.is_compiling():  # one fused kernel
         return F.cross_entropy(linear(x_ND, weight_VD).float(), targets_N)
-    return _in_blocks(x_ND, weight_VD, targets_N)
+    return _loss_in_blocks(x_ND, weight_VD, targets_N)
 
 
-def _in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def _loss_in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     return _CrossEntropy.apply(x_ND, weight_VD, targets_N)
 
 
 def prepare_to_compile() -> None:
-    """Make `_in_blocks` an opaque function for torch.compile, which then calls it and does not trace its loop. Call
-    this before torch.compile."""
-    global _in_blocks
-    if not hasattr(_in_blocks, "_torchdynamo_disable"):
-        _in_blocks = torch.compiler.disable(_in_blocks)
+    """Make `_loss_in_blocks` an opaque function for torch.compile, which then calls it and does not trace its loop.
+    Call this before torch.compile."""
+    global _loss_in_blocks
+    if not hasattr(_loss_in_blocks, "_torchdynamo_disable"):
+        _loss_in_blocks = torch.compiler.disable(_loss_in_blocks)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -53,7 +53,9 @@ class _CrossEntropy(torch.autograd.Function):
             block = slice(start, start + rows)
             logits = product(x_ND[block], weight_VD)
             parts = range(0, len(logits), few)
-            total += sum(_differentiated(logits[i : i + few], targets_N[block][i : i + few, None]) for i in parts)
+            total += sum(
+                _loss_with_gradient_in_place(logits[i : i + few], targets_N[block][i : i + few, None]) for i in parts
+            )
             if any(ctx.needs_input_grad):
                 x_grad[block] = product(logits, weight_VD.t())
                 weight_grad_VD += weight_grad(logits, x_ND[block])
@@ -69,9 +71,8 @@ class _CrossEntropy(torch.autograd.Function):
         return x_grad * scale, torch.mul(weight_grad_VD, scale, out=rounded), None
 
 
-def _differentiated(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """The sum of the rows' cross-entropies. Overwrites the logits with the gradient of this sum: softmax minus
-    one-hot."""
+def _loss_with_gradient_in_place(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
+    """The sum of the rows' cross-entropies. Overwrites the logits with its gradient: softmax minus one-hot."""
     p = logits_NV.float()  # in fp32 the logits themselves: all of this happens in place
     torch.softmax(p, dim=-1, out=p)
     loss = -p.gather(1, target_N1).clamp_min(torch.finfo(p.dtype).tiny).log().sum()  # at most 87 nats a token

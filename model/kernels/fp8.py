@@ -40,6 +40,7 @@ def scale(x: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def cast(x: Tensor, by: Tensor, kind: torch.dtype) -> Tensor:
+    """Multiply a tensor by its scale and round it to an FP8 format."""
     return (x * by.to(x.dtype)).to(kind)
 
 
@@ -83,6 +84,7 @@ class Weight(NamedTuple):
 
 
 def cast_weight(weight_FD: Tensor) -> Weight:
+    """Cast a weight [F, D] to FP8 with a scale of its own."""
     by = scale(weight_FD, FORWARD)
     w8_FD = cast(weight_FD, by, FORWARD)
     return Weight(w8_FD, w8_FD.t().contiguous(), by)

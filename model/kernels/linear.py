@@ -22,7 +22,7 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias for x [..., D], weight [F, D], bias [F]; in fp32 on a CPU by oneDNN."""
-    return _OneDNN.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
+    return _OneDNNLinear.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
 
 
 def _onednn(x: Tensor) -> bool:
@@ -33,7 +33,7 @@ def product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """a @ b.T + bias, without a gradient."""
     if not _onednn(a_ND):
         return F.linear(a_ND, b_FD, bias_F)
-    return (_opaque if torch.compiler.is_compiling() else _direct)(a_ND, b_FD, bias_F)
+    return (_onednn_operator if torch.compiler.is_compiling() else _onednn_product)(a_ND, b_FD, bias_F)
 
 
 def gelu_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
@@ -41,18 +41,18 @@ def gelu_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "gelu", [], "tanh")
 
 
-def _direct(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+def _onednn_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "none", [], "")
 
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
-def _opaque(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+def _onednn_operator(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     """a @ b.T + bias by oneDNN's operator, as an operator that torch.compile does not trace: its own rule for oneDNN's
     operator expects weights that never change."""
-    return _direct(a_ND, b_FD, bias_F)
+    return _onednn_product(a_ND, b_FD, bias_F)
 
 
-@_opaque.register_fake
+@_onednn_operator.register_fake
 def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     return a_ND.new_empty(len(a_ND), len(b_FD))
 
@@ -65,7 +65,7 @@ def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
     return product(grad_NF.t(), x_ND.t())
 
 
-class _OneDNN(torch.autograd.Function):
+class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 
 def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate queries or keys: coordinates i and i + K/2 are a pair (a, b), which becomes (a cos - b sin, b cos + a
-    sin)."""
+    """Rotate queries or keys: coordinates i and i + K/2, a pair (a, b), become (a cos - b sin, b cos + a sin)."""
     half = x_BHTK.shape[-1] // 2
     a, b = x_BHTK[..., :half], x_BHTK[..., half:]
     cos, sin = cos_TK[..., :half], sin_TK[..., :half]
@@ -16,13 +15,9 @@ def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate queries or keys as `formula` does, in two passes over the numbers.
-
-    Args:
-        x_BHTK: queries or keys.
-        cos_TK: cosines of the angles; both halves of the K coordinates are the same.
-        sin_TK: sines of the angles; both halves of the K coordinates are the same.
-    """
+    """Rotate queries or keys as `formula` does, in two passes over the numbers. `x_BHTK`: queries or keys; `cos_TK`:
+    cosines of the angles; both halves of the K coordinates are the same; `sin_TK`: sines of the angles; both halves of
+    the K coordinates are the same."""
     return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
 
 

@@ -69,10 +69,7 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
     Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
     to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
-    output projection is the attention matrix itself.
-
-    Args:
-        extent: with the prefix objective the length of the prefix.
+    output projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -133,7 +130,7 @@ def position(model: Any) -> Proof:
     else:
         share = float((moved * expected_move).sum() / expected_move.square().sum())
         # in bf16 a position is rounded to the precision of the larger embedding it is added to
-        if abs(share - 1) > probe.TOLERANCE or not probe.close(moved, expected_move, float(x_BTD.abs().max())):
+        if abs(share - 1) > probe.TOLERANCE or not probe.is_close(moved, expected_move, float(x_BTD.abs().max())):
             wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
     where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
     size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
@@ -146,10 +143,7 @@ UNDEFINED = "its definition is missing in `visible_keys` or `expected_prediction
 
 def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
     """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens.
-
-    Raises:
-        ValueError: this function does not define the objective.
-    """
+    Raises ValueError where this function does not define the objective."""
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
@@ -165,13 +159,8 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
     predict), by the definition of the objective.
 
     Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
-
-    Args:
-        rows: token ids, [B, T + 1].
-        batch: the batch that the model's objective made of these rows.
-
-    Raises:
-        ValueError: this function does not define the objective.
+    `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective made of these rows. Raises ValueError
+    where this function does not define the objective.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -188,13 +177,8 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
 def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
     """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80 %
     of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged. Returns a
-    sentence for each fault.
-
-    Args:
-        rows: token ids, [B, T + 1].
-        batch: the batch that the model's objective made of these rows.
-        mask: the id of the mask token.
-    """
+    sentence for each fault. `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective made of these
+    rows; `mask`: the id of the mask token."""
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)

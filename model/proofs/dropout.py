@@ -12,26 +12,27 @@ from model.proofs.probe import Proof
 ROWS = 8  # sequences, so that enough is dropped to tell a share
 
 
-class Measured(NamedTuple):
-    """What dropout does where attention and MLP are made to return ones, and all values to be 1."""
+class DropoutMeasurement(NamedTuple):
+    """What dropout does to known values: hooks make attention and MLP return ones, and all attention values 1."""
 
-    first_input: Tensor  # of the first layer
-    places: int  # that drop what is added to the residual stream
-    least_kept: float  # share of what is added that is kept, in the place that keeps the least of it
-    most_kept: float
-    size: float  # of what is kept, which was 1
-    attention: float  # share of the attention probabilities that is dropped
-    deviation: float  # of what heads return from 1, which it is where no probability is dropped
+    first_input: Tensor  # the input of the first layer
+    places: int  # how many dropout layers act on what is added to the residual stream
+    least_kept: float  # the smallest share of ones that one of these dropout layers keeps
+    most_kept: float  # the largest
+    size: float  # the mean size of the values that are kept, which were 1 before
+    attention: float  # the share of the attention probabilities that is dropped
+    deviation: float  # the mean distance from 1 of the heads' outputs, which are 1 without dropout
 
 
-def measure(model: Any) -> Measured:
+def measure(model: Any) -> DropoutMeasurement:
+    """Run a forward pass of the model, in training or evaluation mode as it is, and measure what dropout does in it."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer
     added: list[Tensor] = []  # what each layer adds to the residual stream
     heads: list[Tensor] = []  # what each head returns
 
-    def ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    def return_ones(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return torch.ones_like(out)
 
     def values(module: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -44,15 +45,15 @@ def measure(model: Any) -> Measured:
             on(layer.register_forward_pre_hook(lambda m, a: inputs.append(a[0])))
             on(layer.attn.qkv.register_forward_hook(values))
             on(layer.attn.proj.register_forward_pre_hook(lambda m, a: heads.append(a[0].double())))
-            on(layer.attn.register_forward_hook(ones))
-            on(layer.mlp.register_forward_hook(ones))
+            on(layer.attn.register_forward_hook(return_ones))
+            on(layer.mlp.register_forward_hook(return_ones))
             on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
         probe.hidden(model, probe.tokens(model, T).expand(ROWS, T))
     kept = [float((a > 0).double().mean()) for a in added] or [1.0]
     sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
     # the first token has a single probability: where it is dropped, its head returns nothing
     first = [float((h[:, 0].view(ROWS, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
-    return Measured(
+    return DropoutMeasurement(
         inputs[0],
         len(added),
         min(kept),

@@ -32,8 +32,7 @@ FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}
 
 
 def embedding_norm(model: Any) -> Proof:
-    """model.embnorm: with it, token embeddings enter the first layer with mean 0 and variance 1; without it,
-    unchanged."""
+    """model.embnorm: with it, token embeddings enter layer 1 with mean 0 and variance 1; without it, unchanged."""
     cfg = model.cfg
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
@@ -42,7 +41,7 @@ def embedding_norm(model: Any) -> Proof:
     raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
-    ok = probe.close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
+    ok = probe.is_close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
     ok = ok and abs(float(x_BD.var() / expected.var()) - 1) < 0.1
     spread = f"token vectors enter layer 0 with mean {x_BD.mean():.1e} and variance {x_BD.var():.3g}"
     return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")
@@ -80,7 +79,7 @@ def norms(model: Any) -> Proof:
     for name, pairs in calls.items():
         if len(pairs) != 1:
             wrong.append(f"{name} is applied {len(pairs)} times")
-        elif not probe.close(pairs[0][1], formula(pairs[0][0].double(), cfg.norm_eps), 1.0):
+        elif not probe.is_close(pairs[0][1], formula(pairs[0][0].double(), cfg.norm_eps), 1.0):
             wrong.append(f"{name} does not compute {cfg.norm}")
     if not wrong and not torch.equal(final, calls["norm"][0][1] if last else ends["last"]):
         wrong.append("what the last norm computes is not used")
@@ -123,7 +122,7 @@ def block(model: Any) -> Proof:
         wrong += [
             f"layer {i}: {what[k]} is not that of {cfg.block}"
             for k, v in expected.items()
-            if k not in tensors or not probe.close(tensors[k], v, float(v.abs().max()))
+            if k not in tensors or not probe.is_close(tensors[k], v, float(v.abs().max()))
         ]
     return Proof("model.block", cfg.block, not wrong, "; ".join(wrong) or f"{cfg.layers} layers measured")
 
@@ -201,7 +200,7 @@ def activation(model: Any) -> Proof:
             probe.hidden(model, probe.tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
         expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
-        if len(products) != 1 or not probe.close(products[0], expected, 0.01):
+        if len(products) != 1 or not probe.is_close(products[0], expected, 0.01):
             wrong.append(f"layer {i}: the activation is not {cfg.act}")
         else:
             worst = max(worst, float((products[0].double() - expected).abs().max()))
@@ -247,7 +246,7 @@ def tied(model: Any) -> Proof:
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
     logits = model(tokens, **probe.extents(model, tokens))
-    ok = ok and output is not None and probe.close(logits, x @ output.double().T, 1.0)
+    ok = ok and output is not None and probe.is_close(logits, x @ output.double().T, 1.0)
     return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
 
 
@@ -263,7 +262,7 @@ def head(model: Any) -> Proof:
     if cfg.head_transform == "bert":
         # the product is rounded to the model's precision, and the norm enlarges what that leaves of it
         expected = FORMULAS[cfg.norm](_gelu(expected.to(x).double()).to(x).double(), cfg.norm_eps)
-    if not probe.close(out, expected, float(expected.abs().max())):
+    if not probe.is_close(out, expected, float(expected.abs().max())):
         wrong.append(f"what the output matrix reads is not that of head_transform={cfg.head_transform}")
     names = {name for name, _ in model.named_parameters() if name.startswith(("output.", "transform."))}
     declared = {"none": set(), "linear": {"transform.dense.weight"}, "bert": {"transform.dense.weight"}}
@@ -276,7 +275,7 @@ def head(model: Any) -> Proof:
         model.output.bias.fill_(1.0)
         moved = model.project(x).double() - logits
         model.output.bias.copy_(before)
-        if not probe.close(moved, torch.ones_like(moved), 1.0):
+        if not probe.is_close(moved, torch.ones_like(moved), 1.0):
             wrong.append("the bias of the logits does nothing, or something else")
     value = f"{cfg.head_transform}, output bias {str(cfg.output_bias).lower()}"
     measured = f"{len(names)} parameters; formula errs by {float((out.double() - expected).abs().max()):.1e} at most"

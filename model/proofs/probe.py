@@ -38,14 +38,13 @@ def hooks() -> Iterator[Any]:
 
 
 def heads_of_rank(model: Any) -> range:
-    """The numbers, among all heads of a layer, of the heads that this rank computes."""
+    """The indices, among all attention heads of a layer, of the heads that this rank computes."""
     H = model.cfg.heads // model.tp.size
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
 def whole_parameter(model: Any, name: str) -> Tensor:
-    """A parameter of the model, gathered from all ranks where tensor parallelism divides it. All ranks call it
-    together."""
+    """A parameter, gathered from all ranks where tensor parallelism divides it. All ranks call it together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -80,9 +79,8 @@ def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     return (sums or first_inputs)[0].double()
 
 
-def close(x: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether `x` and `expected` have the same shape, and all elements differ by at most TOLERANCE x (scale +
-    |expected|)."""
+def is_close(x: Tensor, expected: Tensor, scale: float) -> bool:
+    """Whether two tensors have the same shape, and all elements differ by at most TOLERANCE x (scale + |expected|)."""
     if x.shape != expected.shape:
         return False
     return bool(((x.double() - expected.double()).abs() <= TOLERANCE * (scale + expected.double().abs())).all())

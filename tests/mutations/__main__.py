@@ -89,11 +89,11 @@ def unproved(words: list[str]) -> list[str]:
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
     deepspeed_setup.start(run)
-    live = engine.build(run_model.model_of(run), run, 1)
+    live = engine.build(run_model.build_model(run), run, 1)
     _, groups = proof.parameter_groups(live.model, live.parameter_groups, run.train.decay_embnorm)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
-    return failed + [key for key, value in held.effective(live).items() if value != declared[key]]
+    return failed + [key for key, value in held.settings_in_effect(live).items() if value != declared[key]]
 
 
 # ------------------------------------------------------------------------------------------------ outside

@@ -276,7 +276,7 @@ MUTATIONS = [
         "",
         "",
         "launch/local.py",
-        'if study.exports and not _succeeds("-m", "eval.exportable", *study.words):',
+        'if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):',
         "if False:",
         "tests/test_export_study.py::test_what_cannot_be_exported_is_refused_before_any_work_with_each_arm_and_why",
     ),

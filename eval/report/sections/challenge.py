@@ -58,7 +58,7 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
         rules.append(f"{devices} devices")
     rules += broken_time_rules(cell)
     table = cell.get("glue") or {}
-    epochs = table.get("setting", {}).get("epochs", 0)
+    epochs = (table.get("setting") or {}).get("epochs", 0)
     if not isinstance(epochs, int) or epochs > MOST_EPOCHS:
         rules.append(f"fine-tuning over {in_one_line(epochs)} epochs")
     settings = [entry["setting"] for entry in table.get("scores", {}).values() if "setting" in entry]
@@ -68,8 +68,7 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
 
 
 def devices_of(launch: dict[str, Any]) -> int:
-    """The number of devices in one launch of a run, given by run.json or an entry of its "continued"; 1 where
-    unknown."""
+    """The number of devices in a launch of a run, given by run.json or an entry of its "continued"; 1 if unknown."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
@@ -86,7 +85,9 @@ def broken_time_rules(cell: dict[str, Any]) -> list[str]:
         return ["no budget that is known"]
     if budget > LONGEST:
         rules.append(f"a budget of more than {LONGEST / 3600:.0f} hours")
-    seconds = cell.get("done", {}).get("seconds", cell["metrics"][-1]["seconds"] if cell.get("metrics") else 0.0)
+    seconds = cell.get("done", {}).get("seconds")
+    if seconds is None:  # `done` of an earlier version, or none yet
+        seconds = cell["metrics"][-1]["seconds"] if cell.get("metrics") else 0.0
     late = seconds - budget
     if late > TOLERANCE * budget and late > seconds_of_last_step(cell):
         rules.append(f"{late:,.1f} s longer than its budget, more than {TOLERANCE:.0%} and more than a step")

@@ -1,6 +1,8 @@
 """Section: differences of the arms from the baseline, by seed, with their noise, and the differences that such a study
 can detect."""
 
+from math import inf, isinf
+
 import numpy as np
 
 from ablations import drawing
@@ -8,9 +10,10 @@ from ablations.plan.power import POWER, detectable
 from eval.report.blocks import Block, Section, Table
 from eval.report.compare import METRICS, difference_strata, pairing
 from eval.report.findings import Findings, recorded_noise
+from eval.report.sections.answer import pairs_table
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
-from eval.statistics.parts import Part, interval_half_width
+from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
 
 PAIRED = """\
@@ -25,14 +28,16 @@ NOISE = """\
 Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean of
 each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over the arms,
 as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by question,
-and others could have been drawn. A difference counts when it is larger than "counts above": many times the noise where
-there are few seeds or few groups of items (degrees of freedom, d.o.f.), because the noise itself is then badly known;
-more seeds do not make up for few groups of items. p is two-sided, after Holm's correction for the number of arms, in a
-factorial of arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks,
-and over other tasks like these; seeds are in neither. "Not above zero": the documents and questions vary no more than
-each does by itself from seed to seed, which is in the seeds' part already and is counted once; the bootstrap, which
-redraws the items as these seeds answered them, has it too. With few groups of items or few tasks the bootstrap's
-intervals are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
+and others could have been drawn. A difference counts when it is larger than "counts above", the half-width of its 95 %
+interval corrected as p is: many times the noise where there are few seeds or few groups of items (degrees of freedom,
+d.o.f.), because the noise itself is then badly known; more seeds do not make up for few groups of items: hold out text
+of more sources (docs/statistics.md). p is two-sided, after Holm's correction for the number of arms, in a factorial of
+arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over
+other tasks like these; seeds are in neither. "None possible": larger than any difference from the baseline's score can
+be, since a score lies between 0 and 100 %. "Not above zero": the documents and questions vary no more than each does by
+itself from seed to seed, which is in the seeds' part already and is counted once; the bootstrap, which redraws the
+items as these seeds answered them, has it too. With few groups of items or few tasks the bootstrap's intervals are too
+short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
 BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
@@ -46,7 +51,12 @@ def section(findings: Findings) -> Section:
         )
     batches = "the same batches in the same order, and " if findings.same_batches() else ""
     words = PAIRED if findings.controlled else UNPLANNED
-    blocks: list[Block] = [words.format(baseline=findings.baseline, batches=batches), *tables, NOISE]
+    blocks: list[Block] = [
+        words.format(baseline=findings.baseline, batches=batches),
+        *tables,
+        *pairs_table(findings),
+        NOISE,
+    ]
     if findings.noise:
         blocks.append(
             f"Where an arm shares one seed with {findings.baseline}, the seeds' part is what other runs tell, and "
@@ -69,7 +79,14 @@ def comparison_tables(findings: Findings) -> list[Table]:
             ]
             label, mean = f"{arm}, {name}", f"{c.difference:+.{digits}f}"
             by_seed.append([label, *signed, mean])
-            tests.append([label, mean, *noise_cells(c, digits), findings.marked_verdict(arm, name)])
+            tests.append(
+                [
+                    label,
+                    mean,
+                    *noise_cells(c, digits, largest_difference(findings, name)),
+                    findings.marked_verdict(arm, name),
+                ]
+            )
             intervals += [[label, mean, *line] for line in bootstrap_intervals(findings, arm, name)]
     if not by_seed:
         return []
@@ -80,15 +97,30 @@ def comparison_tables(findings: Findings) -> list[Table]:
     ]
 
 
-def noise_cells(c: Comparison, digits: int) -> list[str]:
-    """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value."""
+def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
+    """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value.
+
+    Args:
+        largest: the largest difference that there can be. A threshold beyond it is not shown as a number.
+    """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:
         items = BELOW
     if c.seeds is None or not c.enough_items:
         return ["unknown", items, "unknown", "-", "-"]
     seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)"
-    return [seeds, items, f"{c.noise:.{digits}f}", f"{c.threshold:.{digits}f}", f"{c.adjusted:.2g}"]
+    above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
+    return [seeds, items, f"{c.noise:.{digits}f}", above, f"{c.adjusted:.2g}"]
+
+
+def largest_difference(findings: Findings, metric: str) -> float:
+    """The largest difference from the baseline that the metric allows, given the baseline's own mean: scores lie
+    between 0 and 100 %. inf for a loss."""
+    most, baseline = METRICS[metric].largest, findings.results[metric][findings.baseline]
+    if isinf(most):
+        return inf
+    mean = float(np.mean(list(baseline.values())))
+    return max(mean, most - mean)
 
 
 def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[str]]:
@@ -155,13 +187,14 @@ def noise_floors(findings: Findings) -> list[Block]:
     arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
-        floor = noise_floor(
-            findings.distinct_results(name)
-        )  # with what the arms of a seed share: two seeds do not share it
+        # with what the arms of a seed share: two seeds do not share it
+        floor = noise_floor(findings.distinct_results(name))
         assert floor
-        widest = interval_half_width(0.05, Part(2 * floor.variance, floor.dof), Part(0.0, np.inf))
+        widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
             f"{least:.{metric.digits + 1}f} with {n}"
+            if least <= largest_difference(findings, name)
+            else f"no possible difference with {n}"
             for n in STUDIES_SHOWN
             for least in [
                 detectable(noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf)
@@ -176,8 +209,7 @@ def noise_floors(findings: Findings) -> list[Block]:
 
 
 def forest(findings: Findings, metric: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline, with the intervals on which the verdicts are
-    based."""
+    """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.compared.get(metric, {}).items():
         kind = "same"
@@ -187,4 +219,4 @@ def forest(findings: Findings, metric: str) -> str:
         effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"
-    return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better")
+    return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better", definition.largest)

@@ -46,10 +46,7 @@ def section(findings: Findings) -> Section:
 
 def mean_loss_text(entries: list[dict]) -> str:
     """The mean loss of a domain over seeds as text, with its standard error over documents where there are several.
-
-    Args:
-        entries: the domain's entry in eval.json of each seed.
-    """
+    `entries`: the domain's entry in eval.json of each seed."""
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
     return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS
+from eval.report.compare import METRICS, largest_effect
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison
 
@@ -47,7 +47,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     return [
         [
             f"{design.name(effect)}, {name}",
-            *estimate_cells(c, METRICS[name].digits + 1),
+            *estimate_cells(c, name, effect.bit_count()),
             verdict_text(findings, name, effect, c),
         ]
         for name in findings.results
@@ -55,7 +55,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     ]
 
 
-def on_screen(findings: Findings) -> list[str | Table]:
+def terminal_blocks(findings: Findings) -> list[str | Table]:
     """The table of effects for the terminal; empty where the study is no factorial."""
     design = findings.study.factorial
     if not design:
@@ -69,11 +69,13 @@ def on_screen(findings: Findings) -> list[str | Table]:
     return blocks
 
 
-def estimate_cells(c: Comparison, digits: int) -> list[str]:
+def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
+    digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.enough_items:
         return [estimate, "unknown", "unknown", "-"]
-    low, high = c.difference - c.threshold, c.difference + c.threshold
+    most = largest_effect(metric, factors)
+    low, high = max(-most, c.difference - c.threshold), min(most, c.difference + c.threshold)
     return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 

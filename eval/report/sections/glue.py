@@ -100,12 +100,8 @@ def section(findings: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The table rows of external checkpoints, and remarks about them as lines of a list.
-
-    Args:
-        runs: the contents of the runs' glue.json.
-        names: the tasks that are columns.
-    """
+    """The table rows of external checkpoints, and remarks about them as lines of a list. `runs`: the contents of the
+    runs' glue.json; `names`: the tasks that are columns."""
     rows, notes = [], []
     for name, table, damage in external:
         title = f"{name} (external)"

@@ -35,7 +35,6 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
     lines += getattr(study, "damaged", [])
-    lines += copies(cells)
     runs = {name: cell["run"] for name, cell in by_name.items() if "run" in cell}
     evaluated = {name: cell for name, cell in by_name.items() if "eval" in cell}
 
@@ -44,7 +43,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         {name: {key: run[key] for key in compared} | {"layout": executed_layout(run)} for name, run in runs.items()}
     )
     for name, run in runs.items():
-        lines += history(name, run, compared)
+        lines += training_events(name, run, compared)
         lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
@@ -70,35 +69,10 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def copies(cells: Cells) -> list[str]:
-    """Sentences about runs of different seeds that are in fact the same run, because everything that they logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second seed."""
-    lines = []
-    first: dict[Any, tuple[str, int]] = {}
-    for (arm, seed), cell in cells.items():
-        logged = tuple((row["step"], row["loss"], row.get("grad_norm")) for row in cell.get("metrics") or [])
-        weights = cell.get("eval", {}).get("weights_sha256")
-        keys = [key for key in (("logged", logged), ("weights", weights)) if key[1]]
-        original = next((first[key] for key in keys if key in first), (arm, seed))
-        if original[1] != seed:
-            lines.append(
-                f"{arm}, seed {seed}: trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is "
-                "a copy of the other, so it is no second measurement"
-            )
-        for key in keys:
-            first.setdefault(key, (arm, seed))
-    return lines
-
-
-def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
+def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks.
-
-    Args:
-        name: the run, for the sentences.
-        run: the content of its run.json.
-        compared: the keys of run.json that should be equal in all launches of the run.
-    """
+    hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
+    run.json that should be equal in all launches of the run."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -121,11 +95,7 @@ def history(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[s
 
 def compile_mode(launch: dict[str, Any]) -> str:
     """The value of layout.compile with which a launch of a run was executed: "never" where it was not compiled, and ""
-    where run.json does not say.
-
-    Args:
-        launch: the content of run.json, or one of its later launches.
-    """
+    where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
     execution = launch.get("execution")
     return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
 
@@ -206,12 +176,8 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
-    """A sentence for each key whose value differs between runs.
-
-    Args:
-        values: {run: nested dictionary}.
-        only_shared: leave out runs that do not have the key.
-    """
+    """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
+    leave out runs that do not have the key."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

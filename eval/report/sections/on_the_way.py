@@ -43,12 +43,7 @@ def section(findings: Findings) -> Section:
 
 def scores_during_training(seeds: dict[int, dict], key: str) -> dict[int, float]:
     """The scores of an arm during training: {tokens: mean score over seeds}, at the numbers of tokens that all its
-    seeds have.
-
-    Args:
-        seeds: {seed: content of the run directory}.
-        key: the entry of the metric in eval.json.
-    """
+    seeds have. `seeds`: {seed: content of the run directory}; `key`: the entry of the metric in eval.json."""
     values: dict[int, list[float]] = {}
     for cell in seeds.values():
         points = {result["tokens"]: result for result in cell["checkpoints"]}

@@ -7,11 +7,12 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
+from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
-from eval.statistics.items import independent_items, item_part
+from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 
 
@@ -22,6 +23,7 @@ def section(findings: Findings) -> Section:
         for name in findings.results
     ]
     question = [f"**Question.** {findings.study.question}", expectation(findings)]
+    question += [text for text in [answer(findings)] if text]
     image = Image("figure.svg", "Loss curves and differences")
     return Section(
         "", [*question, *arms_without_effect(findings), table(findings), *footnotes(findings), *forests, image]
@@ -29,11 +31,8 @@ def section(findings: Findings) -> Section:
 
 
 def table(findings: Findings, head: str = "arm") -> Table:
-    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric.
-
-    Args:
-        head: the title of the first column.
-    """
+    """A table with a line for each arm: its score on each metric, and the verdict by the primary metric. `head`: the
+    title of the first column."""
     lines = []
     for arm in findings.study.arms:
         numbers = [score_text(findings, arm, name) for name in METRICS if name in findings.results]
@@ -49,15 +48,14 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
         return "-"
     pool = findings.results[metric] if findings.controlled else {arm: row}
     strata = arm_strata(findings.cells, arm, sorted(row), metric)
-    error = level_stderr(pool, arm, item_part(strata))
+    error = level_stderr(pool, arm, item_variance(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
     return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)
 
 
 def verdict_phrases(findings: Findings, arm: str) -> list[str]:
-    """The phrases in an arm's column "verdict": the verdict, or why there is none; broken rules of Cramming; missing
-    runs."""
+    """The phrases in an arm's column "verdict": verdict, or why there is none; broken rules; missing runs."""
     results = findings.results[findings.primary]
     words = []
     if arm in findings.compared[findings.primary]:
@@ -114,14 +112,18 @@ def footnotes(findings: Findings) -> list[str]:
         lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")
     return [
         " ".join(lines),
-        "±: standard error of that number alone. Arms share seeds and documents, so differences are surer.",
+        "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so "
+        "differences are surer. × noise: a difference divided by its own standard error. Where few seeds or few groups "
+        "of items tell that error (degrees of freedom, below), it takes far more than twice the error to be "
+        "significant; p has that in it, is two-sided, and is corrected for the number of arms.",
         *unequal_tasks(findings),
         *uneven_seeds(findings),
     ]
 
 
 def held_out_loss(findings: Findings) -> str:
-    """What bits/byte means here: the loss of the whole text, or that of the masked tokens."""
+    """What the metric bits/byte means in this study, as a phrase of the footnotes: the loss of the whole held-out text
+    or, for masked language models, that of the masked tokens."""
     models = [cell["run"]["config"]["model"] for cell in findings.cells.values() if "run" in cell]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:

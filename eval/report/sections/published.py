@@ -14,7 +14,7 @@ from eval.report.findings import Findings
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum
-from eval.statistics.parts import Part
+from eval.statistics.parts import Variance
 from eval.statistics.verdicts import verdict
 
 WARNING = "{paper}. Other tasks, another harness, another scale: nothing here is ranked with anything there."
@@ -31,7 +31,7 @@ def load() -> dict[str, Any]:
 
 
 @cache
-def saves() -> dict[str, np.ndarray]:
+def published_checkpoints() -> dict[str, np.ndarray]:
     """The published accuracies of all saves of the BigScience runs, {corpus: [saves, tasks], in %}, the earliest first.
     Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
@@ -64,8 +64,7 @@ def section(findings: Findings) -> Section:
 
 
 def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results (an entry of "tables" in published.yaml), with ours in the rows of the same
-    value."""
+    """A table of published results (an entry of "tables" in published.yaml), with ours in rows of the same value."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}
@@ -86,11 +85,7 @@ def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
             without = "baseline" if arm == findings.baseline else "-"
             line.append(findings.verdict(arm, name) if comparison else without)
         lines.append(line)
-    return Table(head, lines, table_title(table))
-
-
-def table_title(table: dict[str, Any]) -> str:
-    return f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})"
+    return Table(head, lines, f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})")
 
 
 def table_columns(table: dict[str, Any]) -> list[str]:
@@ -124,7 +119,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     numbers = np.array([row for row in known["rows"].values()], float)
     n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
     variance = (p * (1 - p) / (n - 1) + q * (1 - q) / (n - 1)) * 1e4
-    items = Part(float(variance.sum()) / len(n) ** 2, float(n.min() - 1))
+    items = Variance(float(variance.sum()) / len(n) ** 2, float(n.min() - 1))
     difference = 100 * (p - q)
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 

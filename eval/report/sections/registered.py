@@ -18,8 +18,10 @@ Predictions compare values of the metric as they are: in bits/byte, less is bett
 difference between neighbours has its sign and is more than noise (p ≤ 0.05), and **failed** when one of them has the
 other sign beyond noise, corrected for their number. An interval held when two one-sided tests say that the difference
 lies in it, and failed when the 95 % interval of the difference lies outside. All else is undecided. Each prediction is
-a claim of its own: there is no correction for how many there are. **Before the runs**: it stood in the directories of
-the arms that it is about before their first step; one of them may be older, since studies share their baseline."""
+a claim of its own: there is no correction for how many there are, nor in the intervals under "measured" (where seeds
+are added until it is decided, these are wider, so that they hold at all looks together). **Before the runs**: it stood
+in the directories of the arms that it is about before their first step; one of them may be older, since studies share
+their baseline."""
 
 
 UNCHANGED = "nothing was changed since"
@@ -33,7 +35,7 @@ def section(findings: Findings) -> Section:
             HEAD,
             "\n".join(
                 f"* {line}."
-                for line in [*when_registered(findings), *(changes_since(findings) or [unchanged(findings)])]
+                for line in [*when_registered(findings), *(changes_since(findings) or [unchanged_sentence(findings)])]
             ),
         ]
     if checked := checked_predictions(findings):
@@ -45,14 +47,14 @@ def section(findings: Findings) -> Section:
     return Section("Registered before the runs", blocks)
 
 
-def first_lines(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """As `first_registrations`, the earliest first."""
+def registrations_by_time(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
+    """The first registration of the study in each run, {(arm, seed): line of registered.jsonl}, the earliest first."""
     return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 
 def when_registered(findings: Findings) -> list[str]:
     """Sentences on how many runs registered this study before their first step, which did so later, and which not."""
-    first = first_lines(findings)
+    first = registrations_by_time(findings)
     before = [run for run, line in first.items() if line["step"] == 0]
     later = [run for run, line in first.items() if line["step"] > 0]
     without = [run for run, cell in findings.cells.items() if "run" in cell and run not in first]
@@ -68,14 +70,14 @@ def when_registered(findings: Findings) -> list[str]:
 
 def changes_since(findings: Findings) -> list[str]:
     """A sentence for each registered value that has changed since the runs began."""
-    then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in first_lines(findings).items()}
+    then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in registrations_by_time(findings).items()}
     return changes(findings.study.registration, then, len(findings.cells))
 
 
-def unchanged(findings: Findings) -> str:
+def unchanged_sentence(findings: Findings) -> str:
     """The sentence for a study without known changes since its registration, or that changes cannot be excluded,
     because the registration of a run is missing or damaged."""
-    known = first_lines(findings)
+    known = registrations_by_time(findings)
     damaged = any(rundir.REGISTERED in line for cell in findings.cells.values() for line in cell.get("damage", []))
     return (
         UNKNOWN
@@ -90,7 +92,7 @@ def expectation(findings: Findings) -> str:
     expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
-    first = first_lines(findings)
+    first = registrations_by_time(findings)
     before = {run for run, line in first.items() if line["step"] == 0 and line["content"].get("expected") == expect}
     late = {run[0] for run, cell in findings.cells.items() if "run" in cell and run not in before}
     if before and len(late) <= 1:
@@ -105,5 +107,5 @@ def summary(findings: Findings) -> dict[str, Any]:
     before that, "runs": how many there are, "changed": sentences}; empty for a collection."""
     if not findings.study.registration:
         return {}
-    before = sum(line["step"] == 0 for line in first_lines(findings).values())
+    before = sum(line["step"] == 0 for line in registrations_by_time(findings).values())
     return {"before_the_first_step": before, "runs": len(findings.cells), "changed": changes_since(findings)}

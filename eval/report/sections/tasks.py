@@ -26,13 +26,14 @@ longest input, as with learned positions, it is cut from the left. What the task
 
 
 def suite_examples(evaluations: Iterable[dict]) -> str:
-    """ " with 5 examples in each prompt", where the tasks of the suite have examples in these evaluations; else ""."""
+    """Text on the number of examples in the prompts of the suite's tasks, such as " with 5 examples in each prompt"; ""
+    where the prompts have none. `evaluations`: contents of eval.json."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
     numbers = sorted({task.get("shots") or 0 for task in tasks})
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
-def headline(findings: Findings) -> list[Block]:
+def suite_means(findings: Findings) -> list[Block]:
     """A paragraph and a table of the three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that
     were evaluated like the first one; empty where no run has the suite."""
     comparable = next(iter(evaluation_classes(findings.cells)), [])
@@ -73,21 +74,17 @@ def section(findings: Findings) -> Section:
         entries = {run: tasks[task] for run, tasks in evaluated.items() if task in tasks}
         entry = next(iter(entries.values()))
         scores = [score_of(findings, arm, task, entries) for arm in findings.study.arms]
-        lines.append(description(task, entry) + [text for text, _ in scores])
+        lines.append(task_columns(task, entry) + [text for text, _ in scores])
         if entry["metric"] != "bits_per_byte" and entry.get("chance") is not None:
             heat[task] = [cell for _, cell in scores]
     head = ["task", "metric", "items", "context, tokens", "chance", *findings.study.arms]
     return Section(
-        "Task by task", [heat_map(findings, heat), *headline(findings), TASKS, Table(head, lines)] if lines else []
+        "Task by task", [heat_map(findings, heat), *suite_means(findings), TASKS, Table(head, lines)] if lines else []
     )
 
 
 def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
-    """The score of an arm on a task: as text, and as a cell of the heat map.
-
-    Args:
-        entries: {run: the task's entry in its eval.json}.
-    """
+    """The score of an arm on a task, as text and as a cell of the heat map. `entries`: {run: entry of the task}."""
     seeds = [seed for run_arm, seed in entries if run_arm == arm]
     if not seeds:
         return "-", None
@@ -111,9 +108,9 @@ def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
     return Figure(drawing.heat_map(title, names, columns, rows) if names else "", note)
 
 
-def description(task: str, entry: dict) -> list[str]:
-    """The columns of a task that are the same for all arms: name, metric, number of items, tokens of context,
-    chance."""
+def task_columns(task: str, entry: dict) -> list[str]:
+    """The columns in a task's row that do not depend on the arm: name, metric, number of items, tokens of context,
+    chance level. `entry`: the task's entry in eval.json."""
     counted = entry["metric"] == "bits_per_byte" or entry.get("mean") or entry.get("suite")
     name = task if counted else f"{task} (not in the mean)"
     if entry.get("shots") is not None and "data" in entry:  # one of lm-eval's: ours have no examples

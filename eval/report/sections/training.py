@@ -24,8 +24,7 @@ def section(findings: Findings) -> Section:
 
 
 def loss_curves(findings: Findings) -> list[str]:
-    """Figures (SVG) of the training loss of all arms, one for each axis. Thin lines are seeds, thick ones their
-    mean."""
+    """Figures (SVG) of the training loss of all arms, one for each axis: thin lines are seeds, thick ones means."""
     cells = findings.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
@@ -58,11 +57,7 @@ def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
 
 def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
-    unknown.
-
-    Args:
-        axis: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors).
-    """
+    unknown. `axis`: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors)."""
     expense = cost_so_far(cell)
     total = expense[axis.lower()]
     return total / expense["seconds" if clock else "tokens"] if total else None

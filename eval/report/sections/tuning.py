@@ -55,7 +55,7 @@ def section(findings: Findings) -> Section:
     return Section(title, blocks)
 
 
-def on_screen(findings: Findings) -> list[str | Table]:
+def terminal_blocks(findings: Findings) -> list[str | Table]:
     """A table for the terminal of the verdicts with each arm at its own best learning rate, which may contradict those
     of the main table, at the common rate."""
     rows = [
@@ -73,8 +73,7 @@ def on_screen(findings: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, from {learning rate: loss}. Where it is at an end of the grid, the text
-    says so."""
+    """The learning rate with the least loss, from {learning rate: loss}, as text; it says so at an end of the grid."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -106,8 +105,7 @@ def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> li
 
 
 def agreement_text(common: str, best: str) -> str:
-    """Whether the verdicts at the common learning rate and at each arm's best rate, given by their kinds, are the
-    same."""
+    """Whether the verdicts at the common learning rate and at each arm's best, given by their kinds, are the same."""
     if common == best:
         return "yes"
     if {common, best} == {"better", "worse"}:

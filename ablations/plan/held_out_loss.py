@@ -1,0 +1,76 @@
+"""The held-out loss of a finished run, for laws and ladders, checked against the items that it is the mean of."""
+
+import hashlib
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablations import rundir, safe_files
+from ablations.safe_files import Damaged
+
+TOLERANCE = 1e-6  # of a loss: sums in another order, and numbers rounded to 15 digits in a file
+FORM = {"bits_per_byte": {"value": rundir.NUMBER}, "tasks?": dict}
+WHOLE = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
+TASK = ("version", "n", "bytes", "items_sha256")  # of its tasks: what has to be equal for a comparison of two losses
+
+
+class HeldOutLoss(NamedTuple):
+    value: float  # bits per byte
+    evaluated: dict[str, Any]  # what has to be equal in two runs for a comparison of their losses
+
+
+def read_held_out_loss(path: Path) -> HeldOutLoss | None:
+    """The held-out loss in an eval.json, or an eval-step_N.json; None where there is no such file.
+
+    Raises:
+        Damaged: the file is damaged, has no loss above 0, or the loss is not the one that the items give.
+    """
+    scores = safe_files.read_json(path)
+    if scores is None:
+        return None
+    if wrong := safe_files.first_misfit(scores, FORM):
+        raise Damaged(f"{path} is damaged, or of another version: {wrong} is not what an evaluation has there")
+    value = float(scores["bits_per_byte"]["value"])
+    if value <= 0:
+        raise Damaged(f"{path} is damaged: {value:g} bits per byte")
+    losses = {
+        name: task
+        for name, task in (scores.get("tasks") or {}).items()
+        if isinstance(task, dict) and task.get("metric") == "bits_per_byte"
+    }
+    if path.name == rundir.EVAL and "samples_sha256" in scores:
+        _check_items(path, scores, list(losses), value)
+    evaluated = {key: scores.get(key) for key in WHOLE}
+    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK}
+    return HeldOutLoss(value, evaluated)
+
+
+def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
+    """Raise Damaged where the loss `value` is not the mean over `tasks` of what the items in samples.jsonl.gz give."""
+    samples = path.with_name(rundir.SAMPLES)
+    if hashlib.sha256(safe_files.read_bytes(samples) or b"").hexdigest() != scores["samples_sha256"]:
+        raise Damaged(f"{samples} is not the file that {path.name} was written with")
+    nats: dict[str, float] = defaultdict(float)
+    sizes: dict[str, float] = defaultdict(float)
+    for row in safe_files.read_gzip_lines(samples, ("task", "id")):
+        if row["task"] in tasks:
+            if wrong := safe_files.first_misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
+                raise Damaged(f"{samples} is damaged: {wrong} is not what an item has there")
+            nats[row["task"]] += row["nats"]
+            sizes[row["task"]] += row["bytes"]
+    if not tasks or not all(sizes[task] > 0 for task in tasks):
+        raise Damaged(f"{samples} has no items of the loss in {path.name}")
+    mean = sum(nats[task] / math.log(2) / sizes[task] for task in tasks) / len(tasks)
+    if abs(mean - value) > TOLERANCE * max(1.0, mean):
+        raise Damaged(f"{path} has {value:.6g} bits per byte, and the items in {samples.name} give {mean:.6g}")
+
+
+def evaluated_otherwise(one: HeldOutLoss, other: HeldOutLoss) -> str:
+    """How the evaluations of two runs differ, as text such as "precision bf16, not fp32"; "" where they do not."""
+    keys = dict.fromkeys([*one.evaluated, *other.evaluated])
+    return "; ".join(
+        f"{key} {str(other.evaluated.get(key))[:60]}, not {str(one.evaluated.get(key))[:60]}"
+        for key in keys
+        if one.evaluated.get(key) != other.evaluated.get(key)
+    )

@@ -1,0 +1,139 @@
+"""The answer to a study's question in one sentence at the top of the report.
+
+Against the baseline it says what the verdicts say. Whether the leading arm is ahead of another arm is no verdict of the
+table: eval/report/leading.py compares them, with a correction for having chosen the leader by its result.
+"""
+
+from eval.report.blocks import Table
+from eval.report.compare import METRICS
+from eval.report.findings import Findings
+from eval.report.leading import leading_arm
+
+FLIPPED = {"better": "worse", "worse": "better"}
+
+PAIRS = """\
+**The leading arm against the others**, for the answer at the top. The leader was chosen by its result, so each p-value
+is multiplied by the number of pairs of arms, {pairs}; against the baseline the verdicts above hold."""
+
+
+def answer(findings: Findings) -> str:
+    """The answer in a sentence or two; "" where no arm is compared with the baseline yet, or where runs that were not
+    planned as one study are compared (sections/places.py ranks these)."""
+    metric = findings.primary
+    compared = findings.compared.get(metric, {})
+    if not findings.controlled or not compared:
+        return ""
+    if len(compared) == 1:
+        text, kinds = two_arms(findings, next(iter(compared)))
+    else:
+        text, kinds = several_arms(findings)
+    if findings.study.tuning:
+        text = f"At the common learning rate: {text}"
+    if any(findings.chosen_late(kind, metric) for kind in kinds):
+        text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
+    missing = [arm for arm in findings.study.compared if arm not in compared]
+    rest = f" Not compared: {listed(missing)}." if missing else ""
+    if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
+        text = f"{text[0].upper()}{text[1:]}"
+    return f"**Answer.** {text}.{rest}"
+
+
+def two_arms(findings: Findings, arm: str) -> tuple[str, list[str]]:
+    """The answer of a study of one arm and the baseline, and the kind of its verdict."""
+    metric = findings.primary
+    definition, baseline = METRICS[metric], baseline_in_words(findings)
+    kind, difference = findings.decision(arm, metric).kind, findings.compared[metric][arm].difference
+    if kind in ("better", "worse"):
+        size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
+        return f"{arm} is {kind} than {baseline} by {size}", [kind]
+    if kind == "equivalent":
+        return f"{arm} is equivalent to {baseline} within {findings.margins[metric]:g} {definition.unit}", [kind]
+    return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
+
+
+def several_arms(findings: Findings) -> tuple[str, list[str]]:
+    """The answer of a study of several arms, and the kinds of verdict that it rests on."""
+    metric, baseline = findings.primary, findings.baseline
+    compared = findings.compared[metric]
+    leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
+    others.remove(leader)
+    kinds = {arm: kind_against(findings, leader, arm) for arm in others}
+    names = {arm: "the baseline" if arm == baseline else arm for arm in others}
+    ahead = [arm for arm in others if kinds[arm] == "better"]
+    even = [names[arm] for arm in others if kinds[arm] == "equivalent"]
+    open_ = [names[arm] for arm in others if kinds[arm] in ("undecided", "worse")]
+    lead = lead_in_words(findings, leader)
+    whom = baseline_in_words(findings) if leader == baseline else leader
+    if len(ahead) == len(others):
+        return f"of {len(others) + 1} arms {whom} is best{lead}, and ahead of every other arm", list(kinds.values())
+    clauses = []
+    if open_:
+        clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
+    if even:
+        margin = f"{findings.margins[metric]:g} {METRICS[metric].unit}"
+        clauses.append(f"is equivalent to {listed(even)} within {margin}")
+    if ahead:
+        clauses.append("is ahead of every other arm")
+    best = "highest" if METRICS[metric].higher_is_better else "lowest"
+    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {listed(clauses)}"
+    if not ahead and not even:
+        text = f"undecided: {text}"
+    better = [arm for arm in compared if arm != leader and findings.decision(arm, metric).kind == "better"]
+    if better and kinds.get(baseline) != "better":  # the leader is noisier than these
+        text += f". Better than the baseline: {listed(better)}"
+        kinds[better[0]] = "better"
+    return text, list(kinds.values())
+
+
+def kind_against(findings: Findings, leader: str, arm: str) -> str:
+    """The verdict on the leading arm against another one, as a kind of eval/statistics/verdicts.py."""
+    metric, baseline = findings.primary, findings.baseline
+    if arm == baseline:
+        return findings.decision(leader, metric).kind
+    if leader == baseline:
+        kind = findings.decision(arm, metric).kind
+        return FLIPPED.get(kind, kind)
+    comparison = findings.leader_compared.get(arm)
+    return findings.judged(comparison, metric).kind if comparison else "undecided"
+
+
+def lead_in_words(findings: Findings, leader: str) -> str:
+    """How far the leading arm is from the baseline, as text, such as ", 0.174 below the baseline (pos=learned)"; ""
+    where it is the baseline."""
+    if leader == findings.baseline:
+        return ""
+    definition = METRICS[findings.primary]
+    size = abs(findings.compared[findings.primary][leader].difference)
+    side = "above" if definition.higher_is_better else "below"
+    return f", {size:.{definition.digits}f} {definition.unit} {side} {baseline_in_words(findings)}"
+
+
+def baseline_in_words(findings: Findings) -> str:
+    name = findings.baseline
+    return "the baseline" if name == "baseline" else f"the baseline ({name})"
+
+
+def listed(names: list[str]) -> str:
+    """Names as text, such as "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def pairs_table(findings: Findings) -> list[str | Table]:
+    """A paragraph and a table of the comparisons of the leading arm with the others that are no verdicts; empty where
+    the answer needs none."""
+    metric = findings.primary
+    if not findings.leader_compared:
+        return []
+    leader, digits = leading_arm(findings.compared[metric], findings.baseline, metric), METRICS[metric].digits + 1
+    rows = [
+        [
+            f"{leader} − {arm}",
+            f"{c.difference:+.{digits}f}",
+            f"{c.noise:.{digits}f}" if c.seeds and c.enough_items else "unknown",
+            f"{c.adjusted:.2g}" if c.seeds and c.enough_items else "-",
+            findings.judged(c, metric).kind,
+        ]
+        for arm, c in findings.leader_compared.items()
+    ]
+    pairs = next(iter(findings.leader_compared.values())).family
+    return [PAIRS.format(pairs=pairs), Table([metric, "difference", "noise", "p", "verdict"], rows)]
