@@ -28,9 +28,9 @@ from eval.statistics.seeds import (
     level_stderr,
     noise_floor,
     residual_squares,
+    residual_squares_without_each,
     seed_variance,
     welch,
-    without_each,
 )
 from eval.statistics.verdicts import possible_places, seeds_to_decide, verdict
 
@@ -748,7 +748,7 @@ def test_full_designs_in_closed_form_are_those_of_least_squares(arms, seeds):
     assert residual_squares(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
     left, dof = residual_squares(results, seeds=False)
     assert (left, dof) == (pytest.approx(float(((x - x.mean(1, keepdims=True)) ** 2).sum())), arms * (seeds - 1))
-    for arm, (rest, others) in without_each(results).items():
+    for arm, (rest, others) in residual_squares_without_each(results).items():
         expected = least_squares({name: row for name, row in results.items() if name != arm})
         assert (rest, others) == (pytest.approx(expected[0], abs=1e-12), expected[1])
     del results["größe=0"][0]  # a cell is missing
