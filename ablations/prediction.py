@@ -51,11 +51,11 @@ def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{text!r} names an arm twice; {FORM}")
     if kind == INTERACTION:
-        labels += [find_both(labels[0], labels[1], arms, text), arms[0]]
+        labels += [find_arm_pair(labels[0], labels[1], arms, text), arms[0]]
     return Prediction(text.strip(), metric, tuple(labels), parse_interval(right, text) if is_interval else None, kind)
 
 
-def find_both(first: str, second: str, arms: Sequence[str], text: str) -> str:
+def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> str:
     """The label of the arm that has what two other arms have: "pos=alibi+act=swiglu".
 
     Args:

@@ -130,7 +130,7 @@ class Run:
             return (self.tokens - metric["tokens"]) / metric["tokens_per_second"]
         return None
 
-    def step_of_all(self, step: int) -> str:
+    def step_text(self, step: int) -> str:
         """The number of a step as text, with that of all steps: "12/4096"; "12" where a wall clock ends the run."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
@@ -139,9 +139,9 @@ class Run:
         """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
         layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
         evaluated anyway."""
-        steps = range(self.steps)
         reached = {
-            bisect.bisect_left(steps, share * self.tokens, key=self.tokens_after) for share in self.layout.eval_at
+            bisect.bisect_left(range(self.steps), share * self.tokens, key=self.tokens_after)
+            for share in self.layout.eval_at  # empty where a wall clock ends the run
         }
         return {step: self.tokens_after(step) for step in sorted(reached) if step < self.steps}
 

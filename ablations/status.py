@@ -114,7 +114,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
             (
                 f"{i} {cell.name}",
                 s["state"],
-                cell.run.step_of_all(s["step"]) if "step" in s else "",
+                cell.run.step_text(s["step"]) if "step" in s else "",
                 f"{s['loss']:.3f}" if "loss" in s else "",
                 human(s["tokens_per_second"]) if "tokens_per_second" in s else "",
                 duration(s["left"]) if "left" in s else "",

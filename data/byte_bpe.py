@@ -89,7 +89,7 @@ class ByteBPE(TokenizerJSON):
         parts = valid_unicode(texts)
         if self._needs_hugging_face:
             return self._hugging_face_ids(texts)
-        return self._gigatoken(parts).encode_batch_list(parts, parallel=threads > 1)
+        return self._gigatoken_encoder(parts).encode_batch_list(parts, parallel=threads > 1)
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
@@ -97,7 +97,7 @@ class ByteBPE(TokenizerJSON):
         if self._needs_hugging_face:
             return super().token_arrays(texts)
         parts = valid_unicode(texts)
-        layout = self._gigatoken(parts).encode_batch(parts, parallel=False).layout
+        layout = self._gigatoken_encoder(parts).encode_batch(parts, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
@@ -138,7 +138,7 @@ class ByteBPE(TokenizerJSON):
 
         return gigatoken.Tokenizer.from_json(self._spec)
 
-    def _gigatoken(self, texts: list[bytes]) -> Any:
+    def _gigatoken_encoder(self, texts: list[bytes]) -> Any:
         if self._bytes_left <= 0:
             self._coder = self._new_gigatoken()
             self._bytes_left = CACHED_BYTES

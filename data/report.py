@@ -117,7 +117,7 @@ def _markdown(content: dict[str, Any]) -> str:
     lines += [f"Text: {content['text']}, sha256 {content['sha256']}.", ""]
     if content["notes"]:
         lines += [*(f"* {note}" for note in content["notes"]), ""]
-    lines += [*_steps_table(content), *_left_sentences(content)]
+    lines += [*_steps_table(content), *_left_out_sentences(content)]
     if content["problems"]:
         lines += ["## Problems in the files", "", *(f"* {problem}" for problem in content["problems"]), ""]
     if content["tasks"]:
@@ -151,7 +151,7 @@ def _steps_table(content: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _left_sentences(content: dict[str, Any]) -> list[str]:
+def _left_out_sentences(content: dict[str, Any]) -> list[str]:
     """How much text is left for training and held out."""
     left, valid, covered = content["left"], content["valid"], content["covered"]
     return [

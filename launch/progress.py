@@ -106,7 +106,7 @@ class Progress:
         """The state of a run as text; in training with step, loss, speed and time left; at the end with its scores."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
-            facts = [f"step {cell.run.step_of_all(metric['step'])}", f"loss {metric['loss']:.3f}"]
+            facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
             if metric.get("tokens_per_second", 0) > 0:
                 facts.append(f"{human(metric['tokens_per_second'])} tokens/s")
                 if (left := cell.run.seconds_left(metric)) is not None:

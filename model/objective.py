@@ -113,8 +113,8 @@ class Objective:
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
-        """Check that extents are given where the objective has extents, and only there. Otherwise attention would
-        differ from that in training. Raises ValueError where they are missing, or superfluous."""
+        """Check that the lengths of prefixes (`extents_B`) are given under the prefix objective and no other: else
+        attention would differ from that in training. Raises ValueError where they are missing, or superfluous."""
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 

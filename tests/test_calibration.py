@@ -128,6 +128,7 @@ def test_the_words_of_the_page_are_those_of_the_command():
     words = (
         "HEAD",
         "WORDS",
+        "ANSWER",
         "GROUPS",
         "FIXED",
         "POWER",

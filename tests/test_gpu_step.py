@@ -18,7 +18,7 @@ from launch import train as training
 from launch.bf16 import use_device_updates
 from launch.step import PendingStep, Step
 from model.count import parameters
-from model.memory import estimate, gradients
+from model.memory import estimate, gradient_bytes
 from tests.test_parallel import on
 from tests.tiny_run import in_process, study
 
@@ -220,5 +220,5 @@ def test_a_gpu_keeps_no_gradients_between_micro_batches_and_reduces_in_place(acc
     """Beside the fp32 sums, bf16 gradients of one backward pass; DeepSpeed's own way needs copies of all."""
     model = resolve([("size", "1b3")]).model
     sums, own = 4 * parameters(model), 2 * parameters(model)
-    assert gradients(model, "bf16", 1, 8, accumulate, True) == (sums, sums, sums + own, sums, sums)
-    assert max(gradients(model, "bf16", 1, 8, accumulate, True, tp=2)) * 2 > sums + own
+    assert gradient_bytes(model, "bf16", 1, 8, accumulate, True) == (sums, sums, sums + own, sums, sums)
+    assert max(gradient_bytes(model, "bf16", 1, 8, accumulate, True, tp=2)) * 2 > sums + own

@@ -118,7 +118,7 @@ def figure(law: Fit) -> str:
     return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
 
-def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
+def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
     """The best number of parameters N for C FLOPs by Hoffmann's approaches 1 and 2: {name of the approach: (a, b) of N
     = a C^b, or a sentence on why the runs do not determine them}."""
     out: dict[str, tuple[float, float] | str] = {}
@@ -130,8 +130,8 @@ def other_ways(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
     return out
 
 
-def describe_ways(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """What `other_ways` returns, as lines of text."""
+def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
+    """What `size_laws_by_other_methods` returns, as lines of text."""
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()
@@ -147,7 +147,7 @@ def has_no_floor(law: Fit) -> bool:
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
     """The answer of `make laws` as an object for JSON. `left_out`, `errors`: what `error_on_the_largest` returns."""
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
-    ways = other_ways(law.points) if law.form == "hoffmann" else {}
+    ways = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
     return {
         "form": law.form,
         "points": [vars(point) for point in law.points],
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
                     "E may be 0: these runs do not show a loss that stays, and beyond them the law is not to be trusted"
                 )
             if args.form == "hoffmann":
-                print(*describe_ways(other_ways(points)), sep="\n")
+                print(*describe_size_laws(size_laws_by_other_methods(points)), sep="\n")
         if args.figure:
             _write(args.figure, combined_figures([figure(law)]))
         try:

@@ -57,7 +57,7 @@ def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
     return [partial(gap, rng.choice([-1, 1]) * 0.02, rng.uniform(-0.6, 0.6)) for _ in range(ARMS)]
 
 
-def simulated(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
+def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
     """Simulate the runs of a ladder. The log losses scatter by `noise`, and in addition by half as much in common with
     the baseline of the same seed. `gaps`: each arm's difference from the baseline, a function of the number of
     parameters."""
@@ -92,7 +92,7 @@ def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
     for _ in range(ladders):
         gaps = world(rng)
         truths = [gap(TARGET) for gap in gaps]
-        results = extrapolate(simulated(gaps, rng, seeds, NOISE), compute(TARGET))
+        results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), compute(TARGET))
         for result, truth in zip(results, truths, strict=True):
             covered.append(result.low <= truth <= result.high)
             line.count(result.verdict, truth)

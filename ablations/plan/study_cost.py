@@ -300,7 +300,7 @@ def figure(cost: StudyCost) -> str:
     return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
-def at_most_in_words(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
     """A line on the largest cost that MORE=auto may come to; none where the number of seeds is fixed."""
     if not (most := cost.at_most):
         return []
@@ -347,7 +347,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"{sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount(disk)} GB of checkpoints and weights",
-            *at_most_in_words(cost, budget_gpu_hours),
+            *highest_cost_text(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]

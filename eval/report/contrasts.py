@@ -10,7 +10,7 @@ from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
 Coefficients = dict[str, float]  # {arm: its weight}
 
@@ -62,7 +62,7 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
         return None
     left, dof = residual_squares(results)
     pooled = Variance(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
-    return pooled_or_own(pooled, by_seed) if arms_that_scatter_more(results) else pooled
+    return wider_variance(pooled, by_seed) if arms_that_scatter_more(results) else pooled
 
 
 def contrast_strata(

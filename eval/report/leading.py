@@ -2,7 +2,9 @@
 
 The leader was chosen by its result, and a comparison that is chosen so is more often significant than 5 % of the time.
 So each comparison is corrected for the number of all pairs of arms that it could have been (Bonferroni): of studies
-whose arms are all equal, at most 5 % call the leader better than any other arm (tests/test_leading.py).
+whose arms are all equal, at most 5 % call the leader better than any other arm (tests/test_leading.py). That is a claim
+beside the verdicts, with 5 % of its own: of 2,000 simulated studies of equal arms each (3 arms with 3 seeds, 4 with 3
+and 5, 6 with 5; noise of seeds alone) 0.8 to 3.1 % made a wrong one, and 4.1 to 6.2 % a wrong one or a wrong verdict.
 """
 
 from dataclasses import replace

@@ -24,7 +24,7 @@ from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import Results, arms_that_scatter_more, pooled_or_own, residual_squares
+from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
 CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
@@ -182,7 +182,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
         return None
     left, dof = residual_squares(results)
     pooled = Variance(choice * left / dof * 2 / n, dof)
-    return pooled_or_own(pooled, by_seed, choice) if arms_that_scatter_more(results) else pooled
+    return wider_variance(pooled, by_seed, choice) if arms_that_scatter_more(results) else pooled
 
 
 # ------------------------------------------------------------------------------------------------ the basin

@@ -23,6 +23,8 @@ import numpy as np
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 
+ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
+
 Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 
@@ -99,7 +101,11 @@ def compare(
     elif size <= interval_half_width(high, known, items):
         p = 1.0
     else:
-        p = float(brentq(lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16))
+        p = float(
+            brentq(
+                lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16, maxiter=ITERATIONS
+            )
+        )
     if independent is not None and independent < FEWEST_ITEMS:
         p = nan
     replicated = replicated and seeds is not None

@@ -46,10 +46,10 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return with_floor(pooled, 2 / shared, floor) if floor else pooled
     common = results[arm].keys() & results[baseline].keys()
-    return pooled_or_own(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
+    return wider_variance(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
 
 
-def pooled_or_own(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
+def wider_variance(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
     """Of two variances of a mean over seeds, the one with the wider interval: that pooled over arms, or that of the
     averaged values `by_seed` [seeds] themselves, multiplied by `factor`."""
     own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
@@ -119,14 +119,14 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
     whole, dof = residual_squares(results)
     if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
-    for arm, (rest, others) in without_each(results).items():
+    for arm, (rest, others) in residual_squares_without_each(results).items():
         if others > 0 and dof > others:
             ratio = (whole - rest) / (dof - others) / (rest / others) if rest else inf
             p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
     return {arm: p for arm, p in p_values.items() if p <= LEVEL}
 
 
-def without_each(results: Results) -> dict[str, tuple[float, int]]:
+def residual_squares_without_each(results: Results) -> dict[str, tuple[float, int]]:
     """The `residual_squares` of all arms but one, for each arm that can be left out."""
     table = full_table(results)
     if table is None or len(table) < 3:

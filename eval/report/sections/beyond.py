@@ -32,7 +32,7 @@ def section(findings: Findings) -> Section:
         x, y = results[0]["positions"], np.mean([result["bits_per_byte"] for result in results], axis=0)
         lines.append(Line(arm, findings.colour(arm), x, y, findings.line_style(arm)))
         marks["training length"] = float(model["seq"])
-        rows.append([arm, *at_multiples(x, y, model["seq"], longest)])
+        rows.append([arm, *losses_at_multiples(x, y, model["seq"], longest)])
         schemes.setdefault(BEYOND.get(model["pos"], ""), []).append(arm)
     return Section(
         title,
@@ -50,7 +50,7 @@ def section(findings: Findings) -> Section:
     )
 
 
-def at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: float) -> list[str]:
+def losses_at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: float) -> list[str]:
     """Cells of a table row: the loss at each of MULTIPLES of the training length, "-" where it was not measured, and
     the difference between the last and the first. `positions`, `losses`: the points of the curve, positions in tokens;
     `seq`: the training length; `longest`: the largest position that any arm was measured at."""

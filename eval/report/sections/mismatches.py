@@ -64,7 +64,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing") or []}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
-        lines += more_than_a_line(study, cells)
+        lines += arms_with_several_changes(study, cells)
         lines += settings_beyond_an_edge(study, cells)
     return lines
 
@@ -109,7 +109,7 @@ def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
     return layout | {"compile": mode} if mode else layout
 
 
-def more_than_a_line(study: Any, cells: Cells) -> list[str]:
+def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
     """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
     more than the settings of the arm, or whose activity proofs failed or are missing."""
     lines = []

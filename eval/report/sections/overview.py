@@ -92,7 +92,7 @@ def arms_without_effect(findings: Findings) -> list[str]:
 
 
 def footnotes(findings: Findings) -> list[str]:
-    lines = [decided_by(findings)]
+    lines = [decision_sentences(findings)]
     evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
     for name, metric in METRICS.items():
         if name not in findings.results:
@@ -134,7 +134,7 @@ def held_out_loss(findings: Findings) -> str:
     )
 
 
-def decided_by(findings: Findings) -> str:
+def decision_sentences(findings: Findings) -> str:
     """Sentences on the metric and the margin of the verdicts, and whether they were chosen after the runs."""
     if findings.primary == findings.primary_before:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
