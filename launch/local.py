@@ -156,7 +156,10 @@ def _exit_code(*words: str, output: int | None = None) -> int:
 
 def check_tasks(study: Study) -> None:
     """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
-    ConfigError where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
+    ConfigError where the tasks made from held-out text do not stand in both of their places, and where the runs cannot
+    be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
+    if not _command_succeeds("-m", "eval.tasks.probes"):
+        raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
     if study.glue_options and not _command_succeeds("-m", "eval.finetune", *study.glue_options):

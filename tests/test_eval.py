@@ -1,13 +1,19 @@
 """eval/tasks/harness.py against lm-eval's own Hugging Face backend; eval/tasks/probes.py; eval/judge.py and its command
 on a run directory."""
 
+import copy
 import gzip
 import hashlib
 import json
 import math
+import os
 import random
+import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,6 +346,37 @@ def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch)
         monkeypatch.setattr(probes, "specification", lambda changed=changed: {"version": 1, "tasks": changed})
         with pytest.raises(ValueError, match=f"^{name}: in one of eval/tasks/tasks.yaml"):
             probes.items([], 64)
+
+
+@pytest.mark.parametrize("key, names", [("items", "chanse, items"), ("chance", "chance, chanse")])
+def test_an_entry_that_lacks_a_key_is_refused_before_training(monkeypatch, capsys, key, names):
+    assert probes.main() == 0
+    tasks = copy.deepcopy(probes.specification()["tasks"])
+    tasks["cloze"]["chanse"] = tasks["cloze"].pop(key)
+    monkeypatch.setattr(probes, "specification", lambda: {"version": 1, "tasks": tasks})
+    assert probes.main() == 2
+    assert f"eval/tasks/tasks.yaml, cloze: {names}: missing or not known" in capsys.readouterr().err
+
+
+def test_a_study_whose_own_tasks_are_wrong_is_not_begun(monkeypatch, tmp_path):
+    """The command that checks them is the real one, of a copy whose tasks.yaml has a task that nobody makes."""
+    root = Path(probes.__file__).parents[2]
+    for folder in ("ablations", "data", "eval", "launch", "model"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("records", "__pycache__"))
+    yaml_file = tmp_path / "eval/tasks/tasks.yaml"
+    text = yaml_file.read_text(encoding="utf-8")
+    cloze = re.search(r"  cloze:\n(?:    .*\n)+", text)[0]
+    yaml_file.write_text(text.replace(cloze, cloze + cloze.replace("cloze:", "word_order:")), encoding="utf-8")
+    begin = (
+        "from ablations.study import from_args; from launch.local import check_tasks; check_tasks(from_args("
+        "['POS=alibi', 'SIZE=atto', 'OUT=out']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-c", begin], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert child.returncode and "word_order: in one of eval/tasks/tasks.yaml" in child.stderr
+    assert "the runs cannot be judged; the reason stands above" in child.stderr
 
 
 def test_held_out_text_is_cut_but_not_changed():

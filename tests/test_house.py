@@ -60,6 +60,7 @@ STARTED = {  # a file -> the commands that it starts in processes of their own: 
         "eval.finetune",
         "eval.report",
         "eval.report.undecided",
+        "eval.tasks.probes",
         "launch.train",
     },
     "launch/slurm/submit.py": {"eval", "eval.export", "eval.report"},

@@ -1,15 +1,19 @@
 """Each proof holds for the model as it is, and fires when the thing that it guards is broken."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pytest import MonkeyPatch, fixture, mark, raises
+from pytest import MonkeyPatch, WarningsRecorder, fixture, mark, raises
+from torch import Tensor, nn
 
 from model import attention, gpt, mlp, position, proof
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.kernels import gelu, rotation
+from model.proofs import attention as proofs
 from tests.test_model import SMALL, VARIANTS, name
 
 
@@ -98,6 +102,83 @@ def test_a_learned_table_that_is_not_added_fires() -> None:
 def test_attention_that_sees_the_future_fires(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "where", lambda mask, a, b: a.expand(mask.shape))
     assert "sees what comes later" in failing(GPT(cfg(pos="none")))["model.pos"]
+
+
+class Window(position.ALiBi):
+    """ALiBi in which a query sees no key that is `size` tokens away or further: a scheme that somebody adds."""
+
+    size = 16
+
+    def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return super().bias(h, q, k).masked_fill((q - k).abs() >= self.size, -torch.inf)
+
+
+class Buckets(position.Position):
+    """A trained bias for each head and distance, the same from 7 tokens on."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.table = nn.Parameter(torch.empty(cfg.heads, 8))
+
+    def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.table[self.first_head + h, (q - k).abs().clamp(max=7)].float()
+
+
+def replaced_rotary(monkeypatch: MonkeyPatch, scheme: type[position.Position], formula: Any) -> None:
+    """Put a scheme in the place of rotary, whose name a configuration accepts. Its scores at the distances [T, T] are
+    those of `formula(model, distances)`."""
+    known = proofs.expected_scores
+
+    def scores(model: GPT, pos: str, T: int) -> np.ndarray:
+        distance = np.abs(np.arange(T)[:, None] - np.arange(T)[None, :])
+        return formula(model, distance) if pos == "rotary" else known(model, pos, T)
+
+    monkeypatch.setitem(position.POSITIONS, "rotary", scheme)
+    monkeypatch.setattr(proofs, "expected_scores", scores)
+
+
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@mark.parametrize("size", [16, 64])
+def test_a_window_is_measured_as_far_as_it_takes(
+    monkeypatch: MonkeyPatch, size: int, dtype: torch.dtype, recwarn: WarningsRecorder
+) -> None:
+    """In the first 64 positions a window of 64 tokens is plain ALiBi."""
+
+    def formula(model: GPT, distance: np.ndarray) -> np.ndarray:
+        return np.where(distance < size, proofs.expected_scores(model, "alibi", len(distance)), -np.inf)
+
+    replaced_rotary(monkeypatch, Window, formula)
+    monkeypatch.setattr(Window, "size", size)
+    model = GPT(cfg(pos="rotary", seq=256)).to(dtype)
+    assert failing(model) == {}
+    monkeypatch.setattr(Window, "size", size + 1)
+    assert "scores are not those of rotary" in failing(model)["model.pos"]
+    monkeypatch.setattr(Window, "bias", position.ALiBi.bias)
+    assert "scores are not those of rotary" in failing(model)["model.pos"]
+    assert not recwarn
+    if size >= 64:
+        assert "is that of alibi" in failing(GPT(cfg(pos="rotary", seq=64)))["model.pos"]
+
+
+def test_a_bias_that_is_trained_has_a_proof(monkeypatch: MonkeyPatch) -> None:
+    def formula(model: GPT, distance: np.ndarray) -> np.ndarray:
+        sizes = np.where(np.arange(len(distance)) % 2, 0.5, 1.0)
+        return model.position.table.double().numpy()[:, np.minimum(distance, 7)] + sizes
+
+    replaced_rotary(monkeypatch, Buckets, formula)
+    assert failing(GPT(cfg(pos="rotary"))) == {} == failing(GPT(cfg(pos="alibi")))
+    monkeypatch.setattr(Buckets, "bias", position.Position.bias)
+    assert "model.pos" in failing(GPT(cfg(pos="rotary")))
+
+
+@mark.parametrize("objective", ["causal", "prefix"])
+@mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_trace_of_the_next_token_in_the_embeddings_fires(
+    monkeypatch: MonkeyPatch, objective: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(position.ALiBi, "embed", lambda self, x, at=None: x + 0.01 * x.roll(-1, 1))
+    model = GPT(cfg(pos="alibi", objective=objective)).to(dtype)
+    assert "with tokens that they must not see" in failing(model)["model.objective"]
 
 
 @mark.parametrize("on", [True, False])

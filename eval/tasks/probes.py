@@ -20,6 +20,7 @@ import heapq
 import json
 import math
 import random
+import sys
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -124,6 +125,7 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         ValueError: a task is in tasks.yaml and not made here, or made here and not in tasks.yaml.
     """
     tasks = specification()["tasks"]
+    check_entries(tasks)
     inside = {"longest": int(FEW_BYTES * seq)}
     drawn = {
         "last_word": last_word(texts, tasks["last_word"]["items"]),
@@ -142,6 +144,22 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
         **{name: rows if len(rows) >= FEWEST else [] for name, rows in by_task.items()},
     }
+
+
+def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
+    """Check the entries of tasks.yaml.
+
+    Raises:
+        ValueError: an entry lacks a key, or has one that is not known; the message names it.
+    """
+    for name, entry in tasks.items():
+        sizes = {"bytes", "domain_bytes"} if name == "bits_per_byte" else {"chance", "items", "mean"}
+        allowed = {"output_type", "metric", "higher_is_better", "prompt", *sizes}
+        if differing := sorted(entry.keys() ^ allowed):
+            raise ValueError(
+                f"eval/tasks/tasks.yaml, {name}: {', '.join(differing)}: missing or not known; "
+                f"an entry has {', '.join(sorted(allowed))}"
+            )
 
 
 def held_out(
@@ -364,3 +382,18 @@ def chance(rows: list[dict], rule: float | str) -> float:
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)
+
+
+def main() -> int:
+    """Check, before anything is trained, that each task stands in tasks.yaml and in `items`: `python -m
+    eval.tasks.probes`."""
+    try:
+        items([], seq=1)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

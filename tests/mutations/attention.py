@@ -21,6 +21,26 @@ MUTATIONS = [
         '"alibi": ALiBi',
         '"alibi": Position',
     ),
+    one(
+        "a scheme that acts from 64 tokens on is measured at 64 positions only",
+        "",
+        "",
+        "",
+        "model/proofs/attention.py",
+        "if cfg.pos in ADDED or not same:",
+        "if True:",
+        "tests/test_proof.py::test_a_window_is_measured_as_far_as_it_takes",
+    ),
+    one(
+        "a trace of later tokens in the embeddings passes the proofs",
+        "",
+        "",
+        "",
+        "model/proofs/attention.py",
+        "wrong += early_answers(model)",
+        "pass",
+        "tests/test_proof.py::test_a_trace_of_the_next_token_in_the_embeddings_fires",
+    ),
     # proofs measure the executor of the device they run on
     one(
         "ALiBi's bias is lost in the GPU's executor only",
