@@ -54,10 +54,12 @@ def environment_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_worker() -> Iterator[None]:
-    """Data is prepared in the test's own process, which is cheaper to do than to fork. Commands that tests start as
-    processes of their own prepare data with a worker for each core, and give the same files."""
+    """Data is prepared in the test's own process, which is cheaper to do than to fork, and in two shards: each of the
+    real sixteen takes tasks of its own, however small the text is. Commands that tests start as processes of their own,
+    and tests/test_data_prepare.py, prepare data with a worker for each core, in sixteen shards, and find the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "cores", lambda: 1)
+        patch.setattr("data.text.MIN_SHARDS", 2)
         yield
 
 

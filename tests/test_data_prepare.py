@@ -69,6 +69,7 @@ def place(tmp_path_factory):
 def installed(monkeypatch, place):
     monkeypatch.syspath_prepend(place / "site")
     monkeypatch.setattr(corpus, "CORPORA", place / "specs")
+    monkeypatch.setattr("data.text.MIN_SHARDS", 16)  # as it is for users: tests/conftest.py has others take fewer
 
 
 @pytest.fixture(scope="module")

@@ -153,10 +153,11 @@ def test_a_model_of_one_rank_needs_no_megatron() -> None:
 
 def gathered(tp: Any, mine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole parameters or gradients. What is not cut stays the same on all ranks only if it is so bit for bit."""
-    everyone = tp.gather_objects({n: x.detach() for n, x in mine.items()})
+    by_rank = tp.gather_objects({n: x.detach().numpy() for n, x in mine.items()})  # tensors are slow to pickle
+    parts = {n: [torch.from_numpy(arrays[n]) for arrays in by_rank] for n in mine}
     for n in mine:
-        assert shard_dimension(n) is not None or all(torch.equal(mine[n], other[n]) for other in everyone), n
-    return {n: unshard(n, [other[n] for other in everyone]) for n in mine}
+        assert shard_dimension(n) is not None or all(torch.equal(mine[n], part) for part in parts[n]), n
+    return {n: unshard(n, parts[n]) for n in mine}
 
 
 def _same_model(folder: Path, variants: list[Any]) -> None:
@@ -293,11 +294,11 @@ def trained(folder: Path, told: Any, steps: range, into: str) -> tuple[torch.Ten
 
 @pytest.mark.parametrize("cfg", [*EDGES[:1], *EDGES[2:]], ids=lambda cfg: f"{cfg.pos}-{cfg.act}-{cfg.objective}")
 def test_steps_of_adamw_with_clipping_are_those_of_one_rank(tmp_path: Path, cfg: Any) -> None:
-    right, weights = trained(tmp_path, run(cfg), range(6), "dense")
+    right, weights = trained(tmp_path, run(cfg), range(4), "dense")
     assert (right[:, 1] > 0.3).all()  # so that all are clipped
     for ranks, zero in ((2, 1), (4, 2)) if cfg is EDGES[0] else ((4, 1),):
         layout = {"layout.tp": 2, "layout.processes": ranks, "layout.zero": zero}
-        got, others = trained(tmp_path, run(cfg, **layout), range(6), "cut")
+        got, others = trained(tmp_path, run(cfg, **layout), range(4), "cut")
         assert ((got - right).abs() <= 1e-5 * right).all()
         for n, w in weights.items():
             assert relative(others[n], w) < 1e-3, n
@@ -305,9 +306,9 @@ def test_steps_of_adamw_with_clipping_are_those_of_one_rank(tmp_path: Path, cfg:
 
 def test_steps_in_bf16(tmp_path: Path) -> None:
     change = {"train.precision": "bf16"}
-    exact, _ = trained(tmp_path, run(EDGES[0]), range(6), "exact")
-    right, _ = trained(tmp_path, run(EDGES[0], **change), range(6), "dense")
-    got, _ = trained(tmp_path, run(EDGES[0], **change, **{"layout.tp": 2, "layout.processes": 4}), range(6), "cut")
+    exact, _ = trained(tmp_path, run(EDGES[0]), range(4), "exact")
+    right, _ = trained(tmp_path, run(EDGES[0], **change), range(4), "dense")
+    got, _ = trained(tmp_path, run(EDGES[0], **change, **{"layout.tp": 2, "layout.processes": 4}), range(4), "cut")
     assert ((got - exact).abs() / exact).max() < 2 * ((right - exact).abs() / exact).max()
 
 
