@@ -93,8 +93,8 @@ def current_result(
 
 
 def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
-    """Whether a result (the content of eval.json) has all requested tasks that can be run, with this number of
-    examples, on data that has not changed since."""
+    """Whether a result (the content of eval.json) has every requested task whose data can be read, with the requested
+    number of examples in the prompt, and whether that data is still what was read then."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False

@@ -181,7 +181,7 @@ def test_every_format_is_printable_whatever_it_is_given():
     effect = (HOSTILE, 0.1, 0.2, "same", HOSTILE)
     line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
     figures = [
-        drawing.forest(HOSTILE, [effect], HOSTILE),
+        drawing.forest_plot(HOSTILE, [effect], HOSTILE),
         drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
         drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
