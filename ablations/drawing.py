@@ -230,7 +230,7 @@ def _clipped(x: float, most: float) -> float:
     return max(-most, min(most, x))
 
 
-def forest(
+def forest_plot(
     title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str, largest: float = math.inf
 ) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""

@@ -27,8 +27,9 @@ def order(effect: int) -> int:
     return effect.bit_count()
 
 
-def defining_sets(generators: Sequence[int]) -> set[int]:
-    """The defining sets of a fraction: all symmetric differences of one or more of its generators."""
+def defining_relation(generators: Sequence[int]) -> set[int]:
+    """The defining relation of a fraction, as bit masks of factors: all symmetric differences of one or more of its
+    generators."""
     sums = {0}
     for generator in generators:
         sums |= {generator ^ other for other in sums}
@@ -45,7 +46,7 @@ class Factorial:
 
     @cached_property
     def defining(self) -> frozenset[int]:
-        return frozenset(defining_sets(self.generators))
+        return frozenset(defining_relation(self.generators))
 
     @property
     def resolution(self) -> int | None:
@@ -173,7 +174,7 @@ def best_generators(factors: int, p: int) -> tuple[int, ...]:
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]
 
     def aberration(generators: tuple[int, ...]) -> list[int]:
-        lengths = [order(word) for word in defining_sets(generators)]
+        lengths = [order(word) for word in defining_relation(generators)]
         return [lengths.count(length) for length in range(1, factors + 1)]
 
     return min(candidates, key=aberration)

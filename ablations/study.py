@@ -92,8 +92,9 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """(key, value) of the settings that the words set for all runs. `set_words`: those of SET=; `corpus`: that
-    of all runs, or "". Raises ConfigError where two words set the same."""
+    """The settings, (key, value), that the words of a command set for all runs. `values`: the words, {name: value};
+    `set_words`: the settings in SET=; `corpus`: the corpus of all runs, "" where it is the baseline's or is what the
+    study compares. Raises ConfigError where two words set the same key."""
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
     if corpus:
         setting.append(("data.corpus", corpus))

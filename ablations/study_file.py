@@ -72,7 +72,7 @@ def read_study(name: str) -> StudyFile:
         if key not in (*SETTINGS, *PARTS, "study"):
             raise ConfigError(f"{path.name}: there is no setting {key!r}{did_you_mean(key, SETTINGS)}")
     origin = str(base.get("study", name))
-    shared = _shared_base(base, path.name)
+    shared = _base_or_named_base(base, path.name)
     base = shared | {key: value for key, value in base.items() if key != "study"}
     predictions = content.get("predictions") or []
     if not isinstance(predictions, list) or not all(isinstance(line, str) for line in predictions):
@@ -114,7 +114,7 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
     return words
 
 
-def _shared_base(base: dict[str, Any], file: str) -> dict[str, Any]:
+def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
     """The settings for all runs that studies share: the base of the study that `base` names under "study"; `base`
     itself where it names none. Raises ConfigError where there is no such study, or its base has no settings of its
     own."""

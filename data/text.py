@@ -362,9 +362,11 @@ def _no_documents_message(
             f"{sentence}: of {total:,} documents {copies:,} are copies or near copies of others, and what resembles a "
             "held-out document, directly or by way of others, is not trained on"
         )
+    copied = f", {copies:,} of which are copies or near copies of others," if copies else ""
     return (
-        f"{sentence}: of {total:,} documents {share:.2g} are held out, chosen by the hash of their text. Give more "
-        "documents (a long one can be cut into several), or hold out more of them by a corpus of your own, such as\n"
+        f"{sentence}: of {total:,} documents{copied} {share:.2g} are held out, chosen by the hash of their text. "
+        "Give more documents (a long one can be cut into several), or hold out more of them by a corpus of your own, "
+        "such as\n"
         f"  files: ['*.jsonl']\n  path: {spec.get('root', 'folder')}\n  share: 0.25\n"
         "in a file small.yaml, and DATA=small.yaml"
     )

@@ -165,8 +165,8 @@ def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
 
 
 def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Write the sequences of a token file with the numbers `documents`, in this order, as another one. Paths are
-    without extension."""
+    """Copy the documents with the indices `documents`, in this order, from one token file to another. Paths are without
+    extension."""
     prefix = str(prefix)
     kind, lengths = read_index(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths

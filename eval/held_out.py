@@ -13,7 +13,7 @@ class HeldOut(NamedTuple):
     """The held-out text of the corpora in eval.corpora.
 
     tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
-    domains: {"corpus/domain": (the entry of bits_per_byte, items)}, for the loss of each domain.
+    domains: {"corpus/domain": (the entry of bits_per_byte in tasks.yaml, items)}, for the loss of each domain.
     documents: {corpus: its held-out documents}.
     """
 

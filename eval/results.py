@@ -23,6 +23,17 @@ from eval.tasks.choice import Requested, available
 from eval.weights import Weights
 
 REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
+SCORE = {"value": rundir.NUMBER, "stderr?": rundir.NUMBER, "chance?": rundir.NUMBER}
+FORM = {  # of what is used of a stored result (see `safe_files.first_misfit`)
+    "tasks": dict,
+    "bits_per_byte": SCORE,
+    "zero_shot?": SCORE | {"chance": rundir.NUMBER},
+    "suite?": SCORE | {"tasks": int, "of": int},
+    "unknown_bytes?": rundir.NUMBER,
+    "seconds": rundir.NUMBER,
+    "lm_eval_tasks?": {"asked": list, "missing": list, "failed": dict},
+}
+SOURCE = {"path": str, "config": str, "split": str, "sha256": str}  # of a task's entries "data" and "examples"
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
@@ -41,7 +52,15 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
     None where the files are missing or damaged."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
-        if result is None or weights.step is not None:
+        if result is None:
+            return None
+        wrong = safe_files.first_misfit(result, FORM)
+        for name, entry in result["tasks"].items() if not wrong else ():
+            wrong = wrong or safe_files.first_misfit(entry, {"data?": SOURCE, "examples?": SOURCE}, f"tasks.{name}")
+        if wrong:
+            path = directory / rundir.eval_name(weights.step)
+            raise safe_files.Damaged(f"{path} is damaged: {wrong} is not what an evaluation has there.")
+        if weights.step is not None:
             return result
         samples = safe_files.read_bytes(directory / rundir.SAMPLES)
         if samples is None:
@@ -74,8 +93,8 @@ def current_result(
 
 
 def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
-    """Whether a result (the content of eval.json) has all requested tasks that can be run, with this number of
-    examples, on data that has not changed since."""
+    """Whether a result (the content of eval.json) has every requested task whose data can be read, with the requested
+    number of examples in the prompt, and whether that data is still what was read then."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False

@@ -58,7 +58,7 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
 
 
 def _step_seconds(attend: attention.Attend, inputs: list[Any]) -> float:
-    def step() -> None:
+    def forward_and_backward() -> None:
         torch.autograd.grad(attend(*inputs).sum(), inputs)
 
-    return least_seconds(step, inputs[0].device, REPETITIONS, WARM_UP)
+    return least_seconds(forward_and_backward, inputs[0].device, REPETITIONS, WARM_UP)

@@ -24,7 +24,7 @@ class Log:
         """
         self.path = folder / rundir.METRICS
         self.rewind(last_step)
-        self.wandb = _wandb(folder, run, name)
+        self.wandb = _start_wandb(folder, run, name)
 
     def rewind(self, last_step: int) -> None:
         """Remove the rows after step `last_step` from metrics.jsonl, and its damaged lines, which are reported on the
@@ -53,12 +53,12 @@ class Log:
         try:
             if self.wandb:
                 act(self.wandb)
-        except Exception as error:  # see _wandb
+        except Exception as error:  # see _start_wandb
             print(f"W&B stopped ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
             self.wandb = None
 
 
-def _wandb(folder: Path, run: Run, name: str) -> Any:
+def _start_wandb(folder: Path, run: Run, name: str) -> Any:
     """Start a run in Weights & Biases. Returns the wandb.Run; None where it is disabled (WANDB_MODE or layout.wandb is
     "disabled") or cannot be started, which is printed and does not stop training."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)

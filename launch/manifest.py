@@ -45,7 +45,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
 
     from data.prepare import cannot_write_message, epochs, prepare
 
-    def prepared() -> dict[str, Any]:
+    def prepare_here() -> dict[str, Any]:
         try:
             return prepare(**run.data_request, store=store)
         except (ValueError, RuntimeError, PermissionError) as error:
@@ -54,9 +54,9 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
             ) from error
 
     if dist.get_rank() == 0:
-        prepared()
+        prepare_here()
     dist.barrier()
-    data = prepared()
+    data = prepare_here()
     return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
 
 

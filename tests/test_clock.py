@@ -206,6 +206,9 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
     (line,) = epochs_of_text(build_study("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
+    other = tokens | {"data.tokenizer": "pycode"}
+    *_, line = epochs_of_text(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    assert line == "NOTE: the tokenizer is trained on pycode, which no run reads (data.tokenizer)"
 
 
 def _disagree(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ablations.config import ConfigError
 from ablations.study import from_args
-from data import corpus, prepare, store
+from data import corpus, prepare, store, text
 from data.filters import PLAIN
 from data.store import Store
 from data.text import prepared_text
@@ -348,3 +348,9 @@ def test_the_locale_does_not_matter(tmp_path):
     other = command(str(path), tmp_path / "two", "--set", "data.dedup=exact")
     assert json.loads(done.stdout)["sha256"] == json.loads(other.stdout)["sha256"]
     assert json.loads(done.stdout)["tokenizer"]["sha256"] == json.loads(other.stdout)["tokenizer"]["sha256"]
+
+
+def test_where_all_documents_are_copies_that_is_said():
+    message = text._no_documents_message({"name": "größe", "files": []}, "valid", 0.02, 300, {}, 299)
+    assert "of 300 documents, 299 of which are copies or near copies of others, 0.02 are held out" in message
+    assert "copies" not in text._no_documents_message({"name": "größe", "files": []}, "valid", 0.02, 300, {}, 0)

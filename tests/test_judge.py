@@ -63,11 +63,15 @@ def test_scores_that_are_no_numbers_are_never_written(run, capsys, value):
     assert not list(run.glob("eval.json")) and not list(run.glob("samples*"))
 
 
+OF_ANOTHER_FORM = ({"bits_per_byte": 5}, {"lm_eval_tasks": []}, {"tasks": {"é": 5}}, {"tasks": {"é": {"data": {}}}})
+
+
 def test_what_is_damaged_counts_as_not_judged(run, capsys):
     assert main([str(run)]) == 0
     expected, result, samples = scores(run), *((run / name).read_bytes() for name in ("eval.json", "samples.jsonl.gz"))
     damaged = {
-        "eval.json": [result[: len(result) // 2], b"", b"[]", b"\xff\xfe", b"{}", result.replace(b"0.", b"NaN", 1)],
+        "eval.json": [result[: len(result) // 2], b"", b"[]", b"\xff\xfe", b"{}", result.replace(b"0.", b"NaN", 1)]
+        + [json.dumps(json.loads(result) | other).encode() for other in OF_ANOTHER_FORM],
         "samples.jsonl.gz": [samples[:-9], b"", samples[:40] + bytes([samples[40] ^ 1]) + samples[41:]],
     }
     for name, contents in damaged.items():

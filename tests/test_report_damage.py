@@ -58,6 +58,8 @@ def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
         (["bits_per_byte", "value"], float("inf"), "eval.json is damaged"),
         (["tasks", "pydocs/last_word", "stderr"], "1e400", "tasks.pydocs/last_word.stderr is not what"),
         (["tasks"], [], "tasks is not what an evaluation has there"),
+        (["corpora"], 1e30, "corpora is not what an evaluation has there"),
+        (["lm_eval_tasks"], {"missing": 5}, "lm_eval_tasks.missing is not what an evaluation has there"),
         (["samples_sha256"], "beef", "samples.jsonl.gz is not the file that eval.json was written with"),
         (["tasks", "pydocs/last_word", "suite"], True, "tasks.pydocs/last_word.guess is not what"),
         (["by_domain"], {"pydocs": {"Github": 5}}, "by_domain.pydocs.Github is not what"),
@@ -68,6 +70,17 @@ def test_scores_that_are_not_those_of_the_items_are_refused(study, tmp_path, key
     assert report(study, tmp_path / "out").splitlines()[2].endswith("; 1 of 3 runs missing, 1 damaged")
     mismatches = section((tmp_path / "out/report.md").read_text(), "What does not match")
     assert mismatches.startswith("* pos=alibi, seed 2: damaged (") and why in mismatches
+
+
+def test_numbers_that_no_run_has_are_left_out_of_the_curves(study, tmp_path):
+    path = study.cell("pos=alibi", 2).dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, wrong in zip(rows[-4:], ({"tokens": 0}, {"tokens": -0.0}, {"step": -1}, {"seconds": -1}), strict=True):
+        row |= wrong
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(study, tmp_path / "out")
+    mismatches = section((tmp_path / "out/report.md").read_text(), "What does not match")
+    assert "pos=alibi, seed 2: metrics.jsonl is damaged: 4 lines have numbers that no run has" in mismatches
 
 
 @pytest.mark.parametrize(
@@ -168,7 +181,7 @@ def test_every_format_is_printable_whatever_it_is_given():
     effect = (HOSTILE, 0.1, 0.2, "same", HOSTILE)
     line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
     figures = [
-        drawing.forest(HOSTILE, [effect], HOSTILE),
+        drawing.forest_plot(HOSTILE, [effect], HOSTILE),
         drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
         drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]

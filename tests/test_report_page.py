@@ -201,7 +201,7 @@ def test_names_that_are_cut_keep_their_ends():
     figures = {
         "map": drawing.heat_map("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
         "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
-        "forest": drawing.forest("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
+        "forest": drawing.forest_plot("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
     for kind, svg in figures.items():
         cut = re.findall(r">…([^<]*)</text>", svg)
@@ -217,13 +217,13 @@ def test_names_that_are_cut_keep_their_ends():
 def test_one_wide_interval_leaves_the_others_readable() -> None:
     """It ends in arrows; its width stands in the tooltip."""
     effects = [("a", 2.4, 4.2, "same", ""), ("b", 5.5, 19.9, "same", ""), ("c", -5.5, 250.0, "same", "")]
-    figure = drawing.forest("points", effects, "points")
+    figure = drawing.forest_plot("points", effects, "points")
     assert "+200" not in figure and "c: -5.5, 95 % interval -255.5 to +244.5" in figure
-    of_shares = drawing.forest("points", effects, "points", largest=100.0)  # no difference of two shares is larger
+    of_shares = drawing.forest_plot("points", effects, "points", largest=100.0)  # no difference of two shares is larger
     assert "c: -5.5, 95 % interval -100 to +100" in of_shares and "b: +5.5, 95 % interval -14.4 to +25.4" in of_shares
     assert of_shares.split("<path")[1:] == figure.replace("-255.5 to +244.5", "-100 to +100").split("<path")[1:]
     bars = re.findall(r'd="M([\d.]+) \d+H([\d.]+)(M)?', figure)
     widths = [float(end) - float(start) for start, end, _ in bars]
     assert [bool(arrow) for *_, arrow in bars] == [False, False, True]
     assert widths[1] == pytest.approx(widths[0] * 19.9 / 4.2, rel=0.02) and widths[1] > 100
-    assert "L" not in drawing.forest("points", effects[:2], "points").split("<title>")[1]
+    assert "L" not in drawing.forest_plot("points", effects[:2], "points").split("<title>")[1]

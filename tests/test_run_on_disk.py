@@ -202,6 +202,6 @@ def test_what_counts_is_on_the_disk_first(
 
     monkeypatch.setattr(os, "fsync", spy)
     monkeypatch.setattr(os, "replace", check)
-    monkeypatch.setattr("launch.log._wandb", lambda *_: Mirror())
+    monkeypatch.setattr("launch.log._start_wandb", lambda *_: Mirror())
     in_process(cell, store)
     assert saves == [(8, 8), (16, 16), (24, 24)] and finished == [True]

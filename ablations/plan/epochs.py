@@ -10,8 +10,8 @@ from ablations.values import ConfigError, human
 
 def epochs_of_text(study: Study) -> list[str]:
     """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
-    not prepared are named. Raises ConfigError where the prepared data are damaged, or cannot be used as the study
-    asks."""
+    not prepared are named, and a tokenizer that is trained on another text than any run reads. Raises ConfigError where
+    the prepared data are damaged, or cannot be used as the study asks."""
     from data.corpus import Missing
     from data.prepare import epochs, prepare
 
@@ -29,6 +29,11 @@ def epochs_of_text(study: Study) -> list[str]:
         lines += [_epochs_sentence(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
         plain = data.recipe == type(data.recipe)()
         lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
+    foreign = {run.data.tokenizer for run in distinct.values() if run.data.tokenizer_kind != "file"}
+    foreign -= {run.data.corpus for run in distinct.values()}
+    lines += [
+        f"NOTE: the tokenizer is trained on {name}, which no run reads (data.tokenizer)" for name in sorted(foreign)
+    ]
     return list(dict.fromkeys(lines))
 
 

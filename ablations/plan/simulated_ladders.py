@@ -47,9 +47,9 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
 
 
 def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw arms whose difference from the baseline changes its sign at some compute between the largest size and the
-    target, or up to as far beyond the target. Returns for each arm a function from the number of parameters to its
-    difference."""
+    """Draw arms whose gap, the difference from the baseline, changes its sign at a random compute: between 1/20 of the
+    target's, which is that of the largest size, and 20 times the target's. Returns for each arm its gap as a function
+    of the number of parameters."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)

@@ -138,7 +138,9 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
-    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run."""
+    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run.
+    `setting`: the hyperparameters; `identities`: {task: what its result depends on, such as the hashes of its data and
+    of the weights}. A stored result of another identity is one that is still to run."""
     from eval.finetune.tasks import load_split
     from eval.finetune.work import Item, stored_result
 

@@ -115,7 +115,8 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins in a registration, {metric: margin}. Entries of a foreign file that are no numbers are left out."""
+    """The margins of equivalence in a registration, {metric: margin}. Entries that are no numbers, as a file that was
+    written by hand may have, are left out."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}

@@ -61,9 +61,9 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
-    """Why a checkpoint cannot be shown beside the runs on a task of GLUE; "" where it can, since all runs with this
-    task were fine-tuned under the same conditions. `table`: the content of the checkpoint's glue.json; `runs`: the
-    contents of the runs' glue.json."""
+    """Why a checkpoint cannot be shown beside the runs on a task of GLUE: a run was fine-tuned on it under other
+    conditions than the checkpoint, or none was. "" where all conditions are equal. `table`: the content of the
+    checkpoint's glue.json; `runs`: the contents of the runs' glue.json."""
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"

@@ -18,7 +18,7 @@ from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
 from eval.report.sections import answer, factorial, overview, registered, tuning
-from eval.report.sections.differences import forest
+from eval.report.sections.differences import forest_plot
 from eval.report.sections.training import loss_curves, paired_curves
 
 REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
@@ -29,9 +29,9 @@ def write(findings: Findings, out: Path) -> None:
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],
-        forest(findings, "bits/byte"),
+        forest_plot(findings, "bits/byte"),
         *paired_curves(findings),
-        forest(findings, "zero-shot"),
+        forest_plot(findings, "zero-shot"),
     ]
     write_together(
         out,
@@ -105,7 +105,8 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a head, then one line per run and task, and for each run one per overall result."""
+    """The lines of results.csv: a header, then one line per run and task, and for each run one per overall result,
+    such as the mean over tasks."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():

@@ -49,6 +49,10 @@ SCORE: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
 TASK = SCORE | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
 EVALUATION: dict[str, Any] = {
     "tasks": dict,
+    "corpora?": list,
+    "lm_eval?": str,
+    "precision?": str,
+    "lm_eval_tasks?": {"missing?": list, "failed?": dict},
     "omitted": list,
     "bits_per_byte": SCORE,
     "zero_shot?": SCORE,
@@ -157,7 +161,10 @@ def _read(directory: Path) -> dict[str, Any]:
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
         rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
-        cell["metrics"] = list({row["step"]: row for row in rows}.values())
+        possible = [row for row in rows if row["step"] > 0 and row["tokens"] > 0 and row["seconds"] >= 0]
+        if len(possible) < len(rows):
+            damage = f"{rundir.METRICS} is damaged: {len(rows) - len(possible)} lines have numbers that no run has"
+        cell["metrics"] = list({row["step"]: row for row in possible}.values())
         cell["damage"] += [damage] if damage else []
     cell["registered"], damage = rundir.read_registered(directory)
     first = cell["registered"][0]["sha256"] if cell["registered"] else ""

@@ -469,4 +469,14 @@ MUTATIONS = [
         "        if False:",
         "tests/test_report_damage.py::test_items_that_stand_twice_or_are_no_scores_are_refused",
     ),
+    one(
+        "curves are drawn of numbers that no run has",
+        "found here",
+        "",
+        "",
+        "eval/report/runs.py",
+        'if row["step"] > 0 and row["tokens"] > 0 and row["seconds"] >= 0]',
+        "if row]",
+        "tests/test_report_damage.py::test_numbers_that_no_run_has_are_left_out_of_the_curves",
+    ),
 ]

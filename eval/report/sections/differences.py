@@ -208,7 +208,7 @@ def noise_floors(findings: Findings) -> list[Block]:
     return lines
 
 
-def forest(findings: Findings, metric: str) -> str:
+def forest_plot(findings: Findings, metric: str) -> str:
     """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.compared.get(metric, {}).items():
@@ -219,4 +219,4 @@ def forest(findings: Findings, metric: str) -> str:
         effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"
-    return drawing.forest(title, effects, f"{definition.unit}; {better} of the line is better", definition.largest)
+    return drawing.forest_plot(title, effects, f"{definition.unit}; {better} of the line is better", definition.largest)

@@ -61,7 +61,7 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
-    for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing", [])}):
+    for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing") or []}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
         lines += arms_with_several_changes(study, cells)

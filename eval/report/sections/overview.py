@@ -9,7 +9,7 @@ from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
-from eval.report.sections.differences import forest
+from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_variance
@@ -19,7 +19,9 @@ from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 def section(findings: Findings) -> Section:
     arms = " Corrected for the number of arms." if len(findings.study.compared) > 1 else ""
     forests = [
-        Figure(forest(findings, name), f"Bars: 95 % intervals over seeds and items; an arrow: wider than drawn.{arms}")
+        Figure(
+            forest_plot(findings, name), f"Bars: 95 % intervals over seeds and items; an arrow: wider than drawn.{arms}"
+        )
         for name in findings.results
     ]
     question = [f"**Question.** {findings.study.question}", expectation(findings)]

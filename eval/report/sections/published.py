@@ -97,7 +97,7 @@ def table_rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
 
 
 def models_of_others(beside: str) -> Table:
-    """A table of published models of other authors, with their sources."""
+    """A table of published models of other authors, with their sources. `beside`: BESIDE= as it was typed."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
         for model in load()["external"]

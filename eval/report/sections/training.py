@@ -59,8 +59,8 @@ def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
     unknown. `axis`: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors)."""
     expense = cost_so_far(cell)
-    total = expense[axis.lower()]
-    return total / expense["seconds" if clock else "tokens"] if total else None
+    total, units = expense[axis.lower()], expense["seconds" if clock else "tokens"]
+    return total / units if total and units else None
 
 
 def paired_curves(findings: Findings) -> list[str]:
