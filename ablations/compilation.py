@@ -39,10 +39,11 @@ def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
         return Compilation("never", f"not compiled: {unknown}")
     saved, taken = sum(map(seconds_saved, runs)), compile_seconds(runs)
     if saved <= taken:
-        return Compilation("never", f"not compiled: that would take about {taken:.0f} s in all, and save {saved:.0f}")
+        why = f"that would take about {taken:,.0f} CPU seconds in all, and save {saved:,.0f}"
+        return Compilation("never", f"not compiled: {why}")
     if missing := missing_for_compiler():
-        return Compilation("never", f"not compiled, which would save {saved - taken:.0f} s: {missing}")
-    return Compilation("always", f"compiled: that takes about {taken:.0f} s in all, and saves {saved:.0f}")
+        return Compilation("never", f"not compiled, which would save {saved - taken:,.0f} CPU seconds: {missing}")
+    return Compilation("always", f"compiled: that takes about {taken:,.0f} CPU seconds in all, and saves {saved:,.0f}")
 
 
 def without_known_gain(run: Run) -> str:

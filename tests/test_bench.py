@@ -14,7 +14,7 @@ from launch import deepspeed_setup, engine, run_model
 from model import attention, position
 from model.gpt import GPT
 from model.kernels import fp8, rotation
-from tests import bench_gpu
+from tests import bench_gpu, bench_gpu_check
 from tests.bench_gpu_check import POSITIONS, cases, kernels, wrong, wrong_by_kernel, wrong_in_fp8
 from tests.bench_minimal import MinimalGPT
 from tests.test_fp8 import NEEDS_FP8
@@ -43,7 +43,12 @@ def test_kernels_that_are_not_there_are_not_compared() -> None:
 
 
 @pytest.mark.parametrize("case", ["mlm, alibi", "prefix, rotary", "fp16, rotary", "fp32, rotary"])
-def test_objectives_and_precisions_that_are_not_timed_are_compared_too(case: str) -> None:
+def test_objectives_and_precisions_that_are_not_timed_are_compared_too(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a smaller shape than a GPU: fp16 is slow on a CPU."""
+    smaller = {"model.hidden": 128, "model.heads": 2, "model.seq": 128}
+    monkeypatch.setattr(bench_gpu_check, "SMALL", [*bench_gpu_check.SMALL, *smaller.items()])
     assert cases("cpu", POSITIONS, fp8=False, everything=True)[case]() == []
 
 
@@ -155,14 +160,17 @@ def test_without_a_gpu_bench_gpu_says_so_in_one_line() -> None:
     assert done.stderr == "error: make bench-gpu needs an NVIDIA GPU, and torch sees none\n"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp8", marks=NEEDS_FP8)])
-def test_a_compiled_engine_trains_as_an_eager_one(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "block"), [("fp32", "pre-ln"), ("bf16", "parallel"), pytest.param("fp8", "pre-ln", marks=NEEDS_FP8)]
+)
+def test_a_compiled_engine_trains_as_an_eager_one(precision: str, block: str) -> None:
     from deepspeed.accelerator import get_accelerator
 
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
 
     def losses(compiled: str) -> list[float]:
-        run = resolve([*TINY, ("model.pos", "rotary"), ("train.precision", precision), ("layout.compile", compiled)])
+        change = {"model.pos": "rotary", "model.block": block, "train.precision": precision, "layout.compile": compiled}
+        run = resolve([*TINY, *change.items()])
         deepspeed_setup.start(run)
         built = engine.build(run_model.build_model(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")

@@ -125,7 +125,7 @@ def test_without_a_compiler_auto_does_without_and_always_is_refused_before_any_w
     study = from_args([*words, LONG])
     assert modes(study) == {"never"}
     assert study.compiled_why.startswith("not compiled, which would save ")
-    assert study.compiled_why.endswith(" s: there is no C++ compiler (g++-of-nobody)")
+    assert study.compiled_why.endswith(" CPU seconds: there is no C++ compiler (g++-of-nobody)")
     always = [*words, "SET=layout.compile=always"]
     for command, argv in ((local.main, always), (train.main, ["--cell", "0", *always])):
         code, said = command(argv), capsys.readouterr().err

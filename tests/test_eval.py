@@ -563,7 +563,7 @@ def prepared(tmp_path_factory):
     from data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("corpus")
-    (folder / "prose.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in prose(2500)))
+    (folder / "prose.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in prose(1000)))
     corpus = str(folder / "prose.jsonl")
     return folder, corpus, prepare(corpus, corpus, 300, folder / "data")
 

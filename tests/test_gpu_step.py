@@ -19,6 +19,7 @@ from launch.bf16 import use_device_updates
 from launch.step import PendingStep, Step
 from model.count import parameters
 from model.memory import estimate, gradient_bytes
+from tests.test_bench import TINY
 from tests.test_parallel import on
 from tests.tiny_run import in_process, study
 
@@ -165,13 +166,15 @@ def test_a_loss_that_is_no_number_is_found_late_and_never_saved(
 
 
 def test_cuda_graphs_are_asked_for_where_no_gradient_outlives_its_micro_batch() -> None:
-    """On a CPU the mode compiles without them; the losses are those of the eager model."""
+    """On a CPU the mode compiles without them; the losses are those of the eager model. Its kernels are those of
+    tests/test_bench.py, which are compiled once for both."""
     losses = []
     for compiled in ("reduce-overhead", "never"):
         torch._dynamo.reset()
-        run = resolve((SHAPE | {"layout.micro_batch": 4, "layout.compile": compiled}).items())
+        change = {"model.pos": "rotary", "model.block": "parallel", "train.precision": "bf16", "train.batch": 4}
+        run = resolve([*TINY, *change.items(), ("layout.compile", compiled)])
         built = live(run, 1, True)
-        rows = torch.randint(512, (8, 33), generator=torch.Generator().manual_seed(1))
+        rows = torch.randint(100, (4, 17), generator=torch.Generator().manual_seed(1))
         losses.append([built.step(built.model.objective.batch(rows), 1e-2).loss for _ in range(3)])
         assert built.execution["compiled"] == compiled
         assert all(p.grad is None for p in built.model.parameters())
