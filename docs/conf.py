@@ -194,8 +194,9 @@ def write_generated() -> None:
         f"| [{record.name}]({record.name}/report.md) | {answer(record)} | {predictions(record)} |" for record in records
     )
     (DOCS / "records" / "index.md").write_text(
-        "# Records\n\nStudies that were run, each with its report as it was written. The expectation of each was "
-        "written down before its runs; what did not come true, and what nothing came of, stays here too.\n\n"
+        "# Records\n\nStudies that were run, each with its report as it was written. Each report says whether the "
+        "expectation was written down before the runs; what did not come true, and what nothing came of, stays here "
+        "too.\n\n"
         f"| record | answer | predictions |\n|---|---|---|\n{summaries}\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n",
         "utf-8",
     )

@@ -597,7 +597,7 @@ def broken(run: Path, what: str) -> None:
         ("unfinished", "has no done: only a finished run"),
         ("no counterpart", "model.pos=none"),
         ("other tokenizer", "is not the tokenizer"),
-        ("older", "trained by another version: .*'norm'"),
+        ("older", "of another version: .*'norm'"),
         ("damaged weights", "weights.safetensors is damaged"),
         ("other weights", "these are not the weights of such a model: blocks.1"),
     ],

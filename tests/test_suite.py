@@ -458,7 +458,7 @@ def test_killed_and_divided_evaluations_end_the_same(run, tmp_path):
     assert not (run / "eval.json").exists()
     part = next((run / "eval.parts").glob("*"))
     part.write_bytes(part.read_bytes()[:-7])  # a kill may cut a line
-    known = Journal(run / "eval.parts", json.loads(part.read_bytes().splitlines()[0])["identity"])
+    known = Journal(run / "eval.parts", json.loads(part.read_bytes().splitlines()[0].partition(b" ")[2])["identity"])
     assert len(known.known) > 10
     known.close()
     assert main([str(run), *TASKS]) == 0

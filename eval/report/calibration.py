@@ -72,15 +72,17 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
 This page is made by `make calibrate`: studies are simulated with fixed seeds and judged by the same rules as real ones
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
 rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
-deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below)."""
+deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below). Most tables have
+this noise of seeds alone, and say so: a real study has that of its items besides, which is in "Items that share a
+passage"."""
 
 WORDS = """\
-"better by 0.161 (8 × noise, p = 0.0095)": the difference is 0.161 in the unit of the metric, lower or higher as is
-better; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the two-sided
-p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The ratio alone
-misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of freedom**, d.o.f.)
-is itself badly known, and 8 times it can be p = 0.01. How many times its noise a single difference has to be for 5 %,
-by the degrees of freedom of that noise:"""
+"better by 0.161 (8 × noise, p = 0.0095)": the difference is 0.161 in the unit of the metric, in the direction that is
+better for the metric; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the
+two-sided p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The
+ratio alone misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of
+freedom**, d.o.f.) is itself badly known, and 8 times it can be p = 0.01. How many times its noise a single difference
+has to be for 5 %, by the degrees of freedom of that noise:"""
 
 ANSWER = """\
 A report opens with a sentence such as "of 6 arms pos=alibi has the lowest bits/byte, 0.174 below the baseline; it
@@ -103,25 +105,28 @@ four groups of held-out text are three degrees of freedom, however many runs the
 * **A larger share**: `share: 0.05` in a corpus file (a file of `data/corpora`, or a `.yaml` of yours that DATA names)
   holds out 5 % of its documents.
 * **More packages** of a corpus of packages: its `held_out:` lists them. A copy of `data/corpora/pydocs.yaml` with ten
-  names there and without its `sha256` is such a corpus; it is another text than `pydocs`, and results on the two are
-  not compared.
+  names there and without its `sha256` is such a corpus; it is a different text from `pydocs`, and results on the two
+  are not compared.
 * **More corpora to be judged on**, `SET=eval.corpora=pydocs,pycode`: the loss is then the mean over them.
 
 How many groups a run was judged on is in its report, under "Task by task"; what a study sees with them `make plan` says
 when a record of the same baseline is there."""
 
 FIXED = f"""\
-A fixed number of seeds; {STUDIES:,} studies of each kind. **Any wrong verdict**: all arms are equal, and at least one
-is called better or worse: at most {LEVEL:.0%} by design. With several arms it is below that by Bonferroni's inequality.
+A fixed number of seeds; {STUDIES:,} studies of each kind. Noise of seeds only: no item scatters.
+**Any wrong verdict**: all arms are equal, and at least one is called better or worse: at most {LEVEL:.0%} by design.
+With several arms it is below that by Bonferroni's inequality.
 **Wrongly equivalent**: every arm differs from the baseline by exactly the margin, and at least one is called
 equivalent. **Covered**: the 95 % interval of one arm holds its true difference."""
 
 POWER = """\
-One arm differs by so many standard deviations of a run, the others not at all: how often it is called better. Last: how
-often arms that are equal to the baseline, all of them, are each called equivalent within 2 standard deviations."""
+Noise of seeds only, so that a real study sees less. One arm differs by so many standard deviations of a run, the
+others not at all: how often it is called better. Last: how often all arms of a study without differences are called
+equivalent, within 2 standard deviations."""
 
 SEQUENTIAL = """\
-`MORE=auto`: a look after every seed from the second on, until every arm is decided or the most seeds are there.
+`MORE=auto`: a look after every seed from the second on, until every arm is decided or the most seeds are there. Noise
+of seeds only: where most of it is that of the items, a study goes on to its most seeds and may end undecided.
 **Any wrong verdict**, at any of the looks, of equal arms; with a margin too, which makes studies stop early.
 **Without alpha spending**: the same, if every look had the whole level. **Wrongly equivalent**, at any look, of arms
 that differ by exactly the margin of 2. Then how often an arm that differs by so much is called better in the end, and
@@ -136,16 +141,20 @@ called one. **Covered**: the 95 % interval of the first interaction holds its tr
 of 2 is called better, and an interaction of 4 (of two factors), where there is nothing else."""
 
 SAVES = """\
-And a test on numbers that nobody simulated: the accuracies of each task at all saves of these three runs (63, 34 and 63
-saves; `eval/report/sections/published_saves.csv`). Neighbouring saves of a run are taken as pairs, and so many pairs in
-a row as the seeds of two arms, in the order one-two, two-one, two-one, one-two ..., so that progress favours neither.
-Both arms are the same run, so any verdict is a wrong one; each of the 27 tasks is a study. These scores are no normal
-numbers: some tasks have 71 questions, some answer everything alike. ±: one standard error."""
+And a check of plausibility on numbers that nobody simulated: the accuracies of each task at all saves of these three
+runs (63, 34 and 63 saves; `eval/report/sections/published_saves.csv`). Neighbouring saves of a
+run are taken as pairs, and so many pairs in a row as the seeds of two arms, in the order one-two, two-one, two-one,
+one-two ..., so that progress favours neither. Both arms are the same run, so any verdict is a wrong one; each of the 27
+tasks is a study. These scores are no normal numbers: some tasks have 71 questions, some answer everything alike. Saves
+of one run are not runs of other seeds: neighbours have most of their training in common. Nor are the studies
+independent: the 27 tasks of a save are answered by the same weights, so that the standard error after ±, which is that
+of independent studies, is too small. So it shows no more than that the rates are not far off."""
 
 CLUSTERS = f"""\
 Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
-Passages count as one item each, their sum; of unequal sizes (log-normal, sigma 1) too. **Questions alone**: what it
-would be if every question were taken as independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than
+Passages count as one item each, their sum; of unequal sizes (log-normal, sigma 1) too. A passage stands for any group
+of items: the four packages of `pydocs` are four. **Questions alone**: what it would be if every question were taken as
+independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than
 {FEWEST_ITEMS} independent items decide nothing."""
 
 FEW_GROUPS = f"""\
@@ -156,11 +165,13 @@ although they do give noise. So it is taken off the part that leaves the wider i
 rate if it were always the groups' part, as it was at first. {STUDIES_OF_ITEMS:,} studies of each kind."""
 
 FLOOR = """\
-Two arms, judged with the degrees of freedom of a stored noise floor (`NOISE_FLOOR=`) of so many A/A runs beside their
-own. How often equal arms have a wrong verdict. **All alike**: all runs have the same noise. **Shared seeds**: what the
-arms of a seed share is in the floor's noise as well (standard deviation 1), which only makes it careful. **Arm
-noisier**: the new arm scatters twice as much as the baseline, of which the floor knows nothing; then it errs more often
-than without a floor. **Sees 3**: how often a difference of 3 is called better, and how often without the floor."""
+Two arms, judged by their own noise and that of a stored noise floor (`NOISE_FLOOR=`) of so many A/A runs, which are
+runs of the baseline that differ in the seed alone; noise of seeds only. The first four columns are how often two equal
+arms have a wrong verdict. **All alike**: all runs have the same noise. **Shared seeds**: what the arms of a seed share
+is in the floor's noise as well (standard deviation 1), which makes the verdicts careful. **Arm noisier**: the new arm
+scatters twice as much as the baseline, of which the floor knows nothing; then it errs more often than without a floor,
+which is the next column. The last two columns are how often an arm that differs by 3 is called better, with the floor
+and without."""
 
 LADDER = f"""\
 `make ladder`: three sizes, the largest with 5 % of the target's compute, three arms, a run's loss with a standard
@@ -252,7 +263,7 @@ def cluster_table() -> Table:
             str(seeds),
             *map(percent, wrong_verdicts_with_clusters(n, unequal, seeds, STUDIES_OF_ITEMS)),
         ]
-        for n in (3, 10, 40)
+        for n in (3, 4, 10, 40)
         for unequal in (False, True)
         for seeds in (2, 5)
     ]
@@ -275,7 +286,16 @@ def few_groups_table() -> Table:
 
 
 def noise_floor_table() -> Table:
-    head = ["seeds", "A/A runs", "all alike", "shared seeds", "arm noisier", "the same, no floor", "sees 3", "no floor"]
+    head = [
+        "seeds",
+        "A/A runs",
+        "all alike",
+        "shared seeds",
+        "arm noisier",
+        "arm noisier, no floor",
+        "sees 3",
+        "sees 3, no floor",
+    ]
     rows = [[str(n), str(aa), *map(percent, floor_rates(n, aa, STUDIES))] for n in (2, 3, 5) for aa in (3, 5, 10)]
     return Table(head, rows)
 
