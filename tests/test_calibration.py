@@ -14,7 +14,7 @@ from eval.report.gather import corrected
 from eval.report.sections import published
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.items import Stratum, item_variance
+from eval.statistics.items import Stratum, with_interaction_once
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import seed_variance
 from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
@@ -94,13 +94,17 @@ def test_items_of_many_studies_are_as_of_one():
     rng = np.random.default_rng(5)
     d, w = rng.normal(size=(20, 3, 9)), rng.lognormal(size=(20, 9))
     d *= w[:, None]
-    many = item_noise(d, w)
-    seeds = Noise(np.full((20, 1), 0.3), np.full((20, 1), 2.0))
-    found = decisions(np.full((20, 1), 3.0), [seeds, many])
+    whole, rest = item_noise(d, w)
+    seeds = Noise(np.full((20, 1), 0.05), np.full((20, 1), 2.0))
+    many = simulation.with_interaction_once(seeds, whole, rest)
+    found = decisions(np.full((20, 1), 1.1), many)
     for i in range(20):
-        one = item_variance([Stratum(d[i], w[i])])
-        assert (many.variance[i, 0], many.dof[i, 0]) == (pytest.approx(one.variance), pytest.approx(one.dof))
-        assert found[i, 0] == CODES[verdict(compare(3.0, Variance(0.3, 2), one), True).kind]
+        one = with_interaction_once(Variance(0.05, 2), [Stratum(d[i], w[i])])
+        assert [(part.variance[i, 0], part.dof[i, 0]) for part in many] == [
+            (pytest.approx(part.variance), pytest.approx(part.dof)) for part in (one.seeds, one.items)
+        ]
+        assert found[i, 0] == CODES[verdict(compare(1.1, one.seeds, one.items), True).kind]
+    assert len({part.variance[i, 0] < 0.05 for part in many[:1] for i in range(20)}) == len(set(found[:, 0])) == 2
 
 
 # ------------------------------------------------------------------------------------------------ what the page states
@@ -135,6 +139,7 @@ def test_the_words_of_the_page_are_those_of_the_command():
         "SEQUENTIAL",
         "FACTORIALS",
         "CLUSTERS",
+        "FEW_GROUPS",
         "FLOOR",
         "LADDER",
         "PUBLISHED",
@@ -167,6 +172,8 @@ def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
     clusters = [rates(row) for row in stated("Items that share a passage").values()]
     assert max(by_passage for by_passage, _ in clusters) <= 5 + 2.5 * ERROR * 5**0.5
     assert all(by_question > by_passage for by_passage, by_question in clusters)
+    groups = [rates(row) for row in stated("Few groups of items").values()]
+    assert max(wrong for wrong, _ in groups) <= 5 and max(before for _, before in groups) > 15
     covered = [rates(row)[3] for row in (*fixed.values(), *crossed.values())]
     assert min(covered) >= 95 - 2.5 * ERROR
 
@@ -235,6 +242,7 @@ def test_other_studies_have_the_rates_that_are_stated():
             error_rates.wrong_verdicts_with_clusters(10, True, 5, 1000),
             stated("Items that share a passage")["10", "log-normal", "5"],
         ),
+        (error_rates.wrong_verdicts_with_few_groups(3, 6, 5, 1000), stated("Few groups of items")["3", "6", "5"]),
         (error_rates.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
     ]
     for got, expected in cases:

@@ -9,8 +9,26 @@ import shutil
 
 import numpy as np
 
+from ablations.config import resolve
 from eval.report.__main__ import main
-from tests.made_study import ARMS, EFFECT, FILES, TASK, Cell, Study, change, full, make, report, section, study, values  # noqa: F401  # a fixture
+from eval.tasks.position import CUT_TO_TRAINING_LENGTH
+from model.position import POSITIONS
+from tests.made_study import (  # noqa: F401  # a fixture
+    ARMS,
+    EFFECT,
+    FILES,
+    TASK,
+    Cell,
+    Study,
+    change,
+    full,
+    make,
+    report,
+    rescore,
+    section,
+    study,
+    values,
+)
 
 
 def test_the_table_has_the_shape_of_the_example(study, tmp_path):
@@ -157,3 +175,44 @@ def test_what_stands_beyond_the_training_length_is_said(tmp_path):
     assert "| pos=none | 2.660 | 2.680 | 2.720 | +0.060 |" in text
     assert "| pos=alibi | 2.650 | 2.650 | 2.650 | +0.000 |" in text
     assert "* pos=none: nothing has to be extended" in text and "the same 4,096 tokens" in text
+
+
+def with_copying(study, scores: dict[str, float]) -> None:
+    """Adds the two tasks of copying, 50 questions each; `scores`: {arm: its share of right answers}. Without the
+    snippet every arm has a share of 0.4."""
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = study.cell(arm, seed).dir
+            result = json.loads((folder / "eval.json").read_text())
+            rows = [json.loads(x) for x in gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).splitlines()]
+            rows = [row for row in rows if "copy_" not in row["task"]]
+            for name, share in (("copy_absent", 0.4), ("copy_inside", scores[arm]), ("copy_beyond", scores[arm])):
+                task = f"pydocs/{name}"
+                rows += [{"task": task, "id": f"{name}{i}", "value": int(i < 50 * share)} for i in range(50)]
+                entry = dict(result["tasks"]["pydocs/copy_absent"])
+                result["tasks"][task] = entry | {"value": share, "mean": name != "copy_absent"}
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / "samples.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+            (folder / "eval.json").write_text(json.dumps(result))
+            rescore(folder)
+
+
+def test_tasks_of_copying_say_what_they_do_not_show(study, tmp_path):
+    with_copying(study, {"pos=learned": 0.42, "pos=alibi": 0.9})
+    before = values(study, "zero_shot")
+    report(study, tmp_path / "out")
+    text = section((tmp_path / "out/report.md").read_text(), "Task by task")
+    assert "pydocs/copy_inside: not shown to copy: pos=learned." in text
+    assert "pydocs/copy_beyond: not shown to copy: pos=learned." in text
+    assert "pydocs/copy_beyond: the input of pos=learned is cut to the training length" in text
+    assert (values(study, "zero_shot") == before).all()  # the mean stays
+    with_copying(study, {"pos=learned": 0.9, "pos=alibi": 0.9})
+    report(study, tmp_path / "both")
+    text = section((tmp_path / "both/report.md").read_text(), "Task by task")
+    assert "not shown to copy:" not in text and "is cut to the training length" in text
+
+
+def test_the_schemes_whose_input_is_cut_are_those_with_a_longest_input():
+    for name, scheme in POSITIONS.items():
+        longest = scheme(resolve([("size", "nano"), ("model.pos", name)]).model).max_length
+        assert (longest is not None) == (name in CUT_TO_TRAINING_LENGTH)

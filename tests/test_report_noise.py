@@ -4,11 +4,13 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from ablations.criteria import Criteria
 from eval.report.contents import contents
 from eval.report.findings import recorded_noise
 from eval.report.formats import markdown
@@ -19,6 +21,7 @@ from eval.report.runs import read
 from eval.report.sections.differences import largest_difference, noise_cells
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import Variance
+from eval.statistics.verdicts import items_hide, seeds_to_decide
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
@@ -85,8 +88,8 @@ def test_several_arms_are_corrected_for_being_several(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
     text = report(study, tmp_path / "out")
     alibi, none = text.splitlines()[2:4]
-    assert "it says: pos=alibi exploratory: better by 5.6 (5 × noise, p = 0.0" in text
-    assert "; pos=none undecided: " in text
+    assert "On zero-shot, pos=alibi: exploratory: better by 5.6 (5 × noise, p = 0.0" in text
+    assert "; pos=none is undecided: " in text
     assert "better by 0.0" in alibi and none.split("    ")[-1].strip().startswith("undecided: ")
     three = {
         c["arm"]: c["p"]
@@ -274,6 +277,58 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
     assert recorded_noise(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
     text = section(markdown("t", contents(findings)), "Differences from the baseline")
     assert "| not above zero |" in text and "| 0.0000 |" not in text
-    assert "the documents and questions vary no more than each does by itself from seed to seed" in " ".join(
-        text.split()
-    )
+    assert 'a part from which that leaves nothing is "not above zero"' in " ".join(text.split())
+
+
+def grouped(study: Study, groups: int, spread: float, seed: int = 3) -> Study:
+    """Makes the held-out documents of every run `groups` groups, each as noisy by itself as at a single seed, times
+    `spread`."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(8)
+    of_group = {(arm, g): fixed.normal(0, 0.02 * spread) for arm in study.arms for g in range(groups)}
+    for arm in study.arms:
+        for run_seed in study.seeds:
+            single = rng.normal(0, 0.02, groups)
+
+            def edit(row: dict, arm: str = arm, single: np.ndarray = single) -> dict:
+                if "nats" not in row:
+                    return row
+                g = int(row["id"][1:]) % groups
+                rate = 2.5 + (arm == "pos=alibi") * 0.03 + of_group[arm, g] + single[g]
+                return row | {"bytes": 1000, "nats": 1000 * rate * float(np.log(2)), "cluster": f"g{g}"}
+
+            rewrite(study.cell(arm, run_seed).dir, edit)
+    return study
+
+
+def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
+    """Four groups whose own noise is estimated as nothing: what more seeds would decide is said by the noise that the
+    line on what a study sees has, by which seeds do not help."""
+    study = grouped(make(Study(tmp_path / "runs", arms=["pos=learned", "pos=alibi"], seeds=[1, 2])), 4, 0.0, seed=2)
+    findings = gather(study)
+    c = findings.compared["bits/byte"]["pos=alibi"]
+    noise = recorded_noise(findings)["bits/byte"]
+    of_seeds, of_items = c.planning_noise
+    assert noise["seed_sd"] == pytest.approx(of_seeds.variance**0.5) and noise["items"] == of_items.variance**0.5 > 0
+    assert noise["items_dof"] == pytest.approx(3)
+    hidden = replace(c, difference=0.99 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
+    assert seeds_to_decide(hidden, 2, 2) is None and items_hide(hidden)
+    careless = replace(hidden, planned=None, items=Variance(0.0, np.inf))
+    assert seeds_to_decide(careless, 2, 2) is not None  # as it was said
+    findings.compared["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
+    words = "undecided: more seeds would not tell, more groups of items than these 4 would"
+    assert findings.verdict("pos=alibi", "bits/byte") == words
+    large = replace(c, difference=3 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
+    assert not items_hide(large) and items_hide(replace(large, family=1000))
+    assert not items_hide(hidden, margin=10.0)
+
+
+def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
+    study = make(Study(tmp_path / "runs", arms=list(ARMS)))
+    made = replace(study, criteria=Criteria(seeds=3, margins={"bits/byte": 0.0001, "zero-shot": 1.0, "suite": 1.0}))
+    report(made, tmp_path / "out")
+    text = " ".join(section((tmp_path / "out/report.md").read_text(), "Differences from the baseline").split())
+    assert "1 point in zero-shot" in text and "Margin of zero-shot: 1 point," in text
+    assert "suite" not in text and "1 points" not in text and "bits/byte in bits/byte" not in text
+    assert "For scores, in points, positive is better." in text
+    top = (tmp_path / "out/report.md").read_text().split("## ")[0]
+    assert "more precise: each has its own noise" in top and "it says" not in top

@@ -21,6 +21,7 @@ from eval.statistics.items import (
     item_variance,
     ratio_stderr,
     stderr_of_mean,
+    with_interaction_once,
 )
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 from eval.statistics.seeds import (
@@ -425,11 +426,8 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
         y = y + rng.normal(0, rest, (arms, seeds, items))
         y[1] += effect
         x = y.mean(2)
-        yield compare(
-            float(x[1].mean() - x[0].mean()),
-            seed_variance(table(x), "1", "0"),
-            item_variance([(y[1] - y[0], np.ones(items))]),
-        )
+        noise = with_interaction_once(seed_variance(table(x), "1", "0"), [Stratum(y[1] - y[0], np.ones(items))])
+        yield compare(float(x[1].mean() - x[0].mean()), noise.seeds, noise.items)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +440,7 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
         (2, 3, 2.0, 0.0, 0.0, 0.01),
         (2, 2, 2.0, 0.0, 0.0, 0.01),
         (2, 2, 8.0, 0.0, 0.0, 0.0),
-        (2, 3, 0.0, 0.0, 9.0, 0.03),  # all the noise is of single answers at single seeds: nothing is counted twice
+        (2, 3, 0.0, 0.0, 9.0, 0.015),  # all the noise is of single answers at single seeds: it is counted once
         (2, 3, 8.0, 0.0, 9.0, 0.01),
         (4, 5, 2.0, 1.0, 5.0, 0.01),
     ],
@@ -452,6 +450,43 @@ def test_rate_of_false_verdicts_is_at_most_five_percent(arms, seeds, item_sd, sh
     found = studies(np.random.default_rng(11), arms, seeds, 40, 1.0, item_sd, 3000, shared, rest)
     wrong = np.mean([verdict(c, False).decided for c in found])
     assert least <= wrong <= 0.061
+
+
+@pytest.mark.parametrize("arms, seeds, groups, before", [(2, 5, 3, 0.055), (6, 5, 4, 0.1), (6, 3, 3, 0.1)])
+def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, before):
+    """1,000 null studies, groups as noisy by themselves as at single seeds: 5 % is 50, standard deviation 7. By the
+    items' estimate without their interaction with seeds, which is at most zero in 8 to 21 % of comparisons, 6.7, 13 and
+    14 % of 8,000 had a wrong verdict."""
+    rng, wrong, careless = np.random.default_rng(12), 0, 0
+    for _ in range(1000):
+        y = rng.normal(size=(arms, 1, groups)) + rng.normal(size=(arms, seeds, groups))
+        x, both = y.mean(2), ({}, {})
+        for a in range(1, arms):
+            part = seed_variance(table(x), str(a), "0")
+            strata = [Stratum(y[a] - y[0], np.ones(groups))]
+            noise = with_interaction_once(part, strata)
+            difference = float(x[a].mean() - x[0].mean())
+            both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
+            both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
+        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        wrong, careless = wrong + new, careless + old
+    assert wrong / 1000 <= 0.064 and careless / 1000 > before
+
+
+def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():
+    rng = np.random.default_rng(3)
+    for spread in (0.0, 0.5, 3.0):
+        d_SN = spread * rng.normal(size=(1, 4)) + rng.normal(size=(5, 4))
+        strata, seeds = [Stratum(d_SN, np.ones(4))], Variance(float(d_SN.mean(1).var(ddof=1) / 5), 4)
+        rest = (d_SN - d_SN.mean(0) - d_SN.mean(1, keepdims=True) + d_SN.mean()).var() * 20 / 12 / 20
+        whole = d_SN.mean(0).var(ddof=1) / 4
+        parts = [(seeds.variance, max(0, whole - rest)), (max(0, seeds.variance - rest), whole)]
+        widths = [stats.t.isf(0.025, 4) ** 2 * a + stats.t.isf(0.025, 3) ** 2 * b for a, b in parts]
+        noise = with_interaction_once(seeds, strata)
+        expected = parts[int(np.argmax(widths))]
+        assert (noise.seeds.variance, noise.items.variance) == pytest.approx(expected)
+        assert noise.planned[0] == seeds and noise.planned[1].variance > 0
+    assert with_interaction_once(None, strata)[0] is None
 
 
 def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():

@@ -26,6 +26,7 @@ from eval.report.error_rates import (
     sequential_rates,
     simulated_results,
     wrong_verdicts_with_clusters,
+    wrong_verdicts_with_few_groups,
 )
 from eval.report.formats import markdown
 from eval.report.sections import published
@@ -59,12 +60,14 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
    That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
    document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
-   large, and more seeds do not make up for it: see "More groups of held-out text".
+   large, and more seeds do not make up for it: see "More groups of held-out text". What a single seed does to a
+   single item shows in both parts and is taken off one of them: see "Few groups of items".
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.
 4. **Equivalent**: two one-sided tests of 5 % each say that the difference lies within the margin.
-5. **Undecided**: all else. The report then says how many seeds would decide, if difference and noise stay as they are.
+5. **Undecided**: all else. The report then says how many seeds would decide, if difference and noise stay as they are,
+   or that only more groups of items would. It takes the noise by which plans say what a study sees.
 
 This page is made by `make calibrate`: studies are simulated with fixed seeds and judged by the same rules as real ones
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
@@ -153,6 +156,13 @@ Passages count as one item each, their sum; of unequal sizes (log-normal, sigma 
 of items: the four packages of `pydocs` are four. **Questions alone**: what it would be if every question were taken as
 independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than
 {FEWEST_ITEMS} independent items decide nothing."""
+
+FEW_GROUPS = f"""\
+Equal arms on few groups of held-out text, as the four of `pydocs`. Groups have a standard deviation of 1, and so has
+what is left of a run on a single group; that interaction of seeds and groups shows in both parts of the noise, and is
+to be counted once. Estimated from so few groups, what is left for them when it is taken off is often not above zero,
+although they do give noise. So it is taken off the part that leaves the wider interval. **Off the groups always**: the
+rate if it were always the groups' part, as it was at first. {STUDIES_OF_ITEMS:,} studies of each kind."""
 
 FLOOR = """\
 Two arms, judged by their own noise and that of a stored noise floor (`NOISE_FLOOR=`) of so many A/A runs, which are
@@ -260,6 +270,21 @@ def cluster_table() -> Table:
     return Table(["passages", "sizes", "seeds", "any wrong verdict", "questions alone"], rows)
 
 
+def few_groups_table() -> Table:
+    rows = [
+        [
+            str(groups),
+            str(arms),
+            str(n),
+            *map(percent, wrong_verdicts_with_few_groups(groups, arms, n, STUDIES_OF_ITEMS)),
+        ]
+        for groups in (3, 4, 10)
+        for arms in (2, 6)
+        for n in (2, 5)
+    ]
+    return Table(["groups", "arms", "seeds", "any wrong verdict", "off the groups always"], rows)
+
+
 def noise_floor_table() -> Table:
     head = [
         "seeds",
@@ -307,6 +332,7 @@ def sections() -> list[Section]:
         ),
         Section("Factorials", [FACTORIALS, factorial_table()]),
         Section("Items that share a passage", [CLUSTERS, cluster_table()]),
+        Section("Few groups of items", [FEW_GROUPS, few_groups_table()]),
         Section("A stored noise floor", [FLOOR, noise_floor_table()]),
         Section("A ladder of sizes", [LADDER, ladder_table()]),
         Section("On numbers that others published", [PUBLISHED, published_table(), SAVES, saves_table()]),

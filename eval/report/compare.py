@@ -11,8 +11,8 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import Stratum, by_cluster, independent_items, item_variance
-from eval.statistics.parts import Variance
+from eval.statistics.items import Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
 from eval.statistics.sequential import alpha_share
 from eval.statistics.verdicts import possible_places
@@ -167,11 +167,12 @@ def compare_pair(
         else welch(ours.values(), theirs.values())
     )
     parts = difference_strata(cells, arm, baseline, pairs, metric)
-    items, independent = item_variance(parts), independent_items(parts)
+    independent, replicated = independent_items(parts), part is not None or not floor
     if part is None and floor:
         part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
-        return compare(mean, part, items, replicated=False, independent=independent)
-    return compare(mean, part, items, independent=independent, share=share(min(map(len, pairs.seeds))))
+    spent = share(min(map(len, pairs.seeds))) if replicated else 1.0
+    noise = with_interaction_once(part, parts, level=LEVEL * spent or LEVEL)
+    return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned)
 
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:

@@ -23,6 +23,7 @@ from eval.statistics.simulation import (
     judged_factorial,
     seed_noise,
     simulate_sequential,
+    with_interaction_once,
 )
 
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
@@ -164,7 +165,25 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
     d = y[:, 1] - y[:, 0]
     by_passage = item_noise(d.sum(3), weights.sum(2))
     by_question = item_noise(d.reshape(studies, seeds, -1), weights.reshape(studies, -1))
-    return [any_wrong(decisions(difference, [noise, part])) for part in (by_passage, by_question)]
+    return [any_wrong(decisions(difference, with_interaction_once(noise, *part))) for part in (by_passage, by_question)]
+
+
+def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: int) -> list[float]:
+    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule, and if the
+    interaction of seeds and groups were always taken off the groups' part. Groups and single results of a group at a
+    seed have standard deviations of 1; runs have no noise beside that. `groups`: independent groups of items; `seeds`:
+    of each arm."""
+    rng = np.random.default_rng((8, groups, arms, seeds))
+    y = rng.normal(size=(studies, arms, seeds, groups)) + rng.normal(size=(studies, arms, 1, groups))
+    x = y.mean(3)
+    weights = np.ones((studies, groups))
+    of_arms = [item_noise(y[:, a] - y[:, 0], weights) for a in range(1, arms)]
+    whole = Noise(*(np.concatenate([getattr(part, f) for part, _ in of_arms], 1) for f in ("variance", "dof")))
+    rest, of_seeds = np.concatenate([rest for _, rest in of_arms], 1), seed_noise(x)
+    means = x.mean(2)
+    difference, off_groups = means[:, 1:] - means[:, :1], Noise(np.maximum(0.0, whole.variance - rest), whole.dof)
+    rules = (with_interaction_once(of_seeds, whole, rest), [of_seeds, off_groups])
+    return [any_wrong(decisions(difference, parts)) for parts in rules]
 
 
 def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:

@@ -7,15 +7,13 @@ import numpy as np
 from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
 from eval.report.collection import Collection
-from eval.report.compare import METRICS, difference_strata, pairing
+from eval.report.compare import METRICS, pairing
 from eval.report.expense import cost_so_far
 from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
-from eval.statistics.items import item_variance_with_interaction
-from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
-from eval.statistics.verdicts import MOST_SEEDS, Verdict, seeds_to_decide, verdict
+from eval.statistics.verdicts import MOST_SEEDS, Verdict, items_hide, seeds_to_decide, verdict
 
 TEXT_DIFFERS = """\
 The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte can."""
@@ -126,6 +124,9 @@ class Findings(NamedTuple):
         criteria = self.study.criteria
         most = criteria.seeds if criteria.sequential else None
         total = seeds_to_decide(comparison, 1 + len(self.study.compared), seeds, self.margins.get(metric), most)
+        if total is None and items_hide(comparison, self.margins.get(metric)):
+            groups = f" than these {comparison.independent}" if comparison.independent else ""
+            return f"more seeds would not tell, more groups of items{groups} would"
         if total is None:
             return f"no number of seeds up to {most or MOST_SEEDS} would tell"
         more = total - seeds
@@ -169,8 +170,7 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
     {"seed_sd", "dof", "items", "items_dof", "unit"}}; "items_dof" is None where the items give nothing.
 
-    Where the variance from the items cannot be estimated separately from the interaction of items and seeds, the sum of
-    the two is used, since a plan without noise from the items would be too optimistic.
+    It is the noise by which the report also says how many more seeds would tell (`Comparison.planning_noise`).
     """
     recorded = {}
     for name, compared in findings.compared.items():
@@ -179,7 +179,8 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[findings.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                pairs.append((c.seeds, shared, c.items if c.items.variance else items_with_seeds(findings, arm, name)))
+                of_seeds, of_items = c.planning_noise
+                pairs.append((of_seeds, shared, of_items))
         if not pairs or not findings.controlled:
             continue
         items = float(np.median([part.variance**0.5 for _, _, part in pairs]))
@@ -194,12 +195,3 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
             "unit": METRICS[name].unit,
         }
     return recorded
-
-
-def items_with_seeds(findings: Findings, arm: str, metric: str) -> Variance:
-    """The variance that the items, and their interaction with seeds, give to an arm's difference from the baseline."""
-    pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
-    whole, _ = item_variance_with_interaction(
-        difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
-    )
-    return whole

@@ -22,7 +22,7 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, with_interaction_once
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
@@ -166,9 +166,11 @@ def compare_at_best(
     strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = CHOICE[max(map(len, c.labels.values()))]
-    seeds, items = seed_noise(results, by_seed, choice), item_variance(strata)
-    items = Variance(choice * items.variance, items.dof)
-    return compare(float(by_seed.mean()), seeds, items, independent=independent_items(strata))
+    noise, independent = (
+        with_interaction_once(seed_noise(results, by_seed, choice), strata, choice),
+        independent_items(strata),
+    )
+    return compare(float(by_seed.mean()), noise.seeds, noise.items, independent=independent, planned=noise.planned)
 
 
 def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:

@@ -42,11 +42,17 @@ class Comparison:
     independent: int | None = None  # items of the task with the fewest; None: it is not known how many there are
     family: int = 1  # how many comparisons it is one of
     share: float = 1.0  # of LEVEL, that this look may spend; less than 1 where seeds are added until it is decided
+    planned: tuple[Variance, Variance] | None = None  # from seeds and items, for plans: items.NoiseParts
 
     @property
     def noise(self) -> float:
         """The standard error of the difference, from seeds and items together."""
         return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
+
+    @property
+    def planning_noise(self) -> tuple[Variance, Variance]:
+        """The variances from seeds and items by which more seeds or another study are planned."""
+        return self.planned or (self.seeds or Variance(0.0, inf), self.items)
 
     @property
     def enough_items(self) -> bool:
@@ -75,6 +81,7 @@ def compare(
     replicated: bool = True,
     independent: int | None = None,
     share: float = 1.0,
+    planned: tuple[Variance, Variance] | None = None,
 ) -> Comparison:
     """A comparison of two arms from their difference and its noise, without multiple-comparison correction. The p-value
     is the level at which the confidence interval of the difference just touches zero.
@@ -87,6 +94,7 @@ def compare(
         independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
             unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
         share: the share of alpha (LEVEL) that this look at the results may use (sequential.py).
+        planned: the variances from seeds and items by which more seeds or another study are planned; None: these.
     """
     from scipy.optimize import brentq
 
@@ -110,7 +118,15 @@ def compare(
         p = nan
     replicated = replicated and seeds is not None
     return Comparison(
-        difference, seeds, items, threshold, p, replicated=replicated, independent=independent, share=share
+        difference,
+        seeds,
+        items,
+        threshold,
+        p,
+        replicated=replicated,
+        independent=independent,
+        share=share,
+        planned=planned,
     )
 
 

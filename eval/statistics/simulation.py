@@ -103,9 +103,14 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
     return Noise(np.where(unpooled, alone, pooled), np.where(unpooled, n - 1.0, degrees))
 
 
-def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the items of one task give to the difference of two arms: `items.item_variance` for arrays.
-    `d`: differences of two arms, [studies, seeds, items]; `weights`: the weights of the items, [studies, items]."""
+def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
+    """The variance that the items of one task give to the difference of two arms, and how much of it is the interaction
+    of seeds and items, [studies, 1]: `items.item_variance_with_interaction` for arrays.
+
+    Args:
+        d: differences of two arms, [studies, seeds, items].
+        weights: the weights of the items, [studies, items].
+    """
     S, n = d.shape[1:]
     total = weights.sum(-1, keepdims=True)
 
@@ -113,12 +118,27 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> Noise:
         return (a - a.sum(-1, keepdims=True) / whole * b) / (whole - b)
 
     variance = (n - 1) / n * (influences(d.mean(1), weights, total) ** 2).sum(-1)
+    rest = np.zeros_like(variance)
     if S > 1:
         e = influences(d, weights[:, None], total[:, None])
         e = e - e.mean(1, keepdims=True)
-        variance = np.maximum(0.0, variance - (n - 1) / n * (e**2).sum((1, 2)) / ((S - 1) * S))
+        rest = (n - 1) / n * (e**2).sum((1, 2)) / ((S - 1) * S)
     effective = total[:, 0] ** 2 / (weights**2).sum(-1)
-    return Noise(variance[:, None], effective[:, None] - 1)
+    return Noise(variance[:, None], effective[:, None] - 1), rest[:, None]
+
+
+def with_interaction_once(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
+    """The parts of the noise of differences, from seeds and from items: `items.with_interaction_once` for arrays.
+
+    Args:
+        seeds: the variance from the seeds, the interaction included.
+        whole: the variance from the items, the interaction included.
+        rest: the interaction, of the shape of both.
+    """
+    with_seeds = [seeds, Noise(np.maximum(0.0, whole.variance - rest), whole.dof)]
+    with_items = [Noise(np.maximum(0.0, seeds.variance - rest), seeds.dof), whole]
+    wider = interval_half_widths(LEVEL, with_items) > interval_half_widths(LEVEL, with_seeds)
+    return [Noise(np.where(wider, a.variance, b.variance), b.dof) for a, b in zip(with_items, with_seeds, strict=True)]
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:

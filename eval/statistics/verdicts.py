@@ -48,16 +48,26 @@ def seeds_to_decide(
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
-    borrowed = max(0.0, c.seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
+    of_seeds, of_items = c.planning_noise
+    borrowed = max(0.0, of_seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
         level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
-        part = Variance(c.seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
+        part = Variance(of_seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
-        if size > interval_half_width(level, part, c.items):
+        if size > interval_half_width(level, part, of_items):
             return n
-        if margin is not None and size + interval_half_width(2 * level, part, c.items) <= margin:
+        if margin is not None and size + interval_half_width(2 * level, part, of_items) <= margin:
             return n
     return None
+
+
+def items_hide(c: Comparison, margin: float | None = None) -> bool:
+    """Whether the noise of the items alone leaves a difference undecided, so that no number of seeds would decide it.
+    `margin`: differences within it count as equivalent."""
+    no_seeds, (_, items), level = Variance(0.0, inf), c.planning_noise, LEVEL / c.family
+    size = abs(c.difference)
+    equivalent = margin is not None and size + interval_half_width(2 * level, no_seeds, items) <= margin
+    return size <= interval_half_width(level, no_seeds, items) and not equivalent
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
@@ -93,8 +103,8 @@ def verdict(
     if not comparison.replicated:
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
     equivalent = comparison.equivalent(margin)
-    if not comparison.counts and equivalent:
-        return Verdict("equivalent", f"equivalent within {margin:g} {unit}".rstrip())
+    if not comparison.counts and equivalent and margin is not None:
+        return Verdict("equivalent", f"equivalent within {in_units(margin, unit)}")
     if not comparison.counts:
         return Verdict("undecided", f"undecided: {missing or 'within noise'}")
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
@@ -103,6 +113,11 @@ def verdict(
     ratio = "∞" if isinf(times) else f"{times:.0f}"
     words = f"{kind} by {size:.{digits}f} ({ratio} × noise, {p_in_words(p)})"
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
+
+
+def in_units(margin: float, unit: str) -> str:
+    """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points"."""
+    return f"{margin:g} {unit.removesuffix('s') if margin == 1 else unit}".rstrip()
 
 
 def p_in_words(p: float) -> str:

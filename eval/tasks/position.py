@@ -22,6 +22,7 @@ PARTS = 2  # blocks in a training length
 PIECES = 8  # pieces of text
 BLOCKS = 4  # blocks of a piece that are scored at every context length
 
+CUT_TO_TRAINING_LENGTH = ("learned",)  # longer inputs are cut: there is no vector for them
 BEYOND = {
     "none": "nothing has to be extended: only the mask says how much came before",
     "learned": "there is no vector beyond the training length, so the curve ends there",

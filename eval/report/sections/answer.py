@@ -8,6 +8,7 @@ from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.report.leading import leading_arm
+from eval.statistics.verdicts import in_units
 
 FLIPPED = {"better": "worse", "worse": "better"}
 
@@ -47,7 +48,7 @@ def two_arms(findings: Findings, arm: str) -> tuple[str, list[str]]:
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
     if kind == "equivalent":
-        return f"{arm} is equivalent to {baseline} within {findings.margins[metric]:g} {definition.unit}", [kind]
+        return f"{arm} is equivalent to {baseline} within {in_units(findings.margins[metric], definition.unit)}", [kind]
     return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
 
 
@@ -70,7 +71,7 @@ def several_arms(findings: Findings) -> tuple[str, list[str]]:
     if open_:
         clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
-        margin = f"{findings.margins[metric]:g} {METRICS[metric].unit}"
+        margin = f"{in_units(findings.margins[metric], METRICS[metric].unit)}"
         clauses.append(f"is equivalent to {listed(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")

@@ -15,29 +15,31 @@ from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
+from eval.statistics.verdicts import in_units
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
-bits/byte: negative is better. Scores, in points: positive is."""
+For bits/byte, negative is better. For scores, in points, positive is better."""
 
 UNPLANNED = """\
 Minus {baseline}, by seed where both have the seed. Runs that were not planned together may differ in more than one
-thing: see above. bits/byte: negative is better. Scores, in points: positive is."""
+thing: see above. For bits/byte, negative is better. For scores, in points, positive is better."""
 
 NOISE = """\
 Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean of
 each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over the arms,
 as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by question,
-and others could have been drawn. A difference counts when it is larger than "counts above", the half-width of its 95 %
-interval corrected as p is: many times the noise where there are few seeds or few groups of items (degrees of freedom,
-d.o.f.), because the noise itself is then badly known; more seeds do not make up for few groups of items: hold out text
-of more sources (docs/statistics.md). p is two-sided, after Holm's correction for the number of arms, in a factorial of
-arms and effects. Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over
-other tasks like these; seeds are in neither. "None possible": larger than any difference from the baseline's score can
-be, since a score lies between 0 and 100 %. "Not above zero": the documents and questions vary no more than each does by
-itself from seed to seed, which is in the seeds' part already and is counted once; the bootstrap, which redraws the
-items as these seeds answered them, has it too. With few groups of items or few tasks the bootstrap's intervals are too
-short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
+and others could have been drawn. What a single seed does to a single item shows in both parts. It is counted once, in
+the part with which the difference has to be larger; a part from which that leaves nothing is "not above zero". A
+difference counts when it is larger than "counts above", the half-width of its 95 % interval corrected as p is: many
+times the noise where there are few seeds or few groups of items (degrees of freedom, d.o.f.), because the noise itself
+is then badly known; more seeds do not make up for few groups of items: hold out text of more sources
+(docs/statistics.md). "None possible": larger than any difference from the baseline's score can be, since a score lies
+between 0 and 100 %. p is two-sided, after Holm's correction for the number of arms, in a factorial of arms and effects.
+
+Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over other tasks like
+these. They do not contain the noise between seeds, except for what single seeds do to single items. With few groups of
+items or few tasks they are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
 BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
@@ -108,7 +110,7 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
         items = BELOW
     if c.seeds is None or not c.enough_items:
         return ["unknown", items, "unknown", "-", "-"]
-    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)"
+    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else BELOW
     above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
     return [seeds, items, f"{c.noise:.{digits}f}", above, f"{c.adjusted:.2g}"]
 
@@ -147,7 +149,8 @@ def how_decided(findings: Findings) -> list[Block]:
         sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
     for name, margin in findings.margins.items():
         when = "named before the runs" if name in findings.named_before else "chosen after the runs, so exploratory"
-        sentences.append(f"Margin of {name}: {margin:g} {METRICS[name].unit}, {when}.")
+        if name in findings.results:
+            sentences.append(f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
         when = (
             "named before the runs" if findings.floor_before else "chosen after the runs, so verdicts are exploratory"
@@ -175,7 +178,11 @@ def undecided(findings: Findings) -> list[Block]:
                 lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
-    margins = " and ".join(f"{margin:g} {METRICS[name].unit} in {name}" for name, margin in findings.margins.items())
+    margins = " and ".join(
+        f"{in_units(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
+        for name, margin in findings.margins.items()
+        if name in findings.results
+    )
     question = f"more than noise, nor surely less than the margin of {margins}" if margins else "more than noise"
     head = f"**Undecided**: not {question}. What is missing, if the difference and the noise of one seed stay as here:"
     return [head, "\n".join(lines)]

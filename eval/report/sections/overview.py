@@ -14,6 +14,7 @@ from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
+from eval.statistics.verdicts import in_units
 
 
 def section(findings: Findings) -> Section:
@@ -108,19 +109,28 @@ def footnotes(findings: Findings) -> list[str]:
             kind = "tasks" if examples else "zero-shot tasks"
             what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
         verdicts = "; ".join(
-            f"{arm} {findings.verdict(arm, name)}" for arm in findings.compared[name] if name != findings.primary
+            verdict_clause(arm, findings.verdict(arm, name))
+            for arm in findings.compared[name]
+            if name != findings.primary
         )
         better = "higher" if metric.higher_is_better else "lower"
-        lines.append(f"{name}: {what}, {better} is better{f'; it says: {verdicts}' if verdicts else ''}.")
+        lines.append(f"{name}: {what}, {better} is better.{f' On {name}, {verdicts}.' if verdicts else ''}")
     return [
         " ".join(lines),
         "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so "
-        "differences are surer. × noise: a difference divided by its own standard error. Where few seeds or few groups "
-        "of items tell that error (degrees of freedom, below), it takes far more than twice the error to be "
+        "differences are more precise: each has its own noise, mostly much smaller, shown with its interval under "
+        '"Differences from the baseline". × noise: a difference divided by its own standard error. Where few seeds or '
+        "few groups of items tell that error (degrees of freedom, below), it takes far more than twice the error to be "
         "significant; p has that in it, is two-sided, and is corrected for the number of arms.",
         *unequal_tasks(findings),
         *uneven_seeds(findings),
     ]
+
+
+def verdict_clause(arm: str, words: str) -> str:
+    """The verdict on an arm as a clause: "pos=alibi is undecided: ..." or "pos=alibi: exploratory: better by ...".
+    `words`: as of `Findings.verdict`."""
+    return f"{arm} is {words}" if words.startswith("undecided") else f"{arm}: {words}"
 
 
 def held_out_loss(findings: Findings) -> str:
@@ -144,7 +154,7 @@ def decision_sentences(findings: Findings) -> str:
         before = findings.primary_before or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
-        f"Margin of {name}: {margin:g} {METRICS[name].unit}, exploratory: chosen after the runs."
+        f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
         if name in findings.results and name not in findings.named_before
     ]

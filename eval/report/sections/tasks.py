@@ -11,6 +11,7 @@ from eval.report.comparable import Run, evaluation_classes
 from eval.report.compare import item_scores
 from eval.report.findings import Findings
 from eval.statistics.items import by_cluster, ratio_stderr
+from eval.tasks.position import CUT_TO_TRAINING_LENGTH
 from eval.tasks.suite import suite
 
 HeatCell = tuple[str, float, str] | None  # (text, colour, tip) of drawing.heat_map
@@ -23,6 +24,13 @@ the options and always the commonest answer by two standard errors. They are: {a
 TASKS = """\
 Mean over seeds ± standard error over items; in % but for bits_per_byte. Where the context is longer than a model's
 longest input, as with learned positions, it is cut from the left. What the tasks ask: eval/tasks/tasks.yaml."""
+
+COPY_TASKS = """\
+**Copying.** copy_absent asks the questions of copy_inside without the snippet. An arm whose score with the snippet is
+not above that by more than two standard errors of their difference may guess, and is not shown to copy. The tasks of
+copying count in the mean all the same."""
+COPYING, WITHOUT_SNIPPET = ("copy_inside", "copy_beyond"), "copy_absent"  # tasks of eval/tasks/probes.py
+STANDARD_ERRORS = 2  # above which a score is above another, as in the heat map: 95 % of a normal distribution
 
 
 def suite_examples(evaluations: Iterable[dict]) -> str:
@@ -79,8 +87,60 @@ def section(findings: Findings) -> Section:
             heat[task] = [cell for _, cell in scores]
     head = ["task", "metric", "items", "context, tokens", "chance", *findings.study.arms]
     return Section(
-        "Task by task", [heat_map(findings, heat), *suite_means(findings), TASKS, Table(head, lines)] if lines else []
+        "Task by task",
+        [
+            heat_map(findings, heat),
+            *suite_means(findings),
+            TASKS,
+            Table(head, lines),
+            *copying_notes(findings, evaluated),
+        ]
+        if lines
+        else [],
     )
+
+
+def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
+    """What the scores on the tasks of copying do not show, as a list with one paragraph; empty without these tasks:
+    arms that are no better with the snippet than without it, and arms whose input is cut before the snippet.
+
+    Args:
+        evaluated: {run: {task: its entry of eval.json}}.
+    """
+    tasks = dict.fromkeys(task for of_run in evaluated.values() for task in of_run)
+    sentences = []
+    for task in tasks:
+        folder, slash, name = task.rpartition("/")
+        control = f"{folder}{slash}{WITHOUT_SNIPPET}"
+        if name not in COPYING:
+            continue
+        if control in tasks:
+            arms = [arm for arm in findings.study.arms if not_shown_to_copy(findings, arm, task, control, evaluated)]
+            if arms:
+                sentences.append(f"{task}: not shown to copy: {', '.join(arms)}.")
+        configs = {run[0]: findings.cells[run]["run"]["config"]["model"] for run in evaluated if task in evaluated[run]}
+        cut = [arm for arm, model in configs.items() if model.get("pos") in CUT_TO_TRAINING_LENGTH]
+        if name == "copy_beyond" and cut and len(cut) < len(configs):
+            sentences.append(
+                f"{task}: the input of {', '.join(cut)} is cut to the training length, and the snippet with it, so the "
+                "task favours the other arms by design."
+            )
+    return ["\n".join([COPY_TASKS, *sentences])] if sentences else []
+
+
+def not_shown_to_copy(findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]) -> bool:
+    """Whether an arm's score on a task is not above that on its control by more than STANDARD_ERRORS standard errors,
+    taken as independent. False where the arm was not asked both."""
+    seeds = [
+        seed for (run_arm, seed), of_run in evaluated.items() if run_arm == arm and {task, control} <= of_run.keys()
+    ]
+    if not seeds:
+        return False
+    above = float(
+        np.mean([evaluated[arm, seed][task]["value"] - evaluated[arm, seed][control]["value"] for seed in seeds])
+    )
+    error = np.hypot(standard_error(findings, arm, seeds, task), standard_error(findings, arm, seeds, control))
+    return not above > STANDARD_ERRORS * error
 
 
 def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
