@@ -19,6 +19,7 @@ from eval.report.predictions import interval_in_words
 from eval.report.request import parse
 from eval.report.runs import read
 from eval.report.sections.differences import largest_difference, noise_cells
+from eval.report.sections.overview import verdict_clauses
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import Variance
 from eval.statistics.verdicts import items_hide, seeds_to_decide
@@ -312,7 +313,9 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     assert noise["items_dof"] == pytest.approx(3)
     hidden = replace(c, difference=0.99 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
     assert seeds_to_decide(hidden, 2, 2) is None and items_hide(hidden)
-    careless = replace(hidden, planned=None, items=Variance(0.0, np.inf))
+    estimated_as_nothing = replace(hidden, items=Variance(0.0, np.inf))
+    assert seeds_to_decide(estimated_as_nothing, 2, 2) is None
+    careless = replace(estimated_as_nothing, planned=None)
     assert seeds_to_decide(careless, 2, 2) is not None  # as it was said
     findings.compared["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
     words = "undecided: more seeds would not tell, more groups of items than these 4 would"
@@ -332,3 +335,11 @@ def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
     assert "For scores, in points, positive is better." in text
     top = (tmp_path / "out/report.md").read_text().split("## ")[0]
     assert "more precise: each has its own noise" in top and "it says" not in top
+
+
+def test_arms_that_are_undecided_for_the_same_reason_share_a_clause(tmp_path):
+    findings = gather(make(Study(tmp_path / "runs", arms=list(ARMS))))
+    c = compare(0.001, Variance(1.0, 4), Variance(1.0, 3.0), independent=4)
+    findings.compared["zero-shot"].update(corrected_family({"pos=alibi": c, "pos=none": c}))
+    words = "pos=alibi and pos=none are undecided: more seeds would not tell, more groups of items than these 4 would"
+    assert verdict_clauses(findings, "zero-shot") == words

@@ -7,7 +7,7 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
-from eval.report.sections.answer import answer
+from eval.report.sections.answer import answer, listed
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation
@@ -108,11 +108,7 @@ def footnotes(findings: Findings) -> list[str]:
             examples = suite_examples(evaluations)
             kind = "tasks" if examples else "zero-shot tasks"
             what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
-        verdicts = "; ".join(
-            verdict_clause(arm, findings.verdict(arm, name))
-            for arm in findings.compared[name]
-            if name != findings.primary
-        )
+        verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
         better = "higher" if metric.higher_is_better else "lower"
         lines.append(f"{name}: {what}, {better} is better.{f' On {name}, {verdicts}.' if verdicts else ''}")
     return [
@@ -127,10 +123,18 @@ def footnotes(findings: Findings) -> list[str]:
     ]
 
 
-def verdict_clause(arm: str, words: str) -> str:
-    """The verdict on an arm as a clause: "pos=alibi is undecided: ..." or "pos=alibi: exploratory: better by ...".
-    `words`: as of `Findings.verdict`."""
-    return f"{arm} is {words}" if words.startswith("undecided") else f"{arm}: {words}"
+def verdict_clauses(findings: Findings, metric: str) -> str:
+    """The verdicts on a metric as clauses: "pos=alibi is undecided: ...; pos=none: exploratory: better by ...". Arms
+    that are undecided for the same reason share a clause."""
+    arms_of: dict[str, list[str]] = {}
+    for arm in findings.compared[metric]:
+        arms_of.setdefault(findings.verdict(arm, metric), []).append(arm)
+    clauses = []
+    for words, arms in arms_of.items():
+        verb = "are" if len(arms) > 1 else "is"
+        undecided = words.startswith("undecided")
+        clauses.append(f"{listed(arms)} {verb} {words}" if undecided else f"{listed(arms)}: {words}")
+    return "; ".join(clauses)
 
 
 def held_out_loss(findings: Findings) -> str:

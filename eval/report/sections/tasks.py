@@ -101,7 +101,7 @@ def section(findings: Findings) -> Section:
 
 
 def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
-    """What the scores on the tasks of copying do not show, as a list with one paragraph; empty without these tasks:
+    """What the scores on the tasks of copying do not show, as a paragraph and a list; empty without these tasks:
     arms that are no better with the snippet than without it, and arms whose input is cut before the snippet.
 
     Args:
@@ -125,7 +125,7 @@ def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
                 f"{task}: the input of {', '.join(cut)} is cut to the training length, and the snippet with it, so the "
                 "task favours the other arms by design."
             )
-    return ["\n".join([COPY_TASKS, *sentences])] if sentences else []
+    return [COPY_TASKS, "\n".join(f"* {sentence}" for sentence in sentences)] if sentences else []
 
 
 def not_shown_to_copy(findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]) -> bool:
