@@ -19,6 +19,7 @@ from eval.statistics.items import (
     effective_number,
     independent_items,
     item_variance,
+    item_variance_with_interaction,
     ratio_stderr,
     stderr_of_mean,
     with_interaction_once,
@@ -471,6 +472,51 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
         new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 1000 <= 0.064 and careless / 1000 > before
+
+
+@pytest.mark.parametrize("arms, shared, before", [(2, 1.0, 0.15), (6, 1.0, 0.3), (6, 0.7, 0.1), (6, 0.0, 0.0)])
+def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_text(arms, shared, before):
+    """600 null studies of five seeds and four tasks on the same four groups, whose noise the tasks share to a degree.
+    5 % is 30, standard deviation 5. As if they were independent, four tasks that share it show half of that noise."""
+    rng, wrong, careless, tasks, groups = np.random.default_rng(13), 0, 0, 4, 4
+    names = tuple(f"пакет {g}" for g in range(groups))
+    for _ in range(600):
+        common, own = rng.normal(size=(1, arms, 1, groups)), rng.normal(size=(tasks, arms, 1, groups))
+        y = shared * common + sqrt(1 - shared**2) * own + 0.5 * rng.normal(size=(tasks, arms, 5, groups))
+        x, both = y.mean((0, 3)), ({}, {})
+        for a in range(1, arms):
+            part = seed_variance(table(x), str(a), "0")
+            for family, clusters in zip(both, (names, ()), strict=True):
+                noise = with_interaction_once(
+                    part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)]
+                )
+                family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
+        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        wrong, careless = wrong + new, careless + old
+    assert wrong / 600 <= 0.067 and careless / 600 >= before
+
+
+def test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all():
+    rng = np.random.default_rng(14)
+    names = ["пакет a", "пакет b", "пакет c", "пакет d"]
+    first = Stratum(rng.normal(size=(2, 4)), rng.uniform(1, 3, 4), tuple(names))
+    second = Stratum(rng.normal(size=(2, 3)), rng.uniform(1, 3, 3), ("пакет c", "пакет a", "пакет b"))
+    alone = Stratum(rng.normal(size=(2, 5)), rng.uniform(1, 3, 5), tuple(f"item {i}" for i in range(5)))
+    same_ids = Stratum(rng.normal(size=(2, 5)), rng.uniform(1, 3, 5), tuple(f"item {i}" for i in range(5)))
+
+    def mean(left_out: str = "") -> float:
+        ratios = []
+        for d_SN, w_N, clusters in (first, second):
+            kept = [name != left_out for name in clusters]
+            ratios.append(d_SN.mean(0)[kept].sum() / w_N[kept].sum())
+        return sum(ratios) / 4
+
+    squares = sum((mean(name) - mean()) ** 2 for name in names)
+    by_itself = sum(ratio_stderr(s.differences.mean(0), s.weights) ** 2 / 16 for s in (alone, same_ids))
+    whole, _ = item_variance_with_interaction([first, alone, second, same_ids])
+    assert whole.variance == pytest.approx(3 / 4 * squares + by_itself)
+    assert by_cluster(np.ones((1, 3)), np.ones(3), ["пакет b", "пакет a", "пакет b"]).clusters == ("пакет a", "пакет b")
+    assert by_cluster(np.ones((1, 2)), np.ones(2), ["пакет b", "item 1"]).clusters == ("пакет b", "item 1")
 
 
 def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():

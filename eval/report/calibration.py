@@ -61,7 +61,8 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
    document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
    large, and more seeds do not make up for it: see "More groups of held-out text". What a single seed does to a
-   single item shows in both parts and is taken off one of them: see "Few groups of items".
+   single item shows in both parts and is taken off one of them: see "Few groups of items". Tasks that are made from
+   the same documents share their groups: what a group adds to the difference is summed over the tasks.
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.

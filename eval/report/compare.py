@@ -11,7 +11,7 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import ITEM, Stratum, by_cluster, independent_items, with_interaction_once
 from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
 from eval.statistics.sequential import alpha_share
@@ -57,7 +57,7 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
     names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
-    return Items(names, values, weights, [rows[0][name].cluster or f"item {name}" for name in names])
+    return Items(names, values, weights, [rows[0][name].cluster or f"{ITEM}{name}" for name in names])
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
@@ -127,7 +127,7 @@ def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, met
             d_SN = ours.values - theirs.values
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
-        clusters = [a if not a.startswith("item ") else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
+        clusters = [a if not a.startswith(ITEM) else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
         differences.append(by_cluster(METRICS[metric].scale * d_SN, ours.weights, clusters))
     return differences
 

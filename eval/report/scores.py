@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import by_cluster, finite_or_none, ratio_stderr
+from eval.statistics.items import ITEM, by_cluster, finite_or_none, ratio_stderr
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -69,8 +69,8 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
         raise disagreement(name, entry["value"], value)
     if not has_clusters(outcomes):
         return entry
-    names = [row.cluster or f"item {item}" for item, row in outcomes.items()]
-    sums, sizes = by_cluster(values[None], weights, names)
+    names = [row.cluster or f"{ITEM}{item}" for item, row in outcomes.items()]
+    sums, sizes, _ = by_cluster(values[None], weights, names)
     return entry | {"stderr": finite_or_none(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 

@@ -38,6 +38,7 @@ class Task(NamedTuple):
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
     weights: np.ndarray  # [clusters]
     half: np.ndarray  # [clusters], 0 or 1
+    clusters: tuple[str, ...] = ()  # their names
 
     def losses(self, label: str, half: int) -> np.ndarray:
         """The loss of each seed of a label over one half (0 or 1) of the documents, [seeds]."""
@@ -91,7 +92,7 @@ def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task:
     clusters = sorted(set(first.clusters))
     names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as by_cluster has them
     weights = next(iter(strata.values())).weights
-    return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names))
+    return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names), tuple(names))
 
 
 def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
@@ -163,7 +164,7 @@ def compare_at_best(
         results: {label: {seed: result}} of all these runs, for the noise.
     """
     ours, theirs = (cross_fitted_outcomes(c, name, tasks, by_half) for name in (arm, baseline))
-    strata = [Stratum(a - b, task.weights) for a, b, task in zip(ours, theirs, tasks, strict=True)]
+    strata = [Stratum(a - b, task.weights, task.clusters) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = CHOICE[max(map(len, c.labels.values()))]
     noise, independent = (

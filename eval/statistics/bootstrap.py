@@ -22,10 +22,10 @@ def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, se
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:
-        d_T = np.array([d_SN.mean(0).sum() / w_N.sum() for d_SN, w_N in strata])
+        d_T = np.array([d_SN.mean(0).sum() / w_N.sum() for d_SN, w_N, *_ in strata])
         return d_T[rng.integers(0, T, (draws, T))].mean(1) if T > 1 else np.full(draws, np.nan)
     total = np.zeros(draws)
-    for d_SN, w_N in strata:
+    for d_SN, w_N, *_ in strata:
         # equal items are drawn together: accuracies have few different outcomes, and tasks up to 40,000 items
         pairs, count = np.unique(np.stack([d_SN.mean(0), w_N], 1), axis=0, return_counts=True)
         times = rng.multinomial(len(w_N), count / len(w_N), draws)

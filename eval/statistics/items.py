@@ -7,7 +7,8 @@ a wrong verdict, 10 % with 20 and 8 % with 50; so counted, 1 to 5.5 % with 2 to 
 where differences have the tails of Student's t with 3 degrees of freedom (20,000 and 40,000 simulated studies of each
 kind). One document knows no noise at all, and of two a difference of five times the noise is seen in three studies of
 ten: below FEWEST_ITEMS there is no decision. Both arms answered the same items, so it is the variance of the per-item
-differences (Miller 2024, arXiv:2411.00640).
+differences (Miller 2024, arXiv:2411.00640). Tasks that are made from the same documents share these: the influences of
+a document on all tasks are summed before they are squared, since what favours an arm on one may favour it on all.
 
 Seeds and items together are the mixed model with crossed random effects, difference[seed, item] = mean + seed + item +
 rest. Its estimate of the variance of the mean is closed where every seed has every item: the mean square between seeds
@@ -29,6 +30,7 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 
 LN2 = float(np.log(2))
+ITEM = "item "  # begins the name of a cluster that is a single item
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
 
 
@@ -37,11 +39,12 @@ class Stratum(NamedTuple):
     difference of the arms on this task.
 
     The items are taken as independent, so items that share a passage or a document are summed into one before
-    (`by_cluster`).
+    (`by_cluster`). Strata may have clusters in common, as tasks that are made from the same held-out text have.
     """
 
     differences: np.ndarray  # [seeds, items]
     weights: np.ndarray  # [items]
+    clusters: tuple[str, ...] = ()  # the name of each item's cluster; empty: no other stratum has one of them
 
 
 def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
@@ -55,9 +58,9 @@ def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> St
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
-        return Stratum(d_SN, w_N)
+        return Stratum(d_SN, w_N, tuple(clusters))
     sums_SC = np.stack([np.bincount(index, row, minlength=len(names)) for row in d_SN])
-    return Stratum(sums_SC, np.bincount(index, w_N, minlength=len(names)))
+    return Stratum(sums_SC, np.bincount(index, w_N, minlength=len(names)), tuple(names))
 
 
 def independent_items(strata: list[Stratum]) -> int | None:
@@ -125,17 +128,53 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
     first, they may give anything from nothing to the first. `strata`: the differences of two arms, [seeds, items] for
     each task.
     """
-    parts, rest, T = [], 0.0, len(strata)
-    for d_SN, w_N in strata:
-        S, n = d_SN.shape
-        if n < 2:
-            continue
-        parts.append(Variance(ratio_stderr(d_SN.mean(0), w_N) ** 2 / T**2, effective_number(w_N) - 1))
+    parts, rest = [], 0.0
+    for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
+        influences_SN, weights_N = summed_by_cluster(together, len(strata))
+        S, n = influences_SN.shape
+        whole = (n - 1) / n * float((influences_SN.mean(0) ** 2).sum())
+        parts.append(Variance(whole, effective_number(weights_N) - 1))
         if S > 1:
-            e_SN = influences(d_SN, w_N)
-            e_SN -= e_SN.mean(0)
-            rest += (n - 1) / n * float((e_SN**2).sum()) / ((S - 1) * S * T**2)
+            rest += (n - 1) / n * float(((influences_SN - influences_SN.mean(0)) ** 2).sum()) / ((S - 1) * S)
     return sum_of_variances(parts), rest
+
+
+def shared_names(stratum: Stratum) -> set[str]:
+    """The names of a stratum's clusters that other strata may have too: those of documents and passages. An item that
+    is a cluster of its own is "item" and a name that means something within its task only."""
+    return {name for name in stratum.clusters if not name.startswith(ITEM)}
+
+
+def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
+    """The strata in groups, such that strata of different groups have no cluster in common."""
+    groups: list[tuple[set[str], list[Stratum]]] = []  # (the names in a group, its strata)
+    for stratum in strata:
+        names, together, others = shared_names(stratum), [stratum], []
+        for group in groups:
+            if names & group[0]:
+                names, together = names | group[0], group[1] + together
+            else:
+                others.append(group)
+        groups = [*others, (names, together)]
+    return [together for _, together in groups]
+
+
+def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each cluster,
+    its share of a stratum summed over strata. A cluster that several strata have is left out of all of them at once."""
+    columns: dict[object, int] = {}
+    places = []
+    for number, stratum in enumerate(strata):
+        shared = shared_names(stratum)
+        names = stratum.clusters or [""] * len(stratum.weights)
+        keys = [name if name in shared else (number, i) for i, name in enumerate(names)]
+        places.append([columns.setdefault(key, len(columns)) for key in keys])
+    seeds = len(strata[0].differences)
+    influences_SN, weights_N = np.zeros((seeds, len(columns))), np.zeros(len(columns))
+    for stratum, place in zip(strata, places, strict=True):
+        np.add.at(influences_SN, (slice(None), place), influences(stratum.differences, stratum.weights) / tasks)
+        np.add.at(weights_N, place, stratum.weights / stratum.weights.sum())
+    return influences_SN, weights_N
 
 
 class NoiseParts(NamedTuple):

@@ -30,7 +30,7 @@ def section(findings: Findings) -> Section:
         }
         for arm in arms:
             items = item_scores(findings.cells, arm, sorted(results[arm]), task)
-            sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+            sums, sizes, _ = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
             error = level_stderr(results, arm, Variance(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
     lines, colours = [], []

@@ -189,5 +189,5 @@ def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) ->
     items = item_scores(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
-    sums, sizes = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+    sums, sizes, _ = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
     return ratio_stderr(sums[0], sizes)
