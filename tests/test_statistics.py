@@ -120,7 +120,7 @@ def test_a_ratio_of_sums_is_no_mean_of_ratios():
 def test_items_are_stratified_by_task():
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=50), 3 * rng.normal(size=20)
-    part = item_variance([(a[None], np.ones(50)), (b[None], np.ones(20))])
+    part = item_variance([Stratum(a[None], np.ones(50)), Stratum(b[None], np.ones(20))])
     assert sqrt(part.variance) == pytest.approx(sqrt(stats.sem(a) ** 2 + stats.sem(b) ** 2) / 2)
     # the difference of two independent means has the same variance and degrees of freedom as their sum
     assert part.dof == pytest.approx(stats.ttest_ind(a, b, equal_var=False).df)
@@ -352,13 +352,13 @@ def test_seeds_and_items_together_are_the_mixed_model():
     rng = np.random.default_rng(4)
     d_SN = rng.normal(0, 1, (4, 1)) + rng.normal(0, 1.5, (1, 12)) + rng.normal(0, 1, (4, 12))
     table_ = {"0": dict.fromkeys(range(4), 0.0), "1": dict(enumerate(d_SN.mean(1)))}
-    seeds, items = seed_variance(table_, "1", "0"), item_variance([(d_SN, np.ones(12))])
+    seeds, items = seed_variance(table_, "1", "0"), item_variance([Stratum(d_SN, np.ones(12))])
     assert seeds.variance + items.variance == pytest.approx(mixed_by_likelihood(d_SN), rel=1e-4)
-    averaged = item_variance([(d_SN.mean(0, keepdims=True), np.ones(12))])
+    averaged = item_variance([Stratum(d_SN.mean(0, keepdims=True), np.ones(12))])
     assert averaged.variance > items.variance  # without the seeds apart, the rest is counted twice
     # nothing but noise of single answers: it is all in the seeds' part
-    alone = item_variance([(rng.normal(0, 1, (3, 20000)), np.ones(20000))])
-    assert alone.variance < 0.1 * item_variance([(rng.normal(0, 1, (1, 20000)), np.ones(20000))]).variance
+    alone = item_variance([Stratum(rng.normal(0, 1, (3, 20000)), np.ones(20000))])
+    assert alone.variance < 0.1 * item_variance([Stratum(rng.normal(0, 1, (1, 20000)), np.ones(20000))]).variance
 
 
 def test_welch():
