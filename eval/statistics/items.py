@@ -172,7 +172,7 @@ def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np
     seeds = len(strata[0].differences)
     influences_SN, weights_N = np.zeros((seeds, len(columns))), np.zeros(len(columns))
     for stratum, place in zip(strata, places, strict=True):
-        np.add.at(influences_SN, (slice(None), place), influences(stratum.differences, stratum.weights) / tasks)
+        np.add.at(influences_SN.T, place, influences(stratum.differences, stratum.weights).T / tasks)
         np.add.at(weights_N, place, stratum.weights / stratum.weights.sum())
     return influences_SN, weights_N
 
