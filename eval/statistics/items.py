@@ -203,7 +203,8 @@ def with_interaction_once(
     """
     whole, rest = item_variance_with_interaction(strata)
     whole, rest = replace(whole, variance=factor * whole.variance), factor * rest
-    items = replace(item_variance(strata), variance=factor * item_variance(strata).variance)
+    alone = item_variance(strata)
+    items = replace(alone, variance=factor * alone.variance)
     if seeds is None or isinf(whole.variance):
         return NoiseParts(seeds, items, None)
     with_seeds = (seeds, items)
