@@ -89,13 +89,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         origin = {name: run.get(name) for name in ("cell", "fingerprint", "commit")}
         origin["weights"] = weights.sha256
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
-        convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
-        compare(
-            tokenizer,
-            transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
-            [*texts, *AWKWARD],
-            [*encoded, *map(tokenizer.encode, AWKWARD)],
-        )
+        _save_tokenizer(tokenizer, draft, cfg.seq if cfg.pos == "learned" else None, form.causal, texts, encoded)
         difference = hub.verify(draft, cfg, state, rows_BT)
         if earlier:
             shutil.rmtree(to)
@@ -108,6 +102,27 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         f"{form.name}; its logits differ by {difference:.1e} of the largest (allowed {hub.TOLERANCE:.0e}){generates}, "
         f"and its tokenizer gives the same ids on {len(texts)} held-out documents ({size:,} characters)"
     )
+
+
+def _save_tokenizer(
+    tokenizer: Any, folder: Path, longest: int | None, causal: bool, texts: list[str], encoded: list[list[int]]
+) -> None:
+    """Write a tokenizer into the folder of a checkpoint, and check that it is read back as the same one.
+
+    Args:
+        longest: the longest input of the model, in tokens; None: unlimited.
+        causal: whether the model is a decoder.
+        texts: held-out documents, on which the two are compared.
+        encoded: the token ids of each of these texts.
+
+    Raises:
+        ValueError: the tokenizer that is read back gives other ids or other text.
+    """
+    import transformers
+
+    convert(tokenizer, longest, causal).save_pretrained(folder)
+    saved = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    compare(tokenizer, saved, [*texts, *AWKWARD], [*encoded, *map(tokenizer.encode, AWKWARD)])
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:

@@ -75,8 +75,7 @@ def judge(
     tasks, missing = available(requested, tell=not rank) if requested else ({}, [])
     model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
-    folder = directory / (weights.name + PARTS)
-    safe_files.path_inside(directory, folder.name)
+    folder = safe_files.path_inside(directory, weights.name + PARTS)
     helpers = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,
@@ -97,14 +96,10 @@ def judge(
     if rank:
         return {}
     scores, rows = scores_of(text, outcomes)
-    result = {
-        **results.identity(run, weights),
-        **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
-        **scores,
-        "precision": precision,
-        "seconds": round(time.monotonic() - start, 1),
-        **additional_scores(scores, rows, outcomes, requested, missing),
-    }
+    scores |= {"precision": precision, "seconds": round(time.monotonic() - start, 1)}
+    scores |= additional_scores(scores, rows, outcomes, requested, missing)
+    at_step = {"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}
+    result = results.identity(run, weights) | at_step | scores
     results.write(directory, weights, result, rows)
     for helper in helpers:
         helper.wait()

@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
@@ -141,7 +141,6 @@ def start_session(cell: Cell, out: Path) -> Session:
     """
     from data.batches import Batches
     from launch import deepspeed_setup, preflight, run_model
-    from launch.checkpoint import Checkpoints
     from launch.engine import build
     from launch.log import Log
 
@@ -160,14 +159,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
     special = manifest.special_tokens(run, data)
-    identity = {
-        "fingerprint": run.fingerprint,
-        "corpus sha256": data["sha256"],
-        "tokenizer sha256": data["tokenizer"]["sha256"],
-    }
-    checkpoints = Checkpoints(
-        safe_files.path_inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity
-    )
+    checkpoints = run_checkpoints(cell, data)
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
@@ -190,6 +182,21 @@ def start_session(cell: Cell, out: Path) -> Session:
         logged_samples=state.samples,
         first_step=state.step + 1,
     )
+
+
+def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
+    """The checkpoints of a run, which load only those of the same settings and data. `data`: what
+    `manifest.prepare_data` returned."""
+    from launch.checkpoint import Checkpoints
+
+    run = cell.run
+    identity = {
+        "fingerprint": run.fingerprint,
+        "corpus sha256": data["sha256"],
+        "tokenizer sha256": data["tokenizer"]["sha256"],
+    }
+    folder = safe_files.path_inside(cell.dir, rundir.CHECKPOINTS)
+    return Checkpoints(folder, run.layout.keep, run.milestones, identity)
 
 
 def launch_step(session: Session) -> None:

@@ -45,21 +45,14 @@ def estimate(
     half = precision != "fp32"
     width = 2 if half else 4
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
-    predicted = micro_batch * cfg.predicted
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     if precision == "fp8":  # in eight bits and transposed, from one update to the next: model/fp8.py
         fixed["weights"] += (
             2 * cfg.layers * (4 * cfg.hidden**2 + (2 if cfg.act == "gelu" else 3) * cfg.hidden * cfg.ffn)
         )
     stored, working = activation_bytes(cfg, micro_batch, precision, gpu, tp, recompute)
-    logits = min(predicted, ROWS_CPU) * vocab * width
-    matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
-    softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; of fp32 logits in place
-    work, summed = max(softmax, matrix * width), 4 * matrix
-    if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
-        fp32_copy = 4 if half and tp > 1 else 0
-        logits, work, summed = predicted * vocab * (width + fp32_copy), 0, 0
-    embedding = matrix * width  # its gradient waits for the one of the token lookup
+    logits, work, summed = loss_bytes(cfg, micro_batch, half, gpu, tp)
+    embedding = vocab * cfg.hidden * width  # the output matrix's gradient, which waits for that of the token lookup
     unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradient_bytes(cfg, precision, zero, ranks, accumulate, gpu, tp)
     moments = [
@@ -75,6 +68,19 @@ def estimate(
     peak = max(moments, key=lambda moment: sum(moment.values()))
     held = {"weights": 0, "optimizer": 0, "gradients": 0, "activations": 0, "logits": 0} | fixed | peak
     return held | {"total": sum(held.values())}
+
+
+def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
+    """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
+    matrix's gradients). `half`: whether logits have 16 bits; `tp`: ranks that hold one copy of the model together."""
+    predicted, vocab, width = micro_batch * cfg.predicted, cfg.padded_vocab // tp, 2 if half else 4
+    if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
+        fp32_copy = 4 if half and tp > 1 else 0
+        return predicted * vocab * (width + fp32_copy), 0, 0
+    logits = min(predicted, ROWS_CPU) * vocab * width
+    matrix = vocab * cfg.hidden  # a block of rows gives a gradient, which is added to the sum
+    softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; fp32 logits are overwritten instead
+    return logits, max(softmax, matrix * width), 4 * matrix
 
 
 def gradient_bytes(

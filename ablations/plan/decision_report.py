@@ -72,42 +72,11 @@ def _summary(out: Document, decision: Decision) -> None:
     """Add the summary of the decision, a line for each answer, to the document `out`."""
     machines, chosen = decision.machines, decision.chosen
     out.heading("In short")
-    rows: list[list[str]] = []
     if chosen:
-        shape, layout, training = chosen.shape, chosen.layout, decision.training(chosen)
-        rows += [
-            [
-                "What to train",
-                f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
-                "predicted: the fastest shape that nothing speaks against",
-            ],
-            [
-                "On how many tokens",
-                f"{human(training.tokens)}, {_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
-                _tokens_source(decision, chosen),
-            ],
-            [
-                "In which layout",
-                f"{layout.gpus} GPUs: data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}, micro-batch "
-                f"{layout.micro_batch}; {layout.batch} sequences of {shapes.SEQ} a step",
-                f"predicted: {chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB, {chosen.step.seconds:.0f} s a step",
-            ],
-            [
-                "How long it takes",
-                f"{weeks(training.seconds)} weeks ({weeks(training.fast)} to {weeks(training.slow)}) of "
-                f"{weeks(machines.seconds)}",
-                "predicted: step time and failures",
-            ],
-            ["What loss to expect", _expected_loss_text(decision), "computed from two laws (secondary, unverified)"],
-        ]
+        rows = _rows_on_shape(decision, chosen)
     else:
-        rows += [
-            [
-                "What to train",
-                f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}",
-                "computed",
-            ]
-        ]
+        words = f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}"
+        rows = [["What to train", words, "computed"]]
     first = "; ".join(map(_study_in_words, decision.first_studies)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
@@ -131,6 +100,36 @@ def _summary(out: Document, decision: Decision) -> None:
         ]
     )
     out.table(["question", "answer", "source"], rows)
+
+
+def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
+    """The rows of the summary on the chosen shape: tokens, layout, time and expected loss."""
+    machines, shape, layout, training = decision.machines, chosen.shape, chosen.layout, decision.training(chosen)
+    return [
+        [
+            "What to train",
+            f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
+            "predicted: the fastest shape that nothing speaks against",
+        ],
+        [
+            "On how many tokens",
+            f"{human(training.tokens)}, {_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
+            _tokens_source(decision, chosen),
+        ],
+        [
+            "In which layout",
+            f"{layout.gpus} GPUs: data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}, micro-batch "
+            f"{layout.micro_batch}; {layout.batch} sequences of {shapes.SEQ} a step",
+            f"predicted: {chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB, {chosen.step.seconds:.0f} s a step",
+        ],
+        [
+            "How long it takes",
+            f"{weeks(training.seconds)} weeks ({weeks(training.fast)} to {weeks(training.slow)}) of "
+            f"{weeks(machines.seconds)}",
+            "predicted: step time and failures",
+        ],
+        ["What loss to expect", _expected_loss_text(decision), "computed from two laws (secondary, unverified)"],
+    ]
 
 
 def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:

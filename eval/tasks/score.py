@@ -4,7 +4,7 @@ Common beginnings of inputs are computed once (eval/tasks/rows.py), equal reques
 that predict a scored token are multiplied with the output matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from eval.tasks.journal import Journal, request_key
-from eval.tasks.rows import Input, Tokens, arrange, batches, pack_rows, representatives
+from eval.tasks.rows import Input, Row, Tokens, arrange, batches, pack_rows, representatives
 from model.attention import Arrangement
+from model.objective import Objective
 
 Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding would give every scored token
 
@@ -57,35 +58,22 @@ def likelihoods(
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
     keys = [request_key(context, continuation) for context, continuation in pairs]
-    inputs: dict[int, Input] = {}  # of each pair; the last token of a continuation is predicted, and never read
-    for i, (context, continuation) in enumerate(pairs):
-        tokens = (*context, *continuation)[:-1]
-        tokens = tokens[-longest:] if longest else tokens
-        inputs[i] = Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
-
-    representative = representatives(inputs.values())
-    pairs_of: dict[Input, list[int]] = {}  # an input that is run, and the pairs that are read off it
-    for i, tokens_of_pair in inputs.items():
-        pairs_of.setdefault(representative[tokens_of_pair], []).append(i)
+    inputs = [input_of_pair(context, continuation, longest, objective) for context, continuation in pairs]
+    representative = representatives(inputs)
+    pairs_of: dict[Input, list[int]] = {}  # an input that is run, and the pairs whose scores its outputs give
+    for i, pair_input in enumerate(inputs):
+        pairs_of.setdefault(representative[pair_input], []).append(i)
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
     packed = pack_rows(pairs_of, model.cfg.hidden, JOINED)
     done, total = 0, sum(map(len, packed))
     for group in journal.batches_of_rank(list(batches(packed, batch))):
-        numbers: list[int] = []  # of the pairs of this batch
-        positions: list[np.ndarray] = []  # in the flat batch: outputs that predict the continuation of each pair
-        for b, row in enumerate(group):
-            beyond = 0  # tokens of the branches before this one
-            for branch in row.inputs:
-                for i in pairs_of[branch]:
-                    at = np.arange(len(inputs[i].tokens) - len(pairs[i][1]), len(inputs[i].tokens))
-                    positions.append(b * len(group[0]) + np.where(at < row.stem, at, at + beyond))
-                    numbers.append(i)
-                beyond += len(branch.tokens) - row.stem
+        positions = output_positions(group, pairs, inputs, pairs_of)
+        numbers = list(positions)  # of the pairs of this batch
         done += sum(map(len, group))
         if all(keys[i] in journal for i in numbers):
             continue
-        outputs, index = np.unique(np.concatenate(positions), return_inverse=True)
+        outputs, index = np.unique(np.concatenate(list(positions.values())), return_inverse=True)
         x_ND = model.hidden(*arrange(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
@@ -97,6 +85,42 @@ def likelihoods(
     if not journal.wait_until_complete(keys):
         return likelihoods(model, pairs, batch, progress, journal)
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
+
+
+def input_of_pair(
+    context: Sequence[int], continuation: Sequence[int], longest: int | None, objective: Objective
+) -> Input:
+    """What the model reads to score a continuation: all tokens but the last, which is only predicted. Where these are
+    more than `longest`, the beginning of the context is left out."""
+    tokens = (*context, *continuation)[:-1]
+    tokens = tokens[-longest:] if longest else tokens
+    return Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
+
+
+def output_positions(
+    group: Sequence[Row],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    inputs: Sequence[Input],
+    pairs_of: Mapping[Input, Sequence[int]],
+) -> dict[int, np.ndarray]:
+    """The outputs of a batch of rows that predict the continuation of each pair, {number of the pair: positions in the
+    flattened batch}.
+
+    Args:
+        group: the rows, the longest first.
+        pairs: (context, continuation) of each pair.
+        inputs: the input of each pair.
+        pairs_of: {input that is run: numbers of the pairs whose scores its outputs give}.
+    """
+    positions = {}
+    for b, row in enumerate(group):
+        earlier = 0  # tokens of the branches before this one
+        for branch in row.inputs:
+            for i in pairs_of[branch]:
+                in_input = np.arange(len(inputs[i].tokens) - len(pairs[i][1]), len(inputs[i].tokens))
+                positions[i] = b * len(group[0]) + np.where(in_input < row.stem, in_input, in_input + earlier)
+            earlier += len(branch.tokens) - row.stem
+    return positions
 
 
 def split_to_fit(
