@@ -26,7 +26,7 @@ LAYOUTS = (
 DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
 PROBLEMS_SHOWN = 20  # problems named in one error message
 BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
-BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
+HUB_BLOCK_BYTES = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
 class Unreachable(RuntimeError):
@@ -228,7 +228,7 @@ class HubFile(io.RawIOBase):
     def verify(self) -> None:
         """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
         that the hub lists."""
-        while self.expected and self.read(BLOCK):
+        while self.expected and self.read(HUB_BLOCK_BYTES):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
             raise self._unreachable(
@@ -238,7 +238,7 @@ class HubFile(io.RawIOBase):
 
 def _uncompressed(raw: Any, compression: str) -> Any:
     if isinstance(raw, HubFile):
-        raw = io.BufferedReader(raw, BLOCK)
+        raw = io.BufferedReader(raw, HUB_BLOCK_BYTES)
     if compression == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if compression == ".zst":

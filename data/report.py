@@ -10,7 +10,7 @@ from data.coverage import Coverage
 from data.dedup import SHINGLE
 from data.filters import NGRAM, Recipe
 
-SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
+EXAMPLES_SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
 NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
 
 
@@ -21,7 +21,7 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
     Args:
         name: the name of the corpus.
         recipe: the recipe of the corpus.
-        steps: the reports of all steps, in the form of `filters.Step`.
+        steps: the reports of all steps, in the form of `filters.FilterStep`.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
     """
@@ -220,7 +220,7 @@ def _removed_examples(content: dict[str, Any]) -> list[str]:
     for step in content["steps"]:
         if step["examples"]:
             lines += ["", f"## Removed by {step['step']}", ""]
-            for example in step["examples"][:SHOWN]:
+            for example in step["examples"][:EXAMPLES_SHOWN]:
                 start = " ".join(example["text"].split())[:160]
                 lines.append(f"* `{example['id']}` ({example['why']}): {start}")
     return lines

@@ -24,12 +24,12 @@ NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
     re.IGNORECASE,
 )
-HIDDEN = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
+HIDDEN_PREFIXES = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
 NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
 NAMED_FILES = 5  # files that a message names
 
 
-class Missing(LookupError):
+class MissingData(LookupError):
     """Prepared data is missing, and the caller did not allow preparing it."""
 
 
@@ -54,7 +54,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
         ask: whether the hub may be asked for a list that is not in the store.
 
     Raises:
-        Missing: the list is not in the store, and `ask` is false.
+        MissingData: the list is not in the store, and `ask` is false.
         ValueError: the hub does not answer or has no such files, a package is not installed in its version, or a file's
             name is not UTF-8.
     """
@@ -122,7 +122,7 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     if root.is_dir():
         paths, left_out = _data_files_of_folder(root)
     else:
-        paths = _present([root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)])
+        paths = _existing_files([root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)])
         if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
@@ -135,8 +135,10 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
     below = [path for path in _files_below(folder) if readers.format_and_compression(path.name)]
-    hidden = [path for path in below if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
-    visible = _present(path for path in below if path not in set(hidden))
+    hidden = [
+        path for path in below if any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(folder).parts)
+    ]
+    visible = _existing_files(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
@@ -171,20 +173,23 @@ def _files_below(folder: Path) -> list[Path]:
         if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
             raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
-    paths, seen = [], {_identity(folder)}
+    paths, seen = [], {_device_and_inode(folder)}
     for at, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         paths += [Path(at, name) for name in files]
         unseen = []
         for name in sorted(folders):
             path = Path(at, name)
-            if not (name.startswith(HIDDEN) and path.is_symlink()) and (identity := _identity(path)) not in seen:
+            if (
+                not (name.startswith(HIDDEN_PREFIXES) and path.is_symlink())
+                and (identity := _device_and_inode(path)) not in seen
+            ):
                 unseen.append(name)
                 seen.add(identity)
         folders[:] = unseen  # os.walk goes into these
     return sorted(paths)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _device_and_inode(folder: Path) -> tuple[int, int]:
     """What tells whether two paths lead to the same folder: its device and inode; (0, 0) where it is gone."""
     try:
         status = folder.stat()
@@ -193,7 +198,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _present(paths: Iterable[Path]) -> list[Path]:
+def _existing_files(paths: Iterable[Path]) -> list[Path]:
     """Those of the paths that are files. Raises ValueError where one is a symbolic link to a file that is not there: a
     part of the text is missing."""
     files = []
@@ -228,9 +233,9 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
         path
         for pattern in patterns
         for path in root.glob(pattern)
-        if not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
+        if not any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(root).parts)
     }
-    paths = _present(sorted(visible, key=lambda path: path.as_posix()))
+    paths = _existing_files(sorted(visible, key=lambda path: path.as_posix()))
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
     return paths
@@ -277,7 +282,7 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
     listing = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
     entries = _read_listing(listing) if listing else None
     if entries is None and not ask:
-        raise Missing(f"the files of {repo} were not listed yet")
+        raise MissingData(f"the files of {repo} were not listed yet")
     if entries is None:
         entries = _list_hub_files(spec["name"], repo, revision, spec["files"])
         if listing:

@@ -15,17 +15,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import byte_bpe, sentencepiece_model, wordpiece
-from data.byte_bpe import EODS, MASKS, ByteBPE
+from data.byte_bpe import EOD_NAMES, MASK_NAMES, ByteBPE
 from data.sentencepiece_model import SentencePiece
 from data.tokenizer_base import Tokenizer
 from data.wordpiece import WordPiece
 
 KINDS = ("bpe", "unigram", "byte-bpe", "wordpiece", "file")
 SAMPLE_BYTES = 100_000_000  # bytes of text, at most, that a tokenizer is trained on; untuned
-SMALLEST = 258  # the smallest vocabulary: the 256 bytes, <unk>, </s>
+SMALLEST_VOCAB = 258  # the smallest vocabulary: the 256 bytes, <unk>, </s>
 EXTRA_IDS = 100  # ids of T5's models beyond the 32,000 pieces of its file; no text is encoded as one (arXiv:1910.10683)
 # Texts on which tokenizers differ; a file's ids must be Hugging Face's on these, and on its added tokens.
-AWKWARD = (
+PARITY_TEXTS = (
     "",
     " ",
     "   ",
@@ -43,7 +43,7 @@ AWKWARD = (
     "x" * 999,
     "def f(x):\n        if x:\n\t\treturn  x   # \u8a9e\n\n\n",
 )
-INEXACT = (
+NOT_EXPORTABLE = (
     "a tokenizer of the kind {} is not exported: Hugging Face's adds up scores in another precision and cuts some "
     "words in another way"
 )
@@ -104,15 +104,15 @@ def check_parity(tokenizer: Tokenizer) -> None:
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
-        tokenizer.check([*AWKWARD, *with_added])
+        tokenizer.check([*PARITY_TEXTS, *with_added])
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
 
-def unexportable(tokenizer: Tokenizer) -> str:
+def reason_not_exportable(tokenizer: Tokenizer) -> str:
     """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint, or ""."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
-        return INEXACT.format(tokenizer.kind)
+        return NOT_EXPORTABLE.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
         return (
             f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
@@ -121,12 +121,12 @@ def unexportable(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def unexportable_setting(kind: str, path: str) -> str:
-    """`unexportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which need not
-    be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
+def reason_setting_not_exportable(kind: str, path: str) -> str:
+    """`reason_not_exportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which
+    need not be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
     if kind == "file":
-        return unexportable(load_tokenizer(path))
-    return INEXACT.format(kind) if kind == "unigram" else ""
+        return reason_not_exportable(load_tokenizer(path))
+    return NOT_EXPORTABLE.format(kind) if kind == "unigram" else ""
 
 
 def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
@@ -174,7 +174,7 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     if kind == "wordpiece":
         return wordpiece.train(sample, vocab)
     if kind == "byte-bpe":
-        return byte_bpe.train(sample, vocab, [EODS[0], *MASKS[:1]] if mask else [EODS[0]])
+        return byte_bpe.train(sample, vocab, [EOD_NAMES[0], *MASK_NAMES[:1]] if mask else [EOD_NAMES[0]])
     return sentencepiece_model.train(sample, vocab, kind)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from data.tokenizer import AWKWARD, unexportable
+from data.tokenizer import PARITY_TEXTS, reason_not_exportable
 from eval import location
 from eval.export_tokenizer import compare, convert
 
@@ -60,7 +60,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     from model import hub
 
     cfg = location.model_config(directory, run)
-    form = hub.counterpart(cfg)
+    form = hub.matching_format(cfg)
 
     import torch
     import transformers
@@ -72,7 +72,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     transformers.logging.disable_progress_bar()
     store = location.data_store(directory, store)
     tokenizer = location.load_tokenizer(directory, run, store)
-    if why := unexportable(tokenizer):
+    if why := reason_not_exportable(tokenizer):
         raise ValueError(why)
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
@@ -122,7 +122,7 @@ def _save_tokenizer(
 
     convert(tokenizer, longest, causal).save_pretrained(folder)
     saved = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    compare(tokenizer, saved, [*texts, *AWKWARD], [*encoded, *map(tokenizer.encode, AWKWARD)])
+    compare(tokenizer, saved, [*texts, *PARITY_TEXTS], [*encoded, *map(tokenizer.encode, PARITY_TEXTS)])
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from data.tokenizer import unexportable
+from data.tokenizer import reason_not_exportable
 
 
 def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
@@ -82,7 +82,7 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
-    if why := unexportable(tokenizer):
+    if why := reason_not_exportable(tokenizer):
         raise ValueError(why)
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}

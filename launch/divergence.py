@@ -38,7 +38,7 @@ def divergence_reason(run: Run, step: int, recent: list[float], loss: float, nor
     return ""
 
 
-def go_back(
+def roll_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, complaint: str, batch_size: int
 ) -> TrainingState:
     """After a divergence: load a checkpoint of at least train.skip steps before it, and skip the data that led to it

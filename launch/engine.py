@@ -377,7 +377,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
         free_fp32_gradients_between_steps(ds.optimizer)
     elif bf16 and size == 1:
         use_device_updates(ds)
-    engine.attention_seconds = attention_kernel.choose(model, run.layout.micro_batch)
+    engine.attention_seconds = attention_kernel.choose_kernel(model, run.layout.micro_batch)
     if dist.get_rank() == 0 and engine.attention_seconds:
         timed = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in engine.attention_seconds.items())
         print(f"attention by {model.attention_kernel}; one layer, forward and backward: {timed}", flush=True)

@@ -30,8 +30,8 @@ from launch.processes import (
     CommandFailed,
     Interrupted,
     Processes,
-    environment,
-    gpus,
+    child_environment,
+    gpu_count,
     ignore_ctrl_c_and_die_with_parent,
     restart_in_utf8_mode,
 )
@@ -116,7 +116,7 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
             failures.append(f"{cell.name}: {reason}")
 
     shown = threading.Event()
-    display = threading.Thread(target=progress.show, args=(progress.Progress(todo, phases, at_once), shown))
+    display = threading.Thread(target=progress.show_progress, args=(progress.Progress(todo, phases, at_once), shown))
     display.start()
     try:
         with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
@@ -151,7 +151,7 @@ def _exit_code(*words: str, output: int | None = None) -> int:
     process' own."""
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
+    return subprocess.run(command, cwd=ROOT, env=child_environment(), stdout=output, preexec_fn=ended_by_us).returncode
 
 
 def check_tasks(study: Study) -> None:
@@ -233,7 +233,7 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
             if rundir.read_done(cell.dir) is None:
                 phases[cell.dir] = "training"
                 command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
-                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpus(), threads)
+                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpu_count(), threads)
             trained = True
         except CommandFailed:
             if not rundir.is_locked(cell.dir):  # else another process was first, by a moment

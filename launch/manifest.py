@@ -121,7 +121,7 @@ def _prove_configuration(
         "model.vocab": data["tokenizer"]["vocab"],
     }
     try:
-        proof.require(proofs)
+        proof.require_passed(proofs)
     except proof.InactiveFactor as error:
         raise Mismatch(str(error)) from None
     declared = cell.run.flat()
@@ -153,7 +153,7 @@ def registration_sha(cell: Cell) -> str:
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
     """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
-    `divergence.go_back` makes."""
+    `divergence.roll_back` makes."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:

@@ -133,19 +133,19 @@ def score_text(cell: Cell) -> str:
     return "  ".join(words)
 
 
-def show(progress: Progress, done: threading.Event) -> None:
+def show_progress(progress: Progress, done: threading.Event) -> None:
     """Show the progress of all runs until `done` is set: as bars on a terminal, as lines elsewhere."""
     from rich.console import Console
 
     console = Console()
     if console.is_terminal and not console.is_dumb_terminal:
-        bars(progress, done)
+        show_bars(progress, done)
     else:
-        for line in lines(progress, done):
+        for line in progress_lines(progress, done):
             print(line, flush=True)
 
 
-def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
+def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
     """Yield the progress as lines of text until `done` is set: one when the state of a run changes, and after a pause
     one about all runs, if it differs from the last such line."""
     width = max(len(cell.name) for cell in progress.cells)
@@ -164,7 +164,7 @@ def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
                 yield last
 
 
-def bars(progress: Progress, done: threading.Event) -> None:
+def show_bars(progress: Progress, done: threading.Event) -> None:
     """Show a bar for each run, as far as there is room on the screen, and one for all runs, until `done` is set."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars

@@ -25,10 +25,10 @@ from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
 from launch.clock import Clock
-from launch.divergence import divergence_reason, go_back
+from launch.divergence import divergence_reason, roll_back
 from launch.lock import run_lock
 from launch.training_state import TrainingState
-from launch.watch import Stop, Watch, stop_file
+from launch.watch import StopTraining, Watch, stop_file
 
 if TYPE_CHECKING:
     from data.batches import Batches
@@ -145,7 +145,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     from launch.log import Log
 
     rank, world = deepspeed_setup.start(cell.run)
-    run = preflight.with_micro_batch(cell.run, world)
+    run = preflight.choose_micro_batch(cell.run, world)
     cell = replace(cell, run=fit_micro_batch(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
@@ -252,7 +252,7 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
     configuration allows no further rollback, or there is no checkpoint early enough."""
     session.unread.clear()
     with session.watch.storing():
-        session.state = go_back(
+        session.state = roll_back(
             session.cell, session.engine, session.checkpoints, session.state, results.divergence, results.batch_size
         )
     if session.log:
@@ -291,7 +291,7 @@ def stop_training(session: Session) -> None:
         session.checkpoints.wait()
         dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
     code = Exit.KILLED if stop_file(session.out) else Exit.RESUBMIT
-    raise Stop(session.watch.stop_reason or "another rank was asked to stop", code)
+    raise StopTraining(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
 def write_results(session: Session) -> None:
@@ -348,7 +348,7 @@ def main(argv: list[str]) -> int:
             return Exit.FINISHED
         check_compiler(cell.run)
         if reason := stop_file(study.out):
-            raise Stop(reason, Exit.KILLED)
+            raise StopTraining(reason, Exit.KILLED)
         with run_lock(cell.dir):
             if os.environ.get("RANK", "0") == "0":
                 rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
@@ -356,7 +356,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
-    except Stop as stop:
+    except StopTraining as stop:
         print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:

@@ -21,7 +21,7 @@ from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
-from model.shard import SINGLE, Ranks
+from model.shard import SINGLE_RANK, RankGroup
 
 
 def prepare_to_compile() -> None:
@@ -36,7 +36,7 @@ def prepare_to_compile() -> None:
 class Attention(nn.Module):
     """Multi-head self-attention: one projection to queries, keys and values, and one of the heads' outputs."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
         self.heads = cfg.heads // tp.size
         self.qkv = layers.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
@@ -57,7 +57,7 @@ def select_rows(x_BTD: Tensor, wanted_N: Tensor | None) -> Tensor:
 class Block(nn.Module):
     """Pre-LN: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
         self.norm1 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
         self.attn = Attention(cfg, tp, layers)
@@ -82,7 +82,7 @@ class PostLN(Block):
 class Parallel(Block):
     """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__(cfg, tp, layers)
         del self.norm2
 
@@ -129,7 +129,7 @@ assert set(TRANSFORMS) == set(get_args(get_type_hints(ModelConfig)["head_transfo
 class OutputBias(nn.Module):
     """The bias of the logits, or under tensor parallelism of the part of the vocabulary that this rank computes."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup):
         super().__init__()
         self.bias = nn.Parameter(torch.empty(cfg.padded_vocab // tp.size))
 
@@ -143,7 +143,7 @@ class GPT(nn.Module):
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
 
-    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Ranks = SINGLE, layers: Layers | None = None):
+    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: RankGroup = SINGLE_RANK, layers: Layers | None = None):
         super().__init__()
         layers = layers or tp.layers
         self.cfg, self.tp, self.objective = cfg, tp, OBJECTIVES[cfg.objective](cfg)
@@ -159,7 +159,7 @@ class GPT(nn.Module):
         self.transform = TRANSFORMS[cfg.head_transform](cfg)
         self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
         self.output: Any = OutputBias(cfg, tp) if cfg.output_bias else None
-        self.attention_kernel: str | None = None  # on a GPU; see attention.prepare
+        self.attention_kernel: str | None = None  # on a GPU; see attention.make_attention
         initialise(self, cfg, seed, tp)
 
     @property
@@ -195,7 +195,7 @@ class GPT(nn.Module):
         x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
-        attend = attention.prepare(
+        attend = attention.make_attention(
             self.position,
             heads,
             x_BTD,

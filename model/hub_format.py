@@ -14,11 +14,11 @@ from model.config import ModelConfig
 
 Layout = tuple[Callable[[Tensor, int], list[Tensor]], Callable[[list[Tensor], int], Tensor]]
 
-SAME: Layout = (lambda x, heads: [x], lambda xs, heads: xs[0])
+UNCHANGED: Layout = (lambda x, heads: [x], lambda xs, heads: xs[0])
 TRANSPOSED: Layout = (lambda x, heads: [x.t()], lambda xs, heads: xs[0].t())  # GPT-2
-TWICE: Layout = (lambda x, heads: [x, x], lambda xs, heads: xs[0])  # one tensor that their file holds two times
-SPLIT: Layout = (lambda x, heads: list(x.chunk(3)), lambda xs, heads: _join(xs))  # q, k and v apart
-BY_HEAD: Layout = (  # q, k, v of the first head, then of the second
+DUPLICATED: Layout = (lambda x, heads: [x, x], lambda xs, heads: xs[0])  # one tensor that their file holds two times
+SEPARATE_QKV: Layout = (lambda x, heads: list(x.chunk(3)), lambda xs, heads: _join(xs))  # q, k and v apart
+QKV_BY_HEAD: Layout = (  # q, k, v of the first head, then of the second
     lambda x, heads: [x.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)],
     lambda xs, heads: xs[0].unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2),
 )
@@ -31,7 +31,7 @@ def _join(xs: list[Tensor]) -> Tensor:
 
 
 # {our setting: theirs} of the sizes of a model, under the names that most architectures use
-SIZES = {
+SIZE_NAMES = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "heads": "num_attention_heads",

@@ -9,12 +9,12 @@ scratch space of kernels, gaps of the allocator.
 from model.config import ModelConfig
 from model.count import parameters
 
-BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
+MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
 QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
 
 
-def estimate(
+def estimate_memory(
     cfg: ModelConfig,
     micro_batch: int,
     precision: str,
@@ -92,14 +92,14 @@ def gradient_bytes(
     ranks that hold one copy of the model together."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
-    bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
+    bucket, largest = min(MAX_BUCKET_ELEMENTS, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
         sums, rank_gradients = 4 * count, 2 * count
         if gpu and tp == 1:  # launch/bf16.py: each micro-batch's gradients go into the sums, which are reduced in place
             return sums, sums, sums + rank_gradients, sums, sums
         before = (sums if gpu or more else 0) + (rank_gradients if more else 0)
-        joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
+        joined = 4 * count if count < MAX_BUCKET_ELEMENTS else 0  # a group above the bucket is not joined with the next
         copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce
         return before, before, sums + rank_gradients, sums + rank_gradients + copies, sums + rank_gradients
     if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share

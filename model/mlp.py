@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.inference import scoring
+from model.inference import is_scoring
 from model.kernels.gelu import gelu
 from model.kernels.linear import ONEDNN, gelu_product
 from model.linear import LAYERS, Layers, Linear
@@ -22,7 +22,7 @@ class GELU(nn.Module):
         self.down = layers.row(cfg.ffn, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
+        if is_scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
             return self.down(gelu_product(x_BTD, self.up.weight, self.up.bias))
         return self.down(gelu(self.up(x_BTD)))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.kernels.linear import linear
 from model.linear import Layers
-from model.shard import Ranks, shard_dimension, unshard
+from model.shard import RankGroup, shard_dimension, unshard
 
 with warnings.catch_warnings():  # of what a machine without TransformerEngine and Apex lacks
     warnings.simplefilter("ignore")
@@ -83,7 +83,7 @@ class ParallelLayers(Layers):
         return Row(in_features, out_features, bias)
 
 
-class TensorParallel(Ranks):
+class TensorParallel(RankGroup):
     """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The process
     group must be initialised. Raises ValueError where the ranks cannot be divided into groups of this size, or were
     divided into groups of another size before."""

@@ -58,7 +58,7 @@ def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
-class Ranks:
+class RankGroup:
     """The tensor parallel group of this process: the ranks that hold one copy of the model together. This class is the
     group of a single rank; `model.parallel.TensorParallel` is the group of several.
 
@@ -92,4 +92,4 @@ class Ranks:
         return [value]
 
 
-SINGLE = Ranks()
+SINGLE_RANK = RankGroup()

@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import AWKWARD, WordPiece, load_tokenizer, train
+from data.tokenizer import PARITY_TEXTS, WordPiece, load_tokenizer, train
 from eval import export, export_tokenizer
 from eval.finetune.classifier import encoder
 from tests.test_hub import ENCODER, LLAMA, run_directory
@@ -41,7 +41,7 @@ def theirs(ours: WordPiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.text() | st.sampled_from([*AWKWARD, *TEXTS[2].split(" ")])).map("".join))
+@given(st.lists(st.text() | st.sampled_from([*PARITY_TEXTS, *TEXTS[2].split(" ")])).map("".join))
 def test_the_same_ids_for_every_text(ours: WordPiece, theirs: Any, text: str) -> None:
     ids = ours.encode(text)
     assert theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids == ids

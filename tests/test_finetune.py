@@ -267,7 +267,7 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
     q = torch.ones(500, 4, 1, 8, dtype=dtype)
     torch.manual_seed(0)
     for share in (0.0, 0.25):
-        out = attention.prepare(Position(cfg), 4, x_BTD, share, arrangement)(q, q, q)
+        out = attention.make_attention(Position(cfg), 4, x_BTD, share, arrangement)(q, q, q)
         expected = [0.0, 4 / 3] if share else [1.0]
         assert sorted(set(out.flatten().float().tolist())) == pytest.approx(expected, rel=1e-2)
         assert float((out == 0).float().mean()) == pytest.approx(share, abs=0.05)

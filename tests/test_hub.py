@@ -76,7 +76,7 @@ VARIANTS = [
 
 def accepted(cfg: ModelConfig) -> bool:
     try:
-        return bool(hub.counterpart(cfg))
+        return bool(hub.matching_format(cfg))
     except ValueError:
         return False
 
@@ -134,7 +134,7 @@ def test_the_table_of_formats_is_what_is_accepted() -> None:
 
 def test_of_encoders_only_bert_is_accepted() -> None:
     """Each choice that BERT has not, made alone, is refused and named."""
-    assert hub.counterpart(ENCODER).architecture == "BertForMaskedLM"
+    assert hub.matching_format(ENCODER).architecture == "BertForMaskedLM"
     for key, choices in CHOICES.items():
         for value in choices:
             other = replace(ENCODER, **{key: value})
@@ -143,7 +143,7 @@ def test_of_encoders_only_bert_is_accepted() -> None:
             else:
                 # of a causal one the nearest is another, which differs in the rest
                 with pytest.raises(ValueError, match=f"model.{key}=" if value != "causal" else "GPT-2, has not"):
-                    hub.counterpart(other)
+                    hub.matching_format(other)
 
 
 @pytest.mark.parametrize("cfg", [*EXPORTED, *ENCODERS], ids=name)
@@ -245,7 +245,7 @@ def test_what_has_no_counterpart_is_refused_by_name(change: dict, why: str, tmp_
 
 
 def test_every_setting_is_known() -> None:
-    known = {k for f in hub.FORMATS for k in (*f.needs, *f.sizes)} | set(hub.FREE)
+    known = {k for f in hub.FORMATS for k in (*f.needs, *f.sizes)} | set(hub.UNRESTRICTED)
     assert known == {field.name for field in fields(ModelConfig)}
     for f in hub.FORMATS:
         assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items() if k != "ffn_width")

@@ -97,7 +97,11 @@ def test_a_rate_that_masks_nothing_or_everything_is_refused(rate: float) -> None
 # ------------------------------------------------------------------------------------------------ what is seen
 
 
-@pytest.mark.parametrize("executor", [attention.plain, attention.masked, attention.fused], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "executor",
+    [attention.plain_attention, attention.masked_attention, attention.flexattention],
+    ids=lambda e: e.__name__,
+)
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
 def test_all_is_seen_from_everywhere(pos: str, executor: Any) -> None:
     """Against softmax(q k' / sqrt(K) + bias) v in float64, with no mask at all."""

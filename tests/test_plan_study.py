@@ -21,7 +21,7 @@ from ablations.plan.study_cost import cost, detectable_text, figure
 from ablations.plan.throughput import Layout, Shape, predict
 from ablations.study import from_args
 from ablations.values import ConfigError
-from model.memory import estimate
+from model.memory import estimate_memory
 
 WORDS = ["POS=alibi,none", "SIZE=1b3", "SET=train.precision=bf16", "SEEDS=2"]
 
@@ -67,7 +67,9 @@ def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gp
 
 def test_recomputation_keeps_less_and_a_step_costs_a_third_more_products() -> None:
     model = resolve([("size", "1b3")]).model
-    kept = [estimate(model, 8, "bf16", 1, 8, 4, True, 1, recompute)["activations"] for recompute in (False, True)]
+    kept = [
+        estimate_memory(model, 8, "bf16", 1, 8, 4, True, 1, recompute)["activations"] for recompute in (False, True)
+    ]
     assert kept[1] < kept[0] / 5
     layouts = [Layout(8, 1, 1, 8, 512, 1, recompute) for recompute in (False, True)]
     slow = [predict(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]

@@ -17,7 +17,7 @@ import pytest
 from ablations import rundir
 from ablations.study import Cell, from_args
 from launch import progress
-from launch.progress import Progress, cells_on_screen, lines
+from launch.progress import Progress, cells_on_screen, progress_lines
 
 ROOT = Path(__file__).parents[1]
 STEPS, TOKENS_OF_STEP = 32, 2048  # of a run of the studies below
@@ -67,7 +67,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_now_and_then_one
 
     acts = [pause(1000), pause(1000), becomes("training"), pause(1000), lambda: log(one, 8), lambda: log(one, 16)]
     acts += [pause(-1), pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(-1), pause(1000), judged]
-    shown = [*lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
+    shown = [*progress_lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
     assert shown == [
         "pos=learned, seed 1  starting",
         "pos=learned, seed 1  step 8/32  loss 8.250  1.02K tokens/s  0:48 left",

@@ -12,7 +12,7 @@ def epochs_of_text(study: Study) -> list[str]:
     """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
     not prepared are named, and a tokenizer that is trained on another text than any run reads. Raises ConfigError where
     the prepared data are damaged, or cannot be used as the study asks."""
-    from data.corpus import Missing
+    from data.corpus import MissingData
     from data.prepare import epochs, prepare
 
     lines: list[str] = []
@@ -21,7 +21,7 @@ def epochs_of_text(study: Study) -> list[str]:
         data = run.data
         try:
             manifest = prepare(**run.data_request, store=study.out / DATA, build=False)
-        except Missing:
+        except MissingData:
             lines.append(f"{data.corpus} is not prepared yet: how often it is read is said before the first run")
             continue
         except ValueError as error:

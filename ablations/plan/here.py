@@ -68,7 +68,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
     """A sentence on how long the runs are, and how much memory they need."""
-    from model.memory import estimate
+    from model.memory import estimate_memory
 
     layout = study.base.layout
     replicas = max(layout.processes // layout.tp, 1)
@@ -76,7 +76,7 @@ def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> st
     micro_batch = base.layout.micro_batch
     accumulate = base.train.batch // (micro_batch * replicas)
     memory = max(
-        estimate(
+        estimate_memory(
             cell.run.model,
             micro_batch,
             cell.run.train.precision,

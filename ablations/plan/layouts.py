@@ -13,7 +13,7 @@ from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
 from ablations.plan.site_speed import SiteSpeed, expected
 from ablations.plan.throughput import Layout, Prediction, Shape, calibration
-from model.memory import estimate
+from model.memory import estimate_memory
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SHOWN = 4
@@ -51,7 +51,7 @@ class FittingLayout:
 def rank_memory(run: Run, layout: Layout) -> float:
     """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
     precision = run.train.precision
-    tensors = estimate(
+    tensors = estimate_memory(
         run.model,
         layout.micro_batch,
         precision,

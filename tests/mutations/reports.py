@@ -36,7 +36,7 @@ MUTATIONS = [
         "",
         "eval/report/sections/challenge.py",
         "late > TOLERANCE * budget and late > seconds_of_last_step(cell)",
-        "late > budget and late > last_step(cell)",
+        "late > budget and late > seconds_of_last_step(cell)",
         "tests/test_challenge.py",
     ),
     one(
@@ -45,7 +45,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/compare.py",
-        "share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0",
+        "alpha_share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0",
         "1.0",
         "tests/test_report_criteria.py::test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_told",
     ),
