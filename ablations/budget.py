@@ -10,7 +10,7 @@ from ablations.settings import TrainConfig
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # of a wall clock, in seconds
 # A leap year: beyond it a slip is likelier than a study (untuned).
 LONGEST_CLOCK = 366 * UNITS["d"]
-FORMS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
+ALLOWED_BUDGETS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def clock_seconds(text: str) -> float | None:
     if count := re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", text, re.ASCII):
         minutes = f"; minutes are {count[1]}m" if count[2] == "M" else ""
         hint = f"{count[2]} counts tokens, as in TOKENS={text}{minutes}. Allowed are "
-    raise ValueError(f"train.budget={text}: {hint}{FORMS}")
+    raise ValueError(f"train.budget={text}: {hint}{ALLOWED_BUDGETS}")
 
 
 class RampStage(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 
 from ablations import compilation, rundir
 from ablations.cells import Cell, Study
-from ablations.config import ConfigError, Run, parse, resolve, without_effect
+from ablations.config import ConfigError, Run, parse, resolve, setting_needed_for_effect
 from ablations.criteria import Criteria
-from ablations.factorial import Factorial, factorial
+from ablations.factorial import Factorial, parse_factorial
 from ablations.machine import has_gpu
 from ablations.parts import PARTS, settings_of_part
 from ablations.rundir import read_run
@@ -79,12 +79,14 @@ def build_study(
     arms, typed = list(deltas), list(words or [])
     study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
     _check_factorial_edges(study)
-    return study if base.layout.compile != "auto" or has_gpu() else _compiled_or_not(study)
+    return study if base.layout.compile != "auto" or has_gpu() else _with_compilation_decided(study)
 
 
-def _compiled_or_not(study: Study) -> Study:
+def _with_compilation_decided(study: Study) -> Study:
     """The study with layout.compile decided, the same in all its runs (ablations/compilation.py)."""
-    mode, reason = compilation.choose([cell.run for cell in study.cells], _compile_of_begun_runs(study.cells))
+    mode, reason = compilation.choose_compilation(
+        [cell.run for cell in study.cells], _compile_of_begun_runs(study.cells)
+    )
 
     def decided(run: Run) -> Run:
         return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
@@ -119,7 +121,7 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
         value = parse(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
-        if missing := without_effect(key, flat):
+        if missing := setting_needed_for_effect(key, flat):
             raise ConfigError(f"{key} does nothing without {missing}: an arm of it would be the baseline")
         label = f"{key.split('.')[-1]}={value_text(value)}"
         if value == flat[key] or label in deltas:
@@ -167,7 +169,7 @@ def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
     keys = [key for delta in singles for key in delta]
     if repeated := next((key for key in keys if keys.count(key) > 1), ""):
         raise ConfigError(f"CROSS takes one value of each factor, and {repeated} has {keys.count(repeated)}")
-    design = factorial(labels, cross)
+    design = parse_factorial(labels, cross)
     deltas.clear()
     for combination in design.combinations:
         lines = [single for i, single in enumerate(singles) if combination >> i & 1]

@@ -14,9 +14,9 @@ from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import EVAL_DATA, read_run
-from ablations.stage import path_part, shortened
+from ablations.stage import path_part, shortened_name
 from ablations.tuning import Tuning
-from ablations.values import difference, flatten, human
+from ablations.values import difference, flatten, short_number
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Study:
         if self.tuning:
             labels, design = self.tuning.factors[1:], "tuned"
         values = [*(path_part(a.split("=", 1)[1]) for a in labels), *([design] if design else [])]
-        return shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
+        return shortened_name("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
 
     @property
     def compared(self) -> list[str]:
@@ -126,7 +126,7 @@ class Study:
     def title(self) -> str:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         budget = self.base.train.budget
-        length = f"{human(self.base.tokens)} tokens" if budget == "tokens" else budget
+        length = f"{short_number(self.base.tokens)} tokens" if budget == "tokens" else budget
         design = f" {self.design.partition(':')[0]}" if self.design else ""
         return f"{self.factor}{design}, {self.base.size}, {length} each, {seeds}"
 

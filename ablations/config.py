@@ -14,9 +14,19 @@ from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
 
-__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "fit_micro_batch", "parse", "resolve", "without_effect"]
+__all__ = [
+    "KEYS",
+    "SETTINGS",
+    "ConfigError",
+    "Run",
+    "sizes_and_presets",
+    "fit_micro_batch",
+    "parse",
+    "resolve",
+    "setting_needed_for_effect",
+]
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
@@ -36,7 +46,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     size = dict(typed_values).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
-    sizes = bundles()
+    sizes = sizes_and_presets()
     if size not in sizes:
         raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
@@ -50,14 +60,14 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
 @functools.cache
 def _baseline() -> dict[str, Any]:
     """The settings in ablations/baseline.yaml, {setting: value}."""
-    flat = flatten(read_yaml(HERE / "baseline.yaml"))
+    flat = flatten(read_yaml(FOLDER / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
             raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
     return {key: parse(key, value) for key, value in flat.items()}
 
 
-def without_effect(key: str, flat: dict[str, Any]) -> str:
+def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
     """What would have to be set for the setting `key` to have an effect among the settings `flat`, such as
     "model.pos=rotary"; "" where it has one."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
@@ -67,14 +77,14 @@ def without_effect(key: str, flat: dict[str, Any]) -> str:
 
 def presets() -> list[str]:
     """The names of the presets, which are sizes with a whole recipe: the files of ablations/presets."""
-    return sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
+    return sorted(path.stem for path in (FOLDER / "presets").glob("*.yaml"))
 
 
-def bundles() -> dict[str, dict[str, Any]]:
+def sizes_and_presets() -> dict[str, dict[str, Any]]:
     """The settings of every size and preset: {name: {"params": declared number of parameters, "set": {key: value}}}.
     Raises ConfigError where a file of ablations/presets is not a preset; the message names it."""
-    bundles = dict(read_yaml(HERE / "sizes.yaml"))
-    for path in sorted((HERE / "presets").glob("*.yaml")):
+    bundles = dict(read_yaml(FOLDER / "sizes.yaml"))
+    for path in sorted((FOLDER / "presets").glob("*.yaml")):
         tree = dict(read_yaml(path))
         bundles[path.stem] = {"params": tree.pop("params", None), "set": flatten(tree)}
     for name, bundle in bundles.items():

@@ -141,7 +141,7 @@ class Factorial:
         )
 
 
-def factorial(factors: Sequence[str], text: str) -> Factorial:
+def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
     """The design that CROSS= asks for. `factors`: the label of each factor's changed level, such as
     "pos=alibi"; `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
     Raises ConfigError where the text is none of these, or the factors are too few or too many; the message names what

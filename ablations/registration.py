@@ -30,7 +30,7 @@ FIELDS = {
 
 NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectation of a study that nobody wrote down
 
-FIXED = "a fixed number of seeds"
+FIXED_SEEDS = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
 
 
@@ -51,7 +51,7 @@ def content(study: Any) -> Content:
         "tasks": values.get("TASKS", "").strip(),
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
-        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED_SEEDS,
         "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
 

@@ -280,7 +280,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     return summary
 
 
-def exported(run_dir: Path) -> bool:
+def is_exported(run_dir: Path) -> bool:
     """Whether the folder `hub` (HUB) of a run directory holds an export of the run's present weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")

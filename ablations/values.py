@@ -126,7 +126,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" (did you mean {by_lower_case[close[0]]}?)" if len(close) == 1 else ""
 
 
-def human(number: float) -> str:
+def short_number(number: float) -> str:
     """A number as short text: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
     if number and not 1e-3 <= abs(number) < 1e15:
         mantissa, _, power = f"{number:.2g}".partition("e")

@@ -52,7 +52,7 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
             the weights are still preliminary: they follow from the sizes of the corpora, which preparation finds.
         files: "files", a list of paths or globs; "layout", one of `readers.LAYOUTS`; "left_out", a sentence for each
             kind of file in the folder that is not read; and others.
-        packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXTS; "minimum", the
+        packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXT_KINDS; "minimum", the
             fewest characters of a document.
 
     Raises:

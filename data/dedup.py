@@ -53,8 +53,8 @@ def _digest_files(folder: Path) -> list[Path]:
 
 class WordsAndCharacters:
     """Splits text into words: at spaces; and in scripts without spaces into single characters (Chinese, Japanese), or
-    into overlapping strings of LETTERS letters, one for each position (Thai and the like). So a shingle is SHINGLE
-    words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
+    into overlapping strings of LETTERS_PER_WORD letters, one for each position (Thai and the like). So a shingle is
+    SHINGLE words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
 
     It replaces datatrove's own tokenizers, which need a package for each language.
     """

@@ -98,7 +98,7 @@ def read(path: str | Path) -> tuple[str, bytes]:
 
 
 def check_parity(tokenizer: Tokenizer) -> None:
-    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and on texts with
+    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on PARITY_TEXTS and on texts with
     the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training. Raises
     ValueError where the ids differ."""
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []

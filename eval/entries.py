@@ -24,11 +24,11 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
         samples = outcome["samples"]
         rows += [{"task": name, **sample} for sample in samples]
         if spec["metric"] == "bits_per_byte":
-            total = loss(samples)
+            total = document_loss(samples)
             levels = {"bytes": total["bytes"], "stderr": total["stderr"], "chance": None, "guess": None}
         else:
-            chance = probes.chance(items, spec["chance"])
-            guess = max(chance, probes.chance(items, "commonest"))
+            chance = probes.chance_accuracy(items, spec["chance"])
+            guess = max(chance, probes.chance_accuracy(items, "commonest"))
             levels = {"stderr": accuracy_stderr(samples), "chance": chance, "guess": guess}
         entries[name] = {
             "metric": spec["metric"],
@@ -60,7 +60,7 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
     return entries, rows
 
 
-def loss(samples: Samples) -> dict[str, Any]:
+def document_loss(samples: Samples) -> dict[str, Any]:
     """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each byte has the
     same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`: [{"nats",
     "bytes"}] of the documents."""
@@ -78,7 +78,7 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
     `harness.evaluate`}."""
     return {
         corpus: {
-            name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
+            name.removeprefix(f"{corpus}/"): document_loss(outcome["samples"])
             for name, outcome in outcomes.items()
             if name.startswith(f"{corpus}/")
         }

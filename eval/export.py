@@ -15,11 +15,11 @@ from typing import Any
 from ablations import answers, rundir, safe_files
 from data.tokenizer import PARITY_TEXTS, reason_not_exportable
 from eval import location
-from eval.export_tokenizer import compare, convert
+from eval.export_tokenizer import compare_tokenizers, convert_tokenizer
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
 
-ROWS = 2  # sequences of held-out text whose logits are compared
+SEQUENCES_COMPARED = 2  # sequences of held-out text whose logits are compared
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
-    is_new = bool(args.to) or not rundir.exported(args.run)
+    is_new = bool(args.to) or not rundir.is_exported(args.run)
     try:
         verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
@@ -120,9 +120,9 @@ def _save_tokenizer(
     """
     import transformers
 
-    convert(tokenizer, longest, causal).save_pretrained(folder)
+    convert_tokenizer(tokenizer, longest, causal).save_pretrained(folder)
     saved = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    compare(tokenizer, saved, [*texts, *PARITY_TEXTS], [*encoded, *map(tokenizer.encode, PARITY_TEXTS)])
+    compare_tokenizers(tokenizer, saved, [*texts, *PARITY_TEXTS], [*encoded, *map(tokenizer.encode, PARITY_TEXTS)])
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
@@ -132,14 +132,15 @@ def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
-    """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
-    sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the end-of-document token, which is
-    put before each document; `seq`: the training length. Raises ValueError where there is no held-out text."""
+    """The first SEQUENCES_COMPARED sequences of held-out text as token ids, [SEQUENCES_COMPARED][seq]; where there is
+    less text, one shorter sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the
+    end-of-document token, which is put before each document; `seq`: the training length. Raises ValueError where there
+    is no held-out text."""
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]
-        if len(stream) >= ROWS * seq:
-            return [stream[i * seq : (i + 1) * seq] for i in range(ROWS)]
+        if len(stream) >= SEQUENCES_COMPARED * seq:
+            return [stream[i * seq : (i + 1) * seq] for i in range(SEQUENCES_COMPARED)]
     if not stream:
         raise ValueError("there is no held-out text to verify the export with")
     return [stream[:seq]]

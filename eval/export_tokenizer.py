@@ -6,7 +6,7 @@ from typing import Any
 from data.tokenizer import reason_not_exportable
 
 
-def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
+def convert_tokenizer(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
     """Convert a tokenizer of data/tokenizer.py to a transformers.PreTrainedTokenizerFast that gives the same ids for
     every text.
 
@@ -87,13 +87,13 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
     vocab = {piece.text: i for i, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=bpe_merges(scores), byte_fallback=True))
     newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
     backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
     return backend
 
 
-def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
     cut each piece in two pieces of the vocabulary.
 
@@ -106,7 +106,7 @@ def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in cuts if left in scores and right in scores]
 
 
-def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
+def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
     """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
     or where the original is lossy to what the original decodes. `encoded`: the ids of each text by the original
     tokenizer. Raises ValueError where the two differ; the message shows where."""

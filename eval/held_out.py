@@ -9,7 +9,7 @@ from eval.entries import Tasks
 from eval.tasks import probes
 
 
-class HeldOut(NamedTuple):
+class HeldOutText(NamedTuple):
     """The held-out text of the corpora in eval.corpora.
 
     tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
@@ -21,7 +21,7 @@ class HeldOut(NamedTuple):
     domains: Tasks
     documents: dict[str, list[str]]
 
-    def masked(self, mask_rate: float) -> "HeldOut":
+    def masked(self, mask_rate: float) -> "HeldOutText":
         """The same text for a masked language model, of which only the loss can be measured. Names contain the mask
         rate, since losses at different rates cannot be compared."""
 
@@ -37,15 +37,15 @@ class HeldOut(NamedTuple):
         return [name for name, (_, items) in self.tasks.items() if not items]
 
 
-def held_out(run: dict[str, Any], store: Path) -> HeldOut:
+def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
     """The held-out text of a run. `run`: the content of run.json; `store`: the store of prepared data."""
     spec = probes.specification()["tasks"]
-    text = HeldOut({}, {}, {})
+    text = HeldOutText({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
         files = location.held_out_files(corpus, run, store)
         clusters = probes.clusters_of(files)
         text.documents[corpus] = list(clusters)
-        for name, items in probes.items(list(clusters), run["config"]["model"]["seq"], clusters).items():
+        for name, items in probes.make_items(list(clusters), run["config"]["model"]["seq"], clusters).items():
             text.tasks[f"{corpus}/{name}"] = (spec[name], items)
         for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             text.domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)

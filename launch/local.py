@@ -91,7 +91,7 @@ def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
         options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
         if not _command_succeeds("-m", "eval", *options, *evaluated):
             todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
-    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
+    unexported = [cell for cell in cells if study.exports and not rundir.is_exported(cell.dir)]
     return [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
 
 
@@ -325,7 +325,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
 
     began = time.monotonic()
     try:
-        _, words = answers.take_format(words)
+        _, words = answers.extract_format(words)
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)

@@ -15,7 +15,7 @@ from ablations import status
 from ablations.rundir import last_metric
 from ablations.safe_files import printable
 from ablations.study import Cell
-from ablations.values import human
+from ablations.values import short_number
 
 SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
 PAUSE_SHARE = 0.05  # of the time so far: later the pause is as long, so that a day is some hundred lines; untuned
@@ -108,7 +108,7 @@ class Progress:
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
             if metric.get("tokens_per_second", 0) > 0:
-                facts.append(f"{human(metric['tokens_per_second'])} tokens/s")
+                facts.append(f"{short_number(metric['tokens_per_second'])} tokens/s")
                 if (left := cell.run.seconds_left(metric)) is not None:
                     facts.append(f"{status.duration(left)} left")
             return "  ".join(facts)

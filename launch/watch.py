@@ -95,7 +95,7 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE seconds."""
+        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE_SECONDS."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False

@@ -457,7 +457,7 @@ def ours(model: Path) -> SentencePiece:
 @pytest.fixture(scope="module")
 def theirs(ours: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = saved(SMALL, tmp_path_factory.mktemp("converted"))
-    export_tokenizer.convert(ours, 24).save_pretrained(folder)
+    export_tokenizer.convert_tokenizer(ours, 24).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -484,16 +484,18 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
     (tmp_path / "m").write_bytes(proto.SerializeToString())
     ours = load_tokenizer(tmp_path / "m")
     texts = ["".join(rng.choices("ab ", k=rng.randint(1, 60))) for _ in range(3000)]
-    assert export_tokenizer.convert(ours)(texts).input_ids == ours.encode_batch(texts)
+    assert export_tokenizer.convert_tokenizer(ours)(texts).input_ids == ours.encode_batch(texts)
 
 
 @pytest.mark.parametrize(
     "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA, ENCODER], ids=name
 )
 def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
-    export_tokenizer.convert(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
+    export_tokenizer.convert_tokenizer(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    export_tokenizer.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
+    export_tokenizer.compare_tokenizers(
+        ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD])
+    )
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
     assert theirs.mask_token_id == (ours.mask if cfg.objective == "mlm" else None)
 
@@ -507,11 +509,11 @@ def test_bytes_that_are_no_text(ours: SentencePiece, theirs: Any) -> None:
 
 
 def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
-    theirs = export_tokenizer.convert(ours)
-    export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+    theirs = export_tokenizer.convert_tokenizer(ours)
+    export_tokenizer.compare_tokenizers(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
     theirs.backend_tokenizer.normalizer = normalizers.Replace("  ", " ")
     with pytest.raises(ValueError, match="gives other ids, after 'of the"):
-        export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+        export_tokenizer.compare_tokenizers(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
 
 
 # ------------------------------------------------------------------------------------------------ a whole run

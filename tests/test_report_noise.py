@@ -22,7 +22,7 @@ from eval.report.sections.differences import largest_difference, noise_cells
 from eval.report.sections.overview import verdict_clauses
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import Variance
-from eval.statistics.verdicts import items_hide, seeds_to_decide
+from eval.statistics.verdicts import items_alone_leave_undecided, seeds_to_decide
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
@@ -312,7 +312,7 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     assert noise["seed_sd"] == pytest.approx(of_seeds.variance**0.5) and noise["items"] == of_items.variance**0.5 > 0
     assert noise["items_dof"] == pytest.approx(3)
     hidden = replace(c, difference=0.99 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
-    assert seeds_to_decide(hidden, 2, 2) is None and items_hide(hidden)
+    assert seeds_to_decide(hidden, 2, 2) is None and items_alone_leave_undecided(hidden)
     estimated_as_nothing = replace(hidden, items=Variance(0.0, np.inf))
     assert seeds_to_decide(estimated_as_nothing, 2, 2) is None
     careless = replace(estimated_as_nothing, planned=None)
@@ -321,8 +321,8 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     words = "undecided: more seeds would not tell, more groups of items than these 4 would"
     assert findings.verdict("pos=alibi", "bits/byte") == words
     large = replace(c, difference=3 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
-    assert not items_hide(large) and items_hide(replace(large, family=1000))
-    assert not items_hide(hidden, margin=10.0)
+    assert not items_alone_leave_undecided(large) and items_alone_leave_undecided(replace(large, family=1000))
+    assert not items_alone_leave_undecided(hidden, margin=10.0)
 
 
 def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):

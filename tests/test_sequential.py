@@ -13,7 +13,7 @@ from ablations.study import from_args
 from eval.report import undecided as undecided_command
 from eval.report.gather import gather
 from eval.report.request import Request
-from eval.report.undecided import undecided
+from eval.report.undecided import undecided_arms
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
@@ -50,7 +50,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
         return float(simulation.simulate_sequential(x).ever[..., :2].any((1, 2)).mean())
 
     assert 0.04 < wrong() <= 0.054
-    monkeypatch.setattr(sequential, "FOR_STUDENT", 1.0)
+    monkeypatch.setattr(sequential, "SHARE_FOR_STUDENT", 1.0)
     assert wrong() == pytest.approx(0.058, abs=0.005)
 
 
@@ -113,12 +113,12 @@ def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
 
 def test_which_arms_more_seeds_may_decide(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    assert list(undecided(gather(study))) == ["pos=none"]
-    assert list(undecided(gather(replace(study, seeds=[1])))) == ["pos=alibi", "pos=none"]
+    assert list(undecided_arms(gather(study))) == ["pos=none"]
+    assert list(undecided_arms(gather(replace(study, seeds=[1])))) == ["pos=alibi", "pos=none"]
     wide = Criteria(margins={"bits/byte": 0.5}, seeds=3)
-    assert undecided(gather(replace(study, criteria=wide))) == {}
+    assert undecided_arms(gather(replace(study, criteria=wide))) == {}
     with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
-        undecided(gather(replace(study, criteria=Criteria("suite", seeds=3))))
+        undecided_arms(gather(replace(study, criteria=Criteria("suite", seeds=3))))
 
 
 def test_seeds_are_not_added_by_a_margin_or_metric_that_was_chosen_after_the_runs(tmp_path, monkeypatch, capsys):

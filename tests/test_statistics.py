@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from ablations.factorial import factorial
+from ablations.factorial import parse_factorial
 from ablations.plan import power
 from eval.statistics import simulation
 from eval.statistics.bootstrap import bootstrap, interval
@@ -15,14 +15,14 @@ from eval.statistics.comparison import Comparison, compare, corrected_family, ho
 from eval.statistics.items import (
     FEWEST_ITEMS,
     Stratum,
-    by_cluster,
     effective_number,
     independent_items,
     item_variance,
     item_variance_with_interaction,
+    noise_parts,
     ratio_stderr,
     stderr_of_mean,
-    with_interaction_once,
+    stratum_of_clusters,
 )
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 from eval.statistics.seeds import (
@@ -148,17 +148,17 @@ def test_items_that_share_a_passage_are_one():
     values = np.array([shared[name] for name in clusters]) + rng.normal(0, 0.5, len(clusters))
     ones = np.ones(len(clusters))
     known = cluster_bootstrap(values, ones, clusters, rng)
-    stratum = by_cluster(values[None], ones, clusters)
+    stratum = stratum_of_clusters(values[None], ones, clusters)
     assert len(stratum.weights) == 60 == independent_items([stratum]) and stratum.weights.sum() == len(clusters)
     assert stratum.differences.sum() / stratum.weights.sum() == pytest.approx(values.mean())
     part = item_variance([stratum])
     assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stderr_of_mean(values)
     assert bootstrap([stratum]).std() == pytest.approx(known.std(), rel=0.05)
     assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
-    alone = by_cluster(values[None], ones, [f"item {i}" for i in range(len(clusters))])
+    alone = stratum_of_clusters(values[None], ones, [f"item {i}" for i in range(len(clusters))])
     assert alone.differences is not None and (alone.differences[0] == values).all() and (alone.weights == ones).all()
     # several seeds: the sums of each
-    two = by_cluster(np.stack([values, 2 * values]), ones, clusters)
+    two = stratum_of_clusters(np.stack([values, 2 * values]), ones, clusters)
     assert two.differences[1] == pytest.approx(2 * two.differences[0])
 
 
@@ -176,7 +176,7 @@ def wrong_verdicts(rng, n, ignored=False, **kwargs) -> float:
     wrong = 0
     for d_SN, passage in clustered_null_studies(rng, n, **kwargs):
         names = np.arange(len(passage)) if ignored else passage
-        stratum = by_cluster(d_SN, np.ones(len(passage)), [str(name) for name in names])
+        stratum = stratum_of_clusters(d_SN, np.ones(len(passage)), [str(name) for name in names])
         arms = {"0": dict.fromkeys(range(len(d_SN)), 0.0), "1": dict(enumerate(d_SN.mean(1)))}
         c = compare(
             float(d_SN.mean()),
@@ -293,7 +293,7 @@ def test_few_independent_items_give_no_verdict():
             compare(0.5, seeds, Variance(0.0, 9)).p
         )
     assert compare(0.5, seeds, Variance(0.0, 2.0), independent=FEWEST_ITEMS).counts
-    one_passage = by_cluster(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
+    one_passage = stratum_of_clusters(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
     assert (
         independent_items([Stratum(np.ones((1, 900)), np.ones(900)), one_passage]) == 1
         and independent_items([]) is None
@@ -427,7 +427,7 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
         y = y + rng.normal(0, rest, (arms, seeds, items))
         y[1] += effect
         x = y.mean(2)
-        noise = with_interaction_once(seed_variance(table(x), "1", "0"), [Stratum(y[1] - y[0], np.ones(items))])
+        noise = noise_parts(seed_variance(table(x), "1", "0"), [Stratum(y[1] - y[0], np.ones(items))])
         yield compare(float(x[1].mean() - x[0].mean()), noise.seeds, noise.items)
 
 
@@ -465,7 +465,7 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
         for a in range(1, arms):
             part = seed_variance(table(x), str(a), "0")
             strata = [Stratum(y[a] - y[0], np.ones(groups))]
-            noise = with_interaction_once(part, strata)
+            noise = noise_parts(part, strata)
             difference = float(x[a].mean() - x[0].mean())
             both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
             both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
@@ -487,9 +487,7 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
         for a in range(1, arms):
             part = seed_variance(table(x), str(a), "0")
             for family, clusters in zip(both, (names, ()), strict=True):
-                noise = with_interaction_once(
-                    part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)]
-                )
+                noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
         new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
@@ -515,8 +513,11 @@ def test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leav
     by_itself = sum(ratio_stderr(s.differences.mean(0), s.weights) ** 2 / 16 for s in (alone, same_ids))
     whole, _ = item_variance_with_interaction([first, alone, second, same_ids])
     assert whole.variance == pytest.approx(3 / 4 * squares + by_itself)
-    assert by_cluster(np.ones((1, 3)), np.ones(3), ["пакет b", "пакет a", "пакет b"]).clusters == ("пакет a", "пакет b")
-    assert by_cluster(np.ones((1, 2)), np.ones(2), ["пакет b", "item 1"]).clusters == ("пакет b", "item 1")
+    assert stratum_of_clusters(np.ones((1, 3)), np.ones(3), ["пакет b", "пакет a", "пакет b"]).clusters == (
+        "пакет a",
+        "пакет b",
+    )
+    assert stratum_of_clusters(np.ones((1, 2)), np.ones(2), ["пакет b", "item 1"]).clusters == ("пакет b", "item 1")
 
 
 def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():
@@ -528,11 +529,11 @@ def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():
         whole = d_SN.mean(0).var(ddof=1) / 4
         parts = [(seeds.variance, max(0, whole - rest)), (max(0, seeds.variance - rest), whole)]
         widths = [stats.t.isf(0.025, 4) ** 2 * a + stats.t.isf(0.025, 3) ** 2 * b for a, b in parts]
-        noise = with_interaction_once(seeds, strata)
+        noise = noise_parts(seeds, strata)
         expected = parts[int(np.argmax(widths))]
         assert (noise.seeds.variance, noise.items.variance) == pytest.approx(expected)
         assert noise.planned[0] == seeds and noise.planned[1].variance > 0
-    assert with_interaction_once(None, strata)[0] is None
+    assert noise_parts(None, strata)[0] is None
 
 
 def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():
@@ -726,7 +727,7 @@ def test_few_groups_of_items_make_a_larger_difference_necessary(arms, seeds, ite
 def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds):
     """4,000 factorials with exactly this main effect, or this interaction, each corrected for all that is judged. Some
     are seen less often, those in which an arm stands out by chance."""
-    design = factorial([f"f{i}=x" for i in range(factors)], "1")
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], "1")
     arms, tests = len(design.combinations), len(design.combinations) - 1 + len(design.effects)
     x = np.random.default_rng(factors).normal(size=(4000, arms, seeds))
     for effect in (0b01, 0b11):

@@ -431,15 +431,17 @@ def test_exported_to_hugging_face(paths, kind):
     from eval import export, export_tokenizer
 
     tokenizer = load_tokenizer(paths[kind])
-    texts = [*TEXTS, *AWKWARD, *export.AWKWARD]
-    export_tokenizer.compare(tokenizer, export_tokenizer.convert(tokenizer), texts, tokenizer.encode_batch(texts))
+    texts = [*TEXTS, *AWKWARD, *export.PARITY_TEXTS]
+    export_tokenizer.compare_tokenizers(
+        tokenizer, export_tokenizer.convert_tokenizer(tokenizer), texts, tokenizer.encode_batch(texts)
+    )
 
 
 def test_what_is_not_exported_is_refused(paths, tmp_path):
     from eval import export_tokenizer
 
     with pytest.raises(ValueError, match="unigram is not exported"):
-        export_tokenizer.convert(load_tokenizer(paths["unigram"]))
+        export_tokenizer.convert_tokenizer(load_tokenizer(paths["unigram"]))
 
 
 def test_width_of_the_arrays(byte_bpe):
@@ -534,7 +536,7 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     assert ours.token_arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
     assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
     module.check_parity(ours)
-    export_tokenizer.compare(ours, export_tokenizer.convert(ours), texts, expected)
+    export_tokenizer.compare_tokenizers(ours, export_tokenizer.convert_tokenizer(ours), texts, expected)
 
 
 def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):

@@ -56,9 +56,9 @@ def test_megatron_core_reads_ours(tmp_path, tokenizer):
 
 @pytest.mark.skipif("MEGATRON_LM" not in os.environ, reason="MEGATRON_LM names a checkout of Megatron-LM")
 def test_against_megatron_lms_tool(tmp_path, tokenizer):
-    from eval.export_tokenizer import convert
+    from eval.export_tokenizer import convert_tokenizer
 
-    converted = convert(tokenizer)
+    converted = convert_tokenizer(tokenizer)
     converted.split_special_tokens = False
     converted.save_pretrained(tmp_path / "hf")
     checkout = Path(os.environ["MEGATRON_LM"])

@@ -5,7 +5,7 @@ from typing import Any
 from ablations.run import Run
 from ablations.rundir import DATA
 from ablations.study import Study
-from ablations.values import ConfigError, human
+from ablations.values import ConfigError, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
@@ -44,10 +44,10 @@ def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
     left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
     if tokens is None:
-        return f"{text} as many tokens as {run.train.budget} allow, of its {human(source['tokens'])}{left}"
+        return f"{text} as many tokens as {run.train.budget} allow, of its {short_number(source['tokens'])}{left}"
     repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
-    epochs = f"{source['epochs']:.3g} epochs of its {human(source['tokens'])}"
-    return f"{text} {human(tokens)} tokens is {epochs}{repeated}{left}"
+    epochs = f"{source['epochs']:.3g} epochs of its {short_number(source['tokens'])}"
+    return f"{text} {short_number(tokens)} tokens is {epochs}{repeated}{left}"
 
 
 def _tokens(run: Run) -> int | None:

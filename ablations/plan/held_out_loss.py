@@ -11,8 +11,13 @@ from ablations.safe_files import Damaged
 
 TOLERANCE = 1e-6  # of a loss: sums in another order, and numbers rounded to 15 digits in a file
 FORM = {"bits_per_byte": {"value": rundir.NUMBER}, "tasks?": dict}
-WHOLE = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
-TASK = ("version", "n", "bytes", "items_sha256")  # of its tasks: what has to be equal for a comparison of two losses
+EVALUATION_KEYS = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
+TASK_KEYS = (
+    "version",
+    "n",
+    "bytes",
+    "items_sha256",
+)  # of its tasks: what has to be equal for a comparison of two losses
 
 
 class HeldOutLoss(NamedTuple):
@@ -41,8 +46,8 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
     }
     if path.name == rundir.EVAL and "samples_sha256" in scores:
         _check_items(path, scores, list(losses), value)
-    evaluated = {key: scores.get(key) for key in WHOLE}
-    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK}
+    evaluated = {key: scores.get(key) for key in EVALUATION_KEYS}
+    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK_KEYS}
     return HeldOutLoss(value, evaluated)
 
 
@@ -66,7 +71,7 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
         raise Damaged(f"{path} has {value:.6g} bits per byte, and the items in {samples.name} give {mean:.6g}")
 
 
-def evaluated_otherwise(one: HeldOutLoss, other: HeldOutLoss) -> str:
+def evaluation_differences(one: HeldOutLoss, other: HeldOutLoss) -> str:
     """How the evaluations of two runs differ, as text such as "precision bf16, not fp32"; "" where they do not."""
     keys = dict.fromkeys([*one.evaluated, *other.evaluated])
     return "; ".join(

@@ -7,14 +7,14 @@ from ablations.config import fit_micro_batch
 from ablations.factorial import Factorial
 from ablations.machine import has_gpu
 from ablations.study import Study, arms_left_out
-from ablations.values import human
+from ablations.values import short_number
 
 
 def plan_here(study: Study) -> list[str]:
     """The plan of a study as lines of text: its runs, then what they need and which differences they can detect."""
     from ablations.plan.epochs import epochs_of_text
     from ablations.plan.reliability import describe_saves
-    from ablations.plan.schedules import drawn_schedules
+    from ablations.plan.schedules import schedule_drawings
     from ablations.plan.study_cost import detectable_text
 
     plan = answers.plan(study)
@@ -38,8 +38,8 @@ def plan_here(study: Study) -> list[str]:
     every = layout.save_every
     out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
-        out.append(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
-    return [*out, *drawn_schedules(study), *epochs_of_text(study), detectable_text(study)]
+        out.append(f"weights are kept, and judged, at {', '.join(map(short_number, at.values()))} tokens too")
+    return [*out, *schedule_drawings(study), *epochs_of_text(study), detectable_text(study)]
 
 
 def _aliasing_lines(design: Factorial | None) -> list[str]:
@@ -58,7 +58,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         tokens = flops = "by clock"  # only training tells
         if cell["tokens"] is not None:
-            tokens, flops = human(cell["tokens"]), f"{cell['flops']:.1e}"
+            tokens, flops = short_number(cell["tokens"]), f"{cell['flops']:.1e}"
         out.append(
             f"{cell['index']:4}  {names[cell['arm']]:{width}} {cell['seed']:4}  "
             f"{cell['parameters']:12,}  {tokens:>8}  {flops:>8}  {cell['directory']}  [{cell['state']}]"

@@ -28,10 +28,10 @@ from ablations.plan.extrapolation import (
     extrapolate,
     order_accuracy,
 )
-from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
+from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.prediction import ORDER, Prediction
 from ablations.study import Study, from_args
-from ablations.values import ConfigError, human
+from ablations.values import ConfigError, short_number
 from model.count import flops_per_token
 
 # Of the figure's axis
@@ -78,7 +78,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
                 continue
             cell.check_same_configuration()
             first = first or loss
-            if differs := evaluated_otherwise(first, loss):
+            if differs := evaluation_differences(first, loss):
                 raise ConfigError(f"{cell.dir} was evaluated differently from {study.cells[0].dir.name}: {differs}")
             losses[cell.arm, cell.seed] = loss.value
         base = study.arms[0]
@@ -96,7 +96,8 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
     cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
         f"{target.factor}: {', '.join(study.base.size for study in ladder)}, extrapolated to {target.base.size} "
-        f"({human(aim)} FLOPs a run; the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
+        f"({short_number(aim)} FLOPs a run; "
+        f"the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
         f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
         f"{'largest size alone':>20} {'verdict':>10}",
     ]
@@ -115,11 +116,13 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
         elif result.verdict == "undecided":
             per_seed = cost / len(target.seeds)
             if result.seeds_needed:
-                needs = f"{result.seeds_needed} seeds of this ladder, {human(per_seed * result.seeds_needed)} FLOPs"
+                needs = (
+                    f"{result.seeds_needed} seeds of this ladder, {short_number(per_seed * result.seeds_needed)} FLOPs"
+                )
             else:
                 needs = f"more than {MOST_SEEDS} seeds of this ladder"
             direct = aim * len(target.arms) * len(target.seeds)
-            itself = f"the target itself with {len(target.seeds)} seeds, {human(direct)}"
+            itself = f"the target itself with {len(target.seeds)} seeds, {short_number(direct)}"
             out.append(f"to be sure of {result.arm}: {needs}; {itself}")
     return out
 
@@ -260,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = answers.asks_for_json(args.words)
     try:
-        _, args.words = answers.take_format(args.words)
+        _, args.words = answers.extract_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if baseline_run_flops(target) <= baseline_run_flops(ladder[-1]):

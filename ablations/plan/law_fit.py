@@ -15,7 +15,7 @@ from ablations.plan.published_laws import Hoffmann
 from ablations.values import ConfigError
 
 HUBER = 1e-3  # of a log residual, where squares turn into absolute values: Hoffmann et al. 2022
-FEW, FINISHED = 40, 3  # iterations from every start, and how many of the best are carried to the end
+FIRST_ITERATIONS, BEST_STARTS = 40, 3  # iterations from every start, and how many of the best are carried to the end
 RESAMPLES = 200
 COVERAGE = 0.9  # of the bootstrap's intervals
 LEAST_SPREAD = 2.0  # largest / smallest of N, and of D, below which an exponent is not fitted; untuned
@@ -123,8 +123,10 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     check(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_minimise(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
-    best = min((_minimise(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
+    begun = sorted(
+        (_minimise(data, start, form, FIRST_ITERATIONS) for start in _starts(data, form)), key=lambda end: end[1]
+    )
+    best = min((_minimise(data, theta, form) for theta, _ in begun[:BEST_STARTS]), key=lambda end: end[1])
     by_run: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         by_run.setdefault(point.run or f"point {i}", []).append(i)

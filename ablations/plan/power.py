@@ -132,10 +132,12 @@ def detectable(
     v1, v2 = squares * sd * sd / seeds, squares / TWO_ARMS * items * items
     if not v1 + v2:
         return 0.0
-    return solve(lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2))
+    return inverse_of_increasing(
+        lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2)
+    )
 
 
-def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
+def inverse_of_increasing(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
     """The x >= 0 at which the increasing function `rising` has the given value, to five digits, searched for upwards
     from `start`; inf where the function stays below the value up to 1e6 times `start`."""
     low, high = 0.0, start

@@ -116,7 +116,7 @@ class Classifier(nn.Module):
         return self.out(self.drop(torch.tanh(self.dense(x_BD))))
 
 
-def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
+def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
     """A function (text_a, text_b) -> token ids that makes the input of a classifier: start token, text_a, separator,
     and where text_b is not "": text_b, separator.
 
@@ -155,9 +155,9 @@ def is_causal(folder: Path) -> bool:
     return decodes or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """Like `encoder`, for a Hugging Face checkpoint: token ids from that checkpoint's own tokenizer and its template
-    for one or two texts."""
+def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
+    """Like `input_encoder`, for a Hugging Face checkpoint: token ids from that checkpoint's own tokenizer and its
+    template for one or two texts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

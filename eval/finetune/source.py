@@ -67,9 +67,9 @@ class Source:
 
         if self.run:
             assert self.store
-            return classifier.encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
+            return classifier.input_encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
         assert self.external
-        return classifier.external_encoder(self.external, longest)
+        return classifier.external_input_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
         """A new backbone (classifier.py) with the pretrained weights.

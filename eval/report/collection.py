@@ -12,10 +12,10 @@ from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
-from ablations.values import difference, flatten, human
+from ablations.values import difference, flatten, short_number
 from eval.report.runs import in_one_line, read_manifest
 
-LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
+FAMILIAR_SETTINGS = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 def short_setting(key: str, value: Any) -> str:
     """A setting as part of an arm's name: its value, preceded by its key where the value alone would not be clear."""
     if key == "train.tokens":
-        return human(value)
+        return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
 def rank_of_setting(key: str) -> int:
     """The rank of a setting in names of arms: lowest for those that readers look for first."""
-    return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
+    return FAMILIAR_SETTINGS.index(key) if key in FAMILIAR_SETTINGS else len(FAMILIAR_SETTINGS)
 
 
 def run_directories(name: str) -> list[Path]:

@@ -11,7 +11,7 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import ITEM, Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
 from eval.statistics.sequential import alpha_share
@@ -57,7 +57,7 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
     names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
-    return Items(names, values, weights, [rows[0][name].cluster or f"{ITEM}{name}" for name in names])
+    return Items(names, values, weights, [rows[0][name].cluster or f"{SINGLE_ITEM_PREFIX}{name}" for name in names])
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
@@ -67,7 +67,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
         items = item_scores(cells, arm, seeds, task)
         if items.names:
             means = METRICS[metric].scale * items.values.mean(0, keepdims=True)
-            strata.append(by_cluster(means, items.weights, items.clusters))
+            strata.append(stratum_of_clusters(means, items.weights, items.clusters))
     return strata
 
 
@@ -127,8 +127,11 @@ def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, met
             d_SN = ours.values - theirs.values
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
-        clusters = [a if not a.startswith(ITEM) else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
-        differences.append(by_cluster(METRICS[metric].scale * d_SN, ours.weights, clusters))
+        clusters = [
+            a if not a.startswith(SINGLE_ITEM_PREFIX) else b
+            for a, b in zip(ours.clusters, theirs.clusters, strict=True)
+        ]
+        differences.append(stratum_of_clusters(METRICS[metric].scale * d_SN, ours.weights, clusters))
     return differences
 
 
@@ -171,7 +174,7 @@ def compare_pair(
     if part is None and floor:
         part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
     spent = share(min(map(len, pairs.seeds))) if replicated else 1.0
-    noise = with_interaction_once(part, parts, level=LEVEL * spent or LEVEL)
+    noise = noise_parts(part, parts, level=LEVEL * spent or LEVEL)
     return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned)
 
 

@@ -8,7 +8,7 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
-from eval.statistics.items import Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
@@ -46,7 +46,7 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
     strata = contrast_strata(cells, seeds, tasks, weights, metric)
-    noise = with_interaction_once(contrast_variance(shared, weights, by_seed), strata)
+    noise = noise_parts(contrast_variance(shared, weights, by_seed), strata)
     independent = independent_items(strata)
     return compare(float(by_seed.mean()), noise.seeds, noise.items, independent=independent, planned=noise.planned)
 
@@ -77,5 +77,5 @@ def contrast_strata(
         if not first.names:
             continue
         values = sum(w * items[arm].values for arm, w in weights.items())
-        strata.append(by_cluster(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
+        strata.append(stratum_of_clusters(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
     return strata

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
-from ablations.registration import FIXED, UNTIL_DECIDED
+from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
 from eval.report.runs import Cells
 
 
@@ -55,7 +55,7 @@ def registered_metric(study: Any, cells: Cells) -> str:
     return metrics.pop() if len(metrics) == 1 else ""
 
 
-def chosen_late(study: Any, cells: Cells) -> list[str]:
+def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
     """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun. Verdicts that depend on these
     are exploratory, however many seeds are added."""
     criteria: Criteria = study.criteria
@@ -86,7 +86,7 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
         ends = content.get("seeds")
-        if content.get("stopping") == FIXED and isinstance(ends, list) and len(ends) == 2:
+        if content.get("stopping") == FIXED_SEEDS and isinstance(ends, list) and len(ends) == 2:
             first, last = ends
             if isinstance(first, int) and isinstance(last, int):
                 last_seeds[arm] = min(last, last_seeds.get(arm, last))

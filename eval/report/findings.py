@@ -13,7 +13,7 @@ from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.seeds import Results
-from eval.statistics.verdicts import MOST_SEEDS, Verdict, items_hide, seeds_to_decide, verdict
+from eval.statistics.verdicts import MAX_SEEDS_NAMED, Verdict, items_alone_leave_undecided, seeds_to_decide, verdict
 
 TEXT_DIFFERS = """\
 The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte can."""
@@ -124,11 +124,11 @@ class Findings(NamedTuple):
         criteria = self.study.criteria
         most = criteria.seeds if criteria.sequential else None
         total = seeds_to_decide(comparison, 1 + len(self.study.compared), seeds, self.margins.get(metric), most)
-        if total is None and items_hide(comparison, self.margins.get(metric)):
+        if total is None and items_alone_leave_undecided(comparison, self.margins.get(metric)):
             groups = f" than these {comparison.independent}" if comparison.independent else ""
             return f"more seeds would not tell, more groups of items{groups} would"
         if total is None:
-            return f"no number of seeds up to {most or MOST_SEEDS} would tell"
+            return f"no number of seeds up to {most or MAX_SEEDS_NAMED} would tell"
         more = total - seeds
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price_of_seeds(more)}"
 

@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
-        _, words = answers.take_format(words)
+        _, words = answers.extract_format(words)
         if check:
             if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")

@@ -67,8 +67,8 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
         return UNDECIDED, f"{measured}; not replicated, or of too few items"
     if prediction.interval:
-        return judged_interval(comparisons[0], prediction.interval), measured
-    return judged_order(comparisons), measured
+        return interval_outcome(comparisons[0], prediction.interval), measured
+    return order_outcome(comparisons), measured
 
 
 def difference(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
@@ -104,7 +104,7 @@ def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
     return f", 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
 
 
-def judged_order(differences: list[Comparison]) -> str:
+def order_outcome(differences: list[Comparison]) -> str:
     """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
     with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
@@ -112,7 +112,7 @@ def judged_order(differences: list[Comparison]) -> str:
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED
 
 
-def judged_interval(c: Comparison, interval: tuple[float, float]) -> str:
+def interval_outcome(c: Comparison, interval: tuple[float, float]) -> str:
     """The outcome of a predicted interval, (low, high), of a difference."""
     low, high = interval
     assert c.seeds

@@ -7,11 +7,11 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import ITEM, by_cluster, finite_or_none, ratio_stderr
+from eval.statistics.items import SINGLE_ITEM_PREFIX, finite_or_none, ratio_stderr, stratum_of_clusters
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
-MEANS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
+MEAN_METRICS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
 TOLERANCE = 1e-6  # of a score, in its units: sums in another order, and numbers rounded to 15 digits in a file
 
 
@@ -44,7 +44,7 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
     ):
         claimed = result.get(key)
         if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
-            raise disagreement(key, claimed["value"], value)
+            raise disagreement_error(key, claimed["value"], value)
         if claimed and any(has_clusters(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
             scale = 1.0 if key == "bits_per_byte" else 100.0
             errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
@@ -57,20 +57,20 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
     the task; where items share a passage or document, with a standard error over these and their number, "clusters".
     `name`: the task; `entry`: its entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises
     Damaged where the score differs from the one that the items give, or there are no items."""
-    if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEANS:
+    if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEAN_METRICS:
         return entry
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     if not weights.sum():
         raise Damaged(f"{SAMPLES} has no items of {name}, on which {EVAL} has a score")
-    if entry["metric"] in MEANS and not ((values >= 0) & (values <= 1)).all():
+    if entry["metric"] in MEAN_METRICS and not ((values >= 0) & (values <= 1)).all():
         raise Damaged(f"{SAMPLES} has an item of {name} that is not between 0 and 1")
     value = float(values.sum() / weights.sum())
     if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
-        raise disagreement(name, entry["value"], value)
+        raise disagreement_error(name, entry["value"], value)
     if not has_clusters(outcomes):
         return entry
-    names = [row.cluster or f"{ITEM}{item}" for item, row in outcomes.items()]
-    sums, sizes, _ = by_cluster(values[None], weights, names)
+    names = [row.cluster or f"{SINGLE_ITEM_PREFIX}{item}" for item, row in outcomes.items()]
+    sums, sizes, _ = stratum_of_clusters(values[None], weights, names)
     return entry | {"stderr": finite_or_none(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
 
 
@@ -85,5 +85,5 @@ def mean(entries: list[dict[str, Any]]) -> float:
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 
-def disagreement(name: str, claimed: float, value: float) -> Damaged:
+def disagreement_error(name: str, claimed: float, value: float) -> Damaged:
     return Damaged(f"{EVAL} has {claimed:.6g} for {name}, and the items in {SAMPLES} give {value:.6g}")

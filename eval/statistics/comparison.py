@@ -23,7 +23,7 @@ import numpy as np
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 
-ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
+MAX_ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
 
 Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
@@ -111,7 +111,11 @@ def compare(
     else:
         p = float(
             brentq(
-                lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16, maxiter=ITERATIONS
+                lambda alpha: interval_half_width(alpha, known, items) - size,
+                low,
+                high,
+                xtol=1e-16,
+                maxiter=MAX_ITERATIONS,
             )
         )
     if independent is not None and independent < FEWEST_ITEMS:

@@ -17,7 +17,7 @@ F'' of Clark 1973). The rest is taken off one of the two parts, and a part is ne
 alone, this fails with few groups of items: an estimate from three or four groups is below zero by chance although the
 items do give noise, and then counts for nothing. Of 3 groups as noisy as the rest, 18 % of null studies of 6 arms with
 5 seeds had a wrong verdict, and 7 % of 2 arms. So the rest is taken off the part that leaves the wider interval: at
-most 5 % have one (`with_interaction_once`; "Few groups of items" in docs/statistics.md has the rates).
+most 5 % have one (`noise_parts`; "Few groups of items" in docs/statistics.md has the rates).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 
 LN2 = float(np.log(2))
-ITEM = "item "  # begins the name of a cluster that is a single item
+SINGLE_ITEM_PREFIX = "item "  # begins the name of a cluster that is a single item
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
 
 
@@ -39,7 +39,8 @@ class Stratum(NamedTuple):
     difference of the arms on this task.
 
     The items are taken as independent, so items that share a passage or a document are summed into one before
-    (`by_cluster`). Strata may have clusters in common, as tasks that are made from the same held-out text have.
+    (`stratum_of_clusters`). Strata may have clusters in common, as tasks that are made from the same held-out text
+    have.
     """
 
     differences: np.ndarray  # [seeds, items]
@@ -47,7 +48,7 @@ class Stratum(NamedTuple):
     clusters: tuple[str, ...] = ()  # the name of each item's cluster; empty: no other stratum has one of them
 
 
-def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
+def stratum_of_clusters(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
     """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Unchanged
     where every item is a cluster of its own.
 
@@ -142,7 +143,7 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
 def shared_names(stratum: Stratum) -> set[str]:
     """The names of a stratum's clusters that other strata may have too: those of documents and passages. An item that
     is a cluster of its own is "item" and a name that means something within its task only."""
-    return {name for name in stratum.clusters if not name.startswith(ITEM)}
+    return {name for name in stratum.clusters if not name.startswith(SINGLE_ITEM_PREFIX)}
 
 
 def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
@@ -185,9 +186,7 @@ class NoiseParts(NamedTuple):
     planned: tuple[Variance, Variance] | None  # (of seeds, of items); None: as for the verdict
 
 
-def with_interaction_once(
-    seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL
-) -> NoiseParts:
+def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL) -> NoiseParts:
     """The noise of a difference from its seeds and its items, with their interaction, which both show, counted once: in
     the part with which the interval of the difference is the wider.
 

@@ -17,7 +17,7 @@ from ablations import answers, safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 NAMED_TASKS = 5  # that a message names
-REACHED_WITHIN = 10.0  # seconds that the hub has for an answer, before its data sets are asked for; untuned
+ANSWER_SECONDS = 10.0  # seconds that the hub has for an answer, before its data sets are asked for; untuned
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
@@ -60,7 +60,7 @@ def why_unreachable() -> str:
     from huggingface_hub.utils import get_session
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
     except Exception as error:  # the HTTP client's own, or the operating system's
         reason = " ".join(str(error).split())
         return f"{constants.ENDPOINT} cannot be reached from this machine ({type(error).__name__}: {reason})"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.tasks.journal import Journal, request_key
-from eval.tasks.rows import Input, Row, Tokens, arrange, batches, pack_rows, representatives
+from eval.tasks.rows import Input, Row, Tokens, batch_inputs, batches, pack_rows, representatives
 from model.attention import Arrangement
 from model.objective import Objective
 
@@ -21,7 +21,9 @@ Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding wo
 # Tokens of a forward pass, padding included. Measured on one core with 14M parameters: 1024 is 1.1 to 1.3 times as fast
 # as 4096, and 512 and 2048 as 1024 within a tenth. A GPU wants many (untuned).
 BATCH_CPU, BATCH_GPU = 1024, 32768
-JOINED = 4096  # tokens, at most, of a row that several inputs share: its attention computes a matrix of all its scores
+MAX_SHARED_ROW = (
+    4096  # tokens, at most, of a row that several inputs share: its attention computes a matrix of all its scores
+)
 # Rows of logits whose log-softmax is taken at once.
 ROWS_CPU, ROWS_GPU = 128, 4096
 NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights are damaged, or training diverged"
@@ -65,7 +67,7 @@ def likelihoods(
         pairs_of.setdefault(representative[pair_input], []).append(i)
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
-    packed = pack_rows(pairs_of, model.cfg.hidden, JOINED)
+    packed = pack_rows(pairs_of, model.cfg.hidden, MAX_SHARED_ROW)
     done, total = 0, sum(map(len, packed))
     for group in journal.batches_of_rank(list(batches(packed, batch))):
         positions = output_positions(group, pairs, inputs, pairs_of)
@@ -74,7 +76,7 @@ def likelihoods(
         if all(keys[i] in journal for i in numbers):
             continue
         outputs, index = np.unique(np.concatenate(list(positions.values())), return_inverse=True)
-        x_ND = model.hidden(*arrange(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
+        x_ND = model.hidden(*batch_inputs(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)

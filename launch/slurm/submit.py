@@ -142,7 +142,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
         return False
     if steps_to_evaluate(cell.dir) or not _current_evaluation_versions().items() <= scores.items():
         return False
-    if study.exports and not rundir.exported(cell.dir):
+    if study.exports and not rundir.is_exported(cell.dir):
         return False
     if not study.eval_options:
         return True
@@ -313,7 +313,7 @@ def main(argv: list[str]) -> int:
 def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
     """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
     try:
-        _, args.words = answers.take_format(args.words)
+        _, args.words = answers.extract_format(args.words)
         variables, path = read_site(args.site), find_site_file(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
@@ -344,7 +344,7 @@ def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED, answers.error("interrupted")
-    content = answers.study_head(study) | {"jobs": jobs, "logs": str(_log_folder(study))}
+    content = answers.study_entries(study) | {"jobs": jobs, "logs": str(_log_folder(study))}
     return Exit.FINISHED, answers.answer("submission", content)
 
 

@@ -111,8 +111,8 @@ def proof_length(model: Any) -> tuple[int, str]:
     """The number of positions at which the proof `position` measures scores, and the name of another scheme that it
     cannot tell there from the configured one, or "".
 
-    These are SHORT positions, or twice as many and so on up to the training length, until the formula of no other
-    scheme gives the same scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128.
+    These are MIN_POSITIONS positions, or twice as many and so on up to the training length, until the formula of no
+    other scheme gives the same scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128.
     Schemes that add rows to the embeddings are told apart by the rows, and those that train numbers by the numbers.
     """
     cfg = model.cfg

@@ -8,9 +8,9 @@ from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.report.leading import leading_arm
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
-FLIPPED = {"better": "worse", "worse": "better"}
+OPPOSITE_KINDS = {"better": "worse", "worse": "better"}
 
 PAIRS = """\
 **The leading arm against the others**, for the answer at the top. The leader was chosen by its result, so each p-value
@@ -25,21 +25,21 @@ def answer(findings: Findings) -> str:
     if not findings.controlled or not compared:
         return ""
     if len(compared) == 1:
-        text, kinds = two_arms(findings, next(iter(compared)))
+        text, kinds = answer_for_one_arm(findings, next(iter(compared)))
     else:
-        text, kinds = several_arms(findings)
+        text, kinds = answer_for_several_arms(findings)
     if findings.study.tuning:
         text = f"At the common learning rate: {text}"
     if any(findings.chosen_late(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared if arm not in compared]
-    rest = f" Not compared: {listed(missing)}." if missing else ""
+    rest = f" Not compared: {joined_names(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
     return f"**Answer.** {text}.{rest}"
 
 
-def two_arms(findings: Findings, arm: str) -> tuple[str, list[str]]:
+def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
     """The answer of a study of one arm and the baseline, and the kind of its verdict."""
     metric = findings.primary
     definition, baseline = METRICS[metric], baseline_in_words(findings)
@@ -48,11 +48,13 @@ def two_arms(findings: Findings, arm: str) -> tuple[str, list[str]]:
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
     if kind == "equivalent":
-        return f"{arm} is equivalent to {baseline} within {in_units(findings.margins[metric], definition.unit)}", [kind]
+        return f"{arm} is equivalent to {baseline} within {with_unit(findings.margins[metric], definition.unit)}", [
+            kind
+        ]
     return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
 
 
-def several_arms(findings: Findings) -> tuple[str, list[str]]:
+def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     """The answer of a study of several arms, and the kinds of verdict that it rests on."""
     metric, baseline = findings.primary, findings.baseline
     compared = findings.compared[metric]
@@ -69,19 +71,19 @@ def several_arms(findings: Findings) -> tuple[str, list[str]]:
         return f"of {len(others) + 1} arms {whom} is best{lead}, and ahead of every other arm", list(kinds.values())
     clauses = []
     if open_:
-        clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
+        clauses.append(f"cannot be told from {joined_names(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
-        margin = f"{in_units(findings.margins[metric], METRICS[metric].unit)}"
-        clauses.append(f"is equivalent to {listed(even)} within {margin}")
+        margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
+        clauses.append(f"is equivalent to {joined_names(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
-    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {listed(clauses)}"
+    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {joined_names(clauses)}"
     if not ahead and not even:
         text = f"undecided: {text}"
     better = [arm for arm in compared if arm != leader and findings.decision(arm, metric).kind == "better"]
     if better and kinds.get(baseline) != "better":  # the leader is noisier than these
-        text += f". Better than the baseline: {listed(better)}"
+        text += f". Better than the baseline: {joined_names(better)}"
         kinds[better[0]] = "better"
     return text, list(kinds.values())
 
@@ -93,7 +95,7 @@ def kind_against(findings: Findings, leader: str, arm: str) -> str:
         return findings.decision(leader, metric).kind
     if leader == baseline:
         kind = findings.decision(arm, metric).kind
-        return FLIPPED.get(kind, kind)
+        return OPPOSITE_KINDS.get(kind, kind)
     comparison = findings.leader_compared.get(arm)
     return findings.judged(comparison, metric).kind if comparison else "undecided"
 
@@ -114,7 +116,7 @@ def baseline_in_words(findings: Findings) -> str:
     return "the baseline" if name == "baseline" else f"the baseline ({name})"
 
 
-def listed(names: list[str]) -> str:
+def joined_names(names: list[str]) -> str:
     """Names as text, such as "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 

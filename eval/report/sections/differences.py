@@ -15,7 +15,7 @@ from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -41,7 +41,7 @@ Bootstrap: 95 % intervals of the difference, paired, over other items of the sam
 these. They do not contain the noise between seeds, except for what single seeds do to single items. With few groups of
 items or few tasks they are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
-BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
+NOT_ABOVE_ZERO = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
 
@@ -64,7 +64,9 @@ def section(findings: Findings) -> Section:
             f"Where an arm shares one seed with {findings.baseline}, the seeds' part is what other runs tell, and "
             f"these arms if they have several seeds: {findings.noise}."
         )
-    return Section(title, blocks + how_decided(findings) + undecided(findings) + noise_floors(findings))
+    return Section(
+        title, blocks + decision_paragraphs(findings) + undecided_paragraphs(findings) + noise_floors(findings)
+    )
 
 
 def comparison_tables(findings: Findings) -> list[Table]:
@@ -107,10 +109,10 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
     """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:
-        items = BELOW
+        items = NOT_ABOVE_ZERO
     if c.seeds is None or not c.enough_items:
         return ["unknown", items, "unknown", "-", "-"]
-    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else BELOW
+    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else NOT_ABOVE_ZERO
     above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
     return [seeds, items, f"{c.noise:.{digits}f}", above, f"{c.adjusted:.2g}"]
 
@@ -141,7 +143,7 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
     return [line]
 
 
-def how_decided(findings: Findings) -> list[Block]:
+def decision_paragraphs(findings: Findings) -> list[Block]:
     """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
     if findings.primary != findings.primary_before:
@@ -150,7 +152,7 @@ def how_decided(findings: Findings) -> list[Block]:
     for name, margin in findings.margins.items():
         when = "named before the runs" if name in findings.named_before else "chosen after the runs, so exploratory"
         if name in findings.results:
-            sentences.append(f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, {when}.")
+            sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
         when = (
             "named before the runs" if findings.floor_before else "chosen after the runs, so verdicts are exploratory"
@@ -168,7 +170,7 @@ def how_decided(findings: Findings) -> list[Block]:
     return [" ".join(sentences)]
 
 
-def undecided(findings: Findings) -> list[Block]:
+def undecided_paragraphs(findings: Findings) -> list[Block]:
     """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
     lines = []
     for name in METRICS:
@@ -179,7 +181,7 @@ def undecided(findings: Findings) -> list[Block]:
     if not lines:
         return []
     margins = " and ".join(
-        f"{in_units(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
+        f"{with_unit(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
         for name, margin in findings.margins.items()
         if name in findings.results
     )

@@ -91,7 +91,7 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
     return f"**{sentence}**" if c.counts else sentence
 
 
-def recorded(findings: Findings) -> list[dict[str, Any]]:
+def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The effects as they are stored in the record's run.json; empty where the study is no factorial."""
     design = findings.study.factorial
     lines: list[dict[str, Any]] = []

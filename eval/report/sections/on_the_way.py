@@ -4,12 +4,17 @@ import numpy as np
 
 from ablations import drawing
 from ablations.drawing import Line
-from ablations.values import human
+from ablations.values import short_number
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 
-SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of one run that are points of one curve
+EQUAL_KEYS = (
+    "version",
+    "lm_eval",
+    "corpora",
+    "precision",
+)  # of two evaluations of one run that are points of one curve
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
@@ -20,7 +25,7 @@ def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
         return sorted((name, task.get("data", {}).get("sha256", "")) for name, task in tasks if task.get("suite"))
 
-    return all(result.get(key) == end.get(key) for key in SAME) and suite_data(result) == suite_data(end)
+    return all(result.get(key) == end.get(key) for key in EQUAL_KEYS) and suite_data(result) == suite_data(end)
 
 
 def section(findings: Findings) -> Section:
@@ -36,7 +41,7 @@ def section(findings: Findings) -> Section:
                 shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
         figure = drawing.lines(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)
         if figure:
-            rows = [[human(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
+            rows = [[short_number(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
             blocks += [Figure(figure), Table(["training tokens", *cells], rows, name)]
     return Section("Score against tokens", blocks)
 

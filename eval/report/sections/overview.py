@@ -7,14 +7,14 @@ import numpy as np
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
-from eval.report.sections.answer import answer, listed
+from eval.report.sections.answer import answer, joined_names
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
 
 def section(findings: Findings) -> Section:
@@ -133,7 +133,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     for words, arms in arms_of.items():
         verb = "are" if len(arms) > 1 else "is"
         undecided = words.startswith("undecided")
-        clauses.append(f"{listed(arms)} {verb} {words}" if undecided else f"{listed(arms)}: {words}")
+        clauses.append(f"{joined_names(arms)} {verb} {words}" if undecided else f"{joined_names(arms)}: {words}")
     return "; ".join(clauses)
 
 
@@ -158,7 +158,7 @@ def decision_sentences(findings: Findings) -> str:
         before = findings.primary_before or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
-        f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
+        f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
         if name in findings.results and name not in findings.named_before
     ]

@@ -24,7 +24,7 @@ UNVERIFIED = """\
 
 
 @cache
-def load() -> dict[str, Any]:
+def load_published() -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
@@ -47,15 +47,15 @@ def is_shown(part: dict[str, Any], beside: str) -> bool:
 
 def section(findings: Findings) -> Section:
     """The published results on the factor that this study varies."""
-    known = load()
+    known = load_published()
     factors = findings.factors()
     blocks: list[Block] = []
     for table in known["tables"]:
         if table["factor"] in factors and is_shown(table, findings.beside):
-            blocks += [with_ours(findings, table), *([table["note"]] if "note" in table else [])]
+            blocks += [table_with_ours(findings, table), *([table["note"]] if "note" in table else [])]
     if "data.corpus" in factors and is_shown(known["per_task"], findings.beside):
         blocks += corpora_compared()
-    if not findings.controlled and "suite" in findings.results and (models := models_of_others(findings.beside)).rows:
+    if not findings.controlled and "suite" in findings.results and (models := other_models_table(findings.beside)).rows:
         blocks.append(models)
     if blocks:
         warning = WARNING.format(paper=known["paper"])
@@ -63,7 +63,7 @@ def section(findings: Findings) -> Section:
     return Section("Beside the BigScience study", blocks)
 
 
-def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
+def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
     """A table of published results (an entry of "tables" in published.yaml), with ours in rows of the same value."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
@@ -96,15 +96,17 @@ def table_rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
     return [(name, value if isinstance(value, list) else [value]) for name, value in table["rows"].items()]
 
 
-def models_of_others(beside: str) -> Table:
+def other_models_table(beside: str) -> Table:
     """A table of published models of other authors, with their sources. `beside`: BESIDE= as it was typed."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
-        for model in load()["external"]
+        for model in load_published()["external"]
         if is_shown(model, beside)
     ]
     head = ["model", "parameters", "tokens", "mean of 27 tasks", "mark", "source"]
-    return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
+    return Table(
+        head, lines, f"Models of others, from {load_published()['paper']}; never ranked with runs: another evaluation"
+    )
 
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
@@ -114,7 +116,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     Single items were not published, so the standard errors are those of independent samples; and there is one run of
     each corpus, so nothing is known about the noise of seeds.
     """
-    known = load()["per_task"]
+    known = load_published()["per_task"]
     a, b = (known["columns"].index(name) for name in (corpus, reference))
     numbers = np.array([row for row in known["rows"].values()], float)
     n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
@@ -127,7 +129,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
 def corpora_compared() -> list[Block]:
     """The corpora of the published study: their differences, judged by the rules of this report, their mean accuracies
     during training, and their accuracies on every task."""
-    known, paths = load()["per_task"], load()["trajectories"]
+    known, paths = load_published()["per_task"], load_published()["trajectories"]
     names = known["columns"][1:]
     lines = []
     for i, one in enumerate(names):

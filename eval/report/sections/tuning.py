@@ -7,7 +7,7 @@ from ablations.drawing import Line
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.tuned import CHOSEN_BY, comparisons_at_best_rate, losses_by_rate, sensitivity
+from eval.report.tuned import CHOICE_METRIC, comparisons_at_best_rate, losses_by_rate, sensitivity
 from eval.statistics.comparison import Comparison
 
 WORDS = """\
@@ -32,7 +32,7 @@ def section(findings: Findings) -> Section:
     rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
     blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
     basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(findings, arm))}
-    digits = METRICS[CHOSEN_BY].digits + 1
+    digits = METRICS[CHOICE_METRIC].digits + 1
     rows = [
         [
             arm,
@@ -49,7 +49,7 @@ def section(findings: Findings) -> Section:
         lines = [verdict_line(findings, arm, name, c) for arm, c in comparisons_at_best_rate(findings, name).items()]
         head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
         if lines:
-            blocks += [BEST, Table(head, lines)] if name == CHOSEN_BY else [Table(head, lines)]
+            blocks += [BEST, Table(head, lines)] if name == CHOICE_METRIC else [Table(head, lines)]
     if not any(comparisons_at_best_rate(findings, name) for name in findings.results):
         blocks.append("No arm can be compared at its best yet: runs at the common rate, or documents, are too few.")
     return Section(title, blocks)
@@ -113,7 +113,7 @@ def agreement_text(common: str, best: str) -> str:
     return f"no: {common} at the common rate, {best} at each arm's best"
 
 
-def recorded(findings: Findings) -> list[dict[str, Any]]:
+def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The loss of each arm at each learning rate, and the verdicts at its best rate, as they are stored in the record's
     run.json; empty where learning rates were not tuned."""
     if not (tuning := findings.study.tuning):
