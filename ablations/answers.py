@@ -74,9 +74,9 @@ def plan(study: Study) -> dict[str, Any]:
                 "delta": cell.delta,
                 "fingerprint": run.fingerprint,
                 "parameters": parameters(run.model),
-                "tokens": None if run.by_clock else run.tokens,
-                "steps": None if run.by_clock else run.steps,
-                "flops": None if run.by_clock else run.tokens * flops_per_token(run.model),
+                "tokens": None if run.ends_by_clock else run.tokens,
+                "steps": None if run.ends_by_clock else run.steps,
+                "flops": None if run.ends_by_clock else run.tokens * flops_per_token(run.model),
                 "directory": str(cell.dir),
                 "state": str(state(cell)["state"]),
             }
@@ -93,7 +93,7 @@ def plan(study: Study) -> dict[str, Any]:
     if study.criteria.sequential:
         share = study.max_runs / len(cells)
         at_most = {"seeds": study.criteria.seeds, "runs": study.max_runs, "flops": None, "tokens": None}
-        if not study.base.by_clock:
+        if not study.base.ends_by_clock:
             at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
     return study_entries(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
@@ -133,8 +133,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
     settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
     derived = {
         "parameters": [parameters(run.model) for run in (run_a, run_b)],
-        "steps": [None if run.by_clock else run.steps for run in (run_a, run_b)],
-        "flops": [None if run.by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
+        "steps": [None if run.ends_by_clock else run.steps for run in (run_a, run_b)],
+        "flops": [None if run.ends_by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
     }
     return {"a": a, "b": b, "settings": settings, "derived": derived}
 

@@ -211,7 +211,7 @@ def _check_factorial_edges(study: Study) -> None:
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
     """What a run's ROUNDED_SETTINGS come to: its budget, length, batch sizes and embedding rows. Two runs for which
     these are equal train alike."""
-    by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
+    by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 

@@ -98,7 +98,7 @@ class Study:
         return shortened_name("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
 
     @property
-    def compared(self) -> list[str]:
+    def compared_arms(self) -> list[str]:
         """The labels of the arms that are compared with the baseline one by one; where the learning rate is tuned, of
         the arms at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
@@ -109,10 +109,10 @@ class Study:
         return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
 
     @property
-    def tests(self) -> int:
+    def number_of_tests(self) -> int:
         """The number of comparisons for which the tests of a metric are corrected: one for each arm, and in a
         factorial one for each effect."""
-        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+        return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property
     def design(self) -> str:

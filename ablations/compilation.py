@@ -48,7 +48,7 @@ def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
 
 def reason_without_known_gain(run: Run) -> str:
     """Why it is not known whether compiling a run pays; "" where it is known."""
-    if run.by_clock:  # the first run would have less of its budget left than those that find compiled code
+    if run.ends_by_clock:  # the first run would have less of its budget left than those that find compiled code
         return "compiling would take a different share of each run's time"
     if run.train.precision not in SECONDS_SAVED:
         return f"no gain was measured in {run.train.precision}"

@@ -122,7 +122,7 @@ def clock_budget_excludes_token_counts(run: Run) -> str:
 
 
 def budget_covers_a_step(run: Run) -> str:
-    if not run.by_clock and run.steps < 1:
+    if not run.ends_by_clock and run.steps < 1:
         step = run.batch_sizes.sizes[0] * run.model.seq
         return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
     return ""

@@ -58,7 +58,7 @@ class Run:
             "vocab": self.model.vocab,
             "kind": self.data.tokenizer_kind,
             "recipe": self.data.recipe,
-            "mask": self.model.masks,
+            "mask": self.model.needs_mask_token,
         }
 
     @cached_property
@@ -80,7 +80,7 @@ class Run:
         return self.batch_sizes.samples(step)
 
     @property
-    def by_clock(self) -> bool:
+    def ends_by_clock(self) -> bool:
         """Whether the run ends by a wall clock; the number of its steps and tokens is then not known beforehand."""
         return clock_seconds(self.train.budget) is not None
 
@@ -88,7 +88,7 @@ class Run:
     def steps(self) -> int:
         """The number of optimizer steps: the budget in tokens, rounded down to whole steps. Raises ValueError where a
         wall clock ends the run."""
-        if self.by_clock:
+        if self.ends_by_clock:
             raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
         return self.batch_sizes.steps(self.train.tokens // self.model.seq)
 

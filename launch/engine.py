@@ -140,7 +140,7 @@ class Engine:
         lr: float,
         seed: int = 0,
         save: bool = False,
-        leave: bool = False,
+        stop: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
     ) -> PendingStep:
         """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
@@ -155,7 +155,7 @@ class Engine:
                 of the random number generator.
             save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
                 ranks know of it at the same step and at no further cost.
-            leave: whether this rank wants training to stop; reduced like `save`.
+            stop: whether this rank wants training to stop; reduced like `save`.
             clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
                 since ranks have to agree where these seconds end the run or determine the learning rate.
 
@@ -171,14 +171,14 @@ class Engine:
         loss = self._train_on(batch)
         norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:
-            return PendingStep([loss, norm], save, leave, clock)
+            return PendingStep([loss, norm], save, stop, clock)
         reading = clock() if dist.get_rank() == 0 else 0.0
-        votes = torch.tensor([float(save), float(leave), reading])
+        votes = torch.tensor([float(save), float(stop), reading])
         if self.device.type == "cuda":
             votes = votes.pin_memory()  # or the copy would wait for the step
         sums = torch.cat((loss[None], votes.to(self.device, non_blocking=True)))
         dist.all_reduce(sums)
-        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, stop, clock)
 
     def _train_on(self, batch: Batch) -> Tensor:
         """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
@@ -237,9 +237,9 @@ class Engine:
         """The factors for the mean losses of this rank's micro-batches `micros`. With these factors, the mean over
         micro-batches and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are
         divided."""
-        if all(micro.even for micro in micros):
+        if all(micro.has_equal_counts for micro in micros):
             return [1.0] * len(micros)
-        counts = [micro.predictions for micro in micros]
+        counts = [micro.prediction_count for micro in micros]
         total = torch.tensor(sum(counts), device=self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(total)

@@ -178,7 +178,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     check_files(study)
     store = study.out / rundir.DATA
     requests = []
-    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.masks): 0 for c in cells}:
+    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.needs_mask_token): 0 for c in cells}:
         recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
         tokenizer += ["--mask"] if masks else []
@@ -200,7 +200,7 @@ def runs_at_a_time(study: Study) -> int:
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
-    if study.jobs and study.jobs > most and study.base.by_clock:
+    if study.jobs and study.jobs > most and study.base.ends_by_clock:
         raise ConfigError(
             f"JOBS={study.jobs}: a wall clock ends these runs, so that each needs processors of its own; "
             f"{'a GPU machine' if has_gpu() else f'{cores} cores'} can train {most} at a time"

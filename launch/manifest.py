@@ -57,7 +57,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         prepare_here()
     dist.barrier()
     data = prepare_here()
-    return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
+    return data | {"epochs": epochs(data, None if run.ends_by_clock else run.tokens, run.model.seq)}
 
 
 def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
@@ -226,7 +226,7 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     tokenizer has no id for a masked token."""
     from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
-    if not OBJECTIVES[run.model.objective].masks:
+    if not OBJECTIVES[run.model.objective].needs_mask_token:
         return NO_SPECIALS
     from data.tokenizer import load_tokenizer, mask_id
 

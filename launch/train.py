@@ -52,7 +52,7 @@ class StepResults(NamedTuple):
 
     grad_norm: float  # of the last of them
     save: bool  # whether a rank wants a checkpoint now
-    leave: bool  # whether a rank wants training to stop
+    stop: bool  # whether a rank wants training to stop
     divergence: str  # why the last of them is a divergence, "" when it is none
     batch_size: int  # samples of the last of them
 
@@ -115,13 +115,13 @@ def train(cell: Cell, out: Path) -> None:
                 continue
             if log_due or state.budget_is_used_up(run):
                 write_log(session, results.grad_norm)
-            if results.save or results.leave or save_due or state.budget_is_used_up(run):
+            if results.save or results.stop or save_due or state.budget_is_used_up(run):
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                     session.engine.save(checkpoints, state.step, asdict(state))
                 session.saved_at = time.perf_counter()
-            if results.leave:
+            if results.stop:
                 stop_training(session)
         with watch.storing():
             checkpoints.wait()
@@ -164,7 +164,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     state.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
     clock = Clock(state.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
-    steps = None if run.by_clock else run.steps
+    steps = None if run.ends_by_clock else run.steps
     return Session(
         cell,
         out,
@@ -211,8 +211,8 @@ def launch_step(session: Session) -> None:
     dropout_seed = (run.seed * 1_000_003 + state.step) * replicas + replica
     save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
     batch = engine.model.objective.batch(session.batches.batch(mine), run.seed, mine, session.special)
-    leave = bool(session.watch.stop_reason)
-    pending = engine.launch(batch, lr, dropout_seed, save=save, leave=leave, clock=session.clock.read)
+    stop = bool(session.watch.stop_reason)
+    pending = engine.launch(batch, lr, dropout_seed, save=save, stop=stop, clock=session.clock.read)
     state.step += 1
     state.samples = numbers.stop
     session.unread.append(LaunchedStep(state.step, state.samples, len(numbers), pending))
@@ -231,19 +231,19 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
     number of the step that diverged. `all_of_them`: wait for all launched steps; otherwise for all but the last, which
     goes on while the host works. Once a rank wants a checkpoint or training to stop, all are waited for anyway."""
     state, unread = session.state, session.unread
-    norm, save, leave, complaint, batch_size = math.nan, False, False, "", 0
+    norm, save, stop, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
         launched = unread.popleft()
         batch_size = launched.batch_size
-        loss, norm, wants_save, wants_leave, state.seconds = launched.pending.read()
-        save, leave = save or wants_save, leave or wants_leave
-        all_of_them = all_of_them or save or leave
+        loss, norm, wants_save, wants_stop, state.seconds = launched.pending.read()
+        save, stop = save or wants_save, stop or wants_stop
+        all_of_them = all_of_them or save or stop
         if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
             state.losses.append(loss)
             state.recent = [*state.recent[-63:], loss]
-    return StepResults(norm, save, leave, complaint, batch_size)
+    return StepResults(norm, save, stop, complaint, batch_size)
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:

@@ -30,6 +30,6 @@ def flops_per_token(cfg: ModelConfig) -> int:
     D = cfg.hidden
     matrices = 2 if cfg.act == "gelu" else 3
     layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
-    projected = cfg.predicted / cfg.seq  # share of the outputs that meet the output matrix
+    projected = cfg.predicted_per_sequence / cfg.seq  # share of the outputs that meet the output matrix
     transform = 0 if cfg.head_transform == "none" else D * D
     return round(6 * (cfg.layers * layer + projected * (cfg.padded_vocab * D + transform)))

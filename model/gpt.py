@@ -42,16 +42,16 @@ class Attention(nn.Module):
         self.qkv = layers.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
         self.proj = layers.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), wanted_N))
+        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), rows_N))
 
 
-def select_rows(x_BTD: Tensor, wanted_N: Tensor | None) -> Tensor:
-    """Select rows of a batch: those at the indices `wanted_N` (int64) of the batch flattened to [B x T, D], as [N, D].
+def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
+    """Select rows of a batch: those at the indices `rows_N` (int64) of the batch flattened to [B x T, D], as [N, D].
     None: the batch as it is, [B, T, D]."""
-    return x_BTD if wanted_N is None else x_BTD.flatten(0, 1)[wanted_N]
+    return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
 class Block(nn.Module):
@@ -65,8 +65,8 @@ class Block(nn.Module):
         self.mlp = MLPS[cfg.act](cfg, layers)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
-        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(self.norm1(x_BTD), attend, wanted_N))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
+        x_BTD = select_rows(x_BTD, rows_N) + self.drop(self.attn(self.norm1(x_BTD), attend, rows_N))
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
@@ -74,8 +74,8 @@ class PostLN(Block):
     """Post-LN: after attention and after the MLP, the sum of residual stream and output is normalised (Vaswani et al.
     2017, GPT-1); there is no final norm."""
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
-        x_BTD = self.norm1(select_rows(x_BTD, wanted_N) + self.drop(self.attn(x_BTD, attend, wanted_N)))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
+        x_BTD = self.norm1(select_rows(x_BTD, rows_N) + self.drop(self.attn(x_BTD, attend, rows_N)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
@@ -86,10 +86,10 @@ class Parallel(Block):
         super().__init__(cfg, tp, layers)
         del self.norm2
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(y_BTD, attend, wanted_N))
-        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, wanted_N)))
+        x_BTD = select_rows(x_BTD, rows_N) + self.drop(self.attn(y_BTD, attend, rows_N))
+        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, rows_N)))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
@@ -172,7 +172,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         arrangement: attention.Arrangement | None = None,
         extents_B: Tensor | None = None,
-        wanted_N: Tensor | None = None,
+        rows_N: Tensor | None = None,
     ) -> Tensor:
         """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] where
         only N of these outputs are wanted.
@@ -182,7 +182,7 @@ class GPT(nn.Module):
             arrangement: the tokens' positions and what each sees, where these do not follow from their order.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
-            wanted_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
+            rows_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
                 not computed beyond the last block's attention, which needs their keys and values.
 
         Raises:
@@ -209,7 +209,7 @@ class GPT(nn.Module):
         if dropout:
             attend = self.tp.draw_dropout_by_rank(attend)
         for number, block in enumerate(self.blocks, start=1):
-            last = wanted_N if number == self.cfg.layers else None
+            last = rows_N if number == self.cfg.layers else None
             x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)
         return self.norm(x_BTD)
 

@@ -73,7 +73,7 @@ def estimate_memory(
 def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
     """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
     matrix's gradients). `half`: whether logits have 16 bits; `tp`: ranks that hold one copy of the model together."""
-    predicted, vocab, width = micro_batch * cfg.predicted, cfg.padded_vocab // tp, 2 if half else 4
+    predicted, vocab, width = micro_batch * cfg.predicted_per_sequence, cfg.padded_vocab // tp, 2 if half else 4
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
         fp32_copy = 4 if half and tp > 1 else 0
         return predicted * vocab * (width + fp32_copy), 0, 0

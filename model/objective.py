@@ -51,13 +51,13 @@ class Batch(NamedTuple):
         return x_BT.flatten(0, 1)[(self.predicted + first_B1).flatten()]
 
     @property
-    def even(self) -> bool:
+    def has_equal_counts(self) -> bool:
         """Whether the same number of outputs enters the loss in every sequence of every batch, so that micro-batches
         have equal weights."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
-    def predictions(self) -> int:
+    def prediction_count(self) -> int:
         """The number of outputs that enter the loss."""
         if self.predicted is None:
             return self.inputs_BT.numel()
@@ -84,7 +84,7 @@ class Objective:
     """Causal: each token sees those before it and itself, and each output predicts the next token (GPT)."""
 
     causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
-    masks = False  # whether `batch` needs the id of a mask token
+    needs_mask_token = False  # whether `batch` needs the id of a mask token
     has_extents = False  # whether sequences differ in what is seen: see `Batch.extents_B`
 
     def __init__(self, cfg: ModelConfig):
@@ -161,13 +161,13 @@ class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
     the outputs at their positions predict what they were.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. The share
-    MASKED of them gets the mask token, the share RANDOM a random token, and the others keep theirs (of 32 positions:
-    26, 3 and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked_per_sequence`, so that shapes are static.
+    The share MASKED of them gets the mask token, the share RANDOM a random token, and the others keep theirs (of 32
+    positions: 26, 3 and 3, as in Cramming).
     """
 
     causal = False
-    masks = True
+    needs_mask_token = True
     MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019
 
     def batch(

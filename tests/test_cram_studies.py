@@ -30,7 +30,7 @@ def test_every_study_of_cramming_makes_a_plan(
     file = read_study(name)
     already = {(key, value) for key, value in file.arms if study.base.flat().get(key) == value}
     assert len(study.cells) == 1 + len(file.arms) - len(already)
-    assert study.base.by_clock and study.base.model.masks and study.base.model.dropout == 0
+    assert study.base.ends_by_clock and study.base.model.needs_mask_token and study.base.model.dropout == 0
     assert main(["plan", *words]) == 0
     plan = capsys.readouterr().out
     assert all(f"{key}={value}" in plan.split("left out")[1].splitlines()[0] for key, value in already)

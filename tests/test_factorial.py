@@ -163,7 +163,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
             if order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
-        called += any(c.counts for c in corrected_family(interactions).values())
+        called += any(c.is_significant for c in corrected_family(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)
 
@@ -205,8 +205,8 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
     study = crossed(tmp_path / "runs", 0.05, [1, 2, 3])
     findings = gather(study)
     found = findings.effects["bits/byte"]
-    assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].counts
-    assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].counts
+    assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].is_significant
+    assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].is_significant
     by_hand = np.mean(
         [
             findings.results["bits/byte"]["pos=alibi+act=swiglu"][s]
@@ -217,7 +217,7 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
-    judged = [*findings.compared["bits/byte"].values(), *found.values()]
+    judged = [*findings.comparisons["bits/byte"].values(), *found.values()]
     assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
     shown = {line[:33].strip(): line for line in terminal_text(findings).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):

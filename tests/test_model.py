@@ -330,7 +330,7 @@ def test_evaluation_computes_what_training_does_and_only_what_is_asked(cfg: Mode
     trained = model.hidden(x).detach().flatten(0, 1)
     only = torch.tensor([3, 4, 19, 20, 41])
     with torch.inference_mode():
-        found = model.hidden(x, wanted_N=only)
+        found = model.hidden(x, rows_N=only)
         torch.testing.assert_close(found, model.hidden(x).flatten(0, 1)[only])
     assert found.shape == (5, cfg.hidden)
     assert relative(found, exact[only]) < 1.1 * relative(trained[only], exact[only]) + 1e-6

@@ -78,7 +78,7 @@ def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
 
 def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, tmp_path: Path) -> None:
     study = make(Study(tmp_path / "runs", seeds=[1, 2]))
-    alone, borrowed = (judged_with(study, f).compared["bits/byte"]["pos=alibi"] for f in (None, floor))
+    alone, borrowed = (judged_with(study, f).comparisons["bits/byte"]["pos=alibi"] for f in (None, floor))
     sd = floor.content["metrics"]["bits/byte"]["sd"]
     assert (alone.seeds.dof, borrowed.seeds.dof) == (2, 6)
     assert borrowed.seeds.variance == pytest.approx((2 * alone.seeds.variance + 4 * sd**2) / 6)
@@ -134,7 +134,7 @@ def test_a_setting_that_came_later_refuses_no_floor(floor: NoiseFloor, tmp_path:
     for arm in study.arms:
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=0)
-    assert judged_with(study, floor).compared["bits/byte"]["pos=alibi"].seeds.dof == 6
+    assert judged_with(study, floor).comparisons["bits/byte"]["pos=alibi"].seeds.dof == 6
     for arm in study.arms:
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=50)
@@ -145,7 +145,7 @@ def test_a_setting_that_came_later_refuses_no_floor(floor: NoiseFloor, tmp_path:
 def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: NoiseFloor, tmp_path: Path) -> None:
     """Else the noise would be told by the runs that are compared, twice."""
     study = make(Study(tmp_path / "runs", seeds=SEEDS[:2]))
-    c = judged_with(study, floor).compared["bits/byte"]["pos=alibi"]
+    c = judged_with(study, floor).comparisons["bits/byte"]["pos=alibi"]
     assert c.seeds and c.seeds.dof == 2 + 2
 
 

@@ -184,7 +184,7 @@ def wrong_verdicts(rng, n, ignored=False, **kwargs) -> float:
             item_variance([stratum]),
             independent=len(stratum.weights),
         )
-        wrong += c.counts
+        wrong += c.is_significant
     return wrong / n
 
 
@@ -206,7 +206,7 @@ def test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes(n, sizes):
         d_SN = (w_N * rng.normal(size=n))[None]
         value = float(d_SN.sum() / w_N.sum())
         c = compare(value, Variance(0.0, inf), item_variance([Stratum(d_SN, w_N)]), independent=n)
-        wrong += c.counts
+        wrong += c.is_significant
         residuals = d_SN[0] - value * w_N
         linear += abs(value) > stats.t.isf(0.025, n - 1) * sqrt(n / (n - 1) * (residuals**2).sum()) / w_N.sum()
     assert wrong / 4000 <= 0.06 and (not sizes or linear / 4000 > 0.085)
@@ -273,7 +273,7 @@ def test_the_seeds_that_are_said_to_be_missing_decide(true, sd, margin):
     for _ in range(500):
         x = rng.normal(0, sd, (2, n)) + [[0.0], [true]]
         c = compare(float(x[1].mean() - x[0].mean()), seed_variance(table(x), "1", "0"), NO_ITEMS)
-        decided += c.counts or c.equivalent(margin)
+        decided += c.is_significant or c.equivalent(margin)
     assert 0.4 < decided / 500 < 0.8
     assert seeds_to_decide(compare(0.001, Variance(1.0, 2), NO_ITEMS), 2, 2) is None  # "no number up to 20 would tell"
     assert seeds_to_decide(compare(1.0, Variance(1.0, 2), Variance(1.0, 99)), 2, 2) is None  # the items alone hide it
@@ -285,14 +285,13 @@ def test_few_independent_items_give_no_verdict():
     for n in (1, FEWEST_ITEMS - 1):
         part = item_variance([Stratum(np.full((3, n), 0.5), np.ones(n))])
         c = compare(0.5, seeds, part, independent=n)
-        assert (
-            not c.counts and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
-        )
+        assert not c.is_significant
+        assert verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
         both = corrected_family({"few": c, "enough": compare(0.5, seeds, Variance(0.0, 9.0))})
-        assert not both["few"].counts and both["enough"].adjusted == pytest.approx(
+        assert not both["few"].is_significant and both["enough"].adjusted == pytest.approx(
             compare(0.5, seeds, Variance(0.0, 9)).p
         )
-    assert compare(0.5, seeds, Variance(0.0, 2.0), independent=FEWEST_ITEMS).counts
+    assert compare(0.5, seeds, Variance(0.0, 2.0), independent=FEWEST_ITEMS).is_significant
     one_passage = stratum_of_clusters(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
     assert (
         independent_items([Stratum(np.ones((1, 900)), np.ones(900)), one_passage]) == 1
@@ -469,7 +468,7 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
             difference = float(x[a].mean() - x[0].mean())
             both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
             both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
-        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 1000 <= 0.064 and careless / 1000 > before
 
@@ -489,7 +488,7 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
             for family, clusters in zip(both, (names, ()), strict=True):
                 noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
-        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 600 <= 0.067 and careless / 600 >= before
 
@@ -577,7 +576,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
                 )
                 for a in range(1, 4)
             }
-            counts = any(c.counts for c in corrected_family(found).values())
+            counts = any(c.is_significant for c in corrected_family(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
@@ -622,7 +621,10 @@ def test_verdicts_in_words():
     assert (
         verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, not replicated"
     )
-    assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
+    assert (
+        not compare(99.0, floor, NO_ITEMS, replicated=False).is_significant
+        and compare(99.0, floor, NO_ITEMS).is_significant
+    )
     alone = compare(0.1, Variance(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
     three = corrected_family(
@@ -639,7 +641,7 @@ def test_a_difference_of_several_counts_exactly_above_its_threshold():
         seeds = Variance(1.0, int(rng.integers(2, 12)))
         several = {str(i): compare(float(d), seeds, Variance(0.1, 50)) for i, d in enumerate(rng.normal(0, 5, 4))}
         found = corrected_family(several)
-        assert all(c.counts == (abs(c.difference) > c.threshold) for c in found.values())
+        assert all(c.is_significant == (abs(c.difference) > c.threshold) for c in found.values())
         first = max(found.values(), key=lambda c: abs(c.difference))
         assert first.threshold == pytest.approx(interval_half_width(LEVEL / 4, seeds, Variance(0.1, 50)))
     alone = compare(1.0, seeds, NO_ITEMS)
@@ -655,7 +657,7 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
             str(a): compare(float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0"), NO_ITEMS)
             for a in range(1, 5)
         }
-        wrong += any(c.counts for c in corrected_family(found).values())
+        wrong += any(c.is_significant for c in corrected_family(found).values())
     assert wrong / 1500 <= 0.062
 
 
@@ -797,7 +799,7 @@ def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
         (Variance(0.01, 2), Variance(0.1, 9)),
     ):
         c = corrected_family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
-        assert c.p == 1.0 and not c.counts
+        assert c.p == 1.0 and not c.is_significant
         assert verdict(c, higher_is_better).words == "undecided: within noise"
     assert (
         verdict(corrected_family({"a": compare(0.0, Variance(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind
@@ -854,4 +856,4 @@ def test_a_thousand_arms_are_judged():
         )
         for arm in [*list(results)[1:40], "999"]
     }
-    assert [arm for arm, c in corrected_family(compared).items() if c.counts] == ["999"]
+    assert [arm for arm, c in corrected_family(compared).items() if c.is_significant] == ["999"]

@@ -227,9 +227,9 @@ CONTRADICTING = {
 def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: Path) -> None:
     study = tuned_study(tmp_path / "runs", CONTRADICTING, [1, 2, 3])
     findings = gather(study)
-    assert list(findings.compared["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
+    assert list(findings.comparisons["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
     best = tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"]
-    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.counts
+    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
     assert best.difference == pytest.approx(-0.08, abs=0.02)
     write(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
@@ -245,9 +245,9 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
 
 def test_the_verdict_at_the_common_rate_is_that_of_the_plain_study(tmp_path: Path) -> None:
     study = tuned_study(tmp_path, CONTRADICTING, [1, 2])
-    with_grid = gather(study).compared["bits/byte"]["pos=alibi"]
+    with_grid = gather(study).comparisons["bits/byte"]["pos=alibi"]
     study.arms, study.tuning = ["pos=learned", "pos=alibi"], None
-    assert gather(study).compared["bits/byte"]["pos=alibi"] == with_grid
+    assert gather(study).comparisons["bits/byte"]["pos=alibi"] == with_grid
 
 
 def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:

@@ -52,4 +52,4 @@ def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
 
 def _tokens(run: Run) -> int | None:
     """The tokens that a run is trained on; None where a wall clock ends the run."""
-    return None if run.by_clock else run.tokens
+    return None if run.ends_by_clock else run.tokens

@@ -26,7 +26,7 @@ def plan_here(study: Study) -> list[str]:
         out += [study.design, *_aliasing_lines(study.factorial), ""]
     out += [*_run_table(study, plan["cells"]), "", _length_and_memory_sentence(study, plan["cells"])]
     if study.criteria.sequential:
-        flops = "" if study.base.by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
+        flops = "" if study.base.ends_by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
         out.append(
             f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
             f"(MAX_SEEDS): {study.max_runs} runs{flops}"
@@ -89,7 +89,7 @@ def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> st
         for cell in study.cells
     )
     length = f"{base.train.budget} of wall clock each, of as many steps and tokens as it allows"
-    if not base.by_clock:
+    if not base.ends_by_clock:
         length = f"{base.steps} steps, {sum(cell['flops'] for cell in cells):.2e} FLOPs in all"
     return (
         f"{len(study.cells)} runs of {length}, {base.train.precision}, "

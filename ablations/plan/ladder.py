@@ -49,7 +49,7 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     if any(word.startswith("SIZE=") for word in words):
         raise ConfigError("a ladder has SIZES=, not SIZE=")
     results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
-    if any(study.base.by_clock for study in results):
+    if any(study.base.ends_by_clock for study in results):
         raise ConfigError("a ladder compares by compute, which a wall clock does not set: train.budget=tokens")
     return sorted(results, key=baseline_run_flops)
 

@@ -251,7 +251,7 @@ def describe_detectable(
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
     """A line of `make plan` on the differences that a study can detect with the noise of published runs of its size; ""
     where there are none."""
-    if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
+    if run.size not in SUITE_SIZES or run.ends_by_clock or run.model.needs_mask_token or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)
     return (

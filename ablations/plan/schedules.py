@@ -15,7 +15,7 @@ DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
 
 def learning_rates(run: Run, count: int) -> list[float]:
     """The learning rates of a run at `count` evenly spaced moments of the budget, from the first to the last."""
-    end = 1.0 if run.by_clock else run.tokens / run.horizon
+    end = 1.0 if run.ends_by_clock else run.tokens / run.horizon
     return [learning_rate(run.train, end * i / (count - 1)) for i in range(count)]
 
 

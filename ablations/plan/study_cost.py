@@ -220,17 +220,17 @@ def _is_execution_machine(study: Study) -> bool:
 def detectable_text(study: Study) -> str:
     """Text on the differences that the study can detect, and on a factorial's effects; see ablations/plan/power.py."""
     base = study.base
-    tokens = None if base.by_clock else base.tokens
+    tokens = None if base.ends_by_clock else base.tokens
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
             name = "main effects" if order(effect) == 1 else f"interactions of {order(effect)}"
             squares[name] = sum(weight * weight for weight in design.coefficients(effect).values())
-    arms, seeds = 1 + len(study.compared), len(study.seeds)
+    arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
     line = power.describe_detectable(
-        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.tests or None, effects=squares
+        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.number_of_tests or None, effects=squares
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
@@ -262,7 +262,7 @@ def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
             if arm.partition("=")[0] in PARTS:
                 reasons = ["a whole part of the recipe is the variant"]
             why = "; ".join(filter(None, reasons))
-            if base.by_clock:  # what its size costs an arm in speed, it pays in tokens
+            if base.ends_by_clock:  # what its size costs an arm in speed, it pays in tokens
                 why = why or "the clock makes the arms equal in time, not in size"
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(

@@ -35,7 +35,7 @@ class Collection:
     title: str
     arms: list[str]
     seeds: list[int]
-    places: dict[tuple[str, int], Any]  # CollectedRun, or a study's Cell
+    runs: dict[tuple[str, int], Any]  # CollectedRun, or a study's Cell
     command: str
     question: str = "How do these runs compare?"
     expect: str = NOTHING_EXPECTED
@@ -48,17 +48,17 @@ class Collection:
     registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
 
     @property
-    def compared(self) -> list[str]:
+    def compared_arms(self) -> list[str]:
         """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
     def number_of_tests(self) -> int:
         """For how many comparisons on a metric p-values are corrected: the arms, and the effects of a factorial."""
-        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+        return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
-        return self.places.get((arm, seed))
+        return self.runs.get((arm, seed))
 
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
@@ -78,30 +78,30 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
         settings = {key: value for key, value in flatten(run["config"]).items() if is_setting(key)}
         arm = json_digest([settings, run["data"]["sha256"]])
         seed = run["seed"]
-        places = groups.setdefault(arm, {})
+        runs = groups.setdefault(arm, {})
         origins.setdefault(arm, origin)
-        if seed in places:
-            if places[seed].dir.resolve() == directory.resolve():
+        if seed in runs:
+            if runs[seed].dir.resolve() == directory.resolve():
                 continue  # studies share their baseline
-            raise ValueError(f"{places[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
-        places[seed] = CollectedRun(directory, run["config"], {})
+            raise ValueError(f"{runs[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
+        runs[seed] = CollectedRun(directory, run["config"], {})
     if not groups:
         raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
     names = short_arm_names(groups, origins)
     first_group = next(iter(groups.values()))
     base = next(iter(first_group.values())).config
-    places_by_name = {
-        (names[arm], seed): CollectedRun(place.dir, place.config, changed_settings(base, place.config))
+    runs_by_name = {
+        (names[arm], seed): CollectedRun(run.dir, run.config, changed_settings(base, run.config))
         for arm, runs in groups.items()
-        for seed, place in runs.items()
+        for seed, run in runs.items()
     }
     digest = hashlib.sha256("".join(sorted(groups)).encode()).hexdigest()[:6]
     return Collection(
         name=f"comparison-{digest}",
-        title=f"Comparison of {len(groups)} configurations, {len(places_by_name)} runs",
+        title=f"Comparison of {len(groups)} configurations, {len(runs_by_name)} runs",
         arms=list(names.values()),
         seeds=sorted({seed for runs in groups.values() for seed in runs}),
-        places=places_by_name,
+        runs=runs_by_name,
         command=command,
         damaged=[
             f"{directory.name}: left out: {message.replace(f'{directory}/', '')}" for message, directory in damaged

@@ -197,12 +197,12 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
             rows = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell["metrics"]]
             logs.setdefault(arm, {})[seed] = rows
-    same: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for one, other in combinations(logs, 2):
         seeds = logs[one].keys() & logs[other].keys()
-        if seeds and not {one, other} & same.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
-            same[other] = one
-    return same
+        if seeds and not {one, other} & copies.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
+            copies[other] = one
+    return copies
 
 
 def exclude_copies(cells: Cells) -> Cells:

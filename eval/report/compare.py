@@ -209,10 +209,10 @@ def compare_with_baseline(
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = share_of_alpha(study.criteria, len(study.compared))
+    spending = share_of_alpha(study.criteria, len(study.compared_arms))
     compared = {
         arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
-        for arm in study.compared
+        for arm in study.compared_arms
         if arm in results
     }
     return {arm: comparison for arm, comparison in compared.items() if comparison}
@@ -247,7 +247,7 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
         spending = share_of_alpha(study.criteria, len(both))
         pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
         adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
-        counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
+        counts = {key: adjusted[f"{i}"].is_significant if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
             groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))

@@ -36,8 +36,8 @@ def gather(
         ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
     """
     cells = exclude_copies(read_all(study))
-    criteria, named_before = criteria_of(study, cells)
-    primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
+    criteria, margins_named_before = criteria_of(study, cells)
+    metric_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
     study, cells = with_short_names(study, cells)
     study = replace(study, criteria=criteria)
@@ -47,20 +47,20 @@ def gather(
         study,
         cells,
         results,
-        compared={},
+        comparisons={},
         mismatches=[
             *mismatches(study, cells),
             *(f"{row.name} (external): {row.damage}" for row in external if row.damage),
         ],
         refusals=refusals(cells),
         noise=noise_words,
-        same=arms_without_effect(cells),
+        copies=arms_without_effect(cells),
         other_text=arms_with_other_text(cells, study.arms[0]),
-        beside=beside,
+        published_shown=beside,
         external=list(external),
-        named_before=named_before,
-        primary_before=primary_before,
-        floor_before=floor_before,
+        registered_margins=margins_named_before,
+        registered_metric=metric_before,
+        noise_floor_registered=floor_before,
         seeds_planned=planned,
     )
     borrowed = noise_floor_variances(study, cells, list(results))
@@ -74,7 +74,7 @@ def gather(
     if study.controlled and len(primary := compared.get(findings.primary, {})) > 1:
         distinct, floor = findings.distinct_results(findings.primary), borrowed.get(findings.primary)
         leader_compared = compare_leader(study, cells, distinct, primary, findings.primary, floor)
-    return findings._replace(compared=compared, effects=of_factorial, leader_compared=leader_compared)
+    return findings._replace(comparisons=compared, effects=of_factorial, leader_compared=leader_compared)
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
@@ -107,10 +107,10 @@ def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tupl
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
     sizes = dict.fromkeys(
-        f"{place.config.get('size')}, {length_in_words(place.config['train'])}" for place in group.places.values()
+        f"{place.config.get('size')}, {length_in_words(place.config['train'])}" for place in group.runs.values()
     )
     cells = exclude_copies(read_all(group))
-    words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
+    words = f"{runs_in_words(list(group.runs))}; {' and '.join(sizes)}"
     return words, {metric: results_of(group, cells, metric) for metric in metrics}
 
 

@@ -144,7 +144,7 @@ def record(findings: Findings) -> dict[str, Any]:
         runs.append(run)
     comparisons = []
     for name in findings.results:
-        for arm, c in findings.compared[name].items():
+        for arm, c in findings.comparisons[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             line |= {"decision": findings.decision(arm, name).kind, "verdict": findings.verdict(arm, name)}
             line["exploratory"] = findings.exploratory(arm, name)
@@ -166,7 +166,7 @@ def record(findings: Findings) -> dict[str, Any]:
         "learning_rates": tuning.tuning_for_record(findings),
         "effects": factorial.effects_for_record(findings),
         "predictions": [checked._asdict() for checked in checked_predictions(findings)],
-        "bit_for_bit_the_same": findings.same,
+        "bit_for_bit_the_same": findings.copies,
         "runs": runs,
         "comparisons": comparisons,
     }

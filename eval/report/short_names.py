@@ -44,7 +44,7 @@ def with_short_names(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     collection = Collection(
         **{key: getattr(study, key) for key in COPIED_PROPERTIES},
         arms=[*map(shorten, study.arms)],
-        places={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
+        runs={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
         controlled=getattr(study, "controlled", True),
         damaged=getattr(study, "damaged", []),
         factorial=factorial and replace(factorial, factors=tuple(map(shorten, factorial.factors))),

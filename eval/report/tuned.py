@@ -136,7 +136,7 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
     """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
-    for arm in findings.study.compared if findings.study.tuning and metric in JUDGED_METRICS else ():
+    for arm in findings.study.compared_arms if findings.study.tuning and metric in JUDGED_METRICS else ():
         c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOICE_METRIC, metric))
         if c and judged and c.seeds == judged.seeds:
             compared[arm] = compare_at_best_rates(

@@ -20,7 +20,7 @@ def undecided_arms(findings: Findings) -> dict[str, str]:
     where the baseline has no result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
-    compared = findings.compared.get(findings.primary, {})
+    compared = findings.comparisons.get(findings.primary, {})
     return {
         arm: findings.decision(arm, findings.primary).words
         for arm, comparison in compared.items()

@@ -67,7 +67,7 @@ class Comparison:
         return abs(self.difference) + interval_half_width(2 * level, self.seeds, self.items) <= margin
 
     @property
-    def counts(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the difference is significant, after the multiple-comparison correction if there was one, and was
         seen with more than one seed."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted

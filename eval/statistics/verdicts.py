@@ -105,9 +105,9 @@ def verdict(
     if not comparison.replicated:
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
     equivalent = comparison.equivalent(margin)
-    if not comparison.counts and equivalent and margin is not None:
+    if not comparison.is_significant and equivalent and margin is not None:
         return Verdict("equivalent", f"equivalent within {with_unit(margin, unit)}")
-    if not comparison.counts:
+    if not comparison.is_significant:
         return Verdict("undecided", f"undecided: {missing or 'within noise'}")
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)

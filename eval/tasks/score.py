@@ -76,7 +76,7 @@ def likelihoods(
         if all(keys[i] in journal for i in numbers):
             continue
         outputs, index = np.unique(np.concatenate(list(positions.values())), return_inverse=True)
-        x_ND = model.hidden(*batch_inputs(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
+        x_ND = model.hidden(*batch_inputs(group, device, objective), rows_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)

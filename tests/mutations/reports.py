@@ -75,7 +75,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/findings.py",
-        "is_primary = metric == self.primary == self.primary_before",
+        "is_primary = metric == self.primary == self.registered_metric",
         "is_primary = True",
         "tests/test_report_criteria.py::test_the_metric_that_was_registered_decides",
     ),

@@ -21,7 +21,7 @@ def answer(findings: Findings) -> str:
     """The answer in a sentence or two; "" where no arm is compared with the baseline yet, or where runs that were not
     planned as one study are compared (sections/places.py ranks these)."""
     metric = findings.primary
-    compared = findings.compared.get(metric, {})
+    compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
         return ""
     if len(compared) == 1:
@@ -32,7 +32,7 @@ def answer(findings: Findings) -> str:
         text = f"At the common learning rate: {text}"
     if any(findings.chosen_late(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
-    missing = [arm for arm in findings.study.compared if arm not in compared]
+    missing = [arm for arm in findings.study.compared_arms if arm not in compared]
     rest = f" Not compared: {joined_names(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
@@ -43,7 +43,7 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
     """The answer of a study of one arm and the baseline, and the kind of its verdict."""
     metric = findings.primary
     definition, baseline = METRICS[metric], baseline_in_words(findings)
-    kind, difference = findings.decision(arm, metric).kind, findings.compared[metric][arm].difference
+    kind, difference = findings.decision(arm, metric).kind, findings.comparisons[metric][arm].difference
     if kind in ("better", "worse"):
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
@@ -57,7 +57,7 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
 def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     """The answer of a study of several arms, and the kinds of verdict that it rests on."""
     metric, baseline = findings.primary, findings.baseline
-    compared = findings.compared[metric]
+    compared = findings.comparisons[metric]
     leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
     others.remove(leader)
     kinds = {arm: kind_against(findings, leader, arm) for arm in others}
@@ -97,7 +97,7 @@ def kind_against(findings: Findings, leader: str, arm: str) -> str:
         kind = findings.decision(arm, metric).kind
         return OPPOSITE_KINDS.get(kind, kind)
     comparison = findings.leader_compared.get(arm)
-    return findings.judged(comparison, metric).kind if comparison else "undecided"
+    return findings.verdict_on(comparison, metric).kind if comparison else "undecided"
 
 
 def lead_in_words(findings: Findings, leader: str) -> str:
@@ -106,7 +106,7 @@ def lead_in_words(findings: Findings, leader: str) -> str:
     if leader == findings.baseline:
         return ""
     definition = METRICS[findings.primary]
-    size = abs(findings.compared[findings.primary][leader].difference)
+    size = abs(findings.comparisons[findings.primary][leader].difference)
     side = "above" if definition.higher_is_better else "below"
     return f", {size:.{definition.digits}f} {definition.unit} {side} {baseline_in_words(findings)}"
 
@@ -127,14 +127,14 @@ def pairs_table(findings: Findings) -> list[str | Table]:
     metric = findings.primary
     if not findings.leader_compared:
         return []
-    leader, digits = leading_arm(findings.compared[metric], findings.baseline, metric), METRICS[metric].digits + 1
+    leader, digits = leading_arm(findings.comparisons[metric], findings.baseline, metric), METRICS[metric].digits + 1
     rows = [
         [
             f"{leader} − {arm}",
             f"{c.difference:+.{digits}f}",
             f"{c.noise:.{digits}f}" if c.seeds and c.enough_items else "unknown",
             f"{c.adjusted:.2g}" if c.seeds and c.enough_items else "-",
-            findings.judged(c, metric).kind,
+            findings.verdict_on(c, metric).kind,
         ]
         for arm, c in findings.leader_compared.items()
     ]

@@ -49,7 +49,7 @@ def section(findings: Findings) -> Section:
     title, tables = "Differences from the baseline", comparison_tables(findings)
     if not tables:
         return Section(
-            title, [f"No arm can be compared with the baseline{': see above' if findings.same else ' yet'}."]
+            title, [f"No arm can be compared with the baseline{': see above' if findings.copies else ' yet'}."]
         )
     batches = "the same batches in the same order, and " if findings.same_batches() else ""
     words = PAIRED if findings.controlled else UNPLANNED
@@ -75,7 +75,7 @@ def comparison_tables(findings: Findings) -> list[Table]:
     by_seed, tests, intervals = [], [], []
     for name in findings.results:
         digits = METRICS[name].digits + 1
-        for arm, c in findings.compared[name].items():
+        for arm, c in findings.comparisons[name].items():
             ours, theirs = findings.results[name][arm], findings.results[name][findings.baseline]
             signed = [
                 f"{ours[seed] - theirs[seed]:+.{digits}f}" if seed in ours and seed in theirs else "-"
@@ -146,17 +146,17 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
 def decision_paragraphs(findings: Findings) -> list[Block]:
     """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
-    if findings.primary != findings.primary_before:
-        before = findings.primary_before or "one metric in some runs and another in others"
+    if findings.primary != findings.registered_metric:
+        before = findings.registered_metric or "one metric in some runs and another in others"
         sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
     for name, margin in findings.margins.items():
-        when = "named before the runs" if name in findings.named_before else "chosen after the runs, so exploratory"
+        before = name in findings.registered_margins
+        when = "named before the runs" if before else "chosen after the runs, so exploratory"
         if name in findings.results:
             sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
-        when = (
-            "named before the runs" if findings.floor_before else "chosen after the runs, so verdicts are exploratory"
-        )
+        before = findings.noise_floor_registered
+        when = "named before the runs" if before else "chosen after the runs, so verdicts are exploratory"
         sentences.append(
             f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
             f"code {floor.code}, {when}. Its degrees of freedom are added to those of "
@@ -174,7 +174,7 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
     """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
     lines = []
     for name in METRICS:
-        for arm in findings.compared.get(name, {}) if findings.controlled else ():
+        for arm in findings.comparisons.get(name, {}) if findings.controlled else ():
             if not findings.decision(arm, name).decided:
                 words = findings.decision(arm, name).words.removeprefix("undecided: ")
                 lines.append(f"* {arm}, {name}: {words}.")
@@ -193,7 +193,7 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
 def noise_floors(findings: Findings) -> list[Block]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
     lines: list[Block] = []
-    arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
+    arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
@@ -220,9 +220,9 @@ def noise_floors(findings: Findings) -> list[Block]:
 def forest_plot(findings: Findings, metric: str) -> str:
     """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
-    for arm, c in findings.compared.get(metric, {}).items():
+    for arm, c in findings.comparisons.get(metric, {}).items():
         kind = "same"
-        if c.counts:
+        if c.is_significant:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
         effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))

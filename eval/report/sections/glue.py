@@ -81,7 +81,7 @@ def section(findings: Findings) -> Section:
     lines += external_lines
     lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), *("" for _ in MEANS)])
     for row in published():
-        if findings.beside == "none" or (row["mark"] == "unverified" and findings.beside != "all"):
+        if findings.published_shown == "none" or (row["mark"] == "unverified" and findings.published_shown != "all"):
             continue
         numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_tasks(row), "-"])

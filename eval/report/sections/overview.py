@@ -18,7 +18,7 @@ from eval.statistics.verdicts import with_unit
 
 
 def section(findings: Findings) -> Section:
-    arms = " Corrected for the number of arms." if len(findings.study.compared) > 1 else ""
+    arms = " Corrected for the number of arms." if len(findings.study.compared_arms) > 1 else ""
     forests = [
         Figure(
             forest_plot(findings, name), f"Bars: 95 % intervals over seeds and items; an arrow: wider than drawn.{arms}"
@@ -61,10 +61,10 @@ def verdict_phrases(findings: Findings, arm: str) -> list[str]:
     """The phrases in an arm's column "verdict": verdict, or why there is none; broken rules; missing runs."""
     results = findings.results[findings.primary]
     words = []
-    if arm in findings.compared[findings.primary]:
+    if arm in findings.comparisons[findings.primary]:
         words.append(findings.marked_verdict(arm, findings.primary))
-    if arm in findings.same:
-        words.append(f"**the same as {findings.same[arm]}, bit for bit**")
+    if arm in findings.copies:
+        words.append(f"**the same as {findings.copies[arm]}, bit for bit**")
     if not words and arm != findings.baseline and results[arm] and results[findings.baseline]:
         if arm in findings.other_text:
             words.append("**read another text under the same name: not compared**")
@@ -90,7 +90,7 @@ def arms_without_effect(findings: Findings) -> list[str]:
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
         "apart had no effect here, and what it would do where it has one is not known from these runs."
-        for arm, other in findings.same.items()
+        for arm, other in findings.copies.items()
     ]
 
 
@@ -127,7 +127,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     """The verdicts on a metric as clauses: "pos=alibi is undecided: ...; pos=none: exploratory: better by ...". Arms
     that are undecided for the same reason share a clause."""
     arms_of: dict[str, list[str]] = {}
-    for arm in findings.compared[metric]:
+    for arm in findings.comparisons[metric]:
         arms_of.setdefault(findings.verdict(arm, metric), []).append(arm)
     clauses = []
     for words, arms in arms_of.items():
@@ -152,15 +152,15 @@ def held_out_loss(findings: Findings) -> str:
 
 def decision_sentences(findings: Findings) -> str:
     """Sentences on the metric and the margin of the verdicts, and whether they were chosen after the runs."""
-    if findings.primary == findings.primary_before:
+    if findings.primary == findings.registered_metric:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
     else:
-        before = findings.primary_before or "one metric in some runs and another in others"
+        before = findings.registered_metric or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
         f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
-        if name in findings.results and name not in findings.named_before
+        if name in findings.results and name not in findings.registered_margins
     ]
     if findings.seeds_planned:
         late.append(
@@ -177,7 +177,7 @@ def unequal_tasks(findings: Findings) -> list[str]:
         f"**{arm}, {name}: compared with {findings.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
         for name in findings.results
-        for arm in findings.compared[name]
+        for arm in findings.comparisons[name]
         if (left_out := findings.tasks_left_out(arm, name))
     ]
 

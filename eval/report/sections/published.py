@@ -51,15 +51,16 @@ def section(findings: Findings) -> Section:
     factors = findings.factors()
     blocks: list[Block] = []
     for table in known["tables"]:
-        if table["factor"] in factors and is_shown(table, findings.beside):
+        if table["factor"] in factors and is_shown(table, findings.published_shown):
             blocks += [table_with_ours(findings, table), *([table["note"]] if "note" in table else [])]
-    if "data.corpus" in factors and is_shown(known["per_task"], findings.beside):
+    if "data.corpus" in factors and is_shown(known["per_task"], findings.published_shown):
         blocks += corpora_compared()
-    if not findings.controlled and "suite" in findings.results and (models := other_models_table(findings.beside)).rows:
-        blocks.append(models)
+    if not findings.controlled and "suite" in findings.results:
+        models = other_models_table(findings.published_shown)
+        blocks += [models] if models.rows else []
     if blocks:
         warning = WARNING.format(paper=known["paper"])
-        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if findings.beside == "all" else warning)
+        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if findings.published_shown == "all" else warning)
     return Section("Beside the BigScience study", blocks)
 
 
@@ -79,7 +80,8 @@ def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
         line = [value, *("-" if n is None else f"{n:.2f}" for n in numbers), ", ".join(differences) or "-"]
         if arms:
             arm = arms.get(value, "")
-            results, comparison = list(findings.results[name].get(arm, {}).values()), findings.compared[name].get(arm)
+            results = list(findings.results[name].get(arm, {}).values())
+            comparison = findings.comparisons[name].get(arm)
             line.append(f"{np.mean(results):.1f}" if results else "-")
             line.append(f"{comparison.difference:+.1f}" if comparison else "-")
             without = "baseline" if arm == findings.baseline else "-"

@@ -36,7 +36,7 @@ def section(findings: Findings) -> Section:
             f"the dashed line goes ten times beyond them)."
         )
         known_law = published.load_published()["scaling"]
-        if published.is_shown(known_law, findings.beside):
+        if published.is_shown(known_law, findings.published_shown):
             words += (
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."

@@ -62,7 +62,7 @@ def terminal_blocks(findings: Findings) -> list[str | Table]:
         [
             arm,
             f"{c.difference:+.{METRICS[findings.primary].digits + 1}f}",
-            findings.judged(c, findings.primary).words,
+            findings.verdict_on(c, findings.primary).words,
             agreement,
         ]
         for arm, c in comparisons_at_best_rate(findings, findings.primary).items()
@@ -94,13 +94,13 @@ def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> st
 
 def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
     digits = METRICS[metric].digits + 1
-    common, best = findings.compared[metric].get(arm), findings.judged(c, metric)
+    common, best = findings.comparisons[metric].get(arm), findings.verdict_on(c, metric)
     ours = (
         [f"{common.difference:+.{digits}f}", findings.decision(arm, metric).words] if common else ["-", "not compared"]
     )
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
     agreement = agreement_text(findings.decision(arm, metric).kind, best.kind) if common else "-"
-    words = f"**{best.words}**" if c.counts else best.words
+    words = f"**{best.words}**" if c.is_significant else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
 
@@ -126,13 +126,13 @@ def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.judged(c[arm], name).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.verdict_on(c[arm], name).words}
             | (
                 {
-                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.judged(c[arm], name).kind)
+                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.verdict_on(c[arm], name).kind)
                     == "yes"
                 }
-                if arm in findings.compared[name]
+                if arm in findings.comparisons[name]
                 else {}
             )
             for name, c in best.items()
