@@ -42,10 +42,10 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
     Args:
         corpus: a name in data/corpora, possibly with a variant, as in oscar:fr; a .yaml file; or a file, folder or glob
             of text.
-        store: the store of prepared data, which remembers the folders of named corpora that `record_folder` noted;
-            None: such notes are not used.
-        blend: the file of the blend that the corpus is a component of, and which must not be a blend itself; "": it is
-            none.
+        store: the store of prepared data, which has the folders of named corpora that `record_folder` wrote there;
+            None: these are not used.
+        blend: where the corpus is a component of a blend, the blend's file; a component must not be a blend itself. "":
+            it is no component.
 
     Returns {"name": ...} together with the keys of one kind of corpus:
         a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
@@ -101,8 +101,8 @@ def check(corpus: str, store: Path | None = None) -> None:
 
 
 def record_folder(corpus: str, folder: str, store: Path) -> None:
-    """Note in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError where
-    the files are not there, or the corpus is not read from files."""
+    """Record in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError
+    where the files are not there, or the corpus is not read from files."""
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -116,8 +116,8 @@ def record_folder(corpus: str, folder: str, store: Path) -> None:
 
 
 def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each family of numbered files of the corpora of which some are missing on this machine; those that
-    are there are read all the same. `store`: as for `load`."""
+    """A sentence for each series of numbered files of the corpora, such as "...3-of-8...", of which some are missing on
+    this machine. The files that exist are read all the same. `store`: as for `load`."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
@@ -147,7 +147,7 @@ def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VA
 
 def _checked_specification(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
-    `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
+    `load` returns, without "name". `variant`: the requested variant, such as "fr" in oscar:fr; "" for the default.
     Raises ValueError where the specification is wrong, or the corpus has no variants and `variant` is not ""."""
     where = f"{path.parent.name}/{path.name}"
     kind = next((kind for kind in FIELDS_BY_KIND if kind in spec), None)
@@ -218,15 +218,15 @@ def _corpora_of_files() -> list[str]:
 
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder with the files of a named corpus on this machine, as `record_folder` noted it in the store or as
+    """The folder with the files of a named corpus on this machine, as `record_folder` wrote it into the store or as
     "path" in its specification says; None where the files are read from the hub."""
     folders = _recorded_folders(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 
 
 def _recorded_folders(store: Path) -> dict[str, str]:
-    """What `record_folder` has noted in a store, {name of a corpus: folder}. Raises ValueError where the note is
-    damaged."""
+    """The folders that `record_folder` wrote into a store, {name of a corpus: folder}. Raises ValueError where the file
+    is damaged."""
     path = store / "sources.json"
     try:
         folders = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -56,7 +56,7 @@ class WordsAndCharacters:
     into overlapping strings of LETTERS_PER_WORD letters, one for each position (Thai and the like). So a shingle is
     SHINGLE words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
 
-    It replaces datatrove's own tokenizers, which need a package for each language.
+    This class replaces datatrove's own tokenizers, which need a package for each language.
     """
 
     _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
@@ -112,9 +112,9 @@ def signatures(folder: Path) -> Any:
 
 
 def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
-    """The least of each hash function over the shingles of a document: uint64 [functions]. The hash of x is (a x + b)
-    mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64 [shingles, 1]; `a`, `b`:
-    uint64 [1, functions], the parameters of the hash functions."""
+    """The smallest value of each hash function over the shingles (n-grams) of a document: uint64 [functions]. The hash
+    of x is (a x + b) mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64
+    [shingles, 1]; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
     import numpy as np
 
     least = np.full(a.shape[1], MERSENNE, np.uint64)
@@ -164,8 +164,8 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
     Args:
         read: the folder with the hashes, from `write_digests`.
         pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
-        removed: the folder for the result: a file for each task with the numbers of the removed documents, by kind, and
-            one with their counts.
+        removed: the folder for the result: for each task a file with the numbers of the removed documents, by kind, and
+            a file with their counts.
         dedup: the setting data.dedup.
     """
     import numpy as np

@@ -59,13 +59,14 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """A folder cannot be written, although a command has to write there; the message says why, and what helps."""
+    """A folder that a command has to write cannot be written; the message says why, and what helps."""
 
 
 @contextlib.contextmanager
 def explained_write_errors(folder: Path) -> Iterator[None]:
-    """A context that raises Unwritable in place of the operating system's errors for a full disk, a read-only file
-    system or missing permissions. `folder`: the folder that is written, for the message."""
+    """A context that turns the operating system's errors for a full disk, a read-only file system or missing
+    permissions into Unwritable, whose message says what helps. `folder`: the folder that is written, for the
+    message."""
     try:
         yield
     except OSError as error:

@@ -45,8 +45,8 @@ def prepared_tokenizer(
         name: the corpus; for kind="file", the path of an existing tokenizer.
         vocab: the number of its pieces.
         kind: one of `tokenizer.KINDS`.
-        recipe: how the text that it is trained on is prepared.
-        mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
+        recipe: how its training text is prepared.
+        mask: whether it needs an id for a masked token; only byte-bpe is trained differently then.
     """
     if kind == "file":
         return _copied_tokenizer(name, vocab, store)

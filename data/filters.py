@@ -156,9 +156,9 @@ class FilterStep:
 
 
 def summed_report(name: str, folder: Path) -> dict[str, Any]:
-    """The reports of all tasks of a step, added up: a dictionary with the keys of such a report (see `FilterStep`) and
-    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason. `name`: the name of the
-    filter; `folder`: the folder with the reports."""
+    """The sum of the reports of all tasks of a step, with the keys of such a report (see `FilterStep`) and "step", the
+    name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the filter;
+    `folder`: the folder with the reports."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -275,10 +275,10 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
 
 
 def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
-    """How many rows of each evaluation task the corpus contains: the dictionary `rows_of_tasks` with two further
-    entries for each task, "found", the number of its rows that occur in the corpus, and "documents", the number of
-    documents that contain one. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files of
-    `index_tasks` and `decontamination_filter`."""
+    """Count the rows of each evaluation task that the corpus contains. Returns the dictionary `rows_of_tasks` with two
+    further entries for each task: "found", the number of its rows that occur in the corpus, and "documents", the number
+    of documents that contain such a row. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files
+    of `index_tasks` and `decontamination_filter`."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -351,8 +351,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for
-    limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
+    """Whether each document has at least `limit` tokens per character (Cramming's filter): bool [documents], all False
+    for limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)

@@ -31,7 +31,7 @@ HUB_BLOCK_BYTES = 1 << 23  # bytes asked of the hub at a time; untuned
 
 class Unreachable(RuntimeError):
     """A file of the Hugging Face hub could not be read, or differs from what the hub lists. It is not a ValueError,
-    since a ValueError would remove the unfinished preparation (data/store.py), and here only the transfer failed."""
+    since after a ValueError the unfinished preparation is removed (data/store.py), although only a transfer failed."""
 
 
 class Ledger:
@@ -44,8 +44,8 @@ class Ledger:
         self.counts: Counter[str] = Counter()
 
     def add_problem(self, where: Any, what: str) -> None:
-        """Add a problem: `where`, a path or "path:line", and `what` it is, in words. Raises ValueError, with all
-        problems, where there are then more than allowed."""
+        """Add a problem: where it is, a path or "path:line", and a description of it. Raises ValueError, which lists
+        all problems, where there are now more than allowed."""
         self.problems.append(f"{where}: {what}")
         check_problem_count(self.problems, self.allowed)
 
@@ -71,8 +71,8 @@ def format_and_compression(name: str) -> tuple[str, str] | None:
 
 
 def missing_numbered_files(names: Iterable[str]) -> list[str]:
-    """A sentence for each family of numbered files, such as those named "...3-of-8...", of which some are missing.
-    `names`: the names of the files that are there."""
+    """A sentence for each series of numbered files, such as "...3-of-8...", of which some are missing. `names`: the
+    names of the files that exist."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, compression = format_and_compression(name) or ("", "")

@@ -48,8 +48,8 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
 
 
 def compared_documents(text: dict[str, Any]) -> int:
-    """The number of documents that were compared to find duplicates: those that are left, and the removed copies.
-    `text`: the manifest of the text, from `prepared_text`."""
+    """The number of documents that were compared to find duplicates: those that remain, and the removed copies. `text`:
+    the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
@@ -104,9 +104,9 @@ def write(
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text, {"count", "estimated": bool}. It is known for the final text; for the text before
-    a filter it is estimated by `rate`, in tokens per byte, since text that a filter removes is never tokenized.
-    `counts`: [documents, bytes] of the text; `manifest`: that of the token files."""
+    """The number of tokens of a text, {"count", "estimated": bool}. The count is exact for the final text. For the text
+    before a filter it is estimated by `rate`, in tokens per byte, since removed text is never tokenized. `counts`:
+    [documents, bytes] of the text; `manifest`: that of the token files."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
@@ -127,7 +127,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def _steps_table(content: dict[str, Any]) -> list[str]:
-    """A table with what each step kept, and why it removed the rest."""
+    """A table of the documents that each step kept, and of its reasons for removing the others."""
     lines = [
         "## Steps",
         "",

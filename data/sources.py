@@ -51,7 +51,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
     Args:
         spec: the specification of the corpus, from `corpus.load`.
         store: the store of prepared data, where lists of files on the hub are kept; None: they are not kept.
-        ask: whether the hub may be asked for a list that is not in the store.
+        ask: whether a list that is not in the store may be requested from the hub.
 
     Raises:
         MissingData: the list is not in the store, and `ask` is false.
@@ -131,7 +131,7 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """`data_files` of a folder, in no order."""
+    """As `data_files` for a folder, with the files in no particular order."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
     below = [path for path in _files_below(folder) if readers.format_and_compression(path.name)]
@@ -190,7 +190,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _device_and_inode(folder: Path) -> tuple[int, int]:
-    """What tells whether two paths lead to the same folder: its device and inode; (0, 0) where it is gone."""
+    """The device and inode of a folder, which are equal for two paths that lead to the same folder; (0, 0) where it
+    does not exist."""
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -199,8 +200,8 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _existing_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are files. Raises ValueError where one is a symbolic link to a file that is not there: a
-    part of the text is missing."""
+    """The paths that are files. Raises ValueError where a path is a symbolic link to a missing file, since a part of
+    the text is then missing."""
     files = []
     for path in paths:
         if path.is_symlink() and not os.path.exists(path):
@@ -210,8 +211,8 @@ def _existing_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:
-    """Raise ValueError where a file of a folder is there in several forms of compression, such as a.jsonl beside
-    a.jsonl.gz: its text would be read more than once."""
+    """Raise ValueError where a folder has the same file with several compressions, such as a.jsonl beside a.jsonl.gz:
+    its text would be read more than once."""
     endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
     for path in paths:
         _, compression = readers.format_and_compression(path.name) or ("", "")
@@ -291,8 +292,8 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
 
 
 def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
-    """(path, bytes, hash) of each file of a repository, as they were listed before; None where they were not, or what
-    was kept is damaged."""
+    """(path, bytes, hash) of each file of a repository, from an earlier listing in the file `path`; None where there is
+    none, or it is damaged."""
     try:
         entries = [tuple(entry) for entry in json.loads(path.read_text("utf-8"))]
         whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
@@ -336,7 +337,7 @@ def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) 
 
 
 def _fixed_folder(pattern: str) -> tuple[str, bool]:
-    """The part of a glob before the first folder with a wildcard, and whether files in its subfolders may match:
+    """The folders at the beginning of a glob that have no wildcard, and whether files in subfolders of these may match:
     `data/en/*.gz` gives ("data/en", False), `data/*/a.gz` gives ("data", True)."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))

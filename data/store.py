@@ -206,7 +206,8 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
 
 
 def damage_error(path: Path, what: str) -> ValueError:
-    """A ValueError about a file of the store that is not what was written there; `what` is wrong with it."""
+    """A ValueError about a file of the store that differs from what was written. `what`: a description of the
+    difference."""
     folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
     return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
 
@@ -254,16 +255,17 @@ def _sha256(path: Path) -> str:
 
 
 def _is_note_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It does not where a file
-    had changed less than RACY_SECONDS before it was read, since it may have changed again without a new time; a store
-    that may not build accepts it all the same."""
+    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It is not valid where a
+    file had changed less than RACY_SECONDS before it was read, since the file may have changed again without a new
+    timestamp. A store that may not build accepts such a note."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)
 
 
 def _write_note(note: Path, text: str) -> None:
-    """Store a result about files that were read in the file `note`; where the disk cannot be written, store nothing."""
+    """Write a result about files that were read, such as a hash, to the file `note`; do nothing where the disk cannot
+    be written."""
     try:
         write_whole(note, text)
     except OSError as error:
@@ -277,8 +279,8 @@ def digest(value: Any) -> str:
 
 
 def folder_label(name: str) -> str:
-    """A corpus' name as part of a folder's name: words joined by hyphens. Of a path they are its last two parts,
-    without wildcards and extension."""
+    """The name of a corpus in a form for folder names: words joined by hyphens. Of a path only the last two parts are
+    used, without wildcards and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -28,9 +28,9 @@ BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: Any) -> None:
     """Find the characters to remove from each training document, and write them as <shard>.npy: int64 rows [document,
-    first character, end]. Documents are counted from 0 in each shard, without the held-out ones. `documents_folder`: of
-    shards (.jsonl) of documents, with "split" in their "metadata"; `length`: the characters of the shortest stretch
-    that is removed; `results_folder`: where the .npy files go."""
+    first character, end]. Documents are counted from 0 in each shard, without the held-out ones. `documents_folder`: a
+    folder with shards (.jsonl) of documents that have "split" in their "metadata"; `length`: the characters of the
+    shortest stretch that is removed; `results_folder`: where the .npy files go."""
     import numpy as np
     import orjson
 
@@ -64,7 +64,7 @@ def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: 
 
 
 def repeated_characters(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
-    """Which characters lie in a window of `length` characters, within one document, that occurred before: bool
+    """Whether each character lies in a window of `length` characters, within one document, that occurred before: bool
     [characters].
 
     Args:

@@ -117,7 +117,8 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
 
 
 class WorkFolders(NamedTuple):
-    """The folders, within the unfinished work, in which each step of making a text leaves files for the later ones."""
+    """The folders in which each step of preparing a text writes files for later steps, below the folder of the
+    unfinished text."""
 
     read: Path  # the documents that the filters kept, a .jsonl file for each task, and their digests
     signatures: Path  # MinHash signatures
@@ -143,7 +144,7 @@ def _make_text(
         spec: the specification of the corpus.
         files: the files it is read from; empty for installed packages, which are listed here.
         recipe: which documents are removed.
-        wrong: the problems of the files that are known already, a sentence each.
+        wrong: a sentence for each problem of the files that is known already.
         work: the folder for the text.
         run: runs the tasks of one step of the work on all shards (see `store.RunStage`).
 

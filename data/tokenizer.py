@@ -110,7 +110,7 @@ def check_parity(tokenizer: Tokenizer) -> None:
 
 
 def reason_not_exportable(tokenizer: Tokenizer) -> str:
-    """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint, or ""."""
+    """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
         return NOT_EXPORTABLE.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
@@ -132,9 +132,9 @@ def reason_setting_not_exportable(kind: str, path: str) -> str:
 def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
 
-    It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as <unk>; <mask> or
-    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces. Raises ValueError where `vocab`
-    leaves no id beyond the pieces; the message says what helps.
+    The id is that of [MASK] for WordPiece; of <unk> for a SentencePiece model trained here, which encodes no text as
+    <unk>; of <mask> or [MASK] for a file that has such a piece; else the first id beyond the tokenizer's pieces. Raises
+    ValueError where `vocab` leaves no id beyond the pieces; the message says what helps.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -147,9 +147,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: Tokenizer) -> list[int]:
-    """The values of model.vocab that a tokenizer from a file allows: the number of its pieces; for a unigram model also
-    that number plus EXTRA_IDS, as in T5; for another tokenizer without an id for a masked token also that number plus
-    1."""
+    """The values of model.vocab that a tokenizer from a file allows. One is the number of its pieces. Another is that
+    number plus EXTRA_IDS for a unigram model, as in T5, or plus 1 for other tokenizers without an id for a masked
+    token."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -159,8 +159,8 @@ def vocabularies(tokenizer: Tokenizer) -> list[int]:
 
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", mask: bool = False) -> bytes:
-    """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Of more text than SAMPLE_BYTES
-    every n-th document is read, n = `stride(size)`.
+    """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Where the text has more than
+    SAMPLE_BYTES, only every n-th document is read, with n = `stride(size)`.
 
     SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
     is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`

@@ -82,7 +82,7 @@ def make_attention(
     """Make the attention function that all layers of one forward pass share, computed in the fastest way for the
     device, the precision and the arguments.
 
-    Positions act in this function and nowhere else in attention, so that no layer can miss them.
+    All effects of positions on attention are in the returned function, so that no layer can miss them.
 
     Args:
         heads: attention heads on this rank.
@@ -122,8 +122,9 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: the queries, and with them the
-    keys up to the last query's own; None: all T queries and keys. The other arguments are those of `make_attention`."""
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of queries, for which
+    only the keys up to the last query's position are returned; None: all T queries and keys. The other arguments are
+    those of `make_attention`."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -141,10 +142,10 @@ def plain_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
-    in memory. Arguments as for `make_attention`. The function takes the number of the layer besides q, k and v: with QK
-    layer scaling, scores are computed divided by that number so that they do not overflow in fp16, and multiplied by it
-    again in fp32."""
+    """Make an attention function that computes the matrix of scores, [B x H, T, T], block by block of queries. Only the
+    scores of visible keys are kept in memory. Arguments as for `make_attention`. The function takes the number of the
+    layer besides q, k and v: with QK layer scaling, scores are computed divided by that number so that they do not
+    overflow in fp16, and multiplied by it again in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -170,8 +171,8 @@ def masked_attention(
 ) -> Attend:
     """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
     and mask as one float tensor (`visible_bias`). Arguments as for `make_attention`. The tensor has four dimensions,
-    since torch computes slowly with three. While text is scored, and no query sees a later key,
-    QUERIES_AT_ONCE_IN_SCORING queries at a time are given the keys up to the last of them."""
+    since torch computes slowly with three. In evaluation of a causal model the queries are divided into blocks of
+    QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
     T = x_BTD.shape[1]
     rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]

@@ -49,13 +49,13 @@ class Attention(nn.Module):
 
 
 def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
-    """Select rows of a batch: those at the indices `rows_N` (int64) of the batch flattened to [B x T, D], as [N, D].
-    None: the batch as it is, [B, T, D]."""
+    """Select rows of a batch flattened to [B x T, D]. Returns the rows with the indices `rows_N` (int64), [N, D]; where
+    that is None, the batch unchanged, [B, T, D]."""
     return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
 class Block(nn.Module):
-    """Pre-LN: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
+    """A pre-LN transformer block: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
 
     def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
@@ -71,8 +71,8 @@ class Block(nn.Module):
 
 
 class PostLN(Block):
-    """Post-LN: after attention and after the MLP, the sum of residual stream and output is normalised (Vaswani et al.
-    2017, GPT-1); there is no final norm."""
+    """A post-LN transformer block: after attention and after the MLP, the sum of residual stream and output is
+    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
         x_BTD = self.norm1(select_rows(x_BTD, rows_N) + self.drop(self.attn(x_BTD, attend, rows_N)))
@@ -80,7 +80,8 @@ class PostLN(Block):
 
 
 class Parallel(Block):
-    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
+    """A parallel transformer block: attention and MLP read the same normalised input, with one norm for both (GPT-J,
+    PaLM)."""
 
     def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__(cfg, tp, layers)
@@ -174,20 +175,20 @@ class GPT(nn.Module):
         extents_B: Tensor | None = None,
         rows_N: Tensor | None = None,
     ) -> Tensor:
-        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] where
-        only N of these outputs are wanted.
+        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] with
+        `rows_N`.
 
         Args:
             tokens_BT: token ids.
             arrangement: the tokens' positions and what each sees, where these do not follow from their order.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
-            rows_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
-                not computed beyond the last block's attention, which needs their keys and values.
+            rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For the other
+                tokens the last block computes only keys and values.
 
         Raises:
-            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none:
-                neither would be the model that was trained.
+            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none: both
+                would differ from training.
         """
         if arrangement is None:
             self.objective.check(extents_B)
@@ -224,8 +225,8 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors of the logits x @ weight.T: the transformed `x`, and the output matrix. A bias of the logits
-        is appended to the matrix as one more column, and a column of ones to `x`."""
+        """The two factors of the logits, x @ weight.T: the hidden states `x` after the head's transform, and the output
+        matrix. A bias of the logits is appended to the matrix as one more column, and a column of ones to `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight

@@ -202,7 +202,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
     `folder`: of config.json and model.safetensors. Returns (the configuration, the state for GPT(cfg).load_state_dict
     in the precision in which it was saved). Raises ValueError where the checkpoint has another architecture or a
-    setting without a counterpart here, or its weights are not whole.
+    setting without a counterpart here, or a weight is missing.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

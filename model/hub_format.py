@@ -46,14 +46,15 @@ class Format:
     """How a model of ours is written as one architecture of Hugging Face's transformers.
 
     needs: {our setting: the values with which the architecture computes the same as our model}.
-    sizes: {our setting: their name for it}, for settings that may have any value.
-    fixed: from our configuration, the values of all their other settings on which the computation depends.
-    dropout: {their name of a dropout probability: ours}. They do not act in inference.
-    weights: {our module: their modules}, below `prefix`, with {} for the number of the layer. There are several where
-        ours is divided among theirs.
-    layouts: {our module: how its tensors are rearranged for theirs}; modules that are not named are the same.
-    head: their name of the output matrix, where it is not the token embedding.
-    constants: {name: shape} of tensors that our model does not have. They are written as zeros, which has no effect.
+    sizes: {our setting: Hugging Face's name for it}, for settings that may have any value.
+    fixed: a function of our configuration that returns the values of all other Hugging Face settings on which the
+        computation depends.
+    dropout: {Hugging Face's name of a dropout probability: our setting}. Dropout does not act in inference.
+    weights: {our module: Hugging Face's modules}, below `prefix`, with {} for the number of the layer. There are
+        several where our module is divided among them.
+    layouts: {our module: how its tensors are rearranged}; the tensors of other modules are the same in both.
+    head: Hugging Face's name of the output matrix, where it is not the token embedding.
+    constants: {name: shape} of tensors that our model does not have. They are written as zeros and have no effect.
     """
 
     name: str

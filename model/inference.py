@@ -1,4 +1,4 @@
-"""Whether the model scores text, so that it may take ways that have no gradient."""
+"""Whether the model is scoring text, in which case operations without a gradient may be used."""
 
 import torch
 

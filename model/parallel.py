@@ -68,7 +68,8 @@ class Row(_WithoutExtraState, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """Makes layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its part.
+    """A factory of layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its
+    part.
 
     The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer Engine.
     """

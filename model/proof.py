@@ -62,8 +62,8 @@ def prove(model: Any) -> list[Proof]:
     seconds at most.
 
     Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
-    it passes on all ranks. Returns the result of each proof: where it failed on some ranks that of the first of them,
-    else that of the first rank.
+    it passes on all ranks. Returns one result for each proof: that of the first rank on which the proof failed, or of
+    the first rank where it passed on all.
     """
     training = model.training
     model.eval()
@@ -80,8 +80,8 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
-    The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
-    they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
+    The gradients of both are compared. During the comparison the weights are replaced by random ones of the size that
+    weights have after training, since with initial weights gradients hardly depend on positions. The eager loss is
     computed row by row, so that it needs no more memory than the graph. `graph`, `eager`: compute the mean loss of a
     batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
     """

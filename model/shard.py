@@ -83,12 +83,12 @@ class RankGroup:
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """The whole parameter (or its gradient) from the parts of all ranks, of which this rank gives `part`. All call
-        it together."""
+        """Gather a whole parameter, or its gradient, from the parts of all ranks; `part` is that of this rank. All
+        ranks call it together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The values that the ranks give, in their order. All call it together."""
+        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call it together."""
         return [value]
 
 

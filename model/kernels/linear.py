@@ -47,8 +47,8 @@ def _onednn_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _onednn_operator(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """a @ b.T + bias by oneDNN's operator, as an operator that torch.compile does not trace: its own rule for oneDNN's
-    operator expects weights that never change."""
+    """a @ b.T + bias by oneDNN, as a custom operator that torch.compile does not trace: torch.compile's own lowering of
+    oneDNN's operator assumes constant weights."""
     return _onednn_product(a_ND, b_FD, bias_F)
 
 
@@ -58,8 +58,8 @@ def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 
 def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand: in fp32 the
-    narrower of the two is made the left one."""
+    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand, so in fp32 the
+    operands are exchanged where that makes the copied one the smaller."""
     if _uses_onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
         return product(x_ND.t(), grad_NF.t()).t()
     return product(grad_NF.t(), x_ND.t())

@@ -15,9 +15,8 @@ def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate queries or keys as `formula` does, in two passes over the numbers. `x_BHTK`: queries or keys; `cos_TK`:
-    cosines of the angles; both halves of the K coordinates are the same; `sin_TK`: sines of the angles; both halves of
-    the K coordinates are the same."""
+    """Rotate queries or keys as `formula` does, in two passes over the numbers. `x_BHTK`: queries or keys; `cos_TK`,
+    `sin_TK`: cosines and sines of the angles, the same in both halves of the K coordinates."""
     return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
 
 

@@ -72,12 +72,13 @@ def _key_sizes(T: int) -> np.ndarray:
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """Measure the scores that each layer computes: for each layer [H, T, T], of this rank's heads, relative to the
-    score of each query with the key at its own position; minus infinity where a query does not see a key.
+    """Measure the attention scores that each layer computes: for each layer an array [H, T, T] of this rank's heads.
+    Scores are relative to that of each query with the key at its own position, and minus infinity where a query does
+    not see a key.
 
-    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
-    to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
-    output projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
+    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 resolves even
+    ALiBi's smallest slope), and values that are one-hot vectors of the key's position, so that the input of the output
+    projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -108,12 +109,12 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def proof_length(model: Any) -> tuple[int, str]:
-    """The number of positions at which the proof `position` measures scores, and the name of another scheme that it
-    cannot tell there from the configured one, or "".
+    """The number of positions at which the proof `position` measures scores; and the name of another scheme whose
+    scores at these positions are equal, or "".
 
-    These are MIN_POSITIONS positions, or twice as many and so on up to the training length, until the formula of no
-    other scheme gives the same scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128.
-    Schemes that add rows to the embeddings are told apart by the rows, and those that train numbers by the numbers.
+    The number is MIN_POSITIONS, doubled up to the training length until the formula of no other scheme gives the same
+    scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes that add rows to
+    the embeddings are told apart by the rows, and those that train numbers by the numbers.
     """
     cfg = model.cfg
     fixed = [name for name, scheme in POSITIONS.items() if not list(scheme(cfg).parameters())]
@@ -234,9 +235,9 @@ def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[
 
 
 def information_leaks(model: Any) -> list[str]:
-    """Check that no output depends on tokens that it must not see, whatever in the model might carry them there: the
-    second half of the tokens is replaced, and the outputs that may not know of it must stay as they are. Returns a
-    sentence for a fault.
+    """Check that no output depends on tokens that it must not see, through attention or anything else in the model. The
+    second half of the tokens is replaced, and outputs that must not see these tokens must not change. Returns a
+    sentence for each fault.
 
     Queries, keys and values are enlarged to a standard deviation of 1, since those of a model that has not been trained
     are so small that attention hardly depends on them.

@@ -13,7 +13,8 @@ SEQUENCES = 8  # sequences, so that enough is dropped to tell a share
 
 
 class DropoutMeasurement(NamedTuple):
-    """What dropout does to known values: hooks make attention and MLP return ones, and all attention values 1."""
+    """The measured effect of dropout on known values: hooks make attention and MLP return ones, and set all value
+    vectors of attention to ones."""
 
     first_input: Tensor  # the input of the first layer
     places: int  # how many dropout layers act on what is added to the residual stream
