@@ -96,8 +96,8 @@ def check_run(directory: Path) -> None:
 
 
 def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.Namespace) -> None:
-    """Evaluate all weights of a run that have no current result, and print a line for each. Raises ValueError where a
-    task failed; the results of the others are written."""
+    """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each. Raises ValueError
+    where a task failed; the results of the others are written."""
     from eval import results
     from eval.judge import evaluate_weights
 

@@ -48,8 +48,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
     `to`: the folder to create; None: HUB in the run directory, replacing an earlier export of this run; `store`: the
     store of prepared data; None: that of the run's OUT folder. Raises ValueError where the run is not finished or is
-    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint does not compute the same. No
-    checkpoint is left then."""
+    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint's outputs differ from the run's. The
+    checkpoint is then removed."""
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
@@ -126,7 +126,8 @@ def _save_tokenizer(
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an export of a run (given by its run.json), perhaps of weights since replaced."""
+    """Whether a folder has an export of this run (the content of its run.json), perhaps of weights that have been
+    replaced since."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 

@@ -95,11 +95,12 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
-    cut each piece in two pieces of the vocabulary.
+    divide each piece into two pieces of the vocabulary.
 
-    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
-    as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
-    results from the same two parts, whatever its context; its other cuts never occur, and their order does not matter.
+    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. Up to
+    the moment at which a span of text becomes a piece, nothing was joined across the span's borders, so it was joined
+    as if it stood alone. A piece therefore always results from the same two parts, whatever its context. Other
+    divisions of a piece never occur, and their order does not matter.
     """
     best = sorted(scores, key=lambda piece: -scores[piece])
     cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
@@ -107,9 +108,9 @@ def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
-    or where the original is lossy to what the original decodes. `encoded`: the ids of each text by the original
-    tokenizer. Raises ValueError where the two differ; the message shows where."""
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts
+    or, where the original is lossy, to the text that the original decodes. `encoded`: the ids of each text by the
+    original tokenizer. Raises ValueError where the two differ; the message shows where."""
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

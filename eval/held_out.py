@@ -1,4 +1,4 @@
-"""The held-out text of a run as tasks, and their scores."""
+"""The evaluation tasks made from the held-out text of a run, and the scores of masked language models on them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from eval.tasks import probes
 
 
 class HeldOutText(NamedTuple):
-    """The held-out text of the corpora in eval.corpora.
+    """The held-out text of the corpora that a run is evaluated on (its setting eval.corpora).
 
     tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
     domains: {"corpus/domain": (the entry of bits_per_byte in tasks.yaml, items)}, for the loss of each domain.
@@ -22,8 +22,8 @@ class HeldOutText(NamedTuple):
     documents: dict[str, list[str]]
 
     def masked(self, mask_rate: float) -> "HeldOutText":
-        """The same text for a masked language model, of which only the loss can be measured. Names contain the mask
-        rate, since losses at different rates cannot be compared."""
+        """The same text with the tasks for a masked language model: only the losses. Names contain the mask rate, since
+        losses at different rates cannot be compared."""
 
         def losses(tasks: Tasks) -> Tasks:
             rate = f"masked_{mask_rate:.0%}"
@@ -33,7 +33,7 @@ class HeldOutText(NamedTuple):
 
     @property
     def omitted(self) -> list[str]:
-        """The tasks that the text does not give enough items for."""
+        """The names of the tasks for which the text gives too few items."""
         return [name for name, (_, items) in self.tasks.items() if not items]
 
 

@@ -155,8 +155,8 @@ def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], en
 def additional_scores(
     scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
-    """The entries of eval.json that not every evaluation has: the share of bytes behind unknown tokens, the loss by
-    position, and what became of the tasks of lm-eval with their suite score."""
+    """The entries of eval.json that not every evaluation has: the share of bytes that unknown tokens stand for, the
+    loss by position, and for lm-eval's tasks which were requested, missing or failed, with the score of the suite."""
     more: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
         sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]

@@ -24,7 +24,7 @@ RUN_FORM = {
 
 def read_run_json(directory: Path) -> dict[str, Any]:
     """The content of run.json in a run directory. Raises ValueError where the file is missing or damaged, or describes
-    a model that this version cannot make."""
+    a model that this version of the code does not know."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, types=rundir.RUN_TYPES)
     if run is None:

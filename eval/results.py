@@ -84,9 +84,9 @@ def current_result(
     requested: TaskRequest | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
-    `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data that has not changed
-    since; `precision`: the precision of the evaluation; None: any."""
+    """The stored result of an evaluation, if it is up to date: if an evaluation with these arguments would give the
+    same result. Else None. `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data
+    that has not changed since; `precision`: the precision of the evaluation; None: any."""
     result = read(directory, weights)
     if result is None:
         return None
@@ -96,7 +96,7 @@ def current_result(
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
     """Whether a result (the content of eval.json) has every requested task whose data can be read, with the requested
-    number of examples in the prompt, and whether that data is still what was read then."""
+    number of examples in the prompt and on unchanged data."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False

@@ -1,4 +1,5 @@
-"""Whether the data of a study are still those that its runs were trained on: a corpus may change between two commands.
+"""Checks that the data of a study have not changed since its runs were trained: a corpus may change between two
+commands.
 
 The text is part of a run's configuration: an arm that is trained on a changed text would differ from the baseline in
 two things.

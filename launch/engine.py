@@ -57,7 +57,7 @@ class Engine:
     @property
     def execution(self) -> dict[str, Any]:
         """How training is executed on this machine, as an entry of run.json: {"attention", "attention_seconds",
-        "compiled", "micro_batch", "gradients"}. None of it changes the result beyond rounding."""
+        "compiled", "micro_batch", "gradients"}. These choices change results by no more than rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -153,9 +153,9 @@ class Engine:
             batch: this rank's sequences, on the host.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
-            save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
-                ranks know of it at the same step and at no further cost.
-            stop: whether this rank wants training to stop; reduced like `save`.
+            save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
+                so that all ranks learn of it at the same step and without further communication.
+            stop: whether this rank requests that training stop; reduced like `save`.
             clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
                 since ranks have to agree where these seconds end the run or determine the learning rate.
 
@@ -325,8 +325,8 @@ class AdamW(torch.optim.AdamW):
 
 
 def adamw(model: nn.Module, run: Run) -> AdamW:
-    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, but for
-    the gain of the embedding norm where train.decay_embnorm asks for it."""
+    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, except
+    for the gain of the embedding norm with train.decay_embnorm."""
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for name, p in model.named_parameters():

@@ -34,12 +34,12 @@ class Mismatch(RunFailed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Load the corpus, tokenizer and token files of a run, and build what is missing.
+    """Load the corpus, tokenizer and token files of a run, and build missing ones.
 
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
-    that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
-    `data.prepare.prepare` returns, with "epochs" added: how often training reads each source. Raises RunFailed where
-    the data cannot be prepared, or the token files in the store were made with another tokenizer.
+    that take longer to build have to be prepared before the ranks start. `store`: the folder of prepared data. Returns
+    what `data.prepare.prepare` returns, with "epochs" added: how often training reads each source. Raises RunFailed
+    where the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -161,7 +161,8 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: each rank's node."""
+    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node
+    of each rank."""
     import torch
 
     cpu = "unknown"

@@ -34,7 +34,7 @@ MAX_MEMORY_SHARE = (
     0.95  # of a device's memory may be needed by estimate, which is within 10 % and errs to the high side
 )
 MAX_MICRO_BATCH_GPU, MAX_MICRO_BATCH_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
-MIN_FREE_SHARE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
+MIN_FREE_SHARE = 0.9  # of a GPU's memory that must be free: else a process that should have ended holds the rest
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Node:
     """The measurements of one rank on its node."""
 
     host: str
-    matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
+    matmul: float  # FLOP/s; 0 without a GPU, since other work on a CPU must not make its node count as unfit
     link: float  # bytes/s over the better of the links to two other nodes; 0 where there is no other node
     memory: float  # share of the device's memory that is free; 1 without a GPU
     shared: int  # bytes free in /dev/shm
     disk: int  # bytes free where the run directory lies
-    written: str  # what went wrong when a file was written there, or nothing
+    written: str  # why a file could not be written there; "" where it could
     clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
 
 
@@ -145,9 +145,9 @@ def _matmul_speed(device: torch.device) -> float:
 
 
 def _link_speed(device: torch.device) -> float:
-    """Measure the network of this node: the bytes/s to its two neighbours in a ring of all nodes, the better of the
-    two, since a good node beside a bad one has another neighbour. The first rank of each node measures; its links are
-    used one after the other. All ranks call it together. 0 where there is no other node."""
+    """Measure the network of this node: bytes/s to the faster of its two neighbours in a ring of all nodes, since one
+    of the neighbours may be a bad node. The first rank of each node measures, one link after the other. All ranks call
+    it together. Returns 0 where there is no other node."""
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -208,7 +208,7 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse a run that by estimate does not fit into the memory of its device. `run`: the run's configuration, with a
+    """Check that a run fits into the memory of its device, by estimate. `run`: the run's configuration, with a
     micro-batch. Raises ConfigError where the run does not fit; the message names the largest micro-batch that would."""
     total = device_memory()
     if bytes_needed(run, run.layout.micro_batch, ranks) <= MAX_MEMORY_SHARE * total:

@@ -52,13 +52,15 @@ def restart_in_utf8_mode(module: str, words: list[str]) -> None:
 
 
 def die_with_parent() -> None:
-    """For Popen's `preexec_fn`: have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG)."""
+    """Have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG). For the argument `preexec_fn`
+    of subprocess.Popen."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def ignore_ctrl_c_and_die_with_parent() -> None:
-    """For subprocess.Popen's `preexec_fn`: ignore SIGINT and SIGHUP, which a terminal sends to every process, and have
-    the kernel kill this process when its parent dies. The parent handles the signals and ends its children."""
+    """Ignore SIGINT and SIGHUP, which a terminal sends to every process, and have the kernel kill this process when its
+    parent dies. The parent handles the signals and ends its children. For the argument `preexec_fn` of
+    subprocess.Popen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with_parent()

@@ -45,7 +45,7 @@ class Progress:
         self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
 
     def update(self) -> list[Cell]:
-        """Read the phases and metrics of all runs. Returns the runs whose state differs from that at the last call."""
+        """Read the phases and metrics of all runs. Returns the runs whose state has changed since the last call."""
         changed = []
         for cell in self.cells:
             phase, before = self.phases[cell.dir], self.state[cell.dir]
@@ -146,8 +146,8 @@ def show_progress(progress: Progress, done: threading.Event) -> None:
 
 
 def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """Yield the progress as lines of text until `done` is set: one when the state of a run changes, and after a pause
-    one about all runs, if it differs from the last such line."""
+    """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and after each
+    pause a line about all runs, if it differs from the last such line."""
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
@@ -165,7 +165,8 @@ def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
 
 
 def show_bars(progress: Progress, done: threading.Event) -> None:
-    """Show a bar for each run, as far as there is room on the screen, and one for all runs, until `done` is set."""
+    """Show a progress bar for each run, as far as there is room on the screen, and one for all runs, until `done` is
+    set."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 

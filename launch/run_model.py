@@ -1,4 +1,4 @@
-"""The model of a run, with the layers that its precision and tensor parallelism ask for."""
+"""Makes the model of a run, with the layers that its precision and tensor parallelism require."""
 
 import torch.distributed as dist
 

@@ -23,8 +23,8 @@ class PendingStep:
     Args:
         values: tensors on the device: loss and gradient norm; with several ranks also the sums over ranks of `save` and
             `stop`, and the first rank's seconds.
-        save: whether this rank wants a checkpoint; used where there is a single rank.
-        stop: whether this rank wants training to stop; used where there is a single rank.
+        save: whether this rank requests a checkpoint; used where there is a single rank.
+        stop: whether this rank requests that training stop; used where there is a single rank.
         seconds: returns the seconds of training so far; used where there is a single rank.
     """
 

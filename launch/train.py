@@ -1,6 +1,6 @@
 """Trains one cell of a study: `python -m launch.train --cell 3 POS=alibi`.
 
-Run it again to continue: it picks up the last whole checkpoint, and on a CPU the finished run equals an undisturbed
+Running the command again continues from the last complete checkpoint; on a CPU the finished run equals an uninterrupted
 one bit for bit. Under torchrun or Slurm the same command is one rank of many.
 """
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """An optimizer step that was launched, whose loss was not read yet: the device may still be computing it."""
+    """An optimizer step that was launched and whose loss has not been read yet: the device may still be computing
+    it."""
 
     step: int
     samples: int  # that the run has trained on after it
@@ -48,7 +49,8 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The results of the steps that `read_steps` waited for: one step, or two where losses are read a step late."""
+    """The combined results of the steps that `read_steps` waited for: usually one step, or two where losses are read a
+    step late."""
 
     grad_norm: float  # of the last of them
     save: bool  # whether a rank wants a checkpoint now
@@ -59,7 +61,7 @@ class StepResults(NamedTuple):
 
 @dataclass
 class Session:
-    """One launch of a run's training, as one rank sees it: everything that the loop works with."""
+    """The state of one rank in one launch of a run's training: everything that the training loop uses."""
 
     cell: Cell
     out: Path  # the output root
@@ -316,7 +318,8 @@ def write_results(session: Session) -> None:
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     """Whether a step's loss is read only when the next step is under way, so that a GPU need not wait for the host.
-    Where a wall clock ends the run it is read at once: whether there is a next step then depends on the step before."""
+    Where a wall clock ends the run the loss is read at once, since the time of each step decides whether there is a
+    next one."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 

@@ -168,8 +168,8 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than it was. The event names a
-        rank that computes longer than the others. The next event follows only after training was as fast again.
+        """Record the throughput, and write an event when training has become much slower than before. The event names a
+        rank that computes longer than the others. No further event is written until training has been fast again.
         `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
         since the last call, without waiting for other ranks."""
         self.speeds.append(tokens_per_second)

@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Fine-tune what the parsed command line asks for. Returns the exit code. Raises ValueError where the command is
-    not valid, or no task could be fine-tuned."""
+    """Run the fine-tuning that the parsed command line asks for. Returns the exit code. Raises ValueError where the
+    command is not valid, or no task could be fine-tuned."""
     if args.run is None and args.external is None and (args.data or args.tasks):
         from eval.finetune.tasks import parse_task_names
 
@@ -140,7 +140,7 @@ def stored_and_missing(
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["FineTuning"]]:
     """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run.
     `setting`: the hyperparameters; `identities`: {task: what its result depends on, such as the hashes of its data and
-    of the weights}. A stored result of another identity is one that is still to run."""
+    of the weights}. A stored result of another identity does not count: its fine-tuning is to run again."""
     from eval.finetune.tasks import load_split
     from eval.finetune.work import FineTuning, stored_result
 

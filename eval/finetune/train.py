@@ -23,7 +23,8 @@ MAX_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setti
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. The defaults are "Cramming"'s (config/eval/GLUE_sane.yaml of its release)."""
+    """The hyperparameters of fine-tuning, the same for every task. The defaults are those of "Cramming"
+    (config/eval/GLUE_sane.yaml of its release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences

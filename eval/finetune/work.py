@@ -1,4 +1,5 @@
-"""Fine-tunes on several tasks and seeds at a time, with a progress bar; each result is written when it is finished."""
+"""Runs several fine-tunings (tasks and seeds) in parallel, with a progress bar; each result is written as soon as it is
+finished."""
 
 import ctypes
 import multiprocessing
@@ -35,7 +36,8 @@ class FineTuning(NamedTuple):
 
 
 class SharedInputs(NamedTuple):
-    """The model, data and settings that all fine-tunings of a command share. It can be pickled for workers."""
+    """The model, data and settings that all fine-tunings of a command share. The object can be pickled for worker
+    processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -116,7 +118,8 @@ def run_all(
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
-    """Show that the current fine-tuning has finished `step` steps, after the `before` steps of those that ended."""
+    """Show that the current fine-tuning has finished `step` steps, in addition to the `before` steps of earlier
+    fine-tunings."""
     show(before + step, "")
 
 

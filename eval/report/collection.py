@@ -29,7 +29,7 @@ class CollectedRun:
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs to compare, with the properties of a study that a report uses."""
+    """Runs that a report compares, with the properties of a study (arms, seeds, criteria ...) that the report needs."""
 
     name: str
     title: str
@@ -116,7 +116,7 @@ def changed_settings(base: dict, config: dict) -> dict[str, Any]:
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs that differ in this key of the configuration belong to different arms: true of all keys but the
+    """Whether runs that differ in this key of the configuration belong to different arms: True for all keys except the
     seed, the layout and the name of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
@@ -163,13 +163,13 @@ def short_setting(key: str, value: Any) -> str:
 
 
 def rank_of_setting(key: str) -> int:
-    """The rank of a setting in names of arms: lowest for those that readers look for first."""
+    """The rank of a setting for use in names of arms: lowest for the most familiar settings."""
     return FAMILIAR_SETTINGS.index(key) if key in FAMILIAR_SETTINGS else len(FAMILIAR_SETTINGS)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The path itself if it is a run directory, else all run directories in this folder and its subfolders. Raises
-    ValueError where there is none."""
+    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
+    and its subfolders. Raises ValueError where there is none."""
     folder = Path(name)
     if (folder / rundir.RUN).exists():
         return [folder]

@@ -52,8 +52,8 @@ def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two task identities (see `task_identity`) allow a comparison. Values in ADDED_KEYS, which earlier
-    evaluations did not record, are compared only where both have them."""
+    """Whether scores on a task may be compared, given the `task_identity` of the task in two runs. Values in
+    ADDED_KEYS, which earlier evaluations did not record, have to be equal only where both runs have them."""
     return all(
         a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in ADDED_KEYS or (key in a and key in b)
     )
@@ -157,8 +157,8 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def texts_read(cell: dict[str, Any]) -> dict[str, str]:
-    """What a run read: {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
-    compared only where the values of the keys that both have are equal."""
+    """The text and tokenizer that a run read: {description of the corpus and its preparation, or of the tokenizer:
+    sha256}. Two runs can be compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -206,9 +206,9 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
 
 
 def exclude_copies(cells: Cells) -> Cells:
-    """The runs, where copies of others have no result: runs of another seed, of which everything that was logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second measurement; its state
-    says so."""
+    """The runs, with the results of copies removed. A run is a copy of another run with a different seed if everything
+    that was logged, or the evaluated weights, are equal to the last digit. A copied folder is no second measurement;
+    the state of the run says so."""
     first: dict[tuple[str, str], Run] = {}
     distinct: Cells = {}
     for (arm, seed), cell in cells.items():

@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     digits: int
     scale: float  # from the outcome of an item to the unit of the metric
     unit: str
-    largest: float  # what no difference of two arms can exceed
+    largest: float  # the largest possible difference of two arms
 
 
 METRICS = {
@@ -35,8 +35,8 @@ METRICS = {
 
 
 def largest_effect(metric: str, factors: int = 1) -> float:
-    """What no effect in a metric can exceed: of one factor a difference of two arms, of two a difference of such
-    differences, and so on."""
+    """The largest possible effect in a metric. With one factor an effect is a difference of two arms, with two factors
+    a difference of two such differences, and so on."""
     return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
@@ -76,8 +76,8 @@ class Pairing(NamedTuple):
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
-    tasks: list[str]  # that both were asked in the same way; none: they are not compared
-    left_out: list[str]  # tasks of the metric that only one was asked, or that were asked differently
+    tasks: list[str]  # on which both were evaluated in the same way; empty: the arms are not compared
+    left_out: list[str]  # tasks of the metric on which only one was evaluated, or both in different ways
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
@@ -99,8 +99,8 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
 
 
 def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
-    """The results as means over these tasks alone, for the arms whose runs all have them. Where these are all tasks
-    that an arm has, its results are unchanged."""
+    """The results as means over these tasks alone, for the arms whose runs all have them. The results of an arm that
+    has no other tasks are unchanged."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]

@@ -19,7 +19,7 @@ def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
     """The effects of a factorial, {bit mask of the effect's factors: Comparison with 0}, without multiple-comparison
-    correction. Empty while a combination of factors has no result, and for a study that is no factorial (`design` is
+    correction. Empty where a combination of factors has no result yet, or the study is no factorial (`design` is
     None)."""
     if not design:
         return {}
@@ -55,8 +55,8 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
     """The variance that the seeds give to the mean of a contrast; None with one seed.
 
     As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
-    seeds, pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the
-    variance of the contrast between seeds. `by_seed`: the contrast for each seed, [seeds].
+    seeds, pooled over arms. Where an arm scatters more than the others, it uses the variance of the contrast between
+    seeds, if that gives a wider interval. `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:

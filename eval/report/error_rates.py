@@ -80,9 +80,9 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
     """Error rates over simulated studies that add seeds until they are decided, as shares of the studies: with a wrong
-    verdict at any look, without a margin; the same with a margin of 2; the same without alpha spending; and wrongly
-    called equivalent at any look. `arms`: of each study; `most`: the largest number of seeds; `key`: part of the seed
-    of the random numbers."""
+    verdict at any interim analysis, without a margin; the same with a margin of 2; the same without alpha spending; and
+    wrongly called equivalent at any interim analysis. `arms`: of each study; `most`: the largest number of seeds;
+    `key`: part of the seed of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
         float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -171,10 +171,10 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
 
 
 def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: int) -> list[float]:
-    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule, and if the
-    interaction of seeds and groups were always taken off the groups' part. Groups and single results of a group at a
-    seed have standard deviations of 1; runs have no noise beside that. `groups`: independent groups of items; `seeds`:
-    of each arm."""
+    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule that
+    verdicts use, and by a rule that always subtracts the interaction of seeds and groups from the variance between
+    groups. Groups and single results of a group at a seed have standard deviations of 1; runs have no noise beside
+    that. `groups`: independent groups of items; `seeds`: of each arm."""
     rng = np.random.default_rng((8, groups, arms, seeds))
     y = rng.normal(size=(studies, arms, seeds, groups)) + rng.normal(size=(studies, arms, 1, groups))
     x = y.mean(3)
@@ -190,9 +190,9 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
 
 def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
-    runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
-    last one again without the floor; and how often a difference of 3 is found with the floor and without. `seeds`: of
-    each arm; `aa`: the number of runs of the noise floor."""
+    runs have the same noise, where the runs of a seed share a part of their noise, and where one arm has twice the
+    noise; the third rate again without the floor; and how often a difference of 3 is found, with the floor and without.
+    `seeds`: of each arm; `aa`: the number of runs of the noise floor."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)

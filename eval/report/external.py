@@ -48,8 +48,8 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}.
-    `table`: the content of a glue.json."""
+    """The conditions of fine-tuning that have to be equal for two models to be shown in one table on a task of GLUE:
+    {name: value}. `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],

@@ -66,7 +66,7 @@ class Findings(NamedTuple):
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, metric: str) -> Results:
-        """The results of all arms but those without effect, whose runs would enter the noise twice."""
+        """The results of all arms except copies of other arms, whose runs would enter the noise twice."""
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.copies}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
@@ -84,7 +84,8 @@ class Findings(NamedTuple):
         return pairs.left_out if pairs else []
 
     def verdict_on(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
-        """The verdict on a comparison. `missing`: what would decide it, for the words of an undecided one."""
+        """The verdict on a comparison. `missing`: what would decide the comparison, for the words of an undecided
+        verdict."""
         of = METRICS[metric]
         return verdict(comparison, of.higher_is_better, of.digits, self.margins.get(metric), of.unit, missing)
 
@@ -142,7 +143,7 @@ class Findings(NamedTuple):
         return f", {hours:.2g} {costs[0]['unit']}-hours"
 
     def marked_verdict(self, arm: str, metric: str) -> str:
-        """As `verdict`; in bold where it is better or worse."""
+        """The verdict on an arm in words, as `verdict` returns it; in bold where the arm is better or worse."""
         words = self.verdict(arm, metric)
         return f"**{words}**" if self.decision(arm, metric).kind in ("better", "worse") else words
 

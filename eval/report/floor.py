@@ -26,7 +26,8 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def tasks_digest(cell: dict[str, Any], metric: str) -> str:
-    """A hash of all that must be equal in the tasks of a metric for comparing scores: items, prompts, versions."""
+    """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts,
+    versions."""
     identities = task_identities(cell)
     return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 

@@ -78,8 +78,8 @@ def gather(
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
-    """The results of a study on each metric that a run has, {metric: results}; also on the metrics that every study of
-    its objective should have, and on its primary metric, where no run has one."""
+    """The results of a study on each metric, {metric: results}. Included are the metrics that any run has, the metrics
+    that every study of its objective should have, and the primary metric."""
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
     zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
     expected = {"bits/byte", study.criteria.metric} | zero_shot
@@ -101,8 +101,8 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
 
 
 def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}. Raises
-    ValueError where a run directory is damaged."""
+    """Read other runs for an estimate of the noise between seeds. Returns a description of these runs, and their
+    results, {metric: results}. Raises ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))

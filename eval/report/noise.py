@@ -1,8 +1,8 @@
 """Measures the noise floor of a baseline, from runs that differ only in the seed.
 
 `python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
-OUT/noise where ablations/noise cannot be written. Its seeds are not those of studies, so that the noise is estimated
-independently of the comparisons of studies.
+OUT/noise where ablations/noise cannot be written. The noise floor uses other seeds than studies do, so that it is
+estimated independently of their comparisons.
 """
 
 import json

@@ -83,8 +83,8 @@ def terminal_text(findings: Findings) -> str:
 
 
 def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
-    """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
-    there is no record. Runs are identified by their configurations, wherever they were trained."""
+    """The finished runs in the existing record in the folder `out` that this report lacks, as text; "" where there are
+    none or there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:

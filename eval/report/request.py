@@ -41,8 +41,8 @@ class Request(NamedTuple):
 
 
 def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report: (whether VERDICT=1 asks for the verdict as the exit code, the other
-    words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
+    """Extract VERDICT= from the words of a report. Returns (whether VERDICT=1 asks for the verdict as the exit code,
+    the other words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -96,8 +96,8 @@ def out_folder(words: list[str]) -> Path:
 
 
 def word_in_report(word: str) -> str:
-    """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
-    the folders of this machine."""
+    """A word of the command line in the form that a report shows. Of paths only the last part is kept, since reports do
+    not show the folders of this machine."""
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
         value = shlex.join(Path(folder).name or folder for folder in parse_folders(value))

@@ -120,7 +120,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is none."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is no
+    outcome."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -268,7 +269,7 @@ def has_clock_budget(cell: dict[str, Any]) -> bool:
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The wall clock that a run was given, in seconds; None where its budget is none, or of an unknown form."""
+    """The budget of a run in seconds of wall clock; None where the budget is in tokens or of an unknown form."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if has_clock_budget(cell) else None
     except (ValueError, TypeError):

@@ -14,8 +14,8 @@ COPIED_PROPERTIES = ("name", "title", "seeds", "command", "question", "expect", 
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path: {path: its shortest end, with a part that is no wildcard, that is not the end of
-    another}."""
+    """A short name for each path, {path: short name}: the shortest end of the path that is not the end of another path
+    and has a part without wildcards."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():

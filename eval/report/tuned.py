@@ -66,7 +66,8 @@ class Candidates(NamedTuple):
 
 def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_METRIC) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
-    the common rate is missing, or there are too few documents for two halves. `metric`: whose tasks are read."""
+    the common rate is missing, or there are too few documents for two halves. `metric`: the metric whose tasks are
+    read."""
     tuning, results = findings.study.tuning, findings.distinct_results(CHOICE_METRIC)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
@@ -99,8 +100,8 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
-        seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
-        half: the half of the documents that is judged; None: both halves are used for the choice.
+        seed: the index of the seed whose result is wanted. Where there is only one seed, it is used for the choice too.
+        half: the half of the documents whose result is wanted; None: both halves are used for the choice.
     """
     others = [s for s in range(len(c.seeds)) if s != seed] or [seed]
     judged_by = [1 - half] if half is not None else [0, 1]

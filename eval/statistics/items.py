@@ -1,4 +1,4 @@
-"""The noise of items: held-out documents and questions, of which there could have been others.
+"""The noise of items: held-out documents and questions are a sample, and another sample would give another result.
 
 Those that share a passage or a document are not independent: they count as one, their sum. The variance is that of the
 jackknife over these, with n - 1 degrees of freedom for n of equal size and fewer where sizes differ (Kish's effective
@@ -35,10 +35,10 @@ FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can t
 
 
 class Stratum(NamedTuple):
-    """The results of one task, usually differences of two arms. For a seed, sum(differences) / sum(weights) is the
+    """The results of one task, usually differences of two arms. For each seed, sum(differences) / sum(weights) is the
     difference of the arms on this task.
 
-    The items are taken as independent, so items that share a passage or a document are summed into one before
+    The items are assumed to be independent, so items that share a passage or a document are summed into one first
     (`stratum_of_clusters`). Strata may have clusters in common, as tasks that are made from the same held-out text
     have.
     """
@@ -122,12 +122,12 @@ def item_variance(strata: list[Stratum]) -> Variance:
 
 
 def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:
-    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (for the
-    given seeds, with its degrees of freedom; how much of it is the interaction of seeds and items).
+    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (the
+    variance for the given seeds with its degrees of freedom, the part of it that is the interaction of seeds and
+    items).
 
-    The items by themselves give the first minus the second (`item_variance`). Where the second is as large as the
-    first, they may give anything from nothing to the first. `strata`: the differences of two arms, [seeds, items] for
-    each task.
+    The variance of the items themselves is the first minus the second (`item_variance`). Where both are equally large,
+    it may be anything from zero to the first. `strata`: the differences of two arms, [seeds, items] for each task.
     """
     parts, rest = [], 0.0
     for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
@@ -141,8 +141,8 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
 
 
 def shared_names(stratum: Stratum) -> set[str]:
-    """The names of a stratum's clusters that other strata may have too: those of documents and passages. An item that
-    is a cluster of its own is "item" and a name that means something within its task only."""
+    """The names of a stratum's clusters that other strata may have too: those of documents and passages. The name of an
+    item that is a cluster of its own begins with "item" and has a meaning only within its task."""
     return {name for name in stratum.clusters if not name.startswith(SINGLE_ITEM_PREFIX)}
 
 
@@ -161,8 +161,9 @@ def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
 
 
 def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each cluster,
-    its share of a stratum summed over strata. A cluster that several strata have is left out of all of them at once."""
+    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each
+    cluster, its share of a stratum summed over strata. A cluster that several strata share is left out of all of
+    them at once."""
     columns: dict[object, int] = {}
     places = []
     for number, stratum in enumerate(strata):
@@ -187,12 +188,12 @@ class NoiseParts(NamedTuple):
 
 
 def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL) -> NoiseParts:
-    """The noise of a difference from its seeds and its items, with their interaction, which both show, counted once: in
-    the part with which the interval of the difference is the wider.
+    """The noise of a difference from its seeds and from its items. Both variances contain the interaction of seeds and
+    items, which is subtracted from the one that leaves the wider interval, so that it is counted once.
 
-    A plan is more careful: it takes all that the seeds show, and of the items the estimate without the interaction only
-    where the verdict rests on it and it is above zero. Else that with the interaction, since an estimate that is not
-    above zero does not mean that there is no noise.
+    The variances for plans are larger. The one from the seeds includes the interaction. The one from the items is
+    without the interaction only where the verdict uses that estimate and it is above zero; else it is with the
+    interaction, since an estimate of zero or less does not mean that there is no noise.
 
     Args:
         seeds: the variance of the difference from the seeds, the interaction included; None where it is unknown.

@@ -60,8 +60,8 @@ def combined_with_floor(part: Variance, share: float, floor: Variance) -> Varian
     """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
     noise floor together.
 
-    The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
-    not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
+    The noise floor is measured on unpaired runs, while a study compares arms that share a seed and with it some of the
+    noise. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
     significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
     difference from the study's own seeds; `share`: how many times the variance of a single run `part` is; `floor`: the
     variance of a single run, from the noise floor.
@@ -164,7 +164,6 @@ def noise_floor(results: Results) -> Variance | None:
 def level_stderr(results: Results, arm: str, items: Variance) -> float:
     """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
     variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-    `results`: {arm: {seed: result}}; `arm`: whose mean it is; `items`: the variance that the items give to this
-    mean."""
+    `results`: {arm: {seed: result}}; `arm`: the arm; `items`: the variance that the items give to this mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

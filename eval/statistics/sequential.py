@@ -28,8 +28,8 @@ POINTS = 401  # of the grid of the integration: levels to three digits (tests/te
 
 
 def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of alpha (LEVEL) that the look at the results after `seeds` of at most `most` seeds may use; 0 before
-    the second seed and after the last one, where there is no look. `tests`: the number of arms that are compared with
+    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use; 0 before the
+    second seed and after the last one, where there is no analysis. `tests`: the number of arms that are compared with
     the baseline, each at LEVEL / tests."""
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
@@ -39,8 +39,8 @@ def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
 
 @functools.cache
 def alpha_levels(total: float, most: int) -> list[float]:
-    """The two-sided significance level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean whose
-    true value is 0 is significant at any of the looks with probability `total`."""
+    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds, such that a normal
+    mean whose true value is 0 is significant at any of the analyses with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 

@@ -73,7 +73,8 @@ def items_alone_leave_undecided(c: Comparison, margin: float | None = None) -> b
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
+    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
+    seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -130,9 +131,8 @@ def p_in_words(p: float) -> str:
 def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
-    """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
-    "2–4"}. `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, with every
-    pair once."""
+    """The rank of each arm where only significant differences count: {arm: "1", or a range of ranks such as "2–4"}.
+    `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, each pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

@@ -18,10 +18,10 @@ class TaskRequest(NamedTuple):
 
 
 def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
-    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition}; and
-    the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left out,
-    and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a group
-    can."""
+    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition};
+    and the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left
+    out and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a
+    group can."""
     from eval.tasks.definitions import definitions as defined
 
     members_of = {name: defined(names([name]), requested.shots) for name in requested.names}

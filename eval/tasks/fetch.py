@@ -54,8 +54,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def why_unreachable() -> str:
-    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. It is asked once, since each
-    of thousands of data sets would be tried again and again."""
+    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. The hub is asked only once,
+    since otherwise each of thousands of data sets would be tried again and again."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

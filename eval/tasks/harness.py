@@ -195,7 +195,8 @@ def evaluate_named(
 
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of lm-eval tasks that run together, so that equal requests of several are scored once."""
+    """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {name:
+    result}."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)

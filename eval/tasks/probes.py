@@ -154,7 +154,7 @@ def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
     """Check the entries of tasks.yaml.
 
     Raises:
-        ValueError: an entry lacks a key, or has one that is not known; the message names it.
+        ValueError: an entry lacks a key or has an unknown one; the message names the entry.
     """
     for name, entry in tasks.items():
         sizes = {"bytes", "domain_bytes"} if name == "bits_per_byte" else {"chance", "items", "mean"}
@@ -214,12 +214,13 @@ def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
 
 
 def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to predict the last word of a passage, which occurs earlier in the passage, as
-    in LAMBADA (Paperno et al. 2016).
+    """Pairs (document, item) of the task to predict the last word of a passage, as in LAMBADA (Paperno et al. 2016).
+    The word occurs earlier in the passage.
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little. `n`: the number of items that will be used.
+    giving the most common answer scores little. `n`: the number of items that will be used, from which this limit
+    follows.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -389,8 +390,8 @@ def chance_accuracy(rows: list[dict], rule: float | str) -> float:
 
 
 def main() -> int:
-    """Check, before anything is trained, that each task stands in tasks.yaml and in `make_items`: `python -m
-    eval.tasks.probes`."""
+    """Check that each task has both an entry in tasks.yaml and code in `make_items`; a study runs `python -m
+    eval.tasks.probes` before anything is trained."""
     try:
         make_items([], seq=1)
     except ValueError as error:

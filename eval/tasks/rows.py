@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """For each input, the input whose forward pass it shares: {input: a longer input of which it is a prefix, or
+    """The input whose forward pass each input shares: {input: a longer input of which it is a prefix, or the input
     itself}. In lexicographic order a prefix comes right before the inputs that it begins."""
     representative: dict[Input, Input] = {}
     after = Input((), 0)

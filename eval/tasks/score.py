@@ -128,8 +128,8 @@ def output_positions(
 def split_to_fit(
     context: Sequence[int], continuation: Sequence[int], longest: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The pair (context, continuation) alone where its continuation has at most `longest` tokens; else a pair for each
-    piece of half that length, with everything before the piece as the context."""
+    """Split a pair (context, continuation) whose continuation has more than `longest` tokens into pairs with pieces of
+    half that length, each with everything before the piece as its context. A shorter pair is returned alone."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -155,9 +155,9 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
 
 
 def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
-    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely ones it takes the first.
-    `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target; `v`: int64
-    [targets], its token id."""
+    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely tokens greedy decoding
+    takes the first. `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target;
+    `v`: int64 [targets], its token id."""
     if logp_NV.is_cuda:
         return logp_NV.argmax(-1)[n] == v
     # on a CPU argmax takes longer than log_softmax, and amax a tenth of it

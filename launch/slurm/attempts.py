@@ -164,7 +164,7 @@ def last_configuration_error(folder: Path, job: str) -> str:
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
     attempt. srun puts the rank's number before each line, which is not part of the match. `what`: a regular expression;
-    where it has a group, the group is returned."""
+    where it has a group, only the group's text is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:

@@ -120,7 +120,7 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
 
 
 def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job that writes the report, whether the jobs `after` which it runs succeeded or not."""
+    """Submit the job that writes the report. The job runs after the jobs `after`, whether they succeed or not."""
     logs = _log_folder(study)
     waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
     script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
@@ -269,7 +269,7 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add the site's mean time between failures, among `variables` of the site file, to the words of a study, as the
+    """Add the site's mean time between failures, from the `variables` of the site file, to the words of a study, as the
     setting layout.mtbf in SET, unless the words set it already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words

@@ -101,8 +101,8 @@ def kind_against(findings: Findings, leader: str, arm: str) -> str:
 
 
 def lead_in_words(findings: Findings, leader: str) -> str:
-    """How far the leading arm is from the baseline, as text, such as ", 0.174 below the baseline (pos=learned)"; ""
-    where it is the baseline."""
+    """The difference of the leading arm from the baseline as text, such as ", 0.174 below the baseline (pos=learned)";
+    "" where the baseline leads."""
     if leader == findings.baseline:
         return ""
     definition = METRICS[findings.primary]

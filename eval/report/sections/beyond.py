@@ -1,5 +1,5 @@
-"""Section: loss by context length, up to several times the training length, and what each position scheme does beyond
-it."""
+"""Section: loss by context length, up to several times the training length, and how each position scheme extrapolates
+beyond the training length."""
 
 import numpy as np
 

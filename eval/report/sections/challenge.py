@@ -75,7 +75,8 @@ def devices_of(launch: dict[str, Any]) -> int:
 
 
 def broken_time_rules(cell: dict[str, Any]) -> list[str]:
-    """Sentences on a budget that is longer than the challenge allows, and on a run that took longer than its budget."""
+    """The rules on time that a run breaks, as sentences: a budget longer than the challenge allows, and training that
+    took longer than the budget."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])

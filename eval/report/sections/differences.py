@@ -102,10 +102,11 @@ def comparison_tables(findings: Findings) -> list[Table]:
 
 
 def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
-    """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value.
+    """Table cells on a difference: its noise from the seeds, from the items and from both, the threshold above which it
+    is significant, and its p-value.
 
     Args:
-        largest: the largest difference that there can be. A threshold beyond it is not shown as a number.
+        largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:

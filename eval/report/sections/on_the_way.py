@@ -18,8 +18,8 @@ EQUAL_KEYS = (
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of a run, of earlier weights and of the last, used the same items for a metric, given by
-    its entry in eval.json. Then they are points of one curve."""
+    """Whether two evaluations of a run, of weights saved during training and of the final ones, used the same items for
+    a metric and may be points of one curve. `metric`: the key of the metric in eval.json."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()

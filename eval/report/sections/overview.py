@@ -58,7 +58,7 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
 
 
 def verdict_phrases(findings: Findings, arm: str) -> list[str]:
-    """The phrases in an arm's column "verdict": verdict, or why there is none; broken rules; missing runs."""
+    """The phrases in the column "verdict" of an arm: the verdict or why there is none, broken rules, missing runs."""
     results = findings.results[findings.primary]
     words = []
     if arm in findings.comparisons[findings.primary]:

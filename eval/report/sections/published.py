@@ -41,7 +41,7 @@ def published_checkpoints() -> dict[str, np.ndarray]:
 
 
 def is_shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown, by the words of BESIDE=."""
+    """Whether a part of published.yaml is shown, given the value of BESIDE=."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
@@ -65,7 +65,8 @@ def section(findings: Findings) -> Section:
 
 
 def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results (an entry of "tables" in published.yaml), with ours in rows of the same value."""
+    """A table of published results (an entry of "tables" in published.yaml), with our own results in the rows of the
+    same setting."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}

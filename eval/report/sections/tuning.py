@@ -73,7 +73,8 @@ def terminal_blocks(findings: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, from {learning rate: loss}, as text; it says so at an end of the grid."""
+    """The learning rate with the least loss, from {learning rate: loss}, as text, which says so if that rate is at an
+    end of the grid."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
