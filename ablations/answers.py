@@ -21,7 +21,7 @@ __all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_er
 
 
 def extract_format(words: list[str]) -> tuple[bool, list[str]]:
-    """Take FORMAT= out of NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
+    """Extract FORMAT= from NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
     FORMAT). Raises ConfigError where the format is unknown, or is given twice; the message names the formats."""
     formats = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
     if len(formats) > 1:
@@ -56,7 +56,7 @@ def plan(study: Study) -> dict[str, Any]:
     """The answer of `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends
     the runs.
 
-    Its entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
+    The entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
     is decided (MORE=auto); it is null where the number of seeds is fixed.
     """
     from model.count import flops_per_token, parameters
@@ -140,7 +140,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of `reference`: each setting's meaning, allowed values, and value in the run `baseline`."""
+    """The answer of `reference`: the meaning and the allowed values of each setting, and its value in the run
+    `baseline`."""
     from ablations.reference import allowed_values, choices
 
     flat = baseline.flat()

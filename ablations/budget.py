@@ -15,7 +15,7 @@ ALLOWED_BUDGETS = "tokens, or a time with its unit, one of s, m, h and d, such a
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A budget in tokens: the run ends with the last step that does not exceed it."""
+    """A budget in tokens: the run ends with the last step that does not exceed the budget."""
 
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
 
@@ -103,8 +103,8 @@ class BatchSizes:
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size of a ramp by the wall clock, when the share `ramped` of the ramp has passed. Each size lasts
-        equally long."""
+        """The batch size at a moment of a ramp by the wall clock. `ramped`: the share of the ramp that has passed. Each
+        batch size lasts equally long."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 

@@ -1,4 +1,5 @@
-"""Makes a study: the baseline and its arms, each at every seed, checked to differ in nothing but what they declare."""
+"""Makes a study: the baseline and its arms, each at every seed. The arms are checked to differ from the baseline in
+nothing but the settings that they declare."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -83,7 +84,8 @@ def build_study(
 
 
 def _with_compilation_decided(study: Study) -> Study:
-    """The study with layout.compile decided, the same in all its runs (ablations/compilation.py)."""
+    """The study with layout.compile=auto replaced by the chosen mode, the same in all its runs
+    (ablations/compilation.py)."""
     mode, reason = compilation.choose_compilation(
         [cell.run for cell in study.cells], _compile_of_begun_runs(study.cells)
     )
@@ -107,8 +109,9 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study without a design: the baseline, and one for each pair (key, value). Raises ConfigError where
-    a setting cannot make an arm, has no effect, or makes the baseline or another arm."""
+    """The arms of a study that is no factorial: the baseline, and one arm for each pair (key, value). Raises
+    ConfigError where a setting cannot make an arm, has no effect, or gives the same run as the baseline or another
+    arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
@@ -161,8 +164,8 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
-    """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
-    combinations. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
+    """Make a factorial of arms that differ from the baseline in one setting each. `deltas` is changed to hold an arm
+    for each combination. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
     or the factors do not allow this fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
@@ -209,8 +212,8 @@ def _check_factorial_edges(study: Study) -> None:
 
 
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
-    """What a run's ROUNDED_SETTINGS come to: its budget, length, batch sizes and embedding rows. Two runs for which
-    these are equal train alike."""
+    """The values that follow from a run's ROUNDED_SETTINGS: budget, length, batch sizes and embedding rows. Two runs
+    that differ only in these settings train alike where the values are equal."""
     by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 

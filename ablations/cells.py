@@ -26,7 +26,7 @@ class Cell:
     arm: str
     seed: int
     run: Run
-    delta: dict[str, Any]  # the settings in which it differs from the baseline: one, or a part of a recipe; {} for it
+    delta: dict[str, Any]  # the settings, one or a part of a recipe, in which the arm differs from the baseline
     dir: Path  # its run directory
 
     @property
@@ -116,8 +116,8 @@ class Study:
 
     @property
     def design(self) -> str:
-        """The design of a study whose arms differ in several settings, as text, such as "crossed: all 4 combinations
-        of 2 factors"; "" where each arm differs in one."""
+        """The design of a study whose arms differ in several settings, as text, such as "crossed: all 4 combinations of
+        2 factors"; "" where each arm differs in one setting."""
         if self.factorial:
             return f"crossed: {self.factorial.in_words}"
         return f"tuned: {self.tuning.in_words}" if self.tuning else ""
@@ -132,13 +132,13 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the same study on any machine: without the words for the places of files (OUT,
+        """The command that makes the same study on any machine: without the words for the paths of files (OUT,
         EVAL_DATA, GLUE) and for the number of runs at a time (JOBS)."""
         return _command([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
 
     @property
     def command_here(self) -> str:
-        """The command that makes this study on this machine, as it was typed, with the places of its files."""
+        """The command that makes this study on this machine, as it was typed, with the paths of its files."""
         return _command(self.words)
 
     @property

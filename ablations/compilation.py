@@ -1,5 +1,5 @@
-"""Whether the runs of a study are compiled on a CPU where layout.compile is auto: where they are long enough to pay for
-it. All runs of a study are compiled, or none is."""
+"""Decides whether the runs of a study are compiled on a CPU with layout.compile=auto: if they are long enough to save
+more time than compiling takes. Either all runs of a study are compiled, or none."""
 
 import os
 import shutil
@@ -31,8 +31,8 @@ class Compilation(NamedTuple):
 
 def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
     """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto. `runs`: all runs of the
-    study; `begun`: layout.compile of the runs that have begun; "": none has. Later runs are executed like them,
-    whatever else has changed."""
+    study; `begun`: layout.compile of the runs that have begun; "": none has. The remaining runs are executed in the
+    same way, whatever else has changed."""
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
     if unknown := next(filter(None, map(reason_without_known_gain, runs)), ""):
@@ -47,7 +47,7 @@ def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
 
 
 def reason_without_known_gain(run: Run) -> str:
-    """Why it is not known whether compiling a run pays; "" where it is known."""
+    """Why it is not known whether compiling a run saves time; "" where it is known."""
     if run.ends_by_clock:  # the first run would have less of its budget left than those that find compiled code
         return "compiling would take a different share of each run's time"
     if run.train.precision not in SECONDS_SAVED:
@@ -77,7 +77,8 @@ def compile_seconds(runs: Sequence[Run]) -> float:
 
 
 def missing_for_compiler() -> str:
-    """What torch needs to compile for a CPU and this machine does not have; "" where it has all."""
+    """The program or file that torch needs to compile for a CPU and that this machine lacks; "" where nothing is
+    missing."""
     compiler = os.environ.get("CXX", "g++")  # as torch has it
     if not shutil.which(compiler):
         return f"there is no C++ compiler ({compiler})"
@@ -86,8 +87,8 @@ def missing_for_compiler() -> str:
 
 
 def check_compiler(run: Run) -> None:
-    """Check that a run that is to be compiled for a CPU can be. Raises ConfigError where something that torch needs for
-    it is missing on this machine."""
+    """Check that this machine can compile a run for a CPU, where the run asks for that. Raises ConfigError where
+    something that torch needs is missing."""
     if run.layout.compile in COMPILING_MODES and not has_gpu() and (missing := missing_for_compiler()):
         raise ConfigError(
             f"layout.compile={run.layout.compile}, and {missing}. Install it (Debian: g++ and python3-dev), or set "

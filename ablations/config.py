@@ -1,4 +1,5 @@
-"""Resolves the settings of a run: the baseline's, then those of a size, then those that are typed. Imports no torch."""
+"""Resolves the settings of a run: those of the baseline, overridden by those of a size, overridden by those that the
+user types. Imports no torch."""
 
 import functools
 from collections.abc import Iterable
@@ -68,8 +69,8 @@ def _baseline() -> dict[str, Any]:
 
 
 def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
-    """What would have to be set for the setting `key` to have an effect among the settings `flat`, such as
-    "model.pos=rotary"; "" where it has one."""
+    """The setting, such as "model.pos=rotary", without which the setting `key` has no effect; "" where `key` has an
+    effect among the settings `flat`, {setting: value}."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())

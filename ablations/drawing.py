@@ -81,7 +81,7 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 
 
 def text_width(text: str, size: float = 12) -> float:
-    """The estimated width of a text in a font of `size` units, rather too large than too small."""
+    """The estimated width of a text in a font of `size` units; the estimate errs on the large side."""
     return 0.58 * size * len(text)
 
 
@@ -154,7 +154,7 @@ def lines(
 
 
 def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
-    """Where the labels of a legend stand: for each (its coordinate, the number of its row)."""
+    """The positions of the labels of a legend: (horizontal coordinate, number of the row) of each."""
     positions, row, at = [], 0, 12.0
     for label in labels:
         if at + 20 + text_width(label) > WIDTH and at > 12:
@@ -165,7 +165,7 @@ def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
 
 
 def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
-    """The legend of the curves, and the number of its rows: none for a single label."""
+    """The legend of the curves as SVG elements, and the number of its rows; no legend for a single label."""
     named = [c for c in curves if c.kind != "thin" and c.label]
     entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     if len(entries) < 2:
@@ -192,7 +192,8 @@ def _x_limits(curves: Sequence[Line], log: bool, marks: dict[str, float]) -> tup
 
 
 def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tuple[float, float]:
-    """The ends of the vertical axis: those of the values, or with `zoom` of the curves' later halves, and some room."""
+    """The lower and upper end of the vertical axis: those of the values, or with `zoom` of the later halves of the
+    curves, with a margin."""
     ys = [float(v) for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)] + ([0.0] if zero else [])
     low, high = min(ys), max(ys)
     if log:
@@ -241,7 +242,7 @@ def forest_plot(
         effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
             beside it).
         xlabel: the text under the axis.
-        largest: what no difference can exceed: in the text of an interval its ends are cut there.
+        largest: the largest possible difference, at which the ends of an interval are cut in its text.
     """
     if not effects:
         return ""
@@ -355,8 +356,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
 
 
 def combined_figures(figures: list[str]) -> str:
-    """Combine figures, as the functions above return them, into one SVG text for a file of its own: COLUMNS beside each
-    other, and their style."""
+    """Combine figures, as the functions above return them, into the text of one SVG file, with COLUMNS figures in a row
+    and a style sheet."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0

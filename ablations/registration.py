@@ -72,8 +72,8 @@ def in_words(key: str, value: Any) -> str:
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
     """Compare the present registration of a study with those written before its runs. Returns a sentence for each value
-    that has changed. `now`: the present registration of the study; `then`: {name of a run: the first registration of
-    the study in it}, the earliest run first; `planned`: how many runs the study has."""
+    that has changed. `now`: the present registration of the study; `then`: {name of a run: the study's first
+    registration in that run}, the earliest registration first; `planned`: the number of runs of the study."""
     sentences = []
     for key, name in FIELDS.items():
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}

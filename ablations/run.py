@@ -1,4 +1,4 @@
-"""A `Run`: everything that determines one training run, and how long it is."""
+"""The class `Run`: all settings that determine one training run, and the quantities that follow from them."""
 
 import bisect
 from collections.abc import Mapping
@@ -63,8 +63,8 @@ class Run:
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens `BatchSizes.samples` gives
-        the batch of each step, under a wall clock `BatchSizes.at` gives its size."""
+        """The batch sizes of the run: a constant one or a ramp. With a budget in tokens `BatchSizes.samples` gives the
+        batch of each step; with a wall clock `BatchSizes.at` gives the size of the batch."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -104,7 +104,8 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on its share that is used up."""
+        """The budget that ends the run, a TokenBudget or a ClockBudget. The learning rate depends on the share of the
+        budget that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 

@@ -1,4 +1,5 @@
-"""The folders of a study's runs are named after what sets it apart: `nano,tokens=2M/pos=alibi,seed=1`."""
+"""Names the folders of a study's runs after the settings in which it differs from the baseline:
+`nano,tokens=2M/pos=alibi,seed=1`."""
 
 import hashlib
 import re
@@ -85,8 +86,8 @@ def value_text(value: Any) -> str:
 
 
 def path_part(text: str) -> str:
-    """`text` as a part of a path: without characters that do not suit one, and shortened to its end. Where anything was
-    changed a hash is added, so that different texts stay different."""
+    """`text` as a part of a path: without characters that are not allowed in paths, and shortened to its end. Where the
+    text was changed, a hash is appended, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -39,8 +39,8 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The entry "state" of `state`, with the entries that explain it, such as "why". `facts`: the entries that are
-    known already."""
+    """Determine the state of a run from the files in its directory. Returns the entry "state" of the function `state`,
+    with the entries that explain it, such as "why". `facts`: the other entries."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:

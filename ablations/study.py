@@ -1,4 +1,4 @@
-"""A study from the words typed after `make ablation`: NAME=VALUE."""
+"""Makes a study from the NAME=VALUE words typed after `make ablation`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -168,9 +168,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: of each arm,
-    before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError where a word that names
-    a criterion is not valid, or MORE=auto cannot add seeds."""
+    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: the number of
+    seeds of each arm, before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError
+    where a word that names a criterion is not valid, or MORE=auto cannot add seeds."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -191,8 +191,9 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """How many seeds MORE=auto has already added to a study: those beyond its seeds, at most `most`, for which the
-    directory of an arm exists. The baseline's directories do not count, since other studies share them."""
+    """The number of seeds that MORE=auto has already added to a study: seeds beyond its first ones, up to `most` in
+    all, for which the run directory of an arm exists. The baseline's directories do not count, since other studies
+    share them."""
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [
@@ -202,8 +203,9 @@ def _seeds_added(study: Study, most: int) -> int:
 
 
 def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file but those that equal the baseline under the settings of all runs, since a file is
-    written for several sizes. Arms and settings are (key, value). Raises ConfigError where no arm remains."""
+    """The arms of a study file except those that equal the baseline under the settings of all runs: a file is written
+    for several sizes, and an arm may be the default of one. Arms and settings are (key, value). Raises ConfigError
+    where no arm remains."""
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
     if arms and not left:
@@ -220,9 +222,10 @@ def arms_left_out(study: Study) -> list[str]:
 
 
 def _question_and_expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation of arms that are typed without a study file, and the file that they are from:
-    the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
-    there is no such file. A file that cannot be read is named, since the expectation may be in it."""
+    """The question and the expectation for arms that are typed without a study file, and the study file that they are
+    taken from: the first one whose arms include these, and which has no settings for all runs. A default question,
+    NOTHING_EXPECTED and None where there is no such file. A file that cannot be read is named, since the expectation
+    may be in it."""
     typed_arms = {_arm_as_text(key, value) for key, value in arms}
     unread = []
     for name in study_names():

@@ -1,4 +1,5 @@
-"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best one."""
+"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best learning
+rate."""
 
 import math
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class ConfigError(ValueError):
-    """The user asked for something that does not exist or is not possible; the message says what is."""
+    """The user asked for something that does not exist or is not possible; the message says what is allowed."""
 
 
 NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
@@ -73,8 +73,8 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where it is none, is too large, or has
-    a comma, which may be meant as a decimal point or between several numbers."""
+    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where the text is no integer, the
+    number is too large, or there is a comma, which may be meant as a decimal point or as a separator."""
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)

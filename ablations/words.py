@@ -76,8 +76,8 @@ def parse_words(words: list[str]) -> dict[str, str]:
 
 
 def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """The (key, value) pairs in the value of the word `name`, SET or ARM: key=value with spaces between them. Raises
-    ConfigError where a part of the text is no key=value."""
+    """Parse the value of the word SET or ARM, whose parts key=value are separated by spaces. Returns the (key, value)
+    pairs. Raises ConfigError where a part of the text is no key=value."""
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -111,8 +111,9 @@ def _is_text(value: str) -> bool:
 
 
 def check_words(values: dict[str, str]) -> None:
-    """Check the words that say on what the runs are judged, and how they are exported. `values`: {name: value}. Raises
-    ConfigError where a word names nothing, lacks the word that it depends on, or its value is not allowed."""
+    """Check the words that say on which tasks the runs are evaluated, and how they are exported. `values`: {name:
+    value}. Raises ConfigError where a word names a task that does not exist, lacks the word that it depends on, or has
+    a value that is not allowed."""
     for name in ("TASKS", "GLUE", "GLUE_TASKS"):
         if name in values and not values[name].replace(",", "").strip():
             raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
@@ -134,8 +135,8 @@ def check_words(values: dict[str, str]) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where there is
-    something else, or no permission to create a folder."""
+    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where `out` is
+    something else, or there is no permission to create a folder."""
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:

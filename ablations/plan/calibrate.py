@@ -74,8 +74,8 @@ def published_rows() -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measurements: {term: weight}. They are not negative, and
-    minimise the relative errors, with a slight pull towards PRIOR."""
+    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative and
+    minimise the relative errors, with a slight regularisation towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -92,7 +92,8 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds of each row, by weights fitted without the rows of its group, which `key` tells."""
+    """The predicted seconds of each row, by weights fitted without the rows of its group. `key`: a function that
+    returns the group of a row."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -115,8 +116,8 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio, actual / predicted, lies in the interval of the rows with other keys. (That in
-    calibration.json is computed from all rows, and contains 80% of them by construction.)"""
+    """The share of rows whose ratio, actual / predicted, lies in the interval computed from the rows with other keys.
+    (The interval in calibration.json is computed from all rows, and contains 80% of them by construction.)"""
     import numpy as np
 
     inside = []
@@ -166,8 +167,8 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. They are not
-    negative, and minimise the relative errors. The published memory was read on the first node, which has the first
+    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The constants are
+    not negative and minimise the relative errors. The published memory was read on the first node, which has the first
     pipeline stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
@@ -179,7 +180,7 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted constants of the memory estimate, and the errors on rows that were held out one at a time."""
+    """The fitted constants of the memory estimate, and its errors on rows that were held out one at a time."""
     rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:

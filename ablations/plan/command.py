@@ -54,7 +54,7 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """The hardware that ON= names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
+    """Parse the value of ON=. Returns (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
     nodes of eight, "4 h100" four H100s. Raises ConfigError where the hardware is unknown, or a number is not above
     0."""
     check_text(text, "ON")
@@ -158,8 +158,8 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) ->
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens that NEED= names: "300B-400B", or a number, for 10% below to 10% above it. Raises
-    ConfigError for other texts."""
+    """The range of tokens in the value of NEED=: "300B-400B", or a single number, which stands for 10% below to 10%
+    above it. Raises ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
@@ -177,7 +177,7 @@ def _token_range(text: str) -> tuple[float, float]:
 
 
 def _tokens(text: str, whole: str) -> float:
-    """The number that a text such as "300B" stands for. `whole`: what it is a part of, for the message. Raises
-    ConfigError where it is no number above 0."""
+    """The number that a text such as "300B" stands for. `whole`: the whole value of NEED=, for the message. Raises
+    ConfigError where the text is no number above 0."""
     number = text.rstrip("kmbtKMBT ")
     return positive_number(number, whole) * SCALES[text[len(number) :].strip().lower()]

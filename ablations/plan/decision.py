@@ -17,7 +17,7 @@ from ablations.values import ConfigError
 
 PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
 SAFETY_FACTOR = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
-DEFAULT_TOKENS = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
+DEFAULT_TOKENS = (300e9, 400e9)  # BigScience's least number of tokens, for low-resource languages (published: its blog)
 BIGSCIENCE_PF_DAYS = 4500
 MIN_NODE_SHARE = 0.75  # of the working nodes, down to which a number is looked for that has a shape
 MAX_TRIES = 32  # numbers of nodes that are looked at
@@ -29,8 +29,8 @@ MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and
 
 @dataclass(frozen=True)
 class Timeline:
-    """How a long job uses its time, failures included, from simulations: the mean shares of the time by use (training,
-    saving, waiting ...), and the number of failures."""
+    """How a long job with failures uses its time, according to simulations: the mean shares of the time by use
+    (training, saving, waiting ...), and their spread."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -61,7 +61,7 @@ class Training:
 
     tokens: float
     seconds: float
-    slow: float  # seconds at the low end of what is trained in a time, see Decision.tokens_in_time
+    slow: float  # seconds at the low end of the training speed, see Decision.tokens_in_time
     fast: float
     gpu_hours: float  # of the mean
 
@@ -87,7 +87,7 @@ class Decision:
     compute: float  # FLOPs that are planned with
     optima: list[Optimum]
     tokens: tuple[float, float]
-    tokens_why: str  # what is said of them, a colon, and what kind of number that is
+    tokens_why: str  # where the range is from, a colon, and the kind of number, such as "published"
     sizes: tuple[float, float]
     candidates: list[shapes.ShapeCandidate]
     reason: str  # why there are no shapes; ""
@@ -115,8 +115,8 @@ class Decision:
         )
 
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
-        """The tokens to train the candidate on: those that the planned FLOPs come to at its size, but no more than it
-        can train in the time that the ablations leave, with the same reserve for what is not foreseen."""
+        """The number of tokens to train the candidate on: the number that the planned FLOPs allow at its size, but no
+        more than can be trained in the time that the ablations leave, with the same reserve for the unforeseen."""
         ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
         time = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
@@ -155,7 +155,8 @@ class Decision:
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
     """Decide what to train with a budget. `budget`: a cluster for a time; `tokens`: the range of tokens that the model
-    must be trained on; None: BigScience's. Raises ConfigError where the budget is not a cluster for a time."""
+    must be trained on; None: the range that BigScience aimed at. Raises ConfigError where the budget is not a cluster
+    for a time."""
     machines = budget.cluster
     if machines is None:
         raise ConfigError(
@@ -192,7 +193,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason. The range
+    """The range of tokens to train on with `compute` FLOPs where the user names none, and the reason for it. The range
     grows with the compute, and with it the sizes that follow."""
     if compute / (6 * DEFAULT_TOKENS[0]) < MIN_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0])

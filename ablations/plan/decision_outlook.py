@@ -1,4 +1,5 @@
-"""Sections of the document of a `Decision` about the future: time line, risks, and the ablations to start with."""
+"""Sections of the document of a `Decision` about the future: the time line, the risks, and the ablations to start
+with."""
 
 import math
 from typing import Any
@@ -65,8 +66,8 @@ def time_line(out: Document, decision: Decision) -> None:
 
 
 def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
-    """BLOOM's published progress as shares of what is expected here for its time: (share of the mean, share of the low
-    end). None where the decision is about another model or another machine."""
+    """BLOOM's published number of tokens, relative to the prediction for the same time: (as a share of the predicted
+    mean, as a share of the low end). None where the decision is about another model or another machine."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None

@@ -61,7 +61,7 @@ def document(decision: Decision) -> Document:
 
 
 def _sizes_in_words(decision: Decision) -> str:
-    """A sentence on the range of sizes, and what it follows from."""
+    """A sentence on the range of model sizes and the numbers that it follows from."""
     return (
         f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
         f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_why})"
@@ -150,7 +150,8 @@ def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
 
 
 def _expected_loss_text(decision: Decision) -> str:
-    """The losses of `_losses` as text: their range over the laws, and how far they are above the laws' optima."""
+    """The losses that published laws predict, as text: their range over the laws, and their distance from the laws'
+    optima."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
@@ -250,7 +251,8 @@ def _optimum(out: Document, decision: Decision) -> None:
 
 
 def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
-    """Add what loss the published laws expect of the chosen shape, and of other sizes at the same compute."""
+    """Add a paragraph on the loss that published laws predict for the chosen shape and for other sizes at the same
+    compute."""
     compute = decision.compute
     n = chosen.shape.parameters
     d = decision.planned_tokens(chosen)

@@ -69,7 +69,7 @@ class Table:
 
 @dataclass
 class Document:
-    """A document, to which parts are added from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+    """A document that is built by adding parts from top to bottom. Figures are SVG text (ablations/drawing.py)."""
 
     title: str
     blocks: list[tuple[str, Any]] = field(default_factory=list)

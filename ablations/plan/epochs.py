@@ -9,9 +9,9 @@ from ablations.values import ConfigError, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
-    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
-    not prepared are named, and a tokenizer that is trained on another text than any run reads. Raises ConfigError where
-    the prepared data are damaged, or cannot be used as the study asks."""
+    """How often the runs of a study read their text: a line for each source with the number of epochs. Further lines
+    name corpora that are not prepared, and a tokenizer that is trained on a text that no run reads. Raises ConfigError
+    where the prepared data are damaged, or cannot be used as the study asks."""
     from data.corpus import MissingData
     from data.prepare import epochs, prepare
 

@@ -1,4 +1,5 @@
-"""The held-out loss of a finished run, for laws and ladders, checked against the items that it is the mean of."""
+"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks it against the items whose mean
+it is."""
 
 import hashlib
 import math
@@ -52,7 +53,8 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
 
 
 def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
-    """Raise Damaged where the loss `value` is not the mean over `tasks` of what the items in samples.jsonl.gz give."""
+    """Raise Damaged where the loss `value` is not the mean over `tasks` of the losses computed from the items in
+    samples.jsonl.gz."""
     samples = path.with_name(rundir.SAMPLES)
     if hashlib.sha256(safe_files.read_bytes(samples) or b"").hexdigest() != scores["samples_sha256"]:
         raise Damaged(f"{samples} is not the file that {path.name} was written with")

@@ -200,7 +200,8 @@ def report(
     checked: dict[str, dict[str, Any]] | None,
     words: Sequence[str],
 ) -> str:
-    """The content of report.md, in Markdown: what was asked and expected, the arms, and what it would take to be sure.
+    """The content of report.md, in Markdown: the question, the expectation, the verdicts on the arms, and the seeds
+    that would decide the undecided ones.
 
     Args:
         ladder, target: the study at each size, and at the target size.
@@ -242,8 +243,9 @@ def report(
 
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
-    """Whether an order of two arms, of which one is the baseline, is the verdict at the target: "held", "failed" or
-    "undecided". The differences of a ladder are percentages of the loss, so that it decides no other prediction."""
+    """The outcome of a prediction by the verdicts at the target: "held", "failed" or "undecided". Only a predicted
+    order of two arms, one of them the baseline, can be decided, since a ladder gives differences as percentages of the
+    loss."""
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:

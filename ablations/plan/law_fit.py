@@ -212,8 +212,8 @@ def _refine(data: Any, start: Any, form: str) -> Any:
 
 
 def _starts(data: Any, form: str) -> list[Any]:
-    """Constants from which to start the fit: exponents on a grid, with the other constants from least squares for
-    each, in the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
+    """Constants from which to start the fit: exponents on a grid, and for each the other constants by least squares, in
+    the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -246,8 +246,8 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`: by
-    what the losses were divided."""
+    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`:
+    the number by which the losses were divided."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -260,9 +260,9 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
-    largest size, and the relative error of the prediction for each. Raises UndeterminedLaw where the other runs do not
-    determine the law."""
+    """Check a law on the runs of the largest size: fit the law to the other runs, and predict the losses of the
+    largest. Returns the runs of the largest size, and the relative error of the prediction for each. Raises
+    UndeterminedLaw where the other runs do not determine the law."""
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]
     law = fit(rest, form, resamples=1)

@@ -32,8 +32,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     its held-out bits per byte, in the order of `folders`.
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
-    evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
-    decayed. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
+    evaluated (layout.eval_at). Weights saved at other moments of a run are left out, since the learning rate had not
+    decayed then. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
     named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text or in
     another way; the message names it.
     """
@@ -139,7 +139,7 @@ def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
 
 
 def irreducible_loss_may_be_zero(law: Fit) -> bool:
-    """Whether the irreducible loss of a law of the form "hoffmann" may be 0."""
+    """Whether the irreducible loss of a fitted law of the form "hoffmann" cannot be told from 0."""
     least = min(point.loss for point in law.points)
     return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR_SHARE * least
 

@@ -49,7 +49,8 @@ class FittingLayout:
 
 
 def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
+    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
+    measurements."""
     precision = run.train.precision
     tensors = estimate_memory(
         run.model,
@@ -69,7 +70,7 @@ def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
-    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: how many of them each run has;
+    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: the number of GPUs of each run;
     `site`: speeds measured on this accelerator, by which predictions are corrected; None: none. Returns (layouts, the
     fastest first; sentences on why other kinds of layouts were refused)."""
     fitting: list[FittingLayout] = []

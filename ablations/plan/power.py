@@ -1,9 +1,10 @@
-"""The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
+"""Computes the least difference that a study can detect, before its runs, from the noise that earlier studies recorded.
 
 The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
 above sqrt(t1**2 v1 + t2**2 v2), with the variances v1 from the seeds and v2 from the items, and the quantile of
-Student's t for the degrees of freedom of each. Both variances are estimated, and what a study will show of them is
-random: the estimate over the true variance is chi-square distributed, divided by its degrees of freedom.
+Student's t for the degrees of freedom of each. The study will estimate both variances from its own results, and these
+estimates are random: an estimate divided by the true variance has a chi-square distribution divided by its degrees of
+freedom.
 
 numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
 and the rest of a plan need not wait for.
@@ -55,8 +56,8 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
     """The distribution of an estimated standard deviation s with `dof` degrees of freedom: (values of s / sigma, their
     probabilities), each [nodes], or [1] where it is known exactly.
 
-    Integrated over u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest. Beyond
-    9 / sqrt(dof) from 1, which is more than 12 of its own standard deviations, s has no weight.
+    The integration is over u = sqrt(s), so that points are densest at small s, which decide the tails for few degrees
+    of freedom. Values further than 9 / sqrt(dof) from 1, more than 12 standard deviations of s, are left out.
     """
     import numpy as np
 

@@ -140,9 +140,9 @@ def amount_text(number: float) -> str:
 
 
 def positive_number(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message. Raises
-    ConfigError where it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point
-    number."""
+    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: the whole text that it is a part of, for the
+    message. Raises ConfigError where the text is no number in the digits 0 to 9, is not above 0, or is too large for a
+    floating-point number."""
     number = _number(text, whole)
     if not number > 0:
         raise ConfigError(f"{whole}: {text} must be above 0")
@@ -200,7 +200,7 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass
 class _BudgetParts:
-    """What has been read of the parts of a budget's text."""
+    """The parts of a budget that have been read from its text so far."""
 
     text: str
     seconds: float | None = None
@@ -211,11 +211,12 @@ class _BudgetParts:
 
     @property
     def word(self) -> str:
-        """The whole budget, for messages."""
+        """The whole text of the budget as a NAME=VALUE word, for messages."""
         return f"BUDGET={self.text!r}"
 
     def add(self, part: str) -> None:
-        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where it is none."""
+        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where the text is no part
+        of a budget."""
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
             if self.nodes or self.gpu:

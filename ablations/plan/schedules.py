@@ -46,7 +46,7 @@ def schedule_drawings(study: Study) -> list[str]:
 
 
 def _lacks_block_characters() -> bool:
-    """Whether standard output cannot show the block characters BLOCKS."""
+    """Whether the encoding of standard output lacks the block characters BLOCKS."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")
         return False

@@ -2,8 +2,9 @@
 
 The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
 layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
-law of Levine et al. 2020 as a note. Every candidate is timed by ablations/plan/throughput.py with plain attention and
-recomputation as they had, and must fit by ablations/plan/pipeline_memory.py.
+law of Levine et al. 2020 as a note. The speed of every candidate is predicted by ablations/plan/throughput.py, with
+plain attention and recomputation as in BigScience's runs. Every candidate must fit into memory by
+ablations/plan/pipeline_memory.py.
 """
 
 import math
@@ -64,7 +65,7 @@ def candidate_shapes(
     Args:
         low: the least number of parameters.
         high: the largest number of parameters.
-        gpus: how many of them there are.
+        gpus: the number of GPUs.
         batch: sequences of a step.
         vocab: rows of the embedding.
         per_node: GPUs of a node; a tensor parallel group does not go beyond a node.

@@ -63,7 +63,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Measured divided by predicted seconds of a step, for one line of the file of measurements."""
+    """The measured seconds of a step divided by the predicted seconds, for one line of the file of measurements."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")

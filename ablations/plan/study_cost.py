@@ -137,8 +137,8 @@ class StudyCost:
 
 
 def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASUREMENTS) -> StudyCost:
-    """The cost of a study with `gpus` GPUs for each run, and reasons against starting it like that. `speeds`: a file of
-    speeds measured at the site, by which predictions are corrected."""
+    """The cost of a study with `gpus` GPUs for each run, and reasons against starting the study in that way. `speeds`:
+    a file of speeds measured at the site, by which predictions are corrected."""
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
@@ -212,8 +212,8 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
 
 
 def _is_execution_machine(study: Study) -> bool:
-    """Whether the disk of this machine is the one that the study's runs will use: OUT names a folder, a GPU is here,
-    or a cluster is set up. False on a laptop, say, where a study is planned for other machines."""
+    """Whether the study's runs will use the disk of this machine: OUT is given, this machine has a GPU, or a cluster is
+    set up. False for example on a laptop, where a study is planned for other machines."""
     return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
 
 
@@ -247,7 +247,8 @@ def _free_gigabytes(out: Path) -> float | None:
 
 
 def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
-    """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
+    """Check the settings of a study before it is started. Returns (reasons against starting the study, other notes), as
+    sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -305,7 +306,7 @@ def figure(cost: StudyCost) -> str:
 
 
 def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the largest cost that MORE=auto may come to; none where the number of seeds is fixed."""
+    """A line on the largest cost with all seeds that MORE=auto may add; no line where the number of seeds is fixed."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""

@@ -70,8 +70,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is divided among GPUs. `embedding_slots`: whether each of the two embeddings counts like a layer when
-    layers are assigned to pipeline stages."""
+    """The parallel layout of a training step: how its work is divided among GPUs. `embedding_slots`: whether each of
+    the two embeddings counts like a layer when layers are assigned to pipeline stages."""
 
     gpus: int
     tp: int
