@@ -31,7 +31,7 @@ class Outcomes(NamedTuple):
     why it failed}. curves: the loss by position, one curve for each corpus.
     """
 
-    held_out_text: dict[str, dict]
+    held_out: dict[str, dict]
     domains: dict[str, dict]
     lm_eval: dict[str, dict] = {}  # noqa: RUF012
     failed: dict[str, str] = {}  # noqa: RUF012

@@ -101,7 +101,7 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
         theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]
         for row in batch.split(1):
             for total, g in zip(theirs, gradients(eager(row)), strict=True):
-                total += g.float() * (row.predictions / batch.predictions)
+                total += g.float() * (row.prediction_count / batch.prediction_count)
     finally:
         with torch.no_grad():
             for p, value in zip(params, saved, strict=True):

@@ -82,7 +82,7 @@ class Budget:
     where only the hardware is named."""
 
     kind: str  # cluster | gpu-hours | model-flops | peak-flops | tokens | steps | money
-    amount_text: float
+    amount: float
     text: str
     cluster: Cluster | None = None
     gpu: GPU | None = None

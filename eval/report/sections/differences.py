@@ -151,13 +151,13 @@ def decision_paragraphs(findings: Findings) -> list[Block]:
         before = findings.registered_metric or "one metric in some runs and another in others"
         sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
     for name, margin in findings.margins.items():
-        before = name in findings.registered_margins
-        when = "named before the runs" if before else "chosen after the runs, so exploratory"
+        was_registered = name in findings.registered_margins
+        when = "named before the runs" if was_registered else "chosen after the runs, so exploratory"
         if name in findings.results:
             sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
-        before = findings.noise_floor_registered
-        when = "named before the runs" if before else "chosen after the runs, so verdicts are exploratory"
+        was_registered = findings.noise_floor_registered
+        when = "named before the runs" if was_registered else "chosen after the runs, so verdicts are exploratory"
         sentences.append(
             f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
             f"code {floor.code}, {when}. Its degrees of freedom are added to those of "
