@@ -462,7 +462,7 @@ def theirs(ours: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Any
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.text() | st.sampled_from([*export.AWKWARD, *TEXTS[0].split(" ")])).map("".join))
+@given(st.lists(st.text() | st.sampled_from([*export.PARITY_TEXTS, *TEXTS[0].split(" ")])).map("".join))
 def test_the_same_ids_for_every_text(ours: SentencePiece, theirs: Any, text: str) -> None:
     ids = ours.encode(text)
     assert theirs(text).input_ids == theirs.encode(text) == ids
@@ -494,7 +494,7 @@ def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePi
     export_tokenizer.convert_tokenizer(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     export_tokenizer.compare_tokenizers(
-        ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD])
+        ours, theirs, [*TEXTS, *export.PARITY_TEXTS], ours.encode_batch([*TEXTS, *export.PARITY_TEXTS])
     )
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
     assert theirs.mask_token_id == (ours.mask if cfg.objective == "mlm" else None)

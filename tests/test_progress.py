@@ -128,13 +128,13 @@ def test_on_a_terminal_a_run_has_one_line_that_changes_in_place(tmp_path: Path) 
 import threading
 from pathlib import Path
 from tests.test_progress import Script, cells_in, log
-from launch.progress import Progress, show
+from launch.progress import Progress, show_progress
 cells = cells_in(Path({str(tmp_path)!r}))
 phases = dict.fromkeys((cell.dir for cell in cells), "waiting")
 def train():
     phases[cells[0].dir] = "training"
     log(cells[0], 8)
-show(Progress(cells, phases, 2), Script(train, lambda: log(cells[0], 16), lambda: log(cells[0], 24)))
+show_progress(Progress(cells, phases, 2), Script(train, lambda: log(cells[0], 16), lambda: log(cells[0], 24)))
 """
     main, terminal = pty.openpty()
     size = {"TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
