@@ -83,8 +83,8 @@ def test_what_is_wrong_is_refused_and_what_is_allowed_is_named(key: str, text: s
     ],
 )
 def test_numbers_have_ascii_digits_and_paths_one_line(word: str) -> None:
-    name = word.partition("=")[0]
-    with pytest.raises(ConfigError, match="characters that are no text" if name == "OUT" else "number"):
+    says = {"OUT": "characters that are no text", "LR": "tune, or 2 to 9 multiples", "PREDICT": "two numbers"}
+    with pytest.raises(ConfigError, match=says.get(word.partition("=")[0], "a number above 0")):
         from_args(["POS=alibi", word])
 
 
