@@ -154,8 +154,9 @@ of independent studies, is too small. So it shows no more than that the rates ar
 
 CLUSTERS = f"""\
 Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds each have a standard
-deviation of one. Each passage counts as one item (the sum of its questions). Sizes of passages are equal or log-normal (sigma 1). A
-passage stands for any group of items: the four packages of `pydocs` are four. **Questions alone**: what it would be
+deviation of one. Each passage counts as one item (the sum of its questions). Sizes of passages are equal or
+log-normal (sigma 1). A passage stands for any group of items: the four packages of `pydocs` are four. **Questions
+alone**: what it would be
 if every question were taken as independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than {FEWEST_ITEMS}
 independent items decide nothing."""
 
