@@ -14,6 +14,7 @@ SILENT_SECONDS = 60.0  # seconds without a heartbeat (there is one every 5) afte
 STARTUP_SECONDS = (
     900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
 )
+CLOCKS_APART = 300.0  # seconds that a node's clock may be ahead of ours; munge, and so Slurm, refuses more (its TTL)
 UPDATE_SECONDS = 2.0  # seconds between updates of a live view
 REPAIR_HINT = "The same command repairs it."
 
@@ -77,7 +78,8 @@ def _running_state(
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
-    alive = bool(heartbeat) and heartbeat["time"] >= since  # else it is the heartbeat of an attempt before
+    # else it is the heartbeat of an attempt before; who takes the lock removes that, so that no clock is asked
+    alive = bool(heartbeat) and (locked or heartbeat["time"] >= since)
     silent = now - (heartbeat["time"] if alive else since)
     step = facts.get("step", 0)
     if alive:
@@ -86,7 +88,8 @@ def _running_state(
     work: dict[str, Any] = {"nodes": nodes, "silent": silent, "step": step}
     if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
         work["left"] = left
-    if silent > (SILENT_SECONDS if alive else STARTUP_SECONDS):
+    # a time far ahead of ours was written before the clock was set back
+    if not -CLOCKS_APART <= silent <= (SILENT_SECONDS if alive else STARTUP_SECONDS):
         return work | {"state": State.STALLED}
     return work | {"state": State.RUNNING if alive else State.STARTING}
 

@@ -4,7 +4,7 @@ rate."""
 import math
 from dataclasses import dataclass
 
-from ablations.values import ConfigError
+from ablations.values import ConfigError, typed_number
 
 DEFAULT_MULTIPLES = (
     0.5,
@@ -50,7 +50,7 @@ def parse_multiples(text: str) -> tuple[float, ...]:
     if text == "tune":
         return DEFAULT_MULTIPLES
     try:
-        numbers = tuple(sorted(float(part) for part in text.split(",")))
+        numbers = tuple(sorted(typed_number(part) for part in text.split(",")))
     except ValueError:
         numbers = (math.nan,)
     if (
