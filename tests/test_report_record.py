@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -76,6 +77,20 @@ def test_the_command_of_a_record_makes_its_runs(path, monkeypatch):
     planned = from_args(words + [f"SIZE={record['size']}"] * (not any(w.startswith("SIZE=") for w in words)))
     assert {cell.run.fingerprint for cell in planned.cells} == {run["fingerprint"] for run in record["runs"]}
     assert planned.name == path.parent.name
+
+
+def test_a_study_of_many_long_arms_has_a_short_name_of_its_own(tmp_path):
+    """The folders of its runs are a format, and keep their names."""
+    files = [tmp_path / f"корпус-{number}-{'x' * 40}.txt" for number in range(6)]
+    for file in files:
+        file.write_text("one\n\ntwo")
+    words = ["SIZE=nano", f"OUT={tmp_path / 'out'}"]
+    study, other = (from_args([f"DATA={','.join(map(str, chosen))}", *words]) for chosen in (files, files[1:]))
+    assert re.fullmatch(r"corpus-6-arms-nano-[0-9a-f]{8}", study.name)
+    assert re.fullmatch(r"corpus-5-arms-nano-[0-9a-f]{8}", other.name) and study.name[-8:] != other.name[-8:]
+    first = study.cell(study.arms[1], 1)
+    assert first.dir.name.startswith("corpus=") and first.dir.name in {cell.dir.name for cell in study.cells}
+    assert from_args(["POS=alibi", *words]).name == "position-alibi-nano"
 
 
 @pytest.mark.parametrize("when", ["written", "renamed"])
