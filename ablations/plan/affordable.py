@@ -17,12 +17,14 @@ from ablations.plan.hardware import GPU
 from ablations.plan.layouts import fitting_layouts
 from ablations.plan.published_laws import TOKENS_PER_PARAMETER
 from ablations.plan.resources import HOUR, Budget, amount
+from ablations.study_file import read_study
 from ablations.values import human
 from model.count import flops_per_token
 
 SEEDS = 3  # of each arm: with two, a study of two arms sees little (docs/planning.md); assumed
 GPU_SIZES = (STUDY_SIZE, "760m", "350m", "125m", "14m")  # the largest first
 CORE_SIZES = ("small", "mini", "nano", "pico", "femto", "atto")
+LARGE = 1e8  # tokens of a run, beyond which it does not read pydocs; assumed
 LADDER_SIZES = 3  # a ladder's least
 SMALLEST_WITH_ROWS = "125m"  # below it no published speed was fitted, and the prediction is extrapolated
 LEAST_GPU_HOURS = 0.1  # of a run: it starts, compiles and is evaluated; assumed
@@ -111,12 +113,18 @@ def offers(device: Device, hours: float, precision: str = "bf16") -> list[Offer]
     found = []
     for name, arms in decoder_studies():
         count = arms * SEEDS
-        fitting = next(((run, cost) for run, cost in costs if cost * count <= hours), None)
+        most = LARGE if compares_text(name) else math.inf  # tokens
+        fitting = next(((run, cost) for run, cost in costs if cost * count <= hours and run.tokens <= most), None)
         if fitting:
             run, cost = fitting
             least, record = least_seen(run, arms)
             found.append(Offer(name, run.size, run.train.tokens, arms, SEEDS, count, cost * count, least, record))
     return sorted(found, key=lambda offer: offer.hours)
+
+
+def compares_text(study: str) -> bool:
+    """Whether the arms of a study of ablations/studies are corpora: those that are named there are small."""
+    return any(key == "data.corpus" for key, _ in read_study(study).arms)
 
 
 def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
@@ -163,7 +171,7 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
             amount(offer.hours),
             f"{offer.hours / hours:.0%}",
             f"{offer.least:.2g} bits/byte ({offer.record})" if offer.least is not None else "unknown",
-            command_of(offer, device),
+            command_of(offer),
         ]
         for offer in found
     ]
@@ -202,11 +210,11 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
     out.bullets(points)
 
 
-def command_of(offer: Offer, device: Device) -> str:
-    """The command of an offered study."""
+def command_of(offer: Offer) -> str:
+    """The command of an offered study. Runs of more than LARGE tokens read C4, as there is less text in pydocs."""
     own = resolve([("size", offer.size)]).train.tokens
     tokens = f" TOKENS={human(offer.tokens)}" if offer.tokens < own else ""
-    text = " DATA=c4" if device.unit == "GPU-hours" and own > 1e9 else ""
+    text = " DATA=c4" if offer.tokens > LARGE else ""
     return f"make ablation STUDY={offer.study} SIZE={offer.size}{tokens} SEEDS={offer.seeds}{text}"
 
 
@@ -236,5 +244,5 @@ def precision_on(gpu: GPU | None) -> str:
 def as_json(budget: Budget, device: Device, hours: float) -> dict[str, Any]:
     """The studies that a budget pays, for FORMAT=json."""
     found = offers(device, hours, precision_on(budget.gpu))
-    rows = [offer._asdict() | {"command": command_of(offer, device)} for offer in found]
+    rows = [offer._asdict() | {"command": command_of(offer)} for offer in found]
     return {"budget": budget.text, "unit": device.unit, "hours": hours, "studies": rows}

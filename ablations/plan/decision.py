@@ -279,8 +279,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
         },
         "goodput": decision.goodput.shares,
         "smaller_studies": [
-            offer._asdict() | {"command": affordable.command_of(offer, decision.device)}
-            for offer in decision.smaller_studies
+            offer._asdict() | {"command": affordable.command_of(offer)} for offer in decision.smaller_studies
         ],
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
