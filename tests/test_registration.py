@@ -209,6 +209,13 @@ def outcomes(study: Any) -> dict[str, str]:
     return {row.text: row.outcome for row in predictions.checked_predictions(gather(study))}
 
 
+def test_a_report_counts_a_shared_prediction_once(tmp_path: Path) -> None:
+    study = made_study.make(made_study.Study(tmp_path))
+    lines = ["alibi < learned", "alibi - learned in [-1, 0]", "alibi < learned", "pos=alibi < baseline"]
+    rows = predictions.checked_predictions(gather(registering(study, lines, {"pos=alibi": 0, "pos=learned": 0})))
+    assert [row.text for row in rows] == lines[:2] and all(row.registered for row in rows)
+
+
 def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:
     """EFFECT in tests/made_study.py: alibi -0.06, none +0.001 against noise of some 0.003."""
     arms = ["pos=learned", "pos=alibi", "pos=none"]
