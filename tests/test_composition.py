@@ -11,7 +11,7 @@ from data import prepare
 from eval.report.gather import gather
 from eval.report.record import record
 from eval.report.sections import composition
-from tests.made_study import Study, change, full, make, report
+from tests.made_study import Study, change, full, make, report, study  # noqa: F401  # a fixture
 
 PARTS = {"книги": (0.75, 3_000_000, 700), "corpora/wiki": (0.25, 1_000_000, 40)}
 TITLE = "## Corpora"
@@ -97,12 +97,11 @@ def test_run_json_has_what_a_blend_is_made_of(tmp_path: Path) -> None:
     weights, by_size = tmp_path / "weights.yaml", tmp_path / "by_size.yaml"
     weights.write_text("blend: {eins: 3, zwei: 1}")
     by_size.write_text("blend: [eins, zwei]\nalpha: 0.5")
+    assert prepare.made_of(str(weights), tmp_path / "store")["sources"] == {}  # no file was hashed yet
     for path in (weights, by_size):
-        made = prepare.made_of(str(path), tmp_path / "store")
-        assert made["sources"] == {}  # no file was hashed yet
-        assert json.loads(json.dumps(made)) == made
         prepare.source_identities(str(path), tmp_path / "store")
         made = prepare.made_of(str(path), tmp_path / "store")
+        assert json.loads(json.dumps(made)) == made
         assert [made["sources"][str(tmp_path / name)]["names"] for name in ("eins", "zwei")] == [["été.txt"]] * 2
         again = tmp_path / "again.yaml"
         again.write_text(composition.blend_file(str(path), made["blend"], made["alpha"]), "utf-8")

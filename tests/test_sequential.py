@@ -143,7 +143,7 @@ def test_no_seed_is_added_where_only_more_groups_of_text_would_tell(tmp_path, mo
     assert of_items["pos=none"] == "undecided: more seeds would not tell, more groups of items than these 4 would"
     monkeypatch.setattr("eval.report.request.parse", lambda _: Request(study))
     assert undecided_command.main(["POS=none"]) == 0
-    assert capsys.readouterr().out == f"pos=none: {of_items['pos=none']}; no seed is added for it\n"
+    assert capsys.readouterr().out == f"pos=none: {of_items['pos=none']}; no seed is added for its sake\n"
     margin = Criteria(margins={"bits/byte": 0.01}, seeds=3)
     assert list(undecided(gather(replace(study, criteria=margin)))[1]) == ["pos=none"]  # nor would it be equivalent
     other = by_groups_of_text(make(Study(tmp_path / "few", arms=list(study.arms))), groups=4, spread=0.0005)

@@ -59,7 +59,7 @@ def main(words: list[str]) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     for arm, verdict in of_items.items():
-        print(printable(f"{arm}: {verdict}; no seed is added for it"))
+        print(printable(f"{arm}: {verdict}; no seed is added for its sake"))
     for arm, verdict in arms.items():
         print(printable(f"{arm}: {verdict}"))
     return Exit.UNDECIDED if arms else Exit.FINISHED
