@@ -159,7 +159,8 @@ def test_seeds_that_cannot_decide_are_those_that_no_further_seed_would_have_made
         items = Variance(float(of_groups.var(ddof=1) / 4), 3)
         means = true + of_groups.mean() + np.cumsum(of_seeds) / np.arange(1, 11)
         looks = [
-            compare(means[n - 1], Variance(float(of_seeds[:n].var(ddof=1) / n), n - 1), items) for n in range(2, 11)
+            compare(means[n - 1], Variance(float(of_seeds[:n].var(ddof=1) / n), n - 1), items, items_alone=items)
+            for n in range(2, 11)
         ]
         if any(seeds_cannot_decide(look, None) for look in looks[:4]):
             stopped += 1
@@ -169,12 +170,12 @@ def test_seeds_that_cannot_decide_are_those_that_no_further_seed_would_have_made
 
 def test_seeds_may_decide_where_the_margin_can_still_be_reached_or_the_items_show_what_seeds_average_out():
     seeds, items = Variance(1e-4, 3), Variance(1.0, 3)
-    hopeless = compare(0.5, seeds, items)
+    hopeless = compare(0.5, seeds, items, items_alone=items)
     assert seeds_cannot_decide(hopeless, None) and seeds_cannot_decide(hopeless, 1.0)
     assert not seeds_cannot_decide(hopeless, 4.0)
-    assert not seeds_cannot_decide(compare(0.5, Variance(4.0, 3), items), None)  # the seeds may yet move it far
-    assert not seeds_cannot_decide(compare(0.5, None, items), None)
-    shown_by_both = compare(0.5, Variance(0.0, 3), items, planned=(Variance(1.0, 3), items))
+    moved_far = compare(0.5, Variance(4.0, 3), items, items_alone=items)
+    assert not seeds_cannot_decide(moved_far, None) and not seeds_cannot_decide(compare(0.5, None, items), None)
+    shown_by_both = compare(0.5, seeds, items, items_alone=Variance(0.001, 3))
     assert not seeds_cannot_decide(shown_by_both, None)
 
 

@@ -75,13 +75,9 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
     the difference moved as far as the noise of the seeds lets it (95 %), the noise of the items alone would hide it,
     and would leave an interval wider than the margin. Of the items, what single seeds do to single items does not
     count: more seeds average it out. `margin`: differences within it count as equivalent."""
-    if not c.seeds or not c.replicated or not c.enough_items:
+    if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
         return False
-    of_seeds, _ = c.planning_noise
-    interaction = of_seeds.variance - c.seeds.variance  # where it is counted with the items, it is not with the seeds
-    if interaction and not c.seeds.variance:  # it is no less than that, and perhaps all that the items show
-        return False
-    of_items = Variance(max(0.0, c.items.variance - interaction), c.items.dof)
+    of_seeds, of_items = c.planning_noise[0], c.items_alone
     no_noise, level = Variance(0.0, inf), LEVEL / c.family
     size, reach = abs(c.difference), interval_half_width(LEVEL, of_seeds, no_noise)
     if size + reach > interval_half_width(level, no_noise, of_items):

@@ -183,7 +183,10 @@ def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
 
 def blend_file(name: str, blend: Any, alpha: Any, remark: str = "") -> str:
     """The text of a blend's file, whose entries are JSON, which YAML contains. `remark`: a comment."""
-    lines = [f"# {in_one_line(name)}{f', {remark}' if remark else ''}", f"blend: {json.dumps(blend, ensure_ascii=False)}"]
+    lines = [
+        f"# {in_one_line(name)}{f', {remark}' if remark else ''}",
+        f"blend: {json.dumps(blend, ensure_ascii=False)}",
+    ]
     return "\n".join([*lines, *([] if alpha is None else [f"alpha: {json.dumps(alpha)}"])])
 
 

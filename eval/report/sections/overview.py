@@ -117,7 +117,7 @@ def notes(findings: Findings) -> list[str]:
     noise and p."""
     return [
         decision_sentences(findings),
-        *(metric_note(findings, name) for name in METRICS if name in findings.results),
+        *(line for name in METRICS if name in findings.results for line in metric_notes(findings, name)),
         "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so the "
         'noise of a difference is mostly much smaller: "Differences from the baseline" has it.',
         "× noise: a difference divided by its noise, which is its own standard error.",
@@ -126,8 +126,8 @@ def notes(findings: Findings) -> list[str]:
     ]
 
 
-def metric_note(findings: Findings, name: str) -> str:
-    """What a metric of the table is, which direction is better, and the verdicts on it unless it is the primary
+def metric_notes(findings: Findings, name: str) -> list[str]:
+    """What a metric of the table is and which direction is better; and the verdicts on it unless it is the primary
     metric, whose verdicts the table has."""
     metric = METRICS[name]
     evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
@@ -141,7 +141,7 @@ def metric_note(findings: Findings, name: str) -> str:
         what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
     verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
     better = "higher" if metric.higher_is_better else "lower"
-    return f"{name}: {what}, {better} is better.{f' On {name}, {verdicts}.' if verdicts else ''}"
+    return [f"{name}: {what}, {better} is better.", *([f"On {name}, {verdicts}."] if verdicts else [])]
 
 
 def verdict_clauses(findings: Findings, metric: str) -> str:
