@@ -37,6 +37,7 @@ GENERATED_QUESTION = re.compile(
     r"Does \w[\w.]*=.* beat the baseline\?|Which \w+\.\w+ is best: .*\?|Which of these beats the baseline: .*\?"
 )
 MOST_NAMED = 8  # arms that a generated question names
+MOST_OF_NAME = 60  # characters of each, its last
 
 FIXED = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
@@ -50,6 +51,7 @@ def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> 
         return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
     one = keys[0] if len(keys) == 1 else ""
     names = [str(value) if one else f"{key}={value}" for key, value in arms]
+    names = [name if len(name) <= MOST_OF_NAME else f"...{name[-MOST_OF_NAME:]}" for name in names]
     if len(names) > MOST_NAMED:
         names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
     if not one:

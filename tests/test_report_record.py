@@ -1,6 +1,7 @@
 """The record that a report writes: which one gives way, where it is written, and on a full disk."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -103,8 +104,9 @@ def test_a_study_of_many_long_arms_has_a_short_name_of_its_own(tmp_path):
     study, other = (from_args([f"DATA={','.join(map(str, chosen))}", *words]) for chosen in (files, files[1:]))
     assert re.fullmatch(r"corpus-6-arms-nano-[0-9a-f]{8}", study.name)
     assert re.fullmatch(r"corpus-5-arms-nano-[0-9a-f]{8}", other.name) and study.name[-8:] != other.name[-8:]
-    first = study.cell(study.arms[1], 1)
-    assert first.dir.name.startswith("corpus=") and first.dir.name in {cell.dir.name for cell in study.cells}
+    arm = study.arms[1]
+    assert study.cell(arm, 1).dir.name.endswith(f".txt_{hashlib.sha256(arm.encode()).hexdigest()[:6]},seed=1")
+    assert len(study.question) < 600 and all(f"{'x' * 40}.txt" in name for name in study.question.split(", ")[1:])
     assert from_args(["POS=alibi", *words]).name == "position-alibi-nano"
 
 

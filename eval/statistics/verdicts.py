@@ -77,12 +77,11 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
     count: more seeds average it out. `margin`: differences within it count as equivalent."""
     if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
         return False
-    of_seeds, of_items = c.planning_noise[0], c.items_alone
     no_noise, level = Variance(0.0, inf), LEVEL / c.family
-    size, reach = abs(c.difference), interval_half_width(LEVEL, of_seeds, no_noise)
-    if size + reach > interval_half_width(level, no_noise, of_items):
+    size, reach = abs(c.difference), interval_half_width(LEVEL, c.planning_noise[0], no_noise)
+    if size + reach > interval_half_width(level, no_noise, c.items_alone):
         return False
-    return margin is None or max(0.0, size - reach) + interval_half_width(2 * level, no_noise, of_items) > margin
+    return margin is None or max(0.0, size - reach) + interval_half_width(2 * level, no_noise, c.items_alone) > margin
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:

@@ -545,8 +545,8 @@ MUTATIONS = [
         "",
         "",
         "eval/statistics/verdicts.py",
-        "    if size + reach > interval_half_width(level, no_noise, of_items):",
-        "    if size > interval_half_width(level, no_noise, of_items):",
+        "    if size + reach > interval_half_width(level, no_noise, c.items_alone):",
+        "    if size > interval_half_width(level, no_noise, c.items_alone):",
         "tests/test_sequential.py",
     ),
     one(
