@@ -575,8 +575,8 @@ MUTATIONS = [
         "",
         "",
         "eval/report/sections/composition.py",
-        'files.setdefault(in_one_line(name), blend_file(name, entry["blend"], entry.get("alpha")))',
-        'files.setdefault(in_one_line(name), blend_file(name, entry["blend"], None))',
+        'files.setdefault(shown(name), blend_file(shown(name), content, entry.get("alpha")))',
+        "files.setdefault(shown(name), blend_file(shown(name), content, None))",
         "tests/test_composition.py::test_a_blend_is_shown_with_its_sources_and_can_be_made_again",
     ),
 ]

@@ -1,11 +1,13 @@
 """Section: what the corpora of a study were made of, where one is a blend or lies in files of one's own.
 
 Everything is from run.json and eval.json, so that a reader without the files can tell what was read, and one with them
-can make the same again.
+can make the same again. Absolute paths, which mean nothing elsewhere, are shown by their ends.
 """
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations.safe_files import first_misfit
@@ -13,6 +15,7 @@ from ablations.values import listed
 from eval.report.blocks import Block, Code, Section, Table
 from eval.report.findings import Findings
 from eval.report.runs import NUMBER, in_one_line
+from eval.report.short_names import shortest_ends
 
 TITLE = "Corpora"
 PART = {"corpus": str, "weight": NUMBER, "tokens": int, "documents?": int}
@@ -69,21 +72,38 @@ def section(findings: Findings) -> Section:
     return Section(TITLE, blocks)
 
 
+def names_shown(findings: Findings) -> Callable[[str], str]:
+    """A function that gives the name by which a corpus, or the file of a tokenizer, is shown."""
+    names: set[str] = set()
+    for seeds in findings.cells_with("run").values():
+        for cell in seeds.values():
+            config, data = cell["run"]["config"], cell["run"]["data"]
+            values = [*config["data"].values(), *config["eval"]["corpora"], data["tokenizer"]["corpus"]]
+            values += [entry["corpus"] for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+            for key in ("sources", "corpora"):
+                values += data[key] if isinstance(data.get(key), dict) else ()
+            names |= {value for value in values if isinstance(value, str)}
+    ends = shortest_ends(sorted(names))
+    return lambda name: in_one_line(ends.get(name, name) if Path(name).is_absolute() else name)
+
+
 def training_texts(findings: Findings) -> list[Text]:
     """The training texts of a study, each with the arms that read it, in the order of the arms."""
+    shown = names_shown(findings)
     texts: dict[tuple[str, str], Text] = {}
     for arm, seeds in findings.cells_with("run").items():
         for cell in seeds.values():
             data = cell["run"]["data"]
-            corpus = in_one_line(cell["run"]["config"]["data"]["corpus"])
-            text = texts.setdefault((corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of(data)))
+            corpus = shown(cell["run"]["config"]["data"]["corpus"])
+            text = texts.setdefault((corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of(data, shown)))
             if arm not in text.arms:
                 text.arms.append(arm)
     return list(texts.values())
 
 
-def parts_of(data: dict[str, Any]) -> list[Part]:
-    """The sources of a run's training text, from the entry "data" of its run.json. Empty where it does not say."""
+def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
+    """The sources of a run's training text, from the entry "data" of its run.json. Empty where it does not say.
+    `shown`: from `names_shown`."""
     entries = [entry for entry in list_in(data, "train") if not first_misfit(entry, PART)]
     epochs = {
         entry["corpus"]: entry.get("epochs")
@@ -99,7 +119,7 @@ def parts_of(data: dict[str, Any]) -> list[Part]:
         documents = entry.get("documents", documents_after_steps(data, name))
         known = identity if not first_misfit(identity, SOURCE) else None
         packages = name in sources and identity is None
-        source = in_one_line(name)
+        source = shown(name)
         parts.append(Part(source, entry["weight"], entry["tokens"], documents, epochs.get(name), known, packages))
     return parts
 
@@ -141,11 +161,12 @@ def rows_of(text: Text) -> list[list[str]]:
 
 def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
     """The tokenizers of the runs: [(the corpus that it was trained on, or its file; what it is, in words)]."""
+    shown = names_shown(findings)
     tokenizers: dict[str, tuple[str, str]] = {}
     for seeds in findings.cells_with("run").values():
         for cell in seeds.values():
             tokenizer, data = cell["run"]["data"]["tokenizer"], cell["run"]["config"]["data"]
-            name, kind = in_one_line(tokenizer["corpus"]), in_one_line(data.get("tokenizer_kind", "bpe"))
+            name, kind = shown(tokenizer["corpus"]), in_one_line(data.get("tokenizer_kind", "bpe"))
             origin = f"the file {name}" if kind == "file" else f"{kind}, trained on {name}"
             words = f"{origin}, {tokenizer['vocab']:,} pieces, sha256 {in_one_line(tokenizer['sha256'])}"
             tokenizers.setdefault(words, (name, words))
@@ -154,9 +175,10 @@ def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
 
 def evaluated_corpora(findings: Findings) -> list[str]:
     """The corpora in eval.corpora of the runs."""
+    shown = names_shown(findings)
     return list(
         dict.fromkeys(
-            in_one_line(name)
+            shown(str(name))
             for seeds in findings.cells_with("run").values()
             for cell in seeds.values()
             for name in cell["run"]["config"]["eval"]["corpora"]
@@ -167,13 +189,16 @@ def evaluated_corpora(findings: Findings) -> list[str]:
 def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
     """The blends that the runs read as the text of their files: as they were, where run.json has that; else with the
     weights that they came to."""
+    shown = names_shown(findings)
     files: dict[str, str] = {}
     for seeds in findings.cells_with("run").values():
         for cell in seeds.values():
             recorded = cell["run"]["data"].get("corpora")
             for name, entry in recorded.items() if isinstance(recorded, dict) else ():
-                if not first_misfit(entry, BLEND_FILE) and "blend" in entry:
-                    files.setdefault(in_one_line(name), blend_file(name, entry["blend"], entry.get("alpha")))
+                if not first_misfit(entry, BLEND_FILE) and (blend := entry.get("blend")):
+                    parts = {shown(str(part)): blend[part] for part in blend} if isinstance(blend, dict) else None
+                    content = parts or [shown(str(part)) for part in blend]
+                    files.setdefault(shown(name), blend_file(shown(name), content, entry.get("alpha")))
     for text in texts:
         if len(text.parts) > 1:
             weights = {part.source: part.share for part in text.parts}
