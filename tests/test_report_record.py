@@ -17,6 +17,13 @@ from eval.report.request import Request
 from tests.made_study import ARMS, Study, change, make, shift, study  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
+DOMAINS = [
+    f"corpora/{name}" for name in ("books", "qa_medquad", "technical_peps", "web_digitalgov", "wikinews", "wikipedia")
+]
+BLENDS = {  # of the record of corpora, by their paths in its command
+    "blends/equal.yaml": {"blend": dict.fromkeys(DOMAINS, 1)},
+    "blends/by_size.yaml": {"blend": DOMAINS, "alpha": 1},
+}
 
 
 def test_nothing_is_written_over_a_record_when_no_run_has_begun(tmp_path, capsys, monkeypatch):
@@ -67,9 +74,17 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations/records").glob("*/run.json")), ids=lambda p: p.parent.name)
-def test_the_command_of_a_record_makes_its_runs(path, monkeypatch):
+def test_the_command_of_a_record_makes_its_runs(path, monkeypatch, tmp_path):
     """Else the command writes its report elsewhere: the record is of another baseline, and to be made again."""
     record = json.loads(path.read_text())
+    if "corpora/" in record["command"]:  # typed beside a folder of corpora
+        if not (corpora := ROOT.parent / "shared/data/corpora").is_dir():
+            pytest.skip("needs ../shared/data/corpora")
+        monkeypatch.chdir(tmp_path)
+        Path("corpora").symlink_to(corpora)
+        Path("blends").mkdir()
+        for name, blend in BLENDS.items():
+            Path(name).write_text(json.dumps(blend))  # JSON is YAML
     monkeypatch.setattr("ablations.config.has_gpu", lambda: False)
     monkeypatch.setattr("ablations.config.has_bf16", lambda: True)
     words = shlex.split(record["command"])[2:]
