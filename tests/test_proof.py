@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.kernels import gelu, rotation
 from model.proofs import attention as proofs
-from tests.test_model import SMALL, VARIANTS, name
+from tests.small_models import SMALL, VARIANTS, name
 
 
 def cfg(**change: object) -> ModelConfig:
