@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ablations.criteria import METRICS, PRIMARY, check_metric
-from ablations.values import ConfigError
+from ablations.values import ConfigError, typed_number
 
 FORM = (
     f"a prediction is `A < B < C`, `A - B in [low, high]` or `A x B in [low, high]`, with {' or '.join(METRICS)} and a "
@@ -93,7 +93,7 @@ def parse_interval(text: str, prediction: str) -> tuple[float, float]:
     contains it, for the message. Raises ConfigError where the text is not two numbers, the lower one first."""
     text = text.strip()
     try:
-        low, high = (float(number) for number in text.removeprefix("[").removesuffix("]").split(","))
+        low, high = (typed_number(number) for number in text.removeprefix("[").removesuffix("]").split(","))
     except ValueError:
         low, high = math.nan, math.nan
     if not (text.startswith("[") and text.endswith("]") and low < high):

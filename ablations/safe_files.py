@@ -77,9 +77,20 @@ def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
 
 
 def append(path: Path, text: str) -> None:
-    """Append `text`, whole lines, to a file."""
-    with open_to_write(path, append=True) as file:
-        file.write(text.encode("utf-8", errors="backslashreplace"))
+    """Append `text`, whole lines, to a file; all of it, or where the disk is full nothing. Where a kill has left an
+    incomplete last line, `text` begins a new one: it would be damaged with that line otherwise."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND
+    with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size
+        incomplete = end and os.pread(file.fileno(), 1, end - 1) != b"\n"
+        content = b"\n" * bool(incomplete) + text.encode("utf-8", errors="backslashreplace")
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -118,6 +129,8 @@ def storage_error(error: OSError) -> str:
     cures = {
         errno.ENOSPC: "Make room and give the same command again.",
         errno.EDQUOT: "Make room within your quota and give the same command again.",
+        errno.EFBIG: "Raise the limit of a file's size (ulimit -f), or choose an OUT that takes larger files.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n) and give the same command again.",
         errno.EROFS: "Choose an OUT that can be written.",
         errno.EACCES: "Choose an OUT that can be read and written, or change its permissions.",
         errno.EPERM: "Choose an OUT that can be read and written, or change its permissions.",

@@ -12,6 +12,7 @@ from ablations.values import human
 
 SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
 STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+CLOCKS_APART = 300.0  # seconds that a node's clock may be ahead of ours; munge, and so Slurm, refuses more (its TTL)
 UPDATE = 2.0  # seconds between updates of a live view
 REPAIRS = "The same command repairs it."
 
@@ -75,7 +76,8 @@ def _running_state(
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
-    alive = bool(heartbeat) and heartbeat["time"] >= since  # else it is the heartbeat of an attempt before
+    # else it is the heartbeat of an attempt before; who takes the lock removes that, so that no clock is asked
+    alive = bool(heartbeat) and (locked or heartbeat["time"] >= since)
     silent = now - (heartbeat["time"] if alive else since)
     step = facts.get("step", 0)
     if alive:
@@ -84,7 +86,8 @@ def _running_state(
     work: dict[str, Any] = {"nodes": nodes, "silent": silent, "step": step}
     if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
         work["left"] = left
-    if silent > (SILENT if alive else STARTUP):
+    # a time far ahead of ours was written before the clock was set back
+    if not -CLOCKS_APART <= silent <= (SILENT if alive else STARTUP):
         return work | {"state": State.STALLED}
     return work | {"state": State.RUNNING if alive else State.STARTING}
 

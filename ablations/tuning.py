@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ablations.values import ConfigError
+from ablations.values import ConfigError, typed_number
 
 TUNE = (0.5, 1.0, 2.0)  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
 MOST_RATES = 9
@@ -45,7 +45,7 @@ def parse_multiples(text: str) -> tuple[float, ...]:
     if text == "tune":
         return TUNE
     try:
-        numbers = tuple(sorted(float(part) for part in text.split(",")))
+        numbers = tuple(sorted(typed_number(part) for part in text.split(",")))
     except ValueError:
         numbers = (math.nan,)
     if (

@@ -12,7 +12,8 @@ class ConfigError(ValueError):
     """The user asked for something that does not exist or is not possible; the message says what is."""
 
 
-NUMBER = r"([+-]?\d[\d_]*(?:\.\d+)?(?:E[+-]?\d{1,3})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
+DIGITS = r"(?:\d{1,3}(?:_\d{3})+|\d+)"  # 1024 or 1_024; 1_0 may be meant as 1.0
+NUMBER = rf"([+-]?{DIGITS}(?:\.\d+)?(?:E[+-]?\d{{1,3}})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
 MOST_SHOWN = 200  # characters of a value that an error message shows
 EXAMPLES = {
@@ -87,12 +88,20 @@ def _int(value: Any) -> int:
 
 
 def _float(value: Any) -> float:
-    if isinstance(value, bool) or not str(value).isascii():
+    if isinstance(value, bool):
         raise ValueError
-    number = float(value)
+    number = typed_number(value) if isinstance(value, str) else float(value)
     if not math.isfinite(number):
         raise ValueError
     return number
+
+
+def typed_number(text: str) -> float:
+    """The number in a text that somebody typed, in the digits 0 to 9: 3e-4, 1_000 or -inf. Raises ValueError where it
+    is none, or has an underscore that does not stand before three digits, which may be meant as a decimal point."""
+    if not text.isascii() or ("_" in text and not re.fullmatch(rf"\s*[+-]?{DIGITS}(?:\.\d+)?\s*", text)):
+        raise ValueError(text)
+    return float(text)
 
 
 def _str(value: Any) -> str:

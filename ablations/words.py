@@ -68,7 +68,7 @@ def parse_words(words: list[str]) -> dict[str, str]:
             raise ConfigError(f"{word[:200]!r} is no NAME=VALUE of {', '.join(HELP)}{did_you_mean(name[:100], HELP)}")
         if name in values:
             raise ConfigError(f"{name} is given twice")
-        if not _is_text(value):
+        if not _is_text(value) or (name in PATHS and re.search(r"[\t\n]", value.strip())):
             raise ConfigError(f"{name}={value[:200]!r}: characters that are no text, or no UTF-8")
         if value.strip():
             values[name] = expand_home(value.strip()) if name in PATHS else value.strip()

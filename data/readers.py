@@ -26,6 +26,7 @@ LAYOUTS = (
 DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a document
 PROBLEMS_SHOWN = 20  # problems named in one error message
 BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
+NO_TEXT = "zero bytes: damaged, or another encoding than UTF-8, such as UTF-16"  # of files of plain text
 BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
@@ -253,7 +254,8 @@ class ZstdFrames(io.RawIOBase):
     def __init__(self, raw: Any):
         import zstandard
 
-        self.raw, self.begin = raw, zstandard.ZstdDecompressor().decompressobj
+        # a window of 2 GiB, the largest of `zstd --long`; zstandard alone stops at 128 MiB
+        self.raw, self.begin = raw, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
         self.frame: Any = None  # the decompressor of the current frame
         self.packed = b""  # compressed bytes that were read and belong to the next frame
         self.plain = memoryview(b"")  # decompressed bytes that were not handed out yet
@@ -349,6 +351,9 @@ def _blank_line_separated_texts(
         except UnicodeDecodeError as error:
             ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}; its document is left out")
             damaged, line = True, "damaged"
+        if "\0" in line:
+            ledger.add_problem(f"{path}:{number}", f"{NO_TEXT}; its document is left out")
+            damaged = True
         if line.strip():
             start = start if lines else number
             lines.append(line)
@@ -373,9 +378,14 @@ def _whole_file_text(
     file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
 ) -> Iterator[tuple[int, str]]:
     try:
-        yield 0, file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
+        text = file.read().removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         ledger.add_problem(path, f"not UTF-8: {error}")
+        return
+    if "\0" in text:
+        ledger.add_problem(path, NO_TEXT)
+        return
+    yield 0, text
 
 
 def _parquet_rows(

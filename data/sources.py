@@ -8,8 +8,8 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterable
-from glob import glob, has_magic
+from collections.abc import Iterable, Iterator
+from glob import escape, glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,6 +22,11 @@ BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.
 NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes about the data beside them
     r"(readme|licen[cs]e|copying|notice|authors?|citation|contributing|change(log|s)|history|requirements|manifest"
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
+    re.IGNORECASE,
+)
+UNREAD_DATA = re.compile(  # names of files that look like data and are not read: other spellings, packers, downloads
+    r".+\.(ndjson|jsonlines|jsonl|json|txt|parquet)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|br|zip|7z))?"
+    r"(\.(part|partial|incomplete|crdownload|aria2))?",
     re.IGNORECASE,
 )
 HIDDEN = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
@@ -122,7 +127,7 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     if root.is_dir():
         paths, left_out = _data_files_of_folder(root)
     else:
-        paths = _present([root] if root.is_file() else [Path(path) for path in glob(pattern, recursive=True)])
+        paths = _present([root] if root.is_file() else _matching(pattern))
         if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
@@ -134,8 +139,10 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     """`data_files` of a folder, in no order."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
-    below = [path for path in _files_below(folder) if readers.format_and_compression(path.name)]
+    everything = _files_below(folder)
+    below = [path for path in everything if readers.format_and_compression(path.name)]
     hidden = [path for path in below if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
+    _check_no_unread_data(folder, [path for path in everything if path not in set(below)])
     visible = _present(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
@@ -163,17 +170,45 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     ]
 
 
+def _matching(pattern: str) -> list[Path]:
+    """The paths that match a glob, as `glob.glob` finds them, but each file once. Below a folder named by `**` each
+    folder is searched once, however many symbolic links lead to it: glob.glob goes around in a link to a folder above
+    it, which takes forever where there are two."""
+    head, stars, tail = pattern.partition("**")
+    whole = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else it means `*`
+    if not stars or not whole:
+        paths = [Path(path) for path in glob(pattern)]
+    else:
+        rest = tail.strip("/") or "*"
+        bases = [Path(path) for path in glob(head)] if head else [Path()]
+        folders = [folder for base in bases if base.is_dir() for folder in _folders_below(base)]
+        paths = [path for folder in folders for path in _matching(f"{escape(str(folder))}/{rest}")]
+    once = {os.path.realpath(path): path for path in reversed(sorted(paths))}  # of several the first
+    return sorted(once.values())
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    """A folder and all folders below it whose names do not begin with a dot, symbolic links too, each folder once."""
+    below = (at for at, _ in _walk(folder))
+    return [at for at in below if not any(part.startswith(".") for part in at.relative_to(folder).parts)]
+
+
 def _files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; also those in folders that are symbolic links, unless hidden, each folder once.
-    Raises ValueError where a folder cannot be read."""
+    """All files below a folder, sorted. Raises ValueError where a folder cannot be read."""
+    return sorted(path for _, paths in _walk(folder) for path in paths)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and all folders below it, also those that are symbolic links, unless hidden, each folder once; with the
+    files in each: (folder, paths). Raises ValueError where a folder cannot be read."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
             raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
-    paths, seen = [], {_identity(folder)}
+    seen = {_identity(folder)}
     for at, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        paths += [Path(at, name) for name in files]
+        yield Path(at), [Path(at, name) for name in files]
         unseen = []
         for name in sorted(folders):
             path = Path(at, name)
@@ -181,7 +216,6 @@ def _files_below(folder: Path) -> list[Path]:
                 unseen.append(name)
                 seen.add(identity)
         folders[:] = unseen  # os.walk goes into these
-    return sorted(paths)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -202,6 +236,21 @@ def _present(paths: Iterable[Path]) -> list[Path]:
             raise ValueError(f"{path} is a symbolic link to a file that is not there: put it there, or remove the link")
         files += [path] if path.is_file() else []
     return files
+
+
+def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
+    """Raise ValueError where files that are not read look like data all the same, so that a part of the text would be
+    passed over. `others`: the files below the folder whose kind is not read."""
+    names = [path.relative_to(folder) for path in others if UNREAD_DATA.fullmatch(path.name)]
+    names = [name for name in names if not NOTE_NAMES.fullmatch(name.name)]
+    names = [name for name in names if not any(part.startswith(HIDDEN) for part in name.parts)]
+    if names:
+        shown = ", ".join(name.as_posix() for name in names[:NAMED_FILES])
+        more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+        raise ValueError(
+            f"{folder} holds {shown}{more}: data of a kind that is not read, or not all there. Make it one of "
+            f"{', '.join(EXTENSIONS)}, or name the files to read by a glob, such as '{folder}/**/*.jsonl'"
+        )
 
 
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:

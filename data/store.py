@@ -157,6 +157,8 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
                     execute.run(store.executor, pipeline, tasks, folder)
                 progress.update(line, logs="")
 
+            if not screen.isatty():  # there the line below is written at the end alone
+                print(f"  data: {name}, in preparation", file=screen, flush=True)
             yield run
             progress.update(line, description=f"data: {name}", total=1, completed=1)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics.items import LN2, finite_or_none, ratio_stderr, stderr_of_mean
+from eval.statistics.items import ITEM, LN2, Stratum, by_cluster, finite_or_none, stderr_over_tasks
 from eval.tasks import mirror, probes
 from eval.tasks.suite import suite
 
@@ -29,7 +29,7 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
         else:
             chance = probes.chance(items, spec["chance"])
             guess = max(chance, probes.chance(items, "commonest"))
-            levels = {"stderr": accuracy_stderr(samples), "chance": chance, "guess": guess}
+            levels = {"stderr": stderr([samples]), "chance": chance, "guess": guess}
         entries[name] = {
             "metric": spec["metric"],
             **{key: value for key, value in outcome.items() if key != "samples"},
@@ -53,7 +53,7 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
         rows += [{"task": name, **sample} for sample in samples]
         entries[name] = {
             **{key: value for key, value in outcome.items() if key != "samples"},
-            "stderr": accuracy_stderr(samples) if outcome["metric"] in ("acc", "exact_match") else None,
+            "stderr": stderr([samples]) if outcome["metric"] in ("acc", "exact_match") else None,
             "mean": False,
             "suite": name in mirror.suite(),
         }
@@ -67,10 +67,26 @@ def loss(samples: Samples) -> dict[str, Any]:
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
-        "stderr": finite_or_none(ratio_stderr(nats / LN2, sizes)),
+        "stderr": stderr([samples]),
         "bytes": round(sizes.sum()),
         "n": len(samples),
     }
+
+
+def stratum(samples: Samples) -> Stratum:
+    """The results of one task, with the items that share a passage, a document or another source summed into one.
+    `samples`: [{"id", "value"} or {"id", "nats", "bytes"}, with "cluster" where items share something]."""
+    whole_texts = any("nats" in sample for sample in samples)
+    values = [sample["nats"] / LN2 if whole_texts else sample["value"] for sample in samples]
+    weights = [sample["bytes"] if whole_texts else 1.0 for sample in samples]
+    names = [sample.get("cluster") or f"{ITEM}{sample['id']}" for sample in samples]
+    return by_cluster(np.array([values], float), np.array(weights, float), names)
+
+
+def stderr(tasks: Iterable[Samples]) -> float | None:
+    """The standard error of the unweighted mean over tasks, which may share clusters of items; None where one of them
+    has fewer than two clusters. `tasks`: the samples of each task."""
+    return finite_or_none(stderr_over_tasks([stratum(samples) for samples in tasks]))
 
 
 def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
@@ -86,34 +102,49 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
     }
 
 
-def zero_shot(entries: Iterable[dict]) -> dict[str, float | None] | None:
+def mean_loss(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None]:
+    """The mean loss over corpora: {"value": bits per byte, "stderr"}. `tasks`: the entries in eval.json by task;
+    `rows`: the lines of samples.jsonl.gz."""
+    losses = [name for name, entry in tasks.items() if entry["metric"] == "bits_per_byte"]
+    return {"value": mean_over_tasks([tasks[name] for name in losses], "value"), "stderr": stderr_of(losses, rows)}
+
+
+def zero_shot(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None] | None:
     """The mean over the tasks that count in it, in percent: {"value", "stderr", "chance"}; None where there are none.
-    `entries`: the tasks' entries in eval.json."""
-    counted = [entry for entry in entries if entry["mean"]]
+    `tasks`: the entries in eval.json by task; `rows`: the lines of samples.jsonl.gz."""
+    counted = [name for name, entry in tasks.items() if entry["mean"]]
     if not counted:
         return None
-    means = {key: mean_over_tasks(counted, key) for key in ("value", "stderr", "chance")}
+    means = {key: mean_over_tasks([tasks[name] for name in counted], key) for key in ("value", "chance")}
+    means = {"value": means["value"], "stderr": stderr_of(counted, rows), "chance": means["chance"]}
     return {key: None if value is None else 100 * value for key, value in means.items()}
 
 
-def suite_scores(result: dict[str, Any]) -> dict[str, Any] | None:
+def stderr_of(names: list[str], rows: Samples) -> float | None:
+    """`stderr` of the tasks with these names. `rows`: the lines of samples.jsonl.gz, of these and other tasks."""
+    samples: dict[str, Samples] = {name: [] for name in names}
+    for row in rows:
+        if row["task"] in samples:
+            samples[row["task"]].append(row)
+    return stderr(samples.values())
+
+
+def suite_scores(result: dict[str, Any], rows: Samples) -> dict[str, Any] | None:
     """The scores of BigScience's suite of tasks in one evaluation, with NaN replaced by None, which JSON can hold; None
-    where the evaluation has no task of the suite. `result`: the content of eval.json."""
+    where the evaluation has no task of the suite. `result`: the content of eval.json; `rows`: the lines of
+    samples.jsonl.gz."""
     scores = suite([result])
-    return scores and {
-        key: finite_or_none(value) if isinstance(value, float) else value for key, value in scores.items()
-    }
+    if scores is None:
+        return None
+    scores = {key: finite_or_none(value) if isinstance(value, float) else value for key, value in scores.items()}
+    of_tasks = stderr_of([name for name, entry in result["tasks"].items() if entry["suite"]], rows)
+    if scores["stderr"] is not None and of_tasks is not None:  # tasks may share passages
+        scores["stderr"] = 100 * of_tasks
+    return scores
 
 
 def mean_over_tasks(entries: list[dict], key: str) -> float | None:
-    """The unweighted mean over tasks of the values under `key` in their entries of eval.json; for key="stderr" the
-    standard error of a mean over independent tasks. None where one of the values is None."""
-    if any(entry[key] is None for entry in entries):
-        return None
-    values = np.array([entry[key] for entry in entries])
-    return float(np.sqrt((values**2).sum()) if key == "stderr" else values.sum()) / len(values)
-
-
-def accuracy_stderr(samples: Samples) -> float | None:
-    """The standard error of a mean over independent items; None for fewer than two."""
-    return finite_or_none(stderr_of_mean(np.array([sample["value"] for sample in samples], float)))
+    """The unweighted mean over tasks of the values under `key` in their entries of eval.json; None where one of the
+    values is None."""
+    values = [entry[key] for entry in entries]
+    return None if None in values else float(np.mean(values))

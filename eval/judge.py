@@ -140,16 +140,15 @@ def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entrie
     """The scores in eval.json, of each task and over tasks, and the lines of samples.jsonl.gz."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
-    losses = [entry for entry in tasks.values() if entry["metric"] == "bits_per_byte"]
-    tasks |= others
+    tasks, rows = tasks | others, rows + other_rows
     result = {
         "tasks": tasks,
         "omitted": text.omitted,
-        "bits_per_byte": {key: entries.mean_over_tasks(losses, key) for key in ("value", "stderr")},
+        "bits_per_byte": entries.mean_loss(tasks, rows),
         "by_domain": entries.losses_by_domain(text.documents, outcomes.domains),
-        "zero_shot": entries.zero_shot(tasks.values()),
+        "zero_shot": entries.zero_shot(tasks, rows),
     }
-    return result, rows + other_rows
+    return result, rows
 
 
 def additional_scores(
@@ -166,7 +165,7 @@ def additional_scores(
     if requested:
         asked = {"asked": requested.names, "missing": missing, "failed": outcomes.failed, "shots": requested.shots}
         more["lm_eval_tasks"] = asked
-        more["suite"] = entries.suite_scores(scores | more)
+        more["suite"] = entries.suite_scores(scores | more, rows)
     return more
 
 

@@ -103,6 +103,9 @@ def free_fp32_gradients_between_steps(optimizer: Any) -> None:
         for i, (whole, size, sums, params) in enumerate(groups):
             whole.untyped_storage().resize_(size)
             whole[sum(p.numel() for p in params) :].zero_()  # what fills it up
+            unused = [tuple(p.shape) for p in params if p.grad is None]
+            if unused:
+                raise ValueError(f"no gradient reached parameters of shapes {unused}: the loss does not depend on them")
             torch._foreach_copy_(sums, [p.grad.view(-1) for p in params])
             optimizer.fp32_groups_has_gradients[i] = [True] * len(params)
 

@@ -15,7 +15,8 @@ from launch.watch import Stop
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """A context in which this process holds the lock of a run directory, so that no other process trains the run. On
-    entering it, removes the files that say how an earlier launch ended (`failed`, `stop`), and half-written weights.
+    entering it, removes the files that say how an earlier launch ended (`failed`, `stop`), the heartbeat that a killed
+    one has left, and half-written weights.
 
     Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
     is tried again for up to a minute under Slurm, where the process of the attempt before may still be ending, and for
@@ -55,7 +56,8 @@ def run_lock(folder: Path) -> Iterator[None]:
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
-        (folder / rundir.FAILED).unlink(missing_ok=True)
+        for name in (rundir.FAILED, rundir.HEARTBEAT):
+            (folder / name).unlink(missing_ok=True)
         safe_files.remove_leftovers(folder / rundir.WEIGHTS)
         if not under_slurm:  # there launch/run.sh does it, before Slurm can give a warning
             (folder / rundir.STOP).unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from model.setting import Setting, check_ranges, check_types
 
+GATED = ("swiglu", "swiglu-unmatched", "geglu")  # activations with a third matrix, the gate
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -163,6 +165,11 @@ class ModelConfig:
         """Rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`, as Megatron does (50,257 ->
         50,304)."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def mlp_matrices(self) -> int:
+        """The number of weight matrices of an MLP: up and down, and the gate where the activation has one."""
+        return 3 if self.act in GATED else 2
 
     @property
     def ffn(self) -> int:

@@ -10,7 +10,7 @@ def parameters(cfg: ModelConfig, tp: int = 1) -> int:
     D, F = cfg.hidden, cfg.ffn
     norm = 2 * D if cfg.norm == "layernorm" else D
     attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias
-    matrices = 2 if cfg.act == "gelu" else 3
+    matrices = cfg.mlp_matrices
     mlp = (matrices * D * F + (matrices - 1) * F * cfg.linear_bias) // tp + D * cfg.linear_bias
     position = {"learned": cfg.seq * D, "scaled-sinusoidal": 1}.get(cfg.pos, 0)
     embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) // tp + 2 * D * cfg.embnorm
@@ -28,7 +28,7 @@ def flops_per_token(cfg: ModelConfig) -> int:
     halved for the causal mask (72 L h^2 (1 + s/6h + V/12hL) for GELU).
     """
     D = cfg.hidden
-    matrices = 2 if cfg.act == "gelu" else 3
+    matrices = cfg.mlp_matrices
     layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
     projected = cfg.predicted / cfg.seq  # share of the outputs that meet the output matrix
     transform = 0 if cfg.head_transform == "none" else D * D

@@ -48,9 +48,7 @@ def estimate(
     predicted = micro_batch * cfg.predicted
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     if precision == "fp8":  # in eight bits and transposed, from one update to the next: model/fp8.py
-        fixed["weights"] += (
-            2 * cfg.layers * (4 * cfg.hidden**2 + (2 if cfg.act == "gelu" else 3) * cfg.hidden * cfg.ffn)
-        )
+        fixed["weights"] += 2 * cfg.layers * (4 * cfg.hidden**2 + cfg.mlp_matrices * cfg.hidden * cfg.ffn)
     stored, working = activation_bytes(cfg, micro_batch, precision, gpu, tp, recompute)
     logits = min(predicted, ROWS_CPU) * vocab * width
     matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
@@ -140,12 +138,12 @@ def activation_bytes(
     norm = 2 * unit
     if cfg.norm == "rmsnorm" and not gpu:
         norm = unit + 2 * B * T * D * 4
-    mlp = 2 * inner if cfg.act == "gelu" else 4 * inner
+    mlp = 2 * inner if cfg.mlp_matrices == 2 else 4 * inner
     dropout = 2 * unit if cfg.dropout else 0
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
     if precision == "fp8":  # each linear layer keeps what it reads in eight bits; a GPU's attention keeps its output
-        layer += ((2 if cfg.act == "gelu" else 3) * unit + rank_unit + inner) // 2 - norms * unit - inner
+        layer += (cfg.mlp_matrices * unit + rank_unit + inner) // 2 - norms * unit - inner
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             layer -= rank_unit
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)

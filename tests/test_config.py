@@ -47,6 +47,10 @@ def test_values_are_read_in_the_type_of_their_key(key: str, text: str, value: ob
         ("train.lr", "fast", "a number such as 3e-4"),
         ("train.lr", "nan", "a number such as 3e-4"),
         ("train.lr", "-1", "above 0"),
+        ("train.lr", "1_5e-3", "a number such as 3e-4"),  # 1.5e-3?
+        ("train.lr", "٠.٠١", "a number such as 3e-4"),
+        ("train.tokens", "1_5M", "a whole number"),
+        ("train.tokens", "1__000", "a whole number"),
         ("train.tokens", "1.5", "a whole number"),
         ("train.tokens", "true", "a whole number"),
         ("train.tokens", "inf", "a whole number"),
@@ -64,6 +68,24 @@ def test_what_is_wrong_is_refused_and_what_is_allowed_is_named(key: str, text: s
     with pytest.raises(ConfigError) as error:
         resolve([(key, text)])
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "MARGIN=٠.٠١",
+        "MARGIN=0_1",
+        "LR=٠.٥,1",
+        "LR=1,1_5",
+        "PREDICT=alibi - learned in [-٠.٣, 0]",
+        "OUT=a\nb",
+        "OUT=a\tb",
+    ],
+)
+def test_numbers_have_ascii_digits_and_paths_one_line(word: str) -> None:
+    says = {"OUT": "characters that are no text", "LR": "tune, or 2 to 9 multiples", "PREDICT": "two numbers"}
+    with pytest.raises(ConfigError, match=says.get(word.partition("=")[0], "a number above 0")):
+        from_args(["POS=alibi", word])
 
 
 def test_a_size_that_does_not_count_what_it_declares_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,48 @@ def test_linked_folders_are_read_once_and_a_link_to_nothing_is_an_error(tmp_path
             read(name)
 
 
+@pytest.mark.parametrize(
+    "pattern", ["**/*.jsonl", "**/a.jsonl", "d[a]ta/**/*.jsonl", "*/**/a.jsonl", "**/disk/**/*.jsonl"]
+)
+def test_a_glob_finds_each_file_once_and_goes_around_in_no_link(tmp_path, pattern):
+    """glob.glob would read the file a hundred times and more: each link leads to a folder above it."""
+    write(tmp_path / "data/disk/[1]/a.jsonl", ["один"])
+    write(tmp_path / "data/disk/.hidden/b.jsonl", ["zwei"])
+    (tmp_path / "data/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/disk/[1]/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/disk/again").symlink_to(tmp_path / "data/disk/[1]/a.jsonl")
+    assert [text for _, text in read(tmp_path / pattern)] == ["один"]
+
+
+@pytest.mark.parametrize(
+    "name", ["b.JSONL", "b.ndjson", "b.jsonl.bz2", "b.json.xz", "b.jsonl.gz.part", "b.jsonl.crdownload"]
+)
+def test_data_of_a_kind_that_is_not_read_is_not_passed_over(tmp_path, name):
+    write(tmp_path / "data/a.jsonl", ["één"])
+    for note in ("README.TXT", "LICENSE.JSON", ".b.jsonl.part", "a.jsonl.md5", "notes.docx"):
+        (tmp_path / "data" / note).write_bytes(b"?")
+    assert read(tmp_path / "data") == [("a.jsonl:1", "één")]
+    (tmp_path / "data" / name).write_bytes(b"?")
+    with pytest.raises(ValueError, match="data of a kind that is not read, or not all there"):
+        read(tmp_path / "data")
+    assert read(tmp_path / "data/*.jsonl") == [("a.jsonl:1", "één")]
+
+
+@pytest.mark.parametrize("content", ["ein Text\n\nnoch einer\n".encode("utf-16-le"), b"ein Text\n\n" + bytes(512)])
+def test_plain_text_has_no_zero_bytes(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="zero bytes: damaged, or another encoding than UTF-8"):
+        read(tmp_path / "a.txt")
+
+
+def test_zstd_files_with_a_long_window(tmp_path):
+    """As `zstd --long=31` writes them."""
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress('{"text": "één"}\n'.encode()) + packer.flush())
+    assert read(tmp_path / "a.jsonl.zst") == [("a.jsonl.zst:1", "één")]
+
+
 @pytest.mark.parametrize("name", ["a\nb.jsonl", "\x1b[2J.jsonl"])
 def test_a_file_with_control_characters_in_its_name_is_not_passed_over(tmp_path, name):
     write(tmp_path / "data/a.jsonl", ["one"])

@@ -571,10 +571,40 @@ def test_a_pattern_names_all_that_it_matches():
 
 def test_standard_errors_that_are_not_known_are_none(run):
     """Of a single item there is none, and NaN is no JSON."""
-    from eval.entries import loss, mean_over_tasks
+    from eval.entries import loss, stderr
 
-    assert loss([{"nats": 3.0, "bytes": 4}])["stderr"] is None
-    assert mean_over_tasks([{"stderr": None}, {"stderr": 1.0}], "stderr") is None
-    assert mean_over_tasks([{"stderr": 3.0}, {"stderr": 4.0}], "stderr") == pytest.approx(2.5)
-    two = loss([{"nats": math.log(2) * 8, "bytes": 1}, {"nats": 0.0, "bytes": 3}])
+    assert loss([{"id": "é", "nats": 3.0, "bytes": 4}])["stderr"] is None
+    assert stderr([[{"id": "é", "value": 1}], [{"id": "é", "value": 1}, {"id": "è", "value": 0}]]) is None
+    assert stderr([[]]) is None and stderr([]) is None
+    two = loss([{"id": "é", "nats": math.log(2) * 8, "bytes": 1}, {"id": "è", "nats": 0.0, "bytes": 3}])
     assert two["value"] == 2.0 and np.isfinite(two["stderr"])  # 8 bits of 4 bytes; the mean of the ratios would be 4
+
+
+def test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report(run):
+    """Its tasks are made from the same documents, each of which is left out of all of them at once."""
+    from eval.report.runs import read_samples
+    from eval.report.scores import checked_scores
+
+    assert main([str(run)]) == 0
+    result = scores(run)
+    rows = [json.loads(line) for line in gzip.decompress((run / "samples.jsonl.gz").read_bytes()).splitlines()]
+    counted = [name for name, entry in result["tasks"].items() if entry["mean"]]
+    documents = sorted({row["cluster"] for row in rows if row["task"] in counted})
+    assert len(counted) > 1 and len(documents) < sum(row["task"] in counted for row in rows)
+
+    def mean(names: list[str], left_out: str = "") -> float:
+        values = [[r["value"] for r in rows if r["task"] == name and r["cluster"] != left_out] for name in names]
+        return sum(100 * sum(of_task) / len(of_task) for of_task in values) / len(names)
+
+    def jackknife(names: list[str]) -> float:
+        moved = [mean(names, document) - mean(names) for document in documents]
+        present = [name for name in documents if any(r["task"] in names and r["cluster"] == name for r in rows)]
+        return math.sqrt((len(present) - 1) / len(present) * sum(x * x for x in moved))
+
+    assert result["zero_shot"]["stderr"] == pytest.approx(jackknife(counted))
+    for name in counted:
+        assert 100 * result["tasks"][name]["stderr"] == pytest.approx(jackknife([name]))
+    reported = checked_scores(result, read_samples(run / "samples.jsonl.gz"))
+    assert [reported[key]["stderr"] for key in ("zero_shot", "bits_per_byte")] == pytest.approx(
+        [result[key]["stderr"] for key in ("zero_shot", "bits_per_byte")]
+    )

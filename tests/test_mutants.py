@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ablations.config import resolve
+from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
-from model.position import POSITIONS
+from model.position import POSITIONS, Position
 from tests.small_models import SMALL as SHAPE
 from tests.small_models import next_tokens, scrambled, tokens
 from tests.test_fp8 import NEEDS_FP8
@@ -71,6 +73,34 @@ def test_every_variant_takes_a_step(key: str, value: str) -> None:
     """Through DeepSpeed, which has demands of its own, as on the number of parameters."""
     loss, norm = built(**{f"model.{key}": value}).step(next_tokens(X.repeat(2, 1)[:4]), 1e-3)[:2]
     assert math.isfinite(loss) and norm > 0
+
+
+class TrainedBias(Position):
+    """A trained number for each head and distance: a scheme that somebody adds."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.table = nn.Parameter(torch.empty(cfg.heads, cfg.seq))
+
+    def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.table.float()[self.first_head + h, (q - k).abs().clamp(max=self.table.shape[1] - 1)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bias_of_attention_is_trained(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POSITIONS, "alibi", TrainedBias)
+    live = built(**{"model.pos": "alibi", "train.precision": precision})
+    before = live.model.position.table.detach().clone()
+    live.step(next_tokens(X.repeat(2, 1)[:4]), 1e-2)
+    assert (live.model.position.table != before)[:, : X.shape[1] - 1].all()
+
+
+def test_a_parameter_that_acts_on_nothing_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POSITIONS, "alibi", TrainedBias)
+    monkeypatch.setattr(TrainedBias, "bias", Position.bias)
+    live = built(**{"model.pos": "alibi", "train.precision": "bf16"})
+    with pytest.raises(ValueError, match=r"no gradient reached parameters of shapes \[\(6, 32\)\]"):
+        live.step(next_tokens(X.repeat(2, 1)[:4]), 1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", pytest.param("fp8", marks=NEEDS_FP8)])

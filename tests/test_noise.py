@@ -17,7 +17,7 @@ from eval.statistics.items import (
     item_variance,
     item_variance_with_interaction,
     ratio_stderr,
-    stderr_of_mean,
+    stderr_over_tasks,
     with_interaction_once,
 )
 from eval.statistics.parts import LEVEL, Variance, sum_of_variances
@@ -86,9 +86,8 @@ def test_missing_cells():
 def test_stderr_of_a_mean_and_of_a_ratio():
     rng = np.random.default_rng(2)
     hits = (rng.random(300) < 0.3).astype(float)
-    assert stderr_of_mean(hits) == pytest.approx(stats.sem(hits))
     assert ratio_stderr(hits, np.ones(300)) == pytest.approx(stats.sem(hits))
-    assert np.isnan(stderr_of_mean(hits[:1])) and np.isnan(ratio_stderr(hits[:1], np.ones(1)))
+    assert np.isnan(ratio_stderr(hits[:1], np.ones(1)))
     sizes = rng.lognormal(6, 1, 400)
     bits = sizes * rng.normal(2.5, 0.4, 400)
     drawn = rng.integers(0, 400, (4000, 400))
@@ -147,7 +146,7 @@ def test_items_that_share_a_passage_are_one():
     assert len(stratum.weights) == 60 == independent_items([stratum]) and stratum.weights.sum() == len(clusters)
     assert stratum.differences.sum() / stratum.weights.sum() == pytest.approx(values.mean())
     part = item_variance([stratum])
-    assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stderr_of_mean(values)
+    assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stats.sem(values)
     assert bootstrap([stratum]).std() == pytest.approx(known.std(), rel=0.05)
     assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
     alone = by_cluster(values[None], ones, [f"item {i}" for i in range(len(clusters))])
@@ -254,6 +253,23 @@ def test_bootstrap_intervals_miss_as_often_as_they_say(tasks):
         low, high = interval(draws, 6 if tasks else inf)
         wrong += low > 0 or high < 0
     assert 0.01 <= wrong / 400 <= 0.08
+
+
+def test_the_error_over_tasks_is_that_of_clusters_drawn_for_all_of_them():
+    """Against a bootstrap that draws the clusters of both tasks together; as if independent it would be too small."""
+    rng = np.random.default_rng(15)
+    shared = rng.normal(size=60)
+    tasks = [np.repeat(shared, 3) + rng.normal(size=180), np.repeat(shared, 5) + rng.normal(size=300)]
+    names = [[f"глава {i}" for i in range(60) for _ in range(times)] for times in (3, 5)]
+    strata = [by_cluster(v[None], np.ones(len(v)), n) for v, n in zip(tasks, names, strict=True)]
+    drawn = rng.integers(0, 60, (4000, 60))
+    means = [task.reshape(60, -1).mean(1)[drawn].mean(1) for task in tasks]
+    assert stderr_over_tasks(strata) == pytest.approx(np.std(sum(means) / 2), rel=0.05)
+    one_by_one = [stderr_over_tasks([stratum]) for stratum in strata]
+    assert one_by_one == pytest.approx([np.std(mean) for mean in means], rel=0.05)
+    assert stderr_over_tasks(strata) > 1.2 * sqrt(one_by_one[0] ** 2 + one_by_one[1] ** 2) / 2
+    single = by_cluster(np.ones((1, 3)), np.ones(3), ["глава"] * 3)
+    assert np.isnan(stderr_over_tasks([])) and np.isnan(stderr_over_tasks([*strata, single]))
 
 
 def test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all():

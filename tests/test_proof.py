@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.kernels import gelu, rotation
 from model.proofs import attention as proofs
+from model.proofs import layers
 from tests.small_models import SMALL, VARIANTS, name
 
 
@@ -257,6 +258,11 @@ def test_the_wrong_activation_fires(monkeypatch: MonkeyPatch) -> None:
     """A GLU path that a fused GELU bypassed."""
     monkeypatch.setattr(mlp.GELU, "forward", lambda self, x: self.down(F.silu(self.up(x))))
     assert "model.act" in failing(GPT(cfg()))
+
+
+def test_an_activation_without_a_formula_fires(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.delitem(layers.UNGATED, "gelu")
+    assert "UNGATED or GATED of model/proofs/layers.py" in failing(GPT(cfg()))["model.act"]
 
 
 @mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -67,9 +67,10 @@ def test_a_clean_study_says_so(study, tmp_path):
     for head in (study.question, study.expect, study.command, "![", "## Cost", "1,350,400", "102 s", "0123abc"):
         assert head in page, head
     assert (
-        "| model.pos | alibi | active | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |" in page
+        "| model.pos | alibi | as declared | acts \\| so | pos=alibi, seed 1; pos=alibi, seed 2; pos=alibi, seed 3 |"
+        in page
     )
-    assert "| model.act | gelu | active | measured | all |" in page
+    assert "| model.act | gelu | as declared | measured | all |" in page
     assert "| pydocs/copy_absent (not in the mean) | acc | 50 | 20 to 90 | 25.0 |" in page
 
 

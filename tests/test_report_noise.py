@@ -278,7 +278,7 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
     assert recorded_noise(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
     text = section(markdown("t", contents(findings)), "Differences from the baseline")
     assert "| not above zero |" in text and "| 0.0000 |" not in text
-    assert 'a part from which that leaves nothing is "not above zero"' in " ".join(text.split())
+    assert 'if nothing of that estimate remains, the table says "not above zero"' in " ".join(text.split())
 
 
 def grouped(study: Study, groups: int, spread: float, seed: int = 3) -> Study:

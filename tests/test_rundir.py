@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,26 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_retu
     monkeypatch.setattr(os, "replace", spy_replace)
     safe_files.write_json(tmp_path / "a.json", {"x": 1})
     assert happened == [str(tmp_path / f"a.json.{os.getpid()}.tmp"), "replace", str(tmp_path)]
+
+
+def test_a_line_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "событие.jsonl"
+    safe_files.append_row(path, {"дело": 1})
+    path.write_bytes(path.read_bytes() + b'{"by a kill": ')
+    safe_files.append_row(path, {"дело": 2})
+    assert safe_files.read_lines(path)[0] == [{"дело": 1}, {"дело": 2}]
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # a write that is cut in its middle, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            safe_files.append_row(path, {"дело": "не влезает"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert "ulimit -f" in safe_files.storage_error(raised.value)
+    safe_files.append_row(path, {"дело": 3})
+    assert safe_files.read_lines(path)[0] == [{"дело": 1}, {"дело": 2}, {"дело": 3}]
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from ablations.status import duration, state, table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
+from launch.lock import run_lock
 from launch.processes import CommandFailed, Processes, environment, gpus
+from launch.slurm import attempts as slurm_attempts
 from tests.conftest import trained
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +93,9 @@ END = {"event": "end", "job": "70_1", "step": 64, "code": 75, "how": "time limit
             },
         ),
         ([{"time": -1000} | START], (-90, 70), [], {"state": "stalled", "step": 70, "silent": 90.0}),
+        # its node's clock may be ahead of ours, but not by more than Slurm stands: that clock has been set back since
+        ([{"time": -1000} | START], (+200, 70), [], {"state": "running", "step": 70}),
+        ([{"time": -1000} | START], (+4000, 70), [], {"state": "stalled", "step": 70}),
         # a heartbeat of the attempt before says nothing of this one
         ([{"time": -1000} | START, {"time": -5} | START], (-90, 70), [], {"state": "starting", "attempts": 2}),
         ([{"time": -1000} | START, {"time": -5} | END], None, [], {"state": "queued", "why": "time limit at step 64"}),
@@ -134,6 +139,20 @@ def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(t
         beat(cell.dir, time.time() + 1, 3)
         assert state(cell)["state"] == "running"
     assert state(cell)["state"] == "queued"
+
+
+def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
+    beat(cell.dir, time.time() - 3, 70)  # of a launch that was killed
+    with run_lock(cell.dir):
+        assert state(cell)["state"] == "starting"
+        os.utime(cell.dir / "lock", (time.time() + 7200,) * 2)  # since when, by the clock as it was
+        beat(cell.dir, time.time() - 3, 71)
+        assert state(cell)["state"] == "running" and state(cell)["step"] == 71
+    (cell.dir / "heartbeat.json").unlink()
+    beat(cell.dir, time.time() + 7200, 71)
+    monkeypatch.setattr(slurm_attempts, "is_locked", lambda folder: True)  # by a node that is gone
+    assert not slurm_attempts.trained_by_another_job(cell.dir)
 
 
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])

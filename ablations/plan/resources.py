@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from ablations.plan.hardware import GPU, hardware
-from ablations.values import ConfigError, did_you_mean
+from ablations.values import ConfigError, did_you_mean, typed_number
 
 HOUR = 3600.0
 PF_DAY = 1e15 * 86400
@@ -152,7 +152,7 @@ def positive(text: str, whole: str) -> float:
 def _number(text: str, whole: str) -> float:
     """The finite number in `text`, which is a part of `whole`. Raises ConfigError where there is none."""
     try:
-        number = float(text) if text.isascii() else math.nan
+        number = typed_number(text)
     except ValueError:
         number = math.nan
     if math.isnan(number):

@@ -47,8 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
-        matrices = 2 if cfg.act == "gelu" else 3
-        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, matrices)
+        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
 
     @property
     def block(self) -> int:

@@ -60,26 +60,26 @@ of each file in `eval/statistics`: `seeds.py`, `items.py`, `parts.py`, `comparis
    are taken out, pooled over all arms: with two arms the paired t-test, with two arms and two seeds the ordinary one.
    That of the *items* is the jackknife's variance over held-out documents and questions; what shares a passage, a
    document or the document's source (a package) counts as one item: the corpus `pydocs` has four. With so few, t is
-   large, and more seeds do not make up for it: see "More groups of held-out text". What a single seed does to a
-   single item shows in both parts and is taken off one of them: see "Few groups of items". Tasks that are made from
+   large, and more seeds do not make up for it: see "More groups of held-out text". The interaction of seeds and
+   items is in both variances and is subtracted from one of them: see "Few groups of items". Tasks that are made from
    the same documents share their groups: what a group adds to the difference is summed over the tasks.
 3. **Better or worse**: the difference is larger than sqrt(t1² v1 + t2² v2), where v are the two variances and t the
    97.5 % quantiles of Student's t with the degrees of freedom of each. Of several arms the p-values are corrected by
    Holm's method.
 4. **Equivalent**: two one-sided tests of 5 % each say that the difference lies within the margin.
 5. **Undecided**: all else. The report then says how many seeds would decide, if difference and noise stay as they are,
-   or that only more groups of items would. It takes the noise by which plans say what a study sees.
+   or that only more groups of items would. For this it uses the same noise estimate as `make plan`.
 
 This page is made by `make calibrate`: studies are simulated with fixed seeds and judged by the same rules as real ones
 (`eval/statistics/simulation.py`; `tests/test_calibration.py` holds that it judges as the report does, and compares
 rates here with studies of its own). Results are normal: an arm's mean, what the arms of a seed share (standard
-deviation 1), and the noise of one run (standard deviation 1, the unit of effects and margins below). Most tables have
-this noise of seeds alone, and say so: a real study has that of its items besides, which is in "Items that share a
+deviation 1), and the scatter of one run (standard deviation 1, the unit of effects and margins below). Most tables have
+the noise of seeds alone, and say so: a real study has that of its items besides, which is in "Items that share a
 passage"."""
 
 WORDS = """\
 "better by 0.161 (8 × noise, p = 0.0095)": the difference is 0.161 in the unit of the metric, in the direction that is
-better for the metric; it is 8 times its standard error, which is what **noise** means everywhere here; and **p** is the
+better for the metric; it is 8 times its standard error, which is what **× noise** refers to; and **p** is the
 two-sided p-value: how often arms that do not differ would differ by as much, corrected for the number of arms. The
 ratio alone misleads: a standard error that was estimated from few seeds or few groups of items (its **degrees of
 freedom**, d.o.f.) is itself badly known, and 8 times it can be p = 0.01. How many times its noise a single difference
@@ -97,12 +97,13 @@ DEGREES_OF_FREEDOM = (1, 2, 3, 4, 6, 10, 20, 60)  # of the table beside WORDS
 
 GROUPS = """\
 Where most of a difference's noise is that of the items ("from the items" in the report's table), seeds do not help:
-four groups of held-out text are three degrees of freedom, however many runs there are. What does help, before the runs:
+four groups of held-out text give at most three degrees of freedom, however many runs there are, and fewer where the
+groups differ in size (Kish's effective number of groups, less one). What does help, before the runs:
 
 * **Your own text**, `DATA='my/*.jsonl.zst'`: 2 % of the documents are held out, and each is a group of its own, unless
-  its metadata name a `package`, `repository` or `repo_name`. The loss is taken on 80,000 bytes in pieces of 4,096 at
-  most, the first piece of every document before the second of any: so of 20 groups for long documents to hundreds for
-  short ones.
+  its metadata name a `package`, `repository` or `repo_name`. The loss is measured on 80,000 bytes, cut into pieces of
+  at most 4,096 bytes; the first piece of every document is used before the second of any. That gives about 20 groups
+  if documents are long and hundreds if they are short.
 * **A larger share**: `share: 0.05` in a corpus file (a file of `data/corpora`, or a `.yaml` of yours that DATA names)
   holds out 5 % of its documents.
 * **More packages** of a corpus of packages: its `held_out:` lists them. A copy of `data/corpora/pydocs.yaml` with ten
@@ -116,7 +117,7 @@ when a record of the same baseline is there."""
 FIXED = f"""\
 A fixed number of seeds; {STUDIES:,} studies of each kind. Noise of seeds only: no item scatters.
 **Any wrong verdict**: all arms are equal, and at least one is called better or worse: at most {LEVEL:.0%} by design.
-With several arms it is below that by Bonferroni's inequality.
+With several arms it is lower, because Holm's correction is conservative there.
 **Wrongly equivalent**: every arm differs from the baseline by exactly the margin, and at least one is called
 equivalent. **Covered**: the 95 % interval of one arm holds its true difference."""
 
@@ -152,18 +153,20 @@ independent: the 27 tasks of a save are answered by the same weights, so that th
 of independent studies, is too small. So it shows no more than that the rates are not far off."""
 
 CLUSTERS = f"""\
-Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds have standard deviations of 1.
-Passages count as one item each, their sum; of unequal sizes (log-normal, sigma 1) too. A passage stands for any group
-of items: the four packages of `pydocs` are four. **Questions alone**: what it would be if every question were taken as
-independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than
-{FEWEST_ITEMS} independent items decide nothing."""
+Two equal arms, {ITEMS_PER_CLUSTER} questions to a passage; passages, questions and seeds each have a standard
+deviation of one. Each passage counts as one item (the sum of its questions). Sizes of passages are equal or
+log-normal (sigma 1). A passage stands for any group of items: the four packages of `pydocs` are four. **Questions
+alone**: what it would be
+if every question were taken as independent. {STUDIES_OF_ITEMS:,} studies of each kind; fewer than {FEWEST_ITEMS}
+independent items decide nothing."""
 
 FEW_GROUPS = f"""\
 Equal arms on few groups of held-out text, as the four of `pydocs`. Groups have a standard deviation of 1, and so has
-what is left of a run on a single group; that interaction of seeds and groups shows in both parts of the noise, and is
-to be counted once. Estimated from so few groups, what is left for them when it is taken off is often not above zero,
-although they do give noise. So it is taken off the part that leaves the wider interval. **Off the groups always**: the
-rate if it were always the groups' part, as it was at first. {STUDIES_OF_ITEMS:,} studies of each kind."""
+what is left of a run on a single group; that interaction of seeds and groups shows in both parts of the noise, and
+is to be counted once. With few groups, subtracting it from the groups' variance often leaves an estimate that is not
+above zero, although the groups do add noise. So it is subtracted from whichever variance leaves the wider interval.
+**Off the groups always**: the rate if it were always subtracted from the groups' variance. {STUDIES_OF_ITEMS:,}
+studies of each kind."""
 
 FLOOR = """\
 Two arms, judged by their own noise and that of a stored noise floor (`NOISE_FLOOR=`) of so many A/A runs, which are

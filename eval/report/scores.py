@@ -7,7 +7,7 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import ITEM, by_cluster, finite_or_none, ratio_stderr
+from eval.statistics.items import ITEM, Stratum, by_cluster, finite_or_none, stderr_over_tasks
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
@@ -34,22 +34,43 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
     items give."""
     tasks = {name: checked_task_score(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
-    losses = [entry for entry in tasks.values() if entry["metric"] == "bits_per_byte"]
-    scores = [entry for entry in tasks.values() if entry.get("mean")]
+    losses = [name for name, entry in tasks.items() if entry["metric"] == "bits_per_byte"]
+    counted = [name for name, entry in tasks.items() if entry.get("mean")]
+    of_suite = [name for name, entry in tasks.items() if entry.get("suite")]
     overall = suite([result])
-    for key, entries, value in (
-        ("bits_per_byte", losses, mean(losses)),
-        ("zero_shot", scores, 100 * mean(scores)),
-        ("suite", [entry for entry in tasks.values() if entry.get("suite")], overall["value"] if overall else np.nan),
+    for key, names, value in (
+        ("bits_per_byte", losses, mean([tasks[name] for name in losses])),
+        ("zero_shot", counted, 100 * mean([tasks[name] for name in counted])),
+        ("suite", of_suite, overall["value"] if overall else np.nan),
     ):
         claimed = result.get(key)
         if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
             raise disagreement(key, claimed["value"], value)
-        if claimed and any(has_clusters(outcomes.get(name, {})) for name, entry in tasks.items() if entry in entries):
-            scale = 1.0 if key == "bits_per_byte" else 100.0
-            errors = np.array([entry.get("stderr") for entry in entries], float)  # None becomes nan
-            result[key] = claimed | {"stderr": finite_or_none(scale * float(np.sqrt((errors**2).sum())) / len(errors))}
+        if claimed and any(has_clusters(outcomes.get(name, {})) for name in names):
+            error = stderr_of_mean([tasks[name] for name in names], [outcomes.get(name, {}) for name in names])
+            result[key] = claimed | {"stderr": finite_or_none((1.0 if key == "bits_per_byte" else 100.0) * error)}
     return result
+
+
+def stderr_of_mean(entries: list[dict[str, Any]], outcomes: list[Mapping[str, Outcome]]) -> float:
+    """The standard error of the unweighted mean over tasks, which may share passages or documents. Tasks whose metric
+    is no mean over items, as F1, are taken as independent of the others. `entries`: the tasks' entries in eval.json;
+    `outcomes`: of each task {id of the item: outcome}."""
+    strata = [stratum(rows) for entry, rows in zip(entries, outcomes, strict=True) if is_over_items(entry)]
+    others = np.array([entry.get("stderr") for entry in entries if not is_over_items(entry)], float)  # None becomes nan
+    of_items = (len(strata) * stderr_over_tasks(strata)) ** 2 if strata else 0.0
+    return float(np.sqrt(of_items + (others**2).sum())) / len(entries)
+
+
+def stratum(outcomes: Mapping[str, Outcome]) -> Stratum:
+    """The results of a task, with the items that share a passage or a document summed into one."""
+    values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
+    return by_cluster(values[None], weights, [row.cluster or f"{ITEM}{item}" for item, row in outcomes.items()])
+
+
+def is_over_items(entry: dict[str, Any]) -> bool:
+    """Whether the metric of a task is a mean or a ratio over its items."""
+    return entry["metric"] == "bits_per_byte" or entry["metric"] in MEANS
 
 
 def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -57,7 +78,7 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
     the task; where items share a passage or document, with a standard error over these and their number, "clusters".
     `name`: the task; `entry`: its entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises
     Damaged where the score differs from the one that the items give, or there are no items."""
-    if entry["metric"] != "bits_per_byte" and entry["metric"] not in MEANS:
+    if not is_over_items(entry):
         return entry
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     if not weights.sum():
@@ -69,9 +90,8 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
         raise disagreement(name, entry["value"], value)
     if not has_clusters(outcomes):
         return entry
-    names = [row.cluster or f"{ITEM}{item}" for item, row in outcomes.items()]
-    sums, sizes, _ = by_cluster(values[None], weights, names)
-    return entry | {"stderr": finite_or_none(ratio_stderr(sums[0], sizes)), "clusters": len(sizes)}
+    clusters = stratum(outcomes)
+    return entry | {"stderr": finite_or_none(stderr_over_tasks([clusters])), "clusters": len(clusters.weights)}
 
 
 def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:

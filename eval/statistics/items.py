@@ -75,11 +75,6 @@ def effective_number(weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-def stderr_of_mean(values: np.ndarray) -> float:
-    """The standard error of the mean over independent items; NaN for fewer than two."""
-    return float(np.std(values, ddof=1) / sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
 def finite_or_none(error: float) -> float | None:
     """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
     return error if isfinite(error) else None
@@ -118,6 +113,16 @@ def item_variance(strata: list[Stratum]) -> Variance:
     if isinf(whole.variance):
         return whole
     return replace(whole, variance=max(0.0, whole.variance - rest))
+
+
+def stderr_over_tasks(strata: list[Stratum]) -> float:
+    """The standard error of the unweighted mean over tasks of sum(results) / sum(weights), for the results of a single
+    run. Clusters that several tasks have in common are left out of all of them at once, as in a comparison. Infinite
+    where a cluster makes up a whole task; NaN where there is no task, or one of them has fewer than two clusters.
+    `strata`: the results of each task, [1, items or clusters]."""
+    if not strata or any(len(stratum.weights) < 2 for stratum in strata):
+        return nan
+    return sqrt(item_variance(strata).variance)
 
 
 def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:

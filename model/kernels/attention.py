@@ -24,7 +24,8 @@ def attend(
 
     Args:
         q_NTK: queries of N = sequences x heads.
-        bias_NTT: what is added to the scores; minus infinity where a query does not see a key.
+        bias_NTT: what is added to the scores; minus infinity where a query does not see a key. It may be trained: it
+            gets a gradient where it requires one.
         rows: queries in a block.
         layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in
             fp32 before softmax (Megatron's --apply-query-key-layer-scaling). 1 changes nothing.
@@ -59,6 +60,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *saved = ctx.saved_tensors
         dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
+        dbias = q.new_zeros(len(q), q.shape[1], k.shape[1]) if ctx.needs_input_grad[3] else None
         for start, p, through in zip(range(0, q.shape[1], ctx.rows), saved[::2], saved[1::2], strict=True):
             block, visible = slice(start, start + ctx.rows), slice(start + ctx.rows)
             grad = grads[0][:, block]
@@ -67,7 +69,9 @@ class _Attention(torch.autograd.Function):
             dq.append(torch.bmm(ds, k[:, visible]))
             dk[:, visible] += torch.bmm(ds.mT, q[:, block])
             dv[:, visible] += torch.bmm(_apply_dropout(p, through, ctx.dropout).mT, grad)
-        return torch.cat(dq, dim=1).mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None, None
+            if dbias is not None:
+                dbias[:, block, visible] = ds
+        return torch.cat(dq, dim=1).mul_(ctx.scale), dk.mul_(ctx.scale), dv, dbias, None, None, None
 
 
 def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:

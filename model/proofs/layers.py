@@ -28,7 +28,14 @@ def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
 FORMULAS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}
+# Activations: of the only input of an MLP's down projection, or of the gate, by which the other input is multiplied
+UNGATED = {"gelu": _gelu}
+GATED = {"swiglu": _silu, "swiglu-unmatched": _silu, "geglu": _gelu}
 
 
 def embedding_norm(model: Any) -> Proof:
@@ -183,7 +190,11 @@ def activation(model: Any) -> Proof:
     """model.act: for known pre-activations, the input of the down projection is that of the formula; and the MLP has
     the inner width that the activation implies."""
     cfg = model.cfg
-    gated = cfg.act != "gelu"
+    if cfg.act not in (*UNGATED, *GATED):
+        return Proof(
+            "model.act", cfg.act, False, "its formula is missing in UNGATED or GATED of model/proofs/layers.py"
+        )
+    gated = cfg.act in GATED
     expected_width = 8 * cfg.hidden // 3 // 8 * 8 if cfg.act in ("swiglu", "geglu") else 4 * cfg.hidden
     expected_width = cfg.ffn_width or expected_width
     wrong, worst = [], 0.0
@@ -199,7 +210,7 @@ def activation(model: Any) -> Proof:
             on(block.mlp.down.register_forward_pre_hook(lambda m, a, products=products: products.append(a[0])))
             probe.hidden(model, probe.tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
-        expected = {"gelu": _gelu(h), "geglu": _gelu(g) * h}.get(cfg.act, g * torch.sigmoid(g) * h)
+        expected = GATED[cfg.act](g) * h if gated else UNGATED[cfg.act](h)
         if len(products) != 1 or not probe.is_close(products[0], expected, 0.01):
             wrong.append(f"layer {i}: the activation is not {cfg.act}")
         else:

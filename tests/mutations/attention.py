@@ -178,6 +178,7 @@ MUTATIONS = [
         "dk[:, visible] += ",
         "dk[:, visible] = ",
     ),
+    one("a trained bias gets no gradient", "", "", "", KERNEL, "dbias[:, block, visible] = ds", "pass"),
     # objective
     one(
         "a prefix is not seen both ways",

@@ -125,7 +125,7 @@ MUTATIONS = [
         "",
         "eval/statistics/items.py",
         "    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))",
-        "    return stderr_of_mean(a / b)",
+        "    return float(np.std(a / b, ddof=1) / sqrt(n))",
         RATIO,
     ),
     one(

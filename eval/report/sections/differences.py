@@ -27,15 +27,16 @@ thing: see above. For bits/byte, negative is better. For scores, in points, posi
 
 NOISE = """\
 Noise is the standard error of the difference, from two sources. Seeds: what is left of the results after the mean of
-each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over the arms,
-as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by question,
-and others could have been drawn. What a single seed does to a single item shows in both parts. It is counted once, in
-the part with which the difference has to be larger; a part from which that leaves nothing is "not above zero". A
-difference counts when it is larger than "counts above", the half-width of its 95 % interval corrected as p is: many
-times the noise where there are few seeds or few groups of items (degrees of freedom, d.o.f.), because the noise itself
-is then badly known; more seeds do not make up for few groups of items: hold out text of more sources
-(docs/statistics.md). "None possible": larger than any difference from the baseline's score can be, since a score lies
-between 0 and 100 %. p is two-sided, after Holm's correction for the number of arms, in a factorial of arms and effects.
+each arm and of each seed is taken out (of each arm alone where there are two arms and two seeds), pooled over the
+arms, as if the seeds scattered all arms alike. Items: the arms are compared document by document and question by
+question, and others could have been drawn. The interaction of seeds and items is in both estimates, so it is
+subtracted from one of them, the one that leaves the wider interval; if nothing of that estimate remains, the table
+says "not above zero". A difference counts when it is larger than "counts above", the half-width of its 95 % interval
+corrected as p is: many times the noise where there are few seeds or few groups of items (degrees of freedom, d.o.f.),
+because the noise itself is then badly known; more seeds do not make up for few groups of items: hold out text of more
+sources (docs/statistics.md). "None possible": larger than any difference from the baseline's score can be, since a
+score lies between 0 and 100 %. p is two-sided, after Holm's correction for the number of arms, in a factorial of arms
+and effects.
 
 Bootstrap: 95 % intervals of the difference, paired, over other items of the same tasks, and over other tasks like
 these. They do not contain the noise between seeds, except for what single seeds do to single items. With few groups of

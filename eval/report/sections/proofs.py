@@ -18,6 +18,8 @@ def section(findings: Findings) -> Section:
     for key, runs in runs_with.items():
         factor, value, passed = key
         which = "all" if len(runs) == len(findings.cells) else "; ".join(runs)
-        lines.append([factor, value, "active" if passed else "**failed**", measured[key], which])
+        lines.append([factor, value, "as declared" if passed else "**failed**", measured[key], which])
     head = ["factor", "value", "result", "measured, in the first of the runs", "runs"]
-    return Section("Activity proofs", [Table(head, lines) if lines else "No run has any."], folded=True)
+    return Section(
+        "Checks of the model before its first step", [Table(head, lines) if lines else "No run has any."], folded=True
+    )
