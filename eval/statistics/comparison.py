@@ -7,7 +7,7 @@ reach 5 % with two or three seeds, and Dunnett's tables do not cover two parts o
 Equivalence. Within noise is not the same as equal. Where a margin was named, two arms are equivalent within it when two
 one-sided tests both say so (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): when the 1 - 2 LEVEL interval of the
 difference lies inside the margin; of several arms, at LEVEL divided by their number. Of differences as large as the
-margin at most 5 % of studies say equivalent (tests/test_statistics.py).
+margin at most 5 % of studies say equivalent (tests/test_false_verdicts.py).
 
 A study that adds seeds until it is decided looks at its results several times: each look has a share of LEVEL
 (eval/statistics/sequential.py).
