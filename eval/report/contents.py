@@ -5,6 +5,7 @@ from eval.report.findings import Findings
 from eval.report.sections import (
     beyond,
     challenge,
+    composition,
     corpora,
     cost,
     differences,
@@ -34,6 +35,7 @@ SECTIONS = (
     registered.section,
     places.section,
     settings.differing_settings,
+    composition.section,
     settings.fixed_settings,
     differences.section,
     factorial.section,

@@ -4,6 +4,7 @@ Against the baseline it says what the verdicts say. Whether the leading arm is a
 table: eval/report/leading.py compares them, with a correction for having chosen the leader by its result.
 """
 
+from ablations.values import listed
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
@@ -33,7 +34,7 @@ def answer(findings: Findings) -> str:
     if any(findings.chosen_late(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
-    rest = f" Not compared: {joined_names(missing)}." if missing else ""
+    rest = f" Not compared: {listed(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
     return f"**Answer.** {text}.{rest}"
@@ -71,19 +72,19 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
         return f"of {len(others) + 1} arms {whom} is best{lead}, and ahead of every other arm", list(kinds.values())
     clauses = []
     if open_:
-        clauses.append(f"cannot be told from {joined_names(open_) if len(open_) < len(others) else 'any other arm'}")
+        clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
         margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
-        clauses.append(f"is equivalent to {joined_names(even)} within {margin}")
+        clauses.append(f"is equivalent to {listed(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
-    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {joined_names(clauses)}"
+    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {listed(clauses)}"
     if not ahead and not even:
         text = f"undecided: {text}"
     better = [arm for arm in compared if arm != leader and findings.decision(arm, metric).kind == "better"]
     if better and kinds.get(baseline) != "better":  # the leader is noisier than these
-        text += f". Better than the baseline: {joined_names(better)}"
+        text += f". Better than the baseline: {listed(better)}"
         kinds[better[0]] = "better"
     return text, list(kinds.values())
 
@@ -114,11 +115,6 @@ def lead_in_words(findings: Findings, leader: str) -> str:
 def baseline_in_words(findings: Findings) -> str:
     name = findings.baseline
     return "the baseline" if name == "baseline" else f"the baseline ({name})"
-
-
-def joined_names(names: list[str]) -> str:
-    """Names as text, such as "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def pairs_table(findings: Findings) -> list[str | Table]:
