@@ -195,8 +195,8 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
         sizes, aim, cost = ladder
         points.append(
             f"A ladder extrapolates the difference, with an interval: make ladder STUDY={found[0].study} SEEDS={SEEDS} "
-            f"SIZES={','.join(sizes)} TARGET={aim} ({amount_text(cost)} {device.unit}). Of two real ones one was sure of "
-            "a wrong sign (measured: docs/planning.md)."
+            f"SIZES={','.join(sizes)} TARGET={aim} ({amount_text(cost)} {device.unit}). Of two real ones one was sure "
+            "of a wrong sign (measured: docs/planning.md)."
         )
     else:
         points.append(
