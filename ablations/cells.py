@@ -14,9 +14,12 @@ from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import EVAL_DATA, read_run
-from ablations.stage import path_part, shortened
+from ablations.stage import MAX_NAME, hash_of_name, path_part, shortened
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, human
+
+MANY_ARMS = 4  # of a study, beyond which its title says how many there are
+MOST_OF_TITLE = 60  # characters of a title for what is varied, beyond which it says how many settings are
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Study:
 
     @property
     def name(self) -> str:
-        """A name of the study for files and folders: "position-alibi-nano"."""
+        """A name of the study for files and folders: "position-alibi-nano"; one that would be too long says how many
+        arms there are, and ends in a hash of the long name: "corpus-7-arms-nano-c879f584"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:
@@ -95,7 +99,10 @@ class Study:
         if self.tuning:
             labels, design = self.tuning.factors[1:], "tuned"
         values = [*(path_part(a.split("=", 1)[1]) for a in labels), *([design] if design else [])]
-        return shortened("-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")]))
+        name = "-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")])
+        arms = f"{len(labels)}-arm{'' if len(labels) == 1 else 's'}"
+        parts = [self.factor, arms, *([design] if design else []), self.base.size]
+        return name if len(name) <= MAX_NAME else shortened("-".join([*parts, hash_of_name(name)]))
 
     @property
     def compared(self) -> list[str]:
@@ -128,7 +135,9 @@ class Study:
         budget = self.base.train.budget
         length = f"{human(self.base.tokens)} tokens" if budget == "tokens" else budget
         design = f" {self.design.partition(':')[0]}" if self.design else ""
-        return f"{self.factor}{design}, {self.base.size}, {length} each, {seeds}"
+        arms = f", {len(self.arms)} arms" if len(self.arms) > MANY_ARMS and not design else ""
+        factor = self.factor if len(self.factor) <= MOST_OF_TITLE else f"{self.factor.count('-') + 1} settings"
+        return f"{factor}{design}{arms}, {self.base.size}, {length} each, {seeds}"
 
     @property
     def command(self) -> str:

@@ -35,6 +35,12 @@ class Prediction(NamedTuple):
     kind: str = ORDER
 
 
+def distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions without those that claim the same as an earlier one: a study file and PREDICT= may agree."""
+    claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}
+    return [p for p in predictions if claims[p.metric, p.kind, p.arms, p.interval] is p]
+
+
 def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
     """Read a prediction about the arms of a study from its text. `text`: a prediction, such as "alibi < learned";
     `arms`: the labels of the study's arms, the baseline first. Raises ConfigError where the text is not a prediction,

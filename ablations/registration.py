@@ -5,10 +5,12 @@ ones. The hash of a line covers the hash of the line before it, and run.json hol
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablations.criteria import METRICS
+from ablations.values import listed
 
 Content = dict[str, Any]
 
@@ -30,8 +32,31 @@ FIELDS = {
 
 NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectation of a study that nobody wrote down
 
+# The question of a study that was typed without one (`question_about`), in today's form and in earlier ones.
+GENERATED_QUESTION = re.compile(
+    r"Does \w[\w.]*=.* beat the baseline\?|Which \w+\.\w+ is best: .*\?|Which of these beats the baseline: .*\?"
+)
+MOST_NAMED = 8  # arms that a generated question names
+MOST_OF_NAME = 60  # characters of each, its last
+
 FIXED = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
+
+
+def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> str:
+    """The question of a study that was typed without one. `arms`: (key, value) of each arm; `base`: {key: value} of the
+    baseline's settings."""
+    keys = list(dict.fromkeys(key for key, _ in arms))
+    if len(arms) <= 2 or (len(keys) == 1 and keys[0] not in base):
+        return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
+    one = keys[0] if len(keys) == 1 else ""
+    names = [str(value) if one else f"{key}={value}" for key, value in arms]
+    names = [name if len(name) <= MOST_OF_NAME else f"...{name[-MOST_OF_NAME:]}" for name in names]
+    if len(names) > MOST_NAMED:
+        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
+    if not one:
+        return f"Which of these beats the baseline: {listed(names, 'or')}?"
+    return f"Which {one} is best: {listed([f'{base[one]} (the baseline)', *names], 'or')}?"
 
 
 def content(study: Any) -> Content:
@@ -79,6 +104,8 @@ def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}
         for registered in then.values():
             was, today = registered.get(key), now.get(key)
+            if key == "question" and registered.get("arms") == now.get("arms") and _are_generated(was, today):
+                continue  # the words of another version about the same arms
             words = in_words(key, was), in_words(key, today)
             if words[0] == words[1] and was and today and was != today:  # arms of the same names, of other settings
                 words = json.dumps(was, ensure_ascii=False), json.dumps(today, ensure_ascii=False)
@@ -90,3 +117,8 @@ def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str
                 f"{name} {verb} changed after {runs} of {planned} runs had begun: then `{was}`, now `{today}`"
             )
     return sentences
+
+
+def _are_generated(*questions: Any) -> bool:
+    """Whether all of these are questions that nobody wrote, but `question_about` made."""
+    return all(isinstance(question, str) and GENERATED_QUESTION.fullmatch(question) for question in questions)

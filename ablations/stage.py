@@ -72,7 +72,12 @@ def stage_name(base: Run, setting: list[tuple[str, Any]], recipe: Recipe | None)
 
 def shortened(name: str) -> str:
     """`name`, shortened where it is too long for a file system; a hash keeps shortened names distinct."""
-    return name if len(name) <= MAX_NAME else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if len(name) <= MAX_NAME else f"{name[:100]}-{hash_of_name(name)}"
+
+
+def hash_of_name(name: str) -> str:
+    """The hash that stands at the end of a shortened name: 8 hexadecimal digits."""
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def value_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margi
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, parse_prediction, predictions_about
-from ablations.registration import NOTHING_EXPECTED
+from ablations.registration import NOTHING_EXPECTED, question_about
 from ablations.stage import FOLLOW_CORPUS
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import MOST_SEEDS, parse_multiples
@@ -47,7 +47,7 @@ def from_args(words: list[str]) -> Study:
             setting, recipe = file.base + setting, file.recipe
         arms = _without_baseline(arms, setting)
     elif arms:
-        question, expect, file = _question_and_expectation(arms)
+        question, expect, file = _question_and_expectation(arms, setting)
         if file is None and "PREDICT" in values:
             expect = values["PREDICT"]
     else:
@@ -219,10 +219,13 @@ def arms_left_out(study: Study) -> list[str]:
     return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
 
 
-def _question_and_expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, StudyFile | None]:
+def _question_and_expectation(
+    arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]
+) -> tuple[str, str, StudyFile | None]:
     """The question and the expectation of arms that are typed without a study file, and the file that they are from:
     the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
-    there is no such file. A file that cannot be read is named, since the expectation may be in it."""
+    there is no such file. A file that cannot be read is named, since the expectation may be in it. `setting`: (key,
+    value) of the settings of all runs."""
     typed_arms = {_arm_as_text(key, value) for key, value in arms}
     unread = []
     for name in study_names():
@@ -236,7 +239,7 @@ def _question_and_expectation(arms: list[tuple[str, Any]]) -> tuple[str, str, St
     expect = NOTHING_EXPECTED
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
-    return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?", expect, None
+    return question_about(arms, resolve(setting).flat()), expect, None
 
 
 def _arm_as_text(key: str, value: Any) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Literal, get_args, get_origin
 
@@ -133,6 +133,11 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     close = [name for name in by_lower_case if name.endswith(f".{word}")]
     close = close or difflib.get_close_matches(word, list(by_lower_case), n=1)
     return f" (did you mean {by_lower_case[close[0]]}?)" if len(close) == 1 else ""
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Names as text, such as "a, b and c". `last`: the word before the last name."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def human(number: float) -> str:

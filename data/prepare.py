@@ -10,7 +10,7 @@ As a command: python -m data.prepare --help
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +24,7 @@ from data.encode import prepared_tokenizer, prepared_tokens
 from data.execute import HERE, Executor
 from data.filters import PLAIN, Recipe
 from data.readers import EXTENSIONS
+from data.sources import Missing
 from data.store import Store, digest
 from data.text import prepared_text, source_identity
 from data.tokenizer import KINDS, SMALLEST
@@ -66,9 +67,9 @@ def prepare(
 
     Returns a manifest, which can be written as JSON:
         corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
-        train: [{prefix (of .bin and .idx), weight, corpus, tokens}], the weights adding up to 1
+        train: [{prefix (of .bin and .idx), weight, corpus, tokens, documents, bytes}], the weights adding up to 1
         valid: [path of .jsonl.gz with {text, id, metadata}]
-        sources: {corpus: {files, bytes, sha256}} of each component that is read from files (packages: None)
+        sources: {corpus: {files, bytes, sha256, names}} of each component that is read from files (packages: None)
         tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
         counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)}, duplicates:
             {exact, near}, unsigned: documents too short to be compared with near duplicates, covered: {tokens, unknown,
@@ -115,7 +116,14 @@ def _prepare(
         "recipe": recipe._asdict(),
         "sha256": shas[0] if len(shas) == 1 else digest([shas, list(weights.values())]),
         "train": [
-            {"prefix": str(folder / "train"), "weight": weight, "corpus": name, "tokens": manifest["train"]}
+            {
+                "prefix": str(folder / "train"),
+                "weight": weight,
+                "corpus": name,
+                "tokens": manifest["train"],
+                "documents": manifest["documents"],
+                "bytes": manifest["bytes"],
+            }
             for (folder, manifest), (name, weight) in zip(token_files, weights.items(), strict=True)
         ],
         "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
@@ -188,6 +196,24 @@ def source_identities(corpus: str, store: Path) -> dict[str, Any]:
     number, "bytes", "sha256"}}, or {component: None} for installed packages. Files that changed since they were last
     read are read; nothing is prepared."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
+
+
+def made_of(corpus: str, store: Path) -> dict[str, Any]:
+    """What a corpus is made of, for run.json: {"sources": {component: its files, as under "sources" in a manifest of
+    `prepare`}}, and of a blend {"blend", "alpha"}, of which a file of the same blend can be made: {component: weight},
+    or a list of components where alpha gives the weights. No document is read: components whose files were not hashed
+    yet, or are not here, are left out of "sources"."""
+    made: dict[str, Any] = {"sources": {}}
+    spec: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, OSError):
+        spec = corpora.load(corpus, store)
+    for name in spec.get("blend", [corpus]):
+        with contextlib.suppress(Missing, ValueError, OSError):
+            made["sources"][name] = source_identity(name, Store(store, build=False))
+    if "blend" in spec:
+        alpha = spec["alpha"]
+        made |= {"blend": spec["blend"] if alpha is None else list(spec["blend"]), "alpha": alpha}
+    return made
 
 
 def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -293,14 +319,38 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(answers.answer("data", manifest) if args.format == "json" else json.dumps(manifest, indent=1))
+    print(answers.answer("data", manifest) if args.format == "json" else manifest_text(manifest))
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """What was prepared, as lines of text for the terminal. `manifest`: from `prepare`."""
+    counts, tokenizer = manifest["counts"], manifest["tokenizer"]
+    amounts = {
+        split: f"{of['documents']:,} documents, {of['bytes']:,} bytes, {of['tokens']:,} tokens"
+        for split, of in ((split, counts[split]) for split in ("train", "valid"))
+    }
+    copies = counts["duplicates"]
+    lines = [
+        f"{manifest['corpus']}, sha256 {manifest['sha256']}",
+        f"  training    {amounts['train']}",
+        f"  held out    {amounts['valid']}",
+        f"  removed     {copies['exact']:,} exact and {copies['near']:,} near copies",
+        f"  tokenizer   {tokenizer['kind']}, {tokenizer['vocab']:,} pieces, of {tokenizer['corpus']}",
+        f"              {tokenizer['path']}",
+    ]
+    for part in manifest["train"]:
+        share = f"{part['weight']:.1%} of {part['corpus']}: " if len(manifest["train"]) > 1 else ""
+        lines.append(f"  tokens      {share}{part['prefix']}.bin and .idx")
+    lines += [f"  held out    {path}" for path in manifest["valid"]]
+    return "\n".join([*lines, *(f"  report      {path}" for path in manifest["reports"])])
 
 
 def _parser() -> answers.Parser:
     fields = ", ".join(Recipe._fields)
     parser = answers.Parser(
         prog="python -m data.prepare",
-        description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints the manifest.",
+        description="Prepare a corpus for training: read, filter, deduplicate, tokenize. Prints what was "
+        "made; --format json: the whole manifest.",
         epilog=f"Corpora: {', '.join(corpora.corpus_names())}; or a file, folder or quoted glob of "
         f'{", ".join(EXTENSIONS)}: JSON lines with "text", as in C4 and The Pile, or '
         "documents separated by blank lines, as in OSCAR v1.",

@@ -28,6 +28,7 @@ from data.store import Run, Store, content_hash, content_hashes, digest, label, 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
 # the number of cores.
 MIN_SHARDS = 16
+MOST_NAMES = 20  # files of a corpus that a manifest names
 MAX_SHARDS = 1000  # Slurm's usual limit to an array
 MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
@@ -78,8 +79,8 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     """The identity of the files of a corpus that is not a blend, as they are now: {"files": their number, "bytes",
-    "sha256"}; None for installed packages, which are identified by their versions. `store`: remembers the hashes of
-    files, so that only those are read that changed since."""
+    "sha256", "names": of the first MOST_NAMES}; None for installed packages, which are identified by their versions.
+    `store`: remembers the hashes of files, so that only those are read that changed since."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -89,7 +90,12 @@ def source_identity(name: str, store: Store) -> dict[str, Any] | None:
 
 def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, Any]:
     named = [[file.name, sha] for file, sha in zip(files, hashes, strict=True)]
-    return {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest(named)}
+    return {
+        "files": len(files),
+        "bytes": sum(file.size for file in files),
+        "sha256": digest(named),
+        "names": [file.name for file in files[:MOST_NAMES]],
+    }
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:

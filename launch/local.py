@@ -255,8 +255,8 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
 def run_until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
-    """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided or the largest
-    number of seeds is reached.
+    """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided, only more items
+    would decide it, or the largest number of seeds is reached.
 
     Args:
         study: the study with its first seeds.

@@ -38,12 +38,13 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
 
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
     that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
-    `data.prepare.prepare` returns, with "epochs" added: how often training reads each source. Raises RunFailed where
-    the data cannot be prepared, or the token files in the store were made with another tokenizer.
+    `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source; "corpora",
+    what each corpus of the run is made of, those of its tokenizer and its evaluation too. Raises RunFailed where the
+    data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
-    from data.prepare import cannot_write_message, epochs, prepare
+    from data.prepare import cannot_write_message, epochs, made_of, prepare
 
     def prepare_here() -> dict[str, Any]:
         try:
@@ -57,7 +58,10 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
         prepare_here()
     dist.barrier()
     data = prepare_here()
-    return data | {"epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq)}
+    return data | {
+        "epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq),
+        "corpora": {corpus: made_of(corpus, store) for corpus in run.corpora},
+    }
 
 
 def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:

@@ -25,10 +25,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 # Otherwise each process that compiles starts a pool of further processes, which import torch, to compile in.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A process has one server that its tests fork from: it imports what takes long, once.
-multiprocessing.set_forkserver_preload(
-    ["torch", "deepspeed", "launch.train", "launch.engine", "model.gpt", "model.proof", "model.parallel"]
-    + ["sklearn.metrics", "pandas"]  # lm-eval's; nothing of Hugging Face, which reads the environment as it is imported
-)
+multiprocessing.set_forkserver_preload(["tests.preload"])
 
 
 def pytest_collection_finish() -> None:

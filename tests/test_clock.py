@@ -209,6 +209,12 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     other = tokens | {"data.tokenizer": "pycode"}
     *_, line = epochs_of_text(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert line == "NOTE: the tokenizer is trained on pycode, which no run reads (data.tokenizer)"
+    other = tokens | {"eval.corpora": ["pydocs"]}  # as `base: {data.corpus: ...}` alone in a study file leaves it
+    *_, line = epochs_of_text(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    assert line.startswith(f"NOTE: runs of {corpus} are judged on the held-out text of pydocs alone (eval.corpora)")
+    both = tokens | {"eval.corpora": ["pydocs", corpus]}
+    lines = epochs_of_text(build_study("t", "?", "?", list(both.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    assert not [line for line in lines if "judged" in line]
 
 
 def _disagree(folder: Path) -> None:

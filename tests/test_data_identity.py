@@ -312,6 +312,7 @@ def test_what_nobody_touched_is_not_read_again(tmp_path, whole, monkeypatch):
 
 def command(path, folder, *more, env=None):
     words = [sys.executable, "-m", "data.prepare", path, "--vocab", "300", "--store", str(folder), *more]
+    words += ["--format", "json"]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
 
 

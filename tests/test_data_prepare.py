@@ -519,6 +519,18 @@ def test_prepared_data_is_an_answer_in_json(store, capsys):
         assert ended.value.code == 2 and checked(said.out)["error"] in said.err
 
 
+def test_prepared_data_is_told_in_lines_unless_json_is_asked_for(store, capsys):
+    prepare.main(["some", "--store", str(store), "--vocab", str(VOCAB)])
+    first, *lines = capsys.readouterr().out.splitlines()
+    manifest = prepare.prepare("some", "some", VOCAB, store)
+    assert first == f"some, sha256 {manifest['sha256']}" and all(line.startswith("  ") for line in lines)
+    counts = manifest["counts"]["train"]
+    words = f"{counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens"
+    assert lines[0].split(maxsplit=1) == ["training", words]
+    assert any(line.endswith(f"{manifest['train'][0]['prefix']}.bin and .idx") for line in lines)
+    assert lines[-1].split() == ["report", manifest["reports"][0]]
+
+
 # The embedded corpus itself
 
 

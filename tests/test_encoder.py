@@ -14,7 +14,8 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.kernels.gelu import formula as gelu
 from model.objective import SpecialTokens
-from tests.test_model import SMALL, State, both, filled, name, scrambled, tokens
+from tests.small_models import SMALL, name, scrambled, tokens
+from tests.test_model import State, both, filled
 
 BERT = replace(
     SMALL, objective="mlm", mask_rate=0.25, block="post-ln", sumnorm=True, head_transform="bert", output_bias=True

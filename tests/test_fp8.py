@@ -24,7 +24,7 @@ from model.kernels import fp8
 from model.linear import LAYERS
 from model.mlp import MLPS
 from tests.bench_gpu_check import lacks_fp8
-from tests.test_model import SMALL, next_tokens, scrambled, tokens
+from tests.small_models import SMALL, next_tokens, scrambled, tokens
 from tests.tiny_run import in_process, study
 
 NEEDS_FP8 = pytest.mark.skipif(bool(lacks_fp8("cpu")), reason=lacks_fp8("cpu"))

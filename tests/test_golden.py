@@ -21,7 +21,7 @@ import torch
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.objective import SpecialTokens
-from tests.test_model import SMALL
+from tests.small_models import SMALL
 
 FILE = Path(__file__).with_name("golden.json")
 # Relative, for other processors and versions of torch. Measured: 3.8e-6 at most when attention is computed by its other

@@ -15,7 +15,7 @@ from model.gpt import GPT
 from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
 from model.position import POSITIONS
 from model.proofs import probe
-from tests.test_model import SMALL, scrambled, tokens
+from tests.small_models import SMALL, scrambled, tokens
 
 BIASED = [name for name, scheme in POSITIONS.items() if scheme(SMALL).has_bias]
 UNBIASED = sorted(set(POSITIONS) - set(BIASED))

@@ -67,7 +67,8 @@ def hub(files):
 def call(module, hub, home, *arguments):
     address = hub if isinstance(hub, str) else hub.address
     env = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    return Command(home.parent / "printed", module, arguments, env, without_pauses).wait()
+    answer = ("--format", "json") if module == "data.prepare" else ()
+    return Command(home.parent / "printed", module, (*arguments, *answer), env, without_pauses).wait()
 
 
 def c4(hub, store, *more):

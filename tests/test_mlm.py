@@ -17,7 +17,7 @@ from model import attention, proof
 from model.gpt import GPT
 from model.objective import OBJECTIVES, Batch, MaskedLM, SpecialTokens
 from model.position import POSITIONS
-from tests.test_model import SMALL, scrambled, tokens
+from tests.small_models import SMALL, scrambled, tokens
 from tests.test_objective import built
 
 MLM = replace(SMALL, objective="mlm", mask_rate=0.25)

@@ -1,9 +1,8 @@
 """The model against independent implementations and closed forms, over the table of variants."""
 
-import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,71 +22,9 @@ from model import attention, count
 from model.config import ModelConfig
 from model.gpt import BLOCKS, GPT, prepare_to_compile
 from model.mlp import MLPS
-from model.norm import NORMS
-from model.objective import OBJECTIVES, Batch, Objective, Prefix, SpecialTokens
+from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
 from model.position import POSITIONS, alibi_slopes
-
-SMALL = ModelConfig(
-    layers=2,
-    hidden=48,
-    heads=6,
-    seq=32,
-    vocab=120,
-    pos="learned",
-    act="gelu",
-    norm="layernorm",
-    embnorm=False,
-    block="pre-ln",
-    qkv_bias=True,
-    linear_bias=True,
-    tied=True,
-    dropout=0.0,
-    attn_dropout=0.0,
-    rotary_base=10000.0,
-    init_std=0.02,
-    norm_eps=1e-5,
-    vocab_multiple=128,
-    objective="causal",
-    mask_rate=0.15,
-    ffn_width=0,
-    sumnorm=False,
-    final_norm=True,
-    head_transform="none",
-    output_bias=False,
-    qk_scaling=False,
-)
-VARIANTS = [
-    replace(SMALL, pos=pos, act=act, norm=norm, embnorm=embnorm)
-    for pos, act, norm, embnorm in itertools.product(POSITIONS, MLPS, NORMS, (False, True))
-] + [
-    replace(SMALL, pos="rotary", block=block, act=act, norm=norm, qkv_bias=not bare, linear_bias=bare, tied=bare)
-    for block, act, norm, bare in itertools.product(BLOCKS, ("gelu", "geglu"), NORMS, (False, True))
-]
-
-
-def name(cfg: ModelConfig) -> str:
-    """What differs from SMALL."""
-    changed = [f"{k}={v}" for k, v in asdict(cfg).items() if v != getattr(SMALL, k)]
-    return ",".join(changed) or "baseline"
-
-
-def tokens(cfg: ModelConfig, T: int, B: int = 3) -> torch.Tensor:
-    return torch.randint(cfg.vocab, (B, T), generator=torch.Generator().manual_seed(0))
-
-
-def next_tokens(rows: torch.Tensor) -> Batch:
-    """What a causal model is trained on."""
-    return Batch(rows[:, :-1], rows[:, 1:])
-
-
-def scrambled(model: GPT) -> GPT:
-    """Every parameter moved off its initial value, so that a gain or bias left out would show."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-    return model
-
+from tests.small_models import SMALL, VARIANTS, name, scrambled, tokens
 
 # ------------------------------------------------------------------------------------------------ references
 #

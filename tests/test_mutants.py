@@ -16,9 +16,10 @@ from model.gpt import BLOCKS, GPT
 from model.mlp import MLPS
 from model.norm import NORMS
 from model.position import POSITIONS, Position
+from tests.small_models import SMALL as SHAPE
+from tests.small_models import next_tokens, scrambled, tokens
 from tests.test_fp8 import NEEDS_FP8
-from tests.test_model import BARE, filled, llama, neox, next_tokens, scrambled, tokens
-from tests.test_model import SMALL as SHAPE
+from tests.test_model import BARE, filled, llama, neox
 
 X = tokens(SHAPE, 29)
 SMALL = {

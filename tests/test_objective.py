@@ -16,7 +16,7 @@ from model.gpt import GPT
 from model.objective import Batch, Objective, Prefix
 from model.position import POSITIONS
 from model.proofs.attention import expected_predictions, visible_keys
-from tests.test_model import SMALL, next_tokens, scrambled, tokens
+from tests.small_models import SMALL, next_tokens, scrambled, tokens
 
 PREFIX = replace(SMALL, objective="prefix")
 LENGTHS = torch.tensor([1, 7, 20])

@@ -21,7 +21,7 @@ from model.count import parameters
 from model.gpt import GPT
 from model.objective import SpecialTokens
 from model.shard import SINGLE, full_shape, shard, shard_dimension, unshard
-from tests.test_model import SMALL, VARIANTS, name, tokens
+from tests.small_models import SMALL, VARIANTS, name, tokens
 from tests.tiny_run import result, study
 
 ROOT = Path(__file__).parents[1]
@@ -151,37 +151,48 @@ def test_a_model_of_one_rank_needs_no_megatron() -> None:
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def gathered(tp: Any, mine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Whole parameters or gradients. What is not cut stays the same on all ranks only if it is so bit for bit."""
-    by_rank = tp.gather_objects({n: x.detach().numpy() for n, x in mine.items()})  # tensors are slow to pickle
+def gathered(mine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Whole parameters, gradients or outputs, on the first rank. What is not cut stays the same on all ranks only if it
+    is so bit for bit."""
+    by_rank: list[Any] | None = None if dist.get_rank() else [None] * dist.get_world_size()
+    dist.gather_object({n: x.detach().numpy() for n, x in mine.items()}, by_rank)  # tensors are slow to pickle
+    if by_rank is None:
+        return None
     parts = {n: [torch.from_numpy(arrays[n]) for arrays in by_rank] for n in mine}
     for n in mine:
-        assert shard_dimension(n) is not None or all(torch.equal(mine[n], part) for part in parts[n]), n
+        assert shard_dimension(n) is not None or all(torch.equal(parts[n][0], part) for part in parts[n]), n
     return {n: unshard(n, parts[n]) for n in mine}
 
 
 def _same_model(folder: Path, variants: list[Any]) -> None:
+    """Each variant cut among all ranks; the first rank has it whole too, and compares."""
     from model.parallel import TensorParallel
 
     tp = TensorParallel(dist.get_world_size())
     for cfg in variants:
         cfg = replace(cfg, dropout=0.0, attn_dropout=0.0)
-        dense, mine = GPT(cfg), GPT(cfg, tp=tp)
-        batch = dense.objective.batch(tokens(cfg, 29), tokens=SpecialTokens(119))
-        drawn = gathered(tp, dict(mine.named_parameters()))
+        mine = GPT(cfg, tp=tp)
+        batch = mine.objective.batch(tokens(cfg, 29), tokens=SpecialTokens(119))
+        assert sum(p.numel() for p in mine.parameters()) == parameters(cfg, tp.size)
+        drawn = gathered(dict(mine.named_parameters()))
+        loss = scrambled(mine).loss(batch)
+        loss.backward()
+        with torch.no_grad():
+            logits = mine(batch.inputs_BT, batch.extents_B)
+        outputs = gathered({"model.loss": loss[None], "model.logits": logits})
+        cut = gathered({n: p.grad for n, p in mine.named_parameters() if p.grad is not None})
+        if drawn is None or outputs is None or cut is None:
+            continue
+        dense = GPT(cfg)
         for (n, p), (m, q) in zip(dense.named_parameters(), drawn.items(), strict=True):
             assert n == m and torch.equal(q, p), f"{name(cfg)}: {n} is drawn otherwise"
-        assert sum(p.numel() for p in mine.parameters()) == parameters(cfg, tp.size)
-        right, got = scrambled(dense).loss(batch), scrambled(mine).loss(batch)
-        assert relative(got.detach(), right.detach()) < 1e-6, name(cfg)
+        right = scrambled(dense).loss(batch)
+        assert relative(outputs["model.loss"][0], right.detach()) < 1e-6, name(cfg)
         right.backward()
-        got.backward()
         with torch.no_grad():
-            x, extents = batch.inputs_BT, batch.extents_B
-            assert relative(mine(x, extents), dense(x, extents)) < 1e-6, name(cfg)
+            assert relative(outputs["model.logits"], dense(batch.inputs_BT, batch.extents_B)) < 1e-6, name(cfg)
         grads = {n: p.grad for n, p in dense.named_parameters() if p.grad is not None}
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
-        cut = gathered(tp, {n: p.grad for n, p in mine.named_parameters() if p.grad is not None})
         assert cut.keys() == grads.keys()
         for n, grad in grads.items():
             # the gradient of the single number position.scale is a sum that almost cancels

@@ -135,7 +135,7 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
         "small,nano,mini",
         "POS=alibi",
         f"OUT={tmp_path}",
-        "PREDICT=learned < alibi; alibi - learned in [-1, 0]",
+        "PREDICT=learned < alibi; alibi - learned in [-1, 0]; alibi < learned",  # the last: as its study file
     ]
     assert ladder.main(words) == 0
     said = capsys.readouterr().out
@@ -145,6 +145,12 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     assert told["arms"][0]["verdict"] == "better" and len(told["pairs"]) == 6
     assert "target" in (written.parent / "figure.svg").read_text()
     report = (written.parent / "report.md").read_text()
+    assert (
+        "**Answer.** At 14m, by the line through nano, mini and small, pos=alibi is better than the baseline" in report
+    )
+    places = [report.index(words) for words in ("**Question.**", "**Expected", "**Answer.**", "| arm |", "figure.svg")]
+    assert places == sorted(places) and "## Predictions" in report[places[-1] :]
+    assert report.count("`alibi < learned`") == 1 and report.count("learned < alibi") == 2  # also in the command
     assert "* `alibi < learned`: held" in report and "* `learned < alibi`: failed" in report
     assert "* `alibi - learned in [-1, 0]`: not decided by a ladder" in report
     gap = told["arms"][0]

@@ -15,7 +15,7 @@ from model.gpt import GPT
 from model.kernels import gelu, rotation
 from model.proofs import attention as proofs
 from model.proofs import layers
-from tests.test_model import SMALL, VARIANTS, name
+from tests.small_models import SMALL, VARIANTS, name
 
 
 def cfg(**change: object) -> ModelConfig:

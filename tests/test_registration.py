@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.prediction import parse_prediction, predictions_about
+from ablations.prediction import distinct, parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
@@ -36,6 +36,33 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
     arms = ["baseline", "pos=alibi", "act=swiglu", "pos=alibi+act=swiglu"]
     interaction = parse_prediction("swiglu x alibi in [-1, 1]", arms)
     assert interaction.arms == ("act=swiglu", "pos=alibi", "pos=alibi+act=swiglu", "baseline")
+
+
+def test_a_claim_that_file_and_words_make_counts_once() -> None:
+    texts = ["alibi < learned", "pos=alibi < baseline", "zero-shot: alibi < learned", "alibi - learned in [-1, 0]"]
+    parsed = [parse_prediction(text, ARMS) for text in [*texts, "alibi - learned in [-1.0, 0]"]]
+    assert [prediction.text for prediction in distinct(parsed)] == [texts[0], *texts[2:]]
+
+
+def test_the_question_of_many_typed_arms_is_short_and_its_older_words_are_no_change(tmp_path: Path) -> None:
+    words = ["ARM=model.layers=2,3,5,6", "SIZE=nano", f"OUT={tmp_path}"]
+    study = from_args(words)
+    assert study.question == "Which model.layers is best: 4 (the baseline), 2, 3, 5 or 6?"
+    older = "Does model.layers=2 or model.layers=3 or model.layers=5 or model.layers=6 beat the baseline?"
+    then = {"layers=2, seed 1": content(study) | {"question": older}}
+    assert changes(content(study), then, 10) == []
+    assert len(changes(content(study), {"a": content(study) | {"question": "Is deeper better?"}}, 10)) == 1
+    fewer = content(from_args(["ARM=model.layers=2,3", *words[1:]]))
+    assert fewer["question"] == "Does model.layers=2 or model.layers=3 beat the baseline?"
+    assert [line.split(" after")[0] for line in changes(content(study), {"a": fewer}, 10)] == [
+        "the question was changed",
+        "the arms were changed",
+    ]
+    mixed = from_args(["ARM=model.layers=2 train.lr=1e-3 train.beta2=0.9", *words[1:]])
+    assert mixed.question == "Which of these beats the baseline: model.layers=2, train.lr=1e-3 or train.beta2=0.9?"
+    many = from_args([f"ARM=model.layers={','.join(map(str, range(5, 17)))}", *words[1:]])
+    assert many.question == "Which model.layers is best: 4 (the baseline), 5, 6, 7, 8, 9, 10, 11 or 5 others?"
+    assert many.title.startswith("layers, 13 arms, nano, ") and study.title.startswith("layers, 5 arms, nano, ")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +207,13 @@ def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
 
 def outcomes(study: Any) -> dict[str, str]:
     return {row.text: row.outcome for row in predictions.checked_predictions(gather(study))}
+
+
+def test_a_report_counts_a_shared_prediction_once(tmp_path: Path) -> None:
+    study = made_study.make(made_study.Study(tmp_path))
+    lines = ["alibi < learned", "alibi - learned in [-1, 0]", "alibi < learned", "pos=alibi < baseline"]
+    rows = predictions.checked_predictions(gather(registering(study, lines, {"pos=alibi": 0, "pos=learned": 0})))
+    assert [row.text for row in rows] == lines[:2] and all(row.registered for row in rows)
 
 
 def test_predictions_hold_fail_or_stay_open_as_a_t_test_says(tmp_path: Path) -> None:

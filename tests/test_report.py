@@ -47,6 +47,18 @@ def test_the_table_has_the_shape_of_the_example(study, tmp_path):
     assert all(alibi[c - 1] == " " and alibi[c] != " " for c in columns)  # aligned
 
 
+def test_a_report_begins_with_question_answer_table_and_figure(study, tmp_path):
+    """What the numbers mean comes after them, in one list."""
+    report(study, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text().partition("\n## ")[0]
+    page = (tmp_path / "out" / "report.html").read_text().partition("<h2")[0]
+    assert "**How to read the table**" in text and not re.search(r"^(?!\*|\||!|#).{300}", text, re.M)
+    for words, table, figure in ((text, "| arm |", "![Loss curves"), (page, "<table", "<svg")):
+        order = ["Question.", "ALiBi.", "Answer.", table, figure, "How to read the table", "±: one", "p: two-sided"]
+        places = [words.index(part) for part in order]
+        assert places == sorted(places)
+
+
 def test_twice_the_same_bytes_wherever_the_runs_lie(study, tmp_path):
     report(study, tmp_path / "one")
     moved = Study(tmp_path / "elsewhere" / "runs")

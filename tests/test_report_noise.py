@@ -334,7 +334,7 @@ def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
     assert "suite" not in text and "1 points" not in text and "bits/byte in bits/byte" not in text
     assert "For scores, in points, positive is better." in text
     top = (tmp_path / "out/report.md").read_text().split("## ")[0]
-    assert "more precise: each has its own noise" in top and "it says" not in top
+    assert "the noise of a difference is mostly much smaller" in top and "it says" not in top
 
 
 def test_arms_that_are_undecided_for_the_same_reason_share_a_clause(tmp_path):

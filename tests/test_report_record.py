@@ -1,8 +1,10 @@
 """The record that a report writes: which one gives way, where it is written, and on a full disk."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -91,6 +93,21 @@ def test_the_command_of_a_record_makes_its_runs(path, monkeypatch, tmp_path):
     planned = from_args(words + [f"SIZE={record['size']}"] * (not any(w.startswith("SIZE=") for w in words)))
     assert {cell.run.fingerprint for cell in planned.cells} == {run["fingerprint"] for run in record["runs"]}
     assert planned.name == path.parent.name
+
+
+def test_a_study_of_many_long_arms_has_a_short_name_of_its_own(tmp_path):
+    """The folders of its runs are a format, and keep their names."""
+    files = [tmp_path / f"корпус-{number}-{'x' * 40}.txt" for number in range(6)]
+    for file in files:
+        file.write_text("one\n\ntwo")
+    words = ["SIZE=nano", f"OUT={tmp_path / 'out'}"]
+    study, other = (from_args([f"DATA={','.join(map(str, chosen))}", *words]) for chosen in (files, files[1:]))
+    assert re.fullmatch(r"corpus-6-arms-nano-[0-9a-f]{8}", study.name)
+    assert re.fullmatch(r"corpus-5-arms-nano-[0-9a-f]{8}", other.name) and study.name[-8:] != other.name[-8:]
+    arm = study.arms[1]
+    assert study.cell(arm, 1).dir.name.endswith(f".txt_{hashlib.sha256(arm.encode()).hexdigest()[:6]},seed=1")
+    assert len(study.question) < 600 and all(f"{'x' * 40}.txt" in name for name in study.question.split(", ")[1:])
+    assert from_args(["POS=alibi", *words]).name == "position-alibi-nano"
 
 
 @pytest.mark.parametrize("when", ["written", "renamed"])

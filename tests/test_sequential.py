@@ -18,10 +18,10 @@ from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.sequential import alpha_levels, alpha_share
-from eval.statistics.verdicts import seeds_to_decide
+from eval.statistics.verdicts import seeds_cannot_decide, seeds_to_decide
 from launch import local
 from launch.local import run_until_decided
-from tests.made_study import ARMS, Study, make, register, registered
+from tests.made_study import ARMS, Study, make, register, registered, rewrite
 
 NO_ITEMS = Variance(0.0, np.inf)
 
@@ -113,12 +113,70 @@ def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
 
 def test_which_arms_more_seeds_may_decide(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    assert list(undecided(gather(study))) == ["pos=none"]
-    assert list(undecided(gather(replace(study, seeds=[1])))) == ["pos=alibi", "pos=none"]
+    assert list(undecided(gather(study))[0]) == ["pos=none"]
+    assert list(undecided(gather(replace(study, seeds=[1])))[0]) == ["pos=alibi", "pos=none"]
     wide = Criteria(margins={"bits/byte": 0.5}, seeds=3)
-    assert undecided(gather(replace(study, criteria=wide))) == {}
+    assert undecided(gather(replace(study, criteria=wide))) == ({}, {})
     with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
         undecided(gather(replace(study, criteria=Criteria("suite", seeds=3))))
+
+
+def by_groups_of_text(study: Study, groups: int, spread: float) -> Study:
+    """The study with its documents in so many groups, of which the arm pos=none is better and worse in turn by
+    `spread` bits per byte, with every seed alike: what only more groups would tell."""
+    for cell in (study.cell(arm, seed) for arm in study.arms for seed in study.seeds):
+        sign = spread * float(np.log(2)) * (cell.delta == ARMS["pos=none"])
+
+        def grouped(row: dict, sign: float = sign) -> dict:
+            group = int(row["id"][1:]) % groups
+            return row | {"cluster": f"групп{group}", "nats": row["nats"] + sign * (-1) ** group * row["bytes"]}
+
+        rewrite(cell.dir, grouped)
+    return study
+
+
+def test_no_seed_is_added_where_only_more_groups_of_text_would_tell(tmp_path, monkeypatch, capsys):
+    study = make(Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
+    study = by_groups_of_text(study, groups=4, spread=0.3)
+    more, of_items = undecided(gather(study))
+    assert more == {} and list(of_items) == ["pos=none"]
+    assert of_items["pos=none"] == "undecided: more seeds would not tell, more groups of items than these 4 would"
+    monkeypatch.setattr("eval.report.request.parse", lambda _: Request(study))
+    assert undecided_command.main(["POS=none"]) == 0
+    assert capsys.readouterr().out == f"pos=none: {of_items['pos=none']}; no seed is added for its sake\n"
+    margin = Criteria(margins={"bits/byte": 0.01}, seeds=3)
+    assert list(undecided(gather(replace(study, criteria=margin)))[1]) == ["pos=none"]  # nor would it be equivalent
+    other = by_groups_of_text(make(Study(tmp_path / "few", arms=list(study.arms))), groups=4, spread=0.0005)
+    assert list(undecided(gather(other))[0]) == ["pos=none"]  # the seeds are most of its noise
+
+
+def test_seeds_that_cannot_decide_are_those_that_no_further_seed_would_have_made_decide():
+    """Simulated studies of 10 seeds and 4 groups: of those that would be stopped, almost none is decided later, at the
+    whole level and with the mean of all seeds, although the difference is up to three times the noise of the groups."""
+    rng, stopped, lost = np.random.default_rng(3), 0, 0
+    for true in np.repeat([0.0, 1.0, 3.0], 300):
+        of_groups, of_seeds = rng.normal(0, 2.0, 4), rng.normal(0, 0.5, 10)
+        items = Variance(float(of_groups.var(ddof=1) / 4), 3)
+        means = true + of_groups.mean() + np.cumsum(of_seeds) / np.arange(1, 11)
+        looks = [
+            compare(means[n - 1], Variance(float(of_seeds[:n].var(ddof=1) / n), n - 1), items, items_alone=items)
+            for n in range(2, 11)
+        ]
+        if any(seeds_cannot_decide(look, None) for look in looks[:4]):
+            stopped += 1
+            lost += abs(looks[-1].difference) > looks[-1].threshold
+    assert stopped > 300 and lost / stopped < 0.01
+
+
+def test_seeds_may_decide_where_the_margin_can_still_be_reached_or_the_items_show_what_seeds_average_out():
+    seeds, items = Variance(1e-4, 3), Variance(1.0, 3)
+    hopeless = compare(0.5, seeds, items, items_alone=items)
+    assert seeds_cannot_decide(hopeless, None) and seeds_cannot_decide(hopeless, 1.0)
+    assert not seeds_cannot_decide(hopeless, 4.0)
+    moved_far = compare(0.5, Variance(4.0, 3), items, items_alone=items)
+    assert not seeds_cannot_decide(moved_far, None) and not seeds_cannot_decide(compare(0.5, None, items), None)
+    shown_by_both = compare(0.5, seeds, items, items_alone=Variance(0.001, 3))
+    assert not seeds_cannot_decide(shown_by_both, None)
 
 
 def test_seeds_are_not_added_by_a_margin_or_metric_that_was_chosen_after_the_runs(tmp_path, monkeypatch, capsys):

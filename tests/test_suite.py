@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from eval.__main__ import main
 from eval.tasks import fetch, harness, mirror, rows, score
-from eval.tasks.definitions import definitions
+from eval.tasks.definitions import _index, definitions
 from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
 from eval.tasks.suite import suite
@@ -187,6 +188,10 @@ def test_the_group_of_other_languages():
 def test_any_task_of_lm_eval_by_name():
     with pytest.raises(ValueError, match="no task 'helaswag' .*did you mean hellaswag"):
         definitions(["helaswag"])
+    index = TaskManager().task_index
+    for entry in index.values():
+        entry.yaml_path = entry.yaml_path and entry.yaml_path.resolve()
+    assert _index() == index and len(index) > 10_000
     found = definitions(["blimp", "copa"])
     assert len(found) == 68 and {each.source.path for each in found.values()} == {"nyu-mll/blimp", "aps/super_glue"}
 

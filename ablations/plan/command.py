@@ -91,7 +91,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
             )
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
-        return _plan_budget(budget, options, answer_format)
+        return _plan_budget(budget, options, answer_format, price)
     if unused := [name for name in ("NEED", "TO") if name in options]:
         raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
@@ -121,10 +121,11 @@ def plan_elsewhere(words: list[str]) -> int | None:
     return 2 if answer.refused else 0
 
 
-def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) -> int:
-    """Write the document that says what to train with a budget. Returns the exit code. `options`: the words that only
-    the plan uses; `answer_format`: the value of FORMAT."""
-    from ablations.plan import decision, decision_report
+def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, price: float | None) -> int:
+    """Write the document that says what to train with a budget, or, where it is an amount of hours on a device, which
+    studies it pays. Returns the exit code. `options`: the words that only the plan uses; `answer_format`: the value of
+    FORMAT; `price`: of a GPU-hour, where the budget is money."""
+    from ablations.plan import affordable, decision, decision_report
     from ablations.plan.document import make_folder
 
     if answer_format == "svg":
@@ -132,16 +133,26 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str) ->
     need = _token_range(options["NEED"]) if "NEED" in options else None
     if answer_format == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
+    device = affordable.device_of(budget)
+    if device and need:
+        raise ConfigError("NEED= is for machines for a time: this budget says which studies it pays, not what to train")
     folder = Path(options.get("TO", "runs/plan"))
     if answer_format == "table":
         make_folder(folder)  # before anything is computed
-    answer = decision.decide(budget, need)
-    if answer_format == "json":
-        words = [f"{name}={shlex.quote(options[name])}" for name in ("BUDGET", "NEED") if name in options]
-        command = {"command": " ".join(["make plan", *words])}
-        print(answers.answer("budget-plan", command | decision.as_json(answer)))
-        return 0
-    document = decision_report.document(answer)
+    words = [f"{name}={shlex.quote(options[name])}" for name in ("BUDGET", "NEED", "PRICE") if name in options]
+    command = {"command": " ".join(["make plan", *words])}
+    if device:
+        hours = budget.amount if budget.kind == "core-hours" else budget.gpu_hours(price)
+        if answer_format == "json":
+            print(answers.answer("budget-studies", command | affordable.as_json(budget, device, hours)))
+            return 0
+        document = affordable.document(budget, device, hours)
+    else:
+        answer = decision.decide(budget, need)
+        if answer_format == "json":
+            print(answers.answer("budget-plan", command | decision.as_json(answer)))
+            return 0
+        document = decision_report.document(answer)
     written = document.write(folder)
     print(document.markdown())
     print(f"written: {', '.join(map(str, written))}")

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ablations.plan import published_laws, shapes
-from ablations.plan.first_studies import first_studies
+from ablations.plan import affordable, published_laws, shapes
+from ablations.plan.first_studies import STUDY_SHARE, first_studies
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, save_interval, simulate
 from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
@@ -142,6 +142,25 @@ class Decision:
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
+    def study_hours(self) -> float:
+        """The GPU-hours that ablations may take."""
+        return STUDY_SHARE * self.machines.gpu_hours
+
+    @property
+    def device(self) -> affordable.Device:
+        """What a study of a smaller size would run on."""
+        return affordable.gpu_device(self.machines.gpu, self.machines.per_node, self.machines.seconds)
+
+    @property
+    def smaller_studies(self) -> list[affordable.Offer]:
+        """The studies that STUDY_SHARE of the budget does not pay at STUDY_SIZE, each at a size at which it does."""
+        too_dear = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
+        if not too_dear:
+            return []
+        found = affordable.offers(self.device, self.study_hours, affordable.precision_on(self.machines.gpu))
+        return [offer for offer in found if offer.study in too_dear]
+
+    @property
     def gpu_hours_by_use(self) -> dict[str, float]:
         """How the GPU-hours of the budget are divided: {use: GPU-hours}, adding up to those of the budget."""
         hours = {
@@ -159,7 +178,8 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
     if machines is None:
         raise ConfigError(
             f"BUDGET={budget.text!r} says how much, not how fast: what to train needs machines for a time, "
-            "e.g. '18 weeks, 52x8 A100-80, 4 spare'"
+            "e.g. '18 weeks, 52x8 A100-80, 4 spare'; which studies it pays is said of core-hours, or of GPU-hours on "
+            "hardware that is named, e.g. '500 GPU-hours, a100'"
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
     optima = [Optimum(law, *law.optimum(compute), *law.size_range(compute)) for law in published_laws.LAWS]
@@ -258,6 +278,9 @@ def as_json(decision: Decision) -> dict[str, Any]:
             use: hours if math.isfinite(hours) else None for use, hours in decision.gpu_hours_by_use.items()
         },
         "goodput": decision.goodput.shares,
+        "smaller_studies": [
+            offer._asdict() | {"command": affordable.command_of(offer)} for offer in decision.smaller_studies
+        ],
         "studies": [
             {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
             for entry in decision.studies

@@ -6,7 +6,7 @@ from typing import Any
 from ablations.config import resolve
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
-from ablations.plan import power
+from ablations.plan import affordable, power
 from ablations.plan.decision import Decision
 from ablations.plan.document import Document
 from ablations.plan.first_studies import MOST_SEEDS, STUDY_SEEDS, STUDY_SHARE, STUDY_SIZE
@@ -153,6 +153,14 @@ def studies(out: Document, decision: Decision) -> None:
         )
     elif rows:
         out.text(f"GPU-hours: unknown, {decision.study_basis}.")
+    if any(not entry["gpu_hours"] <= decision.study_hours for entry in decision.studies):
+        out.heading("Ablations at a size that fits")
+        out.text(
+            f"At {STUDY_SIZE} some studies cost more than {STUDY_SHARE:.0%} of the budget. Each of them at the largest "
+            "size, or with fewer tokens, at which it fits:"
+        )
+        target = f"a model of {STUDY_SIZE} and more"
+        affordable.tell_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
 
 
 def _share_in_words(ratio: float) -> str:

@@ -12,7 +12,7 @@ from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
 from ablations.plan.hardware import GPU
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount, weeks
 from ablations.plan.throughput import calibration
-from ablations.values import human
+from ablations.values import human, listed
 
 SHOWN = 12  # shapes
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
@@ -111,6 +111,9 @@ def _summary(out: Document, decision: Decision) -> None:
     first = "; ".join(map(_study_in_words, decision.first_studies)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
+    if not decision.first_studies and (smaller := decision.smaller_studies):
+        sizes = listed(list(dict.fromkeys(offer.size for offer in smaller)), "or")
+        first += f" at {STUDY_SIZE}; at {sizes} {listed([offer.study for offer in smaller])} fit: see below"
     rows.append(["Which ablations first", first, "predicted; effects unverified"])
     if decision.unknown_studies:
         names = ", ".join(entry["study"] for entry in decision.unknown_studies)

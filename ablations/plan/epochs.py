@@ -5,13 +5,14 @@ from typing import Any
 from ablations.run import Run
 from ablations.rundir import DATA
 from ablations.study import Study
-from ablations.values import ConfigError, human
+from ablations.values import ConfigError, human, listed
 
 
 def epochs_of_text(study: Study) -> list[str]:
     """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
-    not prepared are named, and a tokenizer that is trained on another text than any run reads. Raises ConfigError where
-    the prepared data are damaged, or cannot be used as the study asks."""
+    not prepared are named; so are a tokenizer that is trained on another text than any run reads, and text that runs
+    read while they are judged on other text alone. Raises ConfigError where the prepared data are damaged, or cannot be
+    used as the study asks."""
     from data.corpus import Missing
     from data.prepare import epochs, prepare
 
@@ -34,7 +35,22 @@ def epochs_of_text(study: Study) -> list[str]:
     lines += [
         f"NOTE: the tokenizer is trained on {name}, which no run reads (data.tokenizer)" for name in sorted(foreign)
     ]
-    return list(dict.fromkeys(lines))
+    lines += [_unjudged_sentence(run) for run in distinct.values()]
+    return list(dict.fromkeys(filter(None, lines)))
+
+
+def _unjudged_sentence(run: Run) -> str:
+    """A sentence on a run that is judged on the held-out text of none of the corpora that it reads; "" for others."""
+    from data.corpus import components
+
+    judged = {part for corpus in run.eval.corpora for part in components(corpus)}
+    if judged & components(run.data.corpus).keys():
+        return ""
+    corpus, others = run.data.corpus, listed(run.eval.corpora)
+    return (
+        f"NOTE: runs of {corpus} are judged on the held-out text of {others} alone (eval.corpora); to judge them on "
+        f"their own: SET=eval.corpora={corpus}, or eval.corpora: [{corpus}] in the base of a study file"
+    )
 
 
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:

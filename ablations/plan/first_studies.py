@@ -37,13 +37,7 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
         hours = run.tokens / (run.train.batch * run.model.seq) * step.seconds / HOUR * machines.per_node
         basis = step.basis
     result: list[dict[str, Any]] = []
-    for name in study_names():
-        study = read_study(name)
-        arms = 1 + len(study.arms)
-        base = dict(study.base)
-        # encoders, and runs that a wall clock ends, have another size and are not judged by the 27 tasks
-        if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:
-            continue
+    for name, arms in decoder_studies():
         effect = EFFECTS.get(name)
         seeds = seeds_needed(effect, arms) if effect else None
         runs = arms * (seeds or STUDY_SEEDS)
@@ -58,6 +52,18 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
         spent += entry["gpu_hours"]
         entry["within"] = spent <= STUDY_SHARE * machines.gpu_hours
     return result, basis
+
+
+def decoder_studies() -> list[tuple[str, int]]:
+    """The studies of ablations/studies that a plan considers: (name, number of arms with the baseline). Encoders, and
+    runs that a wall clock ends, have another size and are not judged by the 27 tasks."""
+    considered = []
+    for name in study_names():
+        study = read_study(name)
+        base = dict(study.base)
+        if study.arms and base.get("model.objective") != "mlm" and "train.budget" not in base:
+            considered.append((name, 1 + len(study.arms)))
+    return considered
 
 
 @functools.cache

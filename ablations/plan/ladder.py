@@ -29,9 +29,10 @@ from ablations.plan.extrapolation import (
     order_accuracy,
 )
 from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
-from ablations.prediction import ORDER, Prediction
+from ablations.prediction import ORDER, Prediction, distinct
+from ablations.registration import NOTHING_EXPECTED
 from ablations.study import Study, from_args
-from ablations.values import ConfigError, human
+from ablations.values import ConfigError, human, listed
 from model.count import flops_per_token
 
 # Of the figure's axis
@@ -197,45 +198,66 @@ def report(
     checked: dict[str, dict[str, Any]] | None,
     words: Sequence[str],
 ) -> str:
-    """The content of report.md, in Markdown: what was asked and expected, the arms, and what it would take to be sure.
+    """The content of report.md, in Markdown: question, expectation, answer, the arms and their figure; then the
+    predictions, what it would take to be sure, and how to read the table.
 
     Args:
         ladder, target: the study at each size, and at the target size.
         checked: what `compare_with_target` returned; None where the target has no runs of its own.
         words: the words of the command, without SIZES and TARGET.
     """
-    sizes, largest = ",".join(study.base.size for study in ladder), ladder[-1].base.size
-    outcomes = [f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}" for p in target.predictions]
+    sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
+    outcomes = [f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}" for p in distinct(target.predictions)]
+    notes = [f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]]
+    notes += [f"* {line}" for line in (describe_comparison(checked) if checked else [])]
     rows = [
         f"| {result.arm} | {result.at_target:+.2%} | {result.low:+.2%} to {result.high:+.2%} | "
         f"{result.single:+.2%} | {result.single_verdict} | {result.verdict} |"
         for result in results
     ]
-    return "\n".join(
-        [
-            f"# {target.question}",
-            "",
-            f"A ladder: {sizes}, extrapolated to {target.base.size}; {len(target.seeds)} seeds. Made by",
-            "",
-            f"    make ladder {' '.join(map(shlex.quote, words))} SIZES={sizes} TARGET={target.base.size}",
-            "",
-            f"**Expected before the runs:** {target.expect or 'nothing was written down'}",
-            "",
-            *([*outcomes, ""] if outcomes else []),
-            "A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm",
-            f"is better. Intervals are of 90%. The line is fitted to the differences at {sizes}.",
-            "",
-            f"| arm | line at {target.base.size} | 90% interval | {largest} alone | its verdict | the line's verdict |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "![difference from the baseline by compute](figure.svg)",
-            "",
-            *(f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]),
-            *(f"* {line}" for line in (describe_comparison(checked) if checked else [])),
-            "",
-        ]
-    )
+    expected = target.expect
+    if not expected.startswith(NOTHING_EXPECTED):
+        expected = f"**Expected before the runs.** {expected}"
+    sections = [
+        f"# {target.factor}, a ladder of {listed(sizes)} to {target.base.size}, {len(target.seeds)} seeds",
+        f"**Question.** {target.question}",
+        expected,
+        answer(results, ladder, target),
+        "\n".join(
+            [
+                f"| arm | line at {target.base.size} | 90% interval | {largest} alone | its verdict | "
+                "the line's verdict |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        ),
+        "![difference from the baseline by compute](figure.svg)",
+        *(["## Predictions", "\n".join(outcomes)] if outcomes else []),
+        *(["## How sure it is", "\n".join(notes)] if notes else []),
+        "## How to read the table",
+        "* A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm "
+        f"is better.\n* The line is fitted to the differences at {listed(sizes)}, against the logarithm of compute.\n"
+        "* Intervals are of 90%. Better or worse: the interval leaves out 0.",
+        "Made by",
+        f"    make ladder {' '.join(map(shlex.quote, words))} SIZES={','.join(sizes)} TARGET={target.base.size}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> str:
+    """The answer of a ladder in a sentence: which arms are better or worse at the target, and which are undecided."""
+    baseline = "the baseline" if target.arms[0] == "baseline" else f"the baseline ({target.arms[0]})"
+    clauses = []
+    for verdict, words in (
+        ("better", f"better than {baseline}"),
+        ("worse", f"worse than {baseline}"),
+        ("undecided", "undecided"),
+    ):
+        arms = [result.arm for result in results if result.verdict == verdict]
+        if arms:
+            clauses.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {words}")
+    sizes = listed([study.base.size for study in ladder])
+    return f"**Answer.** At {target.base.size}, by the line through {sizes}, {'; '.join(clauses)}."
 
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:

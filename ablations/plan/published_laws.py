@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from ablations.plan.resources import PF_DAY
 
+TOKENS_PER_PARAMETER = 20.0  # at the optimum, about, of Hoffmann's ways 1 and 2 (secondary)
+
 
 @dataclass(frozen=True)
 class Hoffmann:
@@ -74,7 +76,7 @@ def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) ->
     return n, compute / (6 * n)
 
 
-def fixed_ratio(compute: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
+def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
     """The parameters and tokens for `compute` FLOPs, 6 N D, with a fixed number of tokens per parameter: (N, D)."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n

@@ -1,7 +1,7 @@
 """Budgets of resources, parsed from text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days", and converted.
 
-A budget is a cluster for a time, or an amount: of GPU-hours or money (on given hardware), of FLOPs (of the model, or of
-the hardware at its peak), of tokens, or of optimizer steps. An amount has no rate.
+A budget is a cluster for a time, or an amount: of GPU-hours or money (on given hardware), of core-hours, of FLOPs (of
+the model, or of the hardware at its peak), of tokens, or of optimizer steps. An amount has no rate.
 """
 
 import math
@@ -24,13 +24,14 @@ TIMES = {
 SHORT_TIMES = {"s": "second", "min": "minute", "h": "hour", "d": "day", "w": "week"}
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
-UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; PF-days, FLOP; tokens; steps; EUR, USD"
+UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; core-hours; PF-days, FLOP; tokens; steps; EUR, USD"
 
 # Beyond these a slip is likelier than a plan.
 SHORTEST, LONGEST, MOST_GPUS = TIMES["minute"], 20 * TIMES["year"], 1_000_000
 MOST_TOKENS = 1e15  # the indexed web is taken for some 5e14 (recalled)
 MOST = {  # of each kind of amount, in its base unit
     "gpu-hours": MOST_GPUS * LONGEST / HOUR,
+    "core-hours": MOST_GPUS * LONGEST / HOUR,
     "model-flops": 1e31,  # MOST_GPUS for LONGEST, each with the highest peak of the hardware table
     "peak-flops": 1e31,
     "tokens": MOST_TOKENS,
@@ -81,7 +82,7 @@ class Budget:
     """A budget of resources: an amount of one kind. `cluster` is set where the budget is hardware for a time; `gpu`
     where only the hardware is named."""
 
-    kind: str  # cluster | gpu-hours | model-flops | peak-flops | tokens | steps | money
+    kind: str  # cluster | gpu-hours | core-hours | model-flops | peak-flops | tokens | steps | money
     amount: float
     text: str
     cluster: Cluster | None = None
@@ -172,7 +173,7 @@ def check_text(text: str, word: str) -> None:
 
 
 # what BUDGET may be
-FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80', or beside a study and ON= also an amount, e.g. '20000 GPU-hours'"
+FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80'; beside a study and ON= also '20000 GPU-hours' and the like"
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
@@ -306,12 +307,13 @@ def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, floa
         return kind, number * FLOPS[flops], ""
     if kind == "peak-flops":
         raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit of FLOPs: {', '.join(FLOPS)}")
-    scaled = re.fullmatch(r"([kmbt]?)\s*(tokens?|steps?|gpu[- ]?hours?|gpu[- ]?h)", word)
+    scaled = re.fullmatch(r"([kmbt]?)\s*(tokens?|steps?|gpu[- ]?hours?|gpu[- ]?h|core[- ]?hours?|core[- ]?h)", word)
     if scaled:
         what = "tokens" if scaled[2].startswith("token") else "steps" if scaled[2].startswith("step") else "gpu-hours"
+        what = "core-hours" if scaled[2].startswith("core") else what
         return what, number * SCALES[scaled[1]], ""
     money = re.fullmatch(r"([kmb]?)\s*(eur|usd|euros?|dollars?|€|\$)", word)
     if money:
         return "money", number * SCALES[money[1]], "EUR" if money[2][0] in "e€" else "USD"
-    words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "EUR", "USD", "spare"]
+    words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "core-hours", "EUR", "USD", "spare"]
     raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit; units: {UNITS}{did_you_mean(word, words)}")

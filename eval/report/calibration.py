@@ -128,7 +128,7 @@ equivalent, within 2 standard deviations."""
 
 SEQUENTIAL = """\
 `MORE=auto`: a look after every seed from the second on, until every arm is decided or the most seeds are there. Noise
-of seeds only: where most of it is that of the items, a study goes on to its most seeds and may end undecided.
+of seeds only: where only more groups of items would decide, a study stops earlier, undecided (docs/studies.md).
 **Any wrong verdict**, at any of the looks, of equal arms; with a margin too, which makes studies stop early.
 **Without alpha spending**: the same, if every look had the whole level. **Wrongly equivalent**, at any look, of arms
 that differ by exactly the margin of 2. Then how often an arm that differs by so much is called better in the end, and

@@ -172,7 +172,7 @@ def compare_pair(
         part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
     spent = share(min(map(len, pairs.seeds))) if replicated else 1.0
     noise = with_interaction_once(part, parts, level=LEVEL * spent or LEVEL)
-    return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned)
+    return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned, noise.items_alone)
 
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:

@@ -5,6 +5,7 @@ from eval.report.findings import Findings
 from eval.report.sections import (
     beyond,
     challenge,
+    composition,
     corpora,
     cost,
     differences,
@@ -34,6 +35,7 @@ SECTIONS = (
     registered.section,
     places.section,
     settings.what_differs,
+    composition.section,
     settings.held_fixed,
     differences.section,
     factorial.section,

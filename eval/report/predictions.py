@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ablations.prediction import INTERACTION, Prediction
+from ablations.prediction import INTERACTION, Prediction, distinct
 from eval.report.compare import METRICS, compare_pair, largest_effect, share_of_alpha
 from eval.report.contrasts import contrast
 from eval.report.criteria import registered_contents
@@ -24,9 +24,10 @@ class CheckedPrediction(NamedTuple):
 
 
 def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
+    """The predictions of a study, checked: each claim once, also where its file and PREDICT= make the same."""
     return [
         CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
-        for p in findings.study.predictions
+        for p in distinct(findings.study.predictions)
     ]
 
 

@@ -17,7 +17,7 @@ from eval.report.formats import comma_separated, latex, markdown, plain_text
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
-from eval.report.sections import answer, factorial, overview, registered, tuning
+from eval.report.sections import answer, composition, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest_plot
 from eval.report.sections.training import loss_curves, paired_curves
 
@@ -68,8 +68,8 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table, and the sentences that explain it."""
     table: Table = overview.table(findings, findings.study.title)
-    sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.footnotes(findings)]
-    notes = [sentence for sentence in sentences if sentence]
+    sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.cautions(findings)]
+    notes = [sentence for sentence in [*sentences, *overview.notes(findings)] if sentence]
     if findings.refusals:
         more = "; ..." if len(findings.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(findings.refusals[:REASONS_SHOWN])}{more}")
@@ -163,6 +163,7 @@ def record(findings: Findings) -> dict[str, Any]:
         "noise": recorded_noise(findings),
         "registration": registered.summary(findings),
         "design": findings.study.registration.get("design", ""),
+        "corpora": composition.recorded(findings),
         "learning_rates": tuning.recorded(findings),
         "effects": factorial.recorded(findings),
         "predictions": [checked._asdict() for checked in checked_predictions(findings)],

@@ -1,8 +1,9 @@
-"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided and that more seeds may decide.
+"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided, and which of them no seed would
+decide.
 
-The verdicts are those of the report by the primary metric. Exit codes: 0, there are no such arms; 3, there are; 2, the
-words are not valid, or the metric, the margin or the noise floor was chosen after the runs had begun. With --criteria
-only the latter is checked.
+The verdicts are those of the report by the primary metric. Exit codes: 0, there is no arm that more seeds may decide;
+3, there is one; 2, the words are not valid, or the metric, the margin or the noise floor was chosen after the runs had
+begun. With --criteria only the latter is checked.
 """
 
 import sys
@@ -13,19 +14,23 @@ from eval.report import request
 from eval.report.criteria import chosen_late
 from eval.report.findings import Findings
 from eval.report.gather import gather
+from eval.statistics.verdicts import seeds_cannot_decide
 
 
-def undecided(findings: Findings) -> dict[str, str]:
-    """The arms that are undecided for lack of seeds, and not of items: {arm: its verdict in words}. Raises ValueError
-    where the baseline has no result in the primary metric."""
+def undecided(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
+    """The undecided arms, {arm: its verdict in words}: those that more seeds may decide, and those that only more items
+    can. Raises ValueError where the baseline has no result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
-    compared = findings.compared.get(findings.primary, {})
-    return {
-        arm: findings.decision(arm, findings.primary).words
-        for arm, comparison in compared.items()
-        if not findings.decision(arm, findings.primary).decided and comparison.enough_items
+    compared, margin = findings.compared.get(findings.primary, {}), findings.margins.get(findings.primary)
+    verdicts = {arm: findings.decision(arm, findings.primary) for arm in compared}
+    words = {arm: verdict.words for arm, verdict in verdicts.items() if not verdict.decided}
+    of_items = {
+        arm: text
+        for arm, text in words.items()
+        if not compared[arm].enough_items or seeds_cannot_decide(compared[arm], margin)
     }
+    return {arm: text for arm, text in words.items() if arm not in of_items}, of_items
 
 
 def check_criteria(findings: Findings) -> None:
@@ -49,10 +54,12 @@ def main(words: list[str]) -> int:
         requested = request.parse([word for word in words if word != CRITERIA_ALONE])
         findings = gather(requested.study, requested.noise, requested.beside)
         check_criteria(findings)
-        arms = {} if CRITERIA_ALONE in words else undecided(findings)
+        arms, of_items = ({}, {}) if CRITERIA_ALONE in words else undecided(findings)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
+    for arm, verdict in of_items.items():
+        print(printable(f"{arm}: {verdict}; no seed is added for its sake"))
     for arm, verdict in arms.items():
         print(printable(f"{arm}: {verdict}"))
     return Exit.UNDECIDED if arms else Exit.FINISHED

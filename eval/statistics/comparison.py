@@ -7,7 +7,7 @@ reach 5 % with two or three seeds, and Dunnett's tables do not cover two parts o
 Equivalence. Within noise is not the same as equal. Where a margin was named, two arms are equivalent within it when two
 one-sided tests both say so (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): when the 1 - 2 LEVEL interval of the
 difference lies inside the margin; of several arms, at LEVEL divided by their number. Of differences as large as the
-margin at most 5 % of studies say equivalent (tests/test_statistics.py).
+margin at most 5 % of studies say equivalent (tests/test_false_verdicts.py).
 
 A study that adds seeds until it is decided looks at its results several times: each look has a share of LEVEL
 (eval/statistics/sequential.py).
@@ -43,6 +43,7 @@ class Comparison:
     family: int = 1  # how many comparisons it is one of
     share: float = 1.0  # of LEVEL, that this look may spend; less than 1 where seeds are added until it is decided
     planned: tuple[Variance, Variance] | None = None  # from seeds and items, for plans: items.NoiseParts
+    items_alone: Variance | None = None  # the part of the items that more seeds leave; None: not known
 
     @property
     def noise(self) -> float:
@@ -82,6 +83,7 @@ def compare(
     independent: int | None = None,
     share: float = 1.0,
     planned: tuple[Variance, Variance] | None = None,
+    items_alone: Variance | None = None,
 ) -> Comparison:
     """A comparison of two arms from their difference and its noise, without multiple-comparison correction. The p-value
     is the level at which the confidence interval of the difference just touches zero.
@@ -95,6 +97,7 @@ def compare(
             unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
         share: the share of alpha (LEVEL) that this look at the results may use (sequential.py).
         planned: the variances from seeds and items by which more seeds or another study are planned; None: these.
+        items_alone: the variance from the items without what single seeds do to single items; None: not known.
     """
     from scipy.optimize import brentq
 
@@ -127,6 +130,7 @@ def compare(
         independent=independent,
         share=share,
         planned=planned,
+        items_alone=items_alone,
     )
 
 

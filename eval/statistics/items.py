@@ -188,6 +188,7 @@ class NoiseParts(NamedTuple):
     seeds: Variance | None  # None: unknown
     items: Variance
     planned: tuple[Variance, Variance] | None  # (of seeds, of items); None: as for the verdict
+    items_alone: Variance  # without what single seeds do to single items, which more seeds average out
 
 
 def with_interaction_once(
@@ -211,8 +212,9 @@ def with_interaction_once(
     alone = item_variance(strata)
     items = replace(alone, variance=factor * alone.variance)
     if seeds is None or isinf(whole.variance):
-        return NoiseParts(seeds, items, None)
+        return NoiseParts(seeds, items, None, items)
     with_seeds = (seeds, items)
     with_items = (replace(seeds, variance=max(0.0, seeds.variance - rest)), whole)
     verdict = max(with_seeds, with_items, key=lambda parts: interval_half_width(level, *parts))
-    return NoiseParts(*verdict, (seeds, items if verdict is with_seeds and items.variance else whole))
+    planned = (seeds, items if verdict is with_seeds and items.variance else whole)
+    return NoiseParts(*verdict, planned, items)

@@ -4,7 +4,7 @@ variances.
 A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where v are the two variances and t the 0.975 quantiles
 of Student's t with the degrees of freedom of each: Banerjee (1960, Sankhya 22) proved that this has at least its
 nominal coverage. Welch and Satterthwaite's one t for both variances is not used: with so few degrees of freedom for the
-seeds it calls up to 8 % of null differences real (tests/test_statistics.py).
+seeds it calls up to 8 % of null differences real (tests/test_false_verdicts.py).
 """
 
 from dataclasses import dataclass

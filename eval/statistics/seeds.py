@@ -18,7 +18,7 @@ times the noise of the others, 9, 9 and 4 % have one with 2, 3 and 5 seeds (11, 
 s**2 alone 9, 10 and 9 %, and 11 to 13 %); with twice the noise 4 to 5 %, and all alike 4 %. The price: what 80 % of
 studies would see, 78 % do. Own variances throughout would be exact, and see it in 13, 28 and 50 %; leaving an arm that
 stands out out of s**2 as well is wrong more often with 2 and 3 seeds than s**2 alone. (20,000 simulated studies of each
-kind, without noise of items; tests/test_statistics.py holds the rates.)
+kind, without noise of items; tests/test_false_verdicts.py holds the rates.)
 """
 
 from collections.abc import Iterable

@@ -70,6 +70,20 @@ def items_hide(c: Comparison, margin: float | None = None) -> bool:
     return size <= interval_half_width(level, no_seeds, items) and not equivalent
 
 
+def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
+    """Whether a study that adds seeds may stop, because only more groups of items would decide a comparison: also if
+    the difference moved as far as the noise of the seeds lets it (95 %), the noise of the items alone would hide it,
+    and would leave an interval wider than the margin. Of the items, what single seeds do to single items does not
+    count: more seeds average it out. `margin`: differences within it count as equivalent."""
+    if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
+        return False
+    no_noise, level = Variance(0.0, inf), LEVEL / c.family
+    size, reach = abs(c.difference), interval_half_width(LEVEL, c.planning_noise[0], no_noise)
+    if size + reach > interval_half_width(level, no_noise, c.items_alone):
+        return False
+    return margin is None or max(0.0, size - reach) + interval_half_width(2 * level, no_noise, c.items_alone) > margin
+
+
 def degrees_of_freedom(arms: int, seeds: int) -> int:
     """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)

@@ -1,21 +1,27 @@
 """Tasks of lm-eval: which tasks a name stands for, their definitions, and the data sets that they read."""
 
+import contextlib
 import fnmatch
 import functools
 import json
+import logging
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lm_eval.tasks
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml  # the one loader that resolves `include:` and `!function`
+import yaml
+from lm_eval.tasks._index import TaskIndex
+from lm_eval.tasks._yaml_loader import (
+    _make_loader,
+    load_yaml,  # the one loader that resolves `include:` and `!function`
+)
 
 from ablations.values import did_you_mean
 from eval.tasks.mirror import Source, groups, suite
 
-TASKS = Path(lm_eval.tasks.__file__).parent
+TASKS = Path(lm_eval.tasks.__file__).resolve().parent
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")  # values of output_type
 # What the code of a task may raise: anything, and SLR-Bench's ends the process where Prolog is not installed.
 FAILURES = (Exception, SystemExit)
@@ -50,7 +56,7 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
     left out, and named on the terminal.
 
     Tasks of the suite are read directly. For other tasks lm-eval's index of its 14,000 files is built first, which
-    takes 7 s. `names`: of tasks, groups or tags, or patterns such as mmlu_*; `shots`: examples in each prompt; None: as
+    takes 3 s. `names`: of tasks, groups or tags, or patterns such as mmlu_*; `shots`: examples in each prompt; None: as
     the definition says, which for most tasks is none. Raises ValueError where lm-eval does not know a name, or a task
     cannot be run here.
     """
@@ -123,8 +129,34 @@ def _examples_split(config: dict) -> str | None:
 
 @functools.cache
 def _index() -> dict:
-    """lm-eval's index of tasks: {name of a task, group or tag: where it is defined}."""
-    return TaskManager().task_index
+    """lm-eval's index of tasks: {name of a task, group or tag: where it is defined}. It is that of its TaskManager,
+    which reads a file once for each file that includes it and so takes three times as long."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of names that its own files define twice
+    index: dict[str, Any] = {}
+    for path in TaskIndex._iter_yaml_files(TASKS):
+        with contextlib.suppress(*FAILURES):  # as lm-eval does, for some of its files cannot be read
+            TaskIndex.process_cfg(_unresolved_config(path), path, index)
+    return index
+
+
+@functools.cache
+def _loader(folder: Path) -> type[yaml.Loader]:
+    """lm-eval's reader of YAML files in a folder, which leaves functions as text."""
+    return _make_loader(folder, resolve_funcs=False)
+
+
+@functools.cache
+def _unresolved_config(path: Path) -> dict:
+    """A YAML file of lm-eval with what it includes; its own keys win. Functions are not imported."""
+    with path.open("rb") as file:
+        config = yaml.load(file, Loader=_loader(path.parent))  # noqa: S506  # a safe loader, with a tag more
+    includes = config.pop("include", [])
+    merged: dict = {}
+    for name in includes if isinstance(includes, list) else [includes]:
+        included = dict(_unresolved_config((path.parent / name).resolve()))
+        included.pop("task_list", None)
+        merged |= included
+    return merged | config
 
 
 def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:

@@ -155,8 +155,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/first_studies.py",
-        'if arms < 2 or base.get("model.objective") == "mlm" or "train.budget" in base:',
-        "if arms < 2:",
+        'if study.arms and base.get("model.objective") != "mlm" and "train.budget" not in base:',
+        "if study.arms:",
         PLAN_DECISION,
     ),
     one(

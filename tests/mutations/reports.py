@@ -3,11 +3,10 @@
 from tests.mutations.mutation import one
 
 ASKED_MORE = "tests/test_report_mismatches.py::test_a_run_that_was_asked_more_is_compared_on_what_both_were_asked"
-STATISTICS = "tests/test_statistics.py"
-RATIO = f"{STATISTICS}::test_a_ratio_of_sums_is_no_mean_of_ratios"
-PASSAGES = f"{STATISTICS}::test_items_that_share_a_passage_are_one"
-UNEQUAL = f"{STATISTICS}::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
-EQUIVALENT = f"{STATISTICS}::test_equivalence_is_two_one_sided_tests"
+RATIO = "tests/test_noise.py::test_a_ratio_of_sums_is_no_mean_of_ratios"
+PASSAGES = "tests/test_noise.py::test_items_that_share_a_passage_are_one"
+UNEQUAL = "tests/test_false_verdicts.py::test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes"
+EQUIVALENT = "tests/test_verdicts.py::test_equivalence_is_two_one_sided_tests"
 LEFT_OUT = "tests/test_report_mismatches.py::test_a_task_that_differs_is_left_out_of_the_comparison"
 OTHER_TEXT = "tests/test_report_mismatches.py::test_arms_that_read_another_text_under_the_same_name_are_not_compared"
 RECOMPUTED = "tests/test_report_damage.py::test_scores_that_are_not_those_of_the_items_are_refused"
@@ -17,7 +16,7 @@ FULL_DISK = "tests/test_report_record.py::test_a_full_disk_leaves_the_record_as_
 CONTROL = f"{RATIO} {PASSAGES} {UNEQUAL} {EQUIVALENT} {LEFT_OUT} {OTHER_TEXT} {RECOMPUTED} {STEERED} {FULL_DISK}"
 CONTROL += " tests/test_report_noise.py::test_one_held_out_document_gives_no_verdict"
 CONTROL += f" {ASKED_MORE}"
-CONTROL += f" {STATISTICS}::test_few_independent_items_give_no_verdict"
+CONTROL += " tests/test_verdicts.py::test_few_independent_items_give_no_verdict"
 MUTATIONS = [
     one(
         "a run on two devices keeps the rules",
@@ -317,7 +316,7 @@ MUTATIONS = [
         "eval/statistics/items.py",
         "            if names & group[0]:",
         "            if False:",
-        "tests/test_statistics.py::test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all",
+        "tests/test_noise.py::test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all",
     ),
     one(
         "the clusters of a task lose their names, by which other tasks may have them too",
@@ -327,7 +326,7 @@ MUTATIONS = [
         "eval/statistics/items.py",
         "minlength=len(names)), tuple(names))",
         "minlength=len(names)))",
-        "tests/test_statistics.py::test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all",
+        "tests/test_noise.py::test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leaves_a_cluster_out_of_all",
     ),
     one(
         "a predicted interaction is checked against the sum of both arms' effects",
@@ -367,7 +366,7 @@ MUTATIONS = [
         "eval/statistics/comparison.py",
         "    if size == 0:  # a tie",
         "    if False:  # a tie",
-        "tests/test_statistics.py::test_a_tie_is_no_verdict_even_where_nothing_scatters",
+        "tests/test_verdicts.py::test_a_tie_is_no_verdict_even_where_nothing_scatters",
     ),
     one(
         "an item noise that could not be told is none in a plan",
@@ -387,7 +386,7 @@ MUTATIONS = [
         "eval/statistics/items.py",
         "verdict = max(with_seeds, with_items, key=",
         "verdict = max(with_seeds, with_seeds, key=",
-        "tests/test_statistics.py::test_rate_of_false_verdicts_with_few_groups_of_items",
+        "tests/test_false_verdicts.py::test_rate_of_false_verdicts_with_few_groups_of_items",
     ),
     one(
         "more seeds are said to tell by another noise than that of a plan",
@@ -417,7 +416,7 @@ MUTATIONS = [
         "ablations/plan/power.py",
         "two_sided_t_quantile(items_dof, level)",
         "two_sided_t_quantile(inf, level)",
-        "tests/test_statistics.py::test_few_groups_of_items_make_a_larger_difference_necessary",
+        "tests/test_power.py::test_few_groups_of_items_make_a_larger_difference_necessary",
     ),
     one(
         "a copied run is a second seed",
@@ -528,5 +527,55 @@ MUTATIONS = [
         'if row["step"] > 0 and row["tokens"] > 0 and row["seconds"] >= 0]',
         "if row]",
         "tests/test_report_damage.py::test_numbers_that_no_run_has_are_left_out_of_the_curves",
+    ),
+    one(
+        "seeds are added where only more groups of text would tell",
+        "found here",
+        "",
+        "",
+        "eval/report/undecided.py",
+        "if not compared[arm].enough_items or seeds_cannot_decide(compared[arm], margin)",
+        "if not compared[arm].enough_items",
+        "tests/test_sequential.py::test_no_seed_is_added_where_only_more_groups_of_text_would_tell",
+    ),
+    one(
+        "a study stops although seeds could move its difference out of the noise of the items",
+        "",
+        "",
+        "",
+        "eval/statistics/verdicts.py",
+        "    if size + reach > interval_half_width(level, no_noise, c.items_alone):",
+        "    if size > interval_half_width(level, no_noise, c.items_alone):",
+        "tests/test_sequential.py",
+    ),
+    one(
+        "a prediction that file and words share counts twice",
+        "found here",
+        "",
+        "",
+        "eval/report/predictions.py",
+        "for p in distinct(findings.study.predictions)",
+        "for p in findings.study.predictions",
+        "tests/test_registration.py::test_a_report_counts_a_shared_prediction_once",
+    ),
+    one(
+        "another wording of a generated question is a change after the runs",
+        "found here",
+        "",
+        "",
+        "ablations/registration.py",
+        'if key == "question" and registered.get("arms") == now.get("arms") and _are_generated(was, today):',
+        'if key == "question" and False:',
+        "tests/test_registration.py::test_the_question_of_many_typed_arms_is_short_and_its_older_words_are_no_change",
+    ),
+    one(
+        "the weights of a blend are not what is shown of it",
+        "",
+        "",
+        "",
+        "eval/report/sections/composition.py",
+        'files.setdefault(shown(name), blend_file(shown(name), content, entry.get("alpha")))',
+        "files.setdefault(shown(name), blend_file(shown(name), content, None))",
+        "tests/test_composition.py::test_a_blend_is_shown_with_its_sources_and_can_be_made_again",
     ),
 ]

@@ -4,6 +4,7 @@ Against the baseline it says what the verdicts say. Whether the leading arm is a
 table: eval/report/leading.py compares them, with a correction for having chosen the leader by its result.
 """
 
+from ablations.values import listed
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
@@ -112,11 +113,6 @@ def lead_in_words(findings: Findings, leader: str) -> str:
 def baseline_in_words(findings: Findings) -> str:
     name = findings.baseline
     return "the baseline" if name == "baseline" else f"the baseline ({name})"
-
-
-def listed(names: list[str]) -> str:
-    """Names as text, such as "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def pairs_table(findings: Findings) -> list[str | Table]:

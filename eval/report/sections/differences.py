@@ -163,8 +163,9 @@ def how_decided(findings: Findings) -> list[Block]:
         )
     if findings.study.criteria.sequential:
         sentences.append(
-            f"Seeds are added until every arm is decided, up to {findings.study.criteria.seeds}: each look at the "
-            "results has a share of the level, so that looking often makes no winners (docs/statistics.md)."
+            "Seeds are added until every arm is decided or only more groups of items would decide it, up to "
+            f"{findings.study.criteria.seeds}: each look at the results has a share of the level, so that looking "
+            "often makes no winners (docs/statistics.md)."
         )
     return [" ".join(sentences)]
 

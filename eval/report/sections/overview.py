@@ -4,10 +4,11 @@ from math import nan
 
 import numpy as np
 
+from ablations.values import listed
 from eval.report.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.compare import METRICS, arm_strata
 from eval.report.findings import Findings
-from eval.report.sections.answer import answer, listed
+from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation
@@ -28,8 +29,19 @@ def section(findings: Findings) -> Section:
     question = [f"**Question.** {findings.study.question}", expectation(findings)]
     question += [text for text in [answer(findings)] if text]
     image = Image("figure.svg", "Loss curves and differences")
+    listed_notes = "\n".join(f"* {line}" for line in notes(findings))
     return Section(
-        "", [*question, *arms_without_effect(findings), table(findings), *footnotes(findings), *forests, image]
+        "",
+        [
+            *question,
+            *arms_without_effect(findings),
+            table(findings),
+            image,
+            *forests,
+            *cautions(findings),
+            "**How to read the table**",
+            listed_notes,
+        ],
     )
 
 
@@ -94,33 +106,42 @@ def arms_without_effect(findings: Findings) -> list[str]:
     ]
 
 
-def footnotes(findings: Findings) -> list[str]:
-    lines = [decision_sentences(findings)]
-    evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
-    for name, metric in METRICS.items():
-        if name not in findings.results:
-            continue
-        scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
-        chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
-        what = held_out_loss(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
-        if name == "suite" and scores:
-            tasks, of = scores[0]["tasks"], scores[0]["of"]
-            examples = suite_examples(evaluations)
-            kind = "tasks" if examples else "zero-shot tasks"
-            what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
-        verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
-        better = "higher" if metric.higher_is_better else "lower"
-        lines.append(f"{name}: {what}, {better} is better.{f' On {name}, {verdicts}.' if verdicts else ''}")
+def cautions(findings: Findings) -> list[str]:
+    """Paragraphs on what limits the comparison: seeds that were added after a look, tasks that are left out of a
+    comparison, arms that scatter more than others. Empty where there is nothing of that kind."""
+    return [*late_seeds(findings), *unequal_tasks(findings), *uneven_seeds(findings)]
+
+
+def notes(findings: Findings) -> list[str]:
+    """What the numbers of the table mean, a line for each: the verdict, each metric with the verdicts on it, ±, ×
+    noise and p."""
     return [
-        " ".join(lines),
-        "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so "
-        "differences are more precise: each has its own noise, mostly much smaller, shown with its interval under "
-        '"Differences from the baseline". × noise: a difference divided by its own standard error. Where few seeds or '
-        "few groups of items tell that error (degrees of freedom, below), it takes far more than twice the error to be "
-        "significant; p has that in it, is two-sided, and is corrected for the number of arms.",
-        *unequal_tasks(findings),
-        *uneven_seeds(findings),
+        decision_sentences(findings),
+        *(line for name in METRICS if name in findings.results for line in metric_notes(findings, name)),
+        "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so the "
+        'noise of a difference is mostly much smaller: "Differences from the baseline" has it.',
+        "× noise: a difference divided by its noise, which is its own standard error.",
+        "p: two-sided, corrected for the number of arms. Where few seeds or few groups of items tell the noise, it "
+        "takes far more than twice the noise for p ≤ 0.05.",
     ]
+
+
+def metric_notes(findings: Findings, name: str) -> list[str]:
+    """What a metric of the table is and which direction is better; and the verdicts on it unless it is the primary
+    metric, whose verdicts the table has."""
+    metric = METRICS[name]
+    evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
+    scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
+    chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
+    what = held_out_loss(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
+    if name == "suite" and scores:
+        tasks, of = scores[0]["tasks"], scores[0]["of"]
+        examples = suite_examples(evaluations)
+        kind = "tasks" if examples else "zero-shot tasks"
+        what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
+    verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
+    better = "higher" if metric.higher_is_better else "lower"
+    return [f"{name}: {what}, {better} is better.", *([f"On {name}, {verdicts}."] if verdicts else [])]
 
 
 def verdict_clauses(findings: Findings, metric: str) -> str:
@@ -138,7 +159,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
 
 
 def held_out_loss(findings: Findings) -> str:
-    """What the metric bits/byte means in this study, as a phrase of the footnotes: the loss of the whole held-out text
+    """What the metric bits/byte means in this study, as a phrase of its note: the loss of the whole held-out text
     or, for masked language models, that of the masked tokens."""
     models = [cell["run"]["config"]["model"] for cell in findings.cells.values() if "run" in cell]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
@@ -162,12 +183,17 @@ def decision_sentences(findings: Findings) -> str:
         for name, margin in findings.margins.items()
         if name in findings.results and name not in findings.named_before
     ]
-    if findings.seeds_planned:
-        late.append(
-            f"Seeds were added after the first {findings.seeds_planned}, which were all that was planned: looking more "
-            "than once makes wrong verdicts likelier than 5 %. MORE=auto from the start has a level for each look."
-        )
     return " ".join([words, *late])
+
+
+def late_seeds(findings: Findings) -> list[str]:
+    """A sentence on seeds that were added after a look at the results without a rule for it, as a list."""
+    if not findings.seeds_planned:
+        return []
+    return [
+        f"**Seeds were added after the first {findings.seeds_planned}**, which were all that was planned: looking more "
+        "than once makes wrong verdicts likelier than 5 %. MORE=auto from the start has a level for each look."
+    ]
 
 
 def unequal_tasks(findings: Findings) -> list[str]:
