@@ -260,4 +260,14 @@ MUTATIONS = [
         "    if False:\n        shown",
         "tests/test_data.py::test_data_of_a_kind_that_is_not_read_is_not_passed_over",
     ),
+    one(
+        "what a tokenizer drops before it splits text is not said",
+        "found here",
+        "",
+        "",
+        "data/tokenizer_base.py",
+        "return (Counter(text.encode()) - Counter(back.encode())).total()",
+        "return 0",
+        "tests/test_tokenizer.py::test_what_a_tokenizer_drops_is_said_in_bytes",
+    ),
 ]
