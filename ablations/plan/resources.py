@@ -173,7 +173,7 @@ def check_text(text: str, word: str) -> None:
 
 
 # what BUDGET may be
-FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80'; beside a study and ON= also '20000 GPU-hours' and the like"
+FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80', or hours of some, e.g. '500 GPU-hours, a100'"
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
