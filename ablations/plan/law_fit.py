@@ -162,7 +162,8 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
     """The logarithms of the losses that a law predicts for the runs, [runs], and their gradient, [runs, constants].
 
     Args:
-        theta: the constants of the law, most of them as logarithms, in an order that depends on the form.
+        theta: the constants of the law. "hoffmann": log A, log B, log E, alpha, beta; "kaplan": log Nc, log Dc, log aN,
+            log aD; "compute": log Cc, alpha.
         data: [runs, 3]: log N, log D and log loss of each run.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
     """
