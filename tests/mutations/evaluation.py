@@ -215,4 +215,14 @@ MUTATIONS = [
         """names = [f"{ITEM}{sample['id']}" for sample in samples]""",
         "tests/test_judge.py::test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report",
     ),
+    one(
+        "of two exports at once the second fails",
+        "found here",
+        "",
+        "",
+        "eval/export.py",
+        "if to != directory / rundir.HUB or not rundir.exported(directory):",
+        "if True:",
+        "tests/test_export_study.py::test_of_two_exports_of_a_run_at_once_the_second_finds_the_first",
+    ),
 ]
