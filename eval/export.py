@@ -97,7 +97,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
             os.rename(draft, to)
         except OSError:
             # the same command, given twice, may have been first
-            if to != directory / rundir.HUB or not rundir.exported(directory):
+            if to != directory / rundir.HUB or not rundir.is_exported(directory):
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -137,7 +137,7 @@ def test_of_two_exports_of_a_run_at_once_the_second_finds_the_first(
 
     monkeypatch.setattr(hub, "verify", overtaken)
     assert export.main([str(run)]) == 0, capsys.readouterr().err
-    assert rundir.exported(run) and not list(run.glob(f".{rundir.HUB}*"))
+    assert rundir.is_exported(run) and not list(run.glob(f".{rundir.HUB}*"))
 
 
 @pytest.mark.parametrize("value", ["0", "yes", "hub"])
