@@ -81,7 +81,10 @@ def cannot_write(error: OSError, folder: Path) -> str | None:
     if error.errno in FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"
     if error.errno == errno.EFBIG:
-        return f"{where} is larger than files may be here: raise the limit (ulimit -f), or choose another OUT"
+        return (
+            f"a file of {where} would be larger than files may be here: raise the limit (ulimit -f), or choose "
+            "another OUT"
+        )
     if error.errno == errno.EROFS:
         return (
             f"{where} is on a file system that is mounted read-only, and not all is prepared there: choose another OUT"

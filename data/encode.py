@@ -119,7 +119,7 @@ def prepared_tokens(
         run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
         left, steps = _join_in_order(prefixes, shards, recipe, work)
-        covered, held_out = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
+        covered, held_out, lost = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
             for domain, count in json.loads(Path(f"{prefix}.domains").read_text("utf-8")).items():
@@ -141,7 +141,7 @@ def prepared_tokens(
             **left,
             "steps": [*text_manifest["steps"], *steps],
         }
-        manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered)
+        manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered, lost)
         report.write(work, name, recipe, text_manifest, manifest, lengths, text)
         return manifest
 
@@ -156,15 +156,17 @@ def prepared_tokens(
     return prepared(store, f"{label(name)}-tokens", inputs, make)
 
 
-def _coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int]:
-    """How much of the held-out text the tokenizer can represent, and the number of held-out documents. `valid`: the
-    held-out text, a .jsonl.gz file."""
-    total, count = Coverage(0, 0, 0, 0), 0
+def _coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int, int]:
+    """How much of the held-out text the tokenizer can represent; the number of held-out documents; and the bytes, at
+    least, that it changes or drops before it splits the text into pieces. `valid`: the held-out text, a .jsonl.gz
+    file."""
+    total, count, lost = Coverage(0, 0, 0, 0), 0, 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
         while texts := [json.loads(line)["text"] for line in islice(file, COVERAGE_BATCH)]:
             total += tokenizer.coverage(texts)
             count += len(texts)
-    return total, count
+            lost += sum(map(tokenizer.bytes_not_given_back, texts))
+    return total, count, max(0, lost - total.unknown_bytes)
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:

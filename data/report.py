@@ -14,7 +14,9 @@ SHOWN = 6  # removed documents of each step in report.md; report.json has all ex
 NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
 
 
-def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage) -> list[str]:
+def notes(
+    name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage, lost: int
+) -> list[str]:
     """Sentences that the user should read: a setting that had no effect, problems that were tolerated, documents that
     were empty or too short to be compared, text that the tokenizer has no pieces for.
 
@@ -24,6 +26,7 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
         steps: the reports of all steps, in the form of `filters.Step`.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
+        lost: the bytes of that text, at least, that the tokenizer changes or drops before it splits it into pieces.
     """
     sentences = []
     for step in steps:
@@ -43,6 +46,12 @@ def notes(name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str
             f"{name}: {covered.unknown_share:.1%} of the tokens of held-out text are unknown, for "
             f"{covered.unknown_byte_share:.1%} of its bytes: the tokenizer has no pieces for them, and a model that "
             "predicts an unknown token has not predicted the text"
+        )
+    if (share := lost / max(covered.bytes, 1)) > NOTED_SHARE:
+        sentences.append(
+            f"{name}: the tokenizer changes or drops at least {share:.1%} of the bytes of held-out text (case, "
+            "accents, line ends, repeated spaces). Bits per byte are over all bytes, and so too low: compare them with "
+            "those of runs with this tokenizer alone"
         )
     return sentences
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -66,6 +67,15 @@ class Tokenizer:
             return 0, 0
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
+
+    def bytes_not_given_back(self, text: str) -> int:
+        """The UTF-8 bytes of a text, at least, that its tokens do not give back: those of unknown tokens, and what the
+        tokenizer changes or drops before (case, accents, line ends, repeated spaces). Bytes are compared by their
+        numbers, wherever they stand. 0 for a lossless tokenizer."""
+        if self.lossless:
+            return 0
+        back = self.decode(self.encode(text))
+        return (Counter(text.encode()) - Counter(back.encode())).total()
 
     def check(self, texts: Sequence[str]) -> None:
         """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes. Raises

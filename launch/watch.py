@@ -111,9 +111,13 @@ class Watch:
         return max(self.patience, self.hang * statistics.median(self.durations))
 
     def _run(self) -> None:
-        beaten = time.monotonic()
-        while not self.over.wait(min(0.5, self.limit / 4)):
+        beaten = woken = time.monotonic()
+        while not self.over.wait(pause := min(0.5, self.limit / 4)):
             now = time.monotonic()
+            # where this thread slept longer than it asked for, the whole process was stopped (Ctrl-Z, a paused
+            # machine), and no step is late
+            self.last_progress += max(0.0, now - woken - pause)
+            woken = now
             if now - self.last_progress > self.limit:
                 self._end_hung_process(now - self.last_progress)
             if self.rank == 0:

@@ -116,7 +116,7 @@ def test_a_glob_finds_each_file_once_and_goes_around_in_no_link(tmp_path, patter
     write(tmp_path / "data/disk/.hidden/b.jsonl", ["zwei"])
     (tmp_path / "data/loop").symlink_to(tmp_path / "data")
     (tmp_path / "data/disk/[1]/loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data/disk/again").symlink_to(tmp_path / "data/disk/[1]/a.jsonl")
+    (tmp_path / "data/disk/again.jsonl").symlink_to(tmp_path / "data/disk/[1]/a.jsonl")
     assert [text for _, text in read(tmp_path / pattern)] == ["один"]
 
 

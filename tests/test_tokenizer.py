@@ -310,6 +310,18 @@ def prepared(tmp_path, tokenizer, vocab):
     return prepare(str(tmp_path / "corpus.jsonl"), str(tokenizer), vocab, tmp_path / "store", "file")
 
 
+def test_what_a_tokenizer_drops_is_said_in_bytes(tmp_path, bpe):
+    """One that makes a space of line ends has less to predict, and its bits per byte are of all bytes."""
+    t5 = load_tokenizer(t5_model(tmp_path / "spiece.model"))
+    assert t5.bytes_not_given_back("the\n\nthe") == 2 and t5.bytes_not_given_back("the the") == 0
+    assert t5.bytes_not_given_back("theｅ") == len("ｅ".encode())  # NFKC makes another letter of it
+    notes = prepared(tmp_path, tmp_path / "spiece.model", 500)["notes"]
+    (said,) = [note for note in notes if "changes or drops at least" in note]
+    share = float(re.search(r"at least ([0-9.]+)%", said)[1])
+    assert 1 < share < 30
+    assert bpe.lossless and bpe.bytes_not_given_back("théorie\n\n  ｅ") == 0
+
+
 def test_t5s_vocabulary_with_and_without_its_extra_ids(tmp_path):
     """T5's models have 32,100 ids, 100 more than its file has pieces, and 32,128 rows, the next multiple of 128."""
     from ablations.config import resolve

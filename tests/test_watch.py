@@ -193,6 +193,30 @@ with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, 
     assert events(tmp_path)[-1]["event"] == "hang"
 
 
+def test_a_process_that_was_stopped_for_a_while_is_no_hang(tmp_path: Path) -> None:
+    """As by Ctrl-Z and `fg`, or by a machine that is paused, in the middle of a step."""
+    code = f"""
+import time
+from pathlib import Path
+from launch.watch import Watch
+with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"] * 4, hang=5, patience=3.0) as w:
+    for step in range(1, 6):
+        w.step_ended(step)
+    print("trains", flush=True)
+    end = time.thread_time() + 0.05  # of computing, which does not go on while the process is stopped
+    while time.thread_time() < end:
+        pass
+    w.step_ended(6)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"trains\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(4)  # more than its patience
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(60) == 0, events(tmp_path)
+    assert not events(tmp_path)
+
+
 def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
     with watch(tmp_path, patience=0.5) as w:
         for step in range(1, 6):

@@ -205,4 +205,14 @@ MUTATIONS = [
         "        if False:",
         "tests/test_finetune.py::test_a_file_of_another_kind_is_named",
     ),
+    one(
+        "the error of an evaluation takes items and tasks as independent",
+        "found here",
+        "",
+        "",
+        "eval/entries.py",
+        """names = [sample.get("cluster") or f"{ITEM}{sample['id']}" for sample in samples]""",
+        """names = [f"{ITEM}{sample['id']}" for sample in samples]""",
+        "tests/test_judge.py::test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report",
+    ),
 ]

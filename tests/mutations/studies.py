@@ -361,4 +361,14 @@ MUTATIONS = [
         "parse_int=int",
         "tests/test_rundir.py::test_a_damaged_json_file_is_named",
     ),
+    one(
+        "underscores in numbers are deleted wherever they stand",
+        "found here",
+        "",
+        "",
+        "ablations/values.py",
+        'if not text.isascii() or ("_" in text',
+        'if not text.isascii() or (False and "_" in text',
+        "tests/test_config.py::test_numbers_have_ascii_digits_and_paths_one_line",
+    ),
 ]
