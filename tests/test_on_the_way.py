@@ -262,40 +262,17 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
         weights_of(run)[0].read(record, deeper)
 
 
-def test_a_study_is_trained_judged_exported_and_drawn(
-    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `make ablation EXPORT=1` does, each in a process of its own."""
+def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
+    """As `make ablation` does, each in a process of its own."""
     from ablations.status import table
-    from launch import local
-    from model import hub
+    from launch.local import run as execute
     from tests.made_study import report
 
-    out = folder(tmp_path / "out", store)
-    study = from_args(["POS=rotary", *words(corpus, out, **{"layout.eval_at": "0.25,0.5"})[1:], "EXPORT=1"])
-    assert local.run(study) == []
+    study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
+    assert execute(study) == []
     for cell in study.cells:
         assert steps_to_evaluate(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
-        assert rundir.exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
-        assert not list(cell.dir.glob(f".{rundir.HUB}*"))
-        _, state_of_export = hub.load(cell.dir / rundir.HUB)
-        trained_weights = load_file(cell.dir / rundir.WEIGHTS)
-        assert trained_weights.keys() == state_of_export.keys()
-        assert all(state_of_export[name].equal(trained_weights[name]) for name in trained_weights)
     assert table(study).count("2 of 2 on the way") == 2
-
-    # only what is not exported yet is begun again, and only where an export is asked for
-    begun: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(local, "_command_succeeds", lambda *_: True)
-        patch.setattr(local, "prepare", lambda *_: None)
-        patch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
-        assert local.run(study) == [] and begun == []
-        last = study.cells[1]
-        (last.dir / rundir.HUB / "config.json").unlink()
-        assert local.run(from_args(study.words[:-1])) == [] and begun == []
-        assert local.run(study) == [] and begun == [last.name]
-
     report(study, tmp_path / "report")
     drawn = (tmp_path / "report/report.html").read_text()
     assert "Score against tokens" in drawn and "bits/byte against tokens" in drawn
