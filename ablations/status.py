@@ -78,8 +78,13 @@ def _running_state(
     heartbeat = rundir.read_heartbeat(cell.dir)
     # else it is the heartbeat of an attempt before; who takes the lock removes that, so that no clock is asked
     alive = bool(heartbeat) and (locked or heartbeat["time"] >= since)
-    silent = now - (heartbeat["time"] if alive else since)
     step = facts.get("step", 0)
+    begun = alive
+    if not alive and not locked and step > start.get("step", 0):
+        # it trained after this start, and its heartbeat went when its processes left: the job could not write its end
+        trained = (cell.dir / rundir.METRICS).stat().st_mtime
+        begun, since = trained > since, max(trained, since)
+    silent = now - (heartbeat["time"] if alive else since)
     if alive:
         step = max(step, heartbeat.get("step", 0))
     nodes = ",".join(map(str, heartbeat.get("nodes", []))) or start.get("nodes", "")
@@ -87,9 +92,9 @@ def _running_state(
     if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
         work["left"] = left
     # a time far ahead of ours was written before the clock was set back
-    if not -CLOCKS_APART <= silent <= (SILENT if alive else STARTUP):
+    if not -CLOCKS_APART <= silent <= (SILENT if begun else STARTUP):
         return work | {"state": State.STALLED}
-    return work | {"state": State.RUNNING if alive else State.STARTING}
+    return work | {"state": State.RUNNING if begun else State.STARTING}
 
 
 def _attempt_end_text(line: dict[str, Any]) -> str:

@@ -196,9 +196,13 @@ SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """The stop file in `folder`, a run directory or the output root, as "path: content"; "" where there is none."""
+    """The stop file in `folder`, a run directory or the output root, as "path: content", or its path where
+    it is empty; "" where there is none."""
     path = folder / rundir.STOP
-    return f"{path}: {safe_files.read_text(path)}" if path.exists() else ""
+    if not path.exists():
+        return ""
+    content = safe_files.read_text(path)
+    return f"{path}: {content}" if content else str(path)
 
 
 def record_event(folder: Path, step: int, kind: str, detail: str) -> None:

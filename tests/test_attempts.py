@@ -149,6 +149,10 @@ def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys
     out = cell.dir.parents[1]
     (out / "stop").write_text("fire")
     assert start_attempt("7_1", cell, out) == 76 and not cell.dir.exists()
+    cell.dir.mkdir(parents=True)
+    launch_attempts.record_attempt(cell.dir, event="submitted", job="7_1")
+    assert start_attempt("7_1", cell, out) == 76
+    assert state(cell)["state"] == "stopped" and f"by the file {out}/stop" in state(cell)["why"]
     (out / "stop").unlink()
     began(cell.dir, "7_1", 0, "", "", "")
     assert start_attempt("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()

@@ -197,6 +197,8 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     trained(cell, Turned(), tmp_path, monkeypatch)
     record = json.loads((cell.dir / "run.json").read_text())
     (source,) = record["data"]["epochs"]
+    assert record["data"]["corpora"].keys() == {corpus, *record["config"]["eval"]["corpora"]}
+    assert record["data"]["corpora"][corpus]["sources"][corpus] == record["data"]["sources"][corpus]
     assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
     study = build_study("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)

@@ -127,6 +127,17 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
     assert {k: found.get(k) for k in expected} == expected and found["state"] in State
 
 
+def test_a_run_that_left_while_its_job_was_killed_is_not_starting(tmp_path: Path) -> None:
+    """`scancel` where Slurm waits too short for the job to write how it ended: the ranks have saved and removed their
+    heartbeat."""
+    cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
+    line(cell.dir / "attempts.jsonl", {"time": NOW - 300} | START)
+    metrics(cell.dir, 64)
+    for silent, expected in ((9, "running"), (70, "stalled"), (400, "starting")):  # the last: rows of an attempt before
+        os.utime(cell.dir / "metrics.jsonl", (NOW - silent,) * 2)
+        assert state(cell, NOW)["state"] == expected
+
+
 def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     line(cell.dir / "attempts.jsonl", {"time": 5.0} | START, {"time": 6.0} | END)

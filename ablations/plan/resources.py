@@ -172,6 +172,8 @@ def check_text(text: str, word: str) -> None:
         raise ConfigError(f"{word}={text!r}: {digits[0]!r} is no digit from 0 to 9")
 
 
+# what BUDGET may be
+FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80', or hours of some, e.g. '500 GPU-hours, a100'"
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
@@ -188,11 +190,11 @@ def parse_budget(text: str) -> Budget:
     if re.fullmatch(r"\s*\d+(\.\d+)?\s*[smhd]\s*", text):
         raise ConfigError(
             f"BUDGET={text!r} is a time alone, as `make cram` takes it (in a study: SET=train.budget={text.strip()}). "
-            "A plan needs machines for a time, e.g. '18 weeks, 52x8 A100-80', or an amount, e.g. '4500 PF-days'"
+            f"A plan needs {FORM}"
         )
     parts = [part.strip() for part in re.split("[,;]", text) if part.strip()]
     if not parts:
-        raise ConfigError(f"BUDGET={text!r} is empty: e.g. '18 weeks, 52x8 A100-80, 4 spare' or '4500 PF-days'")
+        raise ConfigError(f"BUDGET={text!r} is empty: a plan needs {FORM}")
     parsed = _Parts(text)
     for part in parts:
         parsed.add(part)
@@ -229,7 +231,10 @@ class _Parts:
             raise ConfigError(f"{self.word}: {part!r} has no number that is finite")
         match = re.fullmatch(_NUMBER + r"\s*(?P<unit>[^\d\s-].*)?", part, re.I)
         if not match:
-            gpu = hardware(part)  # raises with the list
+            try:
+                gpu = hardware(part)
+            except ConfigError as error:
+                raise ConfigError(f"{self.word}: {error}; a plan needs {FORM}") from None
             if self.gpu:
                 raise ConfigError(f"{self.word} names hardware twice")
             self.gpu = gpu

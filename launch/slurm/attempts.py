@@ -41,6 +41,9 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
         return Exit.FINISHED
     if reason := stop_file(out):
         print_with_time(f"nothing starts until this file is removed: {reason}")
+        if rundir.read_attempts(cell.dir)[0]:  # else it would count as queued since it was submitted
+            why = f"by the file {out / rundir.STOP}"
+            record_attempt(cell.dir, event="end", job=job, step=last_step(cell.dir), how="killed", why=why, again=False)
         return Exit.KILLED
     began = time.monotonic()
     while trained_by_another_job(cell.dir):
