@@ -12,12 +12,12 @@ from pathlib import Path
 
 from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
-from ablations.config import ConfigError, Run, bundles, resolve
+from ablations.config import ConfigError, Run, resolve, sizes_and_presets
 from ablations.site import read_site
 from ablations.status import table, watch
 from ablations.study import Study, from_args
 from ablations.values import did_you_mean
-from ablations.words import FACTORS, FOR_ALL_RUNS, HELP, change_to_checkout
+from ablations.words import COMMON_SETTINGS, FACTORS, HELP, change_to_checkout
 
 COMMANDS = {
     "plan": "list the runs of a study and what they cost; ON=a100: on that hardware; BUDGET=...: what to train with it",
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
     """Run a command. Returns the exit code. Raises ConfigError where a word or a value is not allowed."""
     on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
     if not on_hardware:  # ablations/plan/command.py has formats of its own
-        as_json, args.words = answers.take_format(args.words)
+        as_json, args.words = answers.extract_format(args.words)
     if args.command == "reference":
         return reference(args, as_json)
     if args.command == "card":
@@ -115,7 +115,7 @@ def words_help() -> str:
 
     lines = []
     for name, text in HELP.items():
-        key = FACTORS[name][0] if name in FACTORS else FOR_ALL_RUNS.get(name, "")
+        key = FACTORS[name][0] if name in FACTORS else COMMON_SETTINGS.get(name, "")
         options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
         lines += textwrap.wrap(f"{name:11} {key:13} {text}{options}", 116, subsequent_indent=" " * 26)
     return "\n".join(f"  {line}" for line in lines)
@@ -149,7 +149,7 @@ def show(study: Study) -> None:
 
 
 def reference(args: argparse.Namespace, as_json: bool) -> int:
-    from ablations.reference import page, write_comments
+    from ablations.reference import reference_page, write_comments
 
     if args.words:
         raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -160,7 +160,7 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     elif args.write:
         write_comments()
     else:
-        print(page(), end="")
+        print(reference_page(), end="")
     return 0
 
 
@@ -177,11 +177,13 @@ def show_card(words: list[str]) -> int:
 def diff(words: list[str], as_json: bool) -> int:
     names = dict(word.partition("=")[::2] for word in words)
     if names.keys() != {"A", "B"} or len(words) != 2:
-        raise ConfigError(f"diff needs A= and B=, each one of {', '.join(bundles())}")
+        raise ConfigError(f"diff needs A= and B=, each one of {', '.join(sizes_and_presets())}")
     for side in "AB":
-        if names[side] not in bundles():
-            known = ", ".join(bundles())
-            raise ConfigError(f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], bundles())}")
+        if names[side] not in sizes_and_presets():
+            known = ", ".join(sizes_and_presets())
+            raise ConfigError(
+                f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], sizes_and_presets())}"
+            )
     runs = [resolve([("size", names[side])]) for side in "AB"]
     content = answers.difference(names["A"], names["B"], *runs)
     if as_json:
@@ -204,7 +206,7 @@ def diff(words: list[str], as_json: bool) -> int:
 
 def last_learning_rate(run: Run) -> float:
     """The learning rate of a run at the end of its budget."""
-    return learning_rate(run.train, 1.0 if run.by_clock else run.tokens / run.horizon)
+    return learning_rate(run.train, 1.0 if run.ends_by_clock else run.tokens / run.horizon)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from ablations.values import ConfigError, did_you_mean
 from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
 from data.answers import error as error_answer
 
-__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_error", "take_format"]
+__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_error", "extract_format"]
 
 
-def take_format(words: list[str]) -> tuple[bool, list[str]]:
-    """Take FORMAT= out of NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
+def extract_format(words: list[str]) -> tuple[bool, list[str]]:
+    """Extract FORMAT= from NAME=VALUE words. Returns (whether FORMAT=json is among the words, the words without
     FORMAT). Raises ConfigError where the format is unknown, or is given twice; the message names the formats."""
     formats = [word.partition("=")[2] for word in words if word.startswith("FORMAT=")]
     if len(formats) > 1:
@@ -46,7 +46,7 @@ def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -
     print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
 
 
-def study_head(study: Study) -> dict[str, Any]:
+def study_entries(study: Study) -> dict[str, Any]:
     """The entries that all answers about a study contain: its name, title, command and registration."""
     head = {"name": study.name, "title": study.title, "command": study.command_here}
     return head | {"registration": study.registration}
@@ -56,7 +56,7 @@ def plan(study: Study) -> dict[str, Any]:
     """The answer of `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends
     the runs.
 
-    Its entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
+    The entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
     is decided (MORE=auto); it is null where the number of seeds is fixed.
     """
     from model.count import flops_per_token, parameters
@@ -74,9 +74,9 @@ def plan(study: Study) -> dict[str, Any]:
                 "delta": cell.delta,
                 "fingerprint": run.fingerprint,
                 "parameters": parameters(run.model),
-                "tokens": None if run.by_clock else run.tokens,
-                "steps": None if run.by_clock else run.steps,
-                "flops": None if run.by_clock else run.tokens * flops_per_token(run.model),
+                "tokens": None if run.ends_by_clock else run.tokens,
+                "steps": None if run.ends_by_clock else run.steps,
+                "flops": None if run.ends_by_clock else run.tokens * flops_per_token(run.model),
                 "directory": str(cell.dir),
                 "state": str(state(cell)["state"]),
             }
@@ -93,9 +93,9 @@ def plan(study: Study) -> dict[str, Any]:
     if study.criteria.sequential:
         share = study.max_runs / len(cells)
         at_most = {"seeds": study.criteria.seeds, "runs": study.max_runs, "flops": None, "tokens": None}
-        if not study.base.by_clock:
+        if not study.base.ends_by_clock:
             at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
-    return study_head(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
+    return study_entries(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
 def status(study: Study) -> dict[str, Any]:
@@ -107,14 +107,14 @@ def status(study: Study) -> dict[str, Any]:
         facts["state"] = str(facts["state"])
         runs.append({"index": i, "arm": cell.arm, "seed": cell.seed, "directory": str(cell.dir), **facts})
     states = [run["state"] for run in runs]
-    return study_head(study) | {"counts": {name: states.count(name) for name in dict.fromkeys(states)}, "runs": runs}
+    return study_entries(study) | {"counts": {name: states.count(name) for name in dict.fromkeys(states)}, "runs": runs}
 
 
 def configuration(study: Study) -> dict[str, Any]:
     """The answer of `show`: the settings of the baseline, and for each arm the settings in which it differs."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
     arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
-    return study_head(study) | {"baseline": study.base.flat(), "arms": arms}
+    return study_entries(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
 def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
@@ -133,21 +133,22 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
     settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
     derived = {
         "parameters": [parameters(run.model) for run in (run_a, run_b)],
-        "steps": [None if run.by_clock else run.steps for run in (run_a, run_b)],
-        "flops": [None if run.by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
+        "steps": [None if run.ends_by_clock else run.steps for run in (run_a, run_b)],
+        "flops": [None if run.ends_by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
     }
     return {"a": a, "b": b, "settings": settings, "derived": derived}
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of `reference`: each setting's meaning, allowed values, and value in the run `baseline`."""
-    from ablations.reference import allowed, choices
+    """The answer of `reference`: the meaning and the allowed values of each setting, and its value in the run
+    `baseline`."""
+    from ablations.reference import allowed_values, choices
 
     flat = baseline.flat()
     settings = {
         key: {
             "value": flat[key],
-            "allowed": allowed(key),
+            "allowed": allowed_values(key),
             "choices": list(choices(key)),
             "unit": SETTINGS[key].unit,
             "meaning": SETTINGS[key].meaning,

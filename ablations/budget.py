@@ -10,12 +10,12 @@ from ablations.settings import TrainConfig
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # of a wall clock, in seconds
 # A leap year: beyond it a slip is likelier than a study (untuned).
 LONGEST_CLOCK = 366 * UNITS["d"]
-FORMS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
+ALLOWED_BUDGETS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A budget in tokens: the run ends with the last step that does not exceed it."""
+    """A budget in tokens: the run ends with the last step that does not exceed the budget."""
 
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
 
@@ -56,7 +56,7 @@ def clock_seconds(text: str) -> float | None:
     if count := re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", text, re.ASCII):
         minutes = f"; minutes are {count[1]}m" if count[2] == "M" else ""
         hint = f"{count[2]} counts tokens, as in TOKENS={text}{minutes}. Allowed are "
-    raise ValueError(f"train.budget={text}: {hint}{FORMS}")
+    raise ValueError(f"train.budget={text}: {hint}{ALLOWED_BUDGETS}")
 
 
 class RampStage(NamedTuple):
@@ -103,8 +103,8 @@ class BatchSizes:
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size of a ramp by the wall clock, when the share `ramped` of the ramp has passed. Each size lasts
-        equally long."""
+        """The batch size at a moment of a ramp by the wall clock. `ramped`: the share of the ramp that has passed. Each
+        batch size lasts equally long."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 

@@ -1,4 +1,5 @@
-"""Makes a study: the baseline and its arms, each at every seed, checked to differ in nothing but what they declare."""
+"""Makes a study: the baseline and its arms, each at every seed. The arms are checked to differ from the baseline in
+nothing but the settings that they declare."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -7,9 +8,9 @@ from typing import Any
 
 from ablations import compilation, rundir
 from ablations.cells import Cell, Study
-from ablations.config import ConfigError, Run, parse, resolve, without_effect
+from ablations.config import ConfigError, Run, parse, resolve, setting_needed_for_effect
 from ablations.criteria import Criteria
-from ablations.factorial import Factorial, factorial
+from ablations.factorial import Factorial, parse_factorial
 from ablations.machine import has_gpu
 from ablations.parts import PARTS, settings_of_part
 from ablations.rundir import read_run
@@ -79,12 +80,15 @@ def build_study(
     arms, typed = list(deltas), list(words or [])
     study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
     _check_factorial_edges(study)
-    return study if base.layout.compile != "auto" or has_gpu() else _compiled_or_not(study)
+    return study if base.layout.compile != "auto" or has_gpu() else _with_compilation_decided(study)
 
 
-def _compiled_or_not(study: Study) -> Study:
-    """The study with layout.compile decided, the same in all its runs (ablations/compilation.py)."""
-    mode, reason = compilation.choose([cell.run for cell in study.cells], _compile_of_begun_runs(study.cells))
+def _with_compilation_decided(study: Study) -> Study:
+    """The study with layout.compile=auto replaced by the chosen mode, the same in all its runs
+    (ablations/compilation.py)."""
+    mode, reason = compilation.choose_compilation(
+        [cell.run for cell in study.cells], _compile_of_begun_runs(study.cells)
+    )
 
     def decided(run: Run) -> Run:
         return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
@@ -105,8 +109,9 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study without a design: the baseline, and one for each pair (key, value). Raises ConfigError where
-    a setting cannot make an arm, has no effect, or makes the baseline or another arm."""
+    """The arms of a study that is no factorial: the baseline, and one arm for each pair (key, value). Raises
+    ConfigError where a setting cannot make an arm, has no effect, or gives the same run as the baseline or another
+    arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
@@ -119,7 +124,7 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
         value = parse(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
-        if missing := without_effect(key, flat):
+        if missing := setting_needed_for_effect(key, flat):
             raise ConfigError(f"{key} does nothing without {missing}: an arm of it would be the baseline")
         label = f"{key.split('.')[-1]}={value_text(value)}"
         if value == flat[key] or label in deltas:
@@ -159,15 +164,15 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
-    """Make a factorial of arms that differ in one setting each; afterwards `deltas` holds an arm for each of its
-    combinations. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
+    """Make a factorial of arms that differ from the baseline in one setting each. `deltas` is changed to hold an arm
+    for each combination. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
     or the factors do not allow this fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
     if repeated := next((key for key in keys if keys.count(key) > 1), ""):
         raise ConfigError(f"CROSS takes one value of each factor, and {repeated} has {keys.count(repeated)}")
-    design = factorial(labels, cross)
+    design = parse_factorial(labels, cross)
     deltas.clear()
     for combination in design.combinations:
         lines = [single for i, single in enumerate(singles) if combination >> i & 1]
@@ -207,9 +212,9 @@ def _check_factorial_edges(study: Study) -> None:
 
 
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
-    """What a run's ROUNDED_SETTINGS come to: its budget, length, batch sizes and embedding rows. Two runs for which
-    these are equal train alike."""
-    by_clock = run.train.ramp_share if run.by_clock else 0.0  # else it is part of the batch sizes
+    """The values that follow from a run's ROUNDED_SETTINGS: budget, length, batch sizes and embedding rows. Two runs
+    that differ only in these settings train alike where the values are equal."""
+    by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 

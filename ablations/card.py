@@ -63,7 +63,7 @@ def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The names and hashes of the text and tokenizer that a run was trained on. `run` is the content of run.json."""
+    """The names and hashes of the text and tokenizer that a run was trained on. `run`: the content of run.json."""
     data = dict_at(run, "data")
     tokenizer = dict_at(data, "tokenizer")
     return {
@@ -75,8 +75,8 @@ def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a run, and the versions and hashes that must be equal for comparing them with those of another
-    run. `scores` is the content of eval.json."""
+    """The scores of a run, and the versions and hashes that must be equal for comparing them with those of another run.
+    `scores`: the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     means = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

@@ -14,9 +14,9 @@ from ablations.factorial import Factorial
 from ablations.prediction import Prediction
 from ablations.run import ABSENT
 from ablations.rundir import EVAL_DATA, read_run
-from ablations.stage import MAX_NAME, hash_of_name, path_part, shortened
+from ablations.stage import MAX_NAME, hash_of_name, path_part, shortened_name
 from ablations.tuning import Tuning
-from ablations.values import difference, flatten, human
+from ablations.values import difference, flatten, short_number
 
 MANY_ARMS = 4  # of a study, beyond which its title says how many there are
 MOST_OF_TITLE = 60  # characters of a title for what is varied, beyond which it says how many settings are
@@ -29,7 +29,7 @@ class Cell:
     arm: str
     seed: int
     run: Run
-    delta: dict[str, Any]  # the settings in which it differs from the baseline: one, or a part of a recipe; {} for it
+    delta: dict[str, Any]  # the settings, one or a part of a recipe, in which the arm differs from the baseline
     dir: Path  # its run directory
 
     @property
@@ -102,10 +102,10 @@ class Study:
         name = "-".join([self.factor, *values, self.stage.replace(",", "-").replace("=", "-")])
         arms = f"{len(labels)}-arm{'' if len(labels) == 1 else 's'}"
         parts = [self.factor, arms, *([design] if design else []), self.base.size]
-        return name if len(name) <= MAX_NAME else shortened("-".join([*parts, hash_of_name(name)]))
+        return name if len(name) <= MAX_NAME else shortened_name("-".join([*parts, hash_of_name(name)]))
 
     @property
-    def compared(self) -> list[str]:
+    def compared_arms(self) -> list[str]:
         """The labels of the arms that are compared with the baseline one by one; where the learning rate is tuned, of
         the arms at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
@@ -116,15 +116,15 @@ class Study:
         return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
 
     @property
-    def tests(self) -> int:
+    def number_of_tests(self) -> int:
         """The number of comparisons for which the tests of a metric are corrected: one for each arm, and in a
         factorial one for each effect."""
-        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+        return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property
     def design(self) -> str:
-        """The design of a study whose arms differ in several settings, as text, such as "crossed: all 4 combinations
-        of 2 factors"; "" where each arm differs in one."""
+        """The design of a study whose arms differ in several settings, as text, such as "crossed: all 4 combinations of
+        2 factors"; "" where each arm differs in one setting."""
         if self.factorial:
             return f"crossed: {self.factorial.in_words}"
         return f"tuned: {self.tuning.in_words}" if self.tuning else ""
@@ -133,7 +133,7 @@ class Study:
     def title(self) -> str:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         budget = self.base.train.budget
-        length = f"{human(self.base.tokens)} tokens" if budget == "tokens" else budget
+        length = f"{short_number(self.base.tokens)} tokens" if budget == "tokens" else budget
         design = f" {self.design.partition(':')[0]}" if self.design else ""
         arms = f", {len(self.arms)} arms" if len(self.arms) > MANY_ARMS and not design else ""
         factor = self.factor if len(self.factor) <= MOST_OF_TITLE else f"{self.factor.count('-') + 1} settings"
@@ -141,13 +141,13 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the same study on any machine: without the words for the places of files (OUT,
+        """The command that makes the same study on any machine: without the words for the paths of files (OUT,
         EVAL_DATA, GLUE) and for the number of runs at a time (JOBS)."""
         return _command([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
 
     @property
     def command_here(self) -> str:
-        """The command that makes this study on this machine, as it was typed, with the places of its files."""
+        """The command that makes this study on this machine, as it was typed, with the paths of its files."""
         return _command(self.words)
 
     @property

@@ -1,5 +1,5 @@
-"""Whether the runs of a study are compiled on a CPU where layout.compile is auto: where they are long enough to pay for
-it. All runs of a study are compiled, or none is."""
+"""Decides whether the runs of a study are compiled on a CPU with layout.compile=auto: if they are long enough to save
+more time than compiling takes. Either all runs of a study are compiled, or none."""
 
 import os
 import shutil
@@ -15,11 +15,11 @@ from ablations.values import ConfigError
 # CPU seconds that torch.compile and the proof of its graph take before the first step, for each layer of the model: in
 # the first run of a graph on a machine; and in later ones, which find its code in torch's cache, a folder that all runs
 # of a user share (TORCHINDUCTOR_CACHE_DIR, by default in /tmp). Measured at four layers (docs/performance.md).
-COLD, WARM = 22.0, 4.0
+COLD_COMPILE_SECONDS, WARM_COMPILE_SECONDS = 22.0, 4.0
 # CPU seconds that a compiled run saves for each token, layer and column of the model's width, by precision: the least
 # that was measured, on the same processor (docs/performance.md). In fp32 nothing is saved with learned positions.
-SAVED = {"bf16": 4e-9}
-COMPILED = ("always", "reduce-overhead")  # values of layout.compile with which a CPU compiles
+SECONDS_SAVED = {"bf16": 4e-9}
+COMPILING_MODES = ("always", "reduce-overhead")  # values of layout.compile with which a CPU compiles
 
 
 class Compilation(NamedTuple):
@@ -29,13 +29,13 @@ class Compilation(NamedTuple):
     reason: str
 
 
-def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
+def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
     """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto. `runs`: all runs of the
-    study; `begun`: layout.compile of the runs that have begun; "": none has. Later runs are executed like them,
-    whatever else has changed."""
+    study; `begun`: layout.compile of the runs that have begun; "": none has. The remaining runs are executed in the
+    same way, whatever else has changed."""
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
-    if unknown := next(filter(None, map(without_known_gain, runs)), ""):
+    if unknown := next(filter(None, map(reason_without_known_gain, runs)), ""):
         return Compilation("never", f"not compiled: {unknown}")
     saved, taken = sum(map(seconds_saved, runs)), compile_seconds(runs)
     if saved <= taken:
@@ -46,11 +46,11 @@ def choose(runs: Sequence[Run], begun: str = "") -> Compilation:
     return Compilation("always", f"compiled: that takes about {taken:,.0f} CPU seconds in all, and saves {saved:,.0f}")
 
 
-def without_known_gain(run: Run) -> str:
-    """Why it is not known whether compiling a run pays; "" where it is known."""
-    if run.by_clock:  # the first run would have less of its budget left than those that find compiled code
+def reason_without_known_gain(run: Run) -> str:
+    """Why it is not known whether compiling a run saves time; "" where it is known."""
+    if run.ends_by_clock:  # the first run would have less of its budget left than those that find compiled code
         return "compiling would take a different share of each run's time"
-    if run.train.precision not in SAVED:
+    if run.train.precision not in SECONDS_SAVED:
         return f"no gain was measured in {run.train.precision}"
     if run.model.objective != "causal":
         return f"no gain was measured with model.objective={run.model.objective}"
@@ -62,7 +62,7 @@ def without_known_gain(run: Run) -> str:
 def seconds_saved(run: Run) -> float:
     """The seconds of training that a run saves by being compiled, without those that compiling takes."""
     model = run.model
-    return SAVED[run.train.precision] * run.tokens * model.layers * model.hidden / run.layout.threads
+    return SECONDS_SAVED[run.train.precision] * run.tokens * model.layers * model.hidden / run.layout.threads
 
 
 def compile_seconds(runs: Sequence[Run]) -> float:
@@ -70,12 +70,15 @@ def compile_seconds(runs: Sequence[Run]) -> float:
     cache by runs that differ in seed, data or optimizer."""
     new: dict[str, float] = {}  # {what makes a graph: the additional seconds of the first run}
     for run in runs:
-        new[repr((run.model, run.train.precision, run.layout.micro_batch))] = (COLD - WARM) * run.model.layers
-    return sum(new.values()) + sum(WARM * run.model.layers for run in runs)
+        new[repr((run.model, run.train.precision, run.layout.micro_batch))] = (
+            COLD_COMPILE_SECONDS - WARM_COMPILE_SECONDS
+        ) * run.model.layers
+    return sum(new.values()) + sum(WARM_COMPILE_SECONDS * run.model.layers for run in runs)
 
 
 def missing_for_compiler() -> str:
-    """What torch needs to compile for a CPU and this machine does not have; "" where it has all."""
+    """The program or file that torch needs to compile for a CPU and that this machine lacks; "" where nothing is
+    missing."""
     compiler = os.environ.get("CXX", "g++")  # as torch has it
     if not shutil.which(compiler):
         return f"there is no C++ compiler ({compiler})"
@@ -84,9 +87,9 @@ def missing_for_compiler() -> str:
 
 
 def check_compiler(run: Run) -> None:
-    """Check that a run that is to be compiled for a CPU can be. Raises ConfigError where something that torch needs for
-    it is missing on this machine."""
-    if run.layout.compile in COMPILED and not has_gpu() and (missing := missing_for_compiler()):
+    """Check that this machine can compile a run for a CPU, where the run asks for that. Raises ConfigError where
+    something that torch needs is missing."""
+    if run.layout.compile in COMPILING_MODES and not has_gpu() and (missing := missing_for_compiler()):
         raise ConfigError(
             f"layout.compile={run.layout.compile}, and {missing}. Install it (Debian: g++ and python3-dev), or set "
             "layout.compile=never, in all runs of the study"

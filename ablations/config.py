@@ -1,4 +1,5 @@
-"""Resolves the settings of a run: the baseline's, then those of a size, then those that are typed. Imports no torch."""
+"""Resolves the settings of a run: those of the baseline, overridden by those of a size, overridden by those that the
+user types. Imports no torch."""
 
 import functools
 from collections.abc import Iterable
@@ -14,9 +15,19 @@ from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
 
-__all__ = ["KEYS", "SETTINGS", "ConfigError", "Run", "bundles", "fit_micro_batch", "parse", "resolve", "without_effect"]
+__all__ = [
+    "KEYS",
+    "SETTINGS",
+    "ConfigError",
+    "Run",
+    "sizes_and_presets",
+    "fit_micro_batch",
+    "parse",
+    "resolve",
+    "setting_needed_for_effect",
+]
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
@@ -36,30 +47,30 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     size = dict(typed_values).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
-    sizes = bundles()
+    sizes = sizes_and_presets()
     if size not in sizes:
         raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
     flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
-    _check_size(size, sizes[size]["params"], bundle)
+    _check_declared_parameters(size, sizes[size]["params"], bundle)
     return _build(flat)
 
 
 @functools.cache
 def _baseline() -> dict[str, Any]:
     """The settings in ablations/baseline.yaml, {setting: value}."""
-    flat = flatten(read_yaml(HERE / "baseline.yaml"))
+    flat = flatten(read_yaml(FOLDER / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
             raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
     return {key: parse(key, value) for key, value in flat.items()}
 
 
-def without_effect(key: str, flat: dict[str, Any]) -> str:
-    """What would have to be set for the setting `key` to have an effect among the settings `flat`, such as
-    "model.pos=rotary"; "" where it has one."""
+def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
+    """The setting, such as "model.pos=rotary", without which the setting `key` has no effect; "" where `key` has an
+    effect among the settings `flat`, {setting: value}."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
@@ -67,14 +78,14 @@ def without_effect(key: str, flat: dict[str, Any]) -> str:
 
 def presets() -> list[str]:
     """The names of the presets, which are sizes with a whole recipe: the files of ablations/presets."""
-    return sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
+    return sorted(path.stem for path in (FOLDER / "presets").glob("*.yaml"))
 
 
-def bundles() -> dict[str, dict[str, Any]]:
+def sizes_and_presets() -> dict[str, dict[str, Any]]:
     """The settings of every size and preset: {name: {"params": declared number of parameters, "set": {key: value}}}.
     Raises ConfigError where a file of ablations/presets is not a preset; the message names it."""
-    bundles = dict(read_yaml(HERE / "sizes.yaml"))
-    for path in sorted((HERE / "presets").glob("*.yaml")):
+    bundles = dict(read_yaml(FOLDER / "sizes.yaml"))
+    for path in sorted((FOLDER / "presets").glob("*.yaml")):
         tree = dict(read_yaml(path))
         bundles[path.stem] = {"params": tree.pop("params", None), "set": flatten(tree)}
     for name, bundle in bundles.items():
@@ -104,7 +115,7 @@ def _build(flat: dict[str, Any]) -> Run:
     return run
 
 
-def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
+def _check_declared_parameters(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
     """Raise ConfigError where a size does not have the number of parameters that its file declares (BigScience's "104B"
     was 58B for five experiments). `bundle`: (key, value) of its settings."""
     flat = _baseline() | dict(bundle)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ablations.safe_files import printable
-from ablations.values import human
+from ablations.values import short_number
 
 if TYPE_CHECKING:  # planning draws too, and has no time to import it
     import numpy as np
@@ -81,7 +81,7 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 
 
 def text_width(text: str, size: float = 12) -> float:
-    """The estimated width of a text in a font of `size` units, rather too large than too small."""
+    """The estimated width of a text in a font of `size` units; the estimate errs on the large side."""
     return 0.58 * size * len(text)
 
 
@@ -124,14 +124,14 @@ def lines(
     x0, x1 = _x_limits(curves, logx, marks)
     y0, y1 = _y_limits(curves, logy, zero, zoom)
     yticks = ticks(y0, y1, logy)
-    left = 24 + max(text_width(human(t)) for t in yticks)
+    left = 24 + max(text_width(short_number(t)) for t in yticks)
     X, Y = scale(x0, x1, left, RIGHT, logx), scale(y0, y1, bottom, top, logy)
 
     out = [text(0, 14, title, "head"), *legend]
     for t in yticks:
         out += [
             f'<path d="M{left:.1f} {Y(t):.1f}H{RIGHT}" class="grid"/>',
-            text(left - 6, Y(t) + 4, human(t), "faint", "end"),
+            text(left - 6, Y(t) + 4, short_number(t), "faint", "end"),
         ]
     out += _x_ticks(xticks or ticks(x0, x1, logx), X, bottom)
     out.append(f'<path d="M{left:.1f} {bottom}H{RIGHT}" class="axis"/>')
@@ -153,8 +153,8 @@ def lines(
     return frame(title, out, WIDTH, height)
 
 
-def _in_rows(labels: Iterable[str]) -> list[tuple[float, int]]:
-    """Where the labels of a legend stand: for each (its coordinate, the number of its row)."""
+def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
+    """The positions of the labels of a legend: (horizontal coordinate, number of the row) of each."""
     positions, row, at = [], 0, 12.0
     for label in labels:
         if at + 20 + text_width(label) > WIDTH and at > 12:
@@ -165,13 +165,13 @@ def _in_rows(labels: Iterable[str]) -> list[tuple[float, int]]:
 
 
 def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
-    """The legend of the curves, and the number of its rows: none for a single label."""
+    """The legend of the curves as SVG elements, and the number of its rows; no legend for a single label."""
     named = [c for c in curves if c.kind != "thin" and c.label]
     entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     if len(entries) < 2:
         return [], 0
     out = []
-    positions = _in_rows(label for label, _, _ in entries)
+    positions = _legend_positions(label for label, _, _ in entries)
     for (x, row), (label, colour, kind) in zip(positions, entries, strict=True):
         y = 34 + 17 * row
         out.append(
@@ -192,7 +192,8 @@ def _x_limits(curves: Sequence[Line], log: bool, marks: dict[str, float]) -> tup
 
 
 def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tuple[float, float]:
-    """The ends of the vertical axis: those of the values, or with `zoom` of the curves' later halves, and some room."""
+    """The lower and upper end of the vertical axis: those of the values, or with `zoom` of the later halves of the
+    curves, with a margin."""
     ys = [float(v) for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)] + ([0.0] if zero else [])
     low, high = min(ys), max(ys)
     if log:
@@ -205,7 +206,7 @@ def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float
     """The ticks of the horizontal axis, with their numbers as far as there is room."""
     out, last = [], -99.0
     for value in values:
-        label, width = human(value), text_width(human(value))
+        label, width = short_number(value), text_width(short_number(value))
         at = min(X(value), WIDTH - 4 - width / 2)
         out.append(f'<path d="M{X(value):.1f} {bottom}v4" class="axis"/>')
         if at - width / 2 > last + 4:
@@ -226,7 +227,7 @@ def _curve(curve: Line, X: Callable[[float], float], Y: Callable[[float], float]
     return out
 
 
-def _clipped(x: float, most: float) -> float:
+def _clipped_number(x: float, most: float) -> float:
     return max(-most, min(most, x))
 
 
@@ -241,13 +242,17 @@ def forest_plot(
         effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
             beside it).
         xlabel: the text under the axis.
-        largest: what no difference can exceed: in the text of an interval its ends are cut there.
+        largest: the largest possible difference, at which the ends of an interval are cut in its text.
     """
     if not effects:
         return ""
     halves = [half for _, _, half, *_ in effects if math.isfinite(half)] or [0.0]
     most = WIDEST * max(statistics.median(halves), *(abs(d) for _, d, *_ in effects))
-    ends = [end for _, d, half, *_ in effects for end in (_clipped(d - half, most), _clipped(d + half, most), d)]
+    ends = [
+        end
+        for _, d, half, *_ in effects
+        for end in (_clipped_number(d - half, most), _clipped_number(d + half, most), d)
+    ]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     room = 0.05 * (high - low) or 1.0
     low, high = low - room, high + room
@@ -266,7 +271,7 @@ def forest_plot(
         out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
         bar, width = "", ""
         if math.isfinite(half):
-            start, end = X(_clipped(d - half, most)), X(_clipped(d + half, most))
+            start, end = X(_clipped_number(d - half, most)), X(_clipped_number(d + half, most))
             heads = "".join(
                 f"M{x - 6 * s:.1f} {y - 4}L{x:.1f} {y}L{x - 6 * s:.1f} {y + 4}"
                 for s, x in ((-1, start), (1, end))
@@ -291,7 +296,7 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
     out, top = [text(0, 14, title, "head")], 32
     if len(parts) > 1:
-        for i, (part, (x, row)) in enumerate(zip(parts, _in_rows(parts), strict=True)):
+        for i, (part, (x, row)) in enumerate(zip(parts, _legend_positions(parts), strict=True)):
             y, top = 34 + 17 * row, 40 + 17 * (row + 1)
             out.append(f'<rect x="{x - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>')
             out.append(text(x + 10, y, part))
@@ -301,7 +306,7 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
         out += [text(14, y, fitting_end(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
         for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
             width = X(amount) - 14
-            tip = f"<title>{escape(f'{label}, {part}: {human(amount)}')}</title>"
+            tip = f"<title>{escape(f'{label}, {part}: {short_number(amount)}')}</title>"
             out.append(f'<rect x="{x:.1f}" y="{y + 5}" width="{width:.1f}" height="12" class="f{1 + j}">{tip}</rect>')
             x += width
     bottom = top + step * len(rows)
@@ -351,8 +356,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
 
 
 def combined_figures(figures: list[str]) -> str:
-    """Combine figures, as the functions above return them, into one SVG text for a file of its own: COLUMNS beside each
-    other, and their style."""
+    """Combine figures, as the functions above return them, into the text of one SVG file, with COLUMNS figures in a row
+    and a style sheet."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0

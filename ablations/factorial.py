@@ -101,8 +101,8 @@ class Factorial:
         """The weights of the combinations' results in the estimate of `effect`, {combination: weight}.
 
         A main effect is the change that the factor makes, averaged over the levels of the other factors. An interaction
-        of two factors is the change that the second one makes to the effect of the first: y11 - y10 - y01 + y00 where
-        there are no other factors. An interaction of more factors is defined in the same way.
+        of two factors is the change that the second factor makes to the effect of the first: y11 - y10 - y01 + y00
+        where there are no other factors. An interaction of more factors is defined in the same way.
         """
         combinations = self.combinations
         # factors of the effect that the combination does not change
@@ -141,7 +141,7 @@ class Factorial:
         )
 
 
-def factorial(factors: Sequence[str], text: str) -> Factorial:
+def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
     """The design that CROSS= asks for. `factors`: the label of each factor's changed level, such as
     "pos=alibi"; `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
     Raises ConfigError where the text is none of these, or the factors are too few or too many; the message names what
@@ -159,16 +159,16 @@ def factorial(factors: Sequence[str], text: str) -> Factorial:
 
 
 def generator_choices(factors: int, p: int) -> int:
-    """The number of sets from which the generators of a fraction 1/2**p are chosen: the sets of two or more among the
-    first `factors` - p factors."""
+    """The number of candidate sets for the generators of a fraction 1/2**p: all sets of two or more of the first
+    `factors` - p factors."""
     base = factors - p
     return 2**base - 1 - base if base > 0 else 0
 
 
 def best_generators(factors: int, p: int) -> tuple[int, ...]:
-    """The generators of the best fraction 1/2**p of `factors` factors, found by trying all: the highest resolution,
-    and among those the fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980,
-    Technometrics 22)."""
+    """The generators of the best fraction 1/2**p of `factors` factors, found by exhaustive search: those with the
+    highest resolution, and among them those with the fewest defining sets of the smallest size (minimum aberration:
+    Fries & Hunter 1980, Technometrics 22)."""
     base = factors - p
     sets = [s for s in range(2**base) if order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]

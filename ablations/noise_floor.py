@@ -42,7 +42,7 @@ class NoiseFloor:
 
     @property
     def code(self) -> str:
-        """The commits with which the runs of the noise floor were trained, as text such as "0123abc and 4567def"."""
+        """The commits of the code that trained the runs of the noise floor, as text such as "0123abc and 4567def"."""
         names = []
         for commit in self.content.get("commits") or [self.content["commit"]]:
             changed = " with changes that are in no commit" if commit.get("dirty") else ""

@@ -1,4 +1,5 @@
-"""The three parts of a recipe, each of which an arm may take from a preset: `- training: bert-normal`.
+"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, as in `-
+training: bert-normal`.
 
 So one line of a study can take a whole group of settings from another recipe, as in "Cramming" (Geiping & Goldstein
 2023, table 5: architecture, training and data). The settings of a size and the budget are not taken from the preset.
@@ -6,12 +7,12 @@ So one line of a study can take a whole group of settings from another recipe, a
 
 from typing import Any
 
-from ablations.config import bundles, parse, presets, without_effect
+from ablations.config import parse, presets, setting_needed_for_effect, sizes_and_presets
 from ablations.values import ConfigError, did_you_mean
 
 # Of settings that lie in another section than their part: as in the study, whose training configuration has dropout
 # and the masks, and whose data configuration has the vocabulary and the length of sequences.
-ELSEWHERE = {
+OTHER_PARTS = {
     "model.mask_rate": "training",
     "model.dropout": "training",
     "model.attn_dropout": "training",
@@ -22,12 +23,12 @@ ELSEWHERE = {
 SECTIONS = {"model": "architecture", "train": "training", "data": "data"}
 PARTS = tuple(SECTIONS.values())
 # the same for all arms: how long a run is, and what the machine decides
-NEVER = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
+EXCLUDED = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
 
 
 def part_of(key: str) -> str:
     """The part of a recipe, one of PARTS, that a setting belongs to; "" where it belongs to none."""
-    return "" if key in NEVER else ELSEWHERE.get(key) or SECTIONS.get(key.partition(".")[0], "")
+    return "" if key in EXCLUDED else OTHER_PARTS.get(key) or SECTIONS.get(key.partition(".")[0], "")
 
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
@@ -38,11 +39,11 @@ def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) ->
     names = presets()
     if preset not in names:
         raise ConfigError(f"{part}={preset} is not one of {', '.join(names)}{did_you_mean(str(preset), names)}")
-    size_settings = {} if size in names else bundles()[size]["set"]
-    values = {key: parse(key, value) for key, value in bundles()[preset]["set"].items()}
+    size_settings = {} if size in names else sizes_and_presets()[size]["set"]
+    values = {key: parse(key, value) for key, value in sizes_and_presets()[preset]["set"].items()}
     part_settings = {key: value for key, value in values.items() if part_of(key) == part and key not in size_settings}
     differing = {key: value for key, value in part_settings.items() if value != flat[key]}
-    differing = {key: value for key, value in differing.items() if not without_effect(key, flat | differing)}
+    differing = {key: value for key, value in differing.items() if not setting_needed_for_effect(key, flat | differing)}
     if not differing:
         raise ConfigError(f"two equal runs: {part}={preset} is the baseline")
     return differing

@@ -62,7 +62,7 @@ def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
 
 
 def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that has what two other arms have: "pos=alibi+act=swiglu".
+    """The label of the arm that combines the changes of two other arms, such as "pos=alibi+act=swiglu".
 
     Args:
         first, second: the labels of the two arms.
@@ -81,7 +81,7 @@ def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> st
 
 
 def find_arm(name: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that a prediction calls `name`: by its label, by its value alone, or as "baseline". `arms`:
+    """The label of the arm that a prediction refers to as `name`: the label, its value alone, or "baseline". `arms`:
     the labels of the study's arms, the baseline first; `text`: the prediction, for the message. Raises ConfigError
     where no arm or several arms have this name; the message names the arms."""
     if name in arms:

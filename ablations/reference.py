@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
-from ablations.config import HERE, KEYS, SETTINGS, bundles, resolve
+from ablations.config import FOLDER, KEYS, SETTINGS, resolve, sizes_and_presets
 from ablations.run import SECTIONS
 from ablations.schedule import SCHEDULES, WITH_WARMUP
 from model.count import parameters
 
-BASELINE = HERE / "baseline.yaml"
+BASELINE = FOLDER / "baseline.yaml"
 COLUMN, WIDTH = 26, 120  # where comments begin in baseline.yaml, and where its lines end
 TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
@@ -26,7 +26,7 @@ def choices(key: str) -> tuple[str, ...]:
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
 
 
-def allowed(key: str) -> str:
+def allowed_values(key: str) -> str:
     """The allowed values of a setting as text: its choices, or its type and range."""
     kind = KEYS[key]
     if choices(key):
@@ -35,7 +35,7 @@ def allowed(key: str) -> str:
     return " ".join(filter(None, (words.replace("texts", "names"), SETTINGS[key].range)))
 
 
-def comment(key: str) -> str:
+def setting_comment(key: str) -> str:
     """The text of a setting's comment in baseline.yaml: choices, meaning, unit, and source of the value."""
     setting = SETTINGS[key]
     options = f"{' | '.join(choices(key))}: " if choices(key) else ""
@@ -45,7 +45,7 @@ def comment(key: str) -> str:
     return options + setting.meaning + unit + only + (f" ({setting.source})" if setting.source else "")
 
 
-def commented(text: str) -> str:
+def with_comments(text: str) -> str:
     """The text of baseline.yaml with the comments of all settings made anew; its header and values stay as they are.
     `text`: the present content of baseline.yaml."""
     lines: list[str] = []
@@ -61,7 +61,7 @@ def commented(text: str) -> str:
             section = name
         key = f"{section}.{name}" if indent else name
         content = f"{indent}{name}: {value}".rstrip()
-        words = comment(key) if key in SETTINGS else (SECTIONS[name].__doc__ or "").splitlines()[0].rstrip(".")
+        words = setting_comment(key) if key in SETTINGS else (SECTIONS[name].__doc__ or "").splitlines()[0].rstrip(".")
         column = max(COLUMN, len(content) + 2)
         first, *rest = textwrap.wrap(words, WIDTH - column - 2, break_long_words=False, break_on_hyphens=False)
         lines.append(f"{content:{column}}# {first}")
@@ -71,10 +71,10 @@ def commented(text: str) -> str:
 
 def write_comments() -> None:
     """Make the comments of baseline.yaml anew from the settings' declarations."""
-    BASELINE.write_text(commented(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
+    BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def page() -> str:
+def reference_page() -> str:
     """The reference page: every setting, size and schedule, as Markdown."""
     baseline = resolve([("size", "nano")]).flat()
     parts = [
@@ -90,7 +90,7 @@ def page() -> str:
         for key in keys:
             value = baseline[key] if isinstance(baseline[key], str) else json.dumps(baseline[key])
             rows.append(
-                (f"`{key}`", f"`{value}`", allowed(key), SETTINGS[key].unit, _meaning(key), SETTINGS[key].source)
+                (f"`{key}`", f"`{value}`", allowed_values(key), SETTINGS[key].unit, _meaning(key), SETTINGS[key].source)
             )
         head = ("setting", "value", "allowed", "unit", "meaning", "source")
         parts += [f"## {section or 'The run'}", summary, _table(head, rows)]
@@ -99,7 +99,7 @@ def page() -> str:
         for name, shape in SCHEDULES.items()
     ]
     parts += ["## Schedules", _table(("train.schedule", "warm-up", "shape"), schedules)]
-    sizes = [(f"`{name}`", f"{parameters(resolve([('size', name)]).model):,}") for name in bundles()]
+    sizes = [(f"`{name}`", f"{parameters(resolve([('size', name)]).model):,}") for name in sizes_and_presets()]
     parts += ["## Sizes", _table(("size", "parameters"), sizes)]
     return "\n\n".join(parts) + "\n"
 

@@ -39,7 +39,7 @@ GENERATED_QUESTION = re.compile(
 MOST_NAMED = 8  # arms that a generated question names
 MOST_OF_NAME = 60  # characters of each, its last
 
-FIXED = "a fixed number of seeds"
+FIXED_SEEDS = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
 
 
@@ -76,7 +76,7 @@ def content(study: Any) -> Content:
         "tasks": values.get("TASKS", "").strip(),
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
-        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED_SEEDS,
         "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
 
@@ -97,8 +97,8 @@ def in_words(key: str, value: Any) -> str:
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
     """Compare the present registration of a study with those written before its runs. Returns a sentence for each value
-    that has changed. `now`: the present registration of the study; `then`: {name of a run: the first registration of
-    the study in it}, the earliest run first; `planned`: how many runs the study has."""
+    that has changed. `now`: the present registration of the study; `then`: {name of a run: the study's first
+    registration in that run}, the earliest registration first; `planned`: the number of runs of the study."""
     sentences = []
     for key, name in FIELDS.items():
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}

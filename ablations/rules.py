@@ -108,7 +108,8 @@ def budget_is_tokens_or_a_time(run: Run) -> str:
 
 
 def clock_budget_excludes_token_counts(run: Run) -> str:
-    """A run that ends by the clock trains an unknown number of tokens, so no setting may count tokens or samples."""
+    """A run that ends by the wall clock trains an unknown number of tokens, so no setting may be a number of tokens or
+    samples."""
     if run.train.budget == "tokens":
         return ""
     for key, value, instead in (
@@ -122,7 +123,7 @@ def clock_budget_excludes_token_counts(run: Run) -> str:
 
 
 def budget_covers_a_step(run: Run) -> str:
-    if not run.by_clock and run.steps < 1:
+    if not run.ends_by_clock and run.steps < 1:
         step = run.batch_sizes.sizes[0] * run.model.seq
         return f"train.tokens={run.train.tokens} is less than one step of {step} tokens"
     return ""

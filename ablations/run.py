@@ -1,4 +1,4 @@
-"""A `Run`: everything that determines one training run, and how long it is."""
+"""The class `Run`: all settings that determine one training run, and the quantities that follow from them."""
 
 import bisect
 from collections.abc import Mapping
@@ -58,13 +58,13 @@ class Run:
             "vocab": self.model.vocab,
             "kind": self.data.tokenizer_kind,
             "recipe": self.data.recipe,
-            "mask": self.model.masks,
+            "mask": self.model.needs_mask_token,
         }
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens `BatchSizes.samples` gives
-        the batch of each step, under a wall clock `BatchSizes.at` gives its size."""
+        """The batch sizes of the run: a constant one or a ramp. With a budget in tokens `BatchSizes.samples` gives the
+        batch of each step; with a wall clock `BatchSizes.at` gives the size of the batch."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -80,7 +80,7 @@ class Run:
         return self.batch_sizes.samples(step)
 
     @property
-    def by_clock(self) -> bool:
+    def ends_by_clock(self) -> bool:
         """Whether the run ends by a wall clock; the number of its steps and tokens is then not known beforehand."""
         return clock_seconds(self.train.budget) is not None
 
@@ -88,7 +88,7 @@ class Run:
     def steps(self) -> int:
         """The number of optimizer steps: the budget in tokens, rounded down to whole steps. Raises ValueError where a
         wall clock ends the run."""
-        if self.by_clock:
+        if self.ends_by_clock:
             raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
         return self.batch_sizes.steps(self.train.tokens // self.model.seq)
 
@@ -104,7 +104,8 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """What ends the run: a TokenBudget or a ClockBudget. The learning rate depends on its share that is used up."""
+        """The budget that ends the run, a TokenBudget or a ClockBudget. The learning rate depends on the share of the
+        budget that is used up."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 

@@ -114,7 +114,7 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
     """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns its object; None before the
     first launch. `cure`: a sentence that is appended to the error message and tells the user how to repair a damaged
-    file. Raises Damaged where the file cannot be read, or is not what training writes there."""
+    file. Raises Damaged where the file cannot be read, or has another form than training writes."""
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
@@ -221,7 +221,7 @@ def last_step(run_dir: Path) -> int:
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
     """Write checkpoint.json (CHECKPOINT), which makes a folder a complete checkpoint; its tensors must be on the disk.
-    `index`: {"step": number, "tokens": number or None, "state": what training continues with, "files": {name:
+    `index`: {"step": number, "tokens": number or None, "state": the state that training continues from, "files": {name:
     `checksum`}}."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
@@ -229,7 +229,7 @@ def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """Read and check the checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object. Raises Damaged
-    where the file is missing, or differs from what was written, according to the sha256 that it contains."""
+    where the file is missing, or has changed since it was written, by the sha256 that it contains."""
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
     if index is None:
@@ -262,7 +262,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps and
     the checksum of the weights; None while the run is not trained. `verify`: compare the sha256 of the weights too,
     which reads all of them. Raises Damaged where the file is damaged, or the weights are missing or not those that were
-    written. `launch.local` then continues from the last checkpoint and writes both again."""
+    written. `launch.local` then continues from the last checkpoint and writes the file and the weights again."""
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
     if summary is None:
@@ -280,7 +280,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     return summary
 
 
-def exported(run_dir: Path) -> bool:
+def is_exported(run_dir: Path) -> bool:
     """Whether the folder `hub` (HUB) of a run directory holds an export of the run's present weights."""
     try:
         summary, config = read_done(run_dir), read_json(run_dir / HUB / "config.json")
@@ -306,7 +306,8 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a process has locked the run directory with `lock`, as far as this machine can see."""
+    """Whether a process has locked the run directory with `lock`. A lock on another machine is seen only if the file
+    system shares locks."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

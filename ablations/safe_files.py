@@ -1,10 +1,11 @@
-"""Reads and writes files safely: files are never half-written, even after a power loss, and files of others do no harm.
+"""Reads and writes files safely: files are never half-written, even after a power loss, and files from untrusted
+sources do no harm.
 
 Writing: after an interruption a file has its old content or the whole new one (`write_bytes`, `write_text`,
-`write_json`), or additional whole lines (`append`, `append_row`). Symbolic links are not followed.
+    `write_json`), or additional whole lines (`append`, `append_row`). Symbolic links are not followed.
 
 Reading: a missing file gives None or nothing. A damaged file raises `Damaged`, which names it. Symbolic links, pipes
-and devices are not opened. Control characters, which could act on a terminal, are escaped.
+    and devices are not opened. Control characters, which could act on a terminal, are escaped.
 """
 
 import errno
@@ -32,7 +33,8 @@ LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is comp
 
 
 class Damaged(ConfigError):
-    """A file is not what was written there. The message names the file, and may say how to repair it."""
+    """A file is damaged: its content differs from what was written, or has the wrong form. The message names the file,
+    and may say how to repair it."""
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
@@ -108,8 +110,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that processes left behind which were killed while they wrote `path`. No other
-    process may be writing the file."""
+    """Remove the temporary files of processes that were killed while they wrote `path`. No other process may be writing
+    the file."""
     for leftover in path.parent.glob(f"{path.name}.*tmp"):
         with suppress(OSError):
             leftover.unlink()
@@ -359,8 +361,8 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """What is wrong with a file, as a sentence; "" when nothing is. `expected`: its `checksum`, {"bytes", "sha256"},
-    from when it was written."""
+    """A sentence on how a file differs from what was written; "" where it does not. `expected`: the `checksum` of the
+    file when it was written, {"bytes", "sha256"}."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

@@ -15,7 +15,7 @@ DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-dec
 
 
 def after_warmup(t: float, warmup: float) -> float:
-    """The share that has passed of the time after the warm-up."""
+    """The share of the time after the warm-up that has passed at t."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
@@ -30,7 +30,7 @@ def linear(t: float, warmup: float) -> float:
 
 
 def constant(t: float, warmup: float) -> float:
-    """The peak throughout."""
+    """The peak rate at every t."""
     return 1.0
 
 
@@ -45,7 +45,8 @@ def dive(t: float, warmup: float) -> float:
 
 
 def dive_slow(t: float, warmup: float) -> float:
-    """The peak for the first quarter, then a straight line to 0 ("dive-slow" of Geiping & Goldstein 2023)."""
+    """The peak for the first quarter of the budget, then a straight line to 0 ("dive-slow" of Geiping & Goldstein
+    2023)."""
     return min(1.0, (1 - t) / 0.75)
 
 
@@ -69,7 +70,8 @@ def one_cycle(t: float, warmup: float) -> float:
 
 
 def budget_triangle2(t: float, warmup: float) -> float:
-    """From a quarter of the peak up to it at 3/4 of the budget and down to 0 (Geiping & Goldstein 2023, adopted)."""
+    """A triangle: from a quarter of the peak up to the peak at 3/4 of the budget, and down to 0 (the schedule that
+    Geiping & Goldstein 2023 adopted)."""
     return min(0.25 + t, 4 - 4 * t)
 
 

@@ -1,4 +1,5 @@
-"""The folders of a study's runs are named after what sets it apart: `nano,tokens=2M/pos=alibi,seed=1`."""
+"""Names the folders of a study's runs after the settings in which it differs from the baseline:
+`nano,tokens=2M/pos=alibi,seed=1`."""
 
 import hashlib
 import re
@@ -6,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablations.config import ConfigError, Run, bundles, parse, resolve
+from ablations.config import ConfigError, Run, parse, resolve, sizes_and_presets
 from ablations.rundir import read_run
 from ablations.safe_files import Damaged
-from ablations.values import human
+from ablations.values import short_number
 
 FOLLOW_CORPUS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
 MAX_NAME = 120  # bytes of a study's name and of a run's folders; file systems end at 255, and endings are added
@@ -35,7 +36,7 @@ def stage_of_begun_study(
         out: the output root.
     """
     stage = stage_name(base, values, recipe)
-    if "train.precision" not in {**bundles()[base.size]["set"], **dict(values)}:
+    if "train.precision" not in {**sizes_and_presets()[base.size]["set"], **dict(values)}:
         precision = _recorded_precision(out / stage, seeds)
         return stage, resolve([*values, ("train.precision", precision)]) if precision else base
     unnamed = stage_name(base, [(key, value) for key, value in values if key != "train.precision"], recipe)
@@ -65,12 +66,12 @@ def stage_name(base: Run, setting: list[tuple[str, Any]], recipe: Recipe | None)
         else:
             differs = flat[key] != plain[key]
         if differs and key != "size" and not key.startswith("layout."):
-            values[key] = path_part(human(flat[key]) if key == "train.tokens" else value_text(flat[key]))
+            values[key] = path_part(short_number(flat[key]) if key == "train.tokens" else value_text(flat[key]))
     names = [base.size, name] if recipe else [base.size]
-    return shortened(",".join([*names, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(values.items()))]))
+    return shortened_name(",".join([*names, *(f"{k.split('.')[-1]}={v}" for k, v in sorted(values.items()))]))
 
 
-def shortened(name: str) -> str:
+def shortened_name(name: str) -> str:
     """`name`, shortened where it is too long for a file system; a hash keeps shortened names distinct."""
     return name if len(name) <= MAX_NAME else f"{name[:100]}-{hash_of_name(name)}"
 
@@ -90,8 +91,8 @@ def value_text(value: Any) -> str:
 
 
 def path_part(text: str) -> str:
-    """`text` as a part of a path: without characters that do not suit one, and shortened to its end. Where anything was
-    changed a hash is added, so that different texts stay different."""
+    """`text` as a part of a path: without characters that are not allowed in paths, and shortened to its end. Where the
+    text was changed, a hash is appended, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

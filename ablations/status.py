@@ -8,13 +8,15 @@ from ablations import rundir, safe_files
 from ablations.rundir import State
 from ablations.safe_files import Damaged
 from ablations.study import Cell, Study
-from ablations.values import human
+from ablations.values import short_number
 
-SILENT = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
-STARTUP = 900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+SILENT_SECONDS = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
+STARTUP_SECONDS = (
+    900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+)
 CLOCKS_APART = 300.0  # seconds that a node's clock may be ahead of ours; munge, and so Slurm, refuses more (its TTL)
-UPDATE = 2.0  # seconds between updates of a live view
-REPAIRS = "The same command repairs it."
+UPDATE_SECONDS = 2.0  # seconds between updates of a live view
+REPAIR_HINT = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
@@ -38,17 +40,17 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """The entry "state" of `state`, with the entries that explain it, such as "why". `facts`: the entries that are
-    known already."""
+    """Determine the state of a run from the files in its directory. Returns the entry "state" of the function `state`,
+    with the entries that explain it, such as "why". `facts`: the other entries."""
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
-        run = rundir.read_run(folder, REPAIRS)
+        run = rundir.read_run(folder, REPAIR_HINT)
         trained = rundir.read_done(folder)
     except Damaged as error:
         return {"state": State.DAMAGED, "why": str(error)}
     try:
-        if (scores := safe_files.read_json(folder / rundir.EVAL, cure=REPAIRS)) is not None:
+        if (scores := safe_files.read_json(folder / rundir.EVAL, cure=REPAIR_HINT)) is not None:
             return {"state": State.FINISHED} | _headlines(scores)
     except Damaged as error:
         damaged_scores = {"why": str(error)}
@@ -92,7 +94,7 @@ def _running_state(
     if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
         work["left"] = left
     # a time far ahead of ours was written before the clock was set back
-    if not -CLOCKS_APART <= silent <= (SILENT if begun else STARTUP):
+    if not -CLOCKS_APART <= silent <= (SILENT_SECONDS if begun else STARTUP_SECONDS):
         return work | {"state": State.STALLED}
     return work | {"state": State.RUNNING if begun else State.STARTING}
 
@@ -124,7 +126,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
                 s["state"],
                 cell.run.step_text(s["step"]) if "step" in s else "",
                 f"{s['loss']:.3f}" if "loss" in s else "",
-                human(s["tokens_per_second"]) if "tokens_per_second" in s else "",
+                short_number(s["tokens_per_second"]) if "tokens_per_second" in s else "",
                 duration(s["left"]) if "left" in s else "",
                 duration(s["silent"]) if "silent" in s else "",
                 str(s["attempts"] or ""),
@@ -149,7 +151,7 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
 
 
 def watch(study: Study) -> None:
-    """Show the table of a study's runs on the terminal, updated every UPDATE seconds, until Ctrl-C."""
+    """Show the table of a study's runs on the terminal, updated every UPDATE_SECONDS seconds, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -162,7 +164,7 @@ def watch(study: Study) -> None:
 
     with contextlib.suppress(KeyboardInterrupt), Live(now(), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(UPDATE)
+            time.sleep(UPDATE_SECONDS)
             live.update(now(), refresh=True)
 
 

@@ -1,4 +1,4 @@
-"""A study from the words typed after `make ablation`: NAME=VALUE."""
+"""Makes a study from the NAME=VALUE words typed after `make ablation`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, get_origin
 
 from ablations.build_study import build_study
 from ablations.cells import Cell, Study
-from ablations.config import KEYS, ConfigError, parse, presets, resolve, without_effect
+from ablations.config import KEYS, ConfigError, parse, presets, resolve, setting_needed_for_effect
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
@@ -16,12 +16,12 @@ from ablations.stage import FOLLOW_CORPUS
 from ablations.study_file import STUDIES, StudyFile, read_study, study_names
 from ablations.tuning import MOST_SEEDS, parse_multiples
 from ablations.words import (
+    COMMON_SETTINGS,
     FACTORS,
-    FOR_ALL_RUNS,
     ROOT,
-    assignments,
     check_folder,
     check_words,
+    parse_assignments,
     parse_words,
     whole_number,
 )
@@ -33,7 +33,7 @@ def from_args(words: list[str]) -> Study:
     """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created. Raises
     ConfigError where a word or a value is not allowed; the message names what is."""
     values = parse_words(words)
-    set_words = assignments("SET", values.get("SET", ""))
+    set_words = parse_assignments("SET", values.get("SET", ""))
     factor, arms, corpus = _arms_and_corpus(values)
     setting = _settings_of_all_runs(values, set_words, corpus)
     file, recipe = None, None
@@ -95,14 +95,14 @@ def _settings_of_all_runs(
     """The settings, (key, value), that the words of a command set for all runs. `values`: the words, {name: value};
     `set_words`: the settings in SET=; `corpus`: the corpus of all runs, "" where it is the baseline's or is what the
     study compares. Raises ConfigError where two words set the same key."""
-    setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in FOR_ALL_RUNS.items() if name in values]
+    setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in COMMON_SETTINGS.items() if name in values]
     if corpus:
         setting.append(("data.corpus", corpus))
         setting += [(key, corpus) for key in FOLLOW_CORPUS if key not in dict(set_words)]
     setting += set_words
     keys = [key for key, _ in setting]
     if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-        words_of = FOR_ALL_RUNS | ({"DATA": "data.corpus"} if corpus else {})
+        words_of = COMMON_SETTINGS | ({"DATA": "data.corpus"} if corpus else {})
         names = [name for name, key in words_of.items() if name in values and key in repeated]
         names += ["SET"] if dict(set_words).keys() & set(repeated) else []
         raise ConfigError(f"{', '.join(repeated)} is set twice by {' and '.join(names)}: say it once")
@@ -125,7 +125,7 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
     arms: list[tuple[str, Any]] = [
         (FACTORS[name][0], value.strip()) for name in factors for value in values[name].split(",")
     ]
-    for key, text in assignments("ARM", values.get("ARM", "")):
+    for key, text in parse_assignments("ARM", values.get("ARM", "")):
         if corpus and key == "data.corpus":
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
         names.append(key.split(".")[-1])
@@ -137,7 +137,7 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
 def _check_used(study: Study, settings: dict[str, str]) -> None:
     """Raise ConfigError where one of the settings of SET= has no effect in any run."""
     for key in settings:
-        missing = [without_effect(key, cell.run.flat()) for cell in study.cells]
+        missing = [setting_needed_for_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
             raise ConfigError(f"SET: {key} does nothing without {missing[0]}: leave it out")
 
@@ -168,9 +168,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: of each arm,
-    before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError where a word that names
-    a criterion is not valid, or MORE=auto cannot add seeds."""
+    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: the number of
+    seeds of each arm, before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError
+    where a word that names a criterion is not valid, or MORE=auto cannot add seeds."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -191,8 +191,9 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """How many seeds MORE=auto has already added to a study: those beyond its seeds, at most `most`, for which the
-    directory of an arm exists. The baseline's directories do not count, since other studies share them."""
+    """The number of seeds that MORE=auto has already added to a study: seeds beyond its first ones, up to `most` in
+    all, for which the run directory of an arm exists. The baseline's directories do not count, since other studies
+    share them."""
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [
@@ -202,8 +203,9 @@ def _seeds_added(study: Study, most: int) -> int:
 
 
 def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file but those that equal the baseline under the settings of all runs, since a file is
-    written for several sizes. Arms and settings are (key, value). Raises ConfigError where no arm remains."""
+    """The arms of a study file except those that equal the baseline under the settings of all runs: a file is written
+    for several sizes, and an arm may be the default of one. Arms and settings are (key, value). Raises ConfigError
+    where no arm remains."""
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
     if arms and not left:

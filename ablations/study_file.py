@@ -28,7 +28,7 @@ KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "
 
 @dataclass(frozen=True)
 class StudyFile:
-    """The content of a study file. Whether its values suit the settings is checked later."""
+    """The content of a study file. Whether its values are allowed for the settings is checked later."""
 
     name: str
     question: str
@@ -115,9 +115,8 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings for all runs that studies share: the base of the study that `base` names under "study"; `base`
-    itself where it names none. Raises ConfigError where there is no such study, or its base has no settings of its
-    own."""
+    """Resolve the settings for all runs of a study file. Where `base` is {"study": name}, they are those of that study;
+    else `base` itself. Raises ConfigError where there is no such study, or its base has no settings of its own."""
     if "study" not in base:
         return base
     other = str(base["study"])

@@ -1,11 +1,16 @@
-"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best one."""
+"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best learning
+rate."""
 
 import math
 from dataclasses import dataclass
 
 from ablations.values import ConfigError, typed_number
 
-TUNE = (0.5, 1.0, 2.0)  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
+DEFAULT_MULTIPLES = (
+    0.5,
+    1.0,
+    2.0,
+)  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
 MOST_RATES = 9
 MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/tuned.py)
 LARGEST_MULTIPLE = 1024.0
@@ -43,7 +48,7 @@ def parse_multiples(text: str) -> tuple[float, ...]:
     LR: "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names
     what is allowed."""
     if text == "tune":
-        return TUNE
+        return DEFAULT_MULTIPLES
     try:
         numbers = tuple(sorted(typed_number(part) for part in text.split(",")))
     except ValueError:

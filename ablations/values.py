@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class ConfigError(ValueError):
-    """The user asked for something that does not exist or is not possible; the message says what is."""
+    """The user asked for something that does not exist or is not possible; the message says what is allowed."""
 
 
 DIGITS = r"(?:\d{1,3}(?:_\d{3})+|\d+)"  # 1024 or 1_024; 1_0 may be meant as 1.0
@@ -74,8 +74,8 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where it is none, is too large, or has
-    a comma, which may be meant as a decimal point or between several numbers."""
+    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where the text is no integer, the
+    number is too large, or there is a comma, which may be meant as a decimal point or as a separator."""
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)
@@ -140,7 +140,7 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def human(number: float) -> str:
+def short_number(number: float) -> str:
     """A number as short text: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
     if number and not 1e-3 <= abs(number) < 1e15:
         mantissa, _, power = f"{number:.2g}".partition("e")

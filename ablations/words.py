@@ -24,7 +24,7 @@ FACTORS = {  # the question: each value is an arm, compared with the baseline
     "EMBNORM": ("model.embnorm", "embedding-norm"),
     "DATA": ("data.corpus", "corpus"),
 }
-FOR_ALL_RUNS = {  # the same for every arm
+COMMON_SETTINGS = {  # the same for every arm
     "SIZE": "size",
     "TOKENS": "train.tokens",
 }
@@ -32,7 +32,7 @@ HELP = {
     "STUDY": "a file of ablations/studies: all of its arms",
     **{name: f"arm(s): {SETTINGS[key].meaning}" for name, (key, _) in FACTORS.items()},
     "DATA": "alone: arm(s), corpora against the baseline's. With another factor: the corpus of all runs",
-    **{name: f"for all runs: {SETTINGS[key].meaning}" for name, key in FOR_ALL_RUNS.items()},
+    **{name: f"for all runs: {SETTINGS[key].meaning}" for name, key in COMMON_SETTINGS.items()},
     "SEEDS": "how many seeds per arm (default 2)",
     "FIRST_SEED": "the first of these seeds (default 1): other seeds are other runs of the same arms",
     "METRIC": "the primary metric, named before the runs (default bits/byte; zero-shot, suite); others are exploratory",
@@ -75,9 +75,9 @@ def parse_words(words: list[str]) -> dict[str, str]:
     return values
 
 
-def assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """The (key, value) pairs in the value of the word `name`, SET or ARM: key=value with spaces between them. Raises
-    ConfigError where a part of the text is no key=value."""
+def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
+    """Parse the value of the word SET or ARM, whose parts key=value are separated by spaces. Returns the (key, value)
+    pairs. Raises ConfigError where a part of the text is no key=value."""
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -111,8 +111,9 @@ def _is_text(value: str) -> bool:
 
 
 def check_words(values: dict[str, str]) -> None:
-    """Check the words that say on what the runs are judged, and how they are exported. `values`: {name: value}. Raises
-    ConfigError where a word names nothing, lacks the word that it depends on, or its value is not allowed."""
+    """Check the words that say on which tasks the runs are evaluated, and how they are exported. `values`: {name:
+    value}. Raises ConfigError where a word names a task that does not exist, lacks the word that it depends on, or has
+    a value that is not allowed."""
     for name in ("TASKS", "GLUE", "GLUE_TASKS"):
         if name in values and not values[name].replace(",", "").strip():
             raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
@@ -134,8 +135,8 @@ def check_words(values: dict[str, str]) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where there is
-    something else, or no permission to create a folder."""
+    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where `out` is
+    something else, or there is no permission to create a folder."""
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:
@@ -164,7 +165,7 @@ def expand_home(paths: str) -> str:
     return re.sub(r"(?<![^,])~(?=[/,]|$)", home, paths)
 
 
-def folders_in(text: str) -> list[str]:
+def parse_folders(text: str) -> list[str]:
     """The folders that RUNS=, NOISE= or EXTERNAL= names, as paths. `text`: the value of the word: names or globs
     with spaces between them. A name with a space has to be quoted or to be the only one. Raises ConfigError where a
     quote is not closed, or the names are separated by commas."""
@@ -206,7 +207,7 @@ def change_to_checkout(words: list[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name in ("RUNS", "NOISE", "EXTERNAL"):
-            value = shlex.join(str(here / folder) for folder in folders_in(value))
+            value = shlex.join(str(here / folder) for folder in parse_folders(value))
         elif name == "GLUE":
             value = ",".join(str(here / part.strip()) for part in value.split(",") if part.strip())
         elif name in ("OUT", "EVAL_DATA", "NOISE_FLOOR") and value.strip():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-VERSION = 1  # of the answers; a field that goes or means something else makes another
+VERSION = 1  # of the format of answers; increased when a field is removed or changes its meaning
 FORMATS = ("text", "json")
 
 

@@ -98,8 +98,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find the spans of tokens of the samples with the given numbers, and ask the operating system to read those
-        parts of the files into its page cache in the background."""
+        """Ask the operating system to read the tokens of the samples with the given numbers into its page cache, in the
+        background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:

@@ -14,13 +14,13 @@ from data.tokenizer_base import TokenizerJSON, valid_unicode
 if TYPE_CHECKING:
     import numpy as np
 
-EODS = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
-MASKS = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
+EOD_NAMES = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
+MASK_NAMES = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
-MOST_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
-CACHED_BYTES = 1 << 28
+MAX_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
+MAX_CACHE_BYTES = 1 << 28
 
 
 class ByteBPE(TokenizerJSON):
@@ -46,7 +46,7 @@ class ByteBPE(TokenizerJSON):
             merges = spec["model"].get("merges") or ()
             merged = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
             if wrong := [
-                name for name, number in vocab.items() if type(number) is not int or not 0 <= number < MOST_IDS
+                name for name, number in vocab.items() if type(number) is not int or not 0 <= number < MAX_IDS
             ]:
                 raise ValueError(f"the id of {wrong[0]!r} is {vocab[wrong[0]]!r}")
             if len(set(vocab.values())) < len(vocab):
@@ -58,8 +58,8 @@ class ByteBPE(TokenizerJSON):
                 f"{path} is not a byte-level BPE without normalisation or a WordPiece, the only kinds of "
                 "tokenizer.json that are read here"
             )
-        if not (ends := [vocab[name] for name in EODS if name in vocab]):
-            raise ValueError(f"{path} has no piece {' or '.join(EODS)} to end a document with")
+        if not (ends := [vocab[name] for name in EOD_NAMES if name in vocab]):
+            raise ValueError(f"{path} has no piece {' or '.join(EOD_NAMES)} to end a document with")
         byte_of = _byte_of_character()
         if lacking := UTF8_BYTES - {byte_of[piece] for piece in pieces if piece in byte_of}:
             raise ValueError(
@@ -69,7 +69,9 @@ class ByteBPE(TokenizerJSON):
         self.eod: int = ends[0]
         self.vocab_size: int = max(vocab.values()) + 1
         self.in_text = [name for name, token in added.items() if not token.get("special")]
-        masks = [vocab[name] for name in MASKS if name in vocab and name not in merged and name not in self.in_text]
+        masks = [
+            vocab[name] for name in MASK_NAMES if name in vocab and name not in merged and name not in self.in_text
+        ]
         self.mask: int | None = masks[0] if masks else None
         special = [token["id"] for token in added.values() if token.get("special")]
         self.specials = sorted({self.eod, *special, *masks})
@@ -141,7 +143,7 @@ class ByteBPE(TokenizerJSON):
     def _gigatoken_encoder(self, texts: list[bytes]) -> Any:
         if self._bytes_left <= 0:
             self._coder = self._new_gigatoken()
-            self._bytes_left = CACHED_BYTES
+            self._bytes_left = MAX_CACHE_BYTES
         self._bytes_left -= sum(map(len, texts))
         return self._coder
 

@@ -14,21 +14,21 @@ from data import readers
 from data.disk import locked, write_whole
 from data.documents import documents
 from data.readers import EXTENSIONS
-from data.sources import Missing as Missing
+from data.sources import MissingData as MissingData
 from data.sources import SourceFile, check_name, common_folder, data_files, distribution, matching_files, source_files
 from data.strict_yaml import read_yaml
 
 CORPORA = Path(__file__).parent / "corpora"
 VALID_SHARE = 0.02  # share of the documents of a corpus of files that is held out for validation; untuned
 VALID_BYTES = 1e9  # a corpus whose compressed files exceed VALID_BYTES / VALID_SHARE holds out a smaller share; untuned
-LEAST_SHARE = 1e-9  # of a blend, below which not one sample would be drawn from a component; untuned
-FOR_PEOPLE = {"licence", "published"}  # fields that do not change what is read
-FIELDS = {
-    "blend": {"blend", "alpha"} | FOR_PEOPLE,
+MIN_SHARE = 1e-9  # of a blend, below which not one sample would be drawn from a component; untuned
+DESCRIPTIVE_FIELDS = {"licence", "published"}  # fields that do not change what is read
+FIELDS_BY_KIND = {
+    "blend": {"blend", "alpha"} | DESCRIPTIVE_FIELDS,
     "packages": {"text", "minimum", "packages", "held_out", "sha256"},
-    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "share"} | FOR_PEOPLE,
+    "files": {"files", "hub", "revision", "path", "layout", "text", "where", "variant", "share"} | DESCRIPTIVE_FIELDS,
 }
-TEXTS = ("docstrings", "source")
+TEXT_KINDS = ("docstrings", "source")
 
 
 def corpus_names() -> list[str]:
@@ -42,17 +42,17 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
     Args:
         corpus: a name in data/corpora, possibly with a variant, as in oscar:fr; a .yaml file; or a file, folder or glob
             of text.
-        store: the store of prepared data, which remembers the folders of named corpora that `locate` noted; None: such
-            notes are not used.
-        blend: the file of the blend that the corpus is a component of, and which must not be a blend itself; "": it is
-            none.
+        store: the store of prepared data, which has the folders of named corpora that `record_folder` wrote there;
+            None: these are not used.
+        blend: where the corpus is a component of a blend, the blend's file; a component must not be a blend itself. "":
+            it is no component.
 
     Returns {"name": ...} together with the keys of one kind of corpus:
         a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
             the weights are still preliminary: they follow from the sizes of the corpora, which preparation finds.
         files: "files", a list of paths or globs; "layout", one of `readers.LAYOUTS`; "left_out", a sentence for each
             kind of file in the folder that is not read; and others.
-        packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXTS; "minimum", the
+        packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXT_KINDS; "minimum", the
             fewest characters of a document.
 
     Raises:
@@ -67,7 +67,7 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
         content = read_yaml(path)
         if blend and "blend" in content:  # said before its components are read, of which it may be one itself
             raise ValueError(f"{blend}: {corpus} is itself a blend; name its components")
-        spec = _checked(path, content, variant)
+        spec = _checked_specification(path, content, variant)
         if "files" in spec and (root := _folder_of_corpus(name, spec, store)):
             spec = {**spec, "files": matching_files(root, spec["files"]), "root": root}
     elif corpus and (has_magic(corpus) or "/" in corpus or Path(corpus).exists()):
@@ -100,9 +100,9 @@ def check(corpus: str, store: Path | None = None) -> None:
             raise ValueError(f"{first.path} holds no document")
 
 
-def locate(corpus: str, folder: str, store: Path) -> None:
-    """Note in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError where
-    the files are not there, or the corpus is not read from files."""
+def record_folder(corpus: str, folder: str, store: Path) -> None:
+    """Record in the store of prepared data that the files of the named corpus are below `folder`. Raises ValueError
+    where the files are not there, or the corpus is not read from files."""
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
@@ -112,12 +112,12 @@ def locate(corpus: str, folder: str, store: Path) -> None:
     matching_files(Path(folder), load(corpus)["files"])
     path = store / "sources.json"
     with locked(store / "sources.json.lock"):
-        write_whole(path, json.dumps(_located(store) | {name: str(Path(folder).resolve())}, indent=1))
+        write_whole(path, json.dumps(_recorded_folders(store) | {name: str(Path(folder).resolve())}, indent=1))
 
 
 def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
-    """A sentence for each family of numbered files of the corpora of which some are missing on this machine; those that
-    are there are read all the same. `store`: as for `load`."""
+    """A sentence for each series of numbered files of the corpora, such as "...3-of-8...", of which some are missing on
+    this machine. The files that exist are read all the same. `store`: as for `load`."""
     specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
@@ -145,28 +145,28 @@ def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VA
 # Specifications
 
 
-def _checked(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
+def _checked_specification(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     """Check the specification of a corpus, as read from a YAML file, and fill in defaults. Returns it in the form that
-    `load` returns, without "name". `variant`: the one that was asked for, such as "fr" in oscar:fr; "" for the default.
+    `load` returns, without "name". `variant`: the requested variant, such as "fr" in oscar:fr; "" for the default.
     Raises ValueError where the specification is wrong, or the corpus has no variants and `variant` is not ""."""
     where = f"{path.parent.name}/{path.name}"
-    kind = next((kind for kind in FIELDS if kind in spec), None)
+    kind = next((kind for kind in FIELDS_BY_KIND if kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
         raise ValueError(f"{where}: needs a mapping `blend` or `packages`, or a list `files`")
-    if unknown := set(spec) - FIELDS[kind]:
-        raise ValueError(f"{where}: unknown {sorted(unknown)}; allowed are {sorted(FIELDS[kind])}")
+    if unknown := set(spec) - FIELDS_BY_KIND[kind]:
+        raise ValueError(f"{where}: unknown {sorted(unknown)}; allowed are {sorted(FIELDS_BY_KIND[kind])}")
     if variant and "variant" not in spec:
         raise ValueError(f"{where} has no variants, so no {variant!r}")
-    spec = {key: value for key, value in spec.items() if key not in FOR_PEOPLE}
+    spec = {key: value for key, value in spec.items() if key not in DESCRIPTIVE_FIELDS}
     if kind == "blend":
         return {
             "blend": _checked_blend(where, spec["blend"], spec.get("alpha"), path.parent),
             "alpha": spec.get("alpha"),
         }
     if kind == "files":
-        return _checked_files(where, spec, variant)
-    if spec.get("text") not in TEXTS:
-        raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXTS)}")
+        return _checked_file_corpus(where, spec, variant)
+    if spec.get("text") not in TEXT_KINDS:
+        raise ValueError(f"{where}: text is {spec.get('text')!r}; allowed are {', '.join(TEXT_KINDS)}")
     if wrong := [package for package, version in spec["packages"].items() if not isinstance(version, str)]:
         raise ValueError(f"{where}: the versions of {wrong} must be quoted")
     if not _is_texts(spec.setdefault("held_out", [])):
@@ -182,9 +182,9 @@ def _checked(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     return spec
 
 
-def _checked_files(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """`_checked` of a corpus of files. `where`: the name of the specification file, for messages; `variant` replaces {}
-    in the globs."""
+def _checked_file_corpus(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
+    """`_checked_specification` of a corpus of files. `where`: the name of the specification file, for messages;
+    `variant` replaces {} in the globs."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -218,14 +218,15 @@ def _corpora_of_files() -> list[str]:
 
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder with the files of a named corpus on this machine, as `locate` noted it in the store or as "path" in
-    its specification says; None where the files are read from the hub."""
-    folders = _located(store) if store else {}
+    """The folder with the files of a named corpus on this machine, as `record_folder` wrote it into the store or as
+    "path" in its specification says; None where the files are read from the hub."""
+    folders = _recorded_folders(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 
 
-def _located(store: Path) -> dict[str, str]:
-    """What `locate` has noted in a store, {name of a corpus: folder}. Raises ValueError where the note is damaged."""
+def _recorded_folders(store: Path) -> dict[str, str]:
+    """The folders that `record_folder` wrote into a store, {name of a corpus: folder}. Raises ValueError where the file
+    is damaged."""
     path = store / "sources.json"
     try:
         folders = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -276,6 +277,6 @@ def _checked_blend(where: str, components: Any, alpha: Any, folder: Path) -> dic
         weights[name] = weight
     total = sum(weights.values())
     shares = {name: weight / total for name, weight in weights.items()}
-    if nothing := [name for name, share in shares.items() if share < LEAST_SHARE]:
-        raise ValueError(f"{where}: the weight of {nothing[0]} is less than {LEAST_SHARE:g} of all: leave it out")
+    if nothing := [name for name, share in shares.items() if share < MIN_SHARE]:
+        raise ValueError(f"{where}: the weight of {nothing[0]} is less than {MIN_SHARE:g} of all: leave it out")
     return shares

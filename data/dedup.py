@@ -21,8 +21,8 @@ SHINGLE, BUCKETS, HASHES = 5, 14, 8
 # In the others (Thai, Lao, Myanmar, Khmer) a word has about four letters, as single ones say little.
 IDEOGRAPHS = "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
-LETTERS = 4  # letters that are taken for a word; untuned
-DISTINCT = 0.5  # share of distinct shingles, below which a document's numbers are compared too; untuned
+LETTERS_PER_WORD = 4  # letters that are taken for a word; untuned
+MIN_DISTINCT_SHARE = 0.5  # share of distinct shingles, below which a document's numbers are compared too; untuned
 MERSENNE = 2**61 - 1  # datatrove's
 SHINGLES_AT_ONCE = 256  # whose hashes, of 112 functions each, stay in a core's cache
 DIGEST_BYTES = 16
@@ -53,10 +53,10 @@ def _digest_files(folder: Path) -> list[Path]:
 
 class WordsAndCharacters:
     """Splits text into words: at spaces; and in scripts without spaces into single characters (Chinese, Japanese), or
-    into overlapping strings of LETTERS letters, one for each position (Thai and the like). So a shingle is SHINGLE
-    words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
+    into overlapping strings of LETTERS_PER_WORD letters, one for each position (Thai and the like). So a shingle is
+    SHINGLE words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
 
-    It replaces datatrove's own tokenizers, which need a package for each language.
+    This class replaces datatrove's own tokenizers, which need a package for each language.
     """
 
     _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
@@ -70,7 +70,7 @@ class WordsAndCharacters:
         words: list[str] = []
         for part in self._unspaced.findall(text):
             if self._letters.match(part):
-                words += [part[at : at + LETTERS] for at in range(max(1, len(part) - LETTERS + 1))]
+                words += [part[at : at + LETTERS_PER_WORD] for at in range(max(1, len(part) - LETTERS_PER_WORD + 1))]
             else:
                 words.append(part)
         return words
@@ -91,7 +91,7 @@ def signatures(folder: Path) -> Any:
 
         def get_shingles(self, text: str) -> Any:
             shingles = self.shingles(text, config.norm_config)
-            if len(set(shingles)) < DISTINCT * len(shingles):
+            if len(set(shingles)) < MIN_DISTINCT_SHARE * len(shingles):
                 shingles = self.shingles(text, with_numbers)
             return np.fromiter(shingles, np.uint64, len(shingles)).reshape(-1, 1)
 
@@ -112,9 +112,9 @@ def signatures(folder: Path) -> Any:
 
 
 def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
-    """The least of each hash function over the shingles of a document: uint64 [functions]. The hash of x is (a x + b)
-    mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64 [shingles, 1]; `a`, `b`:
-    uint64 [1, functions], the parameters of the hash functions."""
+    """The smallest value of each hash function over the shingles (n-grams) of a document: uint64 [functions]. The hash
+    of x is (a x + b) mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64
+    [shingles, 1]; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
     import numpy as np
 
     least = np.full(a.shape[1], MERSENNE, np.uint64)
@@ -164,8 +164,8 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
     Args:
         read: the folder with the hashes, from `write_digests`.
         pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
-        removed: the folder for the result: a file for each task with the numbers of the removed documents, by kind, and
-            one with their counts.
+        removed: the folder for the result: for each task a file with the numbers of the removed documents, by kind, and
+            a file with their counts.
         dedup: the setting data.dedup.
     """
     import numpy as np

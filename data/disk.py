@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -59,13 +59,14 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """A folder cannot be written, although a command has to write there; the message says why, and what helps."""
+    """A folder that a command has to write cannot be written; the message says why, and what helps."""
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """A context that raises Unwritable in place of the operating system's errors for a full disk, a read-only file
-    system or missing permissions. `folder`: the folder that is written, for the message."""
+def explained_write_errors(folder: Path) -> Iterator[None]:
+    """A context that turns the operating system's errors for a full disk, a read-only file system or missing
+    permissions into Unwritable, whose message says what helps. `folder`: the folder that is written, for the
+    message."""
     try:
         yield
     except OSError as error:
@@ -78,7 +79,7 @@ def cannot_write(error: OSError, folder: Path) -> str | None:
     """A sentence that says why `folder` cannot be written and what helps, where `error` is about a full disk, a
     read-only file system or missing permissions; None for errors of other kinds."""
     where = error.filename or folder
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"
     if error.errno == errno.EFBIG:
         return (

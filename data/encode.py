@@ -17,9 +17,17 @@ from data import filters, report
 from data.coverage import Coverage
 from data.filters import Recipe
 from data.sentencepiece_model import OPTIONS
-from data.store import Run, Store, label, prepared
+from data.store import RunStage, Store, folder_label, prepared_folder
 from data.text import prepared_text, shard_lines
-from data.tokenizer import EXTRA_IDS, SAMPLE_BYTES, check_parity, load_tokenizer, train, unexportable, vocabularies
+from data.tokenizer import (
+    EXTRA_IDS,
+    SAMPLE_BYTES,
+    check_parity,
+    load_tokenizer,
+    reason_not_exportable,
+    train,
+    vocabularies,
+)
 from data.tokenizer import read as read_tokenizer
 from data.tokenizer_base import Tokenizer
 
@@ -30,15 +38,15 @@ COVERAGE_BATCH = 256  # held-out documents that are encoded at once to count unk
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """The tokenizer of a corpus: the path of its file, and its manifest, as of `_manifest_of`. A missing tokenizer is
-    trained; for a blend, on all of its components, whatever their weights.
+    """The tokenizer of a corpus: the path of its file, and its manifest, as of `_tokenizer_manifest`. A missing
+    tokenizer is trained; for a blend, on all of its components, whatever their weights.
 
     Args:
         name: the corpus; for kind="file", the path of an existing tokenizer.
         vocab: the number of its pieces.
         kind: one of `tokenizer.KINDS`.
-        recipe: how the text that it is trained on is prepared.
-        mask: whether it needs an id for a masked token. This makes a difference for byte-bpe only.
+        recipe: how its training text is prepared.
+        mask: whether it needs an id for a masked token; only byte-bpe is trained differently then.
     """
     if kind == "file":
         return _copied_tokenizer(name, vocab, store)
@@ -48,11 +56,11 @@ def prepared_tokenizer(
     file = "tokenizer.json" if library == "tokenizers" else "tokenizer.model"
     mask = mask and kind == "byte-bpe"
 
-    def make(work: Path, run: Run) -> dict[str, Any]:
+    def make(work: Path, run: RunStage) -> dict[str, Any]:
         run("training")
         documents = (json.loads(line)["text"] for folder, _ in texts for line in shard_lines(folder / "train"))
         (work / file).write_bytes(train(documents, size, vocab, kind, mask))
-        return _manifest_of(load_tokenizer(work / file))
+        return _tokenizer_manifest(load_tokenizer(work / file))
 
     inputs = {
         "text": [manifest["sha256"] for _, manifest in texts],
@@ -62,16 +70,16 @@ def prepared_tokenizer(
         library: version(library),
         **({"mask": True} if mask else {}),
     }
-    folder, manifest = prepared(store, f"{label(name)}-tokenizer-{vocab}", inputs, make)
+    folder, manifest = prepared_folder(store, f"{folder_label(name)}-tokenizer-{vocab}", inputs, make)
     return folder / file, manifest
 
 
-def _manifest_of(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_manifest(tokenizer: Tokenizer) -> dict[str, Any]:
     """The manifest of a tokenizer: {"sha256", "lossless", "eod", "mask", "specials", "unexportable"}. Raises ValueError
     where the tokenizer gives other ids than Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
-    return {name: getattr(tokenizer, name) for name in names} | {"unexportable": unexportable(tokenizer)}
+    return {name: getattr(tokenizer, name) for name in names} | {"unexportable": reason_not_exportable(tokenizer)}
 
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
@@ -80,7 +88,7 @@ def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[s
     pieces nor that number plus the extra ids that it allows."""
     file, content = read_tokenizer(path)
 
-    def make(work: Path, _: Run) -> dict[str, Any]:
+    def make(work: Path, _: RunStage) -> dict[str, Any]:
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
         if vocab not in (allowed := vocabularies(loaded)):
@@ -91,10 +99,10 @@ def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[s
             raise ValueError(
                 f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
             )
-        return _manifest_of(loaded)
+        return _tokenizer_manifest(loaded)
 
     inputs = {"content": hashlib.sha256(content).hexdigest(), "vocab": vocab}
-    folder, manifest = prepared(store, f"{label(path)}-tokenizer-{vocab}", inputs, make)
+    folder, manifest = prepared_folder(store, f"{folder_label(path)}-tokenizer-{vocab}", inputs, make)
     return folder / file, manifest
 
 
@@ -111,7 +119,7 @@ def prepared_tokens(
         recipe: the recipe of the corpus; here its data.compress and data.order are applied.
     """
 
-    def make(work: Path, run: Run) -> dict[str, Any]:
+    def make(work: Path, run: RunStage) -> dict[str, Any]:
         from data import tokens
 
         parts, shards = work / "scratch", sorted((text / "train").glob("*.jsonl"))
@@ -119,7 +127,7 @@ def prepared_tokens(
         run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
         prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
         left, steps = _join_in_order(prefixes, shards, recipe, work)
-        covered, held_out, lost = _coverage(load_tokenizer(model), text / "valid.jsonl.gz")
+        covered, held_out, lost = _held_out_coverage(load_tokenizer(model), text / "valid.jsonl.gz")
         domains: dict[str, list[int]] = {}
         for prefix in prefixes:
             for domain, count in json.loads(Path(f"{prefix}.domains").read_text("utf-8")).items():
@@ -153,10 +161,10 @@ def prepared_tokens(
         "sentencepiece": version("sentencepiece"),
         "tokenizers": version("tokenizers"),
     }
-    return prepared(store, f"{label(name)}-tokens", inputs, make)
+    return prepared_folder(store, f"{folder_label(name)}-tokens", inputs, make)
 
 
-def _coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int, int]:
+def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int, int]:
     """How much of the held-out text the tokenizer can represent; the number of held-out documents; and the bytes, at
     least, that it changes or drops before it splits the text into pieces. `valid`: the held-out text, a .jsonl.gz
     file."""
@@ -201,22 +209,22 @@ def _join_in_order(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
     documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text, and the reports of these
-    two steps where they were applied (their form: `filters.Step`). `prefixes`: the paths of the shards' token files,
-    without extension; `shards`: the files with the text of each shard. Raises ValueError where data.compress removes
-    every document."""
+    two steps where they were applied (their form: `filters.FilterStep`). `prefixes`: the paths of the shards' token
+    files, without extension; `shards`: the files with the text of each shard. Raises ValueError where data.compress
+    removes every document."""
     import numpy as np
 
     from data import tokens
 
     characters, sizes, sentences = np.concatenate([np.load(f"{prefix}.npy") for prefix in prefixes], axis=1)
     if not recipe.compress and recipe.order == "random":
-        tokens.join(prefixes, work / "train")
+        tokens.join_files(prefixes, work / "train")
         return {"documents": len(sizes), "bytes": int(sizes.sum())}, []
-    tokens.join(prefixes, work / "scratch" / "all")
+    tokens.join_files(prefixes, work / "scratch" / "all")
     kind, lengths = tokens.read_index(work / "scratch" / "all")
     flat = np.memmap(work / "scratch" / "all.bin", kind, "r")
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    dense = filters.too_dense(lengths - 1, characters, recipe.compress)  # without the end of document
+    dense = filters.dense_documents(lengths - 1, characters, recipe.compress)  # without the end of document
     left = np.flatnonzero(~dense)
     if not len(left):
         raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
@@ -225,7 +233,7 @@ def _join_in_order(
         steps.append(_compression_report(dense, lengths, characters, sizes, prefixes, shards, recipe.compress))
     mean_sentence = characters / np.maximum(sentences, 1)
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
-    tokens.select(work / "scratch" / "all", ordered, work / "train")
+    tokens.copy_documents(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
         moved = int((ordered != left).sum())
         counts = [len(left), int(sizes[left].sum())]
@@ -247,7 +255,7 @@ def _join_in_order(
 def _compression_report(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report, in the form of `filters.Step`, on the documents that data.compress removes.
+    """The report, in the form of `filters.FilterStep`, on the documents that data.compress removes.
 
     Args:
         dense: bool [documents], True for those that are removed.
@@ -270,7 +278,7 @@ def _compression_report(
             {
                 "id": document["id"],
                 "why": f"{ratio:.3f} tokens per character",
-                "text": document["text"][: filters.EXCERPT],
+                "text": document["text"][: filters.EXCERPT_CHARACTERS],
             }
         )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("local", "slurm", "ray")
-POLL = 2.0  # seconds between two looks at the queue
+POLL_SECONDS = 2.0  # seconds between two looks at the queue
 
 
 class Executor(NamedTuple):
@@ -37,7 +37,7 @@ class Executor(NamedTuple):
     options: dict[str, str] = {}
 
 
-HERE = Executor()
+THIS_MACHINE = Executor()
 
 
 def check(executor: Executor) -> None:
@@ -82,12 +82,12 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
             if workers > 1:
                 runner.run()
             else:
-                _one_by_one(runner)
+                _run_in_this_process(runner)
     finally:
         _runs_local_tasks = False
 
 
-def _one_by_one(runner: Any) -> None:
+def _run_in_this_process(runner: Any) -> None:
     """Run the tasks of datatrove's LocalPipelineExecutor `runner` that are not completed, in this process. Its own
     `run` starts a further process also for a single worker, which costs as much as a small task."""
     pipeline = runner.pipeline
@@ -158,7 +158,7 @@ def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
     job_file.write_text(str(runner.job_id))
     try:
         while runner.get_incomplete_ranks() and _in_queue(str(runner.job_id)):
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
     except BaseException:
         _cancel(str(runner.job_id))
         raise
@@ -166,11 +166,11 @@ def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
         if not (left := runner.get_incomplete_ranks()):
             job_file.unlink()
             return
-        time.sleep(POLL)
-    raise _unfinished(left, tasks, f"{logs}/slurm_logs")
+        time.sleep(POLL_SECONDS)
+    raise _unfinished_error(left, tasks, f"{logs}/slurm_logs")
 
 
-def _unfinished(left: list[int], tasks: int, logs: str) -> RuntimeError:
+def _unfinished_error(left: list[int], tasks: int, logs: str) -> RuntimeError:
     return RuntimeError(
         f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}. "
         "The same command does these again"
@@ -200,7 +200,7 @@ def _cancel(job: str) -> None:
     """Cancel the job array `job`, and wait until it has left Slurm's queue."""
     subprocess.run(["scancel", job.strip()], capture_output=True)
     while _in_queue(job.strip()):
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def _ray(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
@@ -233,7 +233,7 @@ def _ray(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None
     )
     runner.run()
     if left := runner.get_incomplete_ranks(skip_completed=True):
-        raise _unfinished(left, tasks, f"{logs}/logs")
+        raise _unfinished_error(left, tasks, f"{logs}/logs")
 
 
 @contextlib.contextmanager

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
-from data.substrings import SHORTEST
+from data.substrings import MIN_LENGTH
 
 if TYPE_CHECKING:
     import numpy as np
 
 NGRAM = 13  # words in a row that make a document contaminated: GPT-3's choice (Brown et al. 2020, appendix C)
-EXCERPT = 300  # characters that the report shows of a removed document
+EXCERPT_CHARACTERS = 300  # characters that the report shows of a removed document
 EXAMPLES = 3  # removed documents that the report shows for each reason
 
 
@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
     substring: int = 0
 
 
-PLAIN = Recipe()
+DEFAULT_RECIPE = Recipe()
 
 
 def check(recipe: Recipe) -> None:
@@ -81,8 +81,10 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"data.{name}={value} is not one of {', '.join(allowed)}")
     if not 0 <= recipe.compress < 10:
         raise ValueError(f"data.compress={recipe.compress}: tokens per character, such as 0.25; 0 for no limit")
-    if recipe.substring and recipe.substring < SHORTEST:
-        raise ValueError(f"data.substring={recipe.substring}: {SHORTEST} characters or more, such as 75; 0 for no cuts")
+    if recipe.substring and recipe.substring < MIN_LENGTH:
+        raise ValueError(
+            f"data.substring={recipe.substring}: {MIN_LENGTH} characters or more, such as 75; 0 for no cuts"
+        )
     if recipe.allow_errors < 0:
         raise ValueError(f"data.allow_errors={recipe.allow_errors}: must not be negative")
     if recipe.decontaminate != "none" and not task_files(recipe.decontaminate):
@@ -95,7 +97,7 @@ def filter_names(recipe: Recipe) -> list[str]:
     return filters if recipe.decontaminate == "none" else [*filters, "decontaminate"]
 
 
-class Step:
+class FilterStep:
     """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report about them.
 
     The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": number of documents that were
@@ -136,7 +138,7 @@ class Step:
             reason += "" if training else ", held out"
             reasons[reason] += 1
             if reasons[reason] <= EXAMPLES:
-                examples.append({"id": document.id, "why": reason, "text": before[:EXCERPT]})
+                examples.append({"id": document.id, "why": reason, "text": before[:EXCERPT_CHARACTERS]})
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{rank:05d}.json").write_text(
             json.dumps(
@@ -153,10 +155,10 @@ class Step:
         )
 
 
-def summary(name: str, folder: Path) -> dict[str, Any]:
-    """The reports of all tasks of a step, added up: a dictionary with the keys of such a report (see `Step`) and
-    "step", the name of the filter. Of the examples it has the first EXAMPLES for each reason. `name`: the name of the
-    filter; `folder`: the folder with the reports."""
+def summed_report(name: str, folder: Path) -> dict[str, Any]:
+    """The sum of the reports of all tasks of a step, with the keys of such a report (see `FilterStep`) and "step", the
+    name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the filter;
+    `folder`: the folder with the reports."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -273,10 +275,10 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
 
 
 def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
-    """How many rows of each evaluation task the corpus contains: the dictionary `rows_of_tasks` with two further
-    entries for each task, "found", the number of its rows that occur in the corpus, and "documents", the number of
-    documents that contain one. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files of
-    `index_tasks` and `decontamination_filter`."""
+    """Count the rows of each evaluation task that the corpus contains. Returns the dictionary `rows_of_tasks` with two
+    further entries for each task: "found", the number of its rows that occur in the corpus, and "documents", the number
+    of documents that contain such a row. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files
+    of `index_tasks` and `decontamination_filter`."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -348,9 +350,9 @@ def _strings(value: Any) -> Iterator[str]:
 # Of documents as tokens
 
 
-def too_dense(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Which documents have at least `limit` tokens per character (Cramming's filter): bool [documents]; none for
-    limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
+def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
+    """Whether each document has at least `limit` tokens per character (Cramming's filter): bool [documents], all False
+    for limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)

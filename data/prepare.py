@@ -19,15 +19,15 @@ from typing import Any, NoReturn
 from data import answers, execute, filters
 from data import corpus as corpora
 from data.coverage import Coverage
-from data.disk import cannot_write, writing
+from data.disk import cannot_write, explained_write_errors
 from data.encode import prepared_tokenizer, prepared_tokens
-from data.execute import HERE, Executor
-from data.filters import PLAIN, Recipe
+from data.execute import THIS_MACHINE, Executor
+from data.filters import DEFAULT_RECIPE, Recipe
 from data.readers import EXTENSIONS
-from data.sources import Missing
+from data.sources import MissingData
 from data.store import Store, digest
 from data.text import prepared_text, source_identity
-from data.tokenizer import KINDS, SMALLEST
+from data.tokenizer import KINDS, SMALLEST_VOCAB
 from data.wordpiece import MIN_VOCAB
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
@@ -41,8 +41,8 @@ def prepare(
     vocab: int,
     store: Path,
     kind: str = "bpe",
-    recipe: Recipe = PLAIN,
-    executor: Executor = HERE,
+    recipe: Recipe = DEFAULT_RECIPE,
+    executor: Executor = THIS_MACHINE,
     build: bool = True,
     mask: bool = False,
 ) -> dict[str, Any]:
@@ -81,9 +81,9 @@ def prepare(
     Raises:
         ValueError: the request is wrong, found before any work where that is possible; the message names what is
             allowed.
-        Missing: something is not in the store, and `build` is false.
+        MissingData: something is not in the store, and `build` is false.
     """
-    with writing(Path(store)):
+    with explained_write_errors(Path(store)):
         return _prepare(corpus, tokenizer, vocab, Store(Path(store), executor, build), kind, recipe, mask)
 
 
@@ -164,7 +164,7 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
         raise ValueError(f"a tokenizer of kind {kind!r}: there are {', '.join(KINDS)}")
     filters.check(recipe)
     execute.check(store.executor)
-    smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST)
+    smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST_VOCAB)
     if vocab < smallest:
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
 
@@ -208,7 +208,7 @@ def made_of(corpus: str, store: Path) -> dict[str, Any]:
     with contextlib.suppress(ValueError, OSError):
         spec = corpora.load(corpus, store)
     for name in spec.get("blend", [corpus]):
-        with contextlib.suppress(Missing, ValueError, OSError):
+        with contextlib.suppress(MissingData, ValueError, OSError):
             made["sources"][name] = source_identity(name, Store(store, build=False))
     if "blend" in spec:
         alpha = spec["alpha"]
@@ -251,8 +251,8 @@ def cannot_write_message(error: OSError) -> str:
 
 def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component. Raises Missing where the text is not prepared,
-    and `build` is false."""
+    arms of a study: paths of .jsonl.gz files, one for each component. Raises MissingData where the text is not
+    prepared, and `build` is false."""
     where = Store(Path(store), build=build)
     return [
         str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         executor = Executor(args.executor, args.workers, options)
         recipe = _recipe(dict(_key_and_value(word.removeprefix("data.")) for word in args.set))
         if args.folder:
-            corpora.locate(args.corpus, args.folder, args.store)
+            corpora.record_folder(args.corpus, args.folder, args.store)
         read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
         for sentence in [] if args.told else corpora.missing_files(read, args.store):
             print(f"warning: {sentence}", file=sys.stderr)

@@ -27,12 +27,12 @@ DOMAIN = ("meta", "pile_set_name")  # The Pile's own name for the source of a do
 PROBLEMS_SHOWN = 20  # problems named in one error message
 BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as some editors write it
 NO_TEXT = "zero bytes: damaged, or another encoding than UTF-8, such as UTF-16"  # of files of plain text
-BLOCK = 1 << 23  # bytes asked of the hub at a time; untuned
+HUB_BLOCK_BYTES = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
 class Unreachable(RuntimeError):
     """A file of the Hugging Face hub could not be read, or differs from what the hub lists. It is not a ValueError,
-    since a ValueError would remove the unfinished preparation (data/store.py), and here only the transfer failed."""
+    since after a ValueError the unfinished preparation is removed (data/store.py), although only a transfer failed."""
 
 
 class Ledger:
@@ -45,8 +45,8 @@ class Ledger:
         self.counts: Counter[str] = Counter()
 
     def add_problem(self, where: Any, what: str) -> None:
-        """Add a problem: `where`, a path or "path:line", and `what` it is, in words. Raises ValueError, with all
-        problems, where there are then more than allowed."""
+        """Add a problem: where it is, a path or "path:line", and a description of it. Raises ValueError, which lists
+        all problems, where there are now more than allowed."""
         self.problems.append(f"{where}: {what}")
         check_problem_count(self.problems, self.allowed)
 
@@ -72,8 +72,8 @@ def format_and_compression(name: str) -> tuple[str, str] | None:
 
 
 def missing_numbered_files(names: Iterable[str]) -> list[str]:
-    """A sentence for each family of numbered files, such as those named "...3-of-8...", of which some are missing.
-    `names`: the names of the files that are there."""
+    """A sentence for each series of numbered files, such as "...3-of-8...", of which some are missing. `names`: the
+    names of the files that exist."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, compression = format_and_compression(name) or ("", "")
@@ -229,7 +229,7 @@ class HubFile(io.RawIOBase):
     def verify(self) -> None:
         """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
         that the hub lists."""
-        while self.expected and self.read(BLOCK):
+        while self.expected and self.read(HUB_BLOCK_BYTES):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
             raise self._unreachable(
@@ -239,7 +239,7 @@ class HubFile(io.RawIOBase):
 
 def _uncompressed(raw: Any, compression: str) -> Any:
     if isinstance(raw, HubFile):
-        raw = io.BufferedReader(raw, BLOCK)
+        raw = io.BufferedReader(raw, HUB_BLOCK_BYTES)
     if compression == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if compression == ".zst":

@@ -10,7 +10,7 @@ from data.coverage import Coverage
 from data.dedup import SHINGLE
 from data.filters import NGRAM, Recipe
 
-SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
+EXAMPLES_SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
 NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
 
 
@@ -23,7 +23,7 @@ def notes(
     Args:
         name: the name of the corpus.
         recipe: the recipe of the corpus.
-        steps: the reports of all steps, in the form of `filters.Step`.
+        steps: the reports of all steps, in the form of `filters.FilterStep`.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
         lost: the bytes of that text, at least, that the tokenizer changes or drops before it splits it into pieces.
@@ -57,8 +57,8 @@ def notes(
 
 
 def compared_documents(text: dict[str, Any]) -> int:
-    """The number of documents that were compared to find duplicates: those that are left, and the removed copies.
-    `text`: the manifest of the text, from `prepared_text`."""
+    """The number of documents that were compared to find duplicates: those that remain, and the removed copies. `text`:
+    the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
@@ -113,9 +113,9 @@ def write(
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text, {"count", "estimated": bool}. It is known for the final text; for the text before
-    a filter it is estimated by `rate`, in tokens per byte, since text that a filter removes is never tokenized.
-    `counts`: [documents, bytes] of the text; `manifest`: that of the token files."""
+    """The number of tokens of a text, {"count", "estimated": bool}. The count is exact for the final text. For the text
+    before a filter it is estimated by `rate`, in tokens per byte, since removed text is never tokenized. `counts`:
+    [documents, bytes] of the text; `manifest`: that of the token files."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
@@ -136,7 +136,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def _steps_table(content: dict[str, Any]) -> list[str]:
-    """A table with what each step kept, and why it removed the rest."""
+    """A table of the documents that each step kept, and of its reasons for removing the others."""
     lines = [
         "## Steps",
         "",
@@ -229,7 +229,7 @@ def _removed_examples(content: dict[str, Any]) -> list[str]:
     for step in content["steps"]:
         if step["examples"]:
             lines += ["", f"## Removed by {step['step']}", ""]
-            for example in step["examples"][:SHOWN]:
+            for example in step["examples"][:EXAMPLES_SHOWN]:
                 start = " ".join(example["text"].split())[:160]
                 lines.append(f"* `{example['id']}` ({example['why']}): {start}")
     return lines

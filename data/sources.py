@@ -29,12 +29,12 @@ UNREAD_DATA = re.compile(  # names of files that look like data and are not read
     r"(\.(part|partial|incomplete|crdownload|aria2))?",
     re.IGNORECASE,
 )
-HIDDEN = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
+HIDDEN_PREFIXES = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
 NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
 NAMED_FILES = 5  # files that a message names
 
 
-class Missing(LookupError):
+class MissingData(LookupError):
     """Prepared data is missing, and the caller did not allow preparing it."""
 
 
@@ -56,10 +56,10 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
     Args:
         spec: the specification of the corpus, from `corpus.load`.
         store: the store of prepared data, where lists of files on the hub are kept; None: they are not kept.
-        ask: whether the hub may be asked for a list that is not in the store.
+        ask: whether a list that is not in the store may be requested from the hub.
 
     Raises:
-        Missing: the list is not in the store, and `ask` is false.
+        MissingData: the list is not in the store, and `ask` is false.
         ValueError: the hub does not answer or has no such files, a package is not installed in its version, or a file's
             name is not UTF-8.
     """
@@ -116,9 +116,9 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     """The data files at a path, in a folder or of a glob, sorted by path; and a sentence about each kind of file that
     is left out.
 
-    Of a folder, hidden files (HIDDEN) and notes (README, LICENSE, checksums) are left out. Of the other files the
-    format with the most bytes is taken. `pattern`: a file, a folder or a glob. Raises ValueError where no file remains,
-    a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and uncompressed.
+    Of a folder, hidden files (HIDDEN_PREFIXES) and notes (README, LICENSE, checksums) are left out. Of the other files
+    the format with the most bytes is taken. `pattern`: a file, a folder or a glob. Raises ValueError where no file
+    remains, a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and uncompressed.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")
@@ -127,7 +127,7 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     if root.is_dir():
         paths, left_out = _data_files_of_folder(root)
     else:
-        paths = _present([root] if root.is_file() else _matching(pattern))
+        paths = _existing_files([root] if root.is_file() else _matching(pattern))
         if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
             raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
@@ -136,14 +136,16 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """`data_files` of a folder, in no order."""
+    """As `data_files` for a folder, with the files in no particular order."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
     everything = _files_below(folder)
     below = [path for path in everything if readers.format_and_compression(path.name)]
-    hidden = [path for path in below if any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)]
+    hidden = [
+        path for path in below if any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(folder).parts)
+    ]
     _check_no_unread_data(folder, [path for path in everything if path not in set(below)])
-    visible = _present(path for path in below if path not in set(hidden))
+    visible = _existing_files(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in visible:
@@ -206,20 +208,24 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
             raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
-    seen = {_identity(folder)}
+    seen = {_device_and_inode(folder)}
     for at, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         yield Path(at), [Path(at, name) for name in files]
         unseen = []
         for name in sorted(folders):
             path = Path(at, name)
-            if not (name.startswith(HIDDEN) and path.is_symlink()) and (identity := _identity(path)) not in seen:
+            if (
+                not (name.startswith(HIDDEN_PREFIXES) and path.is_symlink())
+                and (identity := _device_and_inode(path)) not in seen
+            ):
                 unseen.append(name)
                 seen.add(identity)
         folders[:] = unseen  # os.walk goes into these
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    """What tells whether two paths lead to the same folder: its device and inode; (0, 0) where it is gone."""
+def _device_and_inode(folder: Path) -> tuple[int, int]:
+    """The device and inode of a folder, which are equal for two paths that lead to the same folder; (0, 0) where it
+    does not exist."""
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -227,9 +233,9 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _present(paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are files. Raises ValueError where one is a symbolic link to a file that is not there: a
-    part of the text is missing."""
+def _existing_files(paths: Iterable[Path]) -> list[Path]:
+    """The paths that are files. Raises ValueError where a path is a symbolic link to a missing file, since a part of
+    the text is then missing."""
     files = []
     for path in paths:
         if path.is_symlink() and not os.path.exists(path):
@@ -243,7 +249,7 @@ def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
     passed over. `others`: the files below the folder whose kind is not read."""
     names = [path.relative_to(folder) for path in others if UNREAD_DATA.fullmatch(path.name)]
     names = [name for name in names if not NOTE_NAMES.fullmatch(name.name)]
-    names = [name for name in names if not any(part.startswith(HIDDEN) for part in name.parts)]
+    names = [name for name in names if not any(part.startswith(HIDDEN_PREFIXES) for part in name.parts)]
     if names:
         shown = ", ".join(name.as_posix() for name in names[:NAMED_FILES])
         more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
@@ -254,8 +260,8 @@ def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
 
 
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:
-    """Raise ValueError where a file of a folder is there in several forms of compression, such as a.jsonl beside
-    a.jsonl.gz: its text would be read more than once."""
+    """Raise ValueError where a folder has the same file with several compressions, such as a.jsonl beside a.jsonl.gz:
+    its text would be read more than once."""
     endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
     for path in paths:
         _, compression = readers.format_and_compression(path.name) or ("", "")
@@ -277,9 +283,9 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
         path
         for pattern in patterns
         for path in root.glob(pattern)
-        if not any(part.startswith(HIDDEN) for part in path.relative_to(root).parts)
+        if not any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(root).parts)
     }
-    paths = _present(sorted(visible, key=lambda path: path.as_posix()))
+    paths = _existing_files(sorted(visible, key=lambda path: path.as_posix()))
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
     return paths
@@ -326,7 +332,7 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
     listing = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
     entries = _read_listing(listing) if listing else None
     if entries is None and not ask:
-        raise Missing(f"the files of {repo} were not listed yet")
+        raise MissingData(f"the files of {repo} were not listed yet")
     if entries is None:
         entries = _list_hub_files(spec["name"], repo, revision, spec["files"])
         if listing:
@@ -335,8 +341,8 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
 
 
 def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
-    """(path, bytes, hash) of each file of a repository, as they were listed before; None where they were not, or what
-    was kept is damaged."""
+    """(path, bytes, hash) of each file of a repository, from an earlier listing in the file `path`; None where there is
+    none, or it is damaged."""
     try:
         entries = [tuple(entry) for entry in json.loads(path.read_text("utf-8"))]
         whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
@@ -380,7 +386,7 @@ def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) 
 
 
 def _fixed_folder(pattern: str) -> tuple[str, bool]:
-    """The part of a glob before the first folder with a wildcard, and whether files in its subfolders may match:
+    """The folders at the beginning of a glob that have no wildcard, and whether files in subfolders of these may match:
     `data/en/*.gz` gives ("data/en", False), `data/*/a.gz` gives ("data", True)."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))

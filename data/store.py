@@ -24,16 +24,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import cannot_write, locked, wait_until_on_disk, write_whole, writing
-from data.execute import HERE, Executor
-from data.sources import Missing, SourceFile
+from data.disk import cannot_write, explained_write_errors, locked, wait_until_on_disk, write_whole
+from data.execute import THIS_MACHINE, Executor
+from data.sources import MissingData, SourceFile
 
-LAYOUT = 3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes
+LAYOUT_VERSION = (
+    3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes
+)
 # A file that changes twice within a tick of its file system's clock (a second on some) keeps its times, so a file that
 # was this young when it was read is read again. Compare Git's "racily clean" entries.
 RACY_SECONDS = 2.0
 
-Run = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the terminal and runs its datatrove steps
+RunStage = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the terminal and runs its datatrove steps
 
 
 class Store(NamedTuple):
@@ -41,12 +43,12 @@ class Store(NamedTuple):
     anything may be built (`build`)."""
 
     path: Path
-    executor: Executor = HERE
+    executor: Executor = THIS_MACHINE
     build: bool = True
 
 
-def prepared(
-    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]]
+def prepared_folder(
+    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of the store that was built from `inputs`, and what `make` returned when it was built. A missing
     folder is built. After a kill the same call continues with the tasks that are not finished; after a ValueError of
@@ -56,20 +58,20 @@ def prepared(
         name: how the folder's name begins.
         inputs: everything that its content depends on, as a JSON object.
         make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
-            a function that runs a stage (see `Run`).
+            a function that runs a stage (see `RunStage`).
 
     Raises:
         ValueError: the folder's content is not what was written there.
         RuntimeError: another version of the code has begun to build it; the parts might not fit together.
         Unwritable: the disk is full or read-only.
-        Missing: the folder is not there, and `store.build` is false.
+        MissingData: the folder is not there, and `store.build` is false.
     """
-    inputs = json.loads(json.dumps({"layout": LAYOUT, **inputs}))
+    inputs = json.loads(json.dumps({"layout": LAYOUT_VERSION, **inputs}))
     whole = store.path / f"{name}-{digest(inputs)[:8]}"
     if not whole.exists():
         if not store.build:
-            raise Missing(f"{whole} is not prepared")
-        with writing(store.path), locked(store.path / ".lock"):
+            raise MissingData(f"{whole} is not prepared")
+        with explained_write_errors(store.path), locked(store.path / ".lock"):
             if not whole.exists():
                 _build(store, name, inputs, make, whole)
     manifest = _manifest(whole)
@@ -80,7 +82,7 @@ def prepared(
 
 
 def _build(
-    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, Run], dict[str, Any]], whole: Path
+    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]], whole: Path
 ) -> None:
     work = store.path / f"partial-{whole.name}"
     try:
@@ -109,27 +111,27 @@ def _build(
 def _begin_folder(work: Path) -> None:
     """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
     Raises RuntimeError where another version of the code has begun it."""
-    same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code()
+    same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
             f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
             "that version finish it"
         )
     work.mkdir(exist_ok=True)
-    write_whole(work / "code", _code())
+    write_whole(work / "code", _code_hash())
 
 
 @functools.cache
-def _code() -> str:
+def _code_hash() -> str:
     """A hash of the source files of the package data, whose code builds the folders of the store."""
     return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 @contextlib.contextmanager
-def _progress(store: Store, name: str, logs: Path) -> Iterator[Run]:
+def _progress(store: Store, name: str, logs: Path) -> Iterator[RunStage]:
     """A context that shows a progress line on the terminal, while the output of datatrove and its processes goes to
-    prepare.log in the store. Yields the function that runs a stage (see `Run`). `name`: what is prepared, for the line;
-    `logs`: the folder for datatrove's logs."""
+    prepare.log in the store. Yields the function that runs a stage (see `RunStage`). `name`: what is prepared, for the
+    line; `logs`: the folder for datatrove's logs."""
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress_bar import ProgressBar
@@ -174,10 +176,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if manifest.pop("sha256") == digest(manifest):
             return manifest
     except FileNotFoundError:
-        raise damaged(path, "it is not there") from None
+        raise damage_error(path, "it is not there") from None
     except (ValueError, KeyError, AttributeError):
         pass
-    raise damaged(path, "its content is not what its hash says")
+    raise damage_error(path, "its content is not what its hash says")
 
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
@@ -191,22 +193,23 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
         try:
             states.append(_file_state(path))
         except FileNotFoundError:
-            raise damaged(path, "it is not there") from None
+            raise damage_error(path, "it is not there") from None
         if path.stat().st_size != written["bytes"]:
-            raise damaged(path, f"it has {path.stat().st_size:,} bytes, and {written['bytes']:,} were written")
+            raise damage_error(path, f"it has {path.stat().st_size:,} bytes, and {written['bytes']:,} were written")
     if not store.build:
         return
     note = store.path / "hashes" / digest(["folder", states])[:32]
-    if _is_valid(note, paths, store):
+    if _is_note_valid(note, paths, store):
         return
     for name, now in _checksums(folder, [Path(name) for name in files]).items():
         if now["sha256"] != files[name]["sha256"]:
-            raise damaged(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
+            raise damage_error(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
     _write_note(note, "as written")
 
 
-def damaged(path: Path, what: str) -> ValueError:
-    """A ValueError about a file of the store that is not what was written there; `what` is wrong with it."""
+def damage_error(path: Path, what: str) -> ValueError:
+    """A ValueError about a file of the store that differs from what was written. `what`: a description of the
+    difference."""
     folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
     return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
 
@@ -230,13 +233,13 @@ def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
 
 def content_hash(path: Path, store: Store) -> str:
     """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
-    changes (only the system can set the ctime). Raises Missing where the hash is not in the store, and `store.build` is
-    false."""
+    changes (only the system can set the ctime). Raises MissingData where the hash is not in the store, and
+    `store.build` is false."""
     note = store.path / "hashes" / digest(_file_state(path))[:32]
-    if _is_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", kept := note.read_bytes()):
+    if _is_note_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", kept := note.read_bytes()):
         return kept.decode()
     if not store.build:
-        raise Missing(f"{path} has not been read")
+        raise MissingData(f"{path} has not been read")
     sha = _sha256(path)
     _write_note(note, sha)
     return sha
@@ -253,17 +256,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It does not where a file
-    had changed less than RACY_SECONDS before it was read, since it may have changed again without a new time; a store
-    that may not build accepts it all the same."""
+def _is_note_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
+    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It is not valid where a
+    file had changed less than RACY_SECONDS before it was read, since the file may have changed again without a new
+    timestamp. A store that may not build accepts such a note."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)
 
 
 def _write_note(note: Path, text: str) -> None:
-    """Store a result about files that were read in the file `note`; where the disk cannot be written, store nothing."""
+    """Write a result about files that were read, such as a hash, to the file `note`; do nothing where the disk cannot
+    be written."""
     try:
         write_whole(note, text)
     except OSError as error:
@@ -276,9 +280,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def label(name: str) -> str:
-    """A corpus' name as part of a folder's name: words joined by hyphens. Of a path they are its last two parts,
-    without wildcards and extension."""
+def folder_label(name: str) -> str:
+    """The name of a corpus in a form for folder names: words joined by hyphens. Of a path only the last two parts are
+    used, without wildcards and extension."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-SHORTEST = 20  # characters: shorter stretches are phrases of the language; untuned
+MIN_LENGTH = 20  # characters: shorter stretches are phrases of the language; untuned
 WINDOWS = 1 << 25  # that are sorted at once; a larger corpus is gone through several times; untuned
 CHUNK = 1 << 22  # windows that are hashed, or characters that are compared, at once; untuned
 BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
@@ -28,9 +28,9 @@ BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: Any) -> None:
     """Find the characters to remove from each training document, and write them as <shard>.npy: int64 rows [document,
-    first character, end]. Documents are counted from 0 in each shard, without the held-out ones. `documents_folder`: of
-    shards (.jsonl) of documents, with "split" in their "metadata"; `length`: the characters of the shortest stretch
-    that is removed; `results_folder`: where the .npy files go."""
+    first character, end]. Documents are counted from 0 in each shard, without the held-out ones. `documents_folder`: a
+    folder with shards (.jsonl) of documents that have "split" in their "metadata"; `length`: the characters of the
+    shortest stretch that is removed; `results_folder`: where the .npy files go."""
     import numpy as np
     import orjson
 
@@ -53,7 +53,7 @@ def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: 
     first_training = len(texts[True])
     documents.clear()
     texts.clear()
-    gone = repeated(codes, ends, length)
+    gone = repeated_characters(codes, ends, length)
     rows: list[list[tuple[int, int, int]]] = [[] for _ in shards]
     for document, (shard, number) in enumerate(places, first_training):
         start = int(ends[document - 1]) if document else 0
@@ -63,8 +63,8 @@ def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: 
         np.save(results_folder / f"{path.stem}.npy", np.array(spans, np.int64).reshape(-1, 3))
 
 
-def repeated(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
-    """Which characters lie in a window of `length` characters, within one document, that occurred before: bool
+def repeated_characters(codes: np.ndarray, ends: np.ndarray, length: int, at_once: int = WINDOWS) -> np.ndarray:
+    """Whether each character lies in a window of `length` characters, within one document, that occurred before: bool
     [characters].
 
     Args:
@@ -132,14 +132,14 @@ def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray,
         new = np.r_[True, hashes[1:] != hashes[:-1]]
         firsts = starts[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]
         others = np.flatnonzero(~new)
-        same = _equal(codes, firsts[others], starts[others], length)
+        same = _equal_windows(codes, firsts[others], starts[others], length)
         repeats.append(starts[others[same]])
         left = others[~same]  # they share a hash with another text, and are compared among themselves
         hashes, starts = hashes[left], starts[left]
     return np.concatenate(repeats)
 
 
-def _equal(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
+def _equal_windows(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
     """Whether pairs of windows, which begin at `a` and `b` in `codes`, have the same text: bool [pairs]."""
     import numpy as np
 

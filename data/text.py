@@ -20,10 +20,10 @@ from data import corpus as corpora
 from data import dedup, filters, substrings
 from data.disk import write_whole
 from data.documents import documents
-from data.filters import PLAIN, Recipe, Step
+from data.filters import DEFAULT_RECIPE, FilterStep, Recipe
 from data.readers import Ledger, check_problem_count
 from data.sources import SourceFile, checksums, distribution, source_files
-from data.store import Run, Store, content_hash, content_hashes, digest, label, prepared
+from data.store import RunStage, Store, content_hash, content_hashes, digest, folder_label, prepared_folder
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
 # the number of cores.
@@ -66,10 +66,12 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         **({"substring": recipe.substring} if recipe.substring else {}),
     }
     check_problem_count(wrong, recipe.allow_errors)
-    folder, manifest = prepared(store, label(name), inputs, partial(_make_text, spec, files, recipe, wrong))
+    folder, manifest = prepared_folder(
+        store, folder_label(name), inputs, partial(_make_text, spec, files, recipe, wrong)
+    )
     check_problem_count(manifest["problems"], recipe.allow_errors)
     manifest |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
-    if recorded and recorded != manifest["sha256"] and recipe._replace(allow_errors=0) == PLAIN:
+    if recorded and recorded != manifest["sha256"] and recipe._replace(allow_errors=0) == DEFAULT_RECIPE:
         manifest["mismatch"] = (
             f"the text of {name} has the sha256 {manifest['sha256']}, but its specification "
             f"records {recorded}: results on the two cannot be compared"
@@ -120,8 +122,9 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
     return digest([filters.NGRAM, hashes])
 
 
-class Folders(NamedTuple):
-    """The folders, within the unfinished work, in which each step of making a text leaves files for the later ones."""
+class WorkFolders(NamedTuple):
+    """The folders in which each step of preparing a text writes files for later steps, below the folder of the
+    unfinished text."""
 
     read: Path  # the documents that the filters kept, a .jsonl file for each task, and their digests
     signatures: Path  # MinHash signatures
@@ -134,12 +137,12 @@ class Folders(NamedTuple):
     spans: Path  # the repeated stretches
 
     @classmethod
-    def below(cls, root: Path) -> Folders:
+    def below(cls, root: Path) -> WorkFolders:
         return cls(*(root / name for name in cls._fields))
 
 
 def _make_text(
-    spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: Run
+    spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: RunStage
 ) -> dict[str, Any]:
     """Write the text of a corpus to `work`; returns its manifest entries.
 
@@ -147,14 +150,14 @@ def _make_text(
         spec: the specification of the corpus.
         files: the files it is read from; empty for installed packages, which are listed here.
         recipe: which documents are removed.
-        wrong: the problems of the files that are known already, a sentence each.
+        wrong: a sentence for each problem of the files that is known already.
         work: the folder for the text.
-        run: runs the tasks of one step of the work on all shards (see `store.Run`).
+        run: runs the tasks of one step of the work on all shards (see `store.RunStage`).
 
     Raises:
         ValueError: there are more problems than allowed, no document is left, or what a task had written is lost.
     """
-    folders = Folders.below(work / "scratch")
+    folders = WorkFolders.below(work / "scratch")
     files = files or source_files(spec)
     count = _shard_count(spec, files)
     for folder in (folders.read, folders.removed, folders.problems, folders.uncut, folders.spans):
@@ -176,7 +179,7 @@ def _make_text(
     copies = sum(duplicates.values())
     manifest = _gather_valid(spec, work, share, total, records, copies) | {"duplicates": duplicates}
     cuts = ["substring"] if recipe.substring else []
-    steps = [filters.summary(name, folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
+    steps = [filters.summed_report(name, folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
     filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
     emptied = sum(step["in"][0] - step["out"][0] for step in steps[len(filtering) + 1 :])
     compared = total - filtered
@@ -211,9 +214,9 @@ def _read_and_filter(
     recipe: Recipe,
     wrong: list[str],
     share: float,
-    folders: Folders,
+    folders: WorkFolders,
     count: int,
-    run: Run,
+    run: RunStage,
 ) -> tuple[list[str], dict[str, int], int]:
     """Read and filter the documents, in `count` tasks, and write those that are kept, their digests and signatures.
     Returns (all problems, {kind: number of records that were not documents}, the number of documents that were read).
@@ -233,7 +236,7 @@ def _read_and_filter(
             "reading",
             [
                 partial(_read_files, pickled, share, recipe.allow_errors - len(wrong), folders.problems),
-                *(Step(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
+                *(FilterStep(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
                 JsonlWriter(str(folders.read), compression=None),
                 partial(dedup.write_digests, folders.read),
                 dedup.signatures(folders.signatures),
@@ -249,7 +252,7 @@ def _read_and_filter(
     return wrong + problems, records, total
 
 
-def _remove_duplicates(recipe: Recipe, folders: Folders, count: int, work: Path, run: Run) -> None:
+def _remove_duplicates(recipe: Recipe, folders: WorkFolders, count: int, work: Path, run: RunStage) -> None:
     """Remove duplicates, cut repeated stretches where the recipe asks for that, and write the text, by split, to
     `work`, in `count` tasks."""
     from datatrove.pipeline.writers import JsonlWriter
@@ -258,13 +261,13 @@ def _remove_duplicates(recipe: Recipe, folders: Folders, count: int, work: Path,
     choose = partial(dedup.choose_removals, folders.read, folders.pairs, folders.removed, recipe.dedup)
     run("removing duplicates", [choose], 1)
     text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
-    remove = Step("duplicates", partial(dedup.duplicate_filter, folders.removed), folders.reports / "duplicates")
+    remove = FilterStep("duplicates", partial(dedup.duplicate_filter, folders.removed), folders.reports / "duplicates")
     target = JsonlWriter(str(folders.uncut), compression=None) if recipe.substring else text
     run("writing text", [partial(_read_documents, folders.read), remove, target], count)
     if recipe.substring:
         find = partial(substrings.find_repeats, folders.uncut, recipe.substring, folders.spans)
         run("finding repeated stretches", [find], 1)
-        cut = Step("substring", partial(substrings.repeat_filter, folders.spans), folders.reports / "substring")
+        cut = FilterStep("substring", partial(substrings.repeat_filter, folders.spans), folders.reports / "substring")
         run("cutting repeated stretches", [partial(_read_documents, folders.uncut), cut, text], count)
 
 

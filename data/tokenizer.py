@@ -15,17 +15,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import byte_bpe, sentencepiece_model, wordpiece
-from data.byte_bpe import EODS, MASKS, ByteBPE
+from data.byte_bpe import EOD_NAMES, MASK_NAMES, ByteBPE
 from data.sentencepiece_model import SentencePiece
 from data.tokenizer_base import Tokenizer
 from data.wordpiece import WordPiece
 
 KINDS = ("bpe", "unigram", "byte-bpe", "wordpiece", "file")
 SAMPLE_BYTES = 100_000_000  # bytes of text, at most, that a tokenizer is trained on; untuned
-SMALLEST = 258  # the smallest vocabulary: the 256 bytes, <unk>, </s>
+SMALLEST_VOCAB = 258  # the smallest vocabulary: the 256 bytes, <unk>, </s>
 EXTRA_IDS = 100  # ids of T5's models beyond the 32,000 pieces of its file; no text is encoded as one (arXiv:1910.10683)
 # Texts on which tokenizers differ; a file's ids must be Hugging Face's on these, and on its added tokens.
-AWKWARD = (
+PARITY_TEXTS = (
     "",
     " ",
     "   ",
@@ -43,7 +43,7 @@ AWKWARD = (
     "x" * 999,
     "def f(x):\n        if x:\n\t\treturn  x   # \u8a9e\n\n\n",
 )
-INEXACT = (
+NOT_EXPORTABLE = (
     "a tokenizer of the kind {} is not exported: Hugging Face's adds up scores in another precision and cuts some "
     "words in another way"
 )
@@ -98,21 +98,21 @@ def read(path: str | Path) -> tuple[str, bytes]:
 
 
 def check_parity(tokenizer: Tokenizer) -> None:
-    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on the AWKWARD texts and on texts with
+    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on PARITY_TEXTS and on texts with
     the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training. Raises
     ValueError where the ids differ."""
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
-        tokenizer.check([*AWKWARD, *with_added])
+        tokenizer.check([*PARITY_TEXTS, *with_added])
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
 
-def unexportable(tokenizer: Tokenizer) -> str:
-    """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint, or ""."""
+def reason_not_exportable(tokenizer: Tokenizer) -> str:
+    """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
-        return INEXACT.format(tokenizer.kind)
+        return NOT_EXPORTABLE.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
         return (
             f"{tokenizer.path} changes texts before it cuts them, which is not exported: use the Hugging "
@@ -121,20 +121,20 @@ def unexportable(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def unexportable_setting(kind: str, path: str) -> str:
-    """`unexportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which need not
-    be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
+def reason_setting_not_exportable(kind: str, path: str) -> str:
+    """`reason_not_exportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which
+    need not be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
     if kind == "file":
-        return unexportable(load_tokenizer(path))
-    return INEXACT.format(kind) if kind == "unigram" else ""
+        return reason_not_exportable(load_tokenizer(path))
+    return NOT_EXPORTABLE.format(kind) if kind == "unigram" else ""
 
 
 def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
 
-    It is [MASK] of WordPiece; <unk> of a SentencePiece model trained here, which encodes no text as <unk>; <mask> or
-    [MASK] of a file that has one; else the first id beyond the tokenizer's pieces. Raises ValueError where `vocab`
-    leaves no id beyond the pieces; the message says what helps.
+    The id is that of [MASK] for WordPiece; of <unk> for a SentencePiece model trained here, which encodes no text as
+    <unk>; of <mask> or [MASK] for a file that has such a piece; else the first id beyond the tokenizer's pieces. Raises
+    ValueError where `vocab` leaves no id beyond the pieces; the message says what helps.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -147,9 +147,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: Tokenizer) -> list[int]:
-    """The values of model.vocab that a tokenizer from a file allows: the number of its pieces; for a unigram model also
-    that number plus EXTRA_IDS, as in T5; for another tokenizer without an id for a masked token also that number plus
-    1."""
+    """The values of model.vocab that a tokenizer from a file allows. One is the number of its pieces. Another is that
+    number plus EXTRA_IDS for a unigram model, as in T5, or plus 1 for other tokenizers without an id for a masked
+    token."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -159,8 +159,8 @@ def vocabularies(tokenizer: Tokenizer) -> list[int]:
 
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", mask: bool = False) -> bytes:
-    """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Of more text than SAMPLE_BYTES
-    every n-th document is read, n = `stride(size)`.
+    """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Where the text has more than
+    SAMPLE_BYTES, only every n-th document is read, with n = `stride(size)`.
 
     SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
     is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`
@@ -174,7 +174,7 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     if kind == "wordpiece":
         return wordpiece.train(sample, vocab)
     if kind == "byte-bpe":
-        return byte_bpe.train(sample, vocab, [EODS[0], *MASKS[:1]] if mask else [EODS[0]])
+        return byte_bpe.train(sample, vocab, [EOD_NAMES[0], *MASK_NAMES[:1]] if mask else [EOD_NAMES[0]])
     return sentencepiece_model.train(sample, vocab, kind)
 
 

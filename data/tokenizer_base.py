@@ -58,7 +58,8 @@ class Tokenizer:
         raise NotImplementedError
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """How many of the texts' tokens are unknown, and how many bytes these stand for."""
+        """Count the tokens and bytes of the texts, the unknown tokens among them, and the bytes that these stand
+        for."""
         raise NotImplementedError
 
     def unknown(self, text: str) -> tuple[int, int]:
@@ -83,7 +84,8 @@ class Tokenizer:
 
 
 class TokenizerJSON(Tokenizer):
-    """A tokenizer whose file is a tokenizer.json, which Hugging Face's library reads; its text is `definition`."""
+    """A tokenizer whose file is a tokenizer.json, which Hugging Face's library reads. `definition`: the text of that
+    file."""
 
     definition: str
 

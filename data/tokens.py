@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, documents and one more
 DTYPES: dict[int, np.dtype] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}  # Megatron's codes
-BATCH = 1 << 22  # characters that are encoded at once: enough to forget the call, small beside the memory of a process
-CHECKED = 8192  # characters of the first document of each batch that are encoded by the reference too
+BATCH_CHARACTERS = (
+    1 << 22
+)  # characters that are encoded at once: enough to forget the call, small beside the memory of a process
+CHECKED_CHARACTERS = 8192  # characters of the first document of each batch that are encoded by the reference too
 CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
@@ -69,7 +71,7 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
     with open(prefix + ".bin.part", "wb") as file:
         for batch in _batches(documents):
             texts = [text for text, _ in batch]
-            tokenizer.check([texts[0][:CHECKED]])
+            tokenizer.check([texts[0][:CHECKED_CHARACTERS]])
             ids, counts = tokenizer.token_arrays(texts)
             tokens = np.empty(len(ids) + len(counts), kind)
             ends = np.cumsum(counts + 1) - 1
@@ -85,7 +87,7 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
     return dict(domains)
 
 
-def join(parts: list[str | Path], prefix: str | Path) -> None:
+def join_files(parts: list[str | Path], prefix: str | Path) -> None:
     """Write several token files, end to end, as one. All paths are without extension. Raises ValueError where some have
     tokens of 2 bytes and others of 4."""
     prefix, heads = str(prefix), [read_index(part) for part in parts]
@@ -146,7 +148,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
     for document in documents:
         batch.append(document)
         size += len(document[0])
-        if size >= BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -164,7 +166,7 @@ def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
     return [len(text) for text in encoded], words
 
 
-def select(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
+def copy_documents(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
     """Copy the documents with the indices `documents`, in this order, from one token file to another. Paths are without
     extension."""
     prefix = str(prefix)
@@ -203,7 +205,7 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
     try:
         with ProcessPoolExecutor(workers) as pool:
             counts_of_files = list(pool.map(partial(_tokenize_file, spec, tokenizer), files, parts))
-        join(list(parts), prefix)
+        join_files(list(parts), prefix)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     counts: dict[str, Count] = {}

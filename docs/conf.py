@@ -40,9 +40,9 @@ GENERATED = {"reference", "records"}  # folders of this one that are made anew b
 
 def settings() -> str:
     """Every setting, schedule and size, as `python -m ablations reference` prints them."""
-    from ablations.reference import page
+    from ablations.reference import reference_page
 
-    return page()
+    return reference_page()
 
 
 def run_directory() -> str:

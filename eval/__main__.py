@@ -16,7 +16,7 @@ from pathlib import Path
 from ablations import rundir, safe_files
 from eval import location
 from eval.tasks import choice, mirror
-from eval.tasks.choice import Requested
+from eval.tasks.choice import TaskRequest
 from eval.weights import weights_of
 
 ABOUT = """Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same weights
@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.runs and tasks and not args.data:
             raise ValueError("--tasks needs --data, the folder that `make eval-data` has filled")
         if not args.runs and not (args.data and (args.data / mirror.MANIFEST).exists()):
-            check_names(tasks)  # a name that lm-eval does not know is told before data that is not here
-        requested = Requested(tasks, mirror.Mirror(args.data), args.shots) if tasks and args.data else None
+            check_task_names(tasks)  # a name that lm-eval does not know is told before data that is not here
+        requested = TaskRequest(tasks, mirror.Mirror(args.data), args.shots) if tasks and args.data else None
         if requested and not args.runs:
-            print(f"{choice.check(requested)} tasks can be run")
+            print(f"{choice.check_tasks(requested)} tasks can be run")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             code = 2
             continue
         try:
-            judge_run(directory, requested, args)
+            evaluate_run(directory, requested, args)
         except (ValueError, OSError) as error:
             # FileNotFoundError too: training may go back to an earlier step and remove what it had kept
             name = "" if str(directory) in str(error) else f"{directory}: "
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def check_names(tasks: list[str]) -> None:
+def check_task_names(tasks: list[str]) -> None:
     """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
     takes seconds to import. Raises ValueError where a name is no task, group or pattern of lm-eval, or names tasks that
     cannot be run here."""
@@ -95,11 +95,11 @@ def check_run(directory: Path) -> None:
     )
 
 
-def judge_run(directory: Path, requested: Requested | None, args: argparse.Namespace) -> None:
-    """Evaluate all weights of a run that have no current result, and print a line for each. Raises ValueError where a
-    task failed; the results of the others are written."""
+def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.Namespace) -> None:
+    """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each. Raises ValueError
+    where a task failed; the results of the others are written."""
     from eval import results
-    from eval.judge import judge
+    from eval.judge import evaluate_weights
 
     run = location.read_run_json(directory)
     failed: dict[str, str] = {}
@@ -107,12 +107,12 @@ def judge_run(directory: Path, requested: Requested | None, args: argparse.Names
         if args.weights not in ("", weights.name):
             continue
         if args.rank:
-            judge(directory, weights, requested, args.store, args.precision, args.processes, args.rank)
+            evaluate_weights(directory, weights, requested, args.store, args.precision, args.processes, args.rank)
             continue
         result = results.current_result(directory, run, weights, requested, args.precision)
         if result is None:
             every = requested and results.with_earlier_tasks(directory, weights, requested)
-            result = judge(directory, weights, every, args.store, args.precision, args.processes)
+            result = evaluate_weights(directory, weights, every, args.store, args.precision, args.processes)
         at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
         print(safe_files.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})

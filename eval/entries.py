@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics.items import ITEM, LN2, Stratum, by_cluster, finite_or_none, stderr_over_tasks
+from eval.statistics.items import (
+    LN2,
+    SINGLE_ITEM_PREFIX,
+    Stratum,
+    finite_or_none,
+    stderr_over_tasks,
+    stratum_of_clusters,
+)
 from eval.tasks import mirror, probes
 from eval.tasks.suite import suite
 
@@ -24,11 +31,11 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
         samples = outcome["samples"]
         rows += [{"task": name, **sample} for sample in samples]
         if spec["metric"] == "bits_per_byte":
-            total = loss(samples)
+            total = document_loss(samples)
             levels = {"bytes": total["bytes"], "stderr": total["stderr"], "chance": None, "guess": None}
         else:
-            chance = probes.chance(items, spec["chance"])
-            guess = max(chance, probes.chance(items, "commonest"))
+            chance = probes.chance_accuracy(items, spec["chance"])
+            guess = max(chance, probes.chance_accuracy(items, "commonest"))
             levels = {"stderr": stderr([samples]), "chance": chance, "guess": guess}
         entries[name] = {
             "metric": spec["metric"],
@@ -60,7 +67,7 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
     return entries, rows
 
 
-def loss(samples: Samples) -> dict[str, Any]:
+def document_loss(samples: Samples) -> dict[str, Any]:
     """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each byte has the
     same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`: [{"nats",
     "bytes"}] of the documents."""
@@ -79,8 +86,8 @@ def stratum(samples: Samples) -> Stratum:
     whole_texts = any("nats" in sample for sample in samples)
     values = [sample["nats"] / LN2 if whole_texts else sample["value"] for sample in samples]
     weights = [sample["bytes"] if whole_texts else 1.0 for sample in samples]
-    names = [sample.get("cluster") or f"{ITEM}{sample['id']}" for sample in samples]
-    return by_cluster(np.array([values], float), np.array(weights, float), names)
+    names = [sample.get("cluster") or f"{SINGLE_ITEM_PREFIX}{sample['id']}" for sample in samples]
+    return stratum_of_clusters(np.array([values], float), np.array(weights, float), names)
 
 
 def stderr(tasks: Iterable[Samples]) -> float | None:
@@ -94,7 +101,7 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
     `harness.evaluate`}."""
     return {
         corpus: {
-            name.removeprefix(f"{corpus}/"): loss(outcome["samples"])
+            name.removeprefix(f"{corpus}/"): document_loss(outcome["samples"])
             for name, outcome in outcomes.items()
             if name.startswith(f"{corpus}/")
         }

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from data.tokenizer import AWKWARD, unexportable
+from data.tokenizer import PARITY_TEXTS, reason_not_exportable
 from eval import location
-from eval.export_tokenizer import compare, convert
+from eval.export_tokenizer import compare_tokenizers, convert_tokenizer
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing of this is on the hub
 
-ROWS = 2  # sequences of held-out text whose logits are compared
+SEQUENCES_COMPARED = 2  # sequences of held-out text whose logits are compared
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     answers.add_format(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
-    is_new = bool(args.to) or not rundir.exported(args.run)
+    is_new = bool(args.to) or not rundir.is_exported(args.run)
     try:
         verified = export(args.run, args.to, args.store) if is_new else "it is there already"
     except (ValueError, OSError) as error:
@@ -48,8 +48,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
     `to`: the folder to create; None: HUB in the run directory, replacing an earlier export of this run; `store`: the
     store of prepared data; None: that of the run's OUT folder. Raises ValueError where the run is not finished or is
-    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint does not compute the same. No
-    checkpoint is left then."""
+    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint's outputs differ from the run's. The
+    checkpoint is then removed."""
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
@@ -60,7 +60,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     from model import hub
 
     cfg = location.model_config(directory, run)
-    form = hub.counterpart(cfg)
+    form = hub.matching_format(cfg)
 
     import torch
     import transformers
@@ -72,7 +72,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     transformers.logging.disable_progress_bar()
     store = location.data_store(directory, store)
     tokenizer = location.load_tokenizer(directory, run, store)
-    if why := unexportable(tokenizer):
+    if why := reason_not_exportable(tokenizer):
         raise ValueError(why)
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
@@ -89,13 +89,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         origin = {name: run.get(name) for name in ("cell", "fingerprint", "commit")}
         origin["weights"] = weights.sha256
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
-        convert(tokenizer, cfg.seq if cfg.pos == "learned" else None, form.causal).save_pretrained(draft)
-        compare(
-            tokenizer,
-            transformers.AutoTokenizer.from_pretrained(draft, local_files_only=True),
-            [*texts, *AWKWARD],
-            [*encoded, *map(tokenizer.encode, AWKWARD)],
-        )
+        _save_tokenizer(tokenizer, draft, cfg.seq if cfg.pos == "learned" else None, form.causal, texts, encoded)
         difference = hub.verify(draft, cfg, state, rows_BT)
         if earlier:
             shutil.rmtree(to)
@@ -110,21 +104,44 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     )
 
 
+def _save_tokenizer(
+    tokenizer: Any, folder: Path, longest: int | None, causal: bool, texts: list[str], encoded: list[list[int]]
+) -> None:
+    """Write a tokenizer into the folder of a checkpoint, and check that it is read back as the same one.
+
+    Args:
+        longest: the longest input of the model, in tokens; None: unlimited.
+        causal: whether the model is a decoder.
+        texts: held-out documents, on which the two are compared.
+        encoded: the token ids of each of these texts.
+
+    Raises:
+        ValueError: the tokenizer that is read back gives other ids or other text.
+    """
+    import transformers
+
+    convert_tokenizer(tokenizer, longest, causal).save_pretrained(folder)
+    saved = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    compare_tokenizers(tokenizer, saved, [*texts, *PARITY_TEXTS], [*encoded, *map(tokenizer.encode, PARITY_TEXTS)])
+
+
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an export of a run (given by its run.json), perhaps of weights since replaced."""
+    """Whether a folder has an export of this run (the content of its run.json), perhaps of weights that have been
+    replaced since."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
-    """The first ROWS sequences of held-out text as token ids, [ROWS][seq]; where there is less text, one shorter
-    sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the end-of-document token, which is
-    put before each document; `seq`: the training length. Raises ValueError where there is no held-out text."""
+    """The first SEQUENCES_COMPARED sequences of held-out text as token ids, [SEQUENCES_COMPARED][seq]; where there is
+    less text, one shorter sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the
+    end-of-document token, which is put before each document; `seq`: the training length. Raises ValueError where there
+    is no held-out text."""
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]
-        if len(stream) >= ROWS * seq:
-            return [stream[i * seq : (i + 1) * seq] for i in range(ROWS)]
+        if len(stream) >= SEQUENCES_COMPARED * seq:
+            return [stream[i * seq : (i + 1) * seq] for i in range(SEQUENCES_COMPARED)]
     if not stream:
         raise ValueError("there is no held-out text to verify the export with")
     return [stream[:seq]]

@@ -3,10 +3,10 @@
 import os
 from typing import Any
 
-from data.tokenizer import unexportable
+from data.tokenizer import reason_not_exportable
 
 
-def convert(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
+def convert_tokenizer(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
     """Convert a tokenizer of data/tokenizer.py to a transformers.PreTrainedTokenizerFast that gives the same ids for
     every text.
 
@@ -82,34 +82,35 @@ def from_sentencepiece(tokenizer: Any) -> Any:
     """
     from tokenizers import Regex, Tokenizer, decoders, models
 
-    if why := unexportable(tokenizer):
+    if why := reason_not_exportable(tokenizer):
         raise ValueError(why)
     pieces = [piece._replace(text=piece.text.replace("\u2581", " ")) for piece in tokenizer.pieces]
     scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
     vocab = {piece.text: i for i, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges(scores), byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=bpe_merges(scores), byte_fallback=True))
     newline = decoders.Replace(Regex("^<0x0A>$"), "\n")  # always a byte; a broken character after it leaves it whole
     backend.decoder = decoders.Sequence([newline, decoders.ByteFallback(), decoders.Fuse()])
     return backend
 
 
-def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
-    cut each piece in two pieces of the vocabulary.
+    divide each piece into two pieces of the vocabulary.
 
-    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. As long
-    as nothing was joined across the borders of a stretch of text, it is joined as if it stood alone. So a piece always
-    results from the same two parts, whatever its context; its other cuts never occur, and their order does not matter.
+    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. Up to
+    the moment at which a span of text becomes a piece, nothing was joined across the span's borders, so it was joined
+    as if it stood alone. A piece therefore always results from the same two parts, whatever its context. Other
+    divisions of a piece never occur, and their order does not matter.
     """
     best = sorted(scores, key=lambda piece: -scores[piece])
     cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
     return [(left, right) for left, right in cuts if left in scores and right in scores]
 
 
-def compare(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts,
-    or where the original is lossy to what the original decodes. `encoded`: the ids of each text by the original
-    tokenizer. Raises ValueError where the two differ; the message shows where."""
+def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts
+    or, where the original is lossy, to the text that the original decodes. `encoded`: the ids of each text by the
+    original tokenizer. Raises ValueError where the two differ; the message shows where."""
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

@@ -1,4 +1,4 @@
-"""The held-out text of a run as tasks, and their scores."""
+"""The evaluation tasks made from the held-out text of a run, and the scores of masked language models on them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ from eval.entries import Tasks
 from eval.tasks import probes
 
 
-class HeldOut(NamedTuple):
-    """The held-out text of the corpora in eval.corpora.
+class HeldOutText(NamedTuple):
+    """The held-out text of the corpora that a run is evaluated on (its setting eval.corpora).
 
     tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
     domains: {"corpus/domain": (the entry of bits_per_byte in tasks.yaml, items)}, for the loss of each domain.
@@ -21,9 +21,9 @@ class HeldOut(NamedTuple):
     domains: Tasks
     documents: dict[str, list[str]]
 
-    def masked(self, mask_rate: float) -> "HeldOut":
-        """The same text for a masked language model, of which only the loss can be measured. Names contain the mask
-        rate, since losses at different rates cannot be compared."""
+    def masked(self, mask_rate: float) -> "HeldOutText":
+        """The same text with the tasks for a masked language model: only the losses. Names contain the mask rate, since
+        losses at different rates cannot be compared."""
 
         def losses(tasks: Tasks) -> Tasks:
             rate = f"masked_{mask_rate:.0%}"
@@ -33,19 +33,19 @@ class HeldOut(NamedTuple):
 
     @property
     def omitted(self) -> list[str]:
-        """The tasks that the text does not give enough items for."""
+        """The names of the tasks for which the text gives too few items."""
         return [name for name, (_, items) in self.tasks.items() if not items]
 
 
-def held_out(run: dict[str, Any], store: Path) -> HeldOut:
+def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
     """The held-out text of a run. `run`: the content of run.json; `store`: the store of prepared data."""
     spec = probes.specification()["tasks"]
-    text = HeldOut({}, {}, {})
+    text = HeldOutText({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
         files = location.held_out_files(corpus, run, store)
         clusters = probes.clusters_of(files)
         text.documents[corpus] = list(clusters)
-        for name, items in probes.items(list(clusters), run["config"]["model"]["seq"], clusters).items():
+        for name, items in probes.make_items(list(clusters), run["config"]["model"]["seq"], clusters).items():
             text.tasks[f"{corpus}/{name}"] = (spec[name], items)
         for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             text.domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)

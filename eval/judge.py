@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from ablations import safe_files
 from eval import entries, location, results
-from eval.held_out import HeldOut, held_out, masked_outcomes
+from eval.held_out import HeldOutText, held_out_text, masked_outcomes
 from eval.tasks import position
-from eval.tasks.choice import Requested, available
+from eval.tasks.choice import TaskRequest, available_tasks
 from eval.weights import Weights
 
-PARTS = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/journal.py)
+UNFINISHED = ".parts"  # eval.parts in a run directory, while it is evaluated: outcomes so far (eval/tasks/journal.py)
 NO_LIKELIHOOD = (
     "model.objective=mlm gives no likelihood of a text from left to right, which TASKS need. Its held-out loss on "
     "masked tokens is always measured; fine-tuning on GLUE is possible: make glue"
@@ -38,10 +38,10 @@ class Outcomes(NamedTuple):
     curves: list[dict | None] = []  # noqa: RUF012
 
 
-def judge(
+def evaluate_weights(
     directory: Path,
     weights: Weights,
-    requested: Requested | None = None,
+    requested: TaskRequest | None = None,
     store: Path | None = None,
     precision: str | None = None,
     processes: int = 0,
@@ -64,7 +64,7 @@ def judge(
     start = time.monotonic()
     run = location.read_run_json(directory)
     store = location.data_store(directory, store)
-    text = held_out(run, store)
+    text = held_out_text(run, store)
     is_masked = run["config"]["model"]["objective"] == "mlm"
     if is_masked and requested:
         raise ValueError(NO_LIKELIHOOD)
@@ -72,11 +72,10 @@ def judge(
     from eval.tasks.journal import Journal
     from eval.tasks.scorer import Scorer
 
-    tasks, missing = available(requested, tell=not rank) if requested else ({}, [])
-    model, tokenizer, precision, gpus = load(directory, weights, run, store, precision, rank)
+    tasks, missing = available_tasks(requested, tell=not rank) if requested else ({}, [])
+    model, tokenizer, precision, gpus = load_model(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
-    folder = directory / (weights.name + PARTS)
-    safe_files.path_inside(directory, folder.name)
+    folder = safe_files.path_inside(directory, weights.name + UNFINISHED)
     helpers = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,
@@ -97,14 +96,10 @@ def judge(
     if rank:
         return {}
     scores, rows = scores_of(text, outcomes)
-    result = {
-        **results.identity(run, weights),
-        **({"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}),
-        **scores,
-        "precision": precision,
-        "seconds": round(time.monotonic() - start, 1),
-        **additional_scores(scores, rows, outcomes, requested, missing),
-    }
+    scores |= {"precision": precision, "seconds": round(time.monotonic() - start, 1)}
+    scores |= additional_scores(scores, rows, outcomes, requested, missing)
+    at_step = {"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}
+    result = results.identity(run, weights) | at_step | scores
     results.write(directory, weights, result, rows)
     for helper in helpers:
         helper.wait()
@@ -113,7 +108,12 @@ def judge(
 
 
 def run_tasks(
-    scorer: Any, tokenizer: Any, text: HeldOut, tasks: dict[str, Any], requested: Requested | None, by_position: bool
+    scorer: Any,
+    tokenizer: Any,
+    text: HeldOutText,
+    tasks: dict[str, Any],
+    requested: TaskRequest | None,
+    by_position: bool,
 ) -> Outcomes:
     """Run all tasks of a model that gives likelihoods of text.
 
@@ -136,7 +136,7 @@ def run_tasks(
     return Outcomes(of_text, domains, lm_eval, failed, curves)
 
 
-def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
+def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
     """The scores in eval.json, of each task and over tasks, and the lines of samples.jsonl.gz."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
@@ -152,10 +152,10 @@ def scores_of(text: HeldOut, outcomes: Outcomes) -> tuple[dict[str, Any], entrie
 
 
 def additional_scores(
-    scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: Requested | None, missing: list[str]
+    scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
-    """The entries of eval.json that not every evaluation has: the share of bytes behind unknown tokens, the loss by
-    position, and what became of the tasks of lm-eval with their suite score."""
+    """The entries of eval.json that not every evaluation has: the share of bytes that unknown tokens stand for, the
+    loss by position, and for lm-eval's tasks which were requested, missing or failed, with the score of the suite."""
     more: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
         sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]
@@ -169,7 +169,7 @@ def additional_scores(
     return more
 
 
-def load(
+def load_model(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
     """The model with its trained weights, its tokenizer, the precision in which it computes ("fp32" or "bf16"), and the
@@ -211,7 +211,7 @@ def load(
 
 
 def start_ranks(
-    directory: Path, weights: Weights, requested: Requested | None, store: Path, precision: str, processes: int
+    directory: Path, weights: Weights, requested: TaskRequest | None, store: Path, precision: str, processes: int
 ) -> list[subprocess.Popen]:
     """Start the same evaluation in other processes, numbers 1 to `processes` - 1, which share the work with this one.
     `requested`: tasks of lm-eval besides those made from held-out text; `store`: the store of prepared data."""

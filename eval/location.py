@@ -24,7 +24,7 @@ RUN_FORM = {
 
 def read_run_json(directory: Path) -> dict[str, Any]:
     """The content of run.json in a run directory. Raises ValueError where the file is missing or damaged, or describes
-    a model that this version cannot make."""
+    a model that this version of the code does not know."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, types=rundir.RUN_TYPES)
     if run is None:
@@ -120,14 +120,14 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     the corpus is used, if the store has only one. `corpus`: its name or path; `run`: the content of run.json; `store`:
     the store of prepared data. Raises ValueError where the store does not have this text.
     """
-    from data.corpus import Missing
+    from data.corpus import MissingData
     from data.prepare import validation_files
-    from data.store import label
+    from data.store import folder_label
 
     try:
         files = validation_files(corpus, store, run["config"]["data"].get("allow_errors", 0), build=False)
-    except (Missing, ValueError, OSError) as error:
-        folders = [path.parent for path in store.glob(f"{label(corpus)}-????????/valid.jsonl.gz")]
+    except (MissingData, ValueError, OSError) as error:
+        folders = [path.parent for path in store.glob(f"{folder_label(corpus)}-????????/valid.jsonl.gz")]
         candidates = [folder for folder in folders if _is_default_text(folder)]
         if len(candidates) != 1:
             several = f"; {len(candidates)} prepared texts carry its name" if candidates else ""
@@ -141,11 +141,11 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
 
 def _is_default_text(folder: Path) -> bool:
     """Whether a folder of the store has text prepared by the default recipe, as held-out text always is."""
-    from data.filters import PLAIN
+    from data.filters import DEFAULT_RECIPE
 
     try:
         inputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
-        named = all(inputs[key] == getattr(PLAIN, key) for key in ("dedup", "quality", "decontaminate"))
+        named = all(inputs[key] == getattr(DEFAULT_RECIPE, key) for key in ("dedup", "quality", "decontaminate"))
         return named and not inputs.get("substring")
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -19,21 +19,21 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from eval.tasks import mirror, probes
-from eval.tasks.choice import Requested, available
+from eval.tasks.choice import TaskRequest, available_tasks
 from eval.weights import Weights
 
-REQUIRED = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
-SCORE = {"value": rundir.NUMBER, "stderr?": rundir.NUMBER, "chance?": rundir.NUMBER}
-FORM = {  # of what is used of a stored result (see `safe_files.first_misfit`)
+REQUIRED_KEYS = ("version", "weights_sha256", "tasks", "bits_per_byte", "precision", "seconds")
+SCORE_FORM = {"value": rundir.NUMBER, "stderr?": rundir.NUMBER, "chance?": rundir.NUMBER}
+RESULT_FORM = {  # of what is used of a stored result (see `safe_files.first_misfit`)
     "tasks": dict,
-    "bits_per_byte": SCORE,
-    "zero_shot?": SCORE | {"chance": rundir.NUMBER},
-    "suite?": SCORE | {"tasks": int, "of": int},
+    "bits_per_byte": SCORE_FORM,
+    "zero_shot?": SCORE_FORM | {"chance": rundir.NUMBER},
+    "suite?": SCORE_FORM | {"tasks": int, "of": int},
     "unknown_bytes?": rundir.NUMBER,
     "seconds": rundir.NUMBER,
     "lm_eval_tasks?": {"asked": list, "missing": list, "failed": dict},
 }
-SOURCE = {"path": str, "config": str, "split": str, "sha256": str}  # of a task's entries "data" and "examples"
+SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a task's entries "data" and "examples"
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
@@ -51,12 +51,14 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
     """The stored result of these weights' evaluation, which may be of other tasks or of weights that were replaced;
     None where the files are missing or damaged."""
     try:
-        result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED, {"tasks": dict})
+        result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
             return None
-        wrong = safe_files.first_misfit(result, FORM)
+        wrong = safe_files.first_misfit(result, RESULT_FORM)
         for name, entry in result["tasks"].items() if not wrong else ():
-            wrong = wrong or safe_files.first_misfit(entry, {"data?": SOURCE, "examples?": SOURCE}, f"tasks.{name}")
+            wrong = wrong or safe_files.first_misfit(
+                entry, {"data?": SOURCE_FORM, "examples?": SOURCE_FORM}, f"tasks.{name}"
+            )
         if wrong:
             path = directory / rundir.eval_name(weights.step)
             raise safe_files.Damaged(f"{path} is damaged: {wrong} is not what an evaluation has there.")
@@ -79,12 +81,12 @@ def current_result(
     directory: Path,
     run: dict[str, Any],
     weights: Weights,
-    requested: Requested | None = None,
+    requested: TaskRequest | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result of an evaluation, if it is still what an evaluation with these arguments would give; else None.
-    `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data that has not changed
-    since; `precision`: the precision of the evaluation; None: any."""
+    """The stored result of an evaluation, if it is up to date: if an evaluation with these arguments would give the
+    same result. Else None. `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data
+    that has not changed since; `precision`: the precision of the evaluation; None: any."""
     result = read(directory, weights)
     if result is None:
         return None
@@ -92,9 +94,9 @@ def current_result(
     return result if same.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
-def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
+def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
     """Whether a result (the content of eval.json) has every requested task whose data can be read, with the requested
-    number of examples in the prompt, and whether that data is still what was read then."""
+    number of examples in the prompt and on unchanged data."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False
@@ -109,14 +111,14 @@ def has_tasks(result: dict[str, Any], requested: Requested) -> bool:
     return all(requested.data.why_any_unusable(defined[name].sources) for name in judged["missing"] if name in defined)
 
 
-def with_earlier_tasks(directory: Path, weights: Weights, requested: Requested) -> Requested:
+def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
     """The requested tasks, preceded by those tasks of the stored result that can still be run. An evaluation writes
     eval.json again, and must not lose earlier results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in earlier:
         try:
-            available(requested._replace(names=[name]), tell=False)
+            available_tasks(requested._replace(names=[name]), tell=False)
             still_possible.append(name)
         except ValueError as error:
             print(f"judged before by {name}, and no longer: {error}", file=sys.stderr)

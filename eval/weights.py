@@ -29,7 +29,7 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The name of the file with the scores of these weights, without ".json"."""
+        """The name, without ".json", of the file with the scores of these weights."""
         return "eval" if self.step is None else f"eval-step_{self.step}"
 
     @property
@@ -60,8 +60,8 @@ class Weights:
         return ""
 
     def check_size(self, cfg: ModelConfig) -> None:
-        """Check that the files are large enough for the parameters of a model, before memory for the model is taken: a
-        damaged run.json, or a stranger's, may say anything.
+        """Check that the files are large enough for the parameters of a model, before memory for the model is
+        allocated: a run.json that is damaged or of unknown origin may name any size.
 
         Raises:
             Damaged: there are fewer bytes than parameters.
@@ -131,7 +131,7 @@ def weights_of(directory: Path) -> list[Weights]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of checkpoint.json in a folder of weights. Earlier versions wrote it without a hash of itself, which
-    is accepted. Raises Damaged where the file is missing, or is not what was written."""
+    is accepted. Raises Damaged where the file is missing, or differs from what was written."""
     manifest = safe_files.read_json(
         folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict}
     )
@@ -141,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """{name: tensor} of a safetensors file. Raises Damaged where it is none."""
+    """Load a safetensors file as {name: tensor}. Raises Damaged where the file is not a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

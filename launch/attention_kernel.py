@@ -11,7 +11,7 @@ from model import attention
 WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
 
 
-def choose(model: Any, micro_batch: int) -> dict[str, float]:
+def choose_kernel(model: Any, micro_batch: int) -> dict[str, float]:
     """Time the kernels that can compute the attention of a model, and set `model.attention_kernel` to the fastest. All
     ranks use the kernel that is fastest on the first rank.
 
@@ -21,7 +21,7 @@ def choose(model: Any, micro_batch: int) -> dict[str, float]:
 
     Returns:
         {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Empty where there is no
-        choice: on a CPU, and where `attention.prepare` allows only FlexAttention or only the plain formula.
+        choice: on a CPU, and where `attention.make_attention` allows only FlexAttention or only the plain formula.
     """
     cfg, weight = model.cfg, model.embed.weight
     no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias
@@ -35,8 +35,8 @@ def choose(model: Any, micro_batch: int) -> dict[str, float]:
 
 
 def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
-    """Time every kernel that can compute attention at the model's shape and precision. Takes and returns what `choose`
-    does. Kernels that do not work with this device, shape or precision are left out."""
+    """Time every kernel that can compute attention at the model's shape and precision. Takes and returns what
+    `choose_kernel` does. Kernels that do not work with this device, shape or precision are left out."""
     cfg, weight = model.cfg, model.embed.weight
     heads = cfg.heads // model.tp.size
     # as the model has them: parts of one tensor, heads beside each other
@@ -47,9 +47,9 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
     for kernel in (*attention.TORCH_KERNELS, attention.FLEX):
         if kernel == attention.FLEX:
             x_BTD = weight.new_empty(micro_batch, cfg.seq, 0)
-            attend = attention.fused(model.position, heads, x_BTD, model.objective)
+            attend = attention.flexattention(model.position, heads, x_BTD, model.objective)
         else:
-            attend = attention.unbiased(model.position, model.objective, kernel, or_plain=False)
+            attend = attention.maskless_attention(model.position, model.objective, kernel, or_plain=False)
         try:
             seconds[kernel] = _step_seconds(attend, inputs)
         except (RuntimeError, NotImplementedError):  # torch's, where a kernel is not for this device or shape

@@ -1,10 +1,10 @@
 """Changes to DeepSpeed's bf16 optimizer: less memory on a CPU; on a GPU the same update in fewer kernels, and without
 the host waiting for the device.
 
-On a GPU, DeepSpeed's own way costs three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
-loop. Each step, it fills all sums with zeros twice, computes a norm for each parameter, and asks the device twice ("is
-the norm finite?", "is it above the limit?"), for which the host has to wait. Between ranks it sums whole gradients,
-rounded to bf16, although each rank updates only a part.
+On a GPU, DeepSpeed itself launches three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
+loop. In each step, it fills all sums with zeros twice, computes a norm for each parameter, and reads from the device
+twice ("is the norm finite?", "is it above the limit?"), for which the host has to wait. Between ranks it sums whole
+gradients, rounded to bf16, although each rank updates only a part.
 """
 
 from typing import Any
@@ -82,9 +82,9 @@ def free_fp32_gradients_between_steps(optimizer: Any) -> None:
     micro-batch's gradients are written into the sums, not added to zeros. For a CPU.
 
     DeepSpeed alone keeps the sums allocated during the forward pass, when activations need the memory. Freeing them
-    saves nothing where micro-batches are accumulated, which is the rule on a GPU; and a GPU's allocator may not find so
-    large a block again. `optimizer`: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and `update_hp_grads` are
-    replaced.
+    saves nothing where micro-batches are accumulated, which is the usual case on a GPU; and a GPU's allocator may not
+    find so large a block again. `optimizer`: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and
+    `update_hp_grads` are replaced.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
     sizes = [sums.untyped_storage().nbytes() for sums in flat]

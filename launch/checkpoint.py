@@ -55,7 +55,7 @@ class Fragment:
     kind: str
     start: int
     data: Tensor  # [n] fp32, a view of the live state
-    shape: tuple[int, ...] = ()  # of the parameter, or of what this rank has of it under tensor parallelism
+    shape: tuple[int, ...] = ()  # of the parameter, or of this rank's part of it under tensor parallelism
     rank: int = 0  # which part of the parameter that is, ...
     size: int = 1  # ... of how many (model/shard.py); 1: all of it
 
@@ -91,9 +91,9 @@ class Checkpoints:
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
         """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it together.
-        `fragments`: this rank's share of weights and optimizer moments; `state`: what else a continued run needs, as
-        values that JSON can hold, the same on all ranks; `load` returns it. Raises CheckpointError where the save
-        before this one has failed."""
+        `fragments`: this rank's share of weights and optimizer moments; `state`: everything else that a continued run
+        needs, as values that JSON can hold, the same on all ranks; `load` returns it. Raises CheckpointError where the
+        save before this one has failed."""
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
@@ -281,8 +281,9 @@ def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
-    """The complaint of the lowest rank that has one, "" where no rank has. All ranks call it together and get the same
-    answer, since they have to agree on whether they load a checkpoint."""
+    """Exchange complaints between ranks, and return the first complaint of the lowest rank that has one; "" where no
+    rank has. All ranks call it together and get the same result, since they have to agree on whether to load a
+    checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
@@ -290,8 +291,8 @@ def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
     """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
-    `path`. Where it was saved at another tensor parallel size, the parameter is put together and cut anew. Raises
-    CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
+    `path`. Where the checkpoint was saved at another tensor parallel size, parameters are joined and divided anew.
+    Raises CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:

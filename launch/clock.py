@@ -9,7 +9,7 @@ class Clock:
     data and starting processes do not.
 
     A continued run begins with the seconds that its checkpoint recorded. Steps that were lost because the run was
-    killed count neither as training nor as time.
+    killed are not counted.
     """
 
     def __init__(self, before: float, now: Callable[[], float] = time.perf_counter):

@@ -1,4 +1,5 @@
-"""Whether the data of a study are still those that its runs were trained on: a corpus may change between two commands.
+"""Checks that the data of a study have not changed since its runs were trained: a corpus may change between two
+commands.
 
 The text is part of a run's configuration: an arm that is trained on a changed text would differ from the baseline in
 two things.
@@ -35,14 +36,14 @@ def check_files(study: Study) -> None:
 def check_prepared(study: Study) -> None:
     """Compare the prepared text and tokenizer of each run with those that the run was trained on. Raises ConfigError
     where the store of prepared data now has another text or tokenizer under the same name."""
-    from data.corpus import Missing
+    from data.corpus import MissingData
     from data.prepare import describe_data_changes, prepare
 
     store = study.out / rundir.DATA
     for cell, recorded in _begun_runs(study):
         try:
             current = prepare(**cell.run.data_request, store=store, build=False)
-        except Missing:
+        except MissingData:
             continue  # nothing that is about to be trained reads it
         except ValueError as error:
             raise ConfigError(str(error)) from None

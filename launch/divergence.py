@@ -1,4 +1,4 @@
-"""Divergence: how it is recognised, and how a run goes back to before it."""
+"""Divergence: how it is recognised, and how a run is rolled back to an earlier checkpoint."""
 
 import math
 import statistics
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
     """Why a step counts as a divergence, as a sentence; "" when it does not.
 
-    A step counts when its loss or gradient norm is NaN or infinite, when its loss exceeds log(vocabulary) (the loss of
-    a uniform guess) by train.divergence, or when its loss exceeds the median of the recent losses by train.spike. In
-    fp16 an infinite norm does not count: gradients overflow now and then until the loss scale fits (see
+    A step is a divergence when its loss or gradient norm is NaN or infinite, when its loss exceeds log(vocabulary) (the
+    loss of a uniform guess) by train.divergence, or when its loss exceeds the median of the recent losses by
+    train.spike. In fp16 an infinite norm is none: gradients overflow now and then until the loss scale fits (see
     `Engine.launch`). `recent`: losses of the steps before, up to 64; train.spike applies once there are 8; `loss`: the
     loss of the step, nats per predicted token; `norm`: the gradient norm of the step, before clipping.
     """
@@ -38,7 +38,7 @@ def divergence_reason(run: Run, step: int, recent: list[float], loss: float, nor
     return ""
 
 
-def go_back(
+def roll_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, complaint: str, batch_size: int
 ) -> TrainingState:
     """After a divergence: load a checkpoint of at least train.skip steps before it, and skip the data that led to it

@@ -57,7 +57,7 @@ class Engine:
     @property
     def execution(self) -> dict[str, Any]:
         """How training is executed on this machine, as an entry of run.json: {"attention", "attention_seconds",
-        "compiled", "micro_batch", "gradients"}. None of it changes the result beyond rounding."""
+        "compiled", "micro_batch", "gradients"}. These choices change results by no more than rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -140,7 +140,7 @@ class Engine:
         lr: float,
         seed: int = 0,
         save: bool = False,
-        leave: bool = False,
+        stop: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
     ) -> PendingStep:
         """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
@@ -153,9 +153,9 @@ class Engine:
             batch: this rank's sequences, on the host.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
-            save: whether this rank wants a checkpoint after the step. It is reduced together with the loss, so that all
-                ranks know of it at the same step and at no further cost.
-            leave: whether this rank wants training to stop; reduced like `save`.
+            save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
+                so that all ranks learn of it at the same step and without further communication.
+            stop: whether this rank requests that training stop; reduced like `save`.
             clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
                 since ranks have to agree where these seconds end the run or determine the learning rate.
 
@@ -171,14 +171,14 @@ class Engine:
         loss = self._train_on(batch)
         norm: Any = self.ds.get_global_grad_norm()
         if dist.get_world_size() == 1:
-            return PendingStep([loss, norm], save, leave, clock)
+            return PendingStep([loss, norm], save, stop, clock)
         reading = clock() if dist.get_rank() == 0 else 0.0
-        votes = torch.tensor([float(save), float(leave), reading])
+        votes = torch.tensor([float(save), float(stop), reading])
         if self.device.type == "cuda":
             votes = votes.pin_memory()  # or the copy would wait for the step
         sums = torch.cat((loss[None], votes.to(self.device, non_blocking=True)))
         dist.all_reduce(sums)
-        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, leave, clock)
+        return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, stop, clock)
 
     def _train_on(self, batch: Batch) -> Tensor:
         """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
@@ -237,9 +237,9 @@ class Engine:
         """The factors for the mean losses of this rank's micro-batches `micros`. With these factors, the mean over
         micro-batches and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are
         divided."""
-        if all(micro.even for micro in micros):
+        if all(micro.has_equal_counts for micro in micros):
             return [1.0] * len(micros)
-        counts = [micro.predictions for micro in micros]
+        counts = [micro.prediction_count for micro in micros]
         total = torch.tensor(sum(counts), device=self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
@@ -325,8 +325,8 @@ class AdamW(torch.optim.AdamW):
 
 
 def adamw(model: nn.Module, run: Run) -> AdamW:
-    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, but for
-    the gain of the embedding norm where train.decay_embnorm asks for it."""
+    """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, except
+    for the gain of the embedding norm with train.decay_embnorm."""
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for name, p in model.named_parameters():
@@ -377,7 +377,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
         free_fp32_gradients_between_steps(ds.optimizer)
     elif bf16 and size == 1:
         use_device_updates(ds)
-    engine.attention_seconds = attention_kernel.choose(model, run.layout.micro_batch)
+    engine.attention_seconds = attention_kernel.choose_kernel(model, run.layout.micro_batch)
     if dist.get_rank() == 0 and engine.attention_seconds:
         timed = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in engine.attention_seconds.items())
         print(f"attention by {model.attention_kernel}; one layer, forward and backward: {timed}", flush=True)

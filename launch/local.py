@@ -1,4 +1,4 @@
-"""`python -m launch.local POS=alibi`: runs a study on this machine, a few of its runs at a time.
+"""`python -m launch.local POS=alibi`: runs a study on this machine, with a few of its runs at a time.
 
 Training and evaluation are separate commands, which share nothing but the run directory: this file starts them as
 processes and reads what they leave there. After an interruption the same command continues: finished runs are kept, a
@@ -30,8 +30,8 @@ from launch.processes import (
     CommandFailed,
     Interrupted,
     Processes,
-    environment,
-    gpus,
+    child_environment,
+    gpu_count,
     ignore_ctrl_c_and_die_with_parent,
     restart_in_utf8_mode,
 )
@@ -83,20 +83,20 @@ def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]
 
 
 def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
-    """The runs that remain to be trained, evaluated, fine-tuned or exported. Finished runs are evaluated here on tasks
-    that were added, or have another version by now."""
+    """The runs that remain to be trained, evaluated, fine-tuned or exported. The list includes trained runs that lack
+    results on tasks which were added or changed since their evaluation."""
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
         if not _command_succeeds("-m", "eval", *options, *evaluated):
             todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
-    unexported = [cell for cell in cells if study.exports and not rundir.exported(cell.dir)]
+    unexported = [cell for cell in cells if study.exports and not rundir.is_exported(cell.dir)]
     return [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
 
 
 def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
-    """Train and evaluate the runs `todo`, up to `at_once` at a time, and show how far they are. Returns a line for each
+    """Train and evaluate the runs `todo`, up to `at_once` at a time, and show their progress. Returns a line for each
     run that failed. Raises Interrupted where the command is ended by a signal."""
     failures: list[str] = []
     phases = {cell.dir: "waiting" for cell in todo}
@@ -116,7 +116,7 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
             failures.append(f"{cell.name}: {reason}")
 
     shown = threading.Event()
-    display = threading.Thread(target=progress.show, args=(progress.Progress(todo, phases, at_once), shown))
+    display = threading.Thread(target=progress.show_progress, args=(progress.Progress(todo, phases, at_once), shown))
     display.start()
     try:
         with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
@@ -133,7 +133,7 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
     """Register the study in the directories of those of its runs that are trained already, for another study or before
-    this one was changed. Called after all checks, so that a command that is refused registers nothing. `trained`: {run
+    this one was changed. Call this after all checks, so that a refused command registers nothing. `trained`: {run
     directory: the number of steps that the run was trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
@@ -151,13 +151,13 @@ def _exit_code(*words: str, output: int | None = None) -> int:
     process' own."""
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment(), stdout=output, preexec_fn=ended_by_us).returncode
+    return subprocess.run(command, cwd=ROOT, env=child_environment(), stdout=output, preexec_fn=ended_by_us).returncode
 
 
 def check_tasks(study: Study) -> None:
     """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
-    ConfigError where the tasks made from held-out text do not stand in both of their places, and where the runs cannot
-    be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
+    ConfigError where a task made from held-out text is defined in tasks.yaml but not in the code, or the reverse; and
+    where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
     if not _command_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
@@ -170,15 +170,15 @@ def check_tasks(study: Study) -> None:
 
 def prepare(study: Study, cells: list[Cell]) -> None:
     """Prepare the corpora, tokenizers and token files that the runs `cells` of a study need and that are missing.
-    Raises ConfigError where a corpus cannot be prepared, or differs from what the study's earlier runs were trained
-    on."""
+    Raises ConfigError where a corpus cannot be prepared, or differs from the corpus that the study's earlier runs were
+    trained on."""
     from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
     check_files(study)
     store = study.out / rundir.DATA
     requests = []
-    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.masks): 0 for c in cells}:
+    for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.needs_mask_token): 0 for c in cells}:
         recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
         tokenizer += ["--mask"] if masks else []
@@ -195,12 +195,12 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 def runs_at_a_time(study: Study) -> int:
     """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
-    CPUs as many as the cores allow. Raises ConfigError where JOBS is more than the processors allow, and a wall clock
-    ends the runs, so that each would train less."""
+    CPUs as many as the cores allow. Raises ConfigError where the budget is a wall clock and JOBS is more than the
+    processors allow, since each run would then train less."""
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
-    if study.jobs and study.jobs > most and study.base.by_clock:
+    if study.jobs and study.jobs > most and study.base.ends_by_clock:
         raise ConfigError(
             f"JOBS={study.jobs}: a wall clock ends these runs, so that each needs processors of its own; "
             f"{'a GPU machine' if has_gpu() else f'{cores} cores'} can train {most} at a time"
@@ -233,7 +233,7 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
             if rundir.read_done(cell.dir) is None:
                 phases[cell.dir] = "training"
                 command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
-                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpus(), threads)
+                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpu_count(), threads)
             trained = True
         except CommandFailed:
             if not rundir.is_locked(cell.dir):  # else another process was first, by a moment
@@ -325,7 +325,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
 
     began = time.monotonic()
     try:
-        _, words = answers.take_format(words)
+        _, words = answers.extract_format(words)
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)

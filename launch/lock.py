@@ -9,7 +9,7 @@ from pathlib import Path
 from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.rundir import Exit
-from launch.watch import Stop
+from launch.watch import StopTraining
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def run_lock(folder: Path) -> Iterator[None]:
                     attempts -= 1
                     time.sleep(interval)
                 elif under_slurm:  # a second job, or the lock of a lost node: not the run's fault
-                    raise Stop(f"another process is training {folder}", Exit.RESUBMIT) from None
+                    raise StopTraining(f"another process is training {folder}", Exit.RESUBMIT) from None
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
             except OSError as error:

@@ -16,12 +16,10 @@ class Log:
     default). An error of Weights & Biases is printed, and training goes on without it."""
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
-        """
-        Args:
-            name: the run's name in Weights & Biases.
-            last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
-                removed from metrics.jsonl: these steps are trained again.
-        """
+        """Args:
+        name: the run's name in Weights & Biases.
+        last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
+            removed from metrics.jsonl, since these steps are trained again."""
         self.path = folder / rundir.METRICS
         self.rewind(last_step)
         self.wandb = _start_wandb(folder, run, name)

@@ -34,7 +34,7 @@ class Mismatch(RunFailed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Load the corpus, tokenizer and token files of a run, and build what is missing.
+    """Load the corpus, tokenizer and token files of a run, and build missing ones.
 
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
     that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
@@ -59,7 +59,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     dist.barrier()
     data = prepare_here()
     return data | {
-        "epochs": epochs(data, None if run.by_clock else run.tokens, run.model.seq),
+        "epochs": epochs(data, None if run.ends_by_clock else run.tokens, run.model.seq),
         "corpora": {corpus: made_of(corpus, store) for corpus in run.corpora},
     }
 
@@ -125,7 +125,7 @@ def _prove_configuration(
         "model.vocab": data["tokenizer"]["vocab"],
     }
     try:
-        proof.require(proofs)
+        proof.require_passed(proofs)
     except proof.InactiveFactor as error:
         raise Mismatch(str(error)) from None
     declared = cell.run.flat()
@@ -157,7 +157,7 @@ def registration_sha(cell: Cell) -> str:
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
     """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
-    `divergence.go_back` makes."""
+    `divergence.roll_back` makes."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -165,7 +165,8 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """This launch, for run.json: commit, versions, hardware, nodes and command line. `hosts`: each rank's node."""
+    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node
+    of each rank."""
     import torch
 
     cpu = "unknown"
@@ -230,7 +231,7 @@ def special_tokens(run: Run, data: dict[str, Any]) -> Any:
     tokenizer has no id for a masked token."""
     from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
-    if not OBJECTIVES[run.model.objective].masks:
+    if not OBJECTIVES[run.model.objective].needs_mask_token:
         return NO_SPECIALS
     from data.tokenizer import load_tokenizer, mask_id
 

@@ -20,17 +20,21 @@ import torch.distributed as dist
 from ablations import rundir, safe_files
 from ablations.config import ConfigError, Run
 from launch.timing import least_seconds
-from launch.watch import Stop
-from model.memory import estimate
+from launch.watch import StopTraining
+from model.memory import estimate_memory
 
 # Untuned, on the careful side: a healthy node must not be turned away.
-SPEED = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
-CLOCK = 30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
-SHARED = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
-LINK = 0.25  # of the median node's link
-FULL = 0.95  # of a device's memory may be needed by estimate, which is within 10 % and errs to the high side
-MOST_GPU, MOST_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
-FREE = 0.9  # of a GPU's memory must be free: what is missing is held by a process that should be dead
+MIN_SPEED_SHARE = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
+MAX_CLOCK_DIFFERENCE = (
+    30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
+)
+MIN_SHARED_BYTES = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
+MIN_LINK_SHARE = 0.25  # of the median node's link
+MAX_MEMORY_SHARE = (
+    0.95  # of a device's memory may be needed by estimate, which is within 10 % and errs to the high side
+)
+MAX_MICRO_BATCH_GPU, MAX_MICRO_BATCH_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
+MIN_FREE_SHARE = 0.9  # of a GPU's memory that must be free: else a process that should have ended holds the rest
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Node:
     """The measurements of one rank on its node."""
 
     host: str
-    matmul: float  # FLOP/s; 0 without a GPU: what else runs on a CPU must not condemn its node
+    matmul: float  # FLOP/s; 0 without a GPU, since other work on a CPU must not make its node count as unfit
     link: float  # bytes/s over the better of the links to two other nodes; 0 where there is no other node
     memory: float  # share of the device's memory that is free; 1 without a GPU
     shared: int  # bytes free in /dev/shm
     disk: int  # bytes free where the run directory lies
-    written: str  # what went wrong when a file was written there, or nothing
+    written: str  # why a file could not be written there; "" where it could
     clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
 
 
@@ -61,7 +65,7 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
         ConfigError: the disk cannot hold the run's checkpoints.
     """
     of_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, asdict(measure(folder)))
+    dist.all_gather_object(of_ranks, asdict(measure_node(folder)))
     nodes = [Node(**values) for values in of_ranks]
     checkpoints = folder / rundir.CHECKPOINTS  # a run that is continued has some of them
     copies = run.layout.keep + 1 - min(len(rundir.checkpoints(checkpoints)), run.layout.keep)
@@ -86,7 +90,7 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
     if bad:
         if dist.get_rank() == 0:
             safe_files.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
-        raise Stop("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
+        raise StopTraining("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
     return nodes
 
 
@@ -100,27 +104,27 @@ def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
     for n in nodes:
         if n.written:
             bad[n.host] = f"cannot write into the run directory ({n.written})"
-        elif n.shared < SHARED:
-            bad[n.host] = f"/dev/shm has {n.shared >> 20} MiB free, {SHARED >> 20} are needed"
-        elif n.memory < FREE:
+        elif n.shared < MIN_SHARED_BYTES:
+            bad[n.host] = f"/dev/shm has {n.shared >> 20} MiB free, {MIN_SHARED_BYTES >> 20} are needed"
+        elif n.memory < MIN_FREE_SHARE:
             bad[n.host] = f"only {n.memory:.0%} of a GPU's memory is free"
-        elif n.matmul < SPEED * usual:
+        elif n.matmul < MIN_SPEED_SHARE * usual:
             bad[n.host] = f"a matrix product runs at {n.matmul / usual:.0%} of the usual speed"
-        elif 0 < n.link < LINK * link:
+        elif 0 < n.link < MIN_LINK_SHARE * link:
             bad[n.host] = f"its network runs at {n.link / link:.0%} of the usual speed"
-        elif abs(n.clock - median_clock) > CLOCK:
+        elif abs(n.clock - median_clock) > MAX_CLOCK_DIFFERENCE:
             bad[n.host] = f"the clock is {n.clock - median_clock:+.0f} s off"
     return bad
 
 
-def measure(folder: Path) -> Node:
+def measure_node(folder: Path) -> Node:
     """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
     dist.barrier()
     clock = time.time()
-    shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else SHARED
+    shm = shutil.disk_usage("/dev/shm").free if os.path.exists("/dev/shm") else MIN_SHARED_BYTES
     return Node(
         socket.gethostname(),
         _matmul_speed(device) if cuda else 0.0,
@@ -141,9 +145,9 @@ def _matmul_speed(device: torch.device) -> float:
 
 
 def _link_speed(device: torch.device) -> float:
-    """Measure the network of this node: the bytes/s to its two neighbours in a ring of all nodes, the better of the
-    two, since a good node beside a bad one has another neighbour. The first rank of each node measures; its links are
-    used one after the other. All ranks call it together. 0 where there is no other node."""
+    """Measure the network of this node: bytes/s to the faster of its two neighbours in a ring of all nodes, since one
+    of the neighbours may be a bad node. The first rank of each node measures, one link after the other. All ranks call
+    it together. Returns 0 where there is no other node."""
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -204,10 +208,10 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Refuse a run that by estimate does not fit into the memory of its device. `run`: the run's configuration, with a
+    """Check that a run fits into the memory of its device, by estimate. `run`: the run's configuration, with a
     micro-batch. Raises ConfigError where the run does not fit; the message names the largest micro-batch that would."""
     total = device_memory()
-    if bytes_needed(run, run.layout.micro_batch, ranks) <= FULL * total:
+    if bytes_needed(run, run.layout.micro_batch, ranks) <= MAX_MEMORY_SHARE * total:
         return
     fits = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
@@ -217,13 +221,13 @@ def check_memory(run: Run, ranks: int) -> None:
     raise ConfigError(f"the run needs {needed:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
 
 
-def with_micro_batch(run: Run, ranks: int) -> Run:
+def choose_micro_batch(run: Run, ranks: int) -> Run:
     """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits into
-    the memory of the device, up to MOST_GPU or MOST_CPU sequences (more is not expected to be faster). Where not even
-    one sequence fits, the micro-batch is 1, which `check_memory` refuses."""
+    the memory of the device, up to MAX_MICRO_BATCH_GPU or MAX_MICRO_BATCH_CPU sequences (more is not expected to be
+    faster). Where not even one sequence fits, the micro-batch is 1, which `check_memory` refuses."""
     if run.layout.micro_batch:
         return run
-    most = MOST_GPU if torch.cuda.is_available() else MOST_CPU
+    most = MAX_MICRO_BATCH_GPU if torch.cuda.is_available() else MAX_MICRO_BATCH_CPU
     fits = largest_micro_batch(run, ranks, most) or 1  # `check_memory` says why 1 is too many
     return replace(run, layout=replace(run.layout, micro_batch=fits))
 
@@ -234,7 +238,7 @@ def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)
-        if whole and bytes_needed(run, micro, ranks) <= FULL * device_memory():
+        if whole and bytes_needed(run, micro, ranks) <= MAX_MEMORY_SHARE * device_memory():
             return micro
     return 0
 
@@ -245,7 +249,7 @@ def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
     cuda = torch.cuda.is_available()
-    return estimate(run.model, micro_batch, precision, zero, replicas, accumulate, cuda, tp)["total"]
+    return estimate_memory(run.model, micro_batch, precision, zero, replicas, accumulate, cuda, tp)["total"]
 
 
 def device_memory() -> int:

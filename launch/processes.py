@@ -37,7 +37,7 @@ class Interrupted(RuntimeError):
     """A command was ended by Ctrl-C, SIGTERM or SIGHUP to this process."""
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The environment for child processes: that of this process without RANK_VARIABLES, and with Python in UTF-8 mode
     whatever the locale."""
     env = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
@@ -48,23 +48,25 @@ def restart_in_utf8_mode(module: str, words: list[str]) -> None:
     """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. Without UTF-8
     mode it would decode arguments and files differently from the processes that it starts."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
-        os.execve(sys.executable, [sys.executable, "-m", module, *words], environment())
+        os.execve(sys.executable, [sys.executable, "-m", module, *words], child_environment())
 
 
 def die_with_parent() -> None:
-    """For Popen's `preexec_fn`: have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG)."""
+    """Have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG). For the argument `preexec_fn`
+    of subprocess.Popen."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def ignore_ctrl_c_and_die_with_parent() -> None:
-    """For subprocess.Popen's `preexec_fn`: ignore SIGINT and SIGHUP, which a terminal sends to every process, and have
-    the kernel kill this process when its parent dies. The parent handles the signals and ends its children."""
+    """Ignore SIGINT and SIGHUP, which a terminal sends to every process, and have the kernel kill this process when its
+    parent dies. The parent handles the signals and ends its children. For the argument `preexec_fn` of
+    subprocess.Popen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with_parent()
 
 
-def gpus() -> int:
+def gpu_count() -> int:
     """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
     installed, visible = installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
@@ -95,7 +97,7 @@ class Processes:
         with safe_files.open_to_write(log, append=True) as output, self.starting:
             if self.stopping:
                 raise Interrupted
-            env = environment() | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            env = child_environment() | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
             children = [
                 subprocess.Popen(
                     command,

@@ -15,7 +15,7 @@ from ablations import status
 from ablations.rundir import last_metric
 from ablations.safe_files import printable
 from ablations.study import Cell
-from ablations.values import human
+from ablations.values import short_number
 
 SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
 PAUSE_SHARE = 0.05  # of the time so far: later the pause is as long, so that a day is some hundred lines; untuned
@@ -45,7 +45,7 @@ class Progress:
         self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
 
     def update(self) -> list[Cell]:
-        """Read the phases and metrics of all runs. Returns the runs whose state differs from that at the last call."""
+        """Read the phases and metrics of all runs. Returns the runs whose state has changed since the last call."""
         changed = []
         for cell in self.cells:
             phase, before = self.phases[cell.dir], self.state[cell.dir]
@@ -108,7 +108,7 @@ class Progress:
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
             if metric.get("tokens_per_second", 0) > 0:
-                facts.append(f"{human(metric['tokens_per_second'])} tokens/s")
+                facts.append(f"{short_number(metric['tokens_per_second'])} tokens/s")
                 if (left := cell.run.seconds_left(metric)) is not None:
                     facts.append(f"{status.duration(left)} left")
             return "  ".join(facts)
@@ -133,21 +133,21 @@ def score_text(cell: Cell) -> str:
     return "  ".join(words)
 
 
-def show(progress: Progress, done: threading.Event) -> None:
+def show_progress(progress: Progress, done: threading.Event) -> None:
     """Show the progress of all runs until `done` is set: as bars on a terminal, as lines elsewhere."""
     from rich.console import Console
 
     console = Console()
     if console.is_terminal and not console.is_dumb_terminal:
-        bars(progress, done)
+        show_bars(progress, done)
     else:
-        for line in lines(progress, done):
+        for line in progress_lines(progress, done):
             print(line, flush=True)
 
 
-def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """Yield the progress as lines of text until `done` is set: one when the state of a run changes, and after a pause
-    one about all runs, if it differs from the last such line."""
+def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
+    """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and after each
+    pause a line about all runs, if it differs from the last such line."""
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
@@ -164,8 +164,9 @@ def lines(progress: Progress, done: threading.Event) -> Iterator[str]:
                 yield last
 
 
-def bars(progress: Progress, done: threading.Event) -> None:
-    """Show a bar for each run, as far as there is room on the screen, and one for all runs, until `done` is set."""
+def show_bars(progress: Progress, done: threading.Event) -> None:
+    """Show a progress bar for each run, as far as there is room on the screen, and one for all runs, until `done` is
+    set."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 

@@ -1,4 +1,4 @@
-"""The model of a run, with the layers that its precision and tensor parallelism ask for."""
+"""Makes the model of a run, with the layers that its precision and tensor parallelism require."""
 
 import torch.distributed as dist
 
@@ -6,14 +6,14 @@ from ablations.config import ConfigError, Run
 from model.fp8 import FP8_LAYERS
 from model.gpt import GPT
 from model.linear import Layers
-from model.shard import SINGLE, Ranks
+from model.shard import SINGLE_RANK, RankGroup
 
 
-def tensor_parallel_group(run: Run) -> Ranks:
+def tensor_parallel_group(run: Run) -> RankGroup:
     """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
     `deepspeed_setup.start`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
     if run.layout.tp == 1:
-        return SINGLE
+        return SINGLE_RANK
     if dist.get_world_size() % run.layout.tp:
         raise ConfigError(f"{dist.get_world_size()} ranks were started: no multiple of layout.tp={run.layout.tp}")
     from model.parallel import TensorParallel
@@ -21,7 +21,7 @@ def tensor_parallel_group(run: Run) -> Ranks:
     return TensorParallel(run.layout.tp)
 
 
-def layer_factory(run: Run, tp: Ranks) -> Layers:
+def layer_factory(run: Run, tp: RankGroup) -> Layers:
     """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`. Raises
     ConfigError where the run combines train.precision=fp8 with layout.tp above 1."""
     if run.train.precision != "fp8":

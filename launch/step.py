@@ -13,7 +13,7 @@ class Step(NamedTuple):
     loss: float  # of the whole global batch before the step, nats per predicted token
     grad_norm: float  # before clipping
     save: bool  # whether any rank wants a checkpoint now
-    leave: bool  # whether any rank wants training to stop
+    stop: bool  # whether any rank wants training to stop
     seconds: float = 0.0  # on the clock of the first rank after the step; 0 where there is none
 
 
@@ -22,14 +22,14 @@ class PendingStep:
 
     Args:
         values: tensors on the device: loss and gradient norm; with several ranks also the sums over ranks of `save` and
-            `leave`, and the first rank's seconds.
-        save: whether this rank wants a checkpoint; used where there is a single rank.
-        leave: whether this rank wants training to stop; used where there is a single rank.
+            `stop`, and the first rank's seconds.
+        save: whether this rank requests a checkpoint; used where there is a single rank.
+        stop: whether this rank requests that training stop; used where there is a single rank.
         seconds: returns the seconds of training so far; used where there is a single rank.
     """
 
-    def __init__(self, values: list[Tensor | float], save: bool, leave: bool, seconds: Callable[[], float]):
-        self.values, self.save, self.leave, self.seconds = values, save, leave, seconds
+    def __init__(self, values: list[Tensor | float], save: bool, stop: bool, seconds: Callable[[], float]):
+        self.values, self.save, self.stop, self.seconds = values, save, stop, seconds
         self.copied: Any = None
         if isinstance(values[0], Tensor) and values[0].is_cuda:
             # started now: a copy that is started later would wait for the steps launched in between
@@ -45,6 +45,6 @@ class PendingStep:
             self.copied.synchronize()
         loss, norm, *votes = (float(value) for value in self.values)
         if not votes:
-            return Step(loss, norm, self.save, self.leave, self.seconds())
-        save, leave, seconds = votes
-        return Step(loss, norm, save > 0, leave > 0, seconds)  # seconds in fp32: to 8 ms in a day
+            return Step(loss, norm, self.save, self.stop, self.seconds())
+        save, stop, seconds = votes
+        return Step(loss, norm, save > 0, stop > 0, seconds)  # seconds in fp32: to 8 ms in a day

@@ -7,7 +7,7 @@ import torch
 
 
 def least_seconds(work: Callable[[], object], device: torch.device, repetitions: int, warm_up: int = 0) -> float:
-    """Do some work several times, `warm_up` times before that, and return the seconds of the fastest repetition."""
+    """Call `work` `warm_up` times, then `repetitions` times. Returns the seconds of the fastest repetition."""
     least = float("inf")
     for i in range(warm_up + repetitions):
         wait_for(device)
@@ -20,6 +20,6 @@ def least_seconds(work: Callable[[], object], device: torch.device, repetitions:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has done it already."""
+    """Wait until a GPU has finished all work that was launched on it; returns at once for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
 """Trains one cell of a study: `python -m launch.train --cell 3 POS=alibi`.
 
-Run it again to continue: it picks up the last whole checkpoint, and on a CPU the finished run equals an undisturbed
+Running the command again continues from the last complete checkpoint; on a CPU the finished run equals an uninterrupted
 one bit for bit. Under torchrun or Slurm the same command is one rank of many.
 """
 
@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
@@ -25,10 +25,10 @@ from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
 from launch.clock import Clock
-from launch.divergence import divergence_reason, go_back
+from launch.divergence import divergence_reason, roll_back
 from launch.lock import run_lock
 from launch.training_state import TrainingState
-from launch.watch import Stop, Watch, stop_file
+from launch.watch import StopTraining, Watch, stop_file
 
 if TYPE_CHECKING:
     from data.batches import Batches
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """An optimizer step that was launched, whose loss was not read yet: the device may still be computing it."""
+    """An optimizer step that was launched and whose loss has not been read yet: the device may still be computing
+    it."""
 
     step: int
     samples: int  # that the run has trained on after it
@@ -48,18 +49,19 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The results of the steps that `read_steps` waited for: one step, or two where losses are read a step late."""
+    """The combined results of the steps that `read_steps` waited for: usually one step, or two where losses are read a
+    step late."""
 
     grad_norm: float  # of the last of them
     save: bool  # whether a rank wants a checkpoint now
-    leave: bool  # whether a rank wants training to stop
+    stop: bool  # whether a rank wants training to stop
     divergence: str  # why the last of them is a divergence, "" when it is none
     batch_size: int  # samples of the last of them
 
 
 @dataclass
 class Session:
-    """One launch of a run's training, as one rank sees it: everything that the loop works with."""
+    """The state of one rank in one launch of a run's training: everything that the training loop uses."""
 
     cell: Cell
     out: Path  # the output root
@@ -115,13 +117,13 @@ def train(cell: Cell, out: Path) -> None:
                 continue
             if log_due or state.budget_is_used_up(run):
                 write_log(session, results.grad_norm)
-            if results.save or results.leave or save_due or state.budget_is_used_up(run):
+            if results.save or results.stop or save_due or state.budget_is_used_up(run):
                 with watch.storing():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                     session.engine.save(checkpoints, state.step, asdict(state))
                 session.saved_at = time.perf_counter()
-            if results.leave:
+            if results.stop:
                 stop_training(session)
         with watch.storing():
             checkpoints.wait()
@@ -141,12 +143,11 @@ def start_session(cell: Cell, out: Path) -> Session:
     """
     from data.batches import Batches
     from launch import deepspeed_setup, preflight, run_model
-    from launch.checkpoint import Checkpoints
     from launch.engine import build
     from launch.log import Log
 
     rank, world = deepspeed_setup.start(cell.run)
-    run = preflight.with_micro_batch(cell.run, world)
+    run = preflight.choose_micro_batch(cell.run, world)
     cell = replace(cell, run=fit_micro_batch(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
@@ -160,19 +161,12 @@ def start_session(cell: Cell, out: Path) -> Session:
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
     special = manifest.special_tokens(run, data)
-    identity = {
-        "fingerprint": run.fingerprint,
-        "corpus sha256": data["sha256"],
-        "tokenizer sha256": data["tokenizer"]["sha256"],
-    }
-    checkpoints = Checkpoints(
-        safe_files.path_inside(folder, rundir.CHECKPOINTS), run.layout.keep, run.milestones, identity
-    )
+    checkpoints = run_checkpoints(cell, data)
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
     # compiling is part of a budget that is a time
     clock = Clock(state.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
-    steps = None if run.by_clock else run.steps
+    steps = None if run.ends_by_clock else run.steps
     return Session(
         cell,
         out,
@@ -192,6 +186,21 @@ def start_session(cell: Cell, out: Path) -> Session:
     )
 
 
+def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
+    """The checkpoints of a run, which load only those of the same settings and data. `data`: what
+    `manifest.prepare_data` returned."""
+    from launch.checkpoint import Checkpoints
+
+    run = cell.run
+    identity = {
+        "fingerprint": run.fingerprint,
+        "corpus sha256": data["sha256"],
+        "tokenizer sha256": data["tokenizer"]["sha256"],
+    }
+    folder = safe_files.path_inside(cell.dir, rundir.CHECKPOINTS)
+    return Checkpoints(folder, run.layout.keep, run.milestones, identity)
+
+
 def launch_step(session: Session) -> None:
     """Launch the next step on this rank's samples, and add the step and its samples to the session's state."""
     run, engine, state = session.run, session.engine, session.state
@@ -204,8 +213,8 @@ def launch_step(session: Session) -> None:
     dropout_seed = (run.seed * 1_000_003 + state.step) * replicas + replica
     save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
     batch = engine.model.objective.batch(session.batches.batch(mine), run.seed, mine, session.special)
-    leave = bool(session.watch.stop_reason)
-    pending = engine.launch(batch, lr, dropout_seed, save=save, leave=leave, clock=session.clock.read)
+    stop = bool(session.watch.stop_reason)
+    pending = engine.launch(batch, lr, dropout_seed, save=save, stop=stop, clock=session.clock.read)
     state.step += 1
     state.samples = numbers.stop
     session.unread.append(LaunchedStep(state.step, state.samples, len(numbers), pending))
@@ -224,19 +233,19 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
     number of the step that diverged. `all_of_them`: wait for all launched steps; otherwise for all but the last, which
     goes on while the host works. Once a rank wants a checkpoint or training to stop, all are waited for anyway."""
     state, unread = session.state, session.unread
-    norm, save, leave, complaint, batch_size = math.nan, False, False, "", 0
+    norm, save, stop, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
         launched = unread.popleft()
         batch_size = launched.batch_size
-        loss, norm, wants_save, wants_leave, state.seconds = launched.pending.read()
-        save, leave = save or wants_save, leave or wants_leave
-        all_of_them = all_of_them or save or leave
+        loss, norm, wants_save, wants_stop, state.seconds = launched.pending.read()
+        save, stop = save or wants_save, stop or wants_stop
+        all_of_them = all_of_them or save or stop
         if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
             state.losses.append(loss)
             state.recent = [*state.recent[-63:], loss]
-    return StepResults(norm, save, leave, complaint, batch_size)
+    return StepResults(norm, save, stop, complaint, batch_size)
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
@@ -245,7 +254,7 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
     configuration allows no further rollback, or there is no checkpoint early enough."""
     session.unread.clear()
     with session.watch.storing():
-        session.state = go_back(
+        session.state = roll_back(
             session.cell, session.engine, session.checkpoints, session.state, results.divergence, results.batch_size
         )
     if session.log:
@@ -284,7 +293,7 @@ def stop_training(session: Session) -> None:
         session.checkpoints.wait()
         dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
     code = Exit.KILLED if stop_file(session.out) else Exit.RESUBMIT
-    raise Stop(session.watch.stop_reason or "another rank was asked to stop", code)
+    raise StopTraining(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
 def write_results(session: Session) -> None:
@@ -309,7 +318,8 @@ def write_results(session: Session) -> None:
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     """Whether a step's loss is read only when the next step is under way, so that a GPU need not wait for the host.
-    Where a wall clock ends the run it is read at once: whether there is a next step then depends on the step before."""
+    Where a wall clock ends the run the loss is read at once, since the time of each step decides whether there is a
+    next one."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
@@ -341,7 +351,7 @@ def main(argv: list[str]) -> int:
             return Exit.FINISHED
         check_compiler(cell.run)
         if reason := stop_file(study.out):
-            raise Stop(reason, Exit.KILLED)
+            raise StopTraining(reason, Exit.KILLED)
         with run_lock(cell.dir):
             if os.environ.get("RANK", "0") == "0":
                 rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
@@ -349,7 +359,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
-    except Stop as stop:
+    except StopTraining as stop:
         print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:

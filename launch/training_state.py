@@ -1,4 +1,5 @@
-"""How far a run is trained: the part of a checkpoint beside weights and optimizer, and what follows from it."""
+"""The progress of a run's training: the part of a checkpoint other than weights and optimizer, and the numbers that
+follow from it."""
 
 from dataclasses import dataclass, field
 from typing import Any

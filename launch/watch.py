@@ -17,13 +17,13 @@ from ablations import rundir, safe_files
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
 
-BEAT = 5.0  # seconds between heartbeats; untuned
+HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats; untuned
 DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
-STARTUP = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
-STORAGE = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
+STARTUP_SECONDS = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
+STORAGE_SECONDS = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
 
 
-class Stop(RuntimeError):
+class StopTraining(RuntimeError):
     """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
     checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
     run. `code`: what the process exits with, an `Exit`."""
@@ -95,7 +95,7 @@ class Watch:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE seconds."""
+        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE_SECONDS."""
         self.last_progress, self.storage = time.monotonic(), True
         yield
         self.last_progress, self.storage = time.monotonic(), False
@@ -105,9 +105,9 @@ class Watch:
         """Seconds after which a step that has not ended counts as a hang: `hang` times the median step, and at least
         `patience`. Longer during the first steps of a launch, and while a checkpoint is saved or loaded."""
         if self.storage:
-            return max(STORAGE, self.patience)
+            return max(STORAGE_SECONDS, self.patience)
         if len(self.durations) < 3:
-            return max(STARTUP, self.patience)
+            return max(STARTUP_SECONDS, self.patience)
         return max(self.patience, self.hang * statistics.median(self.durations))
 
     def _run(self) -> None:
@@ -122,7 +122,7 @@ class Watch:
                 self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
-                if now - beaten > BEAT:
+                if now - beaten > HEARTBEAT_SECONDS:
                     self._write_heartbeat()
                     beaten = now
 
@@ -172,27 +172,27 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than it was. The event names a
-        rank that computes longer than the others. The next event follows only after training was as fast again.
+        """Record the throughput, and write an event when training has become much slower than before. The event names a
+        rank that computes longer than the others. No further event is written until training has been fast again.
         `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
         since the last call, without waiting for other ranks."""
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
             return
         usual, now = statistics.median(self.speeds), statistics.median(self.speeds[-5:])
-        was_slow, self.slow = self.slow, now < SLOW * usual
+        was_slow, self.slow = self.slow, now < SLOW_SHARE * usual
         if was_slow or not self.slow:
             return
         slowest = max(range(len(busy)), key=busy.__getitem__)
         middle = statistics.median(busy)
         who = ""
-        if len(busy) > 1 and busy[slowest] > middle / SLOW:
+        if len(busy) > 1 and busy[slowest] > middle / SLOW_SHARE:
             times = busy[slowest] / middle
             who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
         record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
 
 
-SLOW = 0.75  # of the usual throughput, or of the median rank's; untuned
+SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:

@@ -3,13 +3,13 @@
 score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where q sees k, and minus infinity elsewhere. Which
 keys a query sees is defined by the objective (`Objective.sees`); where it is causal, k <= q.
 
-`plain` computes the matrix of scores. The other ways are tested against it; in bf16 on a CPU it is also the fastest.
-`masked` gives bias and mask to torch's attention, whose CPU kernel is the fastest in fp32. In both a bias takes no
-extra time, because it is added together with the mask.
+`plain_attention` computes the matrix of scores. The other ways are tested against it; in bf16 on a CPU it is also the
+fastest. `masked_attention` gives bias and mask to torch's attention, whose CPU kernel is the fastest in fp32. In both a
+bias takes no extra time, because it is added together with the mask.
 
-On a GPU `unbiased` calls torch's attention without a mask tensor, which its cuDNN and flash kernels require. It serves
-position schemes that add nothing to the scores, where all sequences have the same mask. `fused` gives any formula to
-FlexAttention, which compiles it into a Triton kernel (it has no backward pass on a CPU).
+On a GPU `maskless_attention` calls torch's attention without a mask tensor, which its cuDNN and flash kernels require.
+It serves position schemes that add nothing to the scores, where all sequences have the same mask. `flexattention` gives
+any formula to FlexAttention, which compiles it into a Triton kernel (it has no backward pass on a CPU).
 """
 
 import functools
@@ -24,15 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.inference import scoring
+from model.inference import is_scoring
 from model.kernels import attention as kernel
 from model.objective import Objective
 from model.position import Position
 
-ROWS = 128  # queries at a time in `plain`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core)
-# Queries at a time in `masked` while text is scored, with the keys up to the last of them. ALiBi at nano over inputs of
-# up to 1024 tokens (one core, other work beside it): all at once took 1.24 times as long; 128 or 512 as long.
-ROWS_SCORED = 256
+# Queries at a time in `plain_attention`: in bf16 at 256 tokens 64 took 2% longer, all 256 at once 19% (one core).
+QUERIES_AT_ONCE = 128
+# Queries at a time in `masked_attention` while text is scored, with the keys up to the last of them. ALiBi at nano over
+# inputs of up to 1024 tokens (one core, other work beside it): all at once took 1.24 times as long; 128 or 512 as long.
+QUERIES_AT_ONCE_IN_SCORING = 256
 Attend = Callable[..., Tensor]  # of q, k, v; and the layer's number, from 1, where QK layer scaling is on
 
 # The kernels of torch's attention that need no mask tensor: launch/attention_kernel.py times them beside Flex.
@@ -67,7 +68,7 @@ class Arrangement:
     past_positions_BP: Tensor | None = None
 
 
-def prepare(
+def make_attention(
     position: Position,
     heads: int,
     x_BTD: Tensor,
@@ -81,7 +82,7 @@ def prepare(
     """Make the attention function that all layers of one forward pass share, computed in the fastest way for the
     device, the precision and the arguments.
 
-    Positions act in this function and nowhere else in attention, so that no layer can miss them.
+    All effects of positions on attention are in the returned function, so that no layer can miss them.
 
     Args:
         heads: attention heads on this rank.
@@ -102,13 +103,13 @@ def prepare(
         layer's number, `layer`, too.
     """
     if arrangement:
-        return arranged(position, heads, x_BTD, arrangement, dropout or 0.0)
+        return arranged_attention(position, heads, x_BTD, arrangement, dropout or 0.0)
     assert objective is not None
     if x_BTD.is_cuda and dropout is None and not qk_scaling:
         if kernel_name != FLEX and can_skip_mask_tensor(position, extents_B):
-            return unbiased(position, objective, kernel_name)
-        return fused(position, heads, x_BTD, objective, extents_B)
-    executor = masked if x_BTD.dtype == torch.float32 and not qk_scaling else plain
+            return maskless_attention(position, objective, kernel_name)
+        return flexattention(position, heads, x_BTD, objective, extents_B)
+    executor = masked_attention if x_BTD.dtype == torch.float32 and not qk_scaling else plain_attention
     return executor(position, heads, x_BTD, objective, extents_B, dropout or 0.0)
 
 
@@ -121,8 +122,9 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: the queries, and with them the
-    keys up to the last query's own; None: all T queries and keys. The other arguments are those of `prepare`."""
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of queries, for which
+    only the keys up to the last query's position are returned; None: all T queries and keys. The other arguments are
+    those of `make_attention`."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -132,7 +134,7 @@ def visible_bias(
     return torch.where(seen, position.bias(h, q, k), -math.inf).to(x_BTD.dtype)
 
 
-def plain(
+def plain_attention(
     position: Position,
     heads: int,
     x_BTD: Tensor,
@@ -140,16 +142,16 @@ def plain(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function that computes the matrix of scores, [B x H, T, T], of which the visible part is held
-    in memory. Arguments as for `prepare`. The function takes the number of the layer besides q, k and v: with QK layer
-    scaling, scores are computed divided by that number so that they do not overflow in fp16, and multiplied by it again
-    in fp32."""
+    """Make an attention function that computes the matrix of scores, [B x H, T, T], block by block of queries. Only the
+    scores of visible keys are kept in memory. Arguments as for `make_attention`. The function takes the number of the
+    layer besides q, k and v: with QK layer scaling, scores are computed divided by that number so that they do not
+    overflow in fp16, and multiplied by it again in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
     bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.expand(B, heads, T, T).reshape(-1, T, T)
 
-    rows = ROWS if objective.causal else T  # otherwise every query may see every key
+    rows = QUERIES_AT_ONCE if objective.causal else T  # otherwise every query may see every key
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, layer: int = 1) -> Tensor:
         q_BHTK, k_BHTK = position.rotate(q_BHTK, k_BHTK)
@@ -159,7 +161,7 @@ def plain(
     return attend
 
 
-def masked(
+def masked_attention(
     position: Position,
     heads: int,
     x_BTD: Tensor,
@@ -168,11 +170,11 @@ def masked(
     dropout: float = 0.0,
 ) -> Attend:
     """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`). Arguments as for `prepare`. The tensor has four dimensions, since
-    torch computes slowly with three. While text is scored, and no query sees a later key, ROWS_SCORED queries at a time
-    are given the keys up to the last of them."""
+    and mask as one float tensor (`visible_bias`). Arguments as for `make_attention`. The tensor has four dimensions,
+    since torch computes slowly with three. In evaluation of a causal model the queries are divided into blocks of
+    QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
     T = x_BTD.shape[1]
-    rows = ROWS_SCORED if objective.causal and scoring() else T
+    rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
     biases = [visible_bias(position, heads, x_BTD, objective, extents_B, block) for block in blocks]
     biases = [bias if bias.dim() == 4 else bias.view(1, -1, *bias.shape[-2:]) for bias in biases]
@@ -199,12 +201,14 @@ def masked(
 
 
 def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
-    """Whether `unbiased` can compute the attention: the position scheme adds nothing to the scores, and all sequences
-    have the same mask (`extents_B` is None)."""
+    """Whether `maskless_attention` can compute the attention: the position scheme adds nothing to the scores, and all
+    sequences have the same mask (`extents_B` is None)."""
     return not position.has_bias and extents_B is None
 
 
-def unbiased(position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True) -> Attend:
+def maskless_attention(
+    position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True
+) -> Attend:
     """Make an attention function that calls torch's scaled_dot_product_attention without a mask tensor: a query sees
     all keys up to its own where the objective is causal, else all keys.
 
@@ -227,9 +231,11 @@ def unbiased(position: Position, objective: Objective, kernel_name: str | None =
     return attend
 
 
-def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0) -> Attend:
+def arranged_attention(
+    position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
+) -> Attend:
     """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. Arguments as for `prepare`."""
+    ones included, that `arrangement.sees_BTS` names. Arguments as for `make_attention`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -240,7 +246,7 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
     h = torch.arange(heads, device=x_BTD.device)[:, None, None]
     bias = position.bias(h, positions_BT[:, None, :, None], at_BS[:, None, None, :])
     bias = torch.where(arrangement.sees_BTS[:, None], bias, -math.inf).to(x_BTD.dtype)  # [B, 1 or H, T, S]
-    written_out = x_BTD.dtype != torch.float32 and not x_BTD.is_cuda  # see `prepare`
+    written_out = x_BTD.dtype != torch.float32 and not x_BTD.is_cuda  # see `make_attention`
     if written_out:
         bias = bias.expand(B, heads, T, -1).reshape(B * heads, T, -1)
 
@@ -260,11 +266,11 @@ def arranged(position: Position, heads: int, x_BTD: Tensor, arrangement: Arrange
     return attend
 
 
-def fused(
+def flexattention(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
     """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. Arguments as for `prepare`; `heads` is not used."""
+    where they differ. Arguments as for `make_attention`; `heads` is not used."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

@@ -133,10 +133,10 @@ class ModelConfig:
             )
         if self.qk_scaling and self.layers < 2:
             raise ValueError("model.qk_scaling=true does nothing in the first layer, and there is no other")
-        if self.objective == "mlm" and not 0 < self.masked < self.seq:
+        if self.objective == "mlm" and not 0 < self.masked_per_sequence < self.seq:
             raise ValueError(
-                f"model.mask_rate={self.mask_rate} masks {self.masked} of model.seq={self.seq} tokens: at least one "
-                "must be masked, and one must not"
+                f"model.mask_rate={self.mask_rate} masks {self.masked_per_sequence} of model.seq={self.seq} tokens: "
+                "at least one must be masked, and one must not"
             )
         if self.pos == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.pos=rotary needs an even head dimension, not {self.head_dim}")
@@ -146,19 +146,19 @@ class ModelConfig:
         return self.hidden // self.heads
 
     @property
-    def masked(self) -> int:
+    def masked_per_sequence(self) -> int:
         """Masked tokens of each training sequence of the MLM objective."""
         return round(self.mask_rate * self.seq)
 
     @property
-    def masks(self) -> bool:
+    def needs_mask_token(self) -> bool:
         """Whether the objective needs a tokenizer that has a mask token."""
         return self.objective == "mlm"
 
     @property
-    def predicted(self) -> int:
+    def predicted_per_sequence(self) -> int:
         """How many outputs of a training sequence enter the loss and are multiplied with the output matrix."""
-        return self.masked if self.objective == "mlm" else self.seq
+        return self.masked_per_sequence if self.objective == "mlm" else self.seq
 
     @property
     def padded_vocab(self) -> int:

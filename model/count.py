@@ -4,9 +4,8 @@ from model.config import ModelConfig
 
 
 def parameters(cfg: ModelConfig, tp: int = 1) -> int:
-    """The number of trained values of a model; a tied output matrix counts once. `tp`: the number of ranks that hold
-    the model together under tensor parallelism (model/shard.py). Above 1, the number of values that each of these ranks
-    holds."""
+    """The number of trainable parameters of a model, or with `tp` > 1 the number that each rank of a tensor parallel
+    group of that size holds (model/shard.py). A tied output matrix counts once."""
     D, F = cfg.hidden, cfg.ffn
     norm = 2 * D if cfg.norm == "layernorm" else D
     attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias
@@ -30,6 +29,6 @@ def flops_per_token(cfg: ModelConfig) -> int:
     D = cfg.hidden
     matrices = cfg.mlp_matrices
     layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
-    projected = cfg.predicted / cfg.seq  # share of the outputs that meet the output matrix
+    projected = cfg.predicted_per_sequence / cfg.seq  # share of the outputs that meet the output matrix
     transform = 0 if cfg.head_transform == "none" else D * D
     return round(6 * (cfg.layers * layer + projected * (cfg.padded_vocab * D + transform)))

@@ -24,7 +24,7 @@ class FP8Linear(nn.Linear):
     and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias. Raises
     TypeError where the input is not bf16."""
 
-    w8_FD: Tensor  # with the two below, what `fp8.cast_weight` made of the weight; there once it was called for
+    w8_FD: Tensor  # this and the next two are the result of `fp8.cast_weight`; they exist after the first cast
     w8_DF: Tensor
     scale: Tensor
     is_cast = False  # whether they are those of the weight as it is now; see `weights_cast`
@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """Makes linear layers that multiply in FP8. The output matrix is such a layer too, but the loss uses only its
-    weight, so its product is in bf16."""
+    """A factory of linear layers that multiply in FP8. The output matrix is such a layer too, but the loss reads its
+    bf16 weight and does not call the layer, so its product is in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -21,7 +21,7 @@ from model.mlp import MLPS
 from model.norm import NORMS
 from model.objective import OBJECTIVES, Batch
 from model.position import POSITIONS
-from model.shard import SINGLE, Ranks
+from model.shard import SINGLE_RANK, RankGroup
 
 
 def prepare_to_compile() -> None:
@@ -36,28 +36,28 @@ def prepare_to_compile() -> None:
 class Attention(nn.Module):
     """Multi-head self-attention: one projection to queries, keys and values, and one of the heads' outputs."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
         self.heads = cfg.heads // tp.size
         self.qkv = layers.column(cfg.hidden, 3 * cfg.hidden, cfg.qkv_bias)
         self.proj = layers.row(cfg.hidden, cfg.hidden, cfg.linear_bias)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), wanted_N))
+        return self.proj(select_rows(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2).reshape(B, T, -1), rows_N))
 
 
-def select_rows(x_BTD: Tensor, wanted_N: Tensor | None) -> Tensor:
-    """Select rows of a batch: those at the indices `wanted_N` (int64) of the batch flattened to [B x T, D], as [N, D].
-    None: the batch as it is, [B, T, D]."""
-    return x_BTD if wanted_N is None else x_BTD.flatten(0, 1)[wanted_N]
+def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
+    """Select rows of a batch flattened to [B x T, D]. Returns the rows with the indices `rows_N` (int64), [N, D]; where
+    that is None, the batch unchanged, [B, T, D]."""
+    return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
 class Block(nn.Module):
-    """Pre-LN: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
+    """A pre-LN transformer block: attention and MLP each read the normalised residual stream and add to it (GPT-2)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
         self.norm1 = NORMS[cfg.norm](cfg.hidden, cfg.norm_eps)
         self.attn = Attention(cfg, tp, layers)
@@ -65,31 +65,32 @@ class Block(nn.Module):
         self.mlp = MLPS[cfg.act](cfg, layers)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
-        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(self.norm1(x_BTD), attend, wanted_N))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
+        x_BTD = select_rows(x_BTD, rows_N) + self.drop(self.attn(self.norm1(x_BTD), attend, rows_N))
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
 class PostLN(Block):
-    """Post-LN: after attention and after the MLP, the sum of residual stream and output is normalised (Vaswani et al.
-    2017, GPT-1); there is no final norm."""
+    """A post-LN transformer block: after attention and after the MLP, the sum of residual stream and output is
+    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
-        x_BTD = self.norm1(select_rows(x_BTD, wanted_N) + self.drop(self.attn(x_BTD, attend, wanted_N)))
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
+        x_BTD = self.norm1(select_rows(x_BTD, rows_N) + self.drop(self.attn(x_BTD, attend, rows_N)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
 class Parallel(Block):
-    """Attention and MLP read the same normalised input, with one norm for both (GPT-J, PaLM)."""
+    """A parallel transformer block: attention and MLP read the same normalised input, with one norm for both (GPT-J,
+    PaLM)."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks, layers: Layers):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__(cfg, tp, layers)
         del self.norm2
 
-    def forward(self, x_BTD: Tensor, attend: attention.Attend, wanted_N: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
         y_BTD = self.norm1(x_BTD)
-        x_BTD = select_rows(x_BTD, wanted_N) + self.drop(self.attn(y_BTD, attend, wanted_N))
-        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, wanted_N)))
+        x_BTD = select_rows(x_BTD, rows_N) + self.drop(self.attn(y_BTD, attend, rows_N))
+        return x_BTD + self.drop(self.mlp(select_rows(y_BTD, rows_N)))
 
 
 BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
@@ -129,7 +130,7 @@ assert set(TRANSFORMS) == set(get_args(get_type_hints(ModelConfig)["head_transfo
 class OutputBias(nn.Module):
     """The bias of the logits, or under tensor parallelism of the part of the vocabulary that this rank computes."""
 
-    def __init__(self, cfg: ModelConfig, tp: Ranks):
+    def __init__(self, cfg: ModelConfig, tp: RankGroup):
         super().__init__()
         self.bias = nn.Parameter(torch.empty(cfg.padded_vocab // tp.size))
 
@@ -143,7 +144,7 @@ class GPT(nn.Module):
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
 
-    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: Ranks = SINGLE, layers: Layers | None = None):
+    def __init__(self, cfg: ModelConfig, seed: int = 1, tp: RankGroup = SINGLE_RANK, layers: Layers | None = None):
         super().__init__()
         layers = layers or tp.layers
         self.cfg, self.tp, self.objective = cfg, tp, OBJECTIVES[cfg.objective](cfg)
@@ -159,7 +160,7 @@ class GPT(nn.Module):
         self.transform = TRANSFORMS[cfg.head_transform](cfg)
         self.head: Any = None if cfg.tied else layers.column(cfg.hidden, cfg.padded_vocab, bias=False)
         self.output: Any = OutputBias(cfg, tp) if cfg.output_bias else None
-        self.attention_kernel: str | None = None  # on a GPU; see attention.prepare
+        self.attention_kernel: str | None = None  # on a GPU; see attention.make_attention
         initialise(self, cfg, seed, tp)
 
     @property
@@ -172,22 +173,22 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         arrangement: attention.Arrangement | None = None,
         extents_B: Tensor | None = None,
-        wanted_N: Tensor | None = None,
+        rows_N: Tensor | None = None,
     ) -> Tensor:
-        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] where
-        only N of these outputs are wanted.
+        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] with
+        `rows_N`.
 
         Args:
             tokens_BT: token ids.
             arrangement: the tokens' positions and what each sees, where these do not follow from their order.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
-            wanted_N: int64, the indices in the flattened batch [B x T] of the outputs that are wanted. Other tokens are
-                not computed beyond the last block's attention, which needs their keys and values.
+            rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For the other
+                tokens the last block computes only keys and values.
 
         Raises:
-            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none:
-                neither would be the model that was trained.
+            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none: both
+                would differ from training.
         """
         if arrangement is None:
             self.objective.check(extents_B)
@@ -195,7 +196,7 @@ class GPT(nn.Module):
         x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
         heads, objective = self.cfg.heads // self.tp.size, self.objective
-        attend = attention.prepare(
+        attend = attention.make_attention(
             self.position,
             heads,
             x_BTD,
@@ -209,7 +210,7 @@ class GPT(nn.Module):
         if dropout:
             attend = self.tp.draw_dropout_by_rank(attend)
         for number, block in enumerate(self.blocks, start=1):
-            last = wanted_N if number == self.cfg.layers else None
+            last = rows_N if number == self.cfg.layers else None
             x_BTD = block(x_BTD, functools.partial(attend, layer=number) if self.cfg.qk_scaling else attend, last)
         return self.norm(x_BTD)
 
@@ -224,8 +225,8 @@ class GPT(nn.Module):
         return self.tp.project(*self._operands(x))
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors of the logits x @ weight.T: the transformed `x`, and the output matrix. A bias of the logits
-        is appended to the matrix as one more column, and a column of ones to `x`."""
+        """The two factors of the logits, x @ weight.T: the hidden states `x` after the head's transform, and the output
+        matrix. A bias of the logits is appended to the matrix as one more column, and a column of ones to `x`."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight

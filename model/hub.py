@@ -26,8 +26,8 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.hub_decoders import DECODERS
-from model.hub_encoders import ENCODERS, KINDS_OF_TOKENS
-from model.hub_format import SAME, Format, Layout
+from model.hub_encoders import ENCODERS, TOKEN_TYPE_EMBEDDINGS
+from model.hub_format import UNCHANGED, Format, Layout
 
 # Of logits in fp32, relative to the largest. Measured on a trained nano run: 5e-7, but 9e-4 with GELU by erf in place
 # of tanh, and 3e-4 with norm_eps off by a fifth. 24 layers of large random weights: 5e-5.
@@ -39,7 +39,7 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mas
 
 FORMATS = (*DECODERS, *ENCODERS)
 # Settings that may have any value in every format, besides its `sizes`.
-FREE = (
+UNRESTRICTED = (
     "vocab",
     "vocab_multiple",
     "ffn_width",
@@ -52,11 +52,11 @@ FREE = (
 )
 
 
-def counterpart(cfg: ModelConfig) -> Format:
+def matching_format(cfg: ModelConfig) -> Format:
     """The Hugging Face format whose architecture computes the same as a model of this configuration. Raises ValueError
     where there is none; the message names the settings in which the model differs from the nearest format."""
     for field in fields(cfg):
-        if not any(field.name in (*f.needs, *f.sizes, *FREE) for f in FORMATS):
+        if not any(field.name in (*f.needs, *f.sizes, *UNRESTRICTED) for f in FORMATS):
             raise ValueError(f"model.{field.name} is not known to the export (model/hub.py)")
     different = {f.name: [k for k, values in f.needs.items() if getattr(cfg, k) not in values] for f in FORMATS}
     nearest = min(
@@ -80,13 +80,13 @@ def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
     converts between ours and those). `ours`: the name of the tensor in our state_dict. Raises ValueError where the
     format has no such tensor."""
     if ours == "head.weight":
-        return [f.head], SAME
+        return [f.head], UNCHANGED
     parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
     if not parts or parts[2] not in f.weights:
         raise ValueError(f"{ours} has no counterpart in {f.name}")
     layer, module, kind = parts.groups()
     kind = "weight" if kind == "table" else kind
-    return [f"{f.prefix}{x.format(layer)}.{kind}" for x in f.weights[module]], f.layouts.get(module, SAME)
+    return [f"{f.prefix}{x.format(layer)}.{kind}" for x in f.weights[module]], f.layouts.get(module, UNCHANGED)
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -113,7 +113,7 @@ def save(
     Raises:
         ValueError: Hugging Face has no architecture that computes this model, or `state` does not fit `cfg`.
     """
-    f = counterpart(cfg)
+    f = matching_format(cfg)
     _check_shapes(cfg, state)
     import transformers
     from safetensors.torch import save_file
@@ -163,7 +163,7 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
     from model.gpt import GPT
 
-    causal = counterpart(cfg).causal
+    causal = matching_format(cfg).causal
     loader: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     theirs, info = loader.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
     if left := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
@@ -202,7 +202,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
     `folder`: of config.json and model.safetensors. Returns (the configuration, the state for GPT(cfg).load_state_dict
     in the precision in which it was saved). Raises ValueError where the checkpoint has another architecture or a
-    setting without a counterpart here, or its weights are not whole.
+    setting without a counterpart here, or a weight is missing.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -232,8 +232,8 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if tensors:
         raise ValueError(f"{folder}: the weights hold {min(tensors)}, which has no counterpart here")
     _check_shapes(cfg, state)
-    if KINDS_OF_TOKENS in constants:  # a text alone is of the first kind
-        state["position.table"] = state["position.table"] + constants[KINDS_OF_TOKENS][0]
+    if TOKEN_TYPE_EMBEDDINGS in constants:  # a text alone is of the first kind
+        state["position.table"] = state["position.table"] + constants[TOKEN_TYPE_EMBEDDINGS][0]
     if head is not None and not head.equal(state["embed.weight"]):
         raise ValueError(f"{folder}: config.json says that the output matrix is the embedding, and it is another")
     return cfg, state

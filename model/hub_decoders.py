@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from model.hub_format import BY_HEAD, SIZES, SPLIT, TRANSPOSED, Format
+from model.hub_format import QKV_BY_HEAD, SEPARATE_QKV, SIZE_NAMES, TRANSPOSED, Format
 
 DECODER = {
     "objective": ("causal",),
@@ -85,7 +85,7 @@ BLOOM = Format(
         "mlp.up": ("h.{}.mlp.dense_h_to_4h",),
         "mlp.down": ("h.{}.mlp.dense_4h_to_h",),
     },
-    layouts={"attn.qkv": BY_HEAD},
+    layouts={"attn.qkv": QKV_BY_HEAD},
 )
 
 NEOX = Format(
@@ -94,7 +94,7 @@ NEOX = Format(
     architecture="GPTNeoXForCausalLM",
     prefix="gpt_neox.",
     needs={"pos": ("rotary",), "act": ("gelu",), "norm": ("layernorm",), "embnorm": (False,), **BIASED},
-    sizes=SIZES,
+    sizes=SIZE_NAMES,
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new",
@@ -113,7 +113,7 @@ NEOX = Format(
         "mlp.up": ("layers.{}.mlp.dense_h_to_4h",),
         "mlp.down": ("layers.{}.mlp.dense_4h_to_h",),
     },
-    layouts={"attn.qkv": BY_HEAD},
+    layouts={"attn.qkv": QKV_BY_HEAD},
 )
 
 LLAMA = Format(
@@ -128,7 +128,7 @@ LLAMA = Format(
         "embnorm": (False,),
         **UNBIASED,
     },
-    sizes=SIZES | {"norm_eps": "rms_norm_eps"},
+    sizes=SIZE_NAMES | {"norm_eps": "rms_norm_eps"},
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new" if cfg.act == "geglu" else "silu",
@@ -150,7 +150,7 @@ LLAMA = Format(
         "mlp.up": ("layers.{}.mlp.up_proj",),
         "mlp.down": ("layers.{}.mlp.down_proj",),
     },
-    layouts={"attn.qkv": SPLIT},
+    layouts={"attn.qkv": SEPARATE_QKV},
 )
 
 LLAMA_BIASED = replace(LLAMA, name="Llama with biases", needs={**LLAMA.needs, **BIASED})

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from model.hub_format import SIZES, SPLIT, TWICE, Format
+from model.hub_format import DUPLICATED, SEPARATE_QKV, SIZE_NAMES, Format
 
 # BERT tells the two texts of a pair apart by a vector that is added to each token. Ours has one kind of token: both
 # vectors are written as zeros.
-KINDS_OF_TOKENS = "bert.embeddings.token_type_embeddings.weight"
+TOKEN_TYPE_EMBEDDINGS = "bert.embeddings.token_type_embeddings.weight"
 
 BERT = Format(
     name="BERT",
@@ -27,7 +27,7 @@ BERT = Format(
         "linear_bias": (True,),
         "tied": (True,),
     },
-    sizes=SIZES,
+    sizes=SIZE_NAMES,
     fixed=lambda cfg: {
         "intermediate_size": cfg.ffn,
         "hidden_act": "gelu_new",
@@ -51,9 +51,9 @@ BERT = Format(
         "transform.norm": ("cls.predictions.transform.LayerNorm",),
         "output": ("cls.predictions",),
     },
-    layouts={"attn.qkv": SPLIT},
+    layouts={"attn.qkv": SEPARATE_QKV},
     head="cls.predictions.decoder.weight",
-    constants=lambda cfg: {KINDS_OF_TOKENS: (2, cfg.hidden)},
+    constants=lambda cfg: {TOKEN_TYPE_EMBEDDINGS: (2, cfg.hidden)},
 )
 
 BERT_UNTIED = replace(
@@ -61,7 +61,7 @@ BERT_UNTIED = replace(
     name="BERT with an output matrix of its own",
     needs={**BERT.needs, "tied": (False,)},
     weights={**BERT.weights, "output": ("cls.predictions", "cls.predictions.decoder")},
-    layouts={**BERT.layouts, "output": TWICE},
+    layouts={**BERT.layouts, "output": DUPLICATED},
 )
 
 ENCODERS = (BERT, BERT_UNTIED)

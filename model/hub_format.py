@@ -14,11 +14,11 @@ from model.config import ModelConfig
 
 Layout = tuple[Callable[[Tensor, int], list[Tensor]], Callable[[list[Tensor], int], Tensor]]
 
-SAME: Layout = (lambda x, heads: [x], lambda xs, heads: xs[0])
+UNCHANGED: Layout = (lambda x, heads: [x], lambda xs, heads: xs[0])
 TRANSPOSED: Layout = (lambda x, heads: [x.t()], lambda xs, heads: xs[0].t())  # GPT-2
-TWICE: Layout = (lambda x, heads: [x, x], lambda xs, heads: xs[0])  # one tensor that their file holds two times
-SPLIT: Layout = (lambda x, heads: list(x.chunk(3)), lambda xs, heads: _join(xs))  # q, k and v apart
-BY_HEAD: Layout = (  # q, k, v of the first head, then of the second
+DUPLICATED: Layout = (lambda x, heads: [x, x], lambda xs, heads: xs[0])  # one tensor that their file holds two times
+SEPARATE_QKV: Layout = (lambda x, heads: list(x.chunk(3)), lambda xs, heads: _join(xs))  # q, k and v apart
+QKV_BY_HEAD: Layout = (  # q, k, v of the first head, then of the second
     lambda x, heads: [x.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)],
     lambda xs, heads: xs[0].unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2),
 )
@@ -31,7 +31,7 @@ def _join(xs: list[Tensor]) -> Tensor:
 
 
 # {our setting: theirs} of the sizes of a model, under the names that most architectures use
-SIZES = {
+SIZE_NAMES = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "heads": "num_attention_heads",
@@ -46,14 +46,15 @@ class Format:
     """How a model of ours is written as one architecture of Hugging Face's transformers.
 
     needs: {our setting: the values with which the architecture computes the same as our model}.
-    sizes: {our setting: their name for it}, for settings that may have any value.
-    fixed: from our configuration, the values of all their other settings on which the computation depends.
-    dropout: {their name of a dropout probability: ours}. They do not act in inference.
-    weights: {our module: their modules}, below `prefix`, with {} for the number of the layer. There are several where
-        ours is divided among theirs.
-    layouts: {our module: how its tensors are rearranged for theirs}; modules that are not named are the same.
-    head: their name of the output matrix, where it is not the token embedding.
-    constants: {name: shape} of tensors that our model does not have. They are written as zeros, which has no effect.
+    sizes: {our setting: Hugging Face's name for it}, for settings that may have any value.
+    fixed: a function of our configuration that returns the values of all other Hugging Face settings on which the
+        computation depends.
+    dropout: {Hugging Face's name of a dropout probability: our setting}. Dropout does not act in inference.
+    weights: {our module: Hugging Face's modules}, below `prefix`, with {} for the number of the layer. There are
+        several where our module is divided among them.
+    layouts: {our module: how its tensors are rearranged}; the tensors of other modules are the same in both.
+    head: Hugging Face's name of the output matrix, where it is not the token embedding.
+    constants: {name: shape} of tensors that our model does not have. They are written as zeros and have no effect.
     """
 
     name: str

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.shard import SINGLE, Ranks, full_shape, shard
+from model.shard import SINGLE_RANK, RankGroup, full_shape, shard
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE) -> None:
+def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: RankGroup = SINGLE_RANK) -> None:
     """Draw all parameters of a model (model.gpt.GPT) in place, on the CPU in fp32, so that they are the same on every
     device.
 
@@ -42,14 +42,14 @@ def initialise(model: nn.Module, cfg: ModelConfig, seed: int, tp: Ranks = SINGLE
         elif name == "position.scale":
             p.fill_(cfg.hidden**-0.5)
         elif owner in ("proj", "down"):
-            _normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name, tp)
+            _draw_normal(p, cfg.init_std / math.sqrt(2 * cfg.layers), seed, name, tp)
         elif owner in ("embed", "position", "qkv", "up", "gate", "head", "dense"):
-            _normal(p, cfg.init_std, seed, name, tp)
+            _draw_normal(p, cfg.init_std, seed, name, tp)
         else:
             raise ValueError(f"model/init.py does not say how {name} is drawn")
 
 
-def _normal(p: torch.Tensor, std: float, seed: int, name: str, tp: Ranks) -> None:
+def _draw_normal(p: torch.Tensor, std: float, seed: int, name: str, tp: RankGroup) -> None:
     if p.is_meta:  # counting only
         return
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -9,12 +9,12 @@ scratch space of kernels, gaps of the allocator.
 from model.config import ModelConfig
 from model.count import parameters
 
-BUCKET = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
+MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
 QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
 
 
-def estimate(
+def estimate_memory(
     cfg: ModelConfig,
     micro_batch: int,
     precision: str,
@@ -45,19 +45,12 @@ def estimate(
     half = precision != "fp32"
     width = 2 if half else 4
     count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
-    predicted = micro_batch * cfg.predicted
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     if precision == "fp8":  # in eight bits and transposed, from one update to the next: model/fp8.py
         fixed["weights"] += 2 * cfg.layers * (4 * cfg.hidden**2 + cfg.mlp_matrices * cfg.hidden * cfg.ffn)
     stored, working = activation_bytes(cfg, micro_batch, precision, gpu, tp, recompute)
-    logits = min(predicted, ROWS_CPU) * vocab * width
-    matrix = vocab * cfg.hidden  # of the output: a block's gradient joins a sum in fp32
-    softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; of fp32 logits in place
-    work, summed = max(softmax, matrix * width), 4 * matrix
-    if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
-        fp32_copy = 4 if half and tp > 1 else 0
-        logits, work, summed = predicted * vocab * (width + fp32_copy), 0, 0
-    embedding = matrix * width  # its gradient waits for the one of the token lookup
+    logits, work, summed = loss_bytes(cfg, micro_batch, half, gpu, tp)
+    embedding = vocab * cfg.hidden * width  # the output matrix's gradient, which waits for that of the token lookup
     unit = rows * cfg.hidden * width
     before, first, last, reduction, update = gradient_bytes(cfg, precision, zero, ranks, accumulate, gpu, tp)
     moments = [
@@ -75,23 +68,36 @@ def estimate(
     return held | {"total": sum(held.values())}
 
 
+def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
+    """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
+    matrix's gradients). `half`: whether logits have 16 bits; `tp`: ranks that hold one copy of the model together."""
+    predicted, vocab, width = micro_batch * cfg.predicted_per_sequence, cfg.padded_vocab // tp, 2 if half else 4
+    if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
+        fp32_copy = 4 if half and tp > 1 else 0
+        return predicted * vocab * (width + fp32_copy), 0, 0
+    logits = min(predicted, ROWS_CPU) * vocab * width
+    matrix = vocab * cfg.hidden  # a block of rows gives a gradient, which is added to the sum
+    softmax = min(predicted, SOFTMAX_CPU) * vocab * 4 if half else 0  # in fp32; fp32 logits are overwritten instead
+    return logits, max(softmax, matrix * width), 4 * matrix
+
+
 def gradient_bytes(
     cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
-    its end, during the reduction over ranks, and at the update. From the source of DeepSpeed 0.19.8, and measured.
-    `ranks`: among which ZeRO (stage `zero`, 1 or 2) divides the optimizer; `accumulate`: micro-batches per step; `tp`:
-    ranks that hold one copy of the model together."""
+    its end, during the reduction over ranks, and at the update. The formula follows the source of DeepSpeed 0.19.8 and
+    was compared with measurements. `ranks`: among which ZeRO (stage `zero`, 1 or 2) divides the optimizer;
+    `accumulate`: micro-batches per step; `tp`: ranks that hold one copy of the model together."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
-    bucket, largest = min(BUCKET, count), cfg.padded_vocab // tp * cfg.hidden
+    bucket, largest = min(MAX_BUCKET_ELEMENTS, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
         sums, rank_gradients = 4 * count, 2 * count
         if gpu and tp == 1:  # launch/bf16.py: each micro-batch's gradients go into the sums, which are reduced in place
             return sums, sums, sums + rank_gradients, sums, sums
         before = (sums if gpu or more else 0) + (rank_gradients if more else 0)
-        joined = 4 * count if count < BUCKET else 0  # a group above the bucket is not joined with the next
+        joined = 4 * count if count < MAX_BUCKET_ELEMENTS else 0  # a group above the bucket is not joined with the next
         copies = max(joined + 2 * count, 4 * largest) if ranks > 1 else 0  # one rank has nothing to reduce
         return before, before, sums + rank_gradients, sums + rank_gradients + copies, sums + rank_gradients
     if precision == "bf16":  # into a bucket; a copy of the bucket is reduced, and summed into this rank's share
@@ -115,8 +121,9 @@ def gradient_bytes(
 def activation_bytes(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
-    """Bytes of activations of `micro_batch` sequences: (those stored for the backward pass, the working memory of one
-    layer besides). With `recompute` only the input of each layer is stored; `tp` ranks hold one copy of the model."""
+    """Bytes of activations of `micro_batch` sequences: (the activations stored for the backward pass, the additional
+    working memory of one layer). With `recompute` only the input of each layer is stored; `tp` ranks hold one copy of
+    the model."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.inference import scoring
+from model.inference import is_scoring
 from model.kernels.gelu import gelu
 from model.kernels.linear import ONEDNN, gelu_product
 from model.linear import LAYERS, Layers, Linear
@@ -22,14 +22,14 @@ class GELU(nn.Module):
         self.down = layers.row(cfg.ffn, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
+        if is_scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
             return self.down(gelu_product(x_BTD, self.up.weight, self.up.bias))
         return self.down(gelu(self.up(x_BTD)))
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are two matrices; in one, their
-    rows could be mixed up when it is divided among ranks."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020). The gate and up projections are two matrices, since the rows of a
+    single one could be mixed up when it is divided among ranks."""
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()

@@ -51,13 +51,13 @@ class Batch(NamedTuple):
         return x_BT.flatten(0, 1)[(self.predicted + first_B1).flatten()]
 
     @property
-    def even(self) -> bool:
-        """Whether the same number of outputs enters the loss in every sequence of every batch, so that micro-batches
-        have equal weights."""
+    def has_equal_counts(self) -> bool:
+        """Whether the same number of outputs enters the loss in every sequence of every batch. Micro-batches then have
+        equal weights in the mean loss."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
-    def predictions(self) -> int:
+    def prediction_count(self) -> int:
         """The number of outputs that enter the loss."""
         if self.predicted is None:
             return self.inputs_BT.numel()
@@ -81,11 +81,12 @@ class Batch(NamedTuple):
 
 
 class Objective:
-    """Causal: each token sees those before it and itself, and each output predicts the next token (GPT)."""
+    """The causal objective: each token sees itself and all earlier tokens, and each output predicts the next token
+    (GPT)."""
 
-    causal = True  # no token sees a later one: the executors of attention leave out what lies ahead
-    masks = False  # whether `batch` needs the id of a mask token
-    has_extents = False  # whether sequences differ in what is seen: see `Batch.extents_B`
+    causal = True  # no token sees a later one, so that attention need not compute the scores of later keys
+    needs_mask_token = False  # whether `batch` needs the id of a mask token
+    has_extents = False  # whether what tokens see differs between sequences: see `Batch.extents_B`
 
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
@@ -107,9 +108,9 @@ class Objective:
 
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Whether the token at position `q` sees that at position `k` in sequence `b` of the batch: bool, in the shape
-        to which the integer tensors b, q and k broadcast. `extents_B`: [B], the length of each sequence's prefix under
-        the prefix objective; None under the others."""
+        """Whether the token at position `q` sees the token at position `k` in sequence `b` of the batch. b, q and k are
+        integer tensors; the result is a bool tensor of the shape to which they broadcast. `extents_B`: [B], the length
+        of each sequence's prefix under the prefix objective; None under the others."""
         return k <= q
 
     def check(self, extents_B: Tensor | None) -> None:
@@ -126,8 +127,8 @@ class Objective:
 
 
 class Prefix(Objective):
-    """Prefix-LM (Raffel et al. 2020, section 3.2): the tokens of a prefix see each other both ways, and are not
-    predicted; the rest is causal. The extent of a sequence is the length of its prefix."""
+    """Prefix-LM (Raffel et al. 2020, section 3.2): the tokens of a prefix see each other in both directions and are not
+    predicted; the tokens after it are causal. The extent of a sequence is the length of its prefix."""
 
     causal = False
     has_extents = True
@@ -159,15 +160,15 @@ class Prefix(Objective):
 
 class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
-    the outputs at their positions predict what they were.
+    the outputs at the replaced positions predict the original tokens.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked`, so that shapes are static. The share
-    MASKED of them gets the mask token, the share RANDOM a random token, and the others keep theirs (of 32 positions:
-    26, 3 and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked_per_sequence`, so that shapes are static.
+    The share MASKED of them gets the mask token, the share RANDOM a random token, and the others keep their token (of
+    32 positions: 26, 3 and 3, as in Cramming).
     """
 
     causal = False
-    masks = True
+    needs_mask_token = True
     MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019
 
     def batch(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.kernels.linear import linear
 from model.linear import Layers
-from model.shard import Ranks, shard_dimension, unshard
+from model.shard import RankGroup, shard_dimension, unshard
 
 with warnings.catch_warnings():  # of what a machine without TransformerEngine and Apex lacks
     warnings.simplefilter("ignore")
@@ -68,7 +68,8 @@ class Row(_WithoutExtraState, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """Makes layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its part.
+    """A factory of layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its
+    part.
 
     The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer Engine.
     """
@@ -83,7 +84,7 @@ class ParallelLayers(Layers):
         return Row(in_features, out_features, bias)
 
 
-class TensorParallel(Ranks):
+class TensorParallel(RankGroup):
     """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The process
     group must be initialised. Raises ValueError where the ranks cannot be divided into groups of this size, or were
     divided into groups of another size before."""

@@ -17,7 +17,9 @@ class Position(nn.Module):
     calls all three, whatever the scheme."""
 
     max_length: int | None = None  # tokens; None: no limit
-    first_head = 0  # the place among all heads of what `bias` knows as head 0: tensor parallelism cuts between heads
+    first_head = (
+        0  # the index, among all heads of a layer, of this rank's first head (tensor parallelism divides heads)
+    )
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -28,20 +30,21 @@ class Position(nn.Module):
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Add what the scheme adds to the token embeddings (learned, sinusoidal). Without `positions_BT` the tokens are
-        at 0 to T - 1."""
+        """Add position embeddings to the token embeddings `x_BTD`, in schemes that have them (learned, sinusoidal).
+        Without `positions_BT` the positions are 0 to T - 1."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys by their positions (rotary). Without `positions_BT` these are 0 to T - 1."""
+        """Rotate queries and keys by their positions, in schemes that do so (rotary). Without `positions_BT` the
+        positions are 0 to T - 1."""
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The bias that is added to the scaled score of head `h` between query position `q` and key position `k`, in
         fp32.
 
-        h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax ignores
-        what is the same for all keys (ALiBi).
+        h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax is not
+        changed by a bias that is equal for all keys.
         """
         return torch.zeros((), device=k.device)
 
@@ -66,13 +69,13 @@ class Learned(Position):
 class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017).
 
-    There the token embedding was multiplied by sqrt(D) first, which it is not here: at model.init_std=0.02 the waves
-    are 35 times as large as the tokens.
+    In that paper the token embedding is multiplied by sqrt(D) first; here it is not, so that at model.init_std=0.02 the
+    sines and cosines are 35 times as large as the token embeddings.
     """
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """Sine at even coordinates and cosine at odd ones of t / 10000^(2i/D), where t is the position and 2i the
-        coordinate: [T, D], or [B, T, D] with `positions_BT`. `x_BTD` gives shape, precision and device."""
+        coordinate: [T, D], or [B, T, D] with `positions_BT`. The result has the precision and device of `x_BTD`."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
@@ -148,8 +151,8 @@ class ALiBi(Position):
 
 def alibi_slopes(heads: int) -> list[float]:
     """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, for n a power of two. For another number of heads,
-    the slopes of the next lower power of two, and then every other one of twice that power (Press et al. 2021, appendix
-    A and their reference code)."""
+    the slopes for the next lower power of two, followed by every second slope for twice that power (Press et al. 2021,
+    appendix A and their reference code)."""
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]

@@ -40,7 +40,7 @@ PROOFS = (
 # Largest relative error of a gradient from the compiled graph: of vectors, which are sums that cancel, of matrices, and
 # of matrices in FP8. Measured with up to 24 layers: 0.12, 0.02 and 0.17 (16 layers). A graph with a fault has more: in
 # bf16, one without rotary 0.3 in a matrix, one with another activation 0.25 in all.
-VECTOR, MATRIX, MATRIX_FP8 = 0.5, 0.1, 0.3
+VECTOR_TOLERANCE, MATRIX_TOLERANCE, MATRIX_TOLERANCE_FP8 = 0.5, 0.1, 0.3
 Loss = Callable[[Batch], Tensor]
 
 
@@ -48,7 +48,7 @@ class InactiveFactor(RuntimeError):
     """A factor, such as model.pos, does not act in the model as it is configured."""
 
 
-def require(proofs: Iterable[Proof]) -> None:
+def require_passed(proofs: Iterable[Proof]) -> None:
     """Check that all proofs passed. Raises InactiveFactor where some did not; the message names them."""
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
@@ -62,8 +62,8 @@ def prove(model: Any) -> list[Proof]:
     seconds at most.
 
     Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
-    it passes on all ranks. Returns the result of each proof: where it failed on some ranks that of the first of them,
-    else that of the first rank.
+    it passes on all ranks. Returns one result for each proof: that of the first rank on which the proof failed, or of
+    the first rank where it passed on all.
     """
     training = model.training
     model.eval()
@@ -80,8 +80,8 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
     """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
     measure.
 
-    The gradients of both are compared. For that the weights are replaced for a moment by random ones of the size that
-    they have after training, since with initial weights gradients hardly depend on positions. The eager loss is
+    The gradients of both are compared. During the comparison the weights are replaced by random ones of the size that
+    weights have after training, since with initial weights gradients hardly depend on positions. The eager loss is
     computed row by row, so that it needs no more memory than the graph. `graph`, `eager`: compute the mean loss of a
     batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
     """
@@ -101,12 +101,12 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
         theirs = [torch.zeros_like(g, dtype=torch.float32) for g in ours]
         for row in batch.split(1):
             for total, g in zip(theirs, gradients(eager(row)), strict=True):
-                total += g.float() * (row.predictions / batch.predictions)
+                total += g.float() * (row.prediction_count / batch.prediction_count)
     finally:
         with torch.no_grad():
             for p, value in zip(params, saved, strict=True):
                 p.copy_(value)
-    most = {1: VECTOR, 2: MATRIX_FP8 if precision(model).value == "fp8" else MATRIX}
+    most = {1: VECTOR_TOLERANCE, 2: MATRIX_TOLERANCE_FP8 if precision(model).value == "fp8" else MATRIX_TOLERANCE}
     # a single number is left out: its gradient may cancel to nothing
     pairs = zip(names, ours, theirs, strict=True)
     errors = {name: probe.relative_error(a, b.double()) for name, a, b in pairs if a.numel() > 1}

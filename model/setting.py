@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The explanation of one setting. The range applies to the number, or to each number of a list."""
+    """The explanation of one setting. The range applies to the value, or to each element of a list."""
 
     meaning: str
     unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text
@@ -90,8 +90,8 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 def check_ranges(section: str, values: Any) -> None:
     """Check that every number of a settings dataclass lies in the range of its field. `section`: the name of the
-    section, for the message: "model", "train", . Raises ValueError where a number is out of range; the message names
-    the first such setting, its range and its meaning."""
+    section, for the message: "model", "train" and so on. Raises ValueError where a number is out of range; the message
+    names the first such setting, its range and its meaning."""
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:

@@ -58,7 +58,7 @@ def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
-class Ranks:
+class RankGroup:
     """The tensor parallel group of this process: the ranks that hold one copy of the model together. This class is the
     group of a single rank; `model.parallel.TensorParallel` is the group of several.
 
@@ -83,13 +83,13 @@ class Ranks:
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """The whole parameter (or its gradient) from the parts of all ranks, of which this rank gives `part`. All call
-        it together."""
+        """Gather a whole parameter, or its gradient, from the parts of all ranks; `part` is that of this rank. All
+        ranks call it together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The values that the ranks give, in their order. All call it together."""
+        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call it together."""
         return [value]
 
 
-SINGLE = Ranks()
+SINGLE_RANK = RankGroup()

@@ -164,11 +164,11 @@ def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path
     from transformers import PreTrainedTokenizerFast
 
     from data.tokenizer import ByteBPE, load_tokenizer
-    from eval.export import convert
+    from eval.export import convert_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     assert isinstance(loaded, ByteBPE)
-    converted: PreTrainedTokenizerFast = convert(loaded)
+    converted: PreTrainedTokenizerFast = convert_tokenizer(loaded)
     converted.split_special_tokens = False
     converted.save_pretrained(work / "hf")
     unpack(folder, work / "all.jsonl")

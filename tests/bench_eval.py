@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ablations.config import resolve
-from eval.export_tokenizer import convert
+from eval.export_tokenizer import convert_tokenizer
 from eval.tasks import harness, mirror
 from eval.tasks.definitions import definitions
 from eval.tasks.scorer import Scorer
@@ -55,7 +55,7 @@ def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
         for p in gpt.parameters():  # sharper than at the start of training, so that choices differ
             p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     hub.save(run.model, gpt.state_dict(), folder, tokenizer.eod)
-    convert(tokenizer, run.model.seq).save_pretrained(folder)
+    convert_tokenizer(tokenizer, run.model.seq).save_pretrained(folder)
     return gpt, tokenizer
 
 

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from eval.finetune import tasks, train
-from eval.finetune.classifier import encoder
+from eval.finetune.classifier import input_encoder
 from tests import test_glue_trainer as trainer
 
 PADDINGS = {"run_glue's, to 128": "max_length", "each batch to its longest": False}
@@ -28,7 +28,7 @@ LONGEST = 128  # tokens, run_glue's default
 
 
 def ours(checkpoint: Any, examples: list, judged: list, setting: train.Setting) -> None:
-    encode = encoder(checkpoint.tokenizer, LONGEST)
+    encode = input_encoder(checkpoint.tokenizer, LONGEST)
     rows, dev = ([encode(item.text_a, item.text_b) for item in part] for part in (examples, judged))
     model = checkpoint.ours(1, setting.dropout)
     train.train(model, rows, [item.label for item in examples], setting, 1)

@@ -39,7 +39,7 @@ from launch import attention_kernel, deepspeed_setup, engine, preflight, run_mod
 from model import attention, count
 from model.fp8 import weights_cast
 from model.gpt import GPT, prepare_to_compile
-from model.memory import estimate
+from model.memory import estimate_memory
 from model.objective import Batch
 from tests.bench_gpu_check import POSITIONS, Compare, cases, lacks_fp8
 
@@ -281,7 +281,7 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     prepare_to_compile()
     if device == "cuda":  # as Engine does
-        attention_kernel.choose(model, run.layout.micro_batch)
+        attention_kernel.choose_kernel(model, run.layout.micro_batch)
         attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
@@ -353,7 +353,7 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
     speed = batch * run.model.seq / statistics.median(seconds)
     flops = speed * count.flops_per_token(run.model)
     peak = next((peak for card, peak in PEAKS.items() if name().startswith(card)), None)
-    guess = estimate(run.model, micro, run.train.precision, run.layout.zero, 1, wanted["accumulate"], cuda, 1)
+    guess = estimate_memory(run.model, micro, run.train.precision, run.layout.zero, 1, wanted["accumulate"], cuda, 1)
     return {
         "tokens_per_second": speed,
         "step_seconds": seconds,

@@ -97,7 +97,7 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
 @functools.cache
 def kernels(device: str) -> list[str]:
     """The kernels that compute attention without a bias on `device`, the fastest first. With one that cannot, torch's
-    plain attention would take its place unseen (`attention.unbiased`)."""
+    plain attention would take its place unseen (`attention.maskless_attention`)."""
     run = resolve([*LONG, ("model.pos", "rotary")])
     model = GPT(run.model, run.seed).to(device, torch.bfloat16)
     return list(attention_kernel.time_kernels(model, run.layout.micro_batch))
@@ -134,8 +134,8 @@ def wrong_in_fp8(device: str) -> list[str]:
 
 
 def written(position: Position, heads: int, x_BTD: torch.Tensor, *args: Any) -> attention.Attend:
-    """`attention.prepare`, of which nothing is asked but the scores written out."""
-    return attention.plain(position, heads, x_BTD, args[2], args[3])
+    """`attention.make_attention`, of which nothing is asked but the scores written out."""
+    return attention.plain_attention(position, heads, x_BTD, args[2], args[3])
 
 
 def wrong_by_kernel(kernel: str, device: str) -> list[str] | None:

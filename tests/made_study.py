@@ -14,7 +14,7 @@ from scipy import stats
 from ablations import rundir
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
-from ablations.registration import FIXED, UNTIL_DECIDED
+from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
 from eval.report.gather import gather
 from eval.report.record import terminal_text, write
 from eval.report.sections import published
@@ -239,7 +239,7 @@ def study(tmp_path) -> Study:
 def full(study: Study) -> Study:
     """Adds to every run what a large study has: the suite of 27 tasks, checkpoints on the way, loss by position, two
     corpora."""
-    names = list(published.load()["per_task"]["rows"])
+    names = list(published.load_published()["per_task"]["rows"])
     for arm in study.arms:
         for seed in study.seeds:
             folder = study.cell(arm, seed).dir
@@ -296,7 +296,7 @@ def register(study: Study, criteria: Criteria) -> None:
         "metric": criteria.metric,
         "margin": {name: f"{margin:g} {METRICS[name]}" for name, margin in criteria.margins.items()},
         "seeds": [1, criteria.seeds],
-        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED,
+        "stopping": UNTIL_DECIDED if criteria.sequential else FIXED_SEEDS,
         "noise_floor": criteria.noise_floor.identity if criteria.noise_floor else "",
     }
     for arm in study.arms:

@@ -30,15 +30,7 @@ from launch.slurm.attempts import (
     record_attempt,
     start_attempt,
 )
-from launch.slurm.submit import (
-    _index_ranges,
-    is_fully_evaluated,
-    resources_of,
-    runs_in_queue,
-    sbatch,
-    submit,
-    with_mtbf,
-)
+from launch.slurm.submit import _index_ranges, add_mtbf, is_fully_evaluated, resources_of, runs_in_queue, sbatch, submit
 from tests.conftest import trained
 from tests.schemas import checked
 
@@ -174,7 +166,7 @@ def training(folder: Path, job: str) -> IO[str]:
 
 def test_a_second_job_leaves_a_run_alone(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out = cell.dir.parents[1]
-    monkeypatch.setattr(launch_attempts, "LEAVING", 0.0)
+    monkeypatch.setattr(launch_attempts, "LEAVING_SECONDS", 0.0)
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     with training(cell.dir, "8"):
         (cell.dir / "stop").touch()  # the other job is asked to save and leave
@@ -226,7 +218,7 @@ echo "JobId=7 JobState=RUNNING Reason=None Restarts=2"
 """)
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(launch_attempts, "PAUSE", 0.0)
+    monkeypatch.setattr(launch_attempts, "PAUSE_SECONDS", 0.0)
     assert launch_attempts.job_state("7")["restarts"] == 2
     (tmp_path / "asked").unlink()
     launch_attempts.requeue("7", set())
@@ -408,10 +400,10 @@ def test_array_ranges() -> None:
 
 def test_the_sites_mtbf_reaches_the_runs_unless_they_name_one() -> None:
     given = {"NODE_MTBF_HOURS": "99"}
-    assert with_mtbf(["POS=alibi", "SET=a=1"], given) == ["POS=alibi", "SET=a=1 layout.mtbf=99"]
-    assert with_mtbf(["SET=layout.mtbf=1"], given) == ["SET=layout.mtbf=1"]
-    assert with_mtbf(["POS=alibi"], {}) == ["POS=alibi"]
-    study = from_args(with_mtbf(["POS=alibi", "SIZE=nano"], given))
+    assert add_mtbf(["POS=alibi", "SET=a=1"], given) == ["POS=alibi", "SET=a=1 layout.mtbf=99"]
+    assert add_mtbf(["SET=layout.mtbf=1"], given) == ["SET=layout.mtbf=1"]
+    assert add_mtbf(["POS=alibi"], {}) == ["POS=alibi"]
+    study = from_args(add_mtbf(["POS=alibi", "SIZE=nano"], given))
     assert study.cells[0].dir == from_args(["POS=alibi", "SIZE=nano"]).cells[0].dir
 
 

@@ -13,12 +13,12 @@ import torch
 
 from ablations import budget
 from ablations.build_study import build_study
-from ablations.config import HERE, ConfigError, bundles, resolve, without_effect
+from ablations.config import FOLDER, ConfigError, resolve, setting_needed_for_effect, sizes_and_presets
 from ablations.strict_yaml import read_yaml
 from ablations.values import flatten
 
 ROOT = Path(__file__).parents[1]
-PRESETS = sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (FOLDER / "presets").glob("*.yaml"))
 BIGSCIENCE = resolve([("size", "bigscience-1b3")])
 
 
@@ -110,11 +110,11 @@ def test_the_horizon_is_the_budget_unless_it_is_given() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_all_that_decides_what_is_trained(name: str) -> None:
     """So that a change of the baseline is not a silent change of the preset."""
-    given = bundles()[name]["set"].keys()
-    flat = flatten(read_yaml(HERE / "baseline.yaml"))
+    given = sizes_and_presets()[name]["set"].keys()
+    flat = flatten(read_yaml(FOLDER / "baseline.yaml"))
     free = {"model.rotary_base", "train.divergence", "train.spike", "train.skip", "train.rollbacks"}
     free |= {"train.loss_scale_" + word for word in ("power", "window", "hysteresis", "min")}
-    free |= {k for k in flat if without_effect(k, resolve([("size", name)]).flat())}
+    free |= {k for k in flat if setting_needed_for_effect(k, resolve([("size", name)]).flat())}
     wanted = {k for k in flat if k.startswith(("model.", "train."))} - free
     assert wanted <= given, wanted - given
     if name.startswith("bigscience"):

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablations.factorial import factorial
+from ablations.factorial import parse_factorial
 from eval.report import calibration, error_rates
 from eval.report.contrasts import contrast_variance
 from eval.report.formats import markdown_table
-from eval.report.gather import corrected
+from eval.report.gather import corrected_comparisons
 from eval.report.sections import published
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, corrected_family
-from eval.statistics.items import Stratum, with_interaction_once
+from eval.statistics.items import Stratum, noise_parts
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import seed_variance
 from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
@@ -68,13 +68,13 @@ def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
 @pytest.mark.parametrize(("factors", "fraction", "seeds"), [(2, "1", 2), (2, "1", 3), (3, "1", 2), (4, "1/2", 3)])
 def test_many_factorials_at_once_are_judged_as_one_by_one(factors, fraction, seeds):
     rng = np.random.default_rng([factors, seeds])
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
     arms = len(design.combinations)
     x = rng.normal(size=(40, arms, seeds)) + 2 * rng.normal(size=(40, 1, seeds))
     x[:, 1] *= rng.choice([1, 8], size=(40, 1))  # in some an arm stands out
     x[:, -1] += rng.choice([0, 9], size=(40, 1))
-    got = simulation.judged_factorial(x, weights, [list(range(arms - 1 + len(weights)))])
+    got = simulation.factorial_decisions(x, weights, [list(range(arms - 1 + len(weights)))])
     for i, study in enumerate(x):
         results = table(study)
         of_arms = {
@@ -85,7 +85,7 @@ def test_many_factorials_at_once_are_judged_as_one_by_one(factors, fraction, see
         for effect, w in zip(design.effects, weights, strict=True):
             part = contrast_variance(results, dict(zip(results, w, strict=True)), w @ study)
             of_effects[effect] = compare(float((w @ study).mean()), part, NO_ITEMS)
-        both = [c for group in corrected(of_arms, of_effects) for c in group.values()]
+        both = [c for group in corrected_comparisons(of_arms, of_effects) for c in group.values()]
         assert list(got[i]) == [CODES[verdict(c, True).kind] for c in both]
     assert len(set(got.ravel())) >= 2
 
@@ -96,10 +96,10 @@ def test_items_of_many_studies_are_as_of_one():
     d *= w[:, None]
     whole, rest = item_noise(d, w)
     seeds = Noise(np.full((20, 1), 0.05), np.full((20, 1), 2.0))
-    many = simulation.with_interaction_once(seeds, whole, rest)
+    many = simulation.noise_parts(seeds, whole, rest)
     found = decisions(np.full((20, 1), 1.1), many)
     for i in range(20):
-        one = with_interaction_once(Variance(0.05, 2), [Stratum(d[i], w[i])])
+        one = noise_parts(Variance(0.05, 2), [Stratum(d[i], w[i])])
         assert [(part.variance[i, 0], part.dof[i, 0]) for part in many] == [
             (pytest.approx(part.variance), pytest.approx(part.dof)) for part in (one.seeds, one.items)
         ]
@@ -183,7 +183,7 @@ def test_no_stated_rate_of_wrong_verdicts_is_above_five_percent():
 def test_rates_of_a_fixed_number_of_seeds_are_as_stated(arms, seeds):
     """The same studies again: to the digit, but for one of another version of scipy."""
     expected = stated("How often a verdict is wrong")[str(arms), str(seeds)]
-    got = error_rates.fixed_rates(arms, seeds, calibration.STUDIES)
+    got = error_rates.fixed_seed_rates(arms, seeds, calibration.STUDIES)
     assert [100 * rate for rate in got] == pytest.approx(rates(expected), abs=0.1)
 
 
@@ -219,8 +219,8 @@ def test_saves_of_one_published_run_are_called_different_in_5_percent():
             error_rates.decisions_on_published_checkpoints(seeds) == verdicts
         ).all()  # what is published stays as it is
         assert len(verdicts) == 27 * sum(n // (2 * seeds) for n in (63, 34, 63))
-        assert error_rates.any_wrong(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
-    known = published.load()["per_task"]
+        assert error_rates.share_with_wrong_verdict(verdicts) <= 0.05 + 2.5 * (0.05 * 0.95 / len(verdicts)) ** 0.5
+    known = published.load_published()["per_task"]
     for i, name in enumerate(known["columns"][1:], start=1):  # the last save is the one that the table has
         assert list(published.published_checkpoints()[name][-1]) == [row[i] for row in known["rows"].values()]
 
@@ -235,7 +235,7 @@ def test_other_studies_have_the_rates_that_are_stated():
     """Of each table a row, with other random numbers and fewer studies."""
     studies = 2000
     cases = [
-        (error_rates.fixed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
+        (error_rates.fixed_seed_rates(5, 3, studies, key=11), stated("How often a verdict is wrong")["5", "3"]),
         (error_rates.power_rates(5, 5, studies, key=12), stated("What a study sees")["5", "5"]),
         (error_rates.sequential_rates(5, 5, studies, key=13), stated("Seeds added until it is decided")["5", "5"]),
         (
@@ -243,7 +243,7 @@ def test_other_studies_have_the_rates_that_are_stated():
             stated("Items that share a passage")["10", "log-normal", "5"],
         ),
         (error_rates.wrong_verdicts_with_few_groups(3, 6, 5, 1000), stated("Few groups of items")["3", "6", "5"]),
-        (error_rates.floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
+        (error_rates.noise_floor_rates(2, 5, studies), stated("A stored noise floor")["2", "5"]),
     ]
     for got, expected in cases:
         assert len(got) == len(expected)
@@ -254,8 +254,8 @@ def test_ladders_have_the_rates_that_are_stated():
     """A row of each kind, with other random numbers and fewer ladders; the arms of a ladder count as one verdict, since
     they share a baseline."""
     ladders, table = 300, stated("A ladder of sizes")
-    assert len(table) == len(error_rates.WORLDS) * len(calibration.LADDER_SEEDS)
-    for name in error_rates.WORLDS:
+    assert len(table) == len(error_rates.LADDER_KINDS) * len(calibration.LADDER_SEEDS)
+    for name in error_rates.LADDER_KINDS:
         got, expected = error_rates.ladder_rates(name, 3, ladders, key=17), rates(table[name, "3"])
         assert len(got) == len(expected) == 7
         assert all(close(rate, value, ladders) for rate, value in zip(got, expected, strict=True)), (got, expected)

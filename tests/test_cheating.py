@@ -10,7 +10,7 @@ import pytest
 
 from ablations import rundir
 from ablations.criteria import Criteria
-from ablations.registration import FIXED, UNTIL_DECIDED, changes
+from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, changes
 from eval.report.contents import contents
 from eval.report.criteria import seeds_planned
 from eval.report.formats import markdown
@@ -29,7 +29,7 @@ REGISTERED: dict[str, Any] = {
     "tasks": "",
     "metric": "bits/byte",
     "margin": {"bits/byte": "0.01 bits/byte"},
-    "stopping": FIXED,
+    "stopping": FIXED_SEEDS,
     "noise_floor": "",
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ablations import compilation, safe_files
-from ablations.compilation import choose
+from ablations.compilation import choose_compilation
 from ablations.config import ConfigError, resolve
 from ablations.run import Run
 from ablations.study import Study, from_args
@@ -61,7 +61,7 @@ def test_seeds_and_learning_rates_share_a_graph_and_positions_do_not() -> None:
     one = [nano()]
     again = [nano(), nano(seed=2), nano(train__lr=1e-3)]
     warm = compilation.compile_seconds(again) - compilation.compile_seconds(one)
-    assert warm == pytest.approx(2 * 4 * compilation.WARM)
+    assert warm == pytest.approx(2 * 4 * compilation.WARM_COMPILE_SECONDS)
     other = compilation.compile_seconds([nano(), nano(model__pos="alibi")])
     assert other == pytest.approx(2 * compilation.compile_seconds(one))
 
@@ -69,10 +69,10 @@ def test_seeds_and_learning_rates_share_a_graph_and_positions_do_not() -> None:
 def test_the_decision_is_where_what_is_saved_equals_what_compiling_takes() -> None:
     saved_by_token = compilation.seconds_saved(nano()) / nano().tokens
     even = compilation.compile_seconds([nano()]) / saved_by_token
-    below, above = (choose([nano(train__tokens=round(share * even))]).mode for share in (0.99, 1.01))
+    below, above = (choose_compilation([nano(train__tokens=round(share * even))]).mode for share in (0.99, 1.01))
     assert (below, above) == ("never", "always")
     both = [nano(seed=seed, train__tokens=round(0.99 * even)) for seed in (1, 2)]  # the second finds the first's code
-    assert choose(both).mode == "always"
+    assert choose_compilation(both).mode == "always"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_the_decision_is_where_what_is_saved_equals_what_compiling_takes() -> No
 )
 def test_what_was_not_measured_is_not_compiled_and_no_run_beside_it(change: dict[str, Any]) -> None:
     other = resolve((nano().flat() | change).items())
-    assert choose([nano()]).mode == "always"
-    assert choose([nano(), other]).mode == "never"
+    assert choose_compilation([nano()]).mode == "always"
+    assert choose_compilation([nano(), other]).mode == "never"
 
 
 def test_a_later_arm_or_seed_is_executed_as_the_baseline_was(tmp_path: Path) -> None:

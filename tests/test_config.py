@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_baseline_is_complete_and_every_size_resolves() -> None:
-    assert flatten(read_yaml(config.HERE / "baseline.yaml")).keys() == config.KEYS.keys()
-    for size in read_yaml(config.HERE / "sizes.yaml"):
+    assert flatten(read_yaml(config.FOLDER / "baseline.yaml")).keys() == config.KEYS.keys()
+    for size in read_yaml(config.FOLDER / "sizes.yaml"):
         assert resolve([("size", size)]).size == size
 
 
@@ -97,7 +97,7 @@ def test_a_size_that_does_not_count_what_it_declares_is_refused(monkeypatch: pyt
 
 @pytest.mark.parametrize("content", [{}, {"params": "many", "set": {}}, {"params": 1, "set": []}, [1], None])
 def test_a_size_that_is_no_bundle_is_named(content: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = read_yaml(config.HERE / "sizes.yaml")
+    whole = read_yaml(config.FOLDER / "sizes.yaml")
     sizes = whole | {"größe": content}
     monkeypatch.setattr(config, "read_yaml", lambda path: sizes if path.name == "sizes.yaml" else read_yaml(path))
     with pytest.raises(ConfigError, match="size größe in ablations needs params"):

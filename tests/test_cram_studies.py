@@ -8,9 +8,9 @@ import pytest
 
 from ablations import study_file
 from ablations.__main__ import main
-from ablations.config import ConfigError, bundles, presets, resolve
-from ablations.parts import NEVER, PARTS, part_of
-from ablations.plan.schedules import drawn_schedules, figure
+from ablations.config import ConfigError, presets, resolve, sizes_and_presets
+from ablations.parts import EXCLUDED, PARTS, part_of
+from ablations.plan.schedules import figure, schedule_drawings
 from ablations.run import KEYS
 from ablations.schedule import SCHEDULES
 from ablations.study import from_args
@@ -30,7 +30,7 @@ def test_every_study_of_cramming_makes_a_plan(
     file = read_study(name)
     already = {(key, value) for key, value in file.arms if study.base.flat().get(key) == value}
     assert len(study.cells) == 1 + len(file.arms) - len(already)
-    assert study.base.by_clock and study.base.model.masks and study.base.model.dropout == 0
+    assert study.base.ends_by_clock and study.base.model.needs_mask_token and study.base.model.dropout == 0
     assert main(["plan", *words]) == 0
     plan = capsys.readouterr().out
     assert all(f"{key}={value}" in plan.split("left out")[1].splitlines()[0] for key, value in already)
@@ -82,7 +82,7 @@ def test_the_three_parts_are_all_that_two_presets_differ_in() -> None:
     expected = {key: value for key, value in difference(crammed, bert).items() if part_of(key)}
     assert everything == expected
     outside = difference(crammed, bert).keys() - expected.keys()
-    assert outside <= {"size", *NEVER, *(key for key in KEYS if key.startswith("layout."))}
+    assert outside <= {"size", *EXCLUDED, *(key for key in KEYS if key.startswith("layout."))}
     training = study.cell("training=bert-normal", 1)
     assert training.delta["model.mask_rate"] == 0.15 and training.delta["model.dropout"] == 0.1
     assert training.delta["train.batch"] == 512 and training.dir.name == "training=bert-normal,seed=1"
@@ -101,7 +101,7 @@ def test_arms_of_unequal_size_are_no_fault_where_the_clock_makes_them_equal(
 
 def test_at_a_plain_size_a_part_leaves_what_the_size_says() -> None:
     study = from_args(["STUDY=cram_groups", "SIZE=nano", "SEEDS=1", "SET=train.budget=10m"])
-    size = bundles()["nano"]["set"]
+    size = sizes_and_presets()["nano"]["set"]
     for cell in study.cells:
         assert not cell.delta.keys() & size.keys() and cell.run.train.budget == "10m"
     assert study.cell("architecture=bert-normal", 1).run.model.block == "post-ln"
@@ -153,17 +153,17 @@ def test_a_file_of_which_every_arm_is_the_baseline_is_no_study() -> None:
 
 def test_schedules_are_drawn_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     study = from_args(["STUDY=cram_nine_schedules", "SIZE=crammed-v2", "SEEDS=1"])
-    head, triangle, *others = drawn_schedules(study)
+    head, triangle, *others = schedule_drawings(study)
     assert head == "learning rate over the budget, each against its own peak:" and len(others) == 8
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    plain = drawn_schedules(study)
+    plain = schedule_drawings(study)
     monkeypatch.undo()
     assert triangle.endswith("schedule=budget-triangle2: 0.00025 to 0.001 to 0") and "█" in triangle
     digits = plain[1].split()[0]
     shares = [min(0.25 + i / 48, 4 - i / 12) for i in range(49)]  # 49 columns: t = i / 48
     assert len(digits) == 49 and all(abs(int(d) - 9 * t) < 0.5 + 1e-6 for d, t in zip(digits, shares, strict=True))
     assert figure(study).count("<path") > 9 and "schedule=dive-slow" in figure(study)
-    same = drawn_schedules(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1"]))
+    same = schedule_drawings(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1"]))
     assert len(same) == 2 and same[1].endswith("cosine: 0 to 0.002 to 0.0002")
-    peaks = drawn_schedules(from_args(["STUDY=cram_peak", "SIZE=crammed-v2", "SEEDS=1"]))
+    peaks = schedule_drawings(from_args(["STUDY=cram_peak", "SIZE=crammed-v2", "SEEDS=1"]))
     assert len(peaks) == 2 and all(f"to {peak} to 0" in peaks[1] for peak in ("0.0001", "0.0005", "0.001", "0.005"))

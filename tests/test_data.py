@@ -404,7 +404,7 @@ def test_a_specification_of_files_is_checked(monkeypatch, tmp_path, lines, match
 def test_a_damaged_note_of_where_corpora_lie_is_named(monkeypatch, tmp_path, content):
     specify(monkeypatch, tmp_path, "files: ['*.jsonl']")
     write(tmp_path / "texts/a.jsonl", ["one"])
-    corpus.locate("some", str(tmp_path / "texts"), tmp_path)
+    corpus.record_folder("some", str(tmp_path / "texts"), tmp_path)
     assert corpus.load("some", tmp_path)["root"] == tmp_path / "texts"
     (tmp_path / "sources.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="sources.json is damaged: remove it"):

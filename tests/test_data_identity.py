@@ -13,7 +13,7 @@ import pytest
 from ablations.config import ConfigError
 from ablations.study import from_args
 from data import corpus, prepare, store, text
-from data.filters import PLAIN
+from data.filters import DEFAULT_RECIPE
 from data.store import Store
 from data.text import prepared_text
 from tests.test_data_prepare import VOCAB, prose, save, train_documents, valid_documents
@@ -181,13 +181,13 @@ def test_selected_documents_may_begin_in_any_file_and_format(tmp_path, form):
     own = tmp_path / "own.yaml"
     own.write_text(f"files: ['*.{form}']\npath: {tmp_path}\nwhere: {{meta.pile_set_name: [Books]}}\nshare: 0.1\n")
     corpus.check(str(own))
-    folder, about = prepared_text(str(own), PLAIN, Store(tmp_path / "store"))
+    folder, about = prepared_text(str(own), DEFAULT_RECIPE, Store(tmp_path / "store"))
     texts = [json.loads(line) for path in folder.glob("train/*.jsonl") for line in open(path, encoding="utf-8")]
     assert texts and {d["text"] for d in texts} <= set(WORKABLE[100:]) and about["read"] == {"not selected": 100}
     assert {d["metadata"]["domain"] for d in texts} == {"Books"}
     own.write_text(own.read_text().replace("[Books]", "[Poems]"))
     with pytest.raises(ValueError, match=r"no document is selected by where=\{'meta.pile_set_name': \['Poems'\]\}"):
-        prepared_text(str(own), PLAIN, Store(tmp_path / "store"))
+        prepared_text(str(own), DEFAULT_RECIPE, Store(tmp_path / "store"))
 
 
 def test_a_column_that_parquet_lacks_is_named(tmp_path):
@@ -198,9 +198,9 @@ def test_a_column_that_parquet_lacks_is_named(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(f"files: ['*.parquet']\npath: {tmp_path}\nwhere: {{meta.source: [a]}}\n")
     with pytest.raises(ValueError, match=r"no column \"meta\"; the columns are \['text', 'kind'\]"):
-        prepared_text(str(own), PLAIN, Store(tmp_path / "store"))
+        prepared_text(str(own), DEFAULT_RECIPE, Store(tmp_path / "store"))
     with pytest.raises(ValueError, match=r'a.parquet:2: "text" is null'):
-        prepared_text(str(tmp_path / "a.parquet"), PLAIN, Store(tmp_path / "store"))
+        prepared_text(str(tmp_path / "a.parquet"), DEFAULT_RECIPE, Store(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -227,10 +227,10 @@ def test_a_small_corpus_is_refused_with_a_way_out_that_works(tmp_path):
     texts = [text for text in WORKABLE if not corpus.is_held_out({"files": []}, "", text)][:20]
     save(tmp_path / "small.jsonl", texts)
     with pytest.raises(ValueError, match=r"(?s)of 20 documents 0.02 are held out.*share: 0.25") as error:
-        prepared_text(str(tmp_path / "small.jsonl"), PLAIN, Store(tmp_path / "store"))
+        prepared_text(str(tmp_path / "small.jsonl"), DEFAULT_RECIPE, Store(tmp_path / "store"))
     lines = [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
     (tmp_path / "small.yaml").write_text("\n".join(lines))
-    _, about = prepared_text(str(tmp_path / "small.yaml"), PLAIN, Store(tmp_path / "store"))
+    _, about = prepared_text(str(tmp_path / "small.yaml"), DEFAULT_RECIPE, Store(tmp_path / "store"))
     assert 0 < about["valid"]["documents"] < 15 and about["share"] == 0.25
     for share in (0, 1, "half", True):
         (tmp_path / "small.yaml").write_text(f"files: ['*.jsonl']\npath: {tmp_path}\nshare: {share}")

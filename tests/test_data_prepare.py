@@ -300,7 +300,7 @@ def test_an_empty_file_is_named_wherever_it_stands(tmp_path, store):
         save(tmp_path / name / "5.jsonl", [prose(i) for i in range(40)])
         (tmp_path / name / name).write_bytes(b"")
         with pytest.raises(ValueError, match=f"{name}: holds no document"):
-            prepared_text(str(tmp_path / name), filters.PLAIN, Store(store))
+            prepared_text(str(tmp_path / name), filters.DEFAULT_RECIPE, Store(store))
 
 
 def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
@@ -314,12 +314,12 @@ def test_what_was_lost_between_two_stages_is_missed(tmp_path, monkeypatch):
     for name in ("00000.jsonl", "00000.digests"):
         with monkeypatch.context() as dark, pytest.raises(RuntimeError, match="no power"):
             dark.setattr(dedup, "choose_removals", power_fails)
-            prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, where)
+            prepared_text(str(tmp_path / "a.jsonl"), filters.DEFAULT_RECIPE, where)
         (half,) = where.path.glob(f"partial-*/scratch/read/{name}")
         os.truncate(half, half.stat().st_size // 34 * 17)
         with pytest.raises(ValueError, match="of 200 documents .* was lost"):
-            prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, where)
-    _, about = prepared_text(str(tmp_path / "a.jsonl"), filters.PLAIN, where)
+            prepared_text(str(tmp_path / "a.jsonl"), filters.DEFAULT_RECIPE, where)
+    _, about = prepared_text(str(tmp_path / "a.jsonl"), filters.DEFAULT_RECIPE, where)
     assert about["train"]["documents"] + about["valid"]["documents"] == 200
 
 
@@ -468,7 +468,7 @@ def slowly(*what):
     time.sleep(1)
     write(*what)
 corpus.write_whole = slowly
-corpus.locate(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+corpus.record_folder(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 """
     calls = [
         subprocess.Popen([sys.executable, "-c", script, name, tmp_path / name, tmp_path / "store"], cwd=ROOT)

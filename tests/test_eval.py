@@ -294,7 +294,7 @@ def stored(path, texts: list[str]):
 @pytest.fixture(scope="module")
 def made() -> tuple[list[str], dict[str, list[dict]]]:
     texts = sorted(prose(150), key=probes.digest)
-    return texts, probes.items(texts, seq=256)
+    return texts, probes.make_items(texts, seq=256)
 
 
 def test_items_follow_from_the_texts_alone(tmp_path, made):
@@ -302,7 +302,7 @@ def test_items_follow_from_the_texts_alone(tmp_path, made):
     texts = list(made[0])
     random.Random(3).shuffle(texts)
     files = [stored(tmp_path / "a.gz", texts[:40] + texts[:3]), stored(tmp_path / "b.gz", [*texts[40:], " \n"])]
-    assert probes.items(probes.documents(files), seq=256) == made[1]
+    assert probes.make_items(probes.documents(files), seq=256) == made[1]
 
 
 def test_items_of_this_version_do_not_change(made):
@@ -316,12 +316,12 @@ def test_items_of_this_version_do_not_change(made):
 def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
     large, small = [f"{i} of much: é" * 200 for i in range(90)], [f"{i} of little: é" * 60 for i in range(9)]
     clusters = dict.fromkeys(large, "large") | dict.fromkeys(small, "small")
-    rows = probes.held_out([*large, *small], most=12_000, clusters=clusters, piece=1000)
+    rows = probes.held_out_items([*large, *small], most=12_000, clusters=clusters, piece=1000)
     sizes = {
         name: sum(len(row["target"].encode()) for row in rows if row["cluster"] == name) for name in clusters.values()
     }
     assert sizes.keys() == {"large", "small"} and abs(sizes["large"] - sizes["small"]) <= 1000
-    everything = probes.held_out([*large, *small], most=10**9, clusters=clusters, piece=1000)
+    everything = probes.held_out_items([*large, *small], most=10**9, clusters=clusters, piece=1000)
     parts = {text: "" for text in clusters}
     for row in everything:  # each text is there whole, piece by piece
         text = next(t for t in parts if clusters[t] == row["cluster"] and t.startswith(parts[t] + row["target"]))
@@ -332,10 +332,12 @@ def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
 def test_numbers_and_ids(made):
     for name, spec in probes.specification()["tasks"].items():
         rows = made[1][name]
-        assert len({row["id"] for row in rows}) == len(rows) >= probes.FEWEST
+        assert len({row["id"] for row in rows}) == len(rows) >= probes.MIN_ITEMS
         assert name == "bits_per_byte" or len(rows) <= spec["items"]
-    assert probes.chance(made[1]["continuation"], 0.25) == 0.25
-    assert probes.chance([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(2 / 3)
+    assert probes.chance_accuracy(made[1]["continuation"], 0.25) == 0.25
+    assert probes.chance_accuracy([{"target": "a"}, {"target": "b"}, {"target": "a"}], "commonest") == pytest.approx(
+        2 / 3
+    )
 
 
 def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch):
@@ -345,7 +347,7 @@ def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch)
     for name, changed in (("word_order", others | cloze | {"word_order": tasks["cloze"]}), ("cloze", others)):
         monkeypatch.setattr(probes, "specification", lambda changed=changed: {"version": 1, "tasks": changed})
         with pytest.raises(ValueError, match=f"^{name}: in one of eval/tasks/tasks.yaml"):
-            probes.items([], 64)
+            probes.make_items([], 64)
 
 
 @pytest.mark.parametrize("key, names", [("items", "chanse, items"), ("chance", "chance, chanse")])
@@ -381,9 +383,9 @@ def test_a_study_whose_own_tasks_are_wrong_is_not_begun(monkeypatch, tmp_path):
 
 def test_held_out_text_is_cut_but_not_changed():
     texts = ["é" * 3000, "x" * 50, "", "y" * 5000]
-    rows = probes.held_out([each for each in texts if each], most=4200)
+    rows = probes.held_out_items([each for each in texts if each], most=4200)
     assert [row["target"] for row in rows] == ["é" * 2048, "x" * 50]
-    assert probes.held_out(["z" * 9000], most=10)[0]["target"] == "z" * 4096  # one document at least
+    assert probes.held_out_items(["z" * 9000], most=10)[0]["target"] == "z" * 4096  # one document at least
 
 
 def test_last_words_have_occurred_and_are_not_all_the_same(made):
@@ -392,7 +394,7 @@ def test_last_words_have_occurred_and_are_not_all_the_same(made):
         assert row["target"][0] == " " and row["target"][1:] in row["context"].replace(".", " ").split()
         assert 90 < len(row["context"]) <= 250 and not row["context"][-1].isspace()
         assert any(row["context"] + row["target"] in each for each in made[0])
-    assert probes.chance(rows, "commonest") <= 0.05 + 1e-9
+    assert probes.chance_accuracy(rows, "commonest") <= 0.05 + 1e-9
 
 
 def test_continuations_are_of_one_length_and_one_is_true(made):
@@ -422,7 +424,7 @@ def test_how_common_a_word_is_does_not_tell_the_one_left_out():
     rng, words = random.Random(2), [a + b + c for a in "bdfgk" for b in "aei" for c in "lmn"]
     texts = [" ".join(rng.choices(words, [1 / rank for rank in range(1, 46)], k=300)) for _ in range(40)]
     count = Counter(" ".join(texts).split())
-    items, away = probes.items(sorted(texts, key=probes.digest), 256)["cloze"], []
+    items, away = probes.make_items(sorted(texts, key=probes.digest), 256)["cloze"], []
     for row in items:
         said = [count[choice.split()[0]] for choice in row["choices"]]
         away += [abs(math.log(n / said[row["target"]])) for n in said]
@@ -464,8 +466,8 @@ def test_a_model_that_copies_passes_the_copying_tasks_and_no_other_does(made):
 
 
 def test_too_little_text_leaves_tasks_out():
-    assert [name for name, rows in probes.items(prose(1), seq=256).items() if rows] == ["bits_per_byte", "cloze"]
-    assert {name for name, rows in probes.items(prose(60), seq=16).items() if not rows} == {
+    assert [name for name, rows in probes.make_items(prose(1), seq=256).items() if rows] == ["bits_per_byte", "cloze"]
+    assert {name for name, rows in probes.make_items(prose(60), seq=16).items() if not rows} == {
         "copy_inside",
         "copy_absent",
     }
@@ -542,7 +544,7 @@ def test_text_for_positions_is_long_documents_first_and_others_joined():
         position.pieces(short[2:], letters, 8) == []
         and position.loss_by_position([], 8, None, lambda pairs: []) is None
     )
-    assert set(position.BEYOND) == set(POSITIONS)
+    assert set(position.BEYOND_TRAINING_LENGTH) == set(POSITIONS)
     one, two = ({"positions": [2.0], "bits_per_byte": [x], "stderr": [x], "tokens": 8, "bytes": 9} for x in (3.0, 4.0))
     assert position.mean_curve([one, None, two]) == {
         "positions": [2.0],
@@ -630,7 +632,7 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     gpt = GPT(ModelConfig(**json.loads((run / "run.json").read_text())["config"]["model"]), seed=2)
     gpt.load_state_dict(load_file(run / "weights.safetensors"))
     nats = size = 0.0
-    for item in probes.held_out(probes.documents(manifest["valid"]), 80_000):
+    for item in probes.held_out_items(probes.documents(manifest["valid"]), 80_000):
         ids = [tokenizer.eod, *tokenizer.encode(item["target"])]
         for start in range(0, len(ids) - 1, 64):
             scored = ids[start + 1 : start + 65]

@@ -13,9 +13,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import AWKWARD, WordPiece, load_tokenizer, train
+from data.tokenizer import PARITY_TEXTS, WordPiece, load_tokenizer, train
 from eval import export, export_tokenizer
-from eval.finetune.classifier import encoder
+from eval.finetune.classifier import input_encoder
 from tests.test_hub import ENCODER, LLAMA, run_directory
 
 TEXTS = [
@@ -36,12 +36,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
 @pytest.fixture(scope="module")
 def theirs(ours: WordPiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("converted")
-    export_tokenizer.convert(ours, 24, causal=False).save_pretrained(folder)
+    export_tokenizer.convert_tokenizer(ours, 24, causal=False).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.text() | st.sampled_from([*AWKWARD, *TEXTS[2].split(" ")])).map("".join))
+@given(st.lists(st.text() | st.sampled_from([*PARITY_TEXTS, *TEXTS[2].split(" ")])).map("".join))
 def test_the_same_ids_for_every_text(ours: WordPiece, theirs: Any, text: str) -> None:
     ids = ours.encode(text)
     assert theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids == ids
@@ -49,7 +49,7 @@ def test_the_same_ids_for_every_text(ours: WordPiece, theirs: Any, text: str) ->
 
 
 def test_texts_and_pairs_are_joined_as_in_fine_tuning(ours: WordPiece, theirs: Any) -> None:
-    encode = encoder(ours, 10_000)
+    encode = input_encoder(ours, 10_000)
     for a, b in [("der Hund", ""), ("der Hund", "кот"), (TEXTS[2], "[SEP] 漢字"), (" ", "x")]:
         assert theirs(a, b or None, split_special_tokens=True).input_ids == encode(a, b), (a, b)
     assert set(theirs("a", "b")) == {"input_ids", "attention_mask"}  # the model has one kind of token
@@ -63,16 +63,16 @@ def test_special_tokens_are_found_in_a_text_to_be_filled_in(ours: WordPiece, the
 
 def test_a_tokenizer_that_differs_is_seen(ours: WordPiece) -> None:
     texts = ["der Hund läuft", "漢字"]
-    theirs = export_tokenizer.convert(ours, causal=False)
-    export_tokenizer.compare(ours, theirs, texts, ours.encode_batch(texts))
+    theirs = export_tokenizer.convert_tokenizer(ours, causal=False)
+    export_tokenizer.compare_tokenizers(ours, theirs, texts, ours.encode_batch(texts))
     theirs.backend_tokenizer.normalizer = None
     with pytest.raises(ValueError, match="gives other ids, after 'der"):
-        export_tokenizer.compare(ours, theirs, texts, ours.encode_batch(texts))
+        export_tokenizer.compare_tokenizers(ours, theirs, texts, ours.encode_batch(texts))
 
 
 def test_bert_tokenizer_fast_would_give_other_ids(ours: WordPiece, tmp_path: Path) -> None:
     """Why it is not that class: loaded again, it splits and normalises as BERT's own vocabulary wants it."""
-    theirs = export_tokenizer.convert(ours, causal=False)
+    theirs = export_tokenizer.convert_tokenizer(ours, causal=False)
     transformers.BertTokenizerFast(tokenizer_object=theirs.backend_tokenizer).save_pretrained(tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert type(again).__name__.startswith("BertTokenizer")

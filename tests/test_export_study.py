@@ -76,7 +76,7 @@ def test_a_study_is_trained_judged_and_exported_once(
     study = from_args(["STUDY=baseline", *typed[1:], "EXPORT=1"])
     assert local.run(study) == []
     (cell,) = study.cells
-    assert rundir.exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
+    assert rundir.is_exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
     assert not list(cell.dir.glob(f".{rundir.HUB}*"))
     _, state = hub.load(cell.dir / rundir.HUB)
     weights = load_file(cell.dir / rundir.WEIGHTS)
@@ -105,8 +105,8 @@ def test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothi
             state = load_file(run / rundir.WEIGHTS)
             save_file({name: x + 1 for name, x in state.items()}, run / rundir.WEIGHTS)
             rundir.write_done(run, {"steps": 1})
-            assert not rundir.exported(run)
-        assert export.main([str(run), "--format", "json"]) == 0 and rundir.exported(run)
+            assert not rundir.is_exported(run)
+        assert export.main([str(run), "--format", "json"]) == 0 and rundir.is_exported(run)
         answer = checked(capsys.readouterr().out)
         assert answer["new"] == (len(written) != 1) and bool(answer["verified"]) == answer["new"]
         written.append((run / rundir.HUB).stat().st_ino)

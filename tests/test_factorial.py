@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.factorial import Factorial, factorial, order
+from ablations.factorial import Factorial, order, parse_factorial
 from ablations.prediction import parse_prediction
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
@@ -43,7 +43,7 @@ def estimated(design: Factorial, y: dict[int, float], effect: int) -> float:
 
 
 def test_effects_of_two_factors_are_the_four_cell_formulas() -> None:
-    design = factorial(FACTORS[:2], "1")
+    design = parse_factorial(FACTORS[:2], "1")
     y = {0b00: 2.5, 0b01: 2.3, 0b10: 2.4, 0b11: 2.35}
     assert design.combinations == [0, 1, 2, 3] and design.effects == [1, 2, 3]
     assert estimated(design, y, 0b01) == pytest.approx(((2.3 - 2.5) + (2.35 - 2.4)) / 2)
@@ -53,7 +53,7 @@ def test_effects_of_two_factors_are_the_four_cell_formulas() -> None:
 
 def test_a_whole_factorial_gives_back_every_effect_and_least_squares_agrees() -> None:
     rng = np.random.default_rng(0)
-    design = factorial(FACTORS[:3], "1")
+    design = parse_factorial(FACTORS[:3], "1")
     truth = {effect: float(rng.normal()) for effect in range(1, 8)}
     y = expected(design, truth)
     assert design.effects == sorted(truth, key=lambda e: (order(e), e)) and not design.aliasing
@@ -71,7 +71,7 @@ def test_a_whole_factorial_gives_back_every_effect_and_least_squares_agrees() ->
 def test_fractions_have_the_resolution_of_the_published_tables(factors: int, fraction: str, resolution: int) -> None:
     """Montgomery, Design and Analysis of Experiments, table 8.14. 2**(7-3) has seven words of four letters, and
     2**(8-3) three of four and four of five."""
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     assert design.resolution == resolution
     lengths = sorted(map(order, design.defining))
     if (factors, fraction) == (7, "1/8"):
@@ -84,7 +84,7 @@ def test_fractions_have_the_resolution_of_the_published_tables(factors: int, fra
 @pytest.mark.parametrize(("factors", "fraction"), [(3, "1/2"), (4, "1/2"), (5, "1/4"), (6, "1/8")])
 def test_the_aliasing_that_is_told_is_what_an_estimate_holds(factors: int, fraction: str) -> None:
     rng = np.random.default_rng(factors)
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     truth = {effect: float(rng.normal()) for effect in range(1, 2**factors)}
     y = expected(design, truth)
     for effect in design.effects:
@@ -145,7 +145,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
     """Simulated: main effects of up to 3 standard deviations, no interaction. Uncorrected intervals cover the truth in
     95 % of studies, and after Holm's correction any interaction is called real in at most 5 %."""
     rng, studies = np.random.default_rng([seeds, factors]), 600
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     size = len(design.combinations)
     truth = {1 << i: float(i) for i in range(factors)}
     means = expected(design, truth)
@@ -163,7 +163,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
             if order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
-        called += any(c.counts for c in corrected_family(interactions).values())
+        called += any(c.is_significant for c in corrected_family(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)
 
@@ -205,8 +205,8 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
     study = crossed(tmp_path / "runs", 0.05, [1, 2, 3])
     findings = gather(study)
     found = findings.effects["bits/byte"]
-    assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].counts
-    assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].counts
+    assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].is_significant
+    assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].is_significant
     by_hand = np.mean(
         [
             findings.results["bits/byte"]["pos=alibi+act=swiglu"][s]
@@ -217,7 +217,7 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
         ]
     )
     assert found[0b11].difference == pytest.approx(by_hand)
-    judged = [*findings.compared["bits/byte"].values(), *found.values()]
+    judged = [*findings.comparisons["bits/byte"].values(), *found.values()]
     assert len(judged) == 6 and all(c.family == 6 for c in judged)  # one family: combinations and effects
     shown = {line[:33].strip(): line for line in terminal_text(findings).splitlines()}
     for name in ("pos=alibi", "act=swiglu", "pos=alibi × act=swiglu"):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, item_variance, with_interaction_once
+from eval.statistics.items import FEWEST_ITEMS, Stratum, item_variance, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance, sum_of_variances
 from eval.statistics.seeds import residual_squares, seed_variance
 from eval.statistics.verdicts import seeds_to_decide, verdict
@@ -22,7 +22,7 @@ def studies(rng, arms, seeds, items, seed_sd, item_sd, n, shared=0.0, rest=0.0, 
         y = y + rng.normal(0, rest, (arms, seeds, items))
         y[1] += effect
         x = y.mean(2)
-        noise = with_interaction_once(seed_variance(table(x), "1", "0"), [Stratum(y[1] - y[0], np.ones(items))])
+        noise = noise_parts(seed_variance(table(x), "1", "0"), [Stratum(y[1] - y[0], np.ones(items))])
         yield compare(float(x[1].mean() - x[0].mean()), noise.seeds, noise.items)
 
 
@@ -40,7 +40,7 @@ def wrong_verdicts(rng, n, ignored=False, **kwargs) -> float:
     wrong = 0
     for d_SN, passage in clustered_null_studies(rng, n, **kwargs):
         names = np.arange(len(passage)) if ignored else passage
-        stratum = by_cluster(d_SN, np.ones(len(passage)), [str(name) for name in names])
+        stratum = stratum_of_clusters(d_SN, np.ones(len(passage)), [str(name) for name in names])
         arms = {"0": dict.fromkeys(range(len(d_SN)), 0.0), "1": dict(enumerate(d_SN.mean(1)))}
         c = compare(
             float(d_SN.mean()),
@@ -48,7 +48,7 @@ def wrong_verdicts(rng, n, ignored=False, **kwargs) -> float:
             item_variance([stratum]),
             independent=len(stratum.weights),
         )
-        wrong += c.counts
+        wrong += c.is_significant
     return wrong / n
 
 
@@ -70,7 +70,7 @@ def test_rate_of_wrong_verdicts_of_few_documents_of_unequal_sizes(n, sizes):
         d_SN = (w_N * rng.normal(size=n))[None]
         value = float(d_SN.sum() / w_N.sum())
         c = compare(value, Variance(0.0, inf), item_variance([Stratum(d_SN, w_N)]), independent=n)
-        wrong += c.counts
+        wrong += c.is_significant
         residuals = d_SN[0] - value * w_N
         linear += abs(value) > stats.t.isf(0.025, n - 1) * sqrt(n / (n - 1) * (residuals**2).sum()) / w_N.sum()
     assert wrong / 4000 <= 0.06 and (not sizes or linear / 4000 > 0.085)
@@ -121,7 +121,7 @@ def test_the_seeds_that_are_said_to_be_missing_decide(true, sd, margin):
     for _ in range(500):
         x = rng.normal(0, sd, (2, n)) + [[0.0], [true]]
         c = compare(float(x[1].mean() - x[0].mean()), seed_variance(table(x), "1", "0"), NO_ITEMS)
-        decided += c.counts or c.equivalent(margin)
+        decided += c.is_significant or c.equivalent(margin)
     assert 0.4 < decided / 500 < 0.8
     assert seeds_to_decide(compare(0.001, Variance(1.0, 2), NO_ITEMS), 2, 2) is None  # "no number up to 20 would tell"
     assert seeds_to_decide(compare(1.0, Variance(1.0, 2), Variance(1.0, 99)), 2, 2) is None  # the items alone hide it
@@ -162,11 +162,11 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
         for a in range(1, arms):
             part = seed_variance(table(x), str(a), "0")
             strata = [Stratum(y[a] - y[0], np.ones(groups))]
-            noise = with_interaction_once(part, strata)
+            noise = noise_parts(part, strata)
             difference = float(x[a].mean() - x[0].mean())
             both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
             both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
-        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 1000 <= 0.064 and careless / 1000 > before
 
@@ -184,11 +184,9 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
         for a in range(1, arms):
             part = seed_variance(table(x), str(a), "0")
             for family, clusters in zip(both, (names, ()), strict=True):
-                noise = with_interaction_once(
-                    part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)]
-                )
+                noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
-        new, old = (any(c.counts for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 600 <= 0.067 and careless / 600 >= before
 
@@ -210,7 +208,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
                 )
                 for a in range(1, 4)
             }
-            counts = any(c.counts for c in corrected_family(found).values())
+            counts = any(c.is_significant for c in corrected_family(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
@@ -233,5 +231,5 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
             str(a): compare(float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0"), NO_ITEMS)
             for a in range(1, 5)
         }
-        wrong += any(c.counts for c in corrected_family(found).values())
+        wrong += any(c.is_significant for c in corrected_family(found).values())
     assert wrong / 1500 <= 0.062

@@ -141,28 +141,28 @@ def test_metrics_against_sklearn_and_scipy() -> None:
         "f1": f1_score(labels, made),
         "mcc": matthews_corrcoef(labels, made),
     }
-    assert metrics.classification(logits, labels) == pytest.approx(expected)
+    assert metrics.classification_metrics(logits, labels) == pytest.approx(expected)
     x, y = rng.normal(size=100).round(1), rng.normal(size=100).round(1)  # with ties
     expected = {"pearson": pearsonr(x, y)[0], "spearman": spearmanr(x, y)[0]}
-    assert metrics.regression(x, y) == pytest.approx(expected)
+    assert metrics.regression_metrics(x, y) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("classes,number", [(2, 10), (2, 7), (3, 12)])
 def test_constant_outputs_score_exactly_chance_and_count_as_collapsed(classes: int, number: int) -> None:
     labels = np.array([i % classes for i in range(number)] + [0, 0])  # not balanced
-    got = metrics.classification(np.full((len(labels), classes), 0.3), labels)
-    assert got["accuracy"] == pytest.approx(1 / classes) and got == metrics.chance(labels, classes)
+    got = metrics.classification_metrics(np.full((len(labels), classes), 0.3), labels)
+    assert got["accuracy"] == pytest.approx(1 / classes) and got == metrics.chance_metrics(labels, classes)
     if classes == 2:
         share = (labels == 1).mean()  # a coin: half of the true ones, and as many of the others
         assert got["mcc"] == 0 and got["f1"] == pytest.approx(share / (share + 0.5))
-    assert metrics.collapsed(np.full((9, classes), 0.3)) and metrics.collapsed(np.eye(classes)[[1] * 9])
-    assert not metrics.collapsed(np.eye(classes)[[0, 1] * 4])
-    always = metrics.classification(np.eye(2)[[1] * 8], np.array([1, 0] * 4))
-    assert always["mcc"] == 0 and metrics.regression(np.ones(4), np.arange(4)) == {"pearson": 0, "spearman": 0}
+    assert metrics.is_collapsed(np.full((9, classes), 0.3)) and metrics.is_collapsed(np.eye(classes)[[1] * 9])
+    assert not metrics.is_collapsed(np.eye(classes)[[0, 1] * 4])
+    always = metrics.classification_metrics(np.eye(2)[[1] * 8], np.array([1, 0] * 4))
+    assert always["mcc"] == 0 and metrics.regression_metrics(np.ones(4), np.arange(4)) == {"pearson": 0, "spearman": 0}
 
 
 def test_both_means_have_their_name_and_mnli_its_weight() -> None:
-    scores = dict.fromkeys(metrics.NINE, 50.0) | {"mnli": 80.0, "mnli-mm": 60.0}
+    scores = dict.fromkeys(metrics.NINE_SCORES, 50.0) | {"mnli": 80.0, "mnli-mm": 60.0}
     got = metrics.glue_means(scores)
     assert got == {"nine_numbers": pytest.approx(490 / 9), "eight_tasks": pytest.approx(420 / 8), "numbers": 9}
     assert metrics.glue_means({})["nine_numbers"] is None
@@ -241,7 +241,7 @@ def test_what_each_pooling_reads() -> None:
 
 
 def test_texts_are_joined_as_in_training_and_the_longer_one_is_cut() -> None:
-    encode = classifier.encoder(Letters(), 12)
+    encode = classifier.input_encoder(Letters(), 12)
     assert encode("ab", "") == [256, 97, 98, 256]
     assert encode("ab", "c") == [256, 97, 98, 256, 99, 256]
     assert encode("a" * 99, "bc") == [256, *[97] * 7, 256, 98, 99, 256] and len(encode("a" * 99, "b" * 99)) == 12
@@ -252,7 +252,7 @@ def test_texts_are_joined_as_in_training_and_the_longer_one_is_cut() -> None:
     class WordPieces(Letters):
         cls, sep = 0, 1
 
-    assert classifier.encoder(WordPieces(), 12)("ab", "c") == [0, 97, 98, 1, 99, 1]
+    assert classifier.input_encoder(WordPieces(), 12)("ab", "c") == [0, 97, 98, 1, 99, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -267,7 +267,7 @@ def test_dropout_of_attention_among_padding(dtype: torch.dtype) -> None:
     q = torch.ones(500, 4, 1, 8, dtype=dtype)
     torch.manual_seed(0)
     for share in (0.0, 0.25):
-        out = attention.prepare(Position(cfg), 4, x_BTD, share, arrangement)(q, q, q)
+        out = attention.make_attention(Position(cfg), 4, x_BTD, share, arrangement)(q, q, q)
         expected = [0.0, 4 / 3] if share else [1.0]
         assert sorted(set(out.flatten().float().tolist())) == pytest.approx(expected, rel=1e-2)
         assert float((out == 0).float().mean()) == pytest.approx(share, abs=0.05)
@@ -360,7 +360,7 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert np.abs(got - before).max() > 0.05
     labels_N = np.array(labels)
-    assert metrics.classification(got, labels_N) == metrics.classification(expected, labels_N)
+    assert metrics.classification_metrics(got, labels_N) == metrics.classification_metrics(expected, labels_N)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -460,7 +460,7 @@ def test_labels_that_a_text_tells_are_learned(glue: Path) -> None:
 
     cfg = ModelConfig(**{**SHAPE, "seq": 128}, vocab=257, pos="rotary")  # type: ignore[arg-type]
     setting = train.Setting(lr=3e-3, epochs=5, batch=8, dropout=0.0, pooling="mean")
-    encode = classifier.encoder(Bytes(), 128)
+    encode = classifier.input_encoder(Bytes(), 128)
     made = train.finetune("mrpc", [glue], lambda seed: GPTBackbone(GPT(cfg, seed=seed)), encode, setting, 1)
     # 40 items: a coin has 0.75 or more once in a thousand times
     scores = made["sets"]["dev"]["metrics"]

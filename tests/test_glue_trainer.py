@@ -17,7 +17,7 @@ from data.tokenizer import load_tokenizer
 from data.tokenizer import train as train_tokenizer
 from eval import export_tokenizer
 from eval.finetune import metrics, tasks, train
-from eval.finetune.classifier import Classifier, GPTBackbone, encoder
+from eval.finetune.classifier import Classifier, GPTBackbone, input_encoder
 from model import hub
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -83,7 +83,7 @@ class Checkpoint:
         self.folder = folder / "theirs"
         self.folder.mkdir()
         hub.save(CFG, self.state, self.folder, self.tokenizer.eod, pad=self.tokenizer.pad)
-        export_tokenizer.convert(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
+        export_tokenizer.convert_tokenizer(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
 
     def ours(self, seed: int, dropout: float) -> Classifier:
         model = GPT(replace(CFG, dropout=dropout, attn_dropout=dropout))
@@ -173,7 +173,7 @@ def both(
     from transformers import AutoTokenizer
 
     examples, judged = tasks.load_split(name, "train", FOLDERS)[:items], tasks.load_split(name, "dev", FOLDERS)
-    encode, tokenizer = encoder(checkpoint.tokenizer, LONGEST), AutoTokenizer.from_pretrained(checkpoint.folder)
+    encode, tokenizer = input_encoder(checkpoint.tokenizer, LONGEST), AutoTokenizer.from_pretrained(checkpoint.folder)
     rows, dev = ([encode(item.text_a, item.text_b) for item in part] for part in (examples, judged))
     labels = [item.label for item in examples]
 
@@ -199,7 +199,7 @@ def both(
     their_logits = made.predict(their_rows(judged)).predictions
     score = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef}[tasks.TASKS[name].study]
     dev_labels = [int(item.label) for item in judged]
-    scores = metrics.classification(logits, np.array(dev_labels))[tasks.TASKS[name].study]
+    scores = metrics.classification_metrics(logits, np.array(dev_labels))[tasks.TASKS[name].study]
     return {
         "losses": (losses, their_losses),
         "logits": (logits, their_logits),

@@ -50,8 +50,8 @@ def test_attention_without_a_bias_is_the_formula_and_so_are_its_gradients(
         out = attend(*inputs)
         return [out, *torch.autograd.grad(out, inputs, grad)]
 
-    expected = outputs(attention.plain(position, 6, x, sees))
-    found = outputs(attention.prepare(position, 6, on_gpu(x), objective=sees, kernel_name=kernel))
+    expected = outputs(attention.plain_attention(position, 6, x, sees))
+    found = outputs(attention.make_attention(position, 6, on_gpu(x), objective=sees, kernel_name=kernel))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -66,8 +66,8 @@ def test_what_has_a_bias_goes_to_flex_and_so_does_what_is_asked_for(
     for name in ("unbiased", "fused", "plain", "masked"):
         monkeypatch.setattr(attention, name, lambda *args, name=name: called.append(name))
     x = on_gpu(torch.empty(2, 32, cfg.hidden, dtype=torch.bfloat16))
-    attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Objective(cfg), kernel_name=kernel)
-    attention.prepare(POSITIONS[pos](cfg), 6, x, objective=Prefix(cfg), extents_B=torch.tensor([1, 5]))
+    attention.make_attention(POSITIONS[pos](cfg), 6, x, objective=Objective(cfg), kernel_name=kernel)
+    attention.make_attention(POSITIONS[pos](cfg), 6, x, objective=Prefix(cfg), extents_B=torch.tensor([1, 5]))
     assert called == ["fused" if pos in BIASED or kernel == attention.FLEX else "unbiased", "fused"]
 
 
@@ -86,7 +86,7 @@ def test_flex_is_given_a_score_modification_only_where_there_is_a_bias(
     monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", flex)
     cfg = replace(SMALL, pos=pos)
     position, q = POSITIONS[pos](cfg), torch.zeros(2, 6, 32, 8)
-    attention.fused(position, 6, torch.empty(2, 32, cfg.hidden), Objective(cfg))(q, q, q)
+    attention.flexattention(position, 6, torch.empty(2, 32, cfg.hidden), Objective(cfg))(q, q, q)
     assert [s is not None for s in seen] == [pos in BIASED]
 
 
@@ -95,7 +95,7 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
     """A model that was told a kernel is proved with it; where it sees what is to come, or a bias, the proofs fail."""
     model = GPT(replace(SMALL, pos=pos)).bfloat16()
     model.attention_kernel = kernel
-    honest, called = attention.unbiased, []
+    honest, called = attention.maskless_attention, []
 
     def watched(*args: Any) -> attention.Attend:
         called.append(args[2])
@@ -103,9 +103,11 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
 
     real = probe.tokens
     monkeypatch.setattr(probe, "tokens", lambda *args: on_gpu(real(*args)))
-    monkeypatch.setattr(attention, "unbiased", watched)
+    monkeypatch.setattr(attention, "maskless_attention", watched)
     assert proof.position(model).passed and proof.objective(model).passed and set(called) == {kernel}
-    monkeypatch.setattr(attention, "unbiased", lambda position, objective, name: watched(position, SeesAll, name))
+    monkeypatch.setattr(
+        attention, "maskless_attention", lambda position, objective, name: watched(position, SeesAll, name)
+    )
     assert not proof.position(model).passed and not proof.objective(model).passed
 
 
@@ -113,7 +115,7 @@ def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monke
     """Of these a CPU has flash; Flex has no backward there."""
     model = GPT(replace(SMALL, pos="rotary")).bfloat16()
     assert list(attention_kernel.time_kernels(model, 2)) == ["flash"]
-    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
+    assert attention_kernel.choose_kernel(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
     monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
     seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
 
@@ -126,7 +128,11 @@ def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monke
         attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
     )
     model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
-    assert list(attention_kernel.choose(model, 2).items()) == [("flash", 1.0), (attention.FLEX, 2.0), ("cudnn", 3.0)]
+    assert list(attention_kernel.choose_kernel(model, 2).items()) == [
+        ("flash", 1.0),
+        (attention.FLEX, 2.0),
+        ("cudnn", 3.0),
+    ]
     assert model.attention_kernel == "flash"
 
 
@@ -136,7 +142,7 @@ def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monke
 def test_where_one_executor_alone_is_right_nothing_is_timed(change: dict[str, Any]) -> None:
     model = GPT(replace(SMALL, **change))
     model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
-    assert attention_kernel.choose(model, 2) == {} and model.attention_kernel is None
+    assert attention_kernel.choose_kernel(model, 2) == {} and model.attention_kernel is None
 
 
 class SeesAll:
@@ -150,7 +156,7 @@ def test_the_mask_of_blocks_is_made_before_a_graph_and_not_in_it(monkeypatch: py
     cfg = replace(SMALL, pos="alibi", seq=256)
     model = GPT(cfg).requires_grad_(False)
     batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))
-    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], *args[5:7]))
+    monkeypatch.setattr(attention, "make_attention", lambda *args: attention.flexattention(*args[:3], *args[5:7]))
     sizes: list[int] = []
 
     def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -18,7 +18,7 @@ from launch import train as training
 from launch.bf16 import use_device_updates
 from launch.step import PendingStep, Step
 from model.count import parameters
-from model.memory import estimate, gradient_bytes
+from model.memory import estimate_memory, gradient_bytes
 from tests.test_bench import TINY
 from tests.test_parallel import on
 from tests.tiny_run import in_process, study
@@ -199,12 +199,12 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(preflight, "device_memory", lambda: int(gigabytes * 1e9))
     asked = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 4)])
-    assert preflight.with_micro_batch(asked, 8) == asked
+    assert preflight.choose_micro_batch(asked, 8) == asked
     left = resolve([("size", "1b3"), ("train.precision", "bf16"), ("layout.micro_batch", 0)])
-    micro = preflight.with_micro_batch(left, 8).layout.micro_batch
+    micro = preflight.choose_micro_batch(left, 8).layout.micro_batch
 
     def fits(rows: int) -> bool:
-        return estimate(left.model, rows, "bf16", 1, 8, 64 // rows, True)["total"] <= 0.95 * gigabytes * 1e9
+        return estimate_memory(left.model, rows, "bf16", 1, 8, 64 // rows, True)["total"] <= 0.95 * gigabytes * 1e9
 
     assert fits(micro) and 64 % micro == 0 and (micro == 64 or not fits(2 * micro))
     assert left.fingerprint == asked.fingerprint
@@ -212,10 +212,10 @@ def test_a_micro_batch_that_is_left_to_the_card_is_the_largest_that_fits(
 
 def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     left = resolve([("size", "nano"), ("layout.micro_batch", 0), ("train.batch", 6)])
-    assert preflight.with_micro_batch(left, 1).layout.micro_batch == 6
+    assert preflight.choose_micro_batch(left, 1).layout.micro_batch == 6
     monkeypatch.setattr(preflight, "device_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="no micro-batch does"):
-        preflight.check_memory(preflight.with_micro_batch(left, 1), 1)
+        preflight.check_memory(preflight.choose_micro_batch(left, 1), 1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 16])

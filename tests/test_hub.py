@@ -76,7 +76,7 @@ VARIANTS = [
 
 def accepted(cfg: ModelConfig) -> bool:
     try:
-        return bool(hub.counterpart(cfg))
+        return bool(hub.matching_format(cfg))
     except ValueError:
         return False
 
@@ -134,7 +134,7 @@ def test_the_table_of_formats_is_what_is_accepted() -> None:
 
 def test_of_encoders_only_bert_is_accepted() -> None:
     """Each choice that BERT has not, made alone, is refused and named."""
-    assert hub.counterpart(ENCODER).architecture == "BertForMaskedLM"
+    assert hub.matching_format(ENCODER).architecture == "BertForMaskedLM"
     for key, choices in CHOICES.items():
         for value in choices:
             other = replace(ENCODER, **{key: value})
@@ -143,7 +143,7 @@ def test_of_encoders_only_bert_is_accepted() -> None:
             else:
                 # of a causal one the nearest is another, which differs in the rest
                 with pytest.raises(ValueError, match=f"model.{key}=" if value != "causal" else "GPT-2, has not"):
-                    hub.counterpart(other)
+                    hub.matching_format(other)
 
 
 @pytest.mark.parametrize("cfg", [*EXPORTED, *ENCODERS], ids=name)
@@ -245,7 +245,7 @@ def test_what_has_no_counterpart_is_refused_by_name(change: dict, why: str, tmp_
 
 
 def test_every_setting_is_known() -> None:
-    known = {k for f in hub.FORMATS for k in (*f.needs, *f.sizes)} | set(hub.FREE)
+    known = {k for f in hub.FORMATS for k in (*f.needs, *f.sizes)} | set(hub.UNRESTRICTED)
     assert known == {field.name for field in fields(ModelConfig)}
     for f in hub.FORMATS:
         assert all(set(values) <= set(CHOICES[k]) for k, values in f.needs.items() if k != "ffn_width")
@@ -457,12 +457,12 @@ def ours(model: Path) -> SentencePiece:
 @pytest.fixture(scope="module")
 def theirs(ours: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = saved(SMALL, tmp_path_factory.mktemp("converted"))
-    export_tokenizer.convert(ours, 24).save_pretrained(folder)
+    export_tokenizer.convert_tokenizer(ours, 24).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.text() | st.sampled_from([*export.AWKWARD, *TEXTS[0].split(" ")])).map("".join))
+@given(st.lists(st.text() | st.sampled_from([*export.PARITY_TEXTS, *TEXTS[0].split(" ")])).map("".join))
 def test_the_same_ids_for_every_text(ours: SentencePiece, theirs: Any, text: str) -> None:
     ids = ours.encode(text)
     assert theirs(text).input_ids == theirs.encode(text) == ids
@@ -484,16 +484,18 @@ def test_the_same_ids_where_pieces_overlap_in_many_ways(seed: int, tmp_path: Pat
     (tmp_path / "m").write_bytes(proto.SerializeToString())
     ours = load_tokenizer(tmp_path / "m")
     texts = ["".join(rng.choices("ab ", k=rng.randint(1, 60))) for _ in range(3000)]
-    assert export_tokenizer.convert(ours)(texts).input_ids == ours.encode_batch(texts)
+    assert export_tokenizer.convert_tokenizer(ours)(texts).input_ids == ours.encode_batch(texts)
 
 
 @pytest.mark.parametrize(
     "cfg", [replace(SMALL, pos="alibi", embnorm=True), replace(SMALL, pos="rotary"), LLAMA, ENCODER], ids=name
 )
 def test_every_format_gets_the_same_tokenizer(cfg: ModelConfig, ours: SentencePiece, tmp_path: Path) -> None:
-    export_tokenizer.convert(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
+    export_tokenizer.convert_tokenizer(ours, causal=cfg.objective == "causal").save_pretrained(saved(cfg, tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    export_tokenizer.compare(ours, theirs, [*TEXTS, *export.AWKWARD], ours.encode_batch([*TEXTS, *export.AWKWARD]))
+    export_tokenizer.compare_tokenizers(
+        ours, theirs, [*TEXTS, *export.PARITY_TEXTS], ours.encode_batch([*TEXTS, *export.PARITY_TEXTS])
+    )
     assert theirs.eos_token_id == ours.eod and set(theirs("a b")) == {"input_ids", "attention_mask"}
     assert theirs.mask_token_id == (ours.mask if cfg.objective == "mlm" else None)
 
@@ -507,11 +509,11 @@ def test_bytes_that_are_no_text(ours: SentencePiece, theirs: Any) -> None:
 
 
 def test_a_tokenizer_that_differs_is_seen(ours: SentencePiece) -> None:
-    theirs = export_tokenizer.convert(ours)
-    export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+    theirs = export_tokenizer.convert_tokenizer(ours)
+    export_tokenizer.compare_tokenizers(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
     theirs.backend_tokenizer.normalizer = normalizers.Replace("  ", " ")
     with pytest.raises(ValueError, match="gives other ids, after 'of the"):
-        export_tokenizer.compare(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
+        export_tokenizer.compare_tokenizers(ours, theirs, ["of the  self"], [ours.encode("of the  self")])
 
 
 # ------------------------------------------------------------------------------------------------ a whole run

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from data import corpus, sources
-from data.corpus import Missing
+from data.corpus import MissingData
 from data.prepare import prepare
 from data.tokenizer import load_tokenizer
 from eval.__main__ import main
@@ -228,7 +228,7 @@ def test_planning_never_asks_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     corpus.check("c4", tmp_path)
-    with pytest.raises(Missing, match="the files of allenai/c4 were not listed yet"):
+    with pytest.raises(MissingData, match="the files of allenai/c4 were not listed yet"):
         prepare("c4", "c4", VOCAB, tmp_path, build=False)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from eval import results
 from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
-from eval.tasks.choice import Requested
+from eval.tasks.choice import TaskRequest
 from eval.tasks.definitions import definitions
 from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
@@ -292,8 +292,10 @@ def written(words: list[str], stop: str = ".") -> list[str]:
 @pytest.mark.parametrize("words,stop", [(RUSSIAN, "."), (GREEK, "."), (HINDI, "।")], ids=["ru", "el", "hi"])
 def test_every_task_is_made_of_other_scripts_too(words, stop):
     texts = written(words, stop)
-    made = probes.items(texts, 256)
-    assert all(len(rows) >= probes.FEWEST for rows in made.values()), {name: len(rows) for name, rows in made.items()}
+    made = probes.make_items(texts, 256)
+    assert all(len(rows) >= probes.MIN_ITEMS for rows in made.values()), {
+        name: len(rows) for name, rows in made.items()
+    }
     known = {word.casefold() for word in words}
     for row in made["last_word"]:
         assert row["target"].strip().casefold() in known  # whole words, also with vowel signs
@@ -310,7 +312,7 @@ def test_text_without_spaces_has_loss_and_continuations():
     rng = random.Random(2)
     letters = "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生"
     texts = ["".join("".join(rng.choices(letters, k=rng.randint(8, 20))) + "。" for _ in range(20)) for _ in range(60)]
-    made = probes.items(sorted(texts, key=probes.digest), 256)
+    made = probes.make_items(sorted(texts, key=probes.digest), 256)
     assert {name for name, rows in made.items() if rows} == {"bits_per_byte", "continuation"}
     for row in made["continuation"]:
         assert {len(choice_) for choice_ in row["choices"]} == {48}
@@ -319,13 +321,13 @@ def test_text_without_spaces_has_loss_and_continuations():
 
 def test_few_long_documents_are_many_items_of_their_own_clusters():
     long = ["é" * 5000 + "a", "ж" * 9000]
-    rows = probes.held_out(long, most=80_000)
+    rows = probes.held_out_items(long, most=80_000)
     assert {row["cluster"] for row in rows} == {probes.digest(text) for text in long}
     assert len({row["id"] for row in rows}) == len(rows) == 3 + 5
     assert [len(row["target"].encode()) for row in rows][:4] == [4096] * 4  # the first of each before any second
     for text in long:
         assert "".join(row["target"] for row in rows if row["cluster"] == probes.digest(text)) == text
-    assert len(probes.held_out(long, most=4096 * 3)) == 3
+    assert len(probes.held_out_items(long, most=4096 * 3)) == 3
 
 
 def test_documents_of_one_package_are_one_cluster(tmp_path):
@@ -336,7 +338,7 @@ def test_documents_of_one_package_are_one_cluster(tmp_path):
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
     clusters = probes.clusters_of([tmp_path / "valid.jsonl.gz"])
     assert list(clusters) == probes.documents([tmp_path / "valid.jsonl.gz"]) and len(set(clusters.values())) == 13
-    made = probes.items(list(clusters), 256, clusters)
+    made = probes.make_items(list(clusters), 256, clusters)
     assert {row["cluster"] for row in made["bits_per_byte"]} == set(clusters.values())
     for row in made["continuation"]:
         (text,) = [text for text in texts if row["context"] + row["choices"][row["target"]] in text][:1]
@@ -349,7 +351,7 @@ def test_bytes_are_counted_and_not_characters():
     texts = ["жёлтый узел графа " * 4, "привет, мир и дерево " * 4]
     scorer = Scorer(gpt, Utf8(), window=seq)
     spec = probes.specification()["tasks"]["bits_per_byte"]
-    items = probes.held_out(texts, 10_000)
+    items = probes.held_out_items(texts, 10_000)
     got = harness.evaluate(scorer, {"loss": (spec, items)})["loss"]
     sizes = [len(text.encode()) for text in texts]
     assert [sample["bytes"] for sample in got["samples"]] == sizes > [len(text) for text in texts]
@@ -397,7 +399,7 @@ def test_bytes_that_a_tokenizer_does_not_know_are_charged(tmp_path):
     scorer = Scorer(model("alibi"), tokenizer, window=24)
     spec = probes.specification()["tasks"]["bits_per_byte"]
     text = "the path узла of"  # a word of four letters and eight bytes has no pieces
-    items = probes.held_out([text, "the path of"], 10_000)
+    items = probes.held_out_items([text, "the path of"], 10_000)
     got = harness.evaluate(scorer, {"loss": (spec, items)})["loss"]
     first, second = got["samples"]
     assert first["unknown_bytes"] == 8 and "unknown_bytes" not in second
@@ -405,7 +407,7 @@ def test_bytes_that_a_tokenizer_does_not_know_are_charged(tmp_path):
     scored = one_by_one(scorer.model, [tokenizer.eod], ids)[0]
     assert first["nats"] == pytest.approx(-scored + 8 * 8 * math.log(2), abs=1e-4)
     # a text that is unknown as a whole costs as much as to write it out, whatever the model believes
-    whole = harness.evaluate(scorer, {"loss": (spec, probes.held_out(["узел" * 50], 10_000))})["loss"]
+    whole = harness.evaluate(scorer, {"loss": (spec, probes.held_out_items(["узел" * 50], 10_000))})["loss"]
     assert whole["value"] >= 8
     assert position.pieces(["узел the path " * 99], tokenizer, 8) == []
 
@@ -452,8 +454,8 @@ def test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked(tmp_path)
         assert prompts == [instance.args[0] for instance in theirs.instances]
     (tmp_path / "openai__gsm8k/main/train.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="train.jsonl.gz is gone"):
-        choice.available(Requested(["gsm8k"], data))
-    assert choice.available(Requested(["gsm8k"], data, shots=0))
+        choice.available_tasks(TaskRequest(["gsm8k"], data))
+    assert choice.available_tasks(TaskRequest(["gsm8k"], data, shots=0))
 
 
 def test_the_number_of_examples_is_in_the_result_and_another_number_is_another_evaluation(run, tmp_path):
@@ -580,12 +582,12 @@ def test_a_pattern_names_all_that_it_matches():
 
 def test_standard_errors_that_are_not_known_are_none(run):
     """Of a single item there is none, and NaN is no JSON."""
-    from eval.entries import loss, stderr
+    from eval.entries import document_loss, stderr
 
-    assert loss([{"id": "é", "nats": 3.0, "bytes": 4}])["stderr"] is None
+    assert document_loss([{"id": "é", "nats": 3.0, "bytes": 4}])["stderr"] is None
     assert stderr([[{"id": "é", "value": 1}], [{"id": "é", "value": 1}, {"id": "è", "value": 0}]]) is None
     assert stderr([[]]) is None and stderr([]) is None
-    two = loss([{"id": "é", "nats": math.log(2) * 8, "bytes": 1}, {"id": "è", "nats": 0.0, "bytes": 3}])
+    two = document_loss([{"id": "é", "nats": math.log(2) * 8, "bytes": 1}, {"id": "è", "nats": 0.0, "bytes": 3}])
     assert two["value"] == 2.0 and np.isfinite(two["stderr"])  # 8 bits of 4 bytes; the mean of the ratios would be 4
 
 

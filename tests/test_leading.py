@@ -40,15 +40,15 @@ def findings_of(x: np.ndarray, margin: float | None = None) -> Findings:
     leader, pairs = leading_arm(compared, "a", METRIC), len(arms) * (len(arms) - 1) // 2
     others = [arm for arm in arms[1:] if arm != leader] if leader != "a" and len(arms) > 2 else []
     criteria = Criteria(margins={METRIC: margin} if margin else {}, seeds=x.shape[1])
-    study = SimpleNamespace(arms=arms, compared=arms[1:], controlled=True, tuning=None, criteria=criteria)
+    study = SimpleNamespace(arms=arms, compared_arms=arms[1:], controlled=True, tuning=None, criteria=criteria)
     return Findings(
         study,
         cells={},
         results={METRIC: results},
-        compared={METRIC: compared},
+        comparisons={METRIC: compared},
         mismatches=[],
         refusals=[],
-        named_before=frozenset([METRIC]),
+        registered_margins=frozenset([METRIC]),
         leader_compared={arm: corrected_for_pairs(difference(results, leader, arm), pairs) for arm in others},
     )
 
@@ -131,9 +131,9 @@ def test_of_equal_arms_the_leader_is_seldom_called_better_than_another(arms: int
     for _ in range(400):
         findings = findings_of(rng.normal(size=(arms, seeds)))
         against_others = findings.leader_compared.values()
-        wrong += any(c.counts for c in against_others)
+        wrong += any(c.is_significant for c in against_others)
         uncorrected += any(c.p <= 0.05 for c in against_others)
-        if quiet < 40 and not any(c.counts for c in (*against_others, *findings.compared[METRIC].values())):
+        if quiet < 40 and not any(c.is_significant for c in (*against_others, *findings.comparisons[METRIC].values())):
             text, quiet = answer(findings), quiet + 1
             assert "best" not in text and "ahead" not in text and "better" not in text
     assert wrong <= 33 < uncorrected and quiet == 40

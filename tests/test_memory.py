@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ablations.config import Run, resolve
 from launch import deepspeed_setup, engine, run_model
 from model.gpt import GPT
-from model.memory import estimate
+from model.memory import estimate_memory
 from model.objective import SpecialTokens
 from tests.test_fp8 import NEEDS_FP8
 
@@ -75,7 +75,7 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(shape: str, precision: st
     over = SMALL | SHAPES[shape] | {"train.precision": precision, "layout.zero": zero}
     run = resolve(list(over.items()))
     micro = run.layout.micro_batch
-    held = estimate(run.model, micro, precision, zero, 1, run.train.batch // micro)
+    held = estimate_memory(run.model, micro, precision, zero, 1, run.train.batch // micro)
     assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)
     assert held["total"] == sum(v for k, v in held.items() if k != "total")
 
@@ -93,7 +93,7 @@ def test_so_it_is_in_fp16(shape: str, zero: int, tmp_path: Path) -> None:
     small = {"model.layers": 2, "model.seq": 128, "model.vocab": 1024, "train.precision": "fp16", "layout.zero": zero}
     run = resolve(list((SMALL | small | FP16[shape]).items()))
     micro = run.layout.micro_batch
-    held = estimate(run.model, micro, "fp16", zero, 1, run.train.batch // micro)
+    held = estimate_memory(run.model, micro, "fp16", zero, 1, run.train.batch // micro)
     assert held["total"] == pytest.approx(measured(run, tmp_path / "trace.json"), rel=0.1)
 
 

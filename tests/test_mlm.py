@@ -38,7 +38,8 @@ def test_the_counts_are_exact(rate: float, T: int, counts: tuple[int, int, int])
     cfg = replace(MLM, mask_rate=rate, seq=T, vocab=5000)
     rows = torch.arange(8 * (T + 1)).view(8, T + 1) + 200
     batch = MaskedLM(cfg).batch(rows, 1, None, SpecialTokens(4999, (0,)))
-    assert batch.predicted is not None and batch.predicted.shape == (8, sum(counts)) and cfg.masked == sum(counts)
+    assert batch.predicted is not None and batch.predicted.shape == (8, sum(counts))
+    assert cfg.masked_per_sequence == sum(counts)
     assert torch.equal(batch.targets_BT, rows[:, :-1])
     for row, positions in enumerate(batch.predicted.tolist()):
         inputs, text = batch.inputs_BT[row], rows[row, :-1]
@@ -85,7 +86,7 @@ def test_without_a_mask_token_it_is_refused() -> None:
 
 def test_the_settings_know_which_objectives_mask() -> None:
     for name, objective in OBJECTIVES.items():
-        assert replace(SMALL, objective=name).masks == objective.masks
+        assert replace(SMALL, objective=name).needs_mask_token == objective.needs_mask_token
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 0.01, 0.99, 15])
@@ -97,7 +98,11 @@ def test_a_rate_that_masks_nothing_or_everything_is_refused(rate: float) -> None
 # ------------------------------------------------------------------------------------------------ what is seen
 
 
-@pytest.mark.parametrize("executor", [attention.plain, attention.masked, attention.fused], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "executor",
+    [attention.plain_attention, attention.masked_attention, attention.flexattention],
+    ids=lambda e: e.__name__,
+)
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
 def test_all_is_seen_from_everywhere(pos: str, executor: Any) -> None:
     """Against softmax(q k' / sqrt(K) + bias) v in float64, with no mask at all."""
@@ -133,7 +138,7 @@ def test_the_loss_is_the_mean_over_masked_positions() -> None:
     assert batch.predicted is not None
     logits = model(batch.inputs_BT)
     costs = [F.cross_entropy(logits[b, t], ROWS[b, t]) for b in range(6) for t in batch.predicted[b].tolist()]
-    assert len(costs) == 6 * 8 == batch.predictions
+    assert len(costs) == 6 * 8 == batch.prediction_count
     assert float(model.loss(batch).detach()) == pytest.approx(float(torch.stack(costs).mean()), rel=1e-5)
 
 

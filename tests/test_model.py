@@ -267,7 +267,7 @@ def test_evaluation_computes_what_training_does_and_only_what_is_asked(cfg: Mode
     trained = model.hidden(x).detach().flatten(0, 1)
     only = torch.tensor([3, 4, 19, 20, 41])
     with torch.inference_mode():
-        found = model.hidden(x, wanted_N=only)
+        found = model.hidden(x, rows_N=only)
         torch.testing.assert_close(found, model.hidden(x).flatten(0, 1)[only])
     assert found.shape == (5, cfg.hidden)
     assert relative(found, exact[only]) < 1.1 * relative(trained[only], exact[only]) + 1e-6
@@ -279,7 +279,7 @@ def test_scored_in_blocks_of_queries_text_has_the_same_logits(pos: str, monkeypa
     rows = tokens(gpt.cfg, 30)
     with torch.no_grad():
         at_once = gpt(rows)
-    monkeypatch.setattr(attention, "ROWS_SCORED", 8)  # the last block has 6
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE_IN_SCORING", 8)  # the last block has 6
     with torch.inference_mode():
         torch.testing.assert_close(gpt(rows), at_once, atol=1e-5, rtol=1e-5)
 
@@ -321,14 +321,14 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize("rows", [128, 7])
 @pytest.mark.parametrize("pos", POSITIONS)
 def test_the_executors_compute_the_same(pos: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "ROWS", rows)
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", rows)
     cfg = replace(SMALL, pos=pos)
     position = POSITIONS[pos](cfg)
     q, k, v = torch.randn(3, 2, cfg.heads, 32, cfg.head_dim, generator=torch.Generator().manual_seed(2)).unbind(0)
     x = torch.empty(2, 32, cfg.hidden)
     with torch.no_grad():
-        plain = attention.plain(position, cfg.heads, x, Objective(cfg))(q, k, v)
-        for executor in (attention.masked, attention.fused):
+        plain = attention.plain_attention(position, cfg.heads, x, Objective(cfg))(q, k, v)
+        for executor in (attention.masked_attention, attention.flexattention):
             assert (plain - executor(position, cfg.heads, x, Objective(cfg))(q, k, v)).abs().max() < 1e-5
 
 
@@ -338,7 +338,7 @@ def test_the_executors_compute_the_same(pos: str, rows: int, monkeypatch: pytest
 def test_attention_s_gradients_are_its_numerical_derivatives(
     pos: str, lengths: list[int] | None, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "ROWS", 3)  # three blocks of queries, the last one short
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 3)  # three blocks of queries, the last one short
     generator = torch.Generator().manual_seed(4)
     qkv = torch.randn(3, 2, 3, 8, 4, generator=generator, dtype=torch.float64).requires_grad_()
     cfg = replace(SMALL, pos=pos, heads=3, hidden=12)
@@ -347,7 +347,7 @@ def test_attention_s_gradients_are_its_numerical_derivatives(
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same are dropped each time
-        return attention.plain(POSITIONS[pos](cfg), 3, x, objective, extents, dropout)(*qkv)
+        return attention.plain_attention(POSITIONS[pos](cfg), 3, x, objective, extents, dropout)(*qkv)
 
     assert torch.autograd.gradcheck(attend, (qkv,), fast_mode=True)
 
@@ -463,7 +463,7 @@ def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkey
     model = GPT(cfg).requires_grad_(False)
     batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))
     expected = model.hidden(batch.inputs_BT, extents_B=batch.extents_B)
-    monkeypatch.setattr(attention, "prepare", lambda *args: attention.fused(*args[:3], *args[5:7]))
+    monkeypatch.setattr(attention, "make_attention", lambda *args: attention.flexattention(*args[:3], *args[5:7]))
     compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")
     found = compiled(batch.inputs_BT, extents_B=batch.extents_B)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """Every entry of the table in tests/mutations names code and tests that exist: moved code moves its entries too."""
 
+import ast
+
 from ablations.config import resolve
 from tests.mutations import MUTATIONS, ROOT, SMALL
 
@@ -17,6 +19,12 @@ def test_every_mutation_applies() -> None:
             if texts[file].count(old) != 1 or old == new:
                 faults.append(f"{mutation.name}: {file} has {texts[file].count(old)} times: {old}")
             texts[file] = texts[file].replace(old, new)
+        for file, text in texts.items():
+            try:
+                if file.endswith(".py"):
+                    ast.parse(text)
+            except SyntaxError as error:  # any test would notice it, and show nothing
+                faults.append(f"{mutation.name}: {file} is no Python any more: {error}")
     assert not faults, "\n".join(faults)
 
 

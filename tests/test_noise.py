@@ -11,14 +11,14 @@ from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import compare
 from eval.statistics.items import (
     Stratum,
-    by_cluster,
     effective_number,
     independent_items,
     item_variance,
     item_variance_with_interaction,
+    noise_parts,
     ratio_stderr,
     stderr_over_tasks,
-    with_interaction_once,
+    stratum_of_clusters,
 )
 from eval.statistics.parts import LEVEL, Variance, sum_of_variances
 from eval.statistics.seeds import (
@@ -142,17 +142,17 @@ def test_items_that_share_a_passage_are_one():
     values = np.array([shared[name] for name in clusters]) + rng.normal(0, 0.5, len(clusters))
     ones = np.ones(len(clusters))
     known = cluster_bootstrap(values, ones, clusters, rng)
-    stratum = by_cluster(values[None], ones, clusters)
+    stratum = stratum_of_clusters(values[None], ones, clusters)
     assert len(stratum.weights) == 60 == independent_items([stratum]) and stratum.weights.sum() == len(clusters)
     assert stratum.differences.sum() / stratum.weights.sum() == pytest.approx(values.mean())
     part = item_variance([stratum])
     assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stats.sem(values)
     assert bootstrap([stratum]).std() == pytest.approx(known.std(), rel=0.05)
     assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
-    alone = by_cluster(values[None], ones, [f"item {i}" for i in range(len(clusters))])
+    alone = stratum_of_clusters(values[None], ones, [f"item {i}" for i in range(len(clusters))])
     assert alone.differences is not None and (alone.differences[0] == values).all() and (alone.weights == ones).all()
     # several seeds: the sums of each
-    two = by_cluster(np.stack([values, 2 * values]), ones, clusters)
+    two = stratum_of_clusters(np.stack([values, 2 * values]), ones, clusters)
     assert two.differences[1] == pytest.approx(2 * two.differences[0])
 
 
@@ -261,14 +261,14 @@ def test_the_error_over_tasks_is_that_of_clusters_drawn_for_all_of_them():
     shared = rng.normal(size=60)
     tasks = [np.repeat(shared, 3) + rng.normal(size=180), np.repeat(shared, 5) + rng.normal(size=300)]
     names = [[f"глава {i}" for i in range(60) for _ in range(times)] for times in (3, 5)]
-    strata = [by_cluster(v[None], np.ones(len(v)), n) for v, n in zip(tasks, names, strict=True)]
+    strata = [stratum_of_clusters(v[None], np.ones(len(v)), n) for v, n in zip(tasks, names, strict=True)]
     drawn = rng.integers(0, 60, (4000, 60))
     means = [task.reshape(60, -1).mean(1)[drawn].mean(1) for task in tasks]
     assert stderr_over_tasks(strata) == pytest.approx(np.std(sum(means) / 2), rel=0.05)
     one_by_one = [stderr_over_tasks([stratum]) for stratum in strata]
     assert one_by_one == pytest.approx([np.std(mean) for mean in means], rel=0.05)
     assert stderr_over_tasks(strata) > 1.2 * sqrt(one_by_one[0] ** 2 + one_by_one[1] ** 2) / 2
-    single = by_cluster(np.ones((1, 3)), np.ones(3), ["глава"] * 3)
+    single = stratum_of_clusters(np.ones((1, 3)), np.ones(3), ["глава"] * 3)
     assert np.isnan(stderr_over_tasks([])) and np.isnan(stderr_over_tasks([*strata, single]))
 
 
@@ -291,8 +291,11 @@ def test_the_variance_over_tasks_with_common_clusters_is_the_jackknife_that_leav
     by_itself = sum(ratio_stderr(s.differences.mean(0), s.weights) ** 2 / 16 for s in (alone, same_ids))
     whole, _ = item_variance_with_interaction([first, alone, second, same_ids])
     assert whole.variance == pytest.approx(3 / 4 * squares + by_itself)
-    assert by_cluster(np.ones((1, 3)), np.ones(3), ["пакет b", "пакет a", "пакет b"]).clusters == ("пакет a", "пакет b")
-    assert by_cluster(np.ones((1, 2)), np.ones(2), ["пакет b", "item 1"]).clusters == ("пакет b", "item 1")
+    assert stratum_of_clusters(np.ones((1, 3)), np.ones(3), ["пакет b", "пакет a", "пакет b"]).clusters == (
+        "пакет a",
+        "пакет b",
+    )
+    assert stratum_of_clusters(np.ones((1, 2)), np.ones(2), ["пакет b", "item 1"]).clusters == ("пакет b", "item 1")
 
 
 def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():
@@ -304,11 +307,11 @@ def test_the_interaction_is_counted_once_in_the_part_that_asks_for_more():
         whole = d_SN.mean(0).var(ddof=1) / 4
         parts = [(seeds.variance, max(0, whole - rest)), (max(0, seeds.variance - rest), whole)]
         widths = [stats.t.isf(0.025, 4) ** 2 * a + stats.t.isf(0.025, 3) ** 2 * b for a, b in parts]
-        noise = with_interaction_once(seeds, strata)
+        noise = noise_parts(seeds, strata)
         expected = parts[int(np.argmax(widths))]
         assert (noise.seeds.variance, noise.items.variance) == pytest.approx(expected)
         assert noise.planned[0] == seeds and noise.planned[1].variance > 0
-    assert with_interaction_once(None, strata)[0] is None
+    assert noise_parts(None, strata)[0] is None
 
 
 def test_an_arm_stands_out_by_the_f_test_of_its_contrast_with_the_others():

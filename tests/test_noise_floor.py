@@ -17,7 +17,7 @@ from eval.report import noise
 from eval.report.gather import gather
 from eval.report.record import write
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import with_floor
+from eval.statistics.seeds import combined_with_floor
 from tests import made_study
 from tests.made_study import Study, change, make, section, values
 
@@ -78,7 +78,7 @@ def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
 
 def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, tmp_path: Path) -> None:
     study = make(Study(tmp_path / "runs", seeds=[1, 2]))
-    alone, borrowed = (judged_with(study, f).compared["bits/byte"]["pos=alibi"] for f in (None, floor))
+    alone, borrowed = (judged_with(study, f).comparisons["bits/byte"]["pos=alibi"] for f in (None, floor))
     sd = floor.content["metrics"]["bits/byte"]["sd"]
     assert (alone.seeds.dof, borrowed.seeds.dof) == (2, 6)
     assert borrowed.seeds.variance == pytest.approx((2 * alone.seeds.variance + 4 * sd**2) / 6)
@@ -134,7 +134,7 @@ def test_a_setting_that_came_later_refuses_no_floor(floor: NoiseFloor, tmp_path:
     for arm in study.arms:
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=0)
-    assert judged_with(study, floor).compared["bits/byte"]["pos=alibi"].seeds.dof == 6
+    assert judged_with(study, floor).comparisons["bits/byte"]["pos=alibi"].seeds.dof == 6
     for arm in study.arms:
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "config", "data", "substring", to=50)
@@ -145,20 +145,20 @@ def test_a_setting_that_came_later_refuses_no_floor(floor: NoiseFloor, tmp_path:
 def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: NoiseFloor, tmp_path: Path) -> None:
     """Else the noise would be told by the runs that are compared, twice."""
     study = make(Study(tmp_path / "runs", seeds=SEEDS[:2]))
-    c = judged_with(study, floor).compared["bits/byte"]["pos=alibi"]
+    c = judged_with(study, floor).comparisons["bits/byte"]["pos=alibi"]
     assert c.seeds and c.seeds.dof == 2 + 2
 
 
 def test_nothing_is_borrowed_where_the_study_scatters_more_than_the_floor() -> None:
     part, share = Variance(2 * 1.0 / 2, 2), 2 / 2
-    assert with_floor(part, share, Variance(0.01, 4)) == part
-    assert with_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
-    assert with_floor(part, share, Variance(4.0, 4)) == Variance(
+    assert combined_with_floor(part, share, Variance(0.01, 4)) == part
+    assert combined_with_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
+    assert combined_with_floor(part, share, Variance(4.0, 4)) == Variance(
         pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6
     )  # only too careful
     assert (
-        with_floor(part, share, Variance(0.0, 4)) == part
-        and with_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
+        combined_with_floor(part, share, Variance(0.0, 4)) == part
+        and combined_with_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
     )
 
 

@@ -52,7 +52,11 @@ def written_out(pos: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, len
     return out
 
 
-@pytest.mark.parametrize("executor", [attention.plain, attention.masked, attention.fused], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "executor",
+    [attention.plain_attention, attention.masked_attention, attention.flexattention],
+    ids=lambda e: e.__name__,
+)
 @pytest.mark.parametrize("pos", ["none", "rotary", "alibi"])
 def test_a_prefix_is_seen_both_ways(pos: str, executor: Any) -> None:
     q, k, v = qkv()
@@ -139,7 +143,7 @@ def test_how_a_batch_is_cut_does_not_change_the_prefix_loss() -> None:
 def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -> None:
     """Up to the rounding of fp16, against float64."""
     q, k, v = (x.half() for x in qkv())
-    attend = attention.plain(
+    attend = attention.plain_attention(
         POSITIONS[pos](replace(SMALL, pos=pos)), 6, torch.empty(3, 20, 48, dtype=torch.float16), CAUSAL
     )
     expected = written_out(pos, q, k, v, [1, 1, 1])
@@ -149,7 +153,7 @@ def test_scores_divided_and_multiplied_back_are_the_same(pos: str, layer: int) -
 
 def test_their_gradients_are_the_same() -> None:
     x = torch.empty(3, 20, 48, dtype=torch.float16)
-    attend = attention.plain(POSITIONS["alibi"](replace(SMALL, pos="alibi")), 6, x, CAUSAL)
+    attend = attention.plain_attention(POSITIONS["alibi"](replace(SMALL, pos="alibi")), 6, x, CAUSAL)
 
     def gradients(layer: int) -> list[torch.Tensor]:
         inputs = [t.half().requires_grad_() for t in qkv()]
@@ -163,7 +167,7 @@ def test_their_gradients_are_the_same() -> None:
 def test_they_survive_where_fp16_overflows() -> None:
     x, (q, k, v) = torch.empty(3, 20, 48, dtype=torch.float16), qkv()
     q, k, v = (300 * q).half(), (300 * k).half(), v.half()
-    attend = attention.plain(POSITIONS["none"](SMALL), 6, x, CAUSAL)
+    attend = attention.plain_attention(POSITIONS["none"](SMALL), 6, x, CAUSAL)
     assert not attend(q, k, v).isfinite().all()
     assert (attend(q, k, v, layer=8) - written_out("none", q, k, v, [1, 1, 1])).abs().max() < 5e-3
 
@@ -181,7 +185,7 @@ def test_every_layer_gets_its_own_number() -> None:
 @pytest.mark.parametrize("done", [False, True])
 def test_the_proof_tells_whether_scores_are_divided(declared: bool, done: bool) -> None:
     model = GPT(replace(SMALL, layers=3, qk_scaling=declared)).half()
-    prepare = attention.prepare
+    prepare = attention.make_attention
 
     def undivided(*args: Any) -> Any:
         attend = prepare(*args)
@@ -192,7 +196,7 @@ def test_the_proof_tells_whether_scores_are_divided(declared: bool, done: bool) 
         return lambda q, k, v, layer=1: attend(q, k, v, layer=next(layers))
 
     with MonkeyPatch.context() as patch:
-        patch.setattr(attention, "prepare", always if done else undivided)
+        patch.setattr(attention, "make_attention", always if done else undivided)
         with torch.no_grad():
             assert proof.qk_scaling(model).passed == (declared == done)
 

@@ -20,7 +20,7 @@ from ablations.config import ConfigError, resolve
 from model.count import parameters
 from model.gpt import GPT
 from model.objective import SpecialTokens
-from model.shard import SINGLE, full_shape, shard, shard_dimension, unshard
+from model.shard import SINGLE_RANK, full_shape, shard, shard_dimension, unshard
 from tests.small_models import SMALL, VARIANTS, name, tokens
 from tests.tiny_run import result, study
 
@@ -217,7 +217,7 @@ def _bf16(folder: Path) -> None:
         x = tokens(cfg, 32)
         with torch.no_grad():
             right = scrambled(GPT(cfg))(x)
-            dense, mine = (scrambled(GPT(cfg, tp=t)).bfloat16()(x).float() for t in (SINGLE, tp))
+            dense, mine = (scrambled(GPT(cfg, tp=t)).bfloat16()(x).float() for t in (SINGLE_RANK, tp))
         assert 0 < relative(mine, right) < 1.2 * relative(dense, right)
 
 

@@ -19,7 +19,7 @@ STUDY = "18 weeks, 52x8 A100-80, 4 spare"
 
 
 def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None:
-    found = shapes.candidates(160e9, 220e9, hardware("a100-80"), 384)
+    found = shapes.candidate_shapes(160e9, 220e9, hardware("a100-80"), 384)
     accepted = [candidate for candidate in found if not candidate.rejected]
     assert accepted[0].words == "70 x 14336 x 112" and found.index(accepted[0]) < 3
     layout = accepted[0].layout
@@ -36,7 +36,7 @@ def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None
 def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> None:
     gpu = hardware(name)
     try:
-        found = shapes.candidates(low, 1.5 * low, gpu, 8 * nodes)
+        found = shapes.candidate_shapes(low, 1.5 * low, gpu, 8 * nodes)
     except ConfigError as error:
         assert "no shape" in str(error)
         return
@@ -52,18 +52,18 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
 
 def test_tensor_parallel_groups_stay_within_a_node() -> None:
     gpu = hardware("a100-80")
-    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384)} == {4, 8}
-    assert {each.layout.tp for each in shapes.candidates(160e9, 220e9, gpu, 384, per_node=4)} == {4}
+    assert {each.layout.tp for each in shapes.candidate_shapes(160e9, 220e9, gpu, 384)} == {4, 8}
+    assert {each.layout.tp for each in shapes.candidate_shapes(160e9, 220e9, gpu, 384, per_node=4)} == {4}
 
 
 @pytest.mark.parametrize("low, high", [(2e11, 1e11), (0, 1e11), (-1, 1e11)])
 def test_an_empty_range_of_sizes_is_refused(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match="above 0"):
-        shapes.candidates(low, high, hardware("a100"), 384)
+        shapes.candidate_shapes(low, high, hardware("a100"), 384)
 
 
 def test_levines_law() -> None:
-    assert [round(shapes.levine(size)) for size in (47e9, 164e9, 210e9, 1164e9)] == [70, 80, 82, 96]
+    assert [round(shapes.levine_depth(size)) for size in (47e9, 164e9, 210e9, 1164e9)] == [70, 80, 82, 96]
 
 
 def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:

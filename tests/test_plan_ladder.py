@@ -20,11 +20,11 @@ from ablations.plan.extrapolation import Extrapolation, Pair, Score, extrapolate
 from ablations.plan.simulated_ladders import (
     SIZES,
     TARGET,
-    World,
+    ArmSampler,
     compute,
     gaps_that_change_sign,
     gaps_that_keep_their_sign,
-    outcome,
+    simulate_outcomes,
     simulated_pairs,
 )
 from ablations.study import from_args
@@ -34,14 +34,16 @@ LADDERS = 150  # of each kind
 
 
 @pytest.mark.parametrize("world", [gaps_that_keep_their_sign, gaps_that_change_sign])
-def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: World) -> None:
-    found = outcome(world, 3, LADDERS)
+def test_the_interval_holds_the_truth_and_verdicts_are_rarely_wrong(world: ArmSampler) -> None:
+    found = simulate_outcomes(world, 3, LADDERS)
     assert found.covered > 0.87  # of 90%; the curve of an irreducible loss costs a little
     assert found.line.misses <= 0.05 * (found.line.hits + found.line.misses + found.line.open)
 
 
 def test_the_largest_size_is_the_better_guide_unless_the_arms_cross() -> None:
-    kept, crossed = (outcome(world, 3, LADDERS) for world in (gaps_that_keep_their_sign, gaps_that_change_sign))
+    kept, crossed = (
+        simulate_outcomes(world, 3, LADDERS) for world in (gaps_that_keep_their_sign, gaps_that_change_sign)
+    )
     assert kept.line_order < kept.single_order and kept.single.misses == 0
     assert crossed.line_order > crossed.single_order + 0.1 and crossed.single.misses > 5 * crossed.line.misses
 

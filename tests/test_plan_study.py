@@ -16,12 +16,12 @@ from ablations.config import resolve
 from ablations.plan import power, site_speed
 from ablations.plan.command import parse_hardware, split_words
 from ablations.plan.hardware import GPUS, accelerator, hardware
-from ablations.plan.layouts import best_few, fitting_layouts, rank_memory
-from ablations.plan.study_cost import cost, detectable_text, figure
+from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
+from ablations.plan.study_cost import detectable_text, figure, study_cost
 from ablations.plan.throughput import Layout, Shape, predict
 from ablations.study import from_args
 from ablations.values import ConfigError
-from model.memory import estimate
+from model.memory import estimate_memory
 
 WORDS = ["POS=alibi,none", "SIZE=1b3", "SET=train.precision=bf16", "SEEDS=2"]
 
@@ -56,7 +56,7 @@ def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gp
     run = resolve(overrides)
     found, reasons = fitting_layouts([run], hardware(gpu), gpus)
     assert found or reasons
-    for candidate in best_few(found):
+    for candidate in best_of_each_kind(found):
         layout = candidate.layout
         assert rank_memory(run, layout) == candidate.gib < hardware(gpu).memory
         assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
@@ -67,7 +67,9 @@ def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gp
 
 def test_recomputation_keeps_less_and_a_step_costs_a_third_more_products() -> None:
     model = resolve([("size", "1b3")]).model
-    kept = [estimate(model, 8, "bf16", 1, 8, 4, True, 1, recompute)["activations"] for recompute in (False, True)]
+    kept = [
+        estimate_memory(model, 8, "bf16", 1, 8, 4, True, 1, recompute)["activations"] for recompute in (False, True)
+    ]
     assert kept[1] < kept[0] / 5
     layouts = [Layout(8, 1, 1, 8, 512, 1, recompute) for recompute in (False, True)]
     slow = [predict(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]
@@ -93,7 +95,7 @@ def test_gpu_hours_add_up_and_shares_follow_the_budget(capsys: pytest.CaptureFix
 
 def test_more_seeds_and_more_tokens_cost_more() -> None:
     def hours(*words: str) -> float:
-        return cost(from_args([*words, "SIZE=125m", "SET=train.precision=bf16"]), hardware("a100"), 8).gpu_hours
+        return study_cost(from_args([*words, "SIZE=125m", "SET=train.precision=bf16"]), hardware("a100"), 8).gpu_hours
 
     once = hours("POS=alibi", "SEEDS=1", "TOKENS=1B")
     assert hours("POS=alibi", "SEEDS=3", "TOKENS=1B") == pytest.approx(3 * once)
@@ -102,7 +104,7 @@ def test_more_seeds_and_more_tokens_cost_more() -> None:
 
 def test_a_clock_gives_the_hours_and_the_speed_the_tokens() -> None:
     words = ["POS=alibi", "SIZE=125m", "SET=train.precision=bf16 train.budget=3h"]
-    found = cost(from_args(words), hardware("a100"), 8)
+    found = study_cost(from_args(words), hardware("a100"), 8)
     for run in found.runs:
         assert run.hours == run.low == run.high == 3
         assert run.tokens == pytest.approx(run.tokens_per_second * 3 * 3600, rel=1e-3)
@@ -111,7 +113,7 @@ def test_a_clock_gives_the_hours_and_the_speed_the_tokens() -> None:
 
 
 def refused(*words: str, on: str = "a100", gpus: int = 8) -> str:
-    return "\n".join(cost(from_args(list(words)), hardware(on), gpus).refused)
+    return "\n".join(study_cost(from_args(list(words)), hardware(on), gpus).refused)
 
 
 def test_what_speaks_against_a_study_is_said() -> None:
@@ -137,7 +139,7 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
     # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed
     monkeypatch.setattr("ablations.plan.study_cost.sees_gpu", lambda: False)
     monkeypatch.setattr("ablations.plan.study_cost.find_site_file", lambda: None)
-    planned = cost(from_args(words), hardware("a100"), 8)
+    planned = study_cost(from_args(words), hardware("a100"), 8)
     assert not planned.refused and any("has 10 GB free" in note for note in planned.notes)
     for where in ("sees_gpu", "find_site_file"):
         with monkeypatch.context() as here:
@@ -175,9 +177,9 @@ def measured(path: Path, factor: float) -> None:
 def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> None:
     path = tmp_path / "bench-gpu.jsonl"
     study = from_args(["POS=alibi", "SIZE=350m", "SET=train.precision=bf16"])
-    published = cost(study, hardware("h100"), 8, path)
+    published = study_cost(study, hardware("h100"), 8, path)
     measured(path, 1.25)
-    here = cost(study, hardware("h100"), 8, path)
+    here = study_cost(study, hardware("h100"), 8, path)
     assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
     assert "measured here: 2 rows" in here.candidates[0].steps[0].basis
     assert site_speed.read_site_speed(hardware("a100"), path) is None
@@ -202,7 +204,7 @@ def test_devices_are_known_by_what_torch_calls_them() -> None:
 
 
 def test_the_picture_says_what_costs_what() -> None:
-    drawn = figure(cost(from_args(WORDS), hardware("a100"), 64))
+    drawn = figure(study_cost(from_args(WORDS), hardware("a100"), 64))
     for words in ("pos=alibi", "matrix products", "communication", "evaluation", "GPU-hours, all seeds"):
         assert words in drawn
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="12"', drawn)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ablations.factorial import factorial
+from ablations.factorial import parse_factorial
 from ablations.plan import power
 from eval.statistics import simulation
 from tests.test_false_verdicts import studies
@@ -81,7 +81,7 @@ def test_few_groups_of_items_make_a_larger_difference_necessary(arms, seeds, ite
 def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds):
     """4,000 factorials with exactly this main effect, or this interaction, each corrected for all that is judged. Some
     are seen less often, those in which an arm stands out by chance."""
-    design = factorial([f"f{i}=x" for i in range(factors)], "1")
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], "1")
     arms, tests = len(design.combinations), len(design.combinations) - 1 + len(design.effects)
     x = np.random.default_rng(factors).normal(size=(4000, arms, seeds))
     for effect in (0b01, 0b11):

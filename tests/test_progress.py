@@ -17,7 +17,7 @@ import pytest
 from ablations import rundir
 from ablations.study import Cell, from_args
 from launch import progress
-from launch.progress import Progress, cells_on_screen, lines
+from launch.progress import Progress, cells_on_screen, progress_lines
 
 ROOT = Path(__file__).parents[1]
 STEPS, TOKENS_OF_STEP = 32, 2048  # of a run of the studies below
@@ -67,7 +67,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_now_and_then_one
 
     acts = [pause(1000), pause(1000), becomes("training"), pause(1000), lambda: log(one, 8), lambda: log(one, 16)]
     acts += [pause(-1), pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(-1), pause(1000), judged]
-    shown = [*lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
+    shown = [*progress_lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
     assert shown == [
         "pos=learned, seed 1  starting",
         "pos=learned, seed 1  step 8/32  loss 8.250  1.02K tokens/s  0:48 left",
@@ -128,13 +128,13 @@ def test_on_a_terminal_a_run_has_one_line_that_changes_in_place(tmp_path: Path) 
 import threading
 from pathlib import Path
 from tests.test_progress import Script, cells_in, log
-from launch.progress import Progress, show
+from launch.progress import Progress, show_progress
 cells = cells_in(Path({str(tmp_path)!r}))
 phases = dict.fromkeys((cell.dir for cell in cells), "waiting")
 def train():
     phases[cells[0].dir] = "training"
     log(cells[0], 8)
-show(Progress(cells, phases, 2), Script(train, lambda: log(cells[0], 16), lambda: log(cells[0], 24)))
+show_progress(Progress(cells, phases, 2), Script(train, lambda: log(cells[0], 16), lambda: log(cells[0], 24)))
 """
     main, terminal = pty.openpty()
     size = {"TERM": "xterm", "COLUMNS": "100", "LINES": "24"}

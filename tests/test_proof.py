@@ -65,8 +65,8 @@ def test_no_position_scheme_passes_for_another(declared: str, built: str, dtype:
 def test_a_bias_that_is_not_passed_on_fires(monkeypatch: MonkeyPatch) -> None:
     """BigScience's first ALiBi run: the bias existed and the layers never saw it."""
     model = GPT(cfg(pos="alibi"))
-    prepare = attention.prepare
-    monkeypatch.setattr(attention, "prepare", lambda p, *args: prepare(position.Position(model.cfg), *args))
+    prepare = attention.make_attention
+    monkeypatch.setattr(attention, "make_attention", lambda p, *args: prepare(position.Position(model.cfg), *args))
     assert "layer 0" in failing(model)["model.pos"] and "layer 1" in failing(model)["model.pos"]
 
 
@@ -75,7 +75,7 @@ def test_a_bias_that_misses_one_layer_fires() -> None:
     block = model.blocks[1].attn
     forward = block.forward
     block.forward = lambda x, attend, *rest: forward(
-        x, attention.plain(position.Position(model.cfg), 6, x, model.objective), *rest
+        x, attention.plain_attention(position.Position(model.cfg), 6, x, model.objective), *rest
     )
     assert failing(model)["model.pos"].startswith("layer 1")
 
@@ -358,7 +358,7 @@ def test_the_audit_of_parameter_groups() -> None:
 
 def test_require_names_what_failed() -> None:
     with raises(proof.InactiveFactor, match="model.pos=alibi: layer 3"):
-        proof.require([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])
+        proof.require_passed([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])
 
 
 # ------------------------------------------------------------------------------------------------ the compiled graph
@@ -435,8 +435,8 @@ def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
     monkeypatch: MonkeyPatch, pos: str, attn_dropout: float, executor: str
 ) -> None:
     """The fast kernels cannot drop probabilities: a model that does must not be proved, or judged, with them."""
-    prepare, given = attention.prepare, []
-    monkeypatch.setattr(attention, "prepare", lambda *args: (given.append(args), prepare(*args))[1])
+    prepare, given = attention.make_attention, []
+    monkeypatch.setattr(attention, "make_attention", lambda *args: (given.append(args), prepare(*args))[1])
     model = GPT(cfg(pos=pos, attn_dropout=attn_dropout)).bfloat16()
     for mode in (model.train(), model.eval()):
         mode(torch.zeros(1, 8, dtype=torch.long))

@@ -247,7 +247,7 @@ def test_an_order_of_null_differences_is_called_right_or_wrong_in_few_studies() 
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         part = Variance(float((rest**2).sum()) / 6 * 2 / 4, 6)
         neighbours = [compare(float(x[i].mean() - x[i + 1].mean()), part, Variance(0.0, np.inf)) for i in (0, 1)]
-        calls.append(predictions.judged_order(neighbours))
+        calls.append(predictions.order_outcome(neighbours))
     assert calls.count("held") / studies < 0.025 and calls.count("failed") / studies < 0.05
 
 
@@ -257,7 +257,7 @@ def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> Non
     for _ in range(studies):
         d = rng.normal(0.0, 1.0, 5)
         c = compare(float(d.mean()), Variance(float(d.var(ddof=1)) / 5, 4), Variance(0.0, np.inf))
-        calls.append(predictions.judged_interval(c, (-np.inf, 0.0)))
+        calls.append(predictions.interval_outcome(c, (-np.inf, 0.0)))
     assert calls.count("held") / studies == pytest.approx(0.05, abs=0.012)
     assert calls.count("failed") / studies == pytest.approx(0.025, abs=0.008)
 

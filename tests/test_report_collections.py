@@ -58,11 +58,11 @@ def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to,
 
 def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
     shutil.copytree(study.root, tmp_path / "their runs")
-    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.places) == 6
+    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.runs) == 6
     one = parse(
         [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
     )
-    assert len(one.study.places) == 2 and str(tmp_path) not in one.study.command
+    assert len(one.study.runs) == 2 and str(tmp_path) not in one.study.command
 
 
 def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
     plans = {"a": Planned("a", ["pos=learned", "pos=alibi"]), "b": Planned("b", ["pos=learned", "pos=none"])}
     monkeypatch.setattr(studies, "from_args", lambda words: plans[words[0].removeprefix("STUDY=")])
     one = parse(["STUDY=a,b"]).study
-    assert one.arms == ["learned", "alibi", "none"] and len(one.places) == 9
+    assert one.arms == ["learned", "alibi", "none"] and len(one.runs) == 9
 
 
 class ByPath(Study):

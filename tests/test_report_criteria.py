@@ -95,13 +95,13 @@ def test_the_metric_that_was_registered_decides(tmp_path):
 def test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_told(tmp_path):
     """Looked at after 3 of at most 10 seeds, what one look would call better is not yet."""
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    plain = gather(registered(study)).compared["bits/byte"]["pos=none"]
+    plain = gather(registered(study)).comparisons["bits/byte"]["pos=none"]
     register(study, Criteria(seeds=10, sequential=True))
     looked = gather(registered(study))
     assert looked.study.criteria == Criteria(seeds=10, sequential=True)
-    c = looked.compared["bits/byte"]["pos=none"]
+    c = looked.comparisons["bits/byte"]["pos=none"]
     assert c.share == alpha_share(3, 10, 2) < 0.1 and c.threshold > 2 * plain.threshold
-    alibi = looked.compared["bits/byte"]["pos=alibi"]
+    alibi = looked.comparisons["bits/byte"]["pos=alibi"]
     assert alibi.adjusted == pytest.approx(2 * alibi.p / c.share) and alibi.p < 0.05
     assert (
         "Seeds are added until every arm is decided or only more groups of items would decide it, up to 10"

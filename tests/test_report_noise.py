@@ -22,7 +22,7 @@ from eval.report.sections.differences import largest_difference, noise_cells
 from eval.report.sections.overview import verdict_clauses
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import Variance
-from eval.statistics.verdicts import items_hide, seeds_to_decide
+from eval.statistics.verdicts import items_alone_leave_undecided, seeds_to_decide
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
 
 
@@ -263,7 +263,7 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
                 lambda row: row | ({"nats": float(row["bytes"] * rng.normal(2.0, 0.2))} if "nats" in row else {}),
             )
     findings = gather(study)
-    assert findings.compared["bits/byte"]["pos=alibi"].items.variance == 0.0
+    assert findings.comparisons["bits/byte"]["pos=alibi"].items.variance == 0.0
     # a plan has the most that they may give: by leaving out each document once
     rows = {arm: [read(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
     documents = [run["pydocs/bits_per_byte"] for run in rows["pos=learned"]]
@@ -306,23 +306,23 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     line on what a study sees has, by which seeds do not help."""
     study = grouped(make(Study(tmp_path / "runs", arms=["pos=learned", "pos=alibi"], seeds=[1, 2])), 4, 0.0, seed=2)
     findings = gather(study)
-    c = findings.compared["bits/byte"]["pos=alibi"]
+    c = findings.comparisons["bits/byte"]["pos=alibi"]
     noise = recorded_noise(findings)["bits/byte"]
     of_seeds, of_items = c.planning_noise
     assert noise["seed_sd"] == pytest.approx(of_seeds.variance**0.5) and noise["items"] == of_items.variance**0.5 > 0
     assert noise["items_dof"] == pytest.approx(3)
     hidden = replace(c, difference=0.99 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
-    assert seeds_to_decide(hidden, 2, 2) is None and items_hide(hidden)
+    assert seeds_to_decide(hidden, 2, 2) is None and items_alone_leave_undecided(hidden)
     estimated_as_nothing = replace(hidden, items=Variance(0.0, np.inf))
     assert seeds_to_decide(estimated_as_nothing, 2, 2) is None
     careless = replace(estimated_as_nothing, planned=None)
     assert seeds_to_decide(careless, 2, 2) is not None  # as it was said
-    findings.compared["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
+    findings.comparisons["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
     words = "undecided: more seeds would not tell, more groups of items than these 4 would"
     assert findings.verdict("pos=alibi", "bits/byte") == words
     large = replace(c, difference=3 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
-    assert not items_hide(large) and items_hide(replace(large, family=1000))
-    assert not items_hide(hidden, margin=10.0)
+    assert not items_alone_leave_undecided(large) and items_alone_leave_undecided(replace(large, family=1000))
+    assert not items_alone_leave_undecided(hidden, margin=10.0)
 
 
 def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
@@ -340,6 +340,6 @@ def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
 def test_arms_that_are_undecided_for_the_same_reason_share_a_clause(tmp_path):
     findings = gather(make(Study(tmp_path / "runs", arms=list(ARMS))))
     c = compare(0.001, Variance(1.0, 4), Variance(1.0, 3.0), independent=4)
-    findings.compared["zero-shot"].update(corrected_family({"pos=alibi": c, "pos=none": c}))
+    findings.comparisons["zero-shot"].update(corrected_family({"pos=alibi": c, "pos=none": c}))
     words = "pos=alibi and pos=none are undecided: more seeds would not tell, more groups of items than these 4 would"
     assert verdict_clauses(findings, "zero-shot") == words

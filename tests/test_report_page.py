@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ablations import drawing
-from ablations.values import human
+from ablations.values import short_number
 from eval.report.blocks import Figure, Section, Table
 from eval.report.curves import BINS, average_in_bins, loss_curve, subtract
 from eval.report.formats import latex, markdown
@@ -167,7 +167,7 @@ def test_ticks_and_numbers():
     assert drawing.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and drawing.ticks(-0.31, 0.02) == [-0.3, -0.2, -0.1, 0]
     assert drawing.ticks(900, 2.1e6, log=True) == [1e3, 1e4, 1e5, 1e6]
     assert drawing.ticks(2e4, 3e5, log=True) == [2e4, 5e4, 1e5, 2e5]
-    assert [human(x) for x in (0, 200000, 999_999, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
+    assert [short_number(x) for x in (0, 200000, 999_999, 1.05e6, 4.1e21, -0.25, 0.0002)] == [
         "0",
         "200K",
         "1M",

@@ -13,7 +13,7 @@ from ablations.study import from_args
 from eval.report import undecided as undecided_command
 from eval.report.gather import gather
 from eval.report.request import Request
-from eval.report.undecided import undecided
+from eval.report.undecided import undecided_arms
 from eval.statistics import sequential, simulation
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
@@ -50,14 +50,14 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
         return float(simulation.simulate_sequential(x).ever[..., :2].any((1, 2)).mean())
 
     assert 0.04 < wrong() <= 0.054
-    monkeypatch.setattr(sequential, "FOR_STUDENT", 1.0)
+    monkeypatch.setattr(sequential, "SHARE_FOR_STUDENT", 1.0)
     assert wrong() == pytest.approx(0.058, abs=0.005)
 
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
     assert alpha_share(1, 10) == alpha_share(11, 10) == 0.0 and 0 < alpha_share(2, 10) < alpha_share(10, 10) < 1
     c = corrected_family({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
-    assert not c.counts and not c.equivalent(1000.0) and c.threshold == np.inf
+    assert not c.is_significant and not c.equivalent(1000.0) and c.threshold == np.inf
 
 
 def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
@@ -67,7 +67,7 @@ def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivale
         below, above = (
             corrected_family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001)
         )
-        assert above.counts and not below.counts and above.threshold == pytest.approx(edge)
+        assert above.is_significant and not below.is_significant and above.threshold == pytest.approx(edge)
         inside = interval_half_width(2 * part * LEVEL, seeds, NO_ITEMS)
         assert below.equivalent(below.difference + 1.001 * inside)
         assert not below.equivalent(below.difference + 0.999 * inside)
@@ -113,12 +113,12 @@ def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
 
 def test_which_arms_more_seeds_may_decide(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    assert list(undecided(gather(study))[0]) == ["pos=none"]
-    assert list(undecided(gather(replace(study, seeds=[1])))[0]) == ["pos=alibi", "pos=none"]
+    assert list(undecided_arms(gather(study))[0]) == ["pos=none"]
+    assert list(undecided_arms(gather(replace(study, seeds=[1])))[0]) == ["pos=alibi", "pos=none"]
     wide = Criteria(margins={"bits/byte": 0.5}, seeds=3)
-    assert undecided(gather(replace(study, criteria=wide))) == ({}, {})
+    assert undecided_arms(gather(replace(study, criteria=wide))) == ({}, {})
     with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
-        undecided(gather(replace(study, criteria=Criteria("suite", seeds=3))))
+        undecided_arms(gather(replace(study, criteria=Criteria("suite", seeds=3))))
 
 
 def by_groups_of_text(study: Study, groups: int, spread: float) -> Study:
@@ -138,16 +138,18 @@ def by_groups_of_text(study: Study, groups: int, spread: float) -> Study:
 def test_no_seed_is_added_where_only_more_groups_of_text_would_tell(tmp_path, monkeypatch, capsys):
     study = make(Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
     study = by_groups_of_text(study, groups=4, spread=0.3)
-    more, of_items = undecided(gather(study))
+    more, of_items = undecided_arms(gather(study))
     assert more == {} and list(of_items) == ["pos=none"]
     assert of_items["pos=none"] == "undecided: more seeds would not tell, more groups of items than these 4 would"
     monkeypatch.setattr("eval.report.request.parse", lambda _: Request(study))
     assert undecided_command.main(["POS=none"]) == 0
     assert capsys.readouterr().out == f"pos=none: {of_items['pos=none']}; no seed is added for its sake\n"
     margin = Criteria(margins={"bits/byte": 0.01}, seeds=3)
-    assert list(undecided(gather(replace(study, criteria=margin)))[1]) == ["pos=none"]  # nor would it be equivalent
+    assert list(undecided_arms(gather(replace(study, criteria=margin)))[1]) == [
+        "pos=none"
+    ]  # nor would it be equivalent
     other = by_groups_of_text(make(Study(tmp_path / "few", arms=list(study.arms))), groups=4, spread=0.0005)
-    assert list(undecided(gather(other))[0]) == ["pos=none"]  # the seeds are most of its noise
+    assert list(undecided_arms(gather(other))[0]) == ["pos=none"]  # the seeds are most of its noise
 
 
 def test_seeds_that_cannot_decide_are_those_that_no_further_seed_would_have_made_decide():

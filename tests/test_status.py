@@ -26,7 +26,7 @@ from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
 from launch.lock import run_lock
-from launch.processes import CommandFailed, Processes, environment, gpus
+from launch.processes import CommandFailed, Processes, child_environment, gpu_count
 from launch.slurm import attempts as slurm_attempts
 from tests.conftest import trained
 
@@ -224,7 +224,7 @@ def test_a_rank_for_each_gpu_that_may_be_used(
     (tmp_path / "dev/nvidiactl").mkdir(parents=True)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == ranks and machine.has_gpu() == (visible != "")
+    assert gpu_count() == ranks and machine.has_gpu() == (visible != "")
 
 
 def test_every_rank_knows_how_many_share_its_machine(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_locale_that_is_not_utf_8_changes_no_word(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.local", "POS=alibi", "DATA=straße.jsonl", f"OUT={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 2 and "straße.jsonl" in done.stderr.decode()
-    started = subprocess.run([*command[:1], "-c", "print('≈')"], env=env | environment(), capture_output=True)
+    started = subprocess.run([*command[:1], "-c", "print('≈')"], env=env | child_environment(), capture_output=True)
     assert started.stdout.decode() == "≈\n"
     said = subprocess.run(["make", "-pn", "-f", str(ROOT / "Makefile"), "help"], cwd=ROOT, capture_output=True)
     assert b"\nPYTHONUTF8 := 1\n" in said.stdout and "export PYTHONUTF8=1" in (ROOT / "launch/run.sh").read_text()

@@ -38,8 +38,8 @@ def test_a_run_whose_factor_is_inactive_stops_before_the_first_step(
     from model import attention
     from model.position import Position
 
-    prepare = attention.prepare
-    monkeypatch.setattr(attention, "prepare", lambda p, *args: prepare(Position(p), *args))
+    prepare = attention.make_attention
+    monkeypatch.setattr(attention, "make_attention", lambda p, *args: prepare(Position(p), *args))
     argv = words(corpus, store, **{"train.lr": 1.1e-3})
     assert main(["--cell", "1", *argv]) == 1
     cell = from_args(argv).cells[1]
@@ -110,11 +110,15 @@ def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
 ) -> None:
     from ablations.rundir import Exit
     from launch.lock import run_lock
-    from launch.watch import Stop
+    from launch.watch import StopTraining
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr("launch.lock.time.sleep", lambda _: None)
-    with run_lock(tmp_path), pytest.raises(Stop, match="another process is training") as stop, run_lock(tmp_path):
+    with (
+        run_lock(tmp_path),
+        pytest.raises(StopTraining, match="another process is training") as stop,
+        run_lock(tmp_path),
+    ):
         pass
     assert stop.value.code == Exit.RESUBMIT
 

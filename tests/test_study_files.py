@@ -18,7 +18,7 @@ from ablations.criteria import Criteria
 from ablations.study import Study, from_args
 from ablations.study_file import StudyFile, read_study
 from ablations.values import did_you_mean, difference
-from ablations.words import FACTORS, HELP, change_to_checkout, expand_home, folders_in
+from ablations.words import FACTORS, HELP, change_to_checkout, expand_home, parse_folders
 from data.strict_yaml import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
@@ -346,25 +346,25 @@ def test_names_of_folders_stay_within_what_file_systems_take(tmp_path: Path) -> 
 def test_runs_are_named_by_a_glob_or_from_home_and_not_with_commas(tmp_path: Path) -> None:
     for name in ("pos=alibi,seed=1", "pos=alibi,seed=2", "größe [2]"):
         (tmp_path / name).mkdir()
-    assert folders_in(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
-    assert folders_in(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
-    assert folders_in(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
-    assert folders_in("~/läufe") == [f"{Path.home()}/läufe"]
+    assert parse_folders(f"{tmp_path}/pos=* x") == [*(f"{tmp_path}/pos=alibi,seed={seed}" for seed in (1, 2)), "x"]
+    assert parse_folders(f"{tmp_path}/pos=alibi,seed=1") == [f"{tmp_path}/pos=alibi,seed=1"]
+    assert parse_folders(f"'{tmp_path}/größe [2]' {tmp_path}/none*") == [f"{tmp_path}/größe [2]", f"{tmp_path}/none*"]
+    assert parse_folders("~/läufe") == [f"{Path.home()}/läufe"]
     with pytest.raises(ConfigError, match="spaces between them, and no commas"):
-        folders_in(f"x {tmp_path},{tmp_path}")
+        parse_folders(f"x {tmp_path},{tmp_path}")
 
 
 def test_runs_may_lie_in_folders_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my runs é"
     folder.mkdir()
-    assert folders_in(str(folder)) == [str(folder)]
-    assert folders_in(f'"{folder}" other') == [str(folder), "other"]
-    assert folders_in("a b") == ["a", "b"]
+    assert parse_folders(str(folder)) == [str(folder)]
+    assert parse_folders(f'"{folder}" other') == [str(folder), "other"]
+    assert parse_folders("a b") == ["a", "b"]
     with pytest.raises(ConfigError, match="closing quotation"):
-        folders_in('"a b')
+        parse_folders('"a b')
     monkeypatch.chdir(tmp_path)
     (word,) = change_to_checkout(["RUNS='my runs é' b"])
-    assert folders_in(word.removeprefix("RUNS=")) == [str(folder), str(tmp_path / "b")]
+    assert parse_folders(word.removeprefix("RUNS=")) == [str(folder), str(tmp_path / "b")]
 
 
 # ------------------------------------------------------------------------------------------------ fuzzing

@@ -43,7 +43,7 @@ TEXTS = st.lists(st.text(alphabet="abß文\U0001f600", max_size=40), max_size=8)
 @given(texts=TEXTS, length=st.integers(1, 9), at_once=st.sampled_from([3, 17, 1 << 26]))
 def test_what_is_cut_is_what_a_loop_over_windows_finds(texts: list[str], length: int, at_once: int) -> None:
     codes, ends = encoded(texts)
-    assert substrings.repeated(codes, ends, length, at_once).tolist() == oracle(texts, length)
+    assert substrings.repeated_characters(codes, ends, length, at_once).tolist() == oracle(texts, length)
 
 
 @pytest.mark.parametrize("modulus", [1, 3, 2**63])
@@ -54,7 +54,7 @@ def test_texts_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch,
     draw = random.Random(1)
     texts = ["".join(draw.choice("abc文") for _ in range(60)) for _ in range(12)]
     codes, ends = encoded(texts)
-    assert substrings.repeated(codes, ends, 5).tolist() == oracle(texts, 5)
+    assert substrings.repeated_characters(codes, ends, 5).tolist() == oracle(texts, 5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 75, 100])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from data import tokenizer as module
 from data.sentencepiece_model import SPACE
-from data.tokenizer import SMALLEST, load_tokenizer, read, train
+from data.tokenizer import SMALLEST_VOCAB, load_tokenizer, read, train
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [inspect.getsource(module) for module in (argparse, inspect)]  # real text that is everywhere
@@ -132,7 +132,7 @@ def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
 
 def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     before = [byte_bpe.encode(text) for text in TEXTS]
-    monkeypatch.setattr("data.byte_bpe.CACHED_BYTES", 1)
+    monkeypatch.setattr("data.byte_bpe.MAX_CACHE_BYTES", 1)
     byte_bpe._bytes_left = 0
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):
@@ -196,7 +196,7 @@ def test_vocabulary_limits_are_named(tmp_path):
     (tmp_path / "m").write_bytes(train(texts, 1, most))
     assert load_tokenizer(tmp_path / "m").vocab_size == most
     with pytest.raises(ValueError, match=r"vocab=260 is too small .* at least \d+$"):
-        train(texts, 1, SMALLEST + 2)
+        train(texts, 1, SMALLEST_VOCAB + 2)
 
 
 def test_vocabulary_limits_of_byte_bpe(tmp_path):
@@ -443,15 +443,17 @@ def test_exported_to_hugging_face(paths, kind):
     from eval import export, export_tokenizer
 
     tokenizer = load_tokenizer(paths[kind])
-    texts = [*TEXTS, *AWKWARD, *export.AWKWARD]
-    export_tokenizer.compare(tokenizer, export_tokenizer.convert(tokenizer), texts, tokenizer.encode_batch(texts))
+    texts = [*TEXTS, *AWKWARD, *export.PARITY_TEXTS]
+    export_tokenizer.compare_tokenizers(
+        tokenizer, export_tokenizer.convert_tokenizer(tokenizer), texts, tokenizer.encode_batch(texts)
+    )
 
 
 def test_what_is_not_exported_is_refused(paths, tmp_path):
     from eval import export_tokenizer
 
     with pytest.raises(ValueError, match="unigram is not exported"):
-        export_tokenizer.convert(load_tokenizer(paths["unigram"]))
+        export_tokenizer.convert_tokenizer(load_tokenizer(paths["unigram"]))
 
 
 def test_width_of_the_arrays(byte_bpe):
@@ -513,7 +515,7 @@ def test_added_tokens_are_those_of_hugging_face(tmp_path, kind):
         ".",
         "\u00a0",
     ]
-    texts = [*CODE, *module.AWKWARD, *("".join(rng.choices(parts, k=rng.randrange(1, 40))) for _ in range(2000))]
+    texts = [*CODE, *module.PARITY_TEXTS, *("".join(rng.choices(parts, k=rng.randrange(1, 40))) for _ in range(2000))]
     expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert ours.encode_batch(texts) == expected
     ids, counts = ours.token_arrays(texts)
@@ -540,13 +542,13 @@ def test_other_ways_to_split_text_are_those_of_hugging_face(tmp_path, kind):
     if not spaced:
         split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
     ours, theirs = with_added(tmp_path, pre_tokenizer=split)
-    texts = [*CODE, "12345 straße 2024", "语言", *module.AWKWARD]
+    texts = [*CODE, "12345 straße 2024", "语言", *module.PARITY_TEXTS]
     expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert ours.encode_batch(texts) == expected == pickle.loads(pickle.dumps(ours)).encode_batch(texts)
     assert ours.token_arrays(texts)[0].tolist() == [token for ids in expected for token in ids]
     assert ours.lossless == (not spaced) == ([ours.decode(ids) for ids in expected] == texts)
     module.check_parity(ours)
-    export_tokenizer.compare(ours, export_tokenizer.convert(ours), texts, expected)
+    export_tokenizer.compare_tokenizers(ours, export_tokenizer.convert_tokenizer(ours), texts, expected)
 
 
 def test_a_tokenizer_that_is_not_hugging_faces_is_refused_before_training(tmp_path, monkeypatch):

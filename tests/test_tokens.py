@@ -56,9 +56,9 @@ def test_megatron_core_reads_ours(tmp_path, tokenizer):
 
 @pytest.mark.skipif("MEGATRON_LM" not in os.environ, reason="MEGATRON_LM names a checkout of Megatron-LM")
 def test_against_megatron_lms_tool(tmp_path, tokenizer):
-    from eval.export_tokenizer import convert
+    from eval.export_tokenizer import convert_tokenizer
 
-    converted = convert(tokenizer)
+    converted = convert_tokenizer(tokenizer)
     converted.split_special_tokens = False
     converted.save_pretrained(tmp_path / "hf")
     checkout = Path(os.environ["MEGATRON_LM"])
@@ -91,12 +91,12 @@ def test_batches_and_parts_do_not_show(tmp_path, monkeypatch, kind):
     path.write_bytes(train(TEXTS * 9, 1, 300 if kind == "byte-bpe" else 320, kind))
     tokenizer, pairs = load_tokenizer(path), [(text, "") for text in TEXTS * 3]
     tokens.write(tmp_path / "whole", pairs, tokenizer)
-    monkeypatch.setattr(tokens, "BATCH", 60)
+    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 60)
     monkeypatch.setattr(tokens, "CHUNK", 2)
     parts = [tmp_path / f"part{i}" for i in range(4)]
     for part, chosen in zip(parts, (pairs[:4], pairs[4:5], [], pairs[5:]), strict=True):  # one part is empty
         tokens.write(part, chosen, tokenizer)
-    tokens.join(parts, tmp_path / "joined")
+    tokens.join_files(parts, tmp_path / "joined")
     assert same(tmp_path / "whole", tmp_path / "joined")
 
 
@@ -137,7 +137,7 @@ def test_damaged_files_are_refused(tmp_path, tokenizer):
         tokens.read_index(tmp_path / "x")
     (tmp_path / "x.idx").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is not an index of Megatron's"):
-        tokens.join([tmp_path / "x"], tmp_path / "y")
+        tokens.join_files([tmp_path / "x"], tmp_path / "y")
     assert not (tmp_path / "y.bin").exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ablations.study import from_args
-from ablations.tuning import TUNE, Tuning
+from ablations.tuning import DEFAULT_MULTIPLES, Tuning
 from ablations.values import ConfigError, difference
 from eval.report import tuned
 from eval.report.gather import gather
@@ -34,7 +34,7 @@ def test_every_arm_has_the_same_rates_and_differs_by_its_factor_and_the_declared
     assert {cell.dir for cell in plain.cells} < {cell.dir for cell in study.cells}
     assert study.name != plain.name and study.registration["design"].startswith("tuned: 2 arms at 3 learning rates")
     tune = from_args(["POS=alibi", "LR=tune", "SIZE=nano"]).tuning
-    assert tune and tune.rates == tuple(0.002 * multiple for multiple in TUNE)
+    assert tune and tune.rates == tuple(0.002 * multiple for multiple in DEFAULT_MULTIPLES)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,9 @@ def test_a_cross_fitted_difference_is_that_of_a_loop_written_out() -> None:
                 best = min(scores, key=scores.__getitem__)
                 total[arm] += sum(task.values[best][seed, d] for d in range(40) if task.half[d] == half)
         by_seed.append((total["a"] - total["b"]) / task.weights.sum())
-    assert tuned.compare_at_best(c, c.tasks, "a", "b", True, results).difference == pytest.approx(np.mean(by_seed))
+    assert tuned.compare_at_best_rates(c, c.tasks, "a", "b", True, results).difference == pytest.approx(
+        np.mean(by_seed)
+    )
 
 
 BASINS = {
@@ -148,7 +150,7 @@ def test_arms_that_are_as_good_at_their_best_are_called_different_in_5_percent(
     means = dict(zip("ab", map(list, BASINS[basin]), strict=True))
     for _ in range(studies):
         c, results = drawn(rng, seeds, means, dict(zip(("seeds", "items"), noise, strict=True)), documents)
-        called += tuned.compare_at_best(c, c.tasks, "a", "b", True, results).p <= LEVEL
+        called += tuned.compare_at_best_rates(c, c.tasks, "a", "b", True, results).p <= LEVEL
     assert called / studies < LEVEL + 2 * (LEVEL * (1 - LEVEL) / studies) ** 0.5
 
 
@@ -158,7 +160,7 @@ def test_the_variance_that_choosing_adds_is_counted() -> None:
     told: list[Comparison] = []
     for _ in range(400):
         c, results = drawn(rng, 2, {"a": [0, 1.0, 1.0], "b": [0, 1.0, 1.0]}, {"seeds": 1.0, "items": 0.0})
-        told.append(tuned.compare_at_best(c, c.tasks, "a", "b", True, results))
+        told.append(tuned.compare_at_best_rates(c, c.tasks, "a", "b", True, results))
     scatter = float(np.std([x.difference for x in told]))
     counted = float(np.mean([x.noise**2 for x in told])) ** 0.5
     assert scatter > 1.15  # of two means over two seeds it would be 1
@@ -225,9 +227,9 @@ CONTRADICTING = {
 def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: Path) -> None:
     study = tuned_study(tmp_path / "runs", CONTRADICTING, [1, 2, 3])
     findings = gather(study)
-    assert list(findings.compared["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
+    assert list(findings.comparisons["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
     best = tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"]
-    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.counts
+    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
     assert best.difference == pytest.approx(-0.08, abs=0.02)
     write(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
@@ -243,9 +245,9 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
 
 def test_the_verdict_at_the_common_rate_is_that_of_the_plain_study(tmp_path: Path) -> None:
     study = tuned_study(tmp_path, CONTRADICTING, [1, 2])
-    with_grid = gather(study).compared["bits/byte"]["pos=alibi"]
+    with_grid = gather(study).comparisons["bits/byte"]["pos=alibi"]
     study.arms, study.tuning = ["pos=learned", "pos=alibi"], None
-    assert gather(study).compared["bits/byte"]["pos=alibi"] == with_grid
+    assert gather(study).comparisons["bits/byte"]["pos=alibi"] == with_grid
 
 
 def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:

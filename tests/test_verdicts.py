@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from eval.statistics.comparison import Comparison, compare, corrected_family, holm
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, item_variance
+from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, item_variance, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.seeds import arms_that_scatter_more, seed_variance
 from eval.statistics.verdicts import possible_places, verdict
@@ -36,14 +36,15 @@ def test_few_independent_items_give_no_verdict():
         part = item_variance([Stratum(np.full((3, n), 0.5), np.ones(n))])
         c = compare(0.5, seeds, part, independent=n)
         assert (
-            not c.counts and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
+            not c.is_significant
+            and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
         )
         both = corrected_family({"few": c, "enough": compare(0.5, seeds, Variance(0.0, 9.0))})
-        assert not both["few"].counts and both["enough"].adjusted == pytest.approx(
+        assert not both["few"].is_significant and both["enough"].adjusted == pytest.approx(
             compare(0.5, seeds, Variance(0.0, 9)).p
         )
-    assert compare(0.5, seeds, Variance(0.0, 2.0), independent=FEWEST_ITEMS).counts
-    one_passage = by_cluster(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
+    assert compare(0.5, seeds, Variance(0.0, 2.0), independent=FEWEST_ITEMS).is_significant
+    one_passage = stratum_of_clusters(np.full((3, 50), 0.5), np.ones(50), ["the same"] * 50)
     assert (
         independent_items([Stratum(np.ones((1, 900)), np.ones(900)), one_passage]) == 1
         and independent_items([]) is None
@@ -101,7 +102,10 @@ def test_verdicts_in_words():
     assert (
         verdict(compare(99.0, floor, NO_ITEMS, replicated=False), False).words == "undecided: one seed, not replicated"
     )
-    assert not compare(99.0, floor, NO_ITEMS, replicated=False).counts and compare(99.0, floor, NO_ITEMS).counts
+    assert (
+        not compare(99.0, floor, NO_ITEMS, replicated=False).is_significant
+        and compare(99.0, floor, NO_ITEMS).is_significant
+    )
     alone = compare(0.1, Variance(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
     three = corrected_family(
@@ -118,7 +122,7 @@ def test_a_difference_of_several_counts_exactly_above_its_threshold():
         seeds = Variance(1.0, int(rng.integers(2, 12)))
         several = {str(i): compare(float(d), seeds, Variance(0.1, 50)) for i, d in enumerate(rng.normal(0, 5, 4))}
         found = corrected_family(several)
-        assert all(c.counts == (abs(c.difference) > c.threshold) for c in found.values())
+        assert all(c.is_significant == (abs(c.difference) > c.threshold) for c in found.values())
         first = max(found.values(), key=lambda c: abs(c.difference))
         assert first.threshold == pytest.approx(interval_half_width(LEVEL / 4, seeds, Variance(0.1, 50)))
     alone = compare(1.0, seeds, NO_ITEMS)
@@ -146,7 +150,7 @@ def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
         (Variance(0.01, 2), Variance(0.1, 9)),
     ):
         c = corrected_family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
-        assert c.p == 1.0 and not c.counts
+        assert c.p == 1.0 and not c.is_significant
         assert verdict(c, higher_is_better).words == "undecided: within noise"
     assert (
         verdict(corrected_family({"a": compare(0.0, Variance(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind
@@ -172,4 +176,4 @@ def test_a_thousand_arms_are_judged():
         )
         for arm in [*list(results)[1:40], "999"]
     }
-    assert [arm for arm, c in corrected_family(compared).items() if c.counts] == ["999"]
+    assert [arm for arm, c in corrected_family(compared).items() if c.is_significant] == ["999"]

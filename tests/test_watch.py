@@ -16,9 +16,9 @@ import pytest
 from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
-from launch.preflight import CLOCK, SHARED, Node, check_memory, checkpoint_bytes, unfit_nodes
-from launch.watch import STORAGE, Watch, stop_file
-from model.memory import estimate
+from launch.preflight import MAX_CLOCK_DIFFERENCE, MIN_SHARED_BYTES, Node, check_memory, checkpoint_bytes, unfit_nodes
+from launch.watch import STORAGE_SECONDS, Watch, stop_file
+from model.memory import estimate_memory
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
 
@@ -36,9 +36,9 @@ GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40
         ({"matmul": 0.5e12}, "a matrix product runs at 50% of the usual speed"),
         ({"link": 0.1e9}, "its network runs at 10% of the usual speed"),
         ({"memory": 0.5}, "only 50% of a GPU's memory is free"),
-        ({"shared": SHARED - 1}, "/dev/shm has 63 MiB free"),
+        ({"shared": MIN_SHARED_BYTES - 1}, "/dev/shm has 63 MiB free"),
         ({"written": "Read-only file system"}, "cannot write into the run directory (Read-only file system)"),
-        ({"clock": 1e9 + 2 * CLOCK}, "the clock is +60 s off"),
+        ({"clock": 1e9 + 2 * MAX_CLOCK_DIFFERENCE}, "the clock is +60 s off"),
     ],
 )
 def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> None:
@@ -65,7 +65,7 @@ def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
 def test_ranks_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where one rank of the run just fits, and two do not."""
     run = resolve([("size", "125m"), ("layout.micro_batch", 4), ("train.precision", "fp32")])
-    need = estimate(run.model, 4, "fp32", run.layout.zero, 2, run.train.batch // 8, False, 1)["total"]
+    need = estimate_memory(run.model, 4, "fp32", run.layout.zero, 2, run.train.batch // 8, False, 1)["total"]
     monkeypatch.setattr(os, "sysconf", lambda name: int(1.2 * need) if name == "SC_PHYS_PAGES" else 1)
     check_memory(run, 2)  # on a machine each
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
     one = checkpoint_bytes(run)
 
     def free(copies: float) -> list[Node]:
-        monkeypatch.setattr(preflight, "measure", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
+        monkeypatch.setattr(preflight, "measure_node", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
         return preflight.check_nodes(run, tmp_path, tmp_path)
 
     assert free(3.5)
@@ -234,7 +234,7 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
             time.sleep(0.01)
             w.step_ended(step)
         with w.storing():
-            assert w.limit == STORAGE
+            assert w.limit == STORAGE_SECONDS
             began = w.last_progress
             time.sleep(1.0)  # twice what a step may take
         assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= began + 1.0

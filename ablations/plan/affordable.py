@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ablations.config import Run, bundles, resolve
+from ablations.config import Run, resolve, sizes_and_presets
 from ablations.plan import power, site_speed
 from ablations.plan.document import Document
 from ablations.plan.first_studies import STUDY_SIZE, decoder_studies
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import fitting_layouts
 from ablations.plan.published_laws import TOKENS_PER_PARAMETER
-from ablations.plan.resources import HOUR, Budget, amount
+from ablations.plan.resources import HOUR, Budget, amount_text
 from ablations.study_file import read_study
-from ablations.values import human
+from ablations.values import short_number
 from model.count import flops_per_token
 
 SEEDS = 3  # of each arm: with two, a study of two arms sees little (docs/planning.md); assumed
@@ -99,7 +99,7 @@ def runs_by_size(device: Device, precision: str) -> list[Run]:
     for size in device.sizes:
         settings = [("size", size), ("train.precision", precision)]
         own = resolve(settings)
-        few = int(float(f"{TOKENS_PER_PARAMETER * bundles()[size]['params']:.2g}"))  # as a command can say it
+        few = int(float(f"{TOKENS_PER_PARAMETER * sizes_and_presets()[size]['params']:.2g}"))  # as a command can say it
         if size == STUDY_SIZE:
             runs.append(own)
         runs.append(resolve([*settings, ("train.tokens", few)]) if few < own.train.tokens else own)
@@ -153,12 +153,12 @@ def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str
     return None
 
 
-def tell_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
+def write_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
     """Add a table of the studies that fit to the document `out`, and what they can and cannot tell. `hours`: that they
     may take; `target`: the larger model that they are about, in words."""
     if not found:
         out.text(
-            f"No study of ablations/studies with {SEEDS} seeds fits into {amount(hours)} {device.unit}, not at "
+            f"No study of ablations/studies with {SEEDS} seeds fits into {amount_text(hours)} {device.unit}, not at "
             f"{device.sizes[-1]} either."
         )
         return
@@ -166,16 +166,16 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
         [
             offer.study,
             offer.size,
-            human(offer.tokens),
+            short_number(offer.tokens),
             f"{offer.arms} x {offer.seeds}",
-            amount(offer.hours),
+            amount_text(offer.hours),
             f"{offer.hours / hours:.0%}",
             f"{offer.least:.2g} bits/byte ({offer.record})" if offer.least is not None else "unknown",
             command_of(offer),
         ]
         for offer in found
     ]
-    head = ["study", "size", "tokens", "arms x seeds", device.unit, f"of {amount(hours)}", "sees", "command"]
+    head = ["study", "size", "tokens", "arms x seeds", device.unit, f"of {amount_text(hours)}", "sees", "command"]
     out.table(head, rows)
     out.text(f"{device.unit}: {device.basis}. Each row alone fits; together they may not.")
     out.text(
@@ -195,8 +195,8 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
         sizes, aim, cost = ladder
         points.append(
             f"A ladder extrapolates the difference, with an interval: make ladder STUDY={found[0].study} SEEDS={SEEDS} "
-            f"SIZES={','.join(sizes)} TARGET={aim} ({amount(cost)} {device.unit}). Of two real ones one was sure of a "
-            "wrong sign (measured: docs/planning.md)."
+            f"SIZES={','.join(sizes)} TARGET={aim} ({amount_text(cost)} {device.unit}). Of two real ones one was sure "
+            "of a wrong sign (measured: docs/planning.md)."
         )
     else:
         points.append(
@@ -213,7 +213,7 @@ def tell_offers(out: Document, device: Device, found: list[Offer], hours: float,
 def command_of(offer: Offer) -> str:
     """The command of an offered study. Runs of more than LARGE tokens read C4, as there is less text in pydocs."""
     own = resolve([("size", offer.size)]).train.tokens
-    tokens = f" TOKENS={human(offer.tokens)}" if offer.tokens < own else ""
+    tokens = f" TOKENS={short_number(offer.tokens)}" if offer.tokens < own else ""
     text = " DATA=c4" if offer.tokens > LARGE else ""
     return f"make ablation STUDY={offer.study} SIZE={offer.size}{tokens} SEEDS={offer.seeds}{text}"
 
@@ -229,11 +229,11 @@ def document(budget: Budget, device: Device, hours: float) -> Document:
     """The document of a budget that is an amount of hours on a device: the studies that it pays."""
     out = Document(f"What to ask with {budget.text}")
     out.text(
-        f"{amount(hours)} {device.unit} say how much, not how fast: what to train needs machines for a time, such as "
-        "BUDGET='2 weeks, 1x8 a100'. Which studies they pay, each at the largest size at which it fits:"
+        f"{amount_text(hours)} {device.unit} say how much, not how fast: what to train needs machines for a time, such "
+        "as BUDGET='2 weeks, 1x8 a100'. Which studies they pay, each at the largest size at which it fits:"
     )
     found = offers(device, hours, precision_on(budget.gpu))
-    tell_offers(out, device, found, hours, "a larger model")
+    write_offers(out, device, found, hours, "a larger model")
     return out
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from ablations.plan.hardware import GPUS
 from ablations.plan.pipeline_memory import FITTED, fit_in_words, memory_parts, peak_memory
-from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, terms
+from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 # Where the weights are drawn to when rows do not say: a matrix product at three quarters of the peak, network traffic
 # of which most is hidden behind work, the rest at the data sheet's rate. Untuned.
 PRIOR = dict(zip(TERMS, (1 / 0.75, 0.1, 1.0, 1.0, 1.3, 0.3, 1.0, 1.0), strict=True))
-RIDGE = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e-5 the best on held-out rows
+PRIOR_WEIGHT = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e-5 the best on held-out rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def terms(self) -> list[float]:
-        return terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
+        return step_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
 def published_rows() -> list[Row]:
@@ -74,15 +74,15 @@ def published_rows() -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measurements: {term: weight}. They are not negative, and
-    minimise the relative errors, with a slight pull towards PRIOR."""
+    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative and
+    minimise the relative errors, with a slight regularisation towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
 
     seconds = np.array([row.seconds for row in rows])
     design = np.array([row.terms for row in rows]) / seconds[:, None]
     prior = np.array([PRIOR[name] for name in TERMS])
-    pull = np.diag(math.sqrt(RIDGE * len(rows)) / prior)
+    pull = np.diag(math.sqrt(PRIOR_WEIGHT * len(rows)) / prior)
     weights, _ = nnls(np.vstack([design, pull]), np.concatenate([np.ones(len(rows)), pull @ prior]))
     return {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
 
@@ -91,13 +91,14 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
     return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
 
 
-def held_out(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds of each row, by weights fitted without the rows of its group, which `key` tells."""
+def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
+    """The predicted seconds of each row, by weights fitted without the rows of its group. `key`: a function that
+    returns the group of a row."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
 
-INTERVAL = (0.1, 0.9)  # quantiles of actual / predicted
+INTERVAL_QUANTILES = (0.1, 0.9)  # quantiles of actual / predicted
 
 
 def _by_shape(row: Row) -> tuple[int, int]:
@@ -115,13 +116,13 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio, actual / predicted, lies in the interval of the rows with other keys. (That in
-    calibration.json is computed from all rows, and contains 80% of them by construction.)"""
+    """The share of rows whose ratio, actual / predicted, lies in the interval computed from the rows with other keys.
+    (The interval in calibration.json is computed from all rows, and contains 80% of them by construction.)"""
     import numpy as np
 
     inside = []
     for key, value in zip(keys, ratio, strict=True):
-        low, high = np.quantile([r for k, r in zip(keys, ratio, strict=True) if k != key], INTERVAL)
+        low, high = np.quantile([r for k, r in zip(keys, ratio, strict=True) if k != key], INTERVAL_QUANTILES)
         inside.append(low <= value <= high)
     return float(np.mean(inside))
 
@@ -138,12 +139,12 @@ def calibrate() -> dict[str, Any]:
     for group, key in HOLD_OUT.items():
         rows = [row for row in timed if row.group == group]
         actual = np.array([row.seconds for row in rows])
-        ratio = actual / np.array(held_out(rows, key))
+        ratio = actual / np.array(held_out_predictions(rows, key))
         weights = fit(rows)
         check_ratio = np.array([(row.seconds or 1) / seconds_of(row, weights) for row in checks if row.group == group])
         interval_rows = [row for row in checks if row.group == group] or rows
         interval_ratio = check_ratio if len(check_ratio) else ratio
-        low, high = np.quantile(interval_ratio, INTERVAL)
+        low, high = np.quantile(interval_ratio, INTERVAL_QUANTILES)
         interval_key = _by_shape if len(check_ratio) else key
         result[group] = {
             "weights": {name: round(weight, 4) for name, weight in weights.items()},
@@ -166,8 +167,8 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. They are not
-    negative, and minimise the relative errors. The published memory was read on the first node, which has the first
+    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The constants are
+    not negative and minimise the relative errors. The published memory was read on the first node, which has the first
     pipeline stage in Megatron's order of ranks."""
     import numpy as np
     from scipy.optimize import nnls
@@ -179,7 +180,7 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted constants of the memory estimate, and the errors on rows that were held out one at a time."""
+    """The fitted constants of the memory estimate, and its errors on rows that were held out one at a time."""
     rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:

@@ -36,8 +36,8 @@ def _tasks_option(options: list[str]) -> str:
 
 
 def _run_check(*words: str) -> None:
-    """Run `python words`, which checks something and exits with an error where it refuses. Raises ConfigError where it
-    refuses; the message is what it printed to standard error."""
+    """Run a check as a child process, `python words`. Raises ConfigError where the process exits with an error; the
+    message is the text that it printed to standard error."""
     process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.splitlines()

@@ -16,9 +16,18 @@ from pathlib import Path
 from ablations import answers
 from ablations.plan.checks import check_request
 from ablations.plan.hardware import GPU, hardware
-from ablations.plan.resources import MOST_GPUS, MOST_TOKENS, SCALES, Budget, amount, check_text, parse_budget, positive
+from ablations.plan.resources import (
+    MOST_GPUS,
+    MOST_TOKENS,
+    SCALES,
+    Budget,
+    amount_text,
+    check_text,
+    parse_budget,
+    positive_number,
+)
 from ablations.study import from_args
-from ablations.values import ConfigError, did_you_mean, human
+from ablations.values import ConfigError, did_you_mean, short_number
 from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
@@ -46,7 +55,7 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """The hardware that ON= names: (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
+    """Parse the value of ON=. Returns (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
     nodes of eight, "4 h100" four H100s. Raises ConfigError where the hardware is unknown, or a number is not above
     0."""
     check_text(text, "ON")
@@ -76,7 +85,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
-        price = positive(options["PRICE"], "PRICE")
+        price = positive_number(options["PRICE"], "PRICE")
         if not PRICES[0] <= price <= PRICES[1]:
             raise ConfigError(f"PRICE={options['PRICE']}: a GPU-hour costs {PRICES[0]:g} to {PRICES[1]:g} here")
         if budget is None or budget.kind != "money":
@@ -102,9 +111,9 @@ def plan_elsewhere(words: list[str]) -> int | None:
     os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
     study = from_args(study_words)
     check_request(study)
-    answer = study_cost.cost(study, gpu, gpus)
+    answer = study_cost.study_cost(study, gpu, gpus)
     if hours is not None and answer.most_gpu_hours > hours:
-        need, limit = amount(answer.most_gpu_hours), amount(hours)
+        need, limit = amount_text(answer.most_gpu_hours), amount_text(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
         answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
     if answer_format == "json":
@@ -115,7 +124,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
 
         print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
-        print(*study_cost.lines(answer, hours), sep="\n")
+        print(*study_cost.cost_lines(answer, hours), sep="\n")
     if answer_format != "table":  # whose last lines they are
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
@@ -161,22 +170,26 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens that NEED= names: "300B-400B", or a number, for 10% below to 10% above it. Raises
-    ConfigError for other texts."""
+    """The range of tokens in the value of NEED=: "300B-400B", or a single number, which stands for 10% below to 10%
+    above it. Raises ConfigError for other texts."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
         raise ConfigError(f"NEED={text!r}: tokens are needed, from and to or one number, e.g. NEED=300B-400B")
     amounts = [_tokens(part, f"NEED={text!r}") for part in parts]
     if max(amounts) > MOST_TOKENS:
-        raise ConfigError(f"NEED={text!r}: more than {human(MOST_TOKENS)} tokens, which is more text than there is")
+        raise ConfigError(
+            f"NEED={text!r}: more than {short_number(MOST_TOKENS)} tokens, which is more text than there is"
+        )
     if min(amounts) < LEAST_TOKENS:
-        raise ConfigError(f"NEED={text!r}: fewer than {human(LEAST_TOKENS)} tokens; is a unit missing, as in 300B?")
+        raise ConfigError(
+            f"NEED={text!r}: fewer than {short_number(LEAST_TOKENS)} tokens; is a unit missing, as in 300B?"
+        )
     return (min(amounts), max(amounts)) if len(parts) == 2 else (amounts[0] / 1.1, amounts[0] * 1.1)
 
 
 def _tokens(text: str, whole: str) -> float:
-    """The number that a text such as "300B" stands for. `whole`: what it is a part of, for the message. Raises
-    ConfigError where it is no number above 0."""
+    """The number that a text such as "300B" stands for. `whole`: the whole value of NEED=, for the message. Raises
+    ConfigError where the text is no number above 0."""
     number = text.rstrip("kmbtKMBT ")
-    return positive(number, whole) * SCALES[text[len(number) :].strip().lower()]
+    return positive_number(number, whole) * SCALES[text[len(number) :].strip().lower()]

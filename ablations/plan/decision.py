@@ -16,12 +16,12 @@ from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
 PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
-SAFETY = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
-NEED = (300e9, 400e9)  # tokens that it wanted at least, for languages of few resources (published: its blog)
+SAFETY_FACTOR = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
+DEFAULT_TOKENS = (300e9, 400e9)  # BigScience's least number of tokens, for low-resource languages (published: its blog)
 BIGSCIENCE_PF_DAYS = 4500
-FEWER_NODES = 0.75  # of the working nodes, down to which a number is looked for that has a shape
-MOST_TRIES = 32  # numbers of nodes that are looked at
-LEAST_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
+MIN_NODE_SHARE = 0.75  # of the working nodes, down to which a number is looked for that has a shape
+MAX_TRIES = 32  # numbers of nodes that are looked at
+MIN_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
 LEAST_HISTORIES = 4
 MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and shorter ones, to answer in a second
@@ -29,8 +29,8 @@ MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and
 
 @dataclass(frozen=True)
 class Timeline:
-    """How a long job uses its time, failures included, from simulations: the mean shares of the time by use (training,
-    saving, waiting ...), and the number of failures."""
+    """How a long job with failures uses its time, according to simulations: the mean shares of the time by use
+    (training, saving, waiting ...), and their spread."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -56,12 +56,12 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """The time that training on a number of tokens takes on the whole cluster, failures included."""
 
     tokens: float
     seconds: float
-    slow: float  # seconds at the low end of what is trained in a time, see Decision.tokens_in_time
+    slow: float  # seconds at the low end of the training speed, see Decision.tokens_in_time
     fast: float
     gpu_hours: float  # of the mean
 
@@ -87,7 +87,7 @@ class Decision:
     compute: float  # FLOPs that are planned with
     optima: list[Optimum]
     tokens: tuple[float, float]
-    tokens_why: str  # what is said of them, a colon, and what kind of number that is
+    tokens_why: str  # where the range is from, a colon, and the kind of number, such as "published"
     sizes: tuple[float, float]
     candidates: list[shapes.ShapeCandidate]
     reason: str  # why there are no shapes; ""
@@ -115,20 +115,20 @@ class Decision:
         )
 
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
-        """The tokens to train the candidate on: those that the planned FLOPs come to at its size, but no more than it
-        can train in the time that the ablations leave, with the same reserve for what is not foreseen."""
+        """The number of tokens to train the candidate on: the number that the planned FLOPs allow at its size, but no
+        more than can be trained in the time that the ablations leave, with the same reserve for the unforeseen."""
         ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
-        time = SAFETY * (1 - ablations / self.machines.gpu_hours)
+        time = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
-    def training(self, candidate: shapes.ShapeCandidate) -> Training:
+    def training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
         """The time that the candidate takes to train on the planned tokens."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
             tokens / reached * self.machines.seconds if reached else math.inf
             for reached in self.tokens_in_time(candidate)
         )
-        return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
+        return PlannedTraining(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
     def first_studies(self) -> list[dict[str, Any]]:
@@ -138,7 +138,8 @@ class Decision:
 
     @property
     def unknown_studies(self) -> list[dict[str, Any]]:
-        """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of `first`."""
+        """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of
+        `first_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
@@ -173,7 +174,8 @@ class Decision:
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
     """Decide what to train with a budget. `budget`: a cluster for a time; `tokens`: the range of tokens that the model
-    must be trained on; None: BigScience's. Raises ConfigError where the budget is not a cluster for a time."""
+    must be trained on; None: the range that BigScience aimed at. Raises ConfigError where the budget is not a cluster
+    for a time."""
     machines = budget.cluster
     if machines is None:
         raise ConfigError(
@@ -181,17 +183,17 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
             "e.g. '18 weeks, 52x8 A100-80, 4 spare'; which studies it pays is said of core-hours, or of GPU-hours on "
             "hardware that is named, e.g. '500 GPU-hours, a100'"
         )
-    compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY
+    compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY_FACTOR
     optima = [Optimum(law, *law.optimum(compute), *law.size_range(compute)) for law in published_laws.LAWS]
     tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.ShapeCandidate] = []
     reason = ""
-    if sizes[1] < LEAST_SIZE:
-        reason = f"models below {LEAST_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
+    if sizes[1] < MIN_SIZE:
+        reason = f"models below {MIN_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            candidates = shapes.candidates(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
+            candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
         except ConfigError as error:
             reason = str(error) + hint_of_fewer_nodes(sizes, machines)
     return Decision(
@@ -211,26 +213,29 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on with `compute` FLOPs, where the user asks for none, and the reason. The range
+    """The range of tokens to train on with `compute` FLOPs where the user names none, and the reason for it. The range
     grows with the compute, and with it the sizes that follow."""
-    if compute / (6 * NEED[0]) < LEAST_SIZE:
-        optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(NEED[1] / NEED[0])
+    if compute / (6 * DEFAULT_TOKENS[0]) < MIN_SIZE:
+        optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
     growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
     if growth < 1.001:  # its own budget is rounded
-        return NEED, "what BigScience needed for languages with little text: published"
-    least, most = NEED
+        return DEFAULT_TOKENS, "what BigScience needed for languages with little text: published"
+    least, most = DEFAULT_TOKENS
     why = "what BigScience needed, grown as the root of the compute beyond its budget: assumed"
     return (least * math.sqrt(growth), most * math.sqrt(growth)), why
 
 
 def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     """A hint for the message that no shape of these sizes fits: the nearest smaller number of nodes on which one does;
-    "" where there is none down to FEWER_NODES of the nodes. `sizes`: the least and the largest number of parameters."""
+    "" where there is none down to the share MIN_NODE_SHARE of the nodes. `sizes`: the least and the largest number of
+    parameters."""
     working = machines.nodes - machines.spare
-    for nodes in range(working - 1, max(math.ceil(FEWER_NODES * working), working - MOST_TRIES) - 1, -1):
+    for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:
-            candidates = shapes.candidates(*sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node)
+            candidates = shapes.candidate_shapes(
+                *sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node
+            )
         except ConfigError:
             continue
         if any(not candidate.rejected for candidate in candidates):

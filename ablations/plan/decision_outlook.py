@@ -1,4 +1,5 @@
-"""Sections of the document of a `Decision` about the future: time line, risks, and the ablations to start with."""
+"""Sections of the document of a `Decision` about the future: the time line, the risks, and the ablations to start
+with."""
 
 import math
 from typing import Any
@@ -10,10 +11,10 @@ from ablations.plan import affordable, power
 from ablations.plan.decision import Decision
 from ablations.plan.document import Document
 from ablations.plan.first_studies import MOST_SEEDS, STUDY_SEEDS, STUDY_SHARE, STUDY_SIZE
-from ablations.plan.resources import TIMES, weeks
-from ablations.values import human
+from ablations.plan.resources import TIMES, weeks_text
+from ablations.values import short_number
 
-SPENT = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
+TIME_USES = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
 # How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
 BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
@@ -31,10 +32,10 @@ def time_line(out: Document, decision: Decision) -> None:
     if machines.spare:
         lines.append((f"{machines.nodes} nodes, none spare", decision.without_spares))
     out.table(
-        ["", "saves every", "failures", *SPENT],
+        ["", "saves every", "failures", *TIME_USES],
         [
             [label, f"{line.interval / 60:.0f} min", f"{line.shares['failures']:.0f}"]
-            + [f"{line.shares[name]:.2%}" for name in SPENT]
+            + [f"{line.shares[name]:.2%}" for name in TIME_USES]
             for label, line in lines
         ],
     )
@@ -52,21 +53,21 @@ def time_line(out: Document, decision: Decision) -> None:
     out.figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
     training = decision.training(chosen)
     out.text(
-        f"The planned {human(plan)} tokens are trained after {weeks(training.seconds)} weeks. In all the time "
-        f"{human(mean)} tokens could be ({human(low)} to {human(high)}). Low and high: "
+        f"The planned {short_number(plan)} tokens are trained after {weeks_text(training.seconds)} weeks. In all the "
+        f"time {short_number(mean)} tokens could be ({short_number(low)} to {short_number(high)}). Low and high: "
         "the ends of the step time's interval, each with the 10th or 90th percentile of the histories."
     )
     if bloom := _bloom_progress(decision):
         out.text(
-            f"BLOOM, this shape on these GPUs, saw {human(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days (secondary): "
-            f"{bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. The batch "
-            "ramp, slow nodes and pauses, which it had, are not in the simulation."
+            f"BLOOM, this shape on these GPUs, saw {short_number(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days "
+            f"(secondary): {bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. "
+            "The batch ramp, slow nodes and pauses, which it had, are not in the simulation."
         )
 
 
 def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
-    """BLOOM's published progress as shares of what is expected here for its time: (share of the mean, share of the low
-    end). None where the decision is about another model or another machine."""
+    """BLOOM's published number of tokens, relative to the prediction for the same time: (as a share of the predicted
+    mean, as a share of the low end). None where the decision is about another model or another machine."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
@@ -81,9 +82,10 @@ def risks(out: Document, decision: Decision) -> None:
     rows = []
     if chosen:
         training = decision.training(chosen)
-        slower = f"at the slow end {weeks(training.slow)} weeks for {human(training.tokens)} tokens (predicted)"
+        tokens = f"{short_number(training.tokens)} tokens"
+        slower = f"at the slow end {weeks_text(training.slow)} weeks for {tokens} (predicted)"
         if bloom := _bloom_progress(decision):
-            slower += f"; at BLOOM's pace {weeks(training.seconds / bloom[0])} (computed)"
+            slower += f"; at BLOOM's pace {weeks_text(training.seconds / bloom[0])} (computed)"
         rows.append(["Slower than predicted", slower, "an hour on all nodes before the plan is fixed"])
         rows.append(
             [
@@ -126,7 +128,7 @@ def risks(out: Document, decision: Decision) -> None:
 
 def studies(out: Document, decision: Decision) -> None:
     machines = decision.machines
-    tokens = human(resolve([("size", STUDY_SIZE)]).tokens)
+    tokens = short_number(resolve([("size", STUDY_SIZE)]).tokens)
     out.heading("Ablations first")
     out.text(
         f"Every study of decoders in ablations/studies at {STUDY_SIZE}, {tokens} tokens, a node of {machines.per_node} "
@@ -160,12 +162,12 @@ def studies(out: Document, decision: Decision) -> None:
             "size, or with fewer tokens, at which it fits:"
         )
         target = f"a model of {STUDY_SIZE} and more"
-        affordable.tell_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
+        affordable.write_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
 
 
 def _share_in_words(ratio: float) -> str:
     """A cost, given as its ratio to the budget, as text."""
-    return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{human(round(ratio))} times"
+    return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{short_number(round(ratio))} times"
 
 
 def _advice(entry: dict[str, Any]) -> str:

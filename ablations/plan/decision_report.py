@@ -5,16 +5,16 @@ from typing import Any
 from ablations.drawing import Line
 from ablations.drawing import lines as draw
 from ablations.plan import published_laws, shapes
-from ablations.plan.decision import LEAST_SIZE, PLANNED_SHARE, Decision
+from ablations.plan.decision import MIN_SIZE, PLANNED_SHARE, Decision
 from ablations.plan.decision_outlook import risks, studies, time_line
 from ablations.plan.document import Document
 from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
 from ablations.plan.hardware import GPU
-from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount, weeks
+from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount_text, weeks_text
 from ablations.plan.throughput import calibration
-from ablations.values import human, listed
+from ablations.values import listed, short_number
 
-SHOWN = 12  # shapes
+SHAPES_SHOWN = 12  # shapes
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
 
 
@@ -22,7 +22,7 @@ def billions(number: float) -> str:
     """A number in billions or trillions, such as 392B or 1.16T; below a billion in millions, such as 12.5M."""
     if number >= 1e12:
         return f"{number / 1e12:,.3g}T"
-    return f"{number / 1e9:.3g}B" if number >= 1e9 else human(number)
+    return f"{number / 1e9:.3g}B" if number >= 1e9 else short_number(number)
 
 
 def _two_digit_ratio(number: float) -> str:
@@ -61,10 +61,10 @@ def document(decision: Decision) -> Document:
 
 
 def _sizes_in_words(decision: Decision) -> str:
-    """A sentence on the range of sizes, and what it follows from."""
+    """A sentence on the range of model sizes and the numbers that it follows from."""
     return (
         f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
-        f"{human(decision.tokens[1])} to {human(decision.tokens[0])} tokens ({decision.tokens_why})"
+        f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_why})"
     )
 
 
@@ -72,42 +72,11 @@ def _summary(out: Document, decision: Decision) -> None:
     """Add the summary of the decision, a line for each answer, to the document `out`."""
     machines, chosen = decision.machines, decision.chosen
     out.heading("In short")
-    rows: list[list[str]] = []
     if chosen:
-        shape, layout, training = chosen.shape, chosen.layout, decision.training(chosen)
-        rows += [
-            [
-                "What to train",
-                f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
-                "predicted: the fastest shape that nothing speaks against",
-            ],
-            [
-                "On how many tokens",
-                f"{human(training.tokens)}, {_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
-                _tokens_source(decision, chosen),
-            ],
-            [
-                "In which layout",
-                f"{layout.gpus} GPUs: data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}, micro-batch "
-                f"{layout.micro_batch}; {layout.batch} sequences of {shapes.SEQ} a step",
-                f"predicted: {chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB, {chosen.step.seconds:.0f} s a step",
-            ],
-            [
-                "How long it takes",
-                f"{weeks(training.seconds)} weeks ({weeks(training.fast)} to {weeks(training.slow)}) of "
-                f"{weeks(machines.seconds)}",
-                "predicted: step time and failures",
-            ],
-            ["What loss to expect", _expected_loss_text(decision), "computed from two laws (secondary, unverified)"],
-        ]
+        rows = _rows_on_shape(decision, chosen)
     else:
-        rows += [
-            [
-                "What to train",
-                f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}",
-                "computed",
-            ]
-        ]
+        words = f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}"
+        rows = [["What to train", words, "computed"]]
     first = "; ".join(map(_study_in_words, decision.first_studies)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
@@ -118,11 +87,11 @@ def _summary(out: Document, decision: Decision) -> None:
     if decision.unknown_studies:
         names = ", ".join(entry["study"] for entry in decision.unknown_studies)
         hours = decision.gpu_hours_by_use["ablations of unknown effect"]
-        cost = f"{amount(hours)} GPU-hours, {hours / machines.gpu_hours:.1%}"
+        cost = f"{amount_text(hours)} GPU-hours, {hours / machines.gpu_hours:.1%}"
         rows.append(["Ablations of unknown effect", f"{names}: {cost} together", "predicted"])
     if chosen:
         left = decision.gpu_hours_by_use["left"]
-        words = f"{amount(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
+        words = f"{amount_text(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
         rows.append(["What is left", words, "computed"])
     least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
     rows.append(
@@ -136,9 +105,40 @@ def _summary(out: Document, decision: Decision) -> None:
     out.table(["question", "answer", "source"], rows)
 
 
+def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
+    """The rows of the summary on the chosen shape: tokens, layout, time and expected loss."""
+    machines, shape, layout, training = decision.machines, chosen.shape, chosen.layout, decision.training(chosen)
+    return [
+        [
+            "What to train",
+            f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
+            "predicted: the fastest shape that nothing speaks against",
+        ],
+        [
+            "On how many tokens",
+            f"{short_number(training.tokens)}, "
+            f"{_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
+            _tokens_source(decision, chosen),
+        ],
+        [
+            "In which layout",
+            f"{layout.gpus} GPUs: data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}, micro-batch "
+            f"{layout.micro_batch}; {layout.batch} sequences of {shapes.SEQ} a step",
+            f"predicted: {chosen.gib:.0f} of {machines.gpu.memory:.0f} GiB, {chosen.step.seconds:.0f} s a step",
+        ],
+        [
+            "How long it takes",
+            f"{weeks_text(training.seconds)} weeks ({weeks_text(training.fast)} to {weeks_text(training.slow)}) of "
+            f"{weeks_text(machines.seconds)}",
+            "predicted: step time and failures",
+        ],
+        ["What loss to expect", _expected_loss_text(decision), "computed from two laws (secondary, unverified)"],
+    ]
+
+
 def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
     """A sentence on where the number of planned tokens comes from."""
-    days = amount(decision.compute / PF_DAY)
+    days = amount_text(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
         return f"computed: {days} PF-days / 6 N"
     return f"predicted: what fits beside the ablations; {days} PF-days would be more, at a speed that is not expected"
@@ -153,7 +153,8 @@ def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
 
 
 def _expected_loss_text(decision: Decision) -> str:
-    """The losses of `_losses` as text: their range over the laws, and how far they are above the laws' optima."""
+    """The losses that published laws predict, as text: their range over the laws, and their distance from the laws'
+    optima."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
@@ -176,17 +177,17 @@ def _budget(out: Document, decision: Decision) -> None:
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
     rows = [
-        ["GPU-hours at work", amount(hours), "computed"],
-        ["GPU-hours with the spares", amount(machines.reserved_gpu_hours), "computed"],
+        ["GPU-hours at work", amount_text(hours), "computed"],
+        ["GPU-hours with the spares", amount_text(machines.reserved_gpu_hours), "computed"],
         [
             "model FLOP/s of a GPU",
             f"{planned / 1e12:.0f}e12",
             f"assumed: {PLANNED_SHARE:.0%} of the peak, BigScience's planning (unverified)",
         ],
-        ["PF-days", amount(machines.flops(planned) / PF_DAY), "computed"],
+        ["PF-days", amount_text(machines.flops(planned) / PF_DAY), "computed"],
         [
             "PF-days planned with",
-            amount(decision.compute / PF_DAY),
+            amount_text(decision.compute / PF_DAY),
             "assumed: 93% of these, as BigScience (unverified)",
         ],
     ]
@@ -196,7 +197,7 @@ def _budget(out: Document, decision: Decision) -> None:
         tokens = chosen.layout.batch * shapes.SEQ
         speed = chosen.shape.flops_per_token() * tokens / chosen.step.seconds / machines.working
         rows.append(["model FLOP/s of the chosen shape", f"{speed / 1e12:.0f}e12", f"predicted: {chosen.step.basis}"])
-    energy = amount(machines.gpu_hours * gpu.watts / 1e6)
+    energy = amount_text(machines.gpu_hours * gpu.watts / 1e6)
     rows.append(
         ["energy of the GPUs at work", f"{energy} MWh at most", f"computed: {gpu.watts:.0f} W each (secondary)"]
     )
@@ -204,9 +205,9 @@ def _budget(out: Document, decision: Decision) -> None:
     out.table(["what", "amount", "source"], rows)
     if decision.chosen:
         total = machines.gpu_hours
-        uses = [[use, amount(hours), f"{hours / total:.1%}"] for use, hours in decision.gpu_hours_by_use.items()]
+        uses = [[use, amount_text(hours), f"{hours / total:.1%}"] for use, hours in decision.gpu_hours_by_use.items()]
         out.text("What the GPU-hours at work go to, if ablations run on the same machines:")
-        out.table(["use", "GPU-hours", "share"], [*uses, ["in all", amount(total), "100.0%"]])
+        out.table(["use", "GPU-hours", "share"], [*uses, ["in all", amount_text(total), "100.0%"]])
         out.text("Left are the evaluations of the model, slower days, work by hand, and what these pages do not know.")
 
 
@@ -220,7 +221,7 @@ def _optimum(out: Document, decision: Decision) -> None:
                 optimum.law.name,
                 billions(optimum.parameters),
                 f"{billions(optimum.low)} to {billions(optimum.high)}",
-                human(optimum.tokens),
+                short_number(optimum.tokens),
                 _two_digit_ratio(optimum.tokens / optimum.parameters),
                 f"{optimum.law.status}: {optimum.law.source}",
             ]
@@ -253,7 +254,8 @@ def _optimum(out: Document, decision: Decision) -> None:
 
 
 def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
-    """Add what loss the published laws expect of the chosen shape, and of other sizes at the same compute."""
+    """Add a paragraph on the loss that published laws predict for the chosen shape and for other sizes at the same
+    compute."""
     compute = decision.compute
     n = chosen.shape.parameters
     d = decision.planned_tokens(chosen)
@@ -262,12 +264,12 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
     by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
     smaller, longer = besiroglu.optimum(saved * 6 * n * d)
     out.text(
-        f"Expected loss of {billions(n)} parameters on {human(d)} tokens: {by_law}, in nats a token on their text "
-        "with their tokenizer (computed). On other text losses differ by more than that."
+        f"Expected loss of {billions(n)} parameters on {short_number(d)} tokens: {by_law}, in nats a token on their "
+        "text with their tokenizer (computed). On other text losses differ by more than that."
     )
     out.text(
         f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
-        f"{billions(smaller)} parameters on {human(longer)} tokens, if there is so much text (computed). What "
+        f"{billions(smaller)} parameters on {short_number(longer)} tokens, if there is so much text (computed). What "
         "other numbers of tokens give at the planned compute, by both laws of the loss:"
     )
     choices = [("the chosen size", float(n), compute / (6 * n))]
@@ -276,7 +278,12 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
     out.table(
         ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
         [
-            [name, human(tokens), billions(size), *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values())]
+            [
+                name,
+                short_number(tokens),
+                billions(size),
+                *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values()),
+            ]
             for name, size, tokens in choices
         ],
         strong=[name for name, *_ in choices].index("the chosen size"),
@@ -306,7 +313,7 @@ def _shapes(out: Document, decision: Decision) -> None:
     out.heading("Shapes")
     chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:
-        shown = decision.candidates[:SHOWN]
+        shown = decision.candidates[:SHAPES_SHOWN]
         if chosen and chosen not in shown:
             shown[-1] = chosen
         out.text(
@@ -334,7 +341,7 @@ def _shapes(out: Document, decision: Decision) -> None:
         )
     if not chosen:
         hint = ""
-        if decision.sizes[1] < LEAST_SIZE:
+        if decision.sizes[1] < MIN_SIZE:
             hint = (
                 f". A size of our own engine, in its layouts: make plan STUDY=baseline SIZE={STUDY_SIZE} ON={gpu.name}"
             )

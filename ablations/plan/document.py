@@ -37,8 +37,8 @@ figure{{margin:0}}svg{{max-width:34rem;width:100%}}tr,figure{{break-inside:avoid
 """
 # What a column holds that is aligned to the right: numbers, with a unit maybe, and ranges of them.
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e\d+)?\s?(%|[KMBT]|min|points|times)?")
-SHORT = 24  # characters of a cell up to which it is one line
-LONG = 40  # characters of a cell above which it is not squeezed on a phone, where the table scrolls instead
+SHORT_CELL = 24  # characters of a cell up to which it is one line
+LONG_CELL = 40  # characters of a cell above which it is not squeezed on a phone, where the table scrolls instead
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass
 class Document:
-    """A document, to which parts are added from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+    """A document that is built by adding parts from top to bottom. Figures are SVG text (ablations/drawing.py)."""
 
     title: str
     blocks: list[tuple[str, Any]] = field(default_factory=list)
@@ -163,7 +163,7 @@ def _is_number(cell: str) -> bool:
 def cells_html(cells: Sequence[str], kinds: Sequence[str], tag: str) -> str:
     out = []
     for cell, kind in zip(cells, kinds, strict=True):
-        kind = kind or ("long" if len(cell) > LONG else "short" if len(cell) <= SHORT else "")
+        kind = kind or ("long" if len(cell) > LONG_CELL else "short" if len(cell) <= SHORT_CELL else "")
         start = f'{tag} class="{kind}"' if kind else tag
         out.append(f"<{start}>{html.escape(cell)}</{tag}>")
     return "".join(out)

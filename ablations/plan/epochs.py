@@ -5,7 +5,7 @@ from typing import Any
 from ablations.run import Run
 from ablations.rundir import DATA
 from ablations.study import Study
-from ablations.values import ConfigError, human, listed
+from ablations.values import ConfigError, listed, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
@@ -13,7 +13,7 @@ def epochs_of_text(study: Study) -> list[str]:
     not prepared are named; so are a tokenizer that is trained on another text than any run reads, and text that runs
     read while they are judged on other text alone. Raises ConfigError where the prepared data are damaged, or cannot be
     used as the study asks."""
-    from data.corpus import Missing
+    from data.corpus import MissingData
     from data.prepare import epochs, prepare
 
     lines: list[str] = []
@@ -22,7 +22,7 @@ def epochs_of_text(study: Study) -> list[str]:
         data = run.data
         try:
             manifest = prepare(**run.data_request, store=study.out / DATA, build=False)
-        except Missing:
+        except MissingData:
             lines.append(f"{data.corpus} is not prepared yet: how often it is read is said before the first run")
             continue
         except ValueError as error:
@@ -60,12 +60,12 @@ def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
     left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
     if tokens is None:
-        return f"{text} as many tokens as {run.train.budget} allow, of its {human(source['tokens'])}{left}"
+        return f"{text} as many tokens as {run.train.budget} allow, of its {short_number(source['tokens'])}{left}"
     repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
-    epochs = f"{source['epochs']:.3g} epochs of its {human(source['tokens'])}"
-    return f"{text} {human(tokens)} tokens is {epochs}{repeated}{left}"
+    epochs = f"{source['epochs']:.3g} epochs of its {short_number(source['tokens'])}"
+    return f"{text} {short_number(tokens)} tokens is {epochs}{repeated}{left}"
 
 
 def _tokens(run: Run) -> int | None:
     """The tokens that a run is trained on; None where a wall clock ends the run."""
-    return None if run.by_clock else run.tokens
+    return None if run.ends_by_clock else run.tokens

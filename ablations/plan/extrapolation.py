@@ -56,8 +56,8 @@ class Extrapolation:
 
     @property
     def verdict(self) -> str:
-        """The verdict on the arm at the target. It is undecided where the predicted sign was not seen at any size,
-        since on a line a difference that shrinks towards 0 looks as if it went through 0."""
+        """The verdict on the arm at the target. The verdict is "undecided" where the predicted sign was not observed at
+        any size, since a fitted line takes a difference that shrinks towards 0 through 0."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property

@@ -1,6 +1,5 @@
-"""Which of the studies of ablations/studies a budget should begin with: what each costs and what it can see, beside the
-effect that was published.
-"""
+"""Which studies of ablations/studies a budget should begin with: the cost of each, the least difference that it can
+detect, and the effect that was published."""
 
 import bisect
 import functools

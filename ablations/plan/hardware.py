@@ -33,10 +33,11 @@ class GPU:
     watts: float  # at most
     bf16: bool
     source: str
-    switched: bool = True  # whether any GPU of the node can be reached at the rate of `link`, or at a part of it
+    switched: bool = True  # whether a single GPU of the node can be reached at the full rate of `link`
 
     def link_among(self, ranks: int) -> float:
-        """The bandwidth in bytes per second from a GPU to `ranks` - 1 others of its node together, in one direction."""
+        """The total bandwidth from a GPU to `ranks` - 1 other GPUs of its node, in bytes per second and one
+        direction."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))

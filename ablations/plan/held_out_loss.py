@@ -1,4 +1,5 @@
-"""The held-out loss of a finished run, for laws and ladders, checked against the items that it is the mean of."""
+"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks it against the items whose mean
+it is."""
 
 import hashlib
 import math
@@ -11,8 +12,13 @@ from ablations.safe_files import Damaged
 
 TOLERANCE = 1e-6  # of a loss: sums in another order, and numbers rounded to 15 digits in a file
 FORM = {"bits_per_byte": {"value": rundir.NUMBER}, "tasks?": dict}
-WHOLE = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
-TASK = ("version", "n", "bytes", "items_sha256")  # of its tasks: what has to be equal for a comparison of two losses
+EVALUATION_KEYS = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
+TASK_KEYS = (
+    "version",
+    "n",
+    "bytes",
+    "items_sha256",
+)  # of its tasks: what has to be equal for a comparison of two losses
 
 
 class HeldOutLoss(NamedTuple):
@@ -41,13 +47,14 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
     }
     if path.name == rundir.EVAL and "samples_sha256" in scores:
         _check_items(path, scores, list(losses), value)
-    evaluated = {key: scores.get(key) for key in WHOLE}
-    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK}
+    evaluated = {key: scores.get(key) for key in EVALUATION_KEYS}
+    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK_KEYS}
     return HeldOutLoss(value, evaluated)
 
 
 def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
-    """Raise Damaged where the loss `value` is not the mean over `tasks` of what the items in samples.jsonl.gz give."""
+    """Raise Damaged where the loss `value` is not the mean over `tasks` of the losses computed from the items in
+    samples.jsonl.gz."""
     samples = path.with_name(rundir.SAMPLES)
     if hashlib.sha256(safe_files.read_bytes(samples) or b"").hexdigest() != scores["samples_sha256"]:
         raise Damaged(f"{samples} is not the file that {path.name} was written with")
@@ -66,7 +73,7 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
         raise Damaged(f"{path} has {value:.6g} bits per byte, and the items in {samples.name} give {mean:.6g}")
 
 
-def evaluated_otherwise(one: HeldOutLoss, other: HeldOutLoss) -> str:
+def evaluation_differences(one: HeldOutLoss, other: HeldOutLoss) -> str:
     """How the evaluations of two runs differ, as text such as "precision bf16, not fp32"; "" where they do not."""
     keys = dict.fromkeys([*one.evaluated, *other.evaluated])
     return "; ".join(

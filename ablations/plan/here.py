@@ -7,14 +7,14 @@ from ablations.config import fit_micro_batch
 from ablations.factorial import Factorial
 from ablations.machine import has_gpu
 from ablations.study import Study, arms_left_out
-from ablations.values import human
+from ablations.values import short_number
 
 
 def plan_here(study: Study) -> list[str]:
     """The plan of a study as lines of text: its runs, then what they need and which differences they can detect."""
     from ablations.plan.epochs import epochs_of_text
     from ablations.plan.reliability import describe_saves
-    from ablations.plan.schedules import drawn_schedules
+    from ablations.plan.schedules import schedule_drawings
     from ablations.plan.study_cost import detectable_text
 
     plan = answers.plan(study)
@@ -26,7 +26,7 @@ def plan_here(study: Study) -> list[str]:
         out += [study.design, *_aliasing_lines(study.factorial), ""]
     out += [*_run_table(study, plan["cells"]), "", _length_and_memory_sentence(study, plan["cells"])]
     if study.criteria.sequential:
-        flops = "" if study.base.by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
+        flops = "" if study.base.ends_by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
         out.append(
             f"MORE=auto: seeds are added until every arm is decided, at most {study.criteria.seeds} of each arm "
             f"(MAX_SEEDS): {study.max_runs} runs{flops}"
@@ -38,8 +38,8 @@ def plan_here(study: Study) -> list[str]:
     every = layout.save_every
     out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
     if at := study.base.milestones:
-        out.append(f"weights are kept, and judged, at {', '.join(map(human, at.values()))} tokens too")
-    return [*out, *drawn_schedules(study), *epochs_of_text(study), detectable_text(study)]
+        out.append(f"weights are kept, and judged, at {', '.join(map(short_number, at.values()))} tokens too")
+    return [*out, *schedule_drawings(study), *epochs_of_text(study), detectable_text(study)]
 
 
 def _aliasing_lines(design: Factorial | None) -> list[str]:
@@ -58,7 +58,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         tokens = flops = "by clock"  # only training tells
         if cell["tokens"] is not None:
-            tokens, flops = human(cell["tokens"]), f"{cell['flops']:.1e}"
+            tokens, flops = short_number(cell["tokens"]), f"{cell['flops']:.1e}"
         out.append(
             f"{cell['index']:4}  {names[cell['arm']]:{width}} {cell['seed']:4}  "
             f"{cell['parameters']:12,}  {tokens:>8}  {flops:>8}  {cell['directory']}  [{cell['state']}]"
@@ -68,7 +68,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
     """A sentence on how long the runs are, and how much memory they need."""
-    from model.memory import estimate
+    from model.memory import estimate_memory
 
     layout = study.base.layout
     replicas = max(layout.processes // layout.tp, 1)
@@ -76,7 +76,7 @@ def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> st
     micro_batch = base.layout.micro_batch
     accumulate = base.train.batch // (micro_batch * replicas)
     memory = max(
-        estimate(
+        estimate_memory(
             cell.run.model,
             micro_batch,
             cell.run.train.precision,
@@ -89,7 +89,7 @@ def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> st
         for cell in study.cells
     )
     length = f"{base.train.budget} of wall clock each, of as many steps and tokens as it allows"
-    if not base.by_clock:
+    if not base.ends_by_clock:
         length = f"{base.steps} steps, {sum(cell['flops'] for cell in cells):.2e} FLOPs in all"
     return (
         f"{len(study.cells)} runs of {length}, {base.train.precision}, "

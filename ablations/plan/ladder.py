@@ -28,11 +28,11 @@ from ablations.plan.extrapolation import (
     extrapolate,
     order_accuracy,
 )
-from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
+from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.prediction import ORDER, Prediction, distinct
 from ablations.registration import NOTHING_EXPECTED
 from ablations.study import Study, from_args
-from ablations.values import ConfigError, human, listed
+from ablations.values import ConfigError, listed, short_number
 from model.count import flops_per_token
 
 # Of the figure's axis
@@ -50,7 +50,7 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     if any(word.startswith("SIZE=") for word in words):
         raise ConfigError("a ladder has SIZES=, not SIZE=")
     results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
-    if any(study.base.by_clock for study in results):
+    if any(study.base.ends_by_clock for study in results):
         raise ConfigError("a ladder compares by compute, which a wall clock does not set: train.budget=tokens")
     return sorted(results, key=baseline_run_flops)
 
@@ -79,7 +79,7 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
                 continue
             cell.check_same_configuration()
             first = first or loss
-            if differs := evaluated_otherwise(first, loss):
+            if differs := evaluation_differences(first, loss):
                 raise ConfigError(f"{cell.dir} was evaluated differently from {study.cells[0].dir.name}: {differs}")
             losses[cell.arm, cell.seed] = loss.value
         base = study.arms[0]
@@ -97,7 +97,8 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
     cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
         f"{target.factor}: {', '.join(study.base.size for study in ladder)}, extrapolated to {target.base.size} "
-        f"({human(aim)} FLOPs a run; the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
+        f"({short_number(aim)} FLOPs a run; "
+        f"the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
         f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
         f"{'largest size alone':>20} {'verdict':>10}",
     ]
@@ -116,11 +117,13 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
         elif result.verdict == "undecided":
             per_seed = cost / len(target.seeds)
             if result.seeds_needed:
-                needs = f"{result.seeds_needed} seeds of this ladder, {human(per_seed * result.seeds_needed)} FLOPs"
+                needs = (
+                    f"{result.seeds_needed} seeds of this ladder, {short_number(per_seed * result.seeds_needed)} FLOPs"
+                )
             else:
                 needs = f"more than {MOST_SEEDS} seeds of this ladder"
             direct = aim * len(target.arms) * len(target.seeds)
-            itself = f"the target itself with {len(target.seeds)} seeds, {human(direct)}"
+            itself = f"the target itself with {len(target.seeds)} seeds, {short_number(direct)}"
             out.append(f"to be sure of {result.arm}: {needs}; {itself}")
     return out
 
@@ -261,8 +264,9 @@ def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: St
 
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
-    """Whether an order of two arms, of which one is the baseline, is the verdict at the target: "held", "failed" or
-    "undecided". The differences of a ladder are percentages of the loss, so that it decides no other prediction."""
+    """The outcome of a prediction by the verdicts at the target: "held", "failed" or "undecided". Only a predicted
+    order of two arms, one of them the baseline, can be decided, since a ladder gives differences as percentages of the
+    loss."""
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:
@@ -282,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = answers.asks_for_json(args.words)
     try:
-        _, args.words = answers.take_format(args.words)
+        _, args.words = answers.extract_format(args.words)
         ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if baseline_run_flops(target) <= baseline_run_flops(ladder[-1]):

@@ -15,7 +15,7 @@ from ablations.plan.published_laws import Hoffmann
 from ablations.values import ConfigError
 
 HUBER = 1e-3  # of a log residual, where squares turn into absolute values: Hoffmann et al. 2022
-FEW, FINISHED = 40, 3  # iterations from every start, and how many of the best are carried to the end
+FIRST_ITERATIONS, BEST_STARTS = 40, 3  # iterations from every start, and how many of the best are carried to the end
 RESAMPLES = 200
 COVERAGE = 0.9  # of the bootstrap's intervals
 LEAST_SPREAD = 2.0  # largest / smallest of N, and of D, below which an exponent is not fitted; untuned
@@ -123,8 +123,10 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     check(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted((_minimise(data, start, form, FEW) for start in _starts(data, form)), key=lambda end: end[1])
-    best = min((_minimise(data, theta, form) for theta, _ in begun[:FINISHED]), key=lambda end: end[1])
+    begun = sorted(
+        (_minimise(data, start, form, FIRST_ITERATIONS) for start in _starts(data, form)), key=lambda end: end[1]
+    )
+    best = min((_minimise(data, theta, form) for theta, _ in begun[:BEST_STARTS]), key=lambda end: end[1])
     by_run: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         by_run.setdefault(point.run or f"point {i}", []).append(i)
@@ -210,8 +212,8 @@ def _refine(data: Any, start: Any, form: str) -> Any:
 
 
 def _starts(data: Any, form: str) -> list[Any]:
-    """Constants from which to start the fit: exponents on a grid, with the other constants from least squares for
-    each, in the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
+    """Constants from which to start the fit: exponents on a grid, and for each the other constants by least squares, in
+    the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -244,8 +246,8 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`: by
-    what the losses were divided."""
+    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`:
+    the number by which the losses were divided."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -258,9 +260,9 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit it to the other runs, and predict these. Returns the runs of the
-    largest size, and the relative error of the prediction for each. Raises UndeterminedLaw where the other runs do not
-    determine the law."""
+    """Check a law on the runs of the largest size: fit the law to the other runs, and predict the losses of the
+    largest. Returns the runs of the largest size, and the relative error of the prediction for each. Raises
+    UndeterminedLaw where the other runs do not determine the law."""
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]
     law = fit(rest, form, resamples=1)

@@ -14,17 +14,17 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
-from ablations.plan.held_out_loss import HeldOutLoss, evaluated_otherwise, read_held_out_loss
+from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
-from ablations.values import ConfigError, did_you_mean, human
+from ablations.values import ConfigError, did_you_mean, short_number
 from model.config import ModelConfig
 from model.count import parameters
 
 SEVERAL_FALLS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
 FORMS = ("hoffmann", "kaplan", "compute")  # see law_fit.py
-NO_FLOOR = 0.01  # of the least loss, below which the irreducible loss is not told from 0; untuned
-SAME_SHARE = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
+NO_FLOOR_SHARE = 0.01  # of the least loss, below which the irreducible loss is not told from 0; untuned
+SAME_MOMENT = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
@@ -32,8 +32,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     its held-out bits per byte, in the order of `folders`.
 
     A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
-    evaluated (layout.eval_at). Weights from other moments of a run are left out, since the learning rate had not
-    decayed. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
+    evaluated (layout.eval_at). Weights saved at other moments of a run are left out, since the learning rate had not
+    decayed then. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
     named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text or in
     another way; the message names it.
     """
@@ -61,7 +61,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
                 for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
                     scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
-                    if any(math.isclose(share, end, rel_tol=SAME_SHARE) for end in DECAY_ENDS):
+                    if any(math.isclose(share, end, rel_tol=SAME_MOMENT) for end in DECAY_ENDS):
                         losses[float(scores["tokens"])] = _loss(path).value
         except safe_files.Damaged:
             raise
@@ -72,7 +72,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         if judged and text != judged:
             raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
         judged, first = text, first or loss
-        if differs := evaluated_otherwise(first, loss):
+        if differs := evaluation_differences(first, loss):
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
             raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
@@ -113,7 +113,7 @@ def figure(law: Fit) -> str:
         tokens = [same_size[0].d * (same_size[-1].d / same_size[0].d) ** (i / 24) for i in range(25)]
         curves += [
             Line("", colour, [point.d for point in same_size], [point.loss for point in same_size], "point"),
-            Line(f"{human(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
+            Line(f"{short_number(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
         ]
     return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
@@ -138,10 +138,10 @@ def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
     ]
 
 
-def has_no_floor(law: Fit) -> bool:
-    """Whether the irreducible loss of a law of the form "hoffmann" may be 0."""
+def irreducible_loss_may_be_zero(law: Fit) -> bool:
+    """Whether the irreducible loss of a fitted law of the form "hoffmann" cannot be told from 0."""
     least = min(point.loss for point in law.points)
-    return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR * least
+    return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR_SHARE * least
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
         },
         "coverage": COVERAGE,
         "resamples": len(law.samples),
-        "may_have_no_floor": has_no_floor(law),
+        "may_have_no_floor": irreducible_loss_may_be_zero(law),
         "other_ways": {
             name: {"problem": way} if isinstance(way, str) else {"coefficient": way[0], "exponent": way[1]}
             for name, way in ways.items()
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     as_json = args.format == "json"
     try:
-        answers.take_format([f"FORMAT={args.format}"])
+        answers.extract_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
             raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
         if args.figure and not args.figure.absolute().parent.is_dir():
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         law = fit(points, args.form)
         if not as_json:
             print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe(law), sep="\n")
-            if has_no_floor(law):
+            if irreducible_loss_may_be_zero(law):
                 print(
                     "E may be 0: these runs do not show a loss that stays, and beyond them the law is not to be trusted"
                 )
@@ -204,7 +204,10 @@ def main(argv: list[str] | None = None) -> int:
             print(answers.answer("laws", content(law, left_out, errors)))
             return 0
         worst = max(errors, key=abs)
-        print(f"without its largest size, {human(left_out[0].n)} parameters, it is off there by {worst:+.2%} at most")
+        print(
+            f"without its largest size, {short_number(left_out[0].n)} parameters, it is off there "
+            f"by {worst:+.2%} at most"
+        )
     except ConfigError as error:
         answers.print_error(str(error), as_json)
         return 2

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from ablations.config import Run
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
-from ablations.plan.site_speed import SiteSpeed, expected
+from ablations.plan.site_speed import SiteSpeed, predict_at_site
 from ablations.plan.throughput import Layout, Prediction, Shape, calibration
-from model.memory import estimate
+from model.memory import estimate_memory
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-SHOWN = 4
+LAYOUTS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class FittingLayout:
 
 
 def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published rows)."""
+    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
+    measurements."""
     precision = run.train.precision
-    tensors = estimate(
+    tensors = estimate_memory(
         run.model,
         layout.micro_batch,
         precision,
@@ -69,7 +70,7 @@ def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
-    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: how many of them each run has;
+    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: the number of GPUs of each run;
     `site`: speeds measured on this accelerator, by which predictions are corrected; None: none. Returns (layouts, the
     fastest first; sentences on why other kinds of layouts were refused)."""
     fitting: list[FittingLayout] = []
@@ -91,7 +92,7 @@ def fitting_layouts(
         if need * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")
             continue
-        steps = tuple(expected(Shape.of(run.model), layout, gpu, site) for run in runs)
+        steps = tuple(predict_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
         fitting.append(FittingLayout(layout, steps, need))
     if not fitting and "memory" in refused:
         refused["memory"] = (
@@ -123,10 +124,11 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
     return ""
 
 
-def best_few(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """Up to SHOWN candidates: the fastest, and the fastest of each other kind (tensor parallel, recomputation)."""
+def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:
+    """Up to LAYOUTS_SHOWN candidates: the fastest, and the fastest of each other kind (tensor parallel,
+    recomputation)."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)
     shown = candidates[:2] + [candidate for candidate in kinds.values() if candidate not in candidates[:2]]
-    return sorted(shown[:SHOWN], key=lambda candidate: candidate.seconds)
+    return sorted(shown[:LAYOUTS_SHOWN], key=lambda candidate: candidate.seconds)

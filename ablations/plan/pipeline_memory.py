@@ -14,8 +14,8 @@ EDGE = 0.03  # median error of the rows held out; within it of the limit, a layo
 
 
 def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
-    """The memory of a GPU of the first or the last pipeline stage in GiB, as summands: the part that is counted, then
-    the factors of the values of FITTED.
+    """The memory of a GPU of the first or the last pipeline stage in GiB, as a list of summands: first the part that is
+    known exactly, then the numbers by which the constants FITTED are multiplied.
 
     Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score; with
     recomputation the input of each layer, and all activations of one layer.
@@ -45,9 +45,9 @@ def peak_memory(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bo
 
 
 def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
-    """The peak memory in GiB of a GPU of the first or, with `last`, the last pipeline stage: what `memory_parts`
-    counts, and its other parts times the fitted numbers. `flash`: attention does not write the scores to memory;
-    `fp32_sums`: gradients are summed in fp32 beside those in 16 bits."""
+    """The peak memory in GiB of a GPU of the first or, with `last`, the last pipeline stage: the sum of `memory_parts`,
+    with the fitted constants. `flash`: attention does not write the scores to memory; `fp32_sums`: gradients are summed
+    in fp32 beside those in 16 bits."""
     fitted = calibration()["memory"]["fitted"]
     counted, *measured = memory_parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))

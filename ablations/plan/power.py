@@ -1,9 +1,10 @@
-"""The least difference that a study can detect, computed before its runs from the noise that earlier studies recorded.
+"""Computes the least difference that a study can detect, before its runs, from the noise that earlier studies recorded.
 
 The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
 above sqrt(t1**2 v1 + t2**2 v2), with the variances v1 from the seeds and v2 from the items, and the quantile of
-Student's t for the degrees of freedom of each. Both variances are estimated, and what a study will show of them is
-random: the estimate over the true variance is chi-square distributed, divided by its degrees of freedom.
+Student's t for the degrees of freedom of each. The study will estimate both variances from its own results, and these
+estimates are random: an estimate divided by the true variance has a chi-square distribution divided by its degrees of
+freedom.
 
 numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
 and the rest of a plan need not wait for.
@@ -55,8 +56,8 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
     """The distribution of an estimated standard deviation s with `dof` degrees of freedom: (values of s / sigma, their
     probabilities), each [nodes], or [1] where it is known exactly.
 
-    Integrated over u, s = u**2: small s, which decide the tails for few degrees of freedom, are the densest. Beyond
-    9 / sqrt(dof) from 1, which is more than 12 of its own standard deviations, s has no weight.
+    The integration is over u = sqrt(s), so that points are densest at small s, which decide the tails for few degrees
+    of freedom. Values further than 9 / sqrt(dof) from 1, more than 12 standard deviations of s, are left out.
     """
     import numpy as np
 
@@ -132,10 +133,12 @@ def detectable(
     v1, v2 = squares * sd * sd / seeds, squares / TWO_ARMS * items * items
     if not v1 + v2:
         return 0.0
-    return solve(lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2))
+    return inverse_of_increasing(
+        lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2)
+    )
 
 
-def solve(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
+def inverse_of_increasing(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
     """The x >= 0 at which the increasing function `rising` has the given value, to five digits, searched for upwards
     from `start`; inf where the function stays below the value up to 1e6 times `start`."""
     low, high = 0.0, start
@@ -249,7 +252,7 @@ def describe_detectable(
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
     """A line of `make plan` on the differences that a study can detect with the noise of published runs of its size; ""
     where there are none."""
-    if run.size not in SUITE_SIZES or run.by_clock or run.model.masks or min(arms, seeds) < 2:
+    if run.size not in SUITE_SIZES or run.ends_by_clock or run.model.needs_mask_token or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)
     return (

@@ -52,12 +52,12 @@ BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data
 def kaplan(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """The parameters and tokens by Kaplan's power laws in the least compute that reaches a loss, such that 6 N D is
-    `compute`: (N, D).
+    """The parameters N and tokens D by Kaplan's power laws, such that 6 N D is `compute` FLOPs: (N, D). The laws are in
+    the least compute with which a loss can be reached.
 
-    The least compute that reaches a loss, in PF-days, would be spent with batches far below the critical size; with
-    batches of the critical size 6 N D is twice that (their section 5.1, recalled), and nearly so by these constants: 6
-    x 1.3e9 x 2e10 FLOPs are 1.8 PF-days. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
+    Training needs the least compute with batches far below the critical size; with batches of the critical size 6 N D
+    is twice that (their section 5.1, recalled). These constants nearly agree: 6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days,
+    at a least compute of 1 PF-day. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
 
     Args:
         n_at_1: the parameters at a least compute of 1 PF-day.
@@ -70,8 +70,8 @@ def kaplan(
 
 
 def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """The parameters by Kaplan's power law as if `compute` FLOPs were the least compute, and the tokens that are left
-    for them: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
+    """The parameters N by Kaplan's power law, taking `compute` FLOPs as the least compute, and the tokens that these
+    FLOPs then allow: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
     n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
@@ -103,8 +103,8 @@ class PublishedLaw:
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The smallest and the largest number of parameters of least loss for `compute` FLOPs, given that the
-        constants were published rounded."""
+        """The smallest and the largest number of parameters of least loss for `compute` FLOPs, within the rounding of
+        the published constants."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

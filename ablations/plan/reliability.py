@@ -17,8 +17,8 @@ from ablations.safe_files import Damaged
 
 def save_interval(stall: float, mtbf: float) -> float:
     """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
-    37, of which Young (1974) is the first term. `stall`: the seconds for which training stops during a save; `mtbf`:
-    the mean seconds between two failures of the job: those of a node divided by the number of nodes."""
+    37, whose first term is Young's formula (1974). `stall`: the seconds for which training stops during a save; `mtbf`:
+    the mean seconds between two failures of the job, which is that of a node divided by the number of nodes."""
     if stall <= 0:
         return 0.0
     if stall >= 2 * mtbf:

@@ -130,20 +130,20 @@ def duration_in_words(seconds: float) -> str:
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
 
-def weeks(seconds: float) -> str:
+def weeks_text(seconds: float) -> str:
     """A time in weeks, as text without the unit: "15.2"."""
     return f"{seconds / TIMES['week']:.1f}" if math.isfinite(seconds) else "endless"
 
 
-def amount(number: float) -> str:
+def amount_text(number: float) -> str:
     """A number as text: "11,963", "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def positive(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: what it is a part of, for the message. Raises
-    ConfigError where it is no number in the digits 0 to 9, is not above 0, or is too large for a floating-point
-    number."""
+def positive_number(text: str, whole: str) -> float:
+    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: the whole text that it is a part of, for the
+    message. Raises ConfigError where the text is no number in the digits 0 to 9, is not above 0, or is too large for a
+    floating-point number."""
     number = _number(text, whole)
     if not number > 0:
         raise ConfigError(f"{whole}: {text} must be above 0")
@@ -195,15 +195,15 @@ def parse_budget(text: str) -> Budget:
     parts = [part.strip() for part in re.split("[,;]", text) if part.strip()]
     if not parts:
         raise ConfigError(f"BUDGET={text!r} is empty: a plan needs {FORM}")
-    parsed = _Parts(text)
+    parsed = _BudgetParts(text)
     for part in parts:
         parsed.add(part)
     return parsed.budget()
 
 
 @dataclass
-class _Parts:
-    """What has been read of the parts of a budget's text."""
+class _BudgetParts:
+    """The parts of a budget that have been read from its text so far."""
 
     text: str
     seconds: float | None = None
@@ -214,11 +214,12 @@ class _Parts:
 
     @property
     def word(self) -> str:
-        """The whole budget, for messages."""
+        """The whole text of the budget as a NAME=VALUE word, for messages."""
         return f"BUDGET={self.text!r}"
 
     def add(self, part: str) -> None:
-        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where it is none."""
+        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where the text is no part
+        of a budget."""
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
             if self.nodes or self.gpu:
@@ -252,7 +253,7 @@ class _Parts:
                 raise ConfigError(f"{self.word}: one whole number of spare nodes is needed, 0 or more")
             self.spare = int(number)
             return
-        number = positive(text, self.word)
+        number = positive_number(text, self.word)
         if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
             if self.seconds is not None:
                 raise ConfigError(f"{self.word} says a time twice")

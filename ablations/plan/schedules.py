@@ -13,27 +13,27 @@ BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of the peak
 DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
 
 
-def rates(run: Run, count: int) -> list[float]:
+def learning_rates(run: Run, count: int) -> list[float]:
     """The learning rates of a run at `count` evenly spaced moments of the budget, from the first to the last."""
-    end = 1.0 if run.by_clock else run.tokens / run.horizon
+    end = 1.0 if run.ends_by_clock else run.tokens / run.horizon
     return [learning_rate(run.train, end * i / (count - 1)) for i in range(count)]
 
 
-def curves(study: Study, count: int) -> dict[str, list[float]]:
+def learning_rate_curves(study: Study, count: int) -> dict[str, list[float]]:
     """The learning rates of a study's arms at `count` moments of the budget: {names of the arms: learning rates},
     where arms with equal curves share an entry."""
     arms: dict[tuple[float, ...], list[str]] = {}
     for arm in study.arms:
-        arms.setdefault(tuple(rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
+        arms.setdefault(tuple(learning_rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
     return {", ".join(names): list(curve) for curve, names in arms.items()}
 
 
-def drawn_schedules(study: Study) -> list[str]:
+def schedule_drawings(study: Study) -> list[str]:
     """Drawings of the learning rates of a study's arms for a terminal, a line for each shape. Heights are shares of
     the arm's own peak, and arms with the same shape share a line."""
-    marks = DIGITS if _is_plain() else BLOCKS
+    marks = DIGITS if _lacks_block_characters() else BLOCKS
     shapes: dict[str, list[str]] = {}
-    for names, curve in curves(study, COLUMNS).items():
+    for names, curve in learning_rate_curves(study, COLUMNS).items():
         peak = max(curve)
         picture = "".join(marks[round(round(rate / peak, 9) * (len(marks) - 1))] for rate in curve)
         shapes.setdefault(picture, []).append(f"{names}: {curve[0]:.2g} to {peak:.2g} to {curve[-1]:.2g}")
@@ -45,8 +45,8 @@ def drawn_schedules(study: Study) -> list[str]:
     return [*lines, *(f"  {picture}  {'; '.join(arms)}" for picture, arms in shapes.items())]
 
 
-def _is_plain() -> bool:
-    """Whether standard output cannot show the block characters BLOCKS."""
+def _lacks_block_characters() -> bool:
+    """Whether the encoding of standard output lacks the block characters BLOCKS."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")
         return False
@@ -59,6 +59,6 @@ def figure(study: Study) -> str:
     shares = [i / 240 for i in range(241)]
     lines = [
         Line(names, number % SERIES, shares, curve, "dash" if number >= SERIES else "")
-        for number, (names, curve) in enumerate(curves(study, 241).items())
+        for number, (names, curve) in enumerate(learning_rate_curves(study, 241).items())
     ]
     return draw("Learning rate over the budget", lines, "share of the budget", "learning rate", zero=True)

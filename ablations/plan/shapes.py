@@ -2,8 +2,9 @@
 
 The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
 layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
-law of Levine et al. 2020 as a note. Every candidate is timed by ablations/plan/throughput.py with plain attention and
-recomputation as they had, and must fit by ablations/plan/pipeline_memory.py.
+law of Levine et al. 2020 as a note. The speed of every candidate is predicted by ablations/plan/throughput.py, with
+plain attention and recomputation as in BigScience's runs. Every candidate must fit into memory by
+ablations/plan/pipeline_memory.py.
 """
 
 import math
@@ -15,11 +16,11 @@ from ablations.plan.throughput import Layout, Prediction, Shape, predict
 from ablations.values import ConfigError
 
 TILE = 1024  # multiples of 128 fill a tile of a matrix product; of 1024 so for each of up to 8 tensor parallel ranks
-RATIO = (100, 210)  # hidden / layers: from GPT-3's 128 to Megatron-Turing's 195, and a little beyond
+ASPECT_RATIOS = (100, 210)  # hidden / layers: from GPT-3's 128 to Megatron-Turing's 195, and a little beyond
 HEAD_DIMS = (96, 104, 112, 128, 144, 160, 192, 208, 224)
 HEAD_LIMIT = 128  # larger heads were rejected as oversized by BigScience; the widest of GPT-3, PaLM and Gopher is 256
 MOST_HEADS = 128  # BigScience's most; more only where heads would be larger than HEAD_LIMIT otherwise
-TENSOR = (4, 8)  # within a node of 8
+TENSOR_PARALLEL_SIZES = (4, 8)  # within a node of 8
 MICRO_BATCHES = (1, 2, 4)
 VOCAB = 250_880  # BLOOM's
 SEQ = 2048
@@ -45,7 +46,7 @@ class ShapeCandidate:
         return f"{s.layers} x {s.hidden} x {s.heads}"
 
 
-def levine(parameters: float) -> float:
+def levine_depth(parameters: float) -> float:
     """The number of layers L by Levine et al. 2020 for N parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
@@ -55,7 +56,7 @@ def levine(parameters: float) -> float:
     return low
 
 
-def candidates(
+def candidate_shapes(
     low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
 ) -> list[ShapeCandidate]:
     """The shapes of models between `low` and `high` parameters that the rules of thumb allow, each in its fastest
@@ -64,7 +65,7 @@ def candidates(
     Args:
         low: the least number of parameters.
         high: the largest number of parameters.
-        gpus: how many of them there are.
+        gpus: the number of GPUs.
         batch: sequences of a step.
         vocab: rows of the embedding.
         per_node: GPUs of a node; a tensor parallel group does not go beyond a node.
@@ -76,7 +77,7 @@ def candidates(
         raise ConfigError(f"shapes between {low:g} and {high:g} parameters: the first must be the smaller, above 0")
     best: dict[tuple[int, int, int], ShapeCandidate] = {}
     tried = 0
-    for tp in TENSOR:
+    for tp in TENSOR_PARALLEL_SIZES:
         for pp in range(1, 33):
             if tp > per_node or gpus % (tp * pp):
                 continue
@@ -84,7 +85,7 @@ def candidates(
             for hidden in range(4 * TILE, 32 * TILE, TILE):
                 for slots in range(1, 40):
                     layers = slots * pp - 2  # embeddings take a layer's place each
-                    if layers < pp or not RATIO[0] <= hidden / layers <= RATIO[1]:
+                    if layers < pp or not ASPECT_RATIOS[0] <= hidden / layers <= ASPECT_RATIOS[1]:
                         continue
                     if not low <= Shape(layers, hidden, 1, SEQ, vocab, 4 * hidden).parameters <= high:
                         continue
@@ -126,6 +127,7 @@ def reasons_for_shape(candidate: ShapeCandidate) -> list[str]:
         f"{shape.layers} layers and two embeddings are {layout.pp} pipeline stages of {stages}",
         f"width {shape.hidden} is {part} on each of {layout.tp} tensor parallel ranks, whole tiles of {tile}",
         f"{shape.heads} heads of {candidate.head_dim}, {shape.heads // layout.tp} on a rank: a multiple of 4",
-        f"width / depth {shape.hidden / shape.layers:.0f}; Levine's law has {levine(shape.parameters):.0f} layers",
+        f"width / depth {shape.hidden / shape.layers:.0f}; "
+        f"Levine's law has {levine_depth(shape.parameters):.0f} layers",
         f"{candidate.gib:.0f} GiB on each GPU at micro-batch {layout.micro_batch}",
     ]

@@ -21,7 +21,7 @@ NOISE = 0.004  # standard deviation of a run's loss, relative
 ARMS = 3
 BASE = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
 Gap = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
-World = Callable[[np.random.Generator], list[Gap]]
+ArmSampler = Callable[[np.random.Generator], list[Gap]]
 
 
 def compute(n: float) -> float:
@@ -83,7 +83,7 @@ class Outcome:
     single_order: float
 
 
-def outcome(world: World, seeds: int, ladders: int, key: int = 1) -> Outcome:
+def simulate_outcomes(world: ArmSampler, seeds: int, ladders: int, key: int = 1) -> Outcome:
     """Simulate many ladders, and count how often their verdicts are right. `world`: draws the arms of a ladder, such as
     `gaps_that_change_sign`; `key`: the seed of the random numbers."""
     rng = np.random.default_rng(key)

@@ -17,7 +17,7 @@ from ablations.plan.hardware import GPU, accelerator
 from ablations.plan.throughput import Layout, Prediction, Shape, predict
 from ablations.values import ConfigError
 
-MEASURED = Path(__file__).parents[2] / "runs/bench-gpu.jsonl"
+MEASUREMENTS = Path(__file__).parents[2] / "runs/bench-gpu.jsonl"
 LEAST_SPREAD = 1.05  # one machine on one day: 4% between two tables of one repository (BigScience's 25 Feb 2022)
 
 
@@ -31,7 +31,7 @@ class SiteSpeed:
     device: str
 
 
-def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
+def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
     """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
     Raises ConfigError where the file is damaged; the message names the file and the line."""
     try:
@@ -63,7 +63,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASURED) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """Measured divided by predicted seconds of a step, for one line of the file of measurements."""
+    """The measured seconds of a step divided by the predicted seconds, for one line of the file of measurements."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")
@@ -72,7 +72,7 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
     return layout.batch * model.seq / speed / predict(Shape.of(model), layout, gpu).seconds
 
 
-def expected(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
+def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
     """The predicted seconds of a step, corrected by the site's own measurements where there are some."""
     prediction = predict(shape, layout, gpu)
     if site is None:

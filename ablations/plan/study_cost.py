@@ -14,22 +14,24 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_few, fitting_layouts
+from ablations.plan.layouts import FittingLayout, best_of_each_kind, fitting_layouts
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
-from ablations.plan.resources import HOUR, amount
-from ablations.plan.schedules import drawn_schedules
+from ablations.plan.resources import HOUR, amount_text
+from ablations.plan.schedules import schedule_drawings
 from ablations.plan.throughput import Prediction
 from ablations.site import find_site_file
 from ablations.study import Study
-from ablations.values import human
+from ablations.values import short_number
 from model.count import flops_per_token, parameters
 
-CHECKPOINT = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
-WEIGHTS = 4  # bytes a parameter that stay of a finished run
+CHECKPOINT_BYTES = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
+WEIGHT_BYTES = 4  # bytes a parameter that stay of a finished run
 # Tokens that an evaluation reads forward, and at which share of the peak: the 27 tasks as counted from their data sets'
 # sizes (performance notes, derived), the held-out text and its probes assumed.
 SUITE_TOKENS, PROBE_TOKENS, EVAL_UTILISATION = 25e6, 3e6, 0.3
-APART = 0.01  # of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
+MAX_PARAMETER_DIFFERENCE = (
+    0.01  # of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
+)
 OWN_PARAMETERS = {  # factors whose parameters are the variant itself
     "model.pos": "a learned table is the variant itself",
     "model.embnorm": "the norm is the variant itself",
@@ -41,8 +43,8 @@ OWN_PARAMETERS = {  # factors whose parameters are the variant itself
     "model.vocab": "the size is the question",
     "model.tied": "the second matrix is the variant itself",
 }
-UNMATCHED = ("swiglu-unmatched",)  # variants that say by name that they are larger
-LONGEST_DECAY = 2.0  # decay horizon / budget, beyond which a schedule is taken for a slip; untuned
+UNMATCHED_VARIANTS = ("swiglu-unmatched",)  # variants that say by name that they are larger
+MAX_DECAY_RATIO = 2.0  # decay horizon / budget, beyond which a schedule is taken for a slip; untuned
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class StudyCost:
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
         study = self.study
         return {
-            **answers.study_head(study),
+            **answers.study_entries(study),
             "size": study.base.size,
             "hardware": self.gpu.name,
             "gpus_per_run": self.gpus,
@@ -119,7 +121,7 @@ class StudyCost:
                     "gib": candidate.gib,
                     "basis": candidate.steps[0].basis,
                 }
-                for candidate in best_few(self.candidates)
+                for candidate in best_of_each_kind(self.candidates)
             ],
             "runs": [asdict(run) for run in self.runs],
             "gpu_hours": self.gpu_hours,
@@ -134,9 +136,9 @@ class StudyCost:
         }
 
 
-def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) -> StudyCost:
-    """The cost of a study with `gpus` GPUs for each run, and reasons against starting it like that. `speeds`: a file of
-    speeds measured at the site, by which predictions are corrected."""
+def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASUREMENTS) -> StudyCost:
+    """The cost of a study with `gpus` GPUs for each run, and reasons against starting the study in that way. `speeds`:
+    a file of speeds measured at the site, by which predictions are corrected."""
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
@@ -163,7 +165,7 @@ def cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASURED) 
         disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
         if (free := _free_gigabytes(study.out)) is not None and disk > free:
             full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
-            if _is_where_it_runs(study):
+            if _is_execution_machine(study):
                 refused.append(full)
             else:
                 notes.append(f"{full}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
@@ -203,32 +205,32 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
         gib=best.gib,
         gpu_hours=hours * gpus,
         kwh=hours * gpus * gpu.watts / 1000,
-        checkpoints_gb=count * (CHECKPOINT * run.layout.keep + WEIGHTS * (1 + len(run.milestones))) / 1e9,
+        checkpoints_gb=count * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones))) / 1e9,
         save_every_minutes=every / 60,
         evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
 
 
-def _is_where_it_runs(study: Study) -> bool:
-    """Whether the disk of this machine is the one that the study's runs will use: OUT names a folder, a GPU is here,
-    or a cluster is set up. False on a laptop, say, where a study is planned for other machines."""
+def _is_execution_machine(study: Study) -> bool:
+    """Whether the study's runs will use the disk of this machine: OUT is given, this machine has a GPU, or a cluster is
+    set up. False for example on a laptop, where a study is planned for other machines."""
     return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
     """Text on the differences that the study can detect, and on a factorial's effects; see ablations/plan/power.py."""
     base = study.base
-    tokens = None if base.by_clock else base.tokens
+    tokens = None if base.ends_by_clock else base.tokens
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
             name = "main effects" if order(effect) == 1 else f"interactions of {order(effect)}"
             squares[name] = sum(weight * weight for weight in design.coefficients(effect).values())
-    arms, seeds = 1 + len(study.compared), len(study.seeds)
+    arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
     line = power.describe_detectable(
-        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.tests or None, effects=squares
+        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.number_of_tests or None, effects=squares
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
@@ -245,22 +247,23 @@ def _free_gigabytes(out: Path) -> float | None:
 
 
 def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
-    """What the settings of a study say against starting it: (reasons against it, other notes), as sentences."""
+    """Check the settings of a study before it is started. Returns (reasons against starting the study, other notes), as
+    sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
     for arm in study.arms[1:]:
         cell = study.cell(arm, study.seeds[0])
         difference = parameters(cell.run.model) / parameters(base.model) - 1
-        if abs(difference) > APART:
+        if abs(difference) > MAX_PARAMETER_DIFFERENCE:
             reasons = [
-                OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED else "")
+                OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED_VARIANTS else "")
                 for key, value in cell.delta.items()
             ]
             if arm.partition("=")[0] in PARTS:
                 reasons = ["a whole part of the recipe is the variant"]
             why = "; ".join(filter(None, reasons))
-            if base.by_clock:  # what its size costs an arm in speed, it pays in tokens
+            if base.ends_by_clock:  # what its size costs an arm in speed, it pays in tokens
                 why = why or "the clock makes the arms equal in time, not in size"
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
@@ -268,8 +271,10 @@ def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
             )
     if (decay := base.train.decay_tokens) and decay != base.tokens:
         ratio = decay / base.tokens
-        statement = f"the learning rate decays over {human(decay)} tokens, the budget is {human(base.tokens)}"
-        (notes if 1 / LONGEST_DECAY <= ratio <= LONGEST_DECAY else refused).append(statement)
+        statement = (
+            f"the learning rate decays over {short_number(decay)} tokens, the budget is {short_number(base.tokens)}"
+        )
+        (notes if 1 / MAX_DECAY_RATIO <= ratio <= MAX_DECAY_RATIO else refused).append(statement)
     from ablations.plan.epochs import epochs_of_text
 
     for line in epochs_of_text(study):
@@ -295,29 +300,30 @@ def figure(cost: StudyCost) -> str:
         hours = sum(run.gpu_hours for run in arm_runs)
         parts = [hours * sum(step.parts[name] for name in names) / step.seconds for names in groups.values()]
         parts.append(sum(run.evaluation_gpu_hours for run in arm_runs))
-        rows.append((arm, parts, f"{human(hours)} GPU-hours"))
+        rows.append((arm, parts, f"{short_number(hours)} GPU-hours"))
     title = f"{cost.study.factor}, {cost.study.base.size} on {cost.gpus} {cost.gpu.name}"
     return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
 def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the largest cost that MORE=auto may come to; none where the number of seeds is fixed."""
+    """A line on the largest cost with all seeds that MORE=auto may add; no line where the number of seeds is fixed."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
     return [
-        f"at most (MORE=auto, MAX_SEEDS={most['seeds']}): {most['runs']} runs, {amount(most['gpu_hours'])} GPU-hours"
-        f"{share}, {amount(most['kwh'])} kWh, {amount(most['disk_gb'])} GB; it ends when every arm is decided"
+        f"at most (MORE=auto, MAX_SEEDS={most['seeds']}): {most['runs']} runs, {amount_text(most['gpu_hours'])} "
+        f"GPU-hours{share}, {amount_text(most['kwh'])} kWh, {amount_text(most['disk_gb'])} GB; "
+        "it ends when every arm is decided"
     ]
 
 
-def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
     """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: what the user has, or None."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
         out.append(f"{'layout':52} {'s/step':>7} {'80% interval':>16} {'GiB':>6} {'tokens/s/GPU':>13}")
-        for candidate in best_few(cost.candidates):
+        for candidate in best_of_each_kind(cost.candidates):
             step, layout = candidate.steps[0], candidate.layout
             speed = layout.batch * study.base.model.seq / step.seconds / layout.gpus
             interval = f"{step.low:.3g} to {step.high:.3g}"
@@ -333,7 +339,7 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         )
         for run in cost.runs:
             out.append(
-                f"{run.arm[:28]:28} {run.seed:4} {run.parameters:14,} {human(run.tokens):>7} {run.steps:8,} "
+                f"{run.arm[:28]:28} {run.seed:4} {run.parameters:14,} {short_number(run.tokens):>7} {run.steps:8,} "
                 f"{run.flops:8.1e} {run.peak_flops:8.1e} "
                 f"{run.hours:8.3g} {f'{run.low:.3g} to {run.high:.3g}':>16} {run.gpu_hours:8.4g} "
                 f"{run.kwh:7.4g} {run.checkpoints_gb:8.3g} {run.evaluation_gpu_hours:10.2g}"
@@ -343,15 +349,15 @@ def lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
         disk, every = sum(run.checkpoints_gb for run in cost.runs), cost.runs[0].save_every_minutes
         out += [
             "",
-            f"in all: {amount(total)} GPU-hours{share}; {sum(run.flops for run in cost.runs):.3g} FLOPs of the models, "
-            f"{sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
-            f"energy: {amount(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
-            f"disk: {amount(disk)} GB of checkpoints and weights",
+            f"in all: {amount_text(total)} GPU-hours{share}; {sum(run.flops for run in cost.runs):.3g} FLOPs of the "
+            f"models, {sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
+            f"energy: {amount_text(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
+            f"disk: {amount_text(disk)} GB of checkpoints and weights",
             *highest_cost_text(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]
-    out += [*drawn_schedules(study), detectable_text(study)]
+    out += [*schedule_drawings(study), detectable_text(study)]
     out += [f"note: {line}" for line in cost.notes]
     out += [f"refused: {line}" for line in cost.refused]
     return out

@@ -69,8 +69,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is divided among GPUs. `embedding_slots`: whether each of the two embeddings counts like a layer when
-    layers are assigned to pipeline stages."""
+    """The parallel layout of a training step: how its work is divided among GPUs. `embedding_slots`: whether each of
+    the two embeddings counts like a layer when layers are assigned to pipeline stages."""
 
     gpus: int
     tp: int
@@ -91,7 +91,7 @@ class Layout:
         return self.batch / (self.dp * self.micro_batch)
 
 
-def terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
+def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet. `flash`:
     whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
@@ -161,12 +161,19 @@ def calibration() -> dict[str, Any]:
 
 # Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
 # fused kernels, no recomputation where it fits) is the nearest that was.
-NEAREST = {"a100-40": "a100-40", "a100-80": "a100-80", "h100": "h100", "h200": "h100", "b200": "h100", "mi300x": "h100"}
-NEAREST |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
+NEAREST_MEASURED = {
+    "a100-40": "a100-40",
+    "a100-80": "a100-80",
+    "h100": "h100",
+    "h200": "h100",
+    "b200": "h100",
+    "mi300x": "h100",
+}
+NEAREST_MEASURED |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
 # Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
 # calibrate.py); twice that on each side is taken.
-UNSEEN = 1.36
-SMALLEST = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
+UNMEASURED_SPREAD = 1.36
+MIN_HIDDEN = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
 
 
 def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Prediction:
@@ -184,20 +191,20 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
         row = "v100" if old else "a100-80"
         same = old or gpu.name.startswith("a100")
     else:
-        row, same = NEAREST[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
+        row, same = NEAREST_MEASURED[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
     fit = fits[f"{stack}, {row}"]
     weights = dict(fit["weights"])
     if stack != "Megatron-DeepSpeed":  # whose rows have no tensor parallelism
         weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
-    values = terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
+    values = step_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
     parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
     seconds = sum(parts.values())
     low, high = fit["interval"]
     basis = f"{stack}'s published rows on {row}"
     if not same:
-        low, high = low / UNSEEN, high * UNSEEN
+        low, high = low / UNMEASURED_SPREAD, high * UNMEASURED_SPREAD
         basis += f"; none on {gpu.name}"
-    if shape.hidden < SMALLEST:
-        low, high = low / UNSEEN, high * UNSEEN
+    if shape.hidden < MIN_HIDDEN:
+        low, high = low / UNMEASURED_SPREAD, high * UNMEASURED_SPREAD
         basis += f"; none as narrow as {shape.hidden}"
     return Prediction(seconds, seconds * low, seconds * high, basis, parts)

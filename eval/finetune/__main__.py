@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ablations import answers, rundir, safe_files
 
 if TYPE_CHECKING:
-    from eval.finetune.work import Item
+    from eval.finetune.work import FineTuning
 
-SEEDS = 5  # the median of so many counts, as in "Cramming"
+DEFAULT_SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
 
 
@@ -35,15 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated")
     add("--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)")
     add("--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)")
-    add("--seeds", type=int, default=SEEDS, metavar="N", help="%(default)s")
+    add("--seeds", type=int, default=DEFAULT_SEEDS, metavar="N", help="%(default)s")
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
     add("--epochs", type=int, metavar="N", help="5 at most (default)")
     add("--format", default="text", help="text or json")
     args = parser.parse_args(argv)
     try:
-        answers.take_format([f"FORMAT={args.format}"])
-        return command(args)
+        answers.extract_format([f"FORMAT={args.format}"])
+        return run_command(args)
     except (ValueError, OSError) as error:
         answers.print_error(str(error), args.format == "json")
         return 2
@@ -52,21 +52,21 @@ def main(argv: list[str] | None = None) -> int:
         return rundir.Exit.INTERRUPTED
 
 
-def command(args: argparse.Namespace) -> int:
-    """Fine-tune what the parsed command line asks for. Returns the exit code. Raises ValueError where the command is
-    not valid, or no task could be fine-tuned."""
+def run_command(args: argparse.Namespace) -> int:
+    """Run the fine-tuning that the parsed command line asks for. Returns the exit code. Raises ValueError where the
+    command is not valid, or no task could be fine-tuned."""
     if args.run is None and args.external is None and (args.data or args.tasks):
-        from eval.finetune.tasks import names_of
+        from eval.finetune.tasks import parse_task_names
 
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
-        names = names_of(args.tasks)
-        return check(args.data, names, every=bool(args.tasks)) if args.data else 0
+        names = parse_task_names(args.tasks)
+        return print_available_tasks(args.data, names, every=bool(args.tasks)) if args.data else 0
     check_words(args)
 
     from eval.finetune.source import Source
     from eval.finetune.train import Setting, summarise
-    from eval.finetune.work import Work, run_all
+    from eval.finetune.work import SharedInputs, run_all
 
     source = Source(args.run, args.external, args.store)
     setting = Setting(pooling=args.pooling or source.pooling())
@@ -80,7 +80,7 @@ def command(args: argparse.Namespace) -> int:
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     results, todo = stored_and_missing(args, setting, identities, folder)
-    failed = run_all(Work(folder, source, args.data, setting), todo, args.jobs, results)
+    failed = run_all(SharedInputs(folder, source, args.data, setting), todo, args.jobs, results)
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     if not results:
@@ -119,11 +119,11 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
     identity}. Tasks whose data is missing are left out and named on the terminal. `setting`: an
     eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where data is missing for a task
     that the user named, or for all tasks."""
-    from eval.finetune.tasks import names_of
+    from eval.finetune.tasks import parse_task_names
     from eval.finetune.train import identity
 
     identities = {}
-    for name in names_of(args.tasks):
+    for name in parse_task_names(args.tasks):
         try:
             identities[name] = identity(name, args.data, setting, sha256)
         except ValueError as error:
@@ -137,18 +137,18 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
-) -> tuple[dict[tuple[str, int], dict[str, Any]], list["Item"]]:
+) -> tuple[dict[tuple[str, int], dict[str, Any]], list["FineTuning"]]:
     """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run.
     `setting`: the hyperparameters; `identities`: {task: what its result depends on, such as the hashes of its data and
-    of the weights}. A stored result of another identity is one that is still to run."""
+    of the weights}. A stored result of another identity does not count: its fine-tuning is to run again."""
     from eval.finetune.tasks import load_split
-    from eval.finetune.work import Item, stored_result
+    from eval.finetune.work import FineTuning, stored_result
 
     results, missing = {}, []
     for name, depends in identities.items():
         steps = setting.steps(len(load_split(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
-            item = Item(name, seed, depends, steps)
+            item = FineTuning(name, seed, depends, steps)
             if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
                 missing.append(item)
             else:
@@ -156,7 +156,7 @@ def stored_and_missing(
     return results, missing
 
 
-def check(folders: list[Path], names: list[str], every: bool = False) -> int:
+def print_available_tasks(folders: list[Path], names: list[str], every: bool = False) -> int:
     """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0. `folders`: with
     data of GLUE; `names`: the tasks to look for; `every`: whether each of them must have its data, because the user
     named them. Raises ValueError where a folder does not exist, a file is damaged, no task has its data, or with

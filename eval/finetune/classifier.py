@@ -116,12 +116,12 @@ class Classifier(nn.Module):
         return self.out(self.drop(torch.tanh(self.dense(x_BD))))
 
 
-def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
-    """A function (text_a, text_b) -> token ids that makes the input of a classifier: start token, text_a, separator,
-    and where text_b is not "": text_b, separator.
+def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
+    """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier: start token, text_a,
+    separator, and where text_b is not "": text_b, separator.
 
     Where the tokenizer has no start and separator tokens, the end-of-document token is used for both, as in training.
-    Inputs of more than `longest` tokens are truncated like by Hugging Face's tokenizers ("longest_first"): the longer
+    Inputs of more than `longest` tokens are truncated as Hugging Face's tokenizers do it ("longest_first"): the longer
     text is cut, and where that is not enough both texts to half the length.
 
     When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used.
@@ -144,8 +144,9 @@ def encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
 def is_causal(folder: Path) -> bool:
     """Whether a checkpoint of Hugging Face's is a decoder, in which only the last token sees the whole text.
 
-    Models for which transformers has a masked language model are encoders, unless their settings say otherwise. The
-    names in `architectures` are not enough: a decoder that was saved without its head is called GPT2Model.
+    A model counts as an encoder if transformers has a masked language model of its type, unless its configuration says
+    otherwise. The names in `architectures` are not enough: a decoder that was saved without its head is called
+    GPT2Model.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -155,9 +156,9 @@ def is_causal(folder: Path) -> bool:
     return decodes or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def external_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """Like `encoder`, for a Hugging Face checkpoint: token ids from that checkpoint's own tokenizer and its template
-    for one or two texts."""
+def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
+    """As `input_encoder`, but for a Hugging Face checkpoint: the token ids are made by that checkpoint's tokenizer,
+    with its template for one or two texts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

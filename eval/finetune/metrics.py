@@ -18,7 +18,7 @@ def predicted_shares(logits_NC: np.ndarray) -> np.ndarray:
     return best_NC / best_NC.sum(1, keepdims=True)
 
 
-def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+def classification_metrics(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """The metrics of a classification: {"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews'
     correlation). `labels_N`: the true class of each item."""
     share_NC = predicted_shares(logits_NC)
@@ -34,7 +34,7 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
     return scores
 
 
-def regression(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
+def regression_metrics(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
     """The correlations {"pearson", "spearman"} of predictions and targets; 0 where all predictions are equal."""
     from scipy.stats import rankdata
 
@@ -50,15 +50,15 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
     return float(np.corrcoef(np.asarray(a_N, float), np.asarray(b_N, float))[0, 1])
 
 
-def chance(labels: Sequence[float], classes: int) -> dict[str, float]:
+def chance_metrics(labels: Sequence[float], classes: int) -> dict[str, float]:
     """The metrics of a model with constant outputs, {name of the metric: value}. `labels`: the true class, or the
     target, of each item; `classes`: how many there are; 0 for a regression."""
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
-    return classification(np.zeros((len(labels), classes)), np.array(labels, int))
+    return classification_metrics(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
-def collapsed(outputs: np.ndarray) -> bool:
+def is_collapsed(outputs: np.ndarray) -> bool:
     """Whether training failed: every item is predicted the same class or, in a regression, the same score."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
@@ -66,7 +66,7 @@ def collapsed(outputs: np.ndarray) -> bool:
     return bool((share_NC == share_NC[0]).all())
 
 
-NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
+NINE_SCORES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte")
 
 
 def glue_means(scores: dict[str, float]) -> dict[str, Any]:
@@ -74,11 +74,11 @@ def glue_means(scores: dict[str, float]) -> dict[str, Any]:
     which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
     Args:
-        scores: {name of NINE: score}; some may be missing.
+        scores: {name of NINE_SCORES: score}; some may be missing.
 
     Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many scores there are}.
     """
-    there = {name: scores[name] for name in NINE if name in scores}
+    there = {name: scores[name] for name in NINE_SCORES if name in scores}
     if not there:
         return {"nine_numbers": None, "eight_tasks": None, "numbers": 0}
     tasks: dict[str, list[float]] = {}

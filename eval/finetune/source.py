@@ -13,8 +13,8 @@ CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weight
 
 
 class Source:
-    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. It can be
-    pickled, for worker processes. `run`: the run directory; None for a checkpoint; `external`: the folder of the
+    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. The object can
+    be pickled for worker processes. `run`: the run directory; None for a checkpoint; `external`: the folder of the
     checkpoint; None for a run; `store`: the store with the run's prepared data; None: that of the run's OUT folder.
     Raises ValueError where the run is not finished or is damaged, its store is missing, or the folder is not a
     checkpoint."""
@@ -67,9 +67,9 @@ class Source:
 
         if self.run:
             assert self.store
-            return classifier.encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
+            return classifier.input_encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
         assert self.external
-        return classifier.external_encoder(self.external, longest)
+        return classifier.external_input_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
         """A new backbone (classifier.py) with the pretrained weights.

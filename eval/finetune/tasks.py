@@ -74,7 +74,7 @@ HUB = "nyu-mll__glue"
 HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
 
 
-def names_of(text: str) -> list[str]:
+def parse_task_names(text: str) -> list[str]:
     """The task names in a text with commas between them; all where it is empty. Raises ValueError where a name is not a
     task of GLUE."""
     names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)

@@ -18,12 +18,13 @@ from eval.finetune import metrics
 from eval.finetune.classifier import Classifier, pad
 from eval.finetune.tasks import TASKS, Example, find_split, load_split
 
-MOST_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setting for all tasks
+MAX_EPOCHS = 5  # a rule of "Cramming": fine-tuning is short, and with one setting for all tasks
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How every task is fine-tuned. The defaults are "Cramming"'s (config/eval/GLUE_sane.yaml of its release)."""
+    """The hyperparameters of fine-tuning, the same for every task. The defaults are those of "Cramming"
+    (config/eval/GLUE_sane.yaml of its release)."""
 
     epochs: int = 5  # the last one counts: no early stop
     batch: int = 16  # sequences
@@ -43,8 +44,8 @@ class Setting:
         return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epochs <= MOST_EPOCHS:
-            raise ValueError(f"epochs={self.epochs}: from 1 to {MOST_EPOCHS}, a rule of the challenge")
+        if not 1 <= self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"epochs={self.epochs}: from 1 to {MAX_EPOCHS}, a rule of the challenge")
         if self.batch < 1 or self.longest < 8 or not 0 <= self.warmup < 1 or self.lr <= 0:
             raise ValueError("a batch of 1 at least, inputs of 8 tokens at least, a warm-up below 1, a rate above 0")
 
@@ -60,22 +61,22 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of an epoch in the order of training, each a list of indices of items.
 
-    Items are shuffled; within pools of POOL batches they are sorted by length, to reduce padding; then the batches are
-    shuffled. The order depends on seed and epoch only. `lengths`: the number of tokens of each item; `size`: items in a
-    batch.
+    Items are shuffled; within pools of BATCHES_PER_POOL batches they are sorted by length, to reduce padding; then the
+    batches are shuffled. The order depends on seed and epoch only. `lengths`: the number of tokens of each item;
+    `size`: items in a batch.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
     grouped = []
-    for start in range(0, len(order), POOL * size):
-        pool = sorted(order[start : start + POOL * size], key=lambda i: lengths[i])
+    for start in range(0, len(order), BATCHES_PER_POOL * size):
+        pool = sorted(order[start : start + BATCHES_PER_POOL * size], key=lambda i: lengths[i])
         grouped += [pool[i : i + size] for i in range(0, len(pool), size)]
     rng.shuffle(grouped)
     return grouped
 
 
-POOL = 50  # batches that are sorted by length together; untuned
+BATCHES_PER_POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -162,16 +163,16 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     if logits_NC.shape[1] == 1:
         outputs = logits_NC[:, 0]
         values = -((outputs - np.array(labels)) ** 2)
-        scores, classes = metrics.regression(outputs, np.array(labels)), 0
+        scores, classes = metrics.regression_metrics(outputs, np.array(labels)), 0
     else:
         outputs, classes = logits_NC, logits_NC.shape[1]
         classes_N = np.array(labels, int)
         values = metrics.predicted_shares(outputs)[np.arange(len(labels)), classes_N]
-        scores = metrics.classification(outputs, classes_N)
+        scores = metrics.classification_metrics(outputs, classes_N)
     return {
         "metrics": scores,
-        "chance": metrics.chance(labels, classes),
-        "collapsed": metrics.collapsed(outputs),
+        "chance": metrics.chance_metrics(labels, classes),
+        "collapsed": metrics.is_collapsed(outputs),
         "items": [{"id": example.id, "value": float(value)} for example, value in zip(examples, values, strict=True)],
     }
 

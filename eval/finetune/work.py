@@ -1,4 +1,5 @@
-"""Fine-tunes on several tasks and seeds at a time, with a progress bar; each result is written when it is finished."""
+"""Runs several fine-tunings (tasks and seeds) in parallel, with a progress bar; each result is written as soon as it is
+finished."""
 
 import ctypes
 import multiprocessing
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 
 from ablations import safe_files
 
-REFRESH = 0.5  # seconds between looks at what the processes have done
+REFRESH_SECONDS = 0.5  # seconds between looks at what the processes have done
 
 
-class Item(NamedTuple):
+class FineTuning(NamedTuple):
     """One fine-tuning to be done: a task of GLUE and a seed."""
 
     name: str  # of the task
@@ -34,8 +35,9 @@ class Item(NamedTuple):
         return folder / f"{self.name}-{self.seed}.json"
 
 
-class Work(NamedTuple):
-    """The model, data and settings that all fine-tunings of a command share. It can be pickled for workers."""
+class SharedInputs(NamedTuple):
+    """The model, data and settings that all fine-tunings of a command share. The object can be pickled for worker
+    processes."""
 
     folder: Path  # of the results
     source: Any  # the pretrained model: eval.finetune.source.Source
@@ -54,7 +56,7 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     return result if result is not None and depends.items() <= result.items() else None
 
 
-def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Fine-tune on one task and seed, write the result to its file, and return it. `progress`: called after every step
     with the number of finished steps and of all steps."""
     import torch
@@ -74,12 +76,14 @@ def finetune_item(work: Work, item: Item, progress: Callable[[int, int], None]) 
     return result
 
 
-def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
+def run_all(
+    work: SharedInputs, items: list[FineTuning], jobs: int, results: dict[tuple[str, int], dict[str, Any]]
+) -> list[str]:
     """Fine-tune on all items, and add their results to `results`, {(task, seed): result}. Returns a sentence for each
     failure. `jobs`: how many items run at a time, each in a process of its own; with 1 they run in this process."""
     failed: list[str] = []
 
-    def done(item: Item, make: Callable[[], dict[str, Any]]) -> None:
+    def done(item: FineTuning, make: Callable[[], dict[str, Any]]) -> None:
         try:
             results[item.name, item.seed] = make()
         except (ValueError, RuntimeError) as error:
@@ -100,7 +104,7 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
                 started = {pool.submit(_finetune_in_pool, work, item): item for item in items}
                 left = set(started)
                 while left:
-                    ended, left = wait(left, REFRESH, FIRST_COMPLETED)
+                    ended, left = wait(left, REFRESH_SECONDS, FIRST_COMPLETED)
                     for future in ended:
                         done(started[future], future.result)
                         show(steps.value, started[future].label)
@@ -114,7 +118,8 @@ def run_all(work: Work, items: list[Item], jobs: int, results: dict[tuple[str, i
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
-    """Show that the current fine-tuning has finished `step` steps, after the `before` steps of those that ended."""
+    """Show that the current fine-tuning has finished `step` steps, in addition to the `before` steps of earlier
+    fine-tunings."""
     show(before + step, "")
 
 
@@ -129,7 +134,7 @@ def _set_up_worker(steps: Any) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
+def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
     """Run one fine-tuning in a worker process, counting its steps in the counter that all workers share."""
 
     def progress(step: int, _: int) -> None:
@@ -140,7 +145,7 @@ def _finetune_in_pool(work: Work, item: Item) -> dict[str, Any]:
 
 
 @contextmanager
-def show_progress(items: list[Item]) -> Iterator[Callable[[int, str], None]]:
+def show_progress(items: list[FineTuning]) -> Iterator[Callable[[int, str], None]]:
     """A context that shows the progress of fine-tuning: on a terminal a bar, elsewhere a line for each item.
 
     Yields a function to be called as the work proceeds, with the number of optimizer steps that all items together have

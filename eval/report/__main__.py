@@ -38,12 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     as_json = answers.asks_for_json(words)
     try:
-        as_json, words = answers.take_format(words)
-        by_verdict, words = request.take_verdict(words)
+        as_json, words = answers.extract_format(words)
+        by_verdict, words = request.extract_verdict_word(words)
         if not words or all(word.startswith("OUT=") for word in words):
             if by_verdict:
                 raise ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1")
-            return predicted(words, as_json)
+            return print_predictions(words, as_json)
         requested = request.parse(words)
         findings = gather(requested.study, requested.noise, requested.beside, requested.external)
     except ValueError as error:
@@ -100,14 +100,14 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
         return elsewhere / name, f"{printable(str(error))}: the report is in {elsewhere} instead."
 
 
-def predicted(words: list[str], as_json: bool = False) -> int:
+def print_predictions(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often they came true. Returns the exit code. `words`: of the
     command; OUT= says where further records are."""
     lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
     if as_json:
-        print(answers.answer("predictions", {"predictions": lines, "counts": track_record.counts(lines)}))
+        print(answers.answer("predictions", {"predictions": lines, "counts": track_record.outcome_counts(lines)}))
         return 0
     if not lines:
         print("No record has a prediction. A report of runs needs a study: make report POS=alibi")

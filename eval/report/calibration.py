@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers
-from ablations.factorial import factorial
+from ablations.factorial import parse_factorial
 from ablations.safe_files import write_text
 from eval.report.blocks import Section, Table
 from eval.report.error_rates import (
     EFFECTS,
     ITEMS_PER_CLUSTER,
+    LADDER_KINDS,
     MARGINS,
-    WORLDS,
-    any_wrong,
     decisions_on_published_checkpoints,
     factorial_rates,
-    fixed_rates,
-    floor_rates,
+    fixed_seed_rates,
     ladder_rates,
+    noise_floor_rates,
     power_rates,
     sequential_rates,
+    share_with_wrong_verdict,
     simulated_results,
     wrong_verdicts_with_clusters,
     wrong_verdicts_with_few_groups,
@@ -208,7 +208,7 @@ def ratio_table() -> Table:
 
 def fixed_seeds_table() -> Table:
     head = ["arms", "seeds", "any wrong verdict", *(f"wrongly equivalent, margin {m:g}" for m in MARGINS), "covered"]
-    rows = [[str(a), str(n), *map(percent, fixed_rates(a, n, STUDIES))] for a in ARMS for n in SEEDS]
+    rows = [[str(a), str(n), *map(percent, fixed_seed_rates(a, n, STUDIES))] for a in ARMS for n in SEEDS]
     return Table(head, rows)
 
 
@@ -242,7 +242,7 @@ def factorial_table() -> Table:
     rates = ["any wrong verdict", "three families", "only main effects", "covered", "sees a main effect", "interaction"]
     rows = []
     for factors, fraction in DESIGNS:
-        design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+        design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
         for n in SEEDS_OF_DESIGNS:
             name = design.in_words.partition(",")[0].removeprefix("all ")
             rows.append([name, str(n), *map(percent, factorial_rates(factors, fraction, n, STUDIES))])
@@ -253,7 +253,7 @@ def saves_table() -> Table:
     rows = []
     for seeds in SEEDS:
         verdicts = decisions_on_published_checkpoints(seeds)
-        rate = any_wrong(verdicts)
+        rate = share_with_wrong_verdict(verdicts)
         error = (rate * (1 - rate) / len(verdicts)) ** 0.5
         rows.append([str(seeds), f"{len(verdicts):,}", f"{100 * rate:.1f} ± {100 * error:.1f} %"])
     return Table(["seeds", "studies", "wrong verdicts"], rows)
@@ -300,19 +300,21 @@ def noise_floor_table() -> Table:
         "sees 3",
         "sees 3, no floor",
     ]
-    rows = [[str(n), str(aa), *map(percent, floor_rates(n, aa, STUDIES))] for n in (2, 3, 5) for aa in (3, 5, 10)]
+    rows = [[str(n), str(aa), *map(percent, noise_floor_rates(n, aa, STUDIES))] for n in (2, 3, 5) for aa in (3, 5, 10)]
     return Table(head, rows)
 
 
 def ladder_table() -> Table:
     kinds = ("right", "wrong", "undecided")
     head = ["truth", "seeds", *(f"{rule}: {kind}" for rule in ("line", "largest size") for kind in kinds), "covered"]
-    rows = [[name, str(n), *map(percent, ladder_rates(name, n, LADDERS))] for name in WORLDS for n in LADDER_SEEDS]
+    rows = [
+        [name, str(n), *map(percent, ladder_rates(name, n, LADDERS))] for name in LADDER_KINDS for n in LADDER_SEEDS
+    ]
     return Table(head, rows)
 
 
 def published_table() -> Table:
-    names = published.load()["per_task"]["columns"][1:]
+    names = published.load_published()["per_task"]["columns"][1:]
     rows = []
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

@@ -12,10 +12,10 @@ from ablations.prediction import Prediction
 from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
-from ablations.values import difference, flatten, human
+from ablations.values import difference, flatten, short_number
 from eval.report.runs import in_one_line, read_manifest
 
-LOOKED_AT_FIRST = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
+FAMILIAR_SETTINGS = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class CollectedRun:
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs to compare, with the properties of a study that a report uses."""
+    """Runs that a report compares, with the properties of a study (arms, seeds, criteria ...) that the report needs."""
 
     name: str
     title: str
     arms: list[str]
     seeds: list[int]
-    places: dict[tuple[str, int], Any]  # CollectedRun, or a study's Cell
+    runs: dict[tuple[str, int], Any]  # CollectedRun, or a study's Cell
     command: str
     question: str = "How do these runs compare?"
     expect: str = NOTHING_EXPECTED
@@ -48,17 +48,17 @@ class Collection:
     registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
 
     @property
-    def compared(self) -> list[str]:
+    def compared_arms(self) -> list[str]:
         """The arms that are compared with the baseline; where the learning rate was tuned, those at the common rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
     def number_of_tests(self) -> int:
         """For how many comparisons on a metric p-values are corrected: the arms, and the effects of a factorial."""
-        return len(self.compared) + (len(self.factorial.effects) if self.factorial else 0)
+        return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
-        return self.places.get((arm, seed))
+        return self.runs.get((arm, seed))
 
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
@@ -78,30 +78,30 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
         settings = {key: value for key, value in flatten(run["config"]).items() if is_setting(key)}
         arm = json_digest([settings, run["data"]["sha256"]])
         seed = run["seed"]
-        places = groups.setdefault(arm, {})
+        runs = groups.setdefault(arm, {})
         origins.setdefault(arm, origin)
-        if seed in places:
-            if places[seed].dir.resolve() == directory.resolve():
+        if seed in runs:
+            if runs[seed].dir.resolve() == directory.resolve():
                 continue  # studies share their baseline
-            raise ValueError(f"{places[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
-        places[seed] = CollectedRun(directory, run["config"], {})
+            raise ValueError(f"{runs[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
+        runs[seed] = CollectedRun(directory, run["config"], {})
     if not groups:
         raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
     names = short_arm_names(groups, origins)
     first_group = next(iter(groups.values()))
     base = next(iter(first_group.values())).config
-    places_by_name = {
-        (names[arm], seed): CollectedRun(place.dir, place.config, changed_settings(base, place.config))
+    runs_by_name = {
+        (names[arm], seed): CollectedRun(run.dir, run.config, changed_settings(base, run.config))
         for arm, runs in groups.items()
-        for seed, place in runs.items()
+        for seed, run in runs.items()
     }
     digest = hashlib.sha256("".join(sorted(groups)).encode()).hexdigest()[:6]
     return Collection(
         name=f"comparison-{digest}",
-        title=f"Comparison of {len(groups)} configurations, {len(places_by_name)} runs",
+        title=f"Comparison of {len(groups)} configurations, {len(runs_by_name)} runs",
         arms=list(names.values()),
         seeds=sorted({seed for runs in groups.values() for seed in runs}),
-        places=places_by_name,
+        runs=runs_by_name,
         command=command,
         damaged=[
             f"{directory.name}: left out: {message.replace(f'{directory}/', '')}" for message, directory in damaged
@@ -116,7 +116,7 @@ def changed_settings(base: dict, config: dict) -> dict[str, Any]:
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs that differ in this key of the configuration belong to different arms: true of all keys but the
+    """Whether runs that differ in this key of the configuration belong to different arms: True for all keys except the
     seed, the layout and the name of the size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
@@ -158,18 +158,18 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 def short_setting(key: str, value: Any) -> str:
     """A setting as part of an arm's name: its value, preceded by its key where the value alone would not be clear."""
     if key == "train.tokens":
-        return human(value)
+        return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
 def rank_of_setting(key: str) -> int:
-    """The rank of a setting in names of arms: lowest for those that readers look for first."""
-    return LOOKED_AT_FIRST.index(key) if key in LOOKED_AT_FIRST else len(LOOKED_AT_FIRST)
+    """The rank of a setting for use in names of arms: lowest for the most familiar settings."""
+    return FAMILIAR_SETTINGS.index(key) if key in FAMILIAR_SETTINGS else len(FAMILIAR_SETTINGS)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The path itself if it is a run directory, else all run directories in this folder and its subfolders. Raises
-    ValueError where there is none."""
+    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
+    and its subfolders. Raises ValueError where there is none."""
     folder = Path(name)
     if (folder / rundir.RUN).exists():
         return [folder]

@@ -13,9 +13,9 @@ from typing import Any
 
 from eval.report.runs import Cells, in_one_line, runs_in_words
 
-WHOLE = ("version", "lm_eval", "precision")  # of an evaluation
-TASK = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
-WRITTEN_SINCE = ("prompts", "items' text", "clusters")  # earlier evaluations did not say it: compared where both do
+EVALUATION_KEYS = ("version", "lm_eval", "precision")  # of an evaluation
+TASK_KEYS = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json
+ADDED_KEYS = ("prompts", "items' text", "clusters")  # earlier evaluations did not say it: compared where both do
 
 Run = tuple[str, int]  # arm, seed
 
@@ -24,7 +24,7 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
     version, items, prompts, number of examples and so on."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
-    identity = {key: entry[key] for key in TASK if key in entry}
+    identity = {key: entry[key] for key in TASK_KEYS if key in entry}
     if isinstance(entry.get("data"), dict):
         identity["data"] = entry["data"].get("sha256")
     if entry.get("shots"):  # evaluations before it was written had none
@@ -52,10 +52,10 @@ def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two task identities (see `task_identity`) allow a comparison. Values in WRITTEN_SINCE, which earlier
-    evaluations did not record, are compared only where both have them."""
+    """Whether scores on a task may be compared, given the `task_identity` of the task in two runs. Values in
+    ADDED_KEYS, which earlier evaluations did not record, have to be equal only where both runs have them."""
     return all(
-        a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in WRITTEN_SINCE or (key in a and key in b)
+        a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in ADDED_KEYS or (key in a and key in b)
     )
 
 
@@ -77,7 +77,7 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where the
     evaluations of the runs differ in general."""
     first, *others = (cells[run] for run in runs)
-    if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in WHOLE):
+    if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in EVALUATION_KEYS):
         return []
     identities = task_identities(first)
     return [
@@ -107,7 +107,7 @@ def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two evaluated runs were evaluated in the same way, on every task."""
     ours, theirs = task_identities(one), task_identities(other)
-    whole = all(one["eval"].get(key) == other["eval"].get(key) for key in WHOLE)
+    whole = all(one["eval"].get(key) == other["eval"].get(key) for key in EVALUATION_KEYS)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
@@ -140,7 +140,7 @@ def refusals(cells: Cells) -> list[str]:
                 if what == "items":
                     (lacking if key in first else additional).append(task)
             elif first.get(key) != other.get(key) and not (
-                what in WRITTEN_SINCE and (key not in first or key not in other)
+                what in ADDED_KEYS and (key not in first or key not in other)
             ):
                 reasons.append(
                     f"{key} {in_one_line(other.get(key, 'unknown'))}, not {in_one_line(first.get(key, 'unknown'))}"
@@ -157,8 +157,8 @@ def refusals(cells: Cells) -> list[str]:
 
 
 def texts_read(cell: dict[str, Any]) -> dict[str, str]:
-    """What a run read: {description of corpus and preparation, or of the tokenizer: its sha256}. Two runs can be
-    compared only where the values of the keys that both have are equal."""
+    """The text and tokenizer that a run read: {description of the corpus and its preparation, or of the tokenizer:
+    sha256}. Two runs can be compared only where the values of the keys that both have are equal."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -197,18 +197,18 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
             rows = [(row["step"], row["loss"], row.get("grad_norm")) for row in cell["metrics"]]
             logs.setdefault(arm, {})[seed] = rows
-    same: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for one, other in combinations(logs, 2):
         seeds = logs[one].keys() & logs[other].keys()
-        if seeds and not {one, other} & same.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
-            same[other] = one
-    return same
+        if seeds and not {one, other} & copies.keys() and all(logs[one][seed] == logs[other][seed] for seed in seeds):
+            copies[other] = one
+    return copies
 
 
-def without_copies(cells: Cells) -> Cells:
-    """The runs, where copies of others have no result: runs of another seed, of which everything that was logged, or
-    the weights that were evaluated, are equal to the last digit. A copied folder is no second measurement; its state
-    says so."""
+def exclude_copies(cells: Cells) -> Cells:
+    """The runs, with the results of copies removed. A run is a copy of another run with a different seed if everything
+    that was logged, or the evaluated weights, are equal to the last digit. A copied folder is no second measurement;
+    the state of the run says so."""
     first: dict[tuple[str, str], Run] = {}
     distinct: Cells = {}
     for (arm, seed), cell in cells.items():

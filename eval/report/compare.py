@@ -11,7 +11,7 @@ from ablations.criteria import Criteria
 from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import ITEM, Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
 from eval.statistics.sequential import alpha_share
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     digits: int
     scale: float  # from the outcome of an item to the unit of the metric
     unit: str
-    largest: float  # what no difference of two arms can exceed
+    largest: float  # the largest possible difference of two arms
 
 
 METRICS = {
@@ -35,8 +35,8 @@ METRICS = {
 
 
 def largest_effect(metric: str, factors: int = 1) -> float:
-    """What no effect in a metric can exceed: of one factor a difference of two arms, of two a difference of such
-    differences, and so on."""
+    """The largest possible effect in a metric. With one factor an effect is a difference of two arms, with two factors
+    a difference of two such differences, and so on."""
     return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
@@ -57,7 +57,7 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
     names = [name for name in names if rows[0][name].weight > 0]
     values = np.array([[row[name].value for name in names] for row in rows], float).reshape(len(rows), len(names))
     weights = np.array([rows[0][name].weight for name in names], float)
-    return Items(names, values, weights, [rows[0][name].cluster or f"{ITEM}{name}" for name in names])
+    return Items(names, values, weights, [rows[0][name].cluster or f"{SINGLE_ITEM_PREFIX}{name}" for name in names])
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
@@ -67,7 +67,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
         items = item_scores(cells, arm, seeds, task)
         if items.names:
             means = METRICS[metric].scale * items.values.mean(0, keepdims=True)
-            strata.append(by_cluster(means, items.weights, items.clusters))
+            strata.append(stratum_of_clusters(means, items.weights, items.clusters))
     return strata
 
 
@@ -76,8 +76,8 @@ class Pairing(NamedTuple):
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
-    tasks: list[str]  # that both were asked in the same way; none: they are not compared
-    left_out: list[str]  # tasks of the metric that only one was asked, or that were asked differently
+    tasks: list[str]  # on which both were evaluated in the same way; empty: the arms are not compared
+    left_out: list[str]  # tasks of the metric on which only one was evaluated, or both in different ways
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
@@ -99,8 +99,8 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
 
 
 def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
-    """The results as means over these tasks alone, for the arms whose runs all have them. Where these are all tasks
-    that an arm has, its results are unchanged."""
+    """The results as means over these tasks alone, for the arms whose runs all have them. The results of an arm that
+    has no other tasks are unchanged."""
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -127,8 +127,11 @@ def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, met
             d_SN = ours.values - theirs.values
         else:
             d_SN = (ours.values.mean(0) - theirs.values.mean(0))[None]
-        clusters = [a if not a.startswith(ITEM) else b for a, b in zip(ours.clusters, theirs.clusters, strict=True)]
-        differences.append(by_cluster(METRICS[metric].scale * d_SN, ours.weights, clusters))
+        clusters = [
+            a if not a.startswith(SINGLE_ITEM_PREFIX) else b
+            for a, b in zip(ours.clusters, theirs.clusters, strict=True)
+        ]
+        differences.append(stratum_of_clusters(METRICS[metric].scale * d_SN, ours.weights, clusters))
     return differences
 
 
@@ -171,7 +174,7 @@ def compare_pair(
     if part is None and floor:
         part = Variance(floor.variance * (1 / len(pairs.seeds[0]) + 1 / len(pairs.seeds[1])), floor.dof)
     spent = share(min(map(len, pairs.seeds))) if replicated else 1.0
-    noise = with_interaction_once(part, parts, level=LEVEL * spent or LEVEL)
+    noise = noise_parts(part, parts, level=LEVEL * spent or LEVEL)
     return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned, noise.items_alone)
 
 
@@ -206,10 +209,10 @@ def compare_with_baseline(
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = share_of_alpha(study.criteria, len(study.compared))
+    spending = share_of_alpha(study.criteria, len(study.compared_arms))
     compared = {
         arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
-        for arm in study.compared
+        for arm in study.compared_arms
         if arm in results
     }
     return {arm: comparison for arm, comparison in compared.items() if comparison}
@@ -244,7 +247,7 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
         spending = share_of_alpha(study.criteria, len(both))
         pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
         adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
-        counts = {key: adjusted[f"{i}"].counts if c else False for i, (key, c) in enumerate(pairs.items())}
+        counts = {key: adjusted[f"{i}"].is_significant if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
             groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))

@@ -8,7 +8,7 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores, results_on_tasks
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison, compare
-from eval.statistics.items import Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
@@ -19,7 +19,7 @@ def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
     """The effects of a factorial, {bit mask of the effect's factors: Comparison with 0}, without multiple-comparison
-    correction. Empty while a combination of factors has no result, and for a study that is no factorial (`design` is
+    correction. Empty where a combination of factors has no result yet, or the study is no factorial (`design` is
     None)."""
     if not design:
         return {}
@@ -46,7 +46,7 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
     shared = {arm: {seed: row[seed] for seed in seeds} for arm, row in on_tasks.items()}
     by_seed = np.array([sum(w * shared[arm][seed] for arm, w in weights.items()) for seed in seeds])
     strata = contrast_strata(cells, seeds, tasks, weights, metric)
-    noise = with_interaction_once(contrast_variance(shared, weights, by_seed), strata)
+    noise = noise_parts(contrast_variance(shared, weights, by_seed), strata)
     independent = independent_items(strata)
     return compare(float(by_seed.mean()), noise.seeds, noise.items, independent=independent, planned=noise.planned)
 
@@ -55,8 +55,8 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
     """The variance that the seeds give to the mean of a contrast; None with one seed.
 
     As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
-    seeds, pooled over arms; or, where an arm scatters more than the others and this gives a wider interval, the
-    variance of the contrast between seeds. `by_seed`: the contrast for each seed, [seeds].
+    seeds, pooled over arms. Where an arm scatters more than the others, it uses the variance of the contrast between
+    seeds, if that gives a wider interval. `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
@@ -77,5 +77,5 @@ def contrast_strata(
         if not first.names:
             continue
         values = sum(w * items[arm].values for arm, w in weights.items())
-        strata.append(by_cluster(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
+        strata.append(stratum_of_clusters(METRICS[metric].scale * np.asarray(values), first.weights, first.clusters))
     return strata

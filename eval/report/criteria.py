@@ -1,25 +1,25 @@
 """The criteria by which a report decides. Criteria that were registered in the runs before their first step have
 precedence over later ones.
 
-Something counts as registered before the runs also where the runs of one arm are without it: they may have been made
-for an earlier study, since studies share their baseline.
+A criterion also counts as registered before the runs where the runs of a single arm lack the registration: these may
+have been made for an earlier study, since studies share their baseline.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
-from ablations.registration import FIXED, UNTIL_DECIDED
+from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
 from eval.report.runs import Cells
 
 
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the metrics whose margin was named before the runs.
 
-    A margin among the words of the report is used, but counts as named before only where the runs registered the same.
-    Without such a word the registered margins are used, whatever the study file says now. A study that added seeds
-    until it was decided (MORE=) is always judged by the levels for repeated looks, whether or not the report was asked
-    for with MORE=.
+    A margin among the words of the report is used, but counts as named before the runs only if these registered the
+    same margin. Without such a word the registered margins are used, whatever the study file says now. A study that
+    added seeds until it was decided (MORE=) is always judged by the levels for repeated looks, whether or not the
+    report was asked for with MORE=.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -55,7 +55,7 @@ def registered_metric(study: Any, cells: Cells) -> str:
     return metrics.pop() if len(metrics) == 1 else ""
 
 
-def chosen_late(study: Any, cells: Cells) -> list[str]:
+def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
     """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun. Verdicts that depend on these
     are exploratory, however many seeds are added."""
     criteria: Criteria = study.criteria
@@ -86,7 +86,7 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
         ends = content.get("seeds")
-        if content.get("stopping") == FIXED and isinstance(ends, list) and len(ends) == 2:
+        if content.get("stopping") == FIXED_SEEDS and isinstance(ends, list) and len(ends) == 2:
             first, last = ends
             if isinstance(first, int) and isinstance(last, int):
                 last_seeds[arm] = min(last, last_seeds.get(arm, last))
@@ -97,9 +97,9 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 
 def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """The first line that a study wrote into each run's registered.jsonl: {(arm, seed): line, parsed}. The file of a
-    run that several studies share has lines of each; runs without a line of this study are left out. `study`: a Study,
-    or the description of one that a report compares without having planned it; `cells`: what was read of each run."""
+    """The first line that a study wrote into each run's registered.jsonl: {(arm, seed): parsed line}. Where several
+    studies share a run, the file has lines of each; runs without a line of this study are left out. `study`: a Study or
+    a Collection; `cells`: {(arm, seed): content of the run directory}."""
     name = getattr(study, "registration", {}).get("study")
     first = {
         run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)

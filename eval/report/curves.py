@@ -6,7 +6,7 @@ import numpy as np
 
 from eval.report.runs import budget_seconds
 
-GRID = 200  # points in time, equally far apart, at which a run is read whose budget is a wall clock
+GRID_POINTS = 200  # points in time, equally far apart, at which a run is read whose budget is a wall clock
 BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
@@ -25,7 +25,7 @@ def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
     seconds = np.array([row["seconds"] for row in rows])
     budget = budget_seconds(cell)
     assert budget is not None, "a curve over seconds is for runs whose budget is a wall clock"
-    times = np.round(np.linspace(0, budget, GRID + 1)[1:], 9)
+    times = np.round(np.linspace(0, budget, GRID_POINTS + 1)[1:], 9)
     times = times[(times >= seconds[0]) & (times <= seconds[-1])]
     return times, np.interp(times, seconds, loss)
 

@@ -5,9 +5,9 @@ The random numbers come from fixed seeds, so the rates are always the same. cali
 
 import numpy as np
 
-from ablations.factorial import factorial, order
+from ablations.factorial import order, parse_factorial
 from ablations.plan.extrapolation import Score
-from ablations.plan.simulated_ladders import gaps_that_change_sign, gaps_that_keep_their_sign, outcome
+from ablations.plan.simulated_ladders import gaps_that_change_sign, gaps_that_keep_their_sign, simulate_outcomes
 from eval.report.sections import published
 from eval.statistics.parts import LEVEL
 from eval.statistics.simulation import (
@@ -18,18 +18,18 @@ from eval.statistics.simulation import (
     contrast_noise,
     decide_all,
     decisions,
+    factorial_decisions,
     interval_half_widths,
     item_noise,
-    judged_factorial,
+    noise_parts,
     seed_noise,
     simulate_sequential,
-    with_interaction_once,
 )
 
 EFFECTS = (1.0, 2.0, 4.0)  # in standard deviations of a run
 MARGINS = (1.0, 2.0)
 ITEMS_PER_CLUSTER = 5
-WORLDS = {
+LADDER_KINDS = {
     "differences keep their sign": gaps_that_keep_their_sign,
     "differences change their sign": gaps_that_change_sign,
 }
@@ -42,13 +42,13 @@ def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int)
     return rng.normal(size=(studies, arms, seeds)) + rng.normal(size=(studies, 1, seeds))
 
 
-def any_wrong(verdicts: np.ndarray) -> float:
+def share_with_wrong_verdict(verdicts: np.ndarray) -> float:
     """The share of studies of equal arms with at least one verdict of better or worse. `verdicts`: decisions [studies,
     comparisons]."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
-def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
+def fixed_seed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
     """Error rates over simulated studies with a fixed number of seeds, as shares of the studies: with any wrong
     verdict; wrongly called equivalent at each of MARGINS; and with a confidence interval that contains the true
     difference.
@@ -58,7 +58,7 @@ def fixed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float
         key: part of the seed of the random numbers.
     """
     x = simulated_results((key, arms, seeds), studies, arms, seeds)
-    rates = [any_wrong(decide_all(x))]
+    rates = [share_with_wrong_verdict(decide_all(x))]
     for margin in MARGINS:
         y = x.copy()
         y[:, 1:] += margin
@@ -80,9 +80,9 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
     """Error rates over simulated studies that add seeds until they are decided, as shares of the studies: with a wrong
-    verdict at any look, without a margin; the same with a margin of 2; the same without alpha spending; and wrongly
-    called equivalent at any look. `arms`: of each study; `most`: the largest number of seeds; `key`: part of the seed
-    of the random numbers."""
+    verdict at any interim analysis, without a margin; the same with a margin of 2; the same without alpha spending; and
+    wrongly called equivalent at any interim analysis. `arms`: of each study; `most`: the largest number of seeds;
+    `key`: part of the seed of the random numbers."""
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
         float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -105,7 +105,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         seeds: of each study.
         key: part of the seed of the random numbers.
     """
-    design = factorial([f"f{i}=x" for i in range(factors)], fraction)
+    design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
     arms = len(design.combinations)
     x = simulated_results((key, factors, arms, seeds), studies, arms, seeds)
@@ -114,7 +114,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
     interactions = [column for effect, column in columns.items() if order(effect) > 1]
     every = [list(range(arms - 1 + len(weights)))]
     wrong = [
-        any_wrong(judged_factorial(x, weights, families))
+        share_with_wrong_verdict(factorial_decisions(x, weights, families))
         for families in (every, [list(range(arms - 1)), main, interactions])
     ]
 
@@ -124,9 +124,9 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
             sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
             for combination in design.combinations
         ]
-        return judged_factorial(x + np.array(shift)[:, None], weights, every)
+        return factorial_decisions(x + np.array(shift)[:, None], weights, every)
 
-    beside = any_wrong(decisions_with({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
+    beside = share_with_wrong_verdict(decisions_with({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
     first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
     half = interval_half_widths(LEVEL, [contrast_noise(x, weights)])[:, first]
     covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
@@ -165,14 +165,16 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
     d = y[:, 1] - y[:, 0]
     by_passage = item_noise(d.sum(3), weights.sum(2))
     by_question = item_noise(d.reshape(studies, seeds, -1), weights.reshape(studies, -1))
-    return [any_wrong(decisions(difference, with_interaction_once(noise, *part))) for part in (by_passage, by_question)]
+    return [
+        share_with_wrong_verdict(decisions(difference, noise_parts(noise, *part))) for part in (by_passage, by_question)
+    ]
 
 
 def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: int) -> list[float]:
-    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule, and if the
-    interaction of seeds and groups were always taken off the groups' part. Groups and single results of a group at a
-    seed have standard deviations of 1; runs have no noise beside that. `groups`: independent groups of items; `seeds`:
-    of each arm."""
+    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule that
+    verdicts use, and by a rule that always subtracts the interaction of seeds and groups from the variance between
+    groups. Groups and single results of a group at a seed have standard deviations of 1; runs have no noise beside
+    that. `groups`: independent groups of items; `seeds`: of each arm."""
     rng = np.random.default_rng((8, groups, arms, seeds))
     y = rng.normal(size=(studies, arms, seeds, groups)) + rng.normal(size=(studies, arms, 1, groups))
     x = y.mean(3)
@@ -182,15 +184,15 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
     rest, of_seeds = np.concatenate([rest for _, rest in of_arms], 1), seed_noise(x)
     means = x.mean(2)
     difference, off_groups = means[:, 1:] - means[:, :1], Noise(np.maximum(0.0, whole.variance - rest), whole.dof)
-    rules = (with_interaction_once(of_seeds, whole, rest), [of_seeds, off_groups])
-    return [any_wrong(decisions(difference, parts)) for parts in rules]
+    rules = (noise_parts(of_seeds, whole, rest), [of_seeds, off_groups])
+    return [share_with_wrong_verdict(decisions(difference, parts)) for parts in rules]
 
 
-def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
+def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
-    runs scatter alike, where the runs of a seed have noise in common, and where one arm scatters twice as much; the
-    last one again without the floor; and how often a difference of 3 is found with the floor and without. `seeds`: of
-    each arm; `aa`: the number of runs of the noise floor."""
+    runs have the same noise, where the runs of a seed share a part of their noise, and where one arm has twice the
+    noise; the third rate again without the floor; and how often a difference of 3 is found, with the floor and without.
+    `seeds`: of each arm; `aa`: the number of runs of the noise floor."""
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -198,17 +200,20 @@ def floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
     together = x + rng.normal(size=(studies, 1, seeds))
     noisy = x * np.array([[[1.0], [2.0]]])
     moved = x + np.array([[[0.0], [3.0]]])
-    wrong = [any_wrong(decide_all(y, None, floor)) for y, floor in ((x, alone), (together, shared), (noisy, alone))]
+    wrong = [
+        share_with_wrong_verdict(decide_all(y, None, floor))
+        for y, floor in ((x, alone), (together, shared), (noisy, alone))
+    ]
     detected = [float((decide_all(moved, None, floor) == BETTER).mean()) for floor in (alone, None)]
-    return [*wrong, any_wrong(decide_all(noisy)), *detected]
+    return [*wrong, share_with_wrong_verdict(decide_all(noisy)), *detected]
 
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
     """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
     the same by the largest size alone; and of confidence intervals that contain the true difference. `differences`:
-    which kind of arms is simulated, a key of WORLDS; `seeds`: of each size and arm; `key`: the seed of the random
+    which kind of arms is simulated, a key of LADDER_KINDS; `seeds`: of each size and arm; `key`: the seed of the random
     numbers."""
-    result = outcome(WORLDS[differences], seeds, ladders, key)
+    result = simulate_outcomes(LADDER_KINDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:
         counts = (score.hits, score.misses, score.open)

@@ -9,8 +9,8 @@ from ablations.safe_files import Damaged, printable
 from eval.report.runs import in_one_line, read_glue_table
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
-OF_THE_MODEL = ("pooling", "longest")
-REASONS = 3  # that are written out
+MODEL_SETTINGS = ("pooling", "longest")
+REASONS_SHOWN = 3  # that are written out
 
 
 class External(NamedTuple):
@@ -48,15 +48,15 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything that has to be equal for showing two models beside each other on a task of GLUE: {name: value}.
-    `table`: the content of a glue.json."""
+    """The conditions of fine-tuning that have to be equal for two models to be shown in one table on a task of GLUE:
+    {name: value}. `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],
         "leaderboard metric": entry["leaderboard"]["metric"],
         "version of the inputs": table.get("inputs_version"),
         "sha256 of the data": (table.get("data_sha256") or {}).get(task.removesuffix("-mm")),
-        **{name: value for name, value in setting.items() if name not in OF_THE_MODEL},
+        **{name: value for name, value in setting.items() if name not in MODEL_SETTINGS},
     }
 
 
@@ -72,9 +72,11 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
         other = conditions(run, task)
         names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
         if names:
-            more = "; ..." if len(names) > REASONS else ""
+            more = "; ..." if len(names) > REASONS_SHOWN else ""
             return (
-                "; ".join(value_beside_runs(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS])
+                "; ".join(
+                    value_beside_runs(name, checkpoint.get(name), [other.get(name)]) for name in names[:REASONS_SHOWN]
+                )
                 + more
             )
     return ""
@@ -85,7 +87,7 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
     comparison: those that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
     glue.json; `runs`: the contents of the runs' glue.json; `tasks`: those that are shown."""
     lines = []
-    for name in OF_THE_MODEL:
+    for name in MODEL_SETTINGS:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
         if any(other != value for other in others):
             lines.append(value_beside_runs(name, value, others))

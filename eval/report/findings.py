@@ -13,7 +13,7 @@ from eval.report.external import External
 from eval.report.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.seeds import Results
-from eval.statistics.verdicts import MOST_SEEDS, Verdict, items_hide, seeds_to_decide, verdict
+from eval.statistics.verdicts import MAX_SEEDS_NAMED, Verdict, items_alone_leave_undecided, seeds_to_decide, verdict
 
 TEXT_DIFFERS = """\
 The arms read different text or tokens: their training losses cannot be compared, the held-out bits per byte can."""
@@ -25,17 +25,17 @@ class Findings(NamedTuple):
     study: Collection
     cells: Cells
     results: dict[str, Results]  # {metric: {arm: {seed: result}}}
-    compared: dict[str, dict[str, Comparison]]  # {metric: {arm: comparison with the baseline}}
+    comparisons: dict[str, dict[str, Comparison]]  # {metric: {arm: comparison with the baseline}}
     mismatches: list[str]  # sentences on what a controlled comparison should not have
     refusals: list[str]  # sentences on runs that are not compared, because they were evaluated differently
     noise: str = ""  # the further runs that the noise between seeds is estimated from, in words
-    same: dict[str, str] = {}  # {arm without effect: the arm whose runs it repeats}; not compared  # noqa: RUF012
+    copies: dict[str, str] = {}  # {arm without effect: the arm whose runs it repeats}; not compared  # noqa: RUF012
     other_text: list[str] = []  # arms that read another text under the same name; not compared  # noqa: RUF012
-    beside: str = "checked"  # which published numbers are shown, one of request.BESIDE
+    published_shown: str = "checked"  # which published numbers are shown, one of request.BESIDE
     external: list[External] = []  # GLUE results of external checkpoints  # noqa: RUF012
-    named_before: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
-    primary_before: str = PRIMARY  # the primary metric that was registered before the runs
-    floor_before: bool = False  # whether the stored noise floor was registered before the runs
+    registered_margins: frozenset[str] = frozenset()  # the metrics whose margin was registered before the runs
+    registered_metric: str = PRIMARY  # the primary metric that was registered before the runs
+    noise_floor_registered: bool = False  # whether the stored noise floor was registered before the runs
     seeds_planned: int | None = None  # where seeds were added without a rule: how many were planned (criteria.py)
     leader_compared: dict[str, Comparison] = {}  # by the primary metric, {other arm: leader minus it}  # noqa: RUF012
     effects: dict[str, dict[int, Comparison]] = {}  # {metric: {effect of a factorial: its estimate}}  # noqa: RUF012
@@ -66,8 +66,8 @@ class Findings(NamedTuple):
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, metric: str) -> Results:
-        """The results of all arms but those without effect, whose runs would enter the noise twice."""
-        return {arm: row for arm, row in self.results[metric].items() if arm not in self.same}
+        """The results of all arms except copies of other arms, whose runs would enter the noise twice."""
+        return {arm: row for arm, row in self.results[metric].items() if arm not in self.copies}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
         """The runs whose directory content has a non-empty entry `key`, such as "eval": {arm: {seed: content of the run
@@ -83,14 +83,15 @@ class Findings(NamedTuple):
         pairs = pairing(self.cells, self.results[metric], arm, self.baseline, metric)
         return pairs.left_out if pairs else []
 
-    def judged(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
-        """The verdict on a comparison. `missing`: what would decide it, for the words of an undecided one."""
+    def verdict_on(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
+        """The verdict on a comparison. `missing`: what would decide the comparison, for the words of an undecided
+        verdict."""
         of = METRICS[metric]
         return verdict(comparison, of.higher_is_better, of.digits, self.margins.get(metric), of.unit, missing)
 
     def decision(self, arm: str, metric: str) -> Verdict:
         """The verdict on an arm, from its comparison with the baseline."""
-        return self.judged(self.compared[metric][arm], metric, self.missing_seeds(arm, metric))
+        return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
         """The verdict on an arm in words, with the number of tasks left out, and whether it is exploratory."""
@@ -109,26 +110,26 @@ class Findings(NamedTuple):
         because the metric, the margin or the noise floor was chosen after the runs."""
         if kind == "undecided":
             return False
-        is_primary = metric == self.primary == self.primary_before
-        late_floor = self.study.criteria.noise_floor is not None and not self.floor_before
-        return not is_primary or late_floor or (kind == "equivalent" and metric not in self.named_before)
+        is_primary = metric == self.primary == self.registered_metric
+        late_floor = self.study.criteria.noise_floor is not None and not self.noise_floor_registered
+        return not is_primary or late_floor or (kind == "equivalent" and metric not in self.registered_margins)
 
     def missing_seeds(self, arm: str, metric: str) -> str:
         """A sentence on how many more seeds would decide the comparison of an arm with the baseline, if the difference
         and the noise stay the same, and what the seeds would cost. "" where this is unknown, as for runs that were not
         planned as one study."""
-        comparison, results = self.compared[metric][arm], self.results[metric]
+        comparison, results = self.comparisons[metric][arm], self.results[metric]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
             return ""
         criteria = self.study.criteria
         most = criteria.seeds if criteria.sequential else None
-        total = seeds_to_decide(comparison, 1 + len(self.study.compared), seeds, self.margins.get(metric), most)
-        if total is None and items_hide(comparison, self.margins.get(metric)):
+        total = seeds_to_decide(comparison, 1 + len(self.study.compared_arms), seeds, self.margins.get(metric), most)
+        if total is None and items_alone_leave_undecided(comparison, self.margins.get(metric)):
             groups = f" than these {comparison.independent}" if comparison.independent else ""
             return f"more seeds would not tell, more groups of items{groups} would"
         if total is None:
-            return f"no number of seeds up to {most or MOST_SEEDS} would tell"
+            return f"no number of seeds up to {most or MAX_SEEDS_NAMED} would tell"
         more = total - seeds
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price_of_seeds(more)}"
 
@@ -142,7 +143,7 @@ class Findings(NamedTuple):
         return f", {hours:.2g} {costs[0]['unit']}-hours"
 
     def marked_verdict(self, arm: str, metric: str) -> str:
-        """As `verdict`; in bold where it is better or worse."""
+        """The verdict on an arm in words, as `verdict` returns it; in bold where the arm is better or worse."""
         words = self.verdict(arm, metric)
         return f"**{words}**" if self.decision(arm, metric).kind in ("better", "worse") else words
 
@@ -173,7 +174,7 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     It is the noise by which the report also says how many more seeds would tell (`Comparison.planning_noise`).
     """
     recorded = {}
-    for name, compared in findings.compared.items():
+    for name, compared in findings.comparisons.items():
         results = findings.results[name]
         pairs = []  # (what the seeds give, their number, what the items give)
         for arm, c in compared.items():

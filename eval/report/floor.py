@@ -6,7 +6,7 @@ from ablations.noise_floor import NoiseFloor
 from ablations.run import ABSENT
 from ablations.values import flatten
 from eval.report.collection import is_setting
-from eval.report.comparable import WHOLE, digest, task_identities, tasks_of
+from eval.report.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
 from eval.report.runs import Cells
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import noise_floor
@@ -21,17 +21,18 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
-    evaluation = {key: cell["eval"].get(key) for key in (*WHOLE, "corpora")}
+    evaluation = {key: cell["eval"].get(key) for key in (*EVALUATION_KEYS, "corpora")}
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
 def tasks_digest(cell: dict[str, Any], metric: str) -> str:
-    """A hash of all that must be equal in the tasks of a metric for comparing scores: items, prompts, versions."""
+    """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts,
+    versions."""
     identities = task_identities(cell)
     return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
 
-def reason_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
+def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
     """Why a study may not use a noise floor: what its baseline differs in from the floor's runs; "" where it may, or
     where no run of the baseline is evaluated yet."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.collection import Collection, collect_runs
-from eval.report.comparable import arms_with_other_text, arms_without_effect, refusals, without_copies
+from eval.report.comparable import arms_with_other_text, arms_without_effect, exclude_copies, refusals
 from eval.report.compare import METRICS, compare_with_baseline
 from eval.report.contrasts import effects
 from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
 from eval.report.external import External
 from eval.report.findings import Findings
-from eval.report.floor import noise_floor_variance, reason_not_usable
+from eval.report.floor import noise_floor_variance, reason_floor_not_usable
 from eval.report.leading import compare_leader
 from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
 from eval.report.sections.mismatches import mismatches
-from eval.report.short_names import shortened
+from eval.report.short_names import with_short_names
 from eval.statistics.comparison import Comparison, corrected_family
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
@@ -35,32 +35,32 @@ def gather(
     Raises:
         ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
     """
-    cells = without_copies(read_all(study))
-    criteria, named_before = criteria_of(study, cells)
-    primary_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
+    cells = exclude_copies(read_all(study))
+    criteria, margins_named_before = criteria_of(study, cells)
+    metric_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
-    study, cells = shortened(study, cells)
+    study, cells = with_short_names(study, cells)
     study = replace(study, criteria=criteria)
     results = all_results(study, cells)
-    noise_words, noise_results = noise_of(noise, list(results)) if noise else ("", {})
+    noise_words, noise_results = noise_of_other_runs(noise, list(results)) if noise else ("", {})
     findings = Findings(
         study,
         cells,
         results,
-        compared={},
+        comparisons={},
         mismatches=[
             *mismatches(study, cells),
             *(f"{row.name} (external): {row.damage}" for row in external if row.damage),
         ],
         refusals=refusals(cells),
         noise=noise_words,
-        same=arms_without_effect(cells),
+        copies=arms_without_effect(cells),
         other_text=arms_with_other_text(cells, study.arms[0]),
-        beside=beside,
+        published_shown=beside,
         external=list(external),
-        named_before=named_before,
-        primary_before=primary_before,
-        floor_before=floor_before,
+        registered_margins=margins_named_before,
+        registered_metric=metric_before,
+        noise_floor_registered=floor_before,
         seeds_planned=planned,
     )
     borrowed = noise_floor_variances(study, cells, list(results))
@@ -69,17 +69,17 @@ def gather(
         distinct = findings.distinct_results(metric)
         arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
         estimates = effects(study.factorial, study.arms[0], cells, distinct, metric)
-        compared[metric], of_factorial[metric] = corrected(arms, estimates)
+        compared[metric], of_factorial[metric] = corrected_comparisons(arms, estimates)
     leader_compared = {}
     if study.controlled and len(primary := compared.get(findings.primary, {})) > 1:
         distinct, floor = findings.distinct_results(findings.primary), borrowed.get(findings.primary)
         leader_compared = compare_leader(study, cells, distinct, primary, findings.primary, floor)
-    return findings._replace(compared=compared, effects=of_factorial, leader_compared=leader_compared)
+    return findings._replace(comparisons=compared, effects=of_factorial, leader_compared=leader_compared)
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
-    """The results of a study on each metric that a run has, {metric: results}; also on the metrics that every study of
-    its objective should have, and on its primary metric, where no run has one."""
+    """The results of a study on each metric, {metric: results}. Included are the metrics that any run has, the metrics
+    that every study of its objective should have, and the primary metric."""
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
     zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
     expected = {"bits/byte", study.criteria.metric} | zero_shot
@@ -100,27 +100,27 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
     }
 
 
-def noise_of(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """What other runs tell of the noise between seeds: the runs in words, and their results, {metric: results}. Raises
-    ValueError where a run directory is damaged."""
+def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
+    """Read other runs for an estimate of the noise between seeds. Returns a description of these runs, and their
+    results, {metric: results}. Raises ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
     sizes = dict.fromkeys(
-        f"{place.config.get('size')}, {length(place.config['train'])}" for place in group.places.values()
+        f"{place.config.get('size')}, {length_in_words(place.config['train'])}" for place in group.runs.values()
     )
-    cells = without_copies(read_all(group))
-    words = f"{runs_in_words(list(group.places))}; {' and '.join(sizes)}"
+    cells = exclude_copies(read_all(group))
+    words = f"{runs_in_words(list(group.runs))}; {' and '.join(sizes)}"
     return words, {metric: results_of(group, cells, metric) for metric in metrics}
 
 
-def length(train: dict[str, Any]) -> str:
+def length_in_words(train: dict[str, Any]) -> str:
     """The length of a run in words, such as "1,000,000 tokens", from the training part of its configuration."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
 
-def corrected(
+def corrected_comparisons(
     arms: dict[str, Comparison], effects: dict[int, Comparison]
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
     """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
@@ -139,7 +139,7 @@ def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -
     floor = study.criteria.noise_floor
     if floor is None:
         return {}
-    if reason := reason_not_usable(floor, cells, study.arms[0]):
+    if reason := reason_floor_not_usable(floor, cells, study.arms[0]):
         raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
     parts = {metric: noise_floor_variance(floor, cells, study.arms[0], metric) for metric in metrics}
     return {metric: part for metric, part in parts.items() if part}

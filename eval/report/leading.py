@@ -19,7 +19,7 @@ from eval.statistics.seeds import Results
 
 
 def leading_arm(compared: dict[str, Comparison], baseline: str, metric: str) -> str:
-    """The arm with the best result, the baseline included.
+    """The name of the arm with the best result; the baseline may be that arm.
 
     Args:
         compared: {arm: comparison with the baseline}.

@@ -1,8 +1,8 @@
 """Measures the noise floor of a baseline, from runs that differ only in the seed.
 
 `python -m eval.report.noise STUDY=baseline SEEDS=5 FIRST_SEED=1001 SIZE=nano` writes it to ablations/noise, or to
-OUT/noise where ablations/noise cannot be written. Its seeds are not those of studies, so that the noise is estimated
-independently of the comparisons of studies.
+OUT/noise where ablations/noise cannot be written. The noise floor uses other seeds than studies do, so that it is
+estimated independently of their comparisons.
 """
 
 import json
@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]
-        _, words = answers.take_format(words)
+        _, words = answers.extract_format(words)
         if check:
             if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")

@@ -15,8 +15,8 @@ def outcome(findings: Findings) -> dict[str, Any]:
     which depends on a metric, margin or noise floor that was chosen after the runs."""
     name, arms = findings.primary, {}
     results = findings.results.get(name, {})
-    for arm in findings.study.compared:
-        if arm in findings.compared.get(name, {}):
+    for arm in findings.study.compared_arms:
+        if arm in findings.comparisons.get(name, {}):
             decision = findings.decision(arm, name)
             arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": findings.exploratory(arm, name)}
         elif results.get(arm) and results.get(findings.baseline):

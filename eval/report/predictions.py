@@ -32,9 +32,9 @@ def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
 
 
 def was_registered(findings: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction was registered before the first step of the runs that decide it. Arms may have runs of
-    earlier studies, as the baseline has: one of the arms of an order or a difference, and all but one of an
-    interaction, which is unknown while one of its four arms is."""
+    """Whether a prediction was registered before the first step of the runs that decide it. Some arms may have runs of
+    earlier studies without the registration, as the baseline often has: one arm of a predicted order or difference, and
+    all but one of an interaction, which cannot be known without its fourth arm."""
     texts = {
         run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
     }
@@ -68,8 +68,8 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
         return UNDECIDED, f"{measured}; not replicated, or of too few items"
     if prediction.interval:
-        return judged_interval(comparisons[0], prediction.interval), measured
-    return judged_order(comparisons), measured
+        return interval_outcome(comparisons[0], prediction.interval), measured
+    return order_outcome(comparisons), measured
 
 
 def difference(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
@@ -82,8 +82,8 @@ def difference(findings: Findings, metric: str, first: str, second: str) -> Comp
 
 
 def interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
-    """What two arms do together beyond the sum of what each does alone: y11 - y10 - y01 + y00. None where they cannot
-    be compared."""
+    """The interaction of two arms: the effect of both together minus the sum of their separate effects, y11 - y10 - y01
+    + y00. None where they cannot be compared."""
     first, second, both, neither = prediction.arms
     results = {arm: row for arm, row in findings.distinct_results(prediction.metric).items() if row}
     weights = {both: 1.0, first: -1.0, second: -1.0, neither: 1.0}
@@ -92,10 +92,10 @@ def interaction(findings: Findings, prediction: Prediction) -> Comparison | None
 
 def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
-    noise is unknown. One that is wider than differences of the metric can be is cut there.
+    noise is unknown. The interval is cut at the largest difference that the metric allows.
 
     Args:
-        factors: of which the difference is the interaction; 1: of two arms.
+        factors: the number of factors whose interaction the difference is; 1: a difference of two arms.
     """
     if not c.seeds or not c.enough_items:
         return ""
@@ -105,7 +105,7 @@ def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
     return f", 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
 
 
-def judged_order(differences: list[Comparison]) -> str:
+def order_outcome(differences: list[Comparison]) -> str:
     """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
     with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
@@ -113,7 +113,7 @@ def judged_order(differences: list[Comparison]) -> str:
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED
 
 
-def judged_interval(c: Comparison, interval: tuple[float, float]) -> str:
+def interval_outcome(c: Comparison, interval: tuple[float, float]) -> str:
     """The outcome of a predicted interval, (low, high), of a difference."""
     low, high = interval
     assert c.seeds

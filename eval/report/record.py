@@ -13,7 +13,7 @@ from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
 from eval.report.findings import Findings, recorded_noise
-from eval.report.formats import comma_separated, latex, markdown, plain_text
+from eval.report.formats import latex, markdown, plain_text, to_csv
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
@@ -38,7 +38,7 @@ def write(findings: Findings, out: Path) -> None:
         {
             "report.md": markdown(findings.study.title, sections),
             "report.html": page(findings.study.title, sections),
-            "results.csv": comma_separated(csv_lines(findings.cells)),
+            "results.csv": to_csv(csv_lines(findings.cells)),
             "table.tex": latex(overview.table(findings), f"{findings.study.title}. {findings.study.question}"),
             "figure.svg": drawing.combined_figures(figures),
             "run.json": json.dumps(record(findings), indent=1) + "\n",
@@ -83,8 +83,8 @@ def terminal_text(findings: Findings) -> str:
 
 
 def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
-    """The finished runs of the record in the folder `out` that this report lacks, in words; "" where there are none or
-    there is no record. Runs are identified by their configurations, wherever they were trained."""
+    """The finished runs in the existing record in the folder `out` that this report lacks, as text; "" where there are
+    none or there is no record. Runs are identified by their configurations, wherever they were trained."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -144,7 +144,7 @@ def record(findings: Findings) -> dict[str, Any]:
         runs.append(run)
     comparisons = []
     for name in findings.results:
-        for arm, c in findings.compared[name].items():
+        for arm, c in findings.comparisons[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
             line |= {"decision": findings.decision(arm, name).kind, "verdict": findings.verdict(arm, name)}
             line["exploratory"] = findings.exploratory(arm, name)
@@ -164,10 +164,10 @@ def record(findings: Findings) -> dict[str, Any]:
         "registration": registered.summary(findings),
         "design": findings.study.registration.get("design", ""),
         "corpora": composition.recorded(findings),
-        "learning_rates": tuning.recorded(findings),
-        "effects": factorial.recorded(findings),
+        "learning_rates": tuning.tuning_for_record(findings),
+        "effects": factorial.effects_for_record(findings),
         "predictions": [checked._asdict() for checked in checked_predictions(findings)],
-        "bit_for_bit_the_same": findings.same,
+        "bit_for_bit_the_same": findings.copies,
         "runs": runs,
         "comparisons": comparisons,
     }

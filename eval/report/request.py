@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
-from ablations.words import folders_in
+from ablations.words import parse_folders
 from eval.report.collection import collect_runs, run_directories
 from eval.report.external import External, read_all_external
 
@@ -40,9 +40,9 @@ class Request(NamedTuple):
     external: list[External] = []  # noqa: RUF012
 
 
-def take_verdict(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report: (whether VERDICT=1 asks for the verdict as the exit code, the other
-    words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
+def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
+    """Extract VERDICT= from the words of a report. Returns (whether VERDICT=1 asks for the verdict as the exit code,
+    the other words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -66,9 +66,9 @@ def parse(words: list[str]) -> Request:
     beside = values.get("BESIDE", "").strip() or "checked"
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
-    noise = [path for name in folders_in(values.get("NOISE", "")) for path in run_directories(name)]
-    external = read_all_external(folders_in(values.get("EXTERNAL", "")))
-    others = [("", path) for name in folders_in(values.get("RUNS", "")) for path in run_directories(name)]
+    noise = [path for name in parse_folders(values.get("NOISE", "")) for path in run_directories(name)]
+    external = read_all_external(parse_folders(values.get("EXTERNAL", "")))
+    others = [("", path) for name in parse_folders(values.get("RUNS", "")) for path in run_directories(name)]
     studies = [name for name in values.get("STUDY", "").split(",") if name]
     study_words = [word for word in words if not word.startswith(("NOISE=", "RUNS=", "BESIDE=", "EXTERNAL="))]
     if not others and len(studies) < 2:
@@ -96,11 +96,11 @@ def out_folder(words: list[str]) -> Path:
 
 
 def word_in_report(word: str) -> str:
-    """A word of the command line as a report shows it: paths are reduced to their last names, since reports do not show
-    the folders of this machine."""
+    """A word of the command line in the form that a report shows. Of paths only the last part is kept, since reports do
+    not show the folders of this machine."""
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
-        value = shlex.join(Path(folder).name or folder for folder in folders_in(value))
+        value = shlex.join(Path(folder).name or folder for folder in parse_folders(value))
     elif name == "OUT":
         value = Path(value).name or value
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

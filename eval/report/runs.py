@@ -19,7 +19,7 @@ Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives
 NUMBER = (int, float)
 
 # What a report uses of a run's files (the form: `safe_files.first_misfit`).
-RUN: dict[str, Any] = {
+RUN_FORM: dict[str, Any] = {
     "seed": int,
     "config": {
         "model": {"pos": str, "seq": int},
@@ -39,51 +39,51 @@ RUN: dict[str, Any] = {
     "rollbacks?": list,
     "registered?": str,
 }
-LISTS = {  # what the elements of a run's lists hold
+LIST_FORMS = {  # what the elements of a run's lists hold
     "proofs": {"factor": str, "passed": bool},
     "continued": {},
     "rollbacks": {"back_to": int, "samples_left_out": list, "why": str},
 }
-DONE: dict[str, Any] = {"steps?": int, "seconds?": NUMBER, "budget_seconds?": NUMBER, "compile_seconds?": NUMBER}
-SCORE: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
-TASK = SCORE | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
-EVALUATION: dict[str, Any] = {
+DONE_FORM: dict[str, Any] = {"steps?": int, "seconds?": NUMBER, "budget_seconds?": NUMBER, "compile_seconds?": NUMBER}
+SCORE_FORM: dict[str, Any] = {"value": NUMBER, "stderr?": NUMBER, "chance?": NUMBER}
+TASK_FORM = SCORE_FORM | {"metric": str, "n": int, "guess?": NUMBER, "context_tokens?": list, "higher_is_better?": bool}
+EVALUATION_FORM: dict[str, Any] = {
     "tasks": dict,
     "corpora?": list,
     "lm_eval?": str,
     "precision?": str,
     "lm_eval_tasks?": {"missing?": list, "failed?": dict},
     "omitted": list,
-    "bits_per_byte": SCORE,
-    "zero_shot?": SCORE,
-    "suite?": SCORE | {"tasks": int, "of": int},
+    "bits_per_byte": SCORE_FORM,
+    "zero_shot?": SCORE_FORM,
+    "suite?": SCORE_FORM | {"tasks": int, "of": int},
     "by_domain?": dict,
     "by_position?": {"positions": list, "bits_per_byte": list},
     "seconds": NUMBER,
 }
 
 
-_MEANS = {"nine_numbers?": NUMBER, "eight_tasks?": NUMBER, "numbers": int}
-GLUE_TABLE = {
+_GLUE_MEANS_FORM = {"nine_numbers?": NUMBER, "eight_tasks?": NUMBER, "numbers": int}
+GLUE_TABLE_FORM = {
     "scores": dict,
-    "study": _MEANS,
-    "leaderboard": _MEANS,
+    "study": _GLUE_MEANS_FORM,
+    "leaderboard": _GLUE_MEANS_FORM,
     "setting?": dict,
     "inputs_version?": int,
     "data_sha256?": dict,
 }
-GLUE_SCORE = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
+GLUE_SCORE_FORM = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
     was written by a version that wrote less."""
     path = directory / rundir.RUN
-    run = safe_files.read_json(path, [key for key in RUN if not key.endswith("?")])
+    run = safe_files.read_json(path, [key for key in RUN_FORM if not key.endswith("?")])
     if run is None:
         raise Damaged(f"{path} is missing: a run directory has one")
-    key = first_misfit(run, RUN)
-    for name, shape in LISTS.items() if not key else ():
+    key = first_misfit(run, RUN_FORM)
+    for name, shape in LIST_FORMS.items() if not key else ():
         for entry in run.get(name) or []:
             key = key or first_misfit(entry, shape, name)
             key = key or (name if name == "proofs" and not {"value", "detail"} <= entry.keys() else "")
@@ -99,14 +99,14 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
-    key = first_misfit(result, EVALUATION)
+    key = first_misfit(result, EVALUATION_FORM)
     for task, entry in result["tasks"].items() if not key else ():
-        key = key or first_misfit(entry, TASK, f"tasks.{task}")
+        key = key or first_misfit(entry, TASK_FORM, f"tasks.{task}")
         if not key and entry.get("suite"):
             key = next((f"tasks.{task}.{name}" for name in ("stderr", "chance", "guess") if name not in entry), "")
     for corpus, losses in (result.get("by_domain") or {}).items() if not key else ():
         for domain, loss in losses.items() if isinstance(losses, dict) else [("", None)]:
-            key = key or first_misfit(loss, SCORE | {"n": int}, f"by_domain.{corpus}.{domain}")
+            key = key or first_misfit(loss, SCORE_FORM | {"n": int}, f"by_domain.{corpus}.{domain}")
     if key:
         raise Damaged(f"{path} is damaged, or of another version: {key} is not what an evaluation has there")
     tasks = {
@@ -120,7 +120,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is none."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is no
+    outcome."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -186,7 +187,7 @@ def _read(directory: Path) -> dict[str, Any]:
         cell["done"] = done
     if (directory / rundir.DONE).exists():
         try:
-            cell |= _evaluated(directory)
+            cell |= _read_evaluated_run(directory)
         except Damaged as error:
             cell["state"] = f"damaged ({_without_path(error, directory)})"
     if table := undamaged(read_glue_table, directory / rundir.GLUE / rundir.GLUE_TABLE):
@@ -195,7 +196,7 @@ def _read(directory: Path) -> dict[str, Any]:
     return cell
 
 
-def _evaluated(directory: Path) -> dict[str, Any]:
+def _read_evaluated_run(directory: Path) -> dict[str, Any]:
     """The entries "eval", "samples" and "state" of a run that is finished. Raises Damaged where a file is damaged, or
     the scores are not those of the items."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
@@ -209,7 +210,7 @@ def _evaluated(directory: Path) -> dict[str, Any]:
 def _training_summary(path: Path) -> dict[str, Any]:
     """The content of the file `done`, which training writes at its end."""
     done = safe_files.read_json(path) or {}
-    if key := first_misfit(done, DONE):
+    if key := first_misfit(done, DONE_FORM):
         raise Damaged(f"{path} is damaged: {key}")
     return done
 
@@ -220,10 +221,10 @@ def read_glue_table(path: Path) -> dict[str, Any] | None:
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
-    key = first_misfit(table, GLUE_TABLE)
+    key = first_misfit(table, GLUE_TABLE_FORM)
     for name, entry in table["scores"].items() if not key else ():
         key = key or first_misfit(
-            entry, {"study": GLUE_SCORE, "leaderboard": GLUE_SCORE, "collapsed": int}, f"scores.{name}"
+            entry, {"study": GLUE_SCORE_FORM, "leaderboard": GLUE_SCORE_FORM, "collapsed": int}, f"scores.{name}"
         )
     if key:
         raise Damaged(f"{path} is damaged: {key}")
@@ -262,14 +263,14 @@ def runs_in_words(runs: list[tuple[str, int]]) -> str:
     )
 
 
-def by_clock(cell: dict[str, Any]) -> bool:
+def has_clock_budget(cell: dict[str, Any]) -> bool:
     """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know."""
     return "run" in cell and cell["run"]["config"]["train"].get("budget", "tokens") != "tokens"
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The wall clock that a run was given, in seconds; None where its budget is none, or of an unknown form."""
+    """The budget of a run in seconds of wall clock; None where the budget is in tokens or of an unknown form."""
     try:
-        return clock_seconds(cell["run"]["config"]["train"]["budget"]) if by_clock(cell) else None
+        return clock_seconds(cell["run"]["config"]["train"]["budget"]) if has_clock_budget(cell) else None
     except (ValueError, TypeError):
         return None

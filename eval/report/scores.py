@@ -7,11 +7,11 @@ import numpy as np
 
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
-from eval.statistics.items import ITEM, Stratum, by_cluster, finite_or_none, stderr_over_tasks
+from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, finite_or_none, stderr_over_tasks, stratum_of_clusters
 from eval.tasks.suite import suite
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
-MEANS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
+MEAN_METRICS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
 TOLERANCE = 1e-6  # of a score, in its units: sums in another order, and numbers rounded to 15 digits in a file
 
 
@@ -45,7 +45,7 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
     ):
         claimed = result.get(key)
         if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
-            raise disagreement(key, claimed["value"], value)
+            raise disagreement_error(key, claimed["value"], value)
         if claimed and any(has_clusters(outcomes.get(name, {})) for name in names):
             error = stderr_of_mean([tasks[name] for name in names], [outcomes.get(name, {}) for name in names])
             result[key] = claimed | {"stderr": finite_or_none((1.0 if key == "bits_per_byte" else 100.0) * error)}
@@ -65,12 +65,14 @@ def stderr_of_mean(entries: list[dict[str, Any]], outcomes: list[Mapping[str, Ou
 def stratum(outcomes: Mapping[str, Outcome]) -> Stratum:
     """The results of a task, with the items that share a passage or a document summed into one."""
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
-    return by_cluster(values[None], weights, [row.cluster or f"{ITEM}{item}" for item, row in outcomes.items()])
+    return stratum_of_clusters(
+        values[None], weights, [row.cluster or f"{SINGLE_ITEM_PREFIX}{item}" for item, row in outcomes.items()]
+    )
 
 
 def is_over_items(entry: dict[str, Any]) -> bool:
     """Whether the metric of a task is a mean or a ratio over its items."""
-    return entry["metric"] == "bits_per_byte" or entry["metric"] in MEANS
+    return entry["metric"] == "bits_per_byte" or entry["metric"] in MEAN_METRICS
 
 
 def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -83,11 +85,11 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     if not weights.sum():
         raise Damaged(f"{SAMPLES} has no items of {name}, on which {EVAL} has a score")
-    if entry["metric"] in MEANS and not ((values >= 0) & (values <= 1)).all():
+    if entry["metric"] in MEAN_METRICS and not ((values >= 0) & (values <= 1)).all():
         raise Damaged(f"{SAMPLES} has an item of {name} that is not between 0 and 1")
     value = float(values.sum() / weights.sum())
     if not abs(entry["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
-        raise disagreement(name, entry["value"], value)
+        raise disagreement_error(name, entry["value"], value)
     if not has_clusters(outcomes):
         return entry
     clusters = stratum(outcomes)
@@ -105,5 +107,5 @@ def mean(entries: list[dict[str, Any]]) -> float:
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 
-def disagreement(name: str, claimed: float, value: float) -> Damaged:
+def disagreement_error(name: str, claimed: float, value: float) -> Damaged:
     return Damaged(f"{EVAL} has {claimed:.6g} for {name}, and the items in {SAMPLES} give {value:.6g}")

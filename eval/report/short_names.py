@@ -10,12 +10,12 @@ from typing import Any
 from eval.report.collection import Collection
 from eval.report.runs import Cells
 
-COPIED = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
+COPIED_PROPERTIES = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path: {path: its shortest end, with a part that is no wildcard, that is not the end of
-    another}."""
+    """A short name for each path, {path: short name}: the shortest end of the path that is not the end of another path
+    and has a part without wildcards."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -25,7 +25,7 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
     return short_names
 
 
-def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
+def with_short_names(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
     task folders in the names of arms, tasks and domains. Configurations keep the whole paths."""
     corpora: set[str] = set()
@@ -42,9 +42,9 @@ def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
 
     factorial, tuning = getattr(study, "factorial", None), getattr(study, "tuning", None)
     collection = Collection(
-        **{key: getattr(study, key) for key in COPIED},
+        **{key: getattr(study, key) for key in COPIED_PROPERTIES},
         arms=[*map(shorten, study.arms)],
-        places={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
+        runs={(shorten(arm), seed): study.cell(arm, seed) for arm, seed in cells},
         controlled=getattr(study, "controlled", True),
         damaged=getattr(study, "damaged", []),
         factorial=factorial and replace(factorial, factors=tuple(map(shorten, factorial.factors))),
@@ -56,10 +56,12 @@ def shortened(study: Any, cells: Cells) -> tuple[Collection, Cells]:
         ],
         registration=getattr(study, "registration", {}),
     )
-    return collection, {(shorten(arm), seed): shortened_cell(cell, shorten) for (arm, seed), cell in cells.items()}
+    return collection, {
+        (shorten(arm), seed): cell_with_short_names(cell, shorten) for (arm, seed), cell in cells.items()
+    }
 
 
-def shortened_cell(cell: dict[str, Any], shorten: Callable[[str], str]) -> dict[str, Any]:
+def cell_with_short_names(cell: dict[str, Any], shorten: Callable[[str], str]) -> dict[str, Any]:
     if "eval" not in cell:
         return cell
     result = dict(cell["eval"])

@@ -31,7 +31,7 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, damaged
 
 
-def counts(lines: list[dict[str, Any]]) -> dict[str, int]:
+def outcome_counts(lines: list[dict[str, Any]]) -> dict[str, int]:
     """{outcome: how many predictions have it}."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
@@ -40,7 +40,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
     """Two sentences: how many predictions came true, of those that were registered before the runs, and of all."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
-        number = counts(some)
+        number = outcome_counts(some)
         decided = number[HELD] + number[FAILED]
         right = f", {number[HELD] / decided:.0%} of those that are decided held" if decided else ""
         sentences.append(f"{words}: {', '.join(f'{n} {outcome}' for outcome, n in number.items())}{right}.")

@@ -5,12 +5,12 @@ documents are cut into two halves, and the result of a seed on one half is that 
 seeds on the other half. Neither the run nor the text that is judged had a part in the choice. What it costs to choose
 is in the result: an arm that is hard to tune is often given a rate that is not its best.
 
-That each result helps to choose for the others makes them covary, and a choice that differs from study to study adds
-to the variance of an arm's mean over n seeds: s**2 / n where one rate is best by far, more where rates are nearly as
-good. CHOICE has the most by which it grew in simulations (30,000 studies of each kind: one rate the best by 0.5 to 4
-standard errors, 2, 3, 5 and 10 seeds), rounded up, and is always counted. Without it, 10 to 15 % of studies of three
-rates that differ in nothing are called better or worse (400 simulated studies of each kind). Rates of false verdicts:
-tests/test_tuning.py.
+That each result helps to choose for the others makes them covary, and a choice that differs from study to study adds to
+the variance of an arm's mean over n seeds: s**2 / n where one rate is best by far, more where rates are nearly as good.
+VARIANCE_FACTOR_OF_CHOICE has the most by which it grew in simulations (30,000 studies of each kind: one rate the best
+by 0.5 to 4 standard errors, 2, 3, 5 and 10 seeds), rounded up, and is always counted. Without it, 10 to 15 % of studies
+of three rates that differ in nothing are called better or worse (400 simulated studies of each kind). Rates of false
+verdicts: tests/test_tuning.py.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from eval.report.comparable import Run, same_text, shared_tasks
 from eval.report.compare import METRICS, item_scores
 from eval.report.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
-from eval.statistics.items import FEWEST_ITEMS, Stratum, by_cluster, independent_items, with_interaction_once
+from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
 
 # {rates to choose from: the most by which choosing multiplies a variance}: see above
-CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
-CHOSEN_BY = "bits/byte"  # what a learning rate is chosen by, whatever the verdict is on
-JUDGED = ("bits/byte", "suite")  # not zero-shot: its questions are made from the text that chooses
+VARIANCE_FACTOR_OF_CHOICE = {1: 1.0, 2: 1.75, 3: 2.15, 4: 2.3, 5: 2.5, 6: 2.65, 7: 2.75, 8: 2.85, 9: 2.9}
+CHOICE_METRIC = "bits/byte"  # what a learning rate is chosen by, whatever the verdict is on
+JUDGED_METRICS = ("bits/byte", "suite")  # not zero-shot: its questions are made from the text that chooses
 
 
 class Task(NamedTuple):
@@ -61,13 +61,14 @@ class Candidates(NamedTuple):
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
-    tasks: list[Task]  # of CHOSEN_BY
+    tasks: list[Task]  # of CHOICE_METRIC
 
 
-def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOSEN_BY) -> Candidates | None:
+def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_METRIC) -> Candidates | None:
     """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
-    the common rate is missing, or there are too few documents for two halves. `metric`: whose tasks are read."""
-    tuning, results = findings.study.tuning, findings.distinct_results(CHOSEN_BY)
+    the common rate is missing, or there are too few documents for two halves. `metric`: the metric whose tasks are
+    read."""
+    tuning, results = findings.study.tuning, findings.distinct_results(CHOICE_METRIC)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in arms)))
@@ -79,7 +80,7 @@ def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOSEN_BY)
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
     names = shared_tasks(findings.cells, runs, metric) if runs and same_text(findings.cells, runs) else []
     tasks = [task_outcomes(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
-    too_few = metric == CHOSEN_BY and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
+    too_few = metric == CHOICE_METRIC and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
@@ -88,9 +89,9 @@ def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task:
     two halves. `scale`: from the outcome of an item to the unit of the metric."""
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
-    strata = {label: by_cluster(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
+    strata = {label: stratum_of_clusters(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
-    names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as by_cluster has them
+    names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as stratum_of_clusters has them
     weights = next(iter(strata.values())).weights
     return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names), tuple(names))
 
@@ -99,8 +100,8 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
-        seed: the index of the seed that is judged. Where there is only one seed, it is used for the choice too.
-        half: the half of the documents that is judged; None: both halves are used for the choice.
+        seed: the index of the seed whose result is wanted. Where there is only one seed, it is used for the choice too.
+        half: the half of the documents whose result is wanted; None: both halves are used for the choice.
     """
     others = [s for s in range(len(c.seeds)) if s != seed] or [seed]
     judged_by = [1 - half] if half is not None else [0, 1]
@@ -136,11 +137,11 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
     """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
     multiple-comparison correction. Empty where learning rates are not tuned."""
     compared = {}
-    for arm in findings.study.compared if findings.study.tuning and metric in JUDGED else ():
-        c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOSEN_BY, metric))
+    for arm in findings.study.compared_arms if findings.study.tuning and metric in JUDGED_METRICS else ():
+        c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOICE_METRIC, metric))
         if c and judged and c.seeds == judged.seeds:
-            compared[arm] = compare_at_best(
-                c, judged.tasks, arm, findings.baseline, metric == CHOSEN_BY, results_of_labels(findings, c, metric)
+            compared[arm] = compare_at_best_rates(
+                c, judged.tasks, arm, findings.baseline, metric == CHOICE_METRIC, results_of_labels(findings, c, metric)
             )
     return corrected_family(compared)
 
@@ -151,7 +152,7 @@ def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results
     return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
 
-def compare_at_best(
+def compare_at_best_rates(
     c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
@@ -166,11 +167,8 @@ def compare_at_best(
     ours, theirs = (cross_fitted_outcomes(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights, task.clusters) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
-    choice = CHOICE[max(map(len, c.labels.values()))]
-    noise, independent = (
-        with_interaction_once(seed_noise(results, by_seed, choice), strata, choice),
-        independent_items(strata),
-    )
+    choice = VARIANCE_FACTOR_OF_CHOICE[max(map(len, c.labels.values()))]
+    noise, independent = (noise_parts(seed_noise(results, by_seed, choice), strata, choice), independent_items(strata))
     return compare(float(by_seed.mean()), noise.seeds, noise.items, independent=independent, planned=noise.planned)
 
 
@@ -194,7 +192,7 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
 def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
     """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}. A rate is left out
     unless all seeds that are finished at the common rate are finished at it too."""
-    tuning, results = findings.study.tuning, findings.results[CHOSEN_BY]
+    tuning, results = findings.study.tuning, findings.results[CHOICE_METRIC]
     if not tuning:
         return {}
     seeds = results[arm].keys()

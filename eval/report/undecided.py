@@ -11,18 +11,18 @@ import sys
 from ablations.rundir import Exit
 from ablations.safe_files import printable
 from eval.report import request
-from eval.report.criteria import chosen_late
+from eval.report.criteria import criteria_chosen_late
 from eval.report.findings import Findings
 from eval.report.gather import gather
 from eval.statistics.verdicts import seeds_cannot_decide
 
 
-def undecided(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
+def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
     """The undecided arms, {arm: its verdict in words}: those that more seeds may decide, and those that only more items
     can. Raises ValueError where the baseline has no result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
-    compared, margin = findings.compared.get(findings.primary, {}), findings.margins.get(findings.primary)
+    compared, margin = findings.comparisons.get(findings.primary, {}), findings.margins.get(findings.primary)
     verdicts = {arm: findings.decision(arm, findings.primary) for arm in compared}
     words = {arm: verdict.words for arm, verdict in verdicts.items() if not verdict.decided}
     of_items = {
@@ -36,7 +36,7 @@ def undecided(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
 def check_criteria(findings: Findings) -> None:
     """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError where the
     metric, the margin or the noise floor was chosen after the runs had begun."""
-    if late := chosen_late(findings.study, findings.cells):
+    if late := criteria_chosen_late(findings.study, findings.cells):
         fresh = findings.study.seeds[0] + findings.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"
         raise ValueError(
@@ -46,15 +46,15 @@ def check_criteria(findings: Findings) -> None:
         )
 
 
-CRITERIA_ALONE = "--criteria"
+CRITERIA_ONLY = "--criteria"
 
 
 def main(words: list[str]) -> int:
     try:
-        requested = request.parse([word for word in words if word != CRITERIA_ALONE])
+        requested = request.parse([word for word in words if word != CRITERIA_ONLY])
         findings = gather(requested.study, requested.noise, requested.beside)
         check_criteria(findings)
-        arms, of_items = ({}, {}) if CRITERIA_ALONE in words else undecided(findings)
+        arms, of_items = ({}, {}) if CRITERIA_ONLY in words else undecided_arms(findings)
     except ValueError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID

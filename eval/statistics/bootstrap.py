@@ -14,11 +14,11 @@ def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, se
     """Bootstrap draws of the difference of two arms, each the mean over strata (tasks) of sum(differences) /
     sum(weights): an array [draws].
 
-    Items, or clusters of items (`by_cluster`), are resampled with replacement within each stratum, both arms with the
-    same items (paired), averaged over seeds. With `tasks` whole strata are resampled instead, as a sample of the tasks
-    that there could be; the noise of their items is contained in the differences that are drawn. Of a single stratum
-    these draws are NaN. `strata`: the differences of two arms, [seeds, items], and the weights of the items, for each
-    task; `tasks`: whether tasks are resampled instead of items.
+    Items, or clusters of items (`stratum_of_clusters`), are resampled with replacement within each stratum, both arms
+    with the same items (paired), averaged over seeds. With `tasks` whole strata are resampled instead, as a sample from
+    a population of tasks; the noise of their items is contained in the resampled differences. Of a single stratum these
+    draws are NaN. `strata`: the differences of two arms, [seeds, items], and the weights of the items, for each task;
+    `tasks`: whether tasks are resampled instead of items.
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:

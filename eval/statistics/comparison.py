@@ -23,7 +23,7 @@ import numpy as np
 from eval.statistics.items import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 
-ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
+MAX_ITERATIONS = 1000  # at most, for a p-value; scipy's own 100 are too few for one difference of some thousands
 
 Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
@@ -35,13 +35,13 @@ class Comparison:
     difference: float
     seeds: Variance | None  # None: one seed, and no noise floor is known
     items: Variance
-    threshold: float  # |difference| above which it counts; of several, after Holm's correction
+    threshold: float  # |difference| above which it is significant; in a family, after Holm's correction
     p: float  # two-sided
     adjusted: float = float("nan")  # p after Holm's correction, over the arms of the study
     replicated: bool = True  # False: seen with one seed
     independent: int | None = None  # items of the task with the fewest; None: it is not known how many there are
     family: int = 1  # how many comparisons it is one of
-    share: float = 1.0  # of LEVEL, that this look may spend; less than 1 where seeds are added until it is decided
+    share: float = 1.0  # of LEVEL that this interim analysis may spend; below 1 where seeds are added until decided
     planned: tuple[Variance, Variance] | None = None  # from seeds and items, for plans: items.NoiseParts
     items_alone: Variance | None = None  # the part of the items that more seeds leave; None: not known
 
@@ -61,14 +61,15 @@ class Comparison:
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
     def equivalent(self, margin: float | None) -> bool:
-        """Whether the difference is smaller than a margin (None: never), by two one-sided tests."""
+        """Whether the difference is significantly smaller than a margin, by two one-sided tests; False where `margin`
+        is None."""
         if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
         return abs(self.difference) + interval_half_width(2 * level, self.seeds, self.items) <= margin
 
     @property
-    def counts(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the difference is significant, after the multiple-comparison correction if there was one, and was
         seen with more than one seed."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
@@ -95,7 +96,7 @@ def compare(
         replicated: whether the difference was seen with more than one seed.
         independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
             unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
-        share: the share of alpha (LEVEL) that this look at the results may use (sequential.py).
+        share: the share of alpha (LEVEL) that this interim analysis may use (sequential.py).
         planned: the variances from seeds and items by which more seeds or another study are planned; None: these.
         items_alone: the variance from the items without what single seeds do to single items; None: not known.
     """
@@ -114,7 +115,11 @@ def compare(
     else:
         p = float(
             brentq(
-                lambda alpha: interval_half_width(alpha, known, items) - size, low, high, xtol=1e-16, maxiter=ITERATIONS
+                lambda alpha: interval_half_width(alpha, known, items) - size,
+                low,
+                high,
+                xtol=1e-16,
+                maxiter=MAX_ITERATIONS,
             )
         )
     if independent is not None and independent < FEWEST_ITEMS:
@@ -149,8 +154,8 @@ def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparis
     """The comparisons, {name: comparison}, with p-values after Holm's multiple-comparison correction over all of them,
     and matching thresholds.
 
-    A threshold is the one at the level of its comparison's step in Holm's procedure, or of the first step that fails.
-    Before the correction each p-value is divided by the share of alpha that its look at the results may use.
+    The threshold of a comparison is that at the level of its step in Holm's procedure, or of the first step that fails.
+    Before the correction each p-value is divided by the share of alpha that its interim analysis may use.
     """
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}

@@ -1,4 +1,4 @@
-"""The noise of items: held-out documents and questions, of which there could have been others.
+"""The noise of items: held-out documents and questions are a sample, and another sample would give another result.
 
 Those that share a passage or a document are not independent: they count as one, their sum. The variance is that of the
 jackknife over these, with n - 1 degrees of freedom for n of equal size and fewer where sizes differ (Kish's effective
@@ -17,7 +17,7 @@ F'' of Clark 1973). The rest is taken off one of the two parts, and a part is ne
 alone, this fails with few groups of items: an estimate from three or four groups is below zero by chance although the
 items do give noise, and then counts for nothing. Of 3 groups as noisy as the rest, 18 % of null studies of 6 arms with
 5 seeds had a wrong verdict, and 7 % of 2 arms. So the rest is taken off the part that leaves the wider interval: at
-most 5 % have one (`with_interaction_once`; "Few groups of items" in docs/statistics.md has the rates).
+most 5 % have one (`noise_parts`; "Few groups of items" in docs/statistics.md has the rates).
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,17 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 
 LN2 = float(np.log(2))
-ITEM = "item "  # begins the name of a cluster that is a single item
+SINGLE_ITEM_PREFIX = "item "  # begins the name of a cluster that is a single item
 FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can tell its noise: see the head of this file
 
 
 class Stratum(NamedTuple):
-    """The results of one task, usually differences of two arms. For a seed, sum(differences) / sum(weights) is the
+    """The results of one task, usually differences of two arms. For each seed, sum(differences) / sum(weights) is the
     difference of the arms on this task.
 
-    The items are taken as independent, so items that share a passage or a document are summed into one before
-    (`by_cluster`). Strata may have clusters in common, as tasks that are made from the same held-out text have.
+    The items are assumed to be independent, so items that share a passage or a document are summed into one first
+    (`stratum_of_clusters`). Strata may have clusters in common, as tasks that are made from the same held-out text
+    have.
     """
 
     differences: np.ndarray  # [seeds, items]
@@ -47,7 +48,7 @@ class Stratum(NamedTuple):
     clusters: tuple[str, ...] = ()  # the name of each item's cluster; empty: no other stratum has one of them
 
 
-def by_cluster(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
+def stratum_of_clusters(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
     """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Unchanged
     where every item is a cluster of its own.
 
@@ -126,12 +127,12 @@ def stderr_over_tasks(strata: list[Stratum]) -> float:
 
 
 def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:
-    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (for the
-    given seeds, with its degrees of freedom; how much of it is the interaction of seeds and items).
+    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (the
+    variance for the given seeds with its degrees of freedom, the part of it that is the interaction of seeds and
+    items).
 
-    The items by themselves give the first minus the second (`item_variance`). Where the second is as large as the
-    first, they may give anything from nothing to the first. `strata`: the differences of two arms, [seeds, items] for
-    each task.
+    The variance of the items themselves is the first minus the second (`item_variance`). Where both are equally large,
+    it may be anything from zero to the first. `strata`: the differences of two arms, [seeds, items] for each task.
     """
     parts, rest = [], 0.0
     for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
@@ -145,9 +146,9 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
 
 
 def shared_names(stratum: Stratum) -> set[str]:
-    """The names of a stratum's clusters that other strata may have too: those of documents and passages. An item that
-    is a cluster of its own is "item" and a name that means something within its task only."""
-    return {name for name in stratum.clusters if not name.startswith(ITEM)}
+    """The names of a stratum's clusters that other strata may have too: those of documents and passages. The name of an
+    item that is a cluster of its own begins with "item" and has a meaning only within its task."""
+    return {name for name in stratum.clusters if not name.startswith(SINGLE_ITEM_PREFIX)}
 
 
 def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
@@ -165,8 +166,9 @@ def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
 
 
 def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each cluster,
-    its share of a stratum summed over strata. A cluster that several strata have is left out of all of them at once."""
+    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each
+    cluster, its share of a stratum summed over strata. A cluster that several strata share is left out of all of
+    them at once."""
     columns: dict[object, int] = {}
     places = []
     for number, stratum in enumerate(strata):
@@ -191,15 +193,13 @@ class NoiseParts(NamedTuple):
     items_alone: Variance  # without what single seeds do to single items, which more seeds average out
 
 
-def with_interaction_once(
-    seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL
-) -> NoiseParts:
-    """The noise of a difference from its seeds and its items, with their interaction, which both show, counted once: in
-    the part with which the interval of the difference is the wider.
+def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL) -> NoiseParts:
+    """The noise of a difference from its seeds and from its items. Both variances contain the interaction of seeds and
+    items, which is subtracted from the one that leaves the wider interval, so that it is counted once.
 
-    A plan is more careful: it takes all that the seeds show, and of the items the estimate without the interaction only
-    where the verdict rests on it and it is above zero. Else that with the interaction, since an estimate that is not
-    above zero does not mean that there is no noise.
+    The variances for plans are larger. The one from the seeds includes the interaction. The one from the items is
+    without the interaction only where the verdict uses that estimate and it is above zero; else it is with the
+    interaction, since an estimate of zero or less does not mean that there is no noise.
 
     Args:
         seeds: the variance of the difference from the seeds, the interaction included; None where it is unknown.

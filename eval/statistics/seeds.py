@@ -29,7 +29,7 @@ import numpy as np
 from eval.statistics.parts import LEVEL, Variance, interval_half_width, sum_of_variances
 
 Results = dict[str, dict[int, float]]  # {arm: {seed: result}}
-ROUNDING = 1e-10  # of a sum: below it a difference is one of rounding
+ROUNDING_SHARE = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | None = None) -> Variance | None:
@@ -44,7 +44,7 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
         left, dof = residual_squares(results, seeds=False)
     pooled = Variance(left / dof * 2 / shared, dof)
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
-        return with_floor(pooled, 2 / shared, floor) if floor else pooled
+        return combined_with_floor(pooled, 2 / shared, floor) if floor else pooled
     common = results[arm].keys() & results[baseline].keys()
     return wider_variance(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
 
@@ -56,12 +56,12 @@ def wider_variance(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -
     return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
 
 
-def with_floor(part: Variance, share: float, floor: Variance) -> Variance:
+def combined_with_floor(part: Variance, share: float, floor: Variance) -> Variance:
     """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
     noise floor together.
 
-    The runs of the floor differ in everything that a seed changes, those of a study only in what the arms of a seed do
-    not share. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
+    The noise floor is measured on unpaired runs, while a study compares arms that share a seed and with it some of the
+    noise. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
     significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
     difference from the study's own seeds; `share`: how many times the variance of a single run `part` is; `floor`: the
     variance of a single run, from the noise floor.
@@ -84,7 +84,7 @@ def full_table(results: Results) -> np.ndarray | None:
     return np.array([[row[seed] for seed in rows[0]] for row in rows], float)
 
 
-def centred(table: np.ndarray) -> np.ndarray:
+def two_way_residuals(table: np.ndarray) -> np.ndarray:
     """The residuals of a table of results [arms, seeds] after subtracting the means of arms and of seeds."""
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
@@ -96,7 +96,7 @@ def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
     if not cells:
         return 0.0, 0
     if (table := full_table(results)) is not None:  # closed form: least squares of 256 arms take a second
-        rest = centred(table) if seeds else table - table.mean(1, keepdims=True)
+        rest = two_way_residuals(table) if seeds else table - table.mean(1, keepdims=True)
         arms, number = table.shape
         return float((rest**2).sum()), (arms - 1 if seeds else arms) * (number - 1)
     y = np.array([results[arm][seed] for arm, seed in cells])
@@ -117,7 +117,7 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
 
     p_values = {}
     whole, dof = residual_squares(results)
-    if whole <= ROUNDING**2 * sum(value**2 for row in results.values() for value in row.values()):
+    if whole <= ROUNDING_SHARE**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
     for arm, (rest, others) in residual_squares_without_each(results).items():
         if others > 0 and dof > others:
@@ -132,10 +132,10 @@ def residual_squares_without_each(results: Results) -> dict[str, tuple[float, in
     if table is None or len(table) < 3:
         return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
     arms, seeds = table.shape
-    of_arm = (centred(table) ** 2).sum(1)
+    of_arm = (two_way_residuals(table) ** 2).sum(1)
     # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
     rest = of_arm.sum() - of_arm * arms / (arms - 1)
-    rest[rest < ROUNDING * of_arm.sum()] = 0.0
+    rest[rest < ROUNDING_SHARE * of_arm.sum()] = 0.0
     return {arm: (float(left), (arms - 2) * (seeds - 1)) for arm, left in zip(results, rest, strict=True)}
 
 
@@ -164,7 +164,6 @@ def noise_floor(results: Results) -> Variance | None:
 def level_stderr(results: Results, arm: str, items: Variance) -> float:
     """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
     variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-    `results`: {arm: {seed: result}}; `arm`: whose mean it is; `items`: the variance that the items give to this
-    mean."""
+    `results`: {arm: {seed: result}}; `arm`: the arm; `items`: the variance that the items give to this mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

@@ -1,13 +1,13 @@
 """The level of each look at a study that adds seeds until it is decided: looking twice must not make winners.
 
-Alpha spending (Lan & DeMets 1983, Biometrika 70): by the time that n of N seeds are there, no more than
-LEVEL (n / N)**POWER may have been spent on wrong verdicts (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of
+Alpha spending (Lan & DeMets 1983, Biometrika 70): by the time that n of N seeds are there, no more than LEVEL (n /
+N)**SPENDING_EXPONENT may have been spent on wrong verdicts (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of
 Jennison & Turnbull 1999, section 7.2.3). It is looked after every seed from the second on, however they came: so the
 level of a look follows from n and N alone, and a report needs no history. The levels are those of a normal mean of
 known variance, by recursive integration (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132), and are applied to
 p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds these are less alike from look to look than normal
 ones and two arms would have a wrong verdict in 5.8 % of null studies (20,000 simulated ones, of at most 10 seeds;
-tests/test_sequential.py), so FOR_STUDENT of LEVEL is spent: docs/statistics.md has what it comes to.
+tests/test_sequential.py), so SHARE_FOR_STUDENT of LEVEL is spent: docs/statistics.md has what it comes to.
 
 Several arms: Holm's correction of p-values divided by the share of their look; intervals at a look's share of LEVEL
 hold at all looks together (repeated confidence intervals: Jennison & Turnbull 1989, J. R. Stat. Soc. B 51), so that
@@ -21,26 +21,26 @@ import numpy as np
 
 from eval.statistics.parts import LEVEL
 
-POWER = 2
-FOR_STUDENT = 0.8  # measured by simulation: see above
+SPENDING_EXPONENT = 2
+SHARE_FOR_STUDENT = 0.8  # measured by simulation: see above
 FIRST_LOOK = 2  # seeds; of one nothing is concluded
 POINTS = 401  # of the grid of the integration: levels to three digits (tests/test_sequential.py)
 
 
 def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of alpha (LEVEL) that the look at the results after `seeds` of at most `most` seeds may use; 0 before
-    the second seed and after the last one, where there is no look. `tests`: the number of arms that are compared with
+    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use; 0 before the
+    second seed and after the last one, where there is no analysis. `tests`: the number of arms that are compared with
     the baseline, each at LEVEL / tests."""
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
     level = LEVEL / max(1, tests)
-    return alpha_levels(FOR_STUDENT * level, most)[seeds - FIRST_LOOK] / level
+    return alpha_levels(SHARE_FOR_STUDENT * level, most)[seeds - FIRST_LOOK] / level
 
 
 @functools.cache
 def alpha_levels(total: float, most: int) -> list[float]:
-    """The two-sided significance level of each look, after FIRST_LOOK to `most` seeds, such that a normal mean whose
-    true value is 0 is significant at any of the looks with probability `total`."""
+    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds, such that a normal
+    mean whose true value is 0 is significant at any of the analyses with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
@@ -48,7 +48,7 @@ def alpha_levels(total: float, most: int) -> list[float]:
     spent, before = 0.0, 0.0
     for seeds in range(FIRST_LOOK, most + 1):
         time = seeds / most
-        step, spend = time - before, total * time**POWER - spent
+        step, spend = time - before, total * time**SPENDING_EXPONENT - spent
         if not levels_of_looks:  # the sum of all results so far, Brownian motion at `time`, has passed no bound yet
             bound = -float(ndtri(spend / 2)) * sqrt(time)
             grid = np.linspace(-bound, bound, POINTS)

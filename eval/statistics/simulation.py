@@ -39,7 +39,7 @@ def residuals(x: np.ndarray) -> np.ndarray:
     return (rest**2).sum(2)
 
 
-def scatters_more(x: np.ndarray) -> np.ndarray:
+def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
     """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
     `seeds.arms_that_scatter_more` for arrays of results x, [studies, arms, seeds]."""
     from scipy.special import fdtrc
@@ -75,7 +75,7 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
         pooled = Noise(np.where(borrows, mixed, variance), np.where(borrows, both, degrees))
     if A < 3:
         return pooled
-    outstanding = scatters_more(x)
+    outstanding = arms_that_scatter_more(x)
     uneven = outstanding[:, 1:] | outstanding[:, :1]
     differences_alone = Noise((x[:, 1:] - x[:, :1]).var(2, ddof=1) / n, np.full((R, A - 1), n - 1.0))
     plain = Noise(variance, degrees)
@@ -99,7 +99,7 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
     alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
     parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
     asks_more = interval_half_widths(LEVEL, [parts[1]]) > interval_half_widths(LEVEL, [parts[0]])
-    unpooled = scatters_more(x).any(axis=1, keepdims=True) & asks_more
+    unpooled = arms_that_scatter_more(x).any(axis=1, keepdims=True) & asks_more
     return Noise(np.where(unpooled, alone, pooled), np.where(unpooled, n - 1.0, degrees))
 
 
@@ -127,8 +127,8 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
     return Noise(variance[:, None], effective[:, None] - 1), rest[:, None]
 
 
-def with_interaction_once(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
-    """The parts of the noise of differences, from seeds and from items: `items.with_interaction_once` for arrays.
+def noise_parts(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
+    """The parts of the noise of differences, from seeds and from items: `items.noise_parts` for arrays.
 
     Args:
         seeds: the variance from the seeds, the interaction included.
@@ -203,7 +203,7 @@ def decide_all(
     return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
 
 
-def judged_factorial(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
+def factorial_decisions(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
     """The decisions of a factorial: on its arms other than the baseline, and then on its effects, [studies, arms - 1 +
     effects].
 

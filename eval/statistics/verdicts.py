@@ -16,7 +16,9 @@ from eval.statistics.sequential import alpha_share
 
 KINDS = ("better", "worse", "equivalent", "undecided")
 SMALLEST_P = 1e-4  # smaller ones are "p < 0.0001" in the words of a verdict
-MOST_SEEDS = 20  # beyond which it is not said how many would tell: by then another question is the better use of them
+MAX_SEEDS_NAMED = (
+    20  # beyond which it is not said how many would tell: by then another question is the better use of them
+)
 
 
 class Verdict(NamedTuple):
@@ -44,13 +46,13 @@ def seeds_to_decide(
         seeds: the number of seeds of the comparison.
         margin: differences within it count as equivalent.
         most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed,
-            and MOST_SEEDS is the largest that is tried.
+            and MAX_SEEDS_NAMED is the largest that is tried.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
     of_seeds, of_items = c.planning_noise
     borrowed = max(0.0, of_seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
-    for n in range(seeds + 1, (most or MOST_SEEDS) + 1):
+    for n in range(seeds + 1, (most or MAX_SEEDS_NAMED) + 1):
         level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
         part = Variance(of_seeds.variance * seeds / n, degrees_of_freedom(arms, n) + borrowed)
         size = abs(c.difference)
@@ -61,7 +63,7 @@ def seeds_to_decide(
     return None
 
 
-def items_hide(c: Comparison, margin: float | None = None) -> bool:
+def items_alone_leave_undecided(c: Comparison, margin: float | None = None) -> bool:
     """Whether the noise of the items alone leaves a difference undecided, so that no number of seeds would decide it.
     `margin`: differences within it count as equivalent."""
     no_seeds, (_, items), level = Variance(0.0, inf), c.planning_noise, LEVEL / c.family
@@ -85,7 +87,8 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds where every arm has every seed (formula: seeds.py)."""
+    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
+    seeds.py)."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -117,9 +120,9 @@ def verdict(
     if not comparison.replicated:
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
     equivalent = comparison.equivalent(margin)
-    if not comparison.counts and equivalent and margin is not None:
-        return Verdict("equivalent", f"equivalent within {in_units(margin, unit)}")
-    if not comparison.counts:
+    if not comparison.is_significant and equivalent and margin is not None:
+        return Verdict("equivalent", f"equivalent within {with_unit(margin, unit)}")
+    if not comparison.is_significant:
         return Verdict("undecided", f"undecided: {missing or 'within noise'}")
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
@@ -129,7 +132,7 @@ def verdict(
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
 
 
-def in_units(margin: float, unit: str) -> str:
+def with_unit(margin: float, unit: str) -> str:
     """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points"."""
     return f"{margin:g} {unit.removesuffix('s') if margin == 1 else unit}".rstrip()
 
@@ -142,9 +145,8 @@ def p_in_words(p: float) -> str:
 def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
-    """The place of each arm in a ranking in which only significant differences count: {arm: "1", or a range of places
-    "2–4"}. `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, with every
-    pair once."""
+    """The rank of each arm where only significant differences count: {arm: "1", or a range of ranks such as "2–4"}.
+    `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, each pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

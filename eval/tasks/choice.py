@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from eval.tasks.definitions import Definition
 
 
-class Requested(NamedTuple):
+class TaskRequest(NamedTuple):
     """The tasks of lm-eval that an evaluation is asked for."""
 
     names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
@@ -17,11 +17,11 @@ class Requested(NamedTuple):
     shots: int | None = None  # examples in each prompt; None: as each task's definition says
 
 
-def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
-    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition}; and
-    the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left out,
-    and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a group
-    can."""
+def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
+    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition};
+    and the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left
+    out and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a
+    group can."""
     from eval.tasks.definitions import definitions as defined
 
     members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
@@ -43,13 +43,13 @@ def available(requested: Requested, tell: bool = True) -> tuple[dict[str, "Defin
     return {task: definition for task, definition in definitions.items() if task not in lacking}, list(lacking)
 
 
-def check(requested: Requested) -> int:
+def check_tasks(requested: TaskRequest) -> int:
     """Check that tasks can be run, by making the first requests of each as in the evaluation of a trained run. Returns
     the number of tasks that can be run. Raises ValueError where a task that was requested by its own name cannot be
     run, no task of a group can, or a task's own code fails on the data."""
     from eval.tasks import harness
 
-    definitions, _ = available(requested)
+    definitions, _ = available_tasks(requested)
     reasons = {name: harness.reason_not_to_run(definition, requested.data) for name, definition in definitions.items()}
     if unable := [f"{name}: {why}" for name, why in reasons.items() if why]:
         raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))

@@ -17,7 +17,7 @@ from ablations import answers, safe_files
 from eval.tasks.mirror import Mirror, Source, names, suite
 
 NAMED_TASKS = 5  # that a message names
-REACHED_WITHIN = 10.0  # seconds that the hub has for an answer, before its data sets are asked for; untuned
+ANSWER_SECONDS = 10.0  # seconds that the hub has for an answer, before its data sets are asked for; untuned
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
@@ -54,13 +54,13 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def why_unreachable() -> str:
-    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. It is asked once, since each
-    of thousands of data sets would be tried again and again."""
+    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. The hub is asked only once,
+    since otherwise each of thousands of data sets would be tried again and again."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
     except Exception as error:  # the HTTP client's own, or the operating system's
         reason = " ".join(str(error).split())
         return f"{constants.ENDPOINT} cannot be reached from this machine ({type(error).__name__}: {reason})"

@@ -22,7 +22,7 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 EXAMPLES_SEED = 1234  # draws the examples of a prompt; lm-eval's own
 FIRST_REQUESTS = 3  # items whose requests are built to see whether a task can be run
 # Columns of data sets whose text several items may share: MultiRC, BoolQ, RACE, SQuAD and its like, XNLI.
-PASSAGES = ("paragraph", "passage", "article", "context", "story", "premise")
+PASSAGE_COLUMNS = ("paragraph", "passage", "article", "context", "story", "premise")
 
 
 # ------------------------------------------------------------------------------------------------ our tasks
@@ -195,7 +195,8 @@ def evaluate_named(
 
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """{name: result} of lm-eval tasks that run together, so that equal requests of several are scored once."""
+    """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {name:
+    result}."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -262,7 +263,7 @@ def passage_cluster(doc: Any) -> dict[str, str]:
     for a row of a data set without such a text."""
     if not isinstance(doc, dict):
         return {}
-    for column in PASSAGES:
+    for column in PASSAGE_COLUMNS:
         if isinstance(doc.get(column), str) and doc[column].strip():
             return {"cluster": digest(" ".join(doc[column].split()))}
     return {}

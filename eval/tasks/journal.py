@@ -66,8 +66,8 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of the request `key`. Where it is unknown, ranks above 0, whose results are not used, get
-        `default`; on rank 0 it raises KeyError."""
+        """The outcome of the request `key`. Where the outcome is unknown, ranks above 0, whose results are not used,
+        get `default`, and rank 0 gets a KeyError."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def batches_of_rank(self, batches: list[Any]) -> list[Any]:
@@ -85,8 +85,8 @@ class Journal:
         self.file.flush()
 
     def refresh(self) -> None:
-        """Read the outcomes that all processes have written since the last call, but for damaged files and lines,
-        and incomplete lines, which a kill may leave: what they held is scored again."""
+        """Read the outcomes that all processes have written since the last call. Damaged files, damaged lines and
+        incomplete lines, which a kill may leave, are skipped, and their requests are scored again."""
         assert self.folder is not None
         head = _line({"identity": self.identity})
         for path in sorted(self.folder.glob("*.jsonl")):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from eval.statistics.items import LN2
+from model.config import ModelConfig
 
 SEED = 20  # of the masked positions, for every model
 ROWS_CPU, ROWS_GPU = 16, 256  # sequences of a forward pass; untuned
@@ -56,36 +57,23 @@ def masked_loss(
     rows, owners = sequences(texts, tokenizer, cfg.seq)
     if not len(rows):
         raise ValueError("there is no held-out text to predict masked tokens of")
-    device = next(model.parameters()).device
-    step = ROWS_GPU if device.type == "cuda" else ROWS_CPU
+    step = ROWS_GPU if next(model.parameters()).is_cuda else ROWS_CPU
     nats_of_text, predicted = np.zeros(len(texts)), 0
     for first in range(0, len(rows), step):
-        tokens_BT = torch.from_numpy(rows[first : first + step])
-        flat = []  # places in the flat batch
-        for number, row in enumerate(tokens_BT.numpy(), first):
-            ordinary = int(np.isin(row, list(specials), invert=True).sum())
-            count = min(cfg.masked, ordinary, max(1, round(cfg.mask_rate * ordinary)))
-            flat.append(masked_positions(row, number, count, specials) + cfg.seq * (number - first))
-        flat_N = torch.from_numpy(np.concatenate(flat))
-        if not len(flat_N):
+        batch = slice(first, first + step)
+        positions_N = positions_in_batch(cfg, rows[batch], first, specials)
+        if not len(positions_N):
             continue
-        inputs_BT = tokens_BT.flatten().index_fill(0, flat_N, mask).view_as(tokens_BT).to(device)
-        logits_NV = model.project(model.hidden(inputs_BT, wanted_N=flat_N.to(device))).float()
-        targets_N = tokens_BT.flatten()[flat_N].to(device)
-        nats_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
-        np.add.at(nats_of_text, owners[first : first + step].flatten()[flat_N.numpy()], nats_N)
+        nats_N = masked_token_losses(model, rows[batch], positions_N, mask)
+        np.add.at(nats_of_text, owners[batch].flatten()[positions_N], nats_N)
         predicted += len(nats_N)
         progress(min(first + step, len(rows)) * cfg.seq, rows.size)
     ordinary = int(np.isin(rows, list(specials), invert=True).sum())
     share = predicted / ordinary if ordinary else 1.0  # the mask rate, but for rounding
-    samples: list[dict[str, Any]] = []
+    samples = []
     for text, nats in zip(texts, nats_of_text.tolist(), strict=True):
         unknown = tokenizer.unknown(text)[1] if hasattr(tokenizer, "unknown") else 0
-        sample = {"nats": nats * cfg.mask_rate / share, "bytes": len(text.encode()) * cfg.mask_rate}
-        if unknown:
-            sample["nats"] += 8 * LN2 * unknown * cfg.mask_rate
-            sample["unknown_bytes"] = unknown * cfg.mask_rate
-        samples.append(sample)
+        samples.append(text_sample(text, nats * cfg.mask_rate / share, unknown, cfg.mask_rate))
     size = sum(sample["bytes"] for sample in samples)
     return {
         "nats": float(nats_of_text.sum()) / predicted if predicted else 0.0,
@@ -95,6 +83,53 @@ def masked_loss(
         "bytes": size,
         "samples": samples,
     }
+
+
+def positions_in_batch(cfg: ModelConfig, rows: np.ndarray, first: int, specials: Sequence[int]) -> np.ndarray:
+    """The masked positions of a batch of sequences, as ascending indices into the flattened batch: int64 [N].
+
+    Args:
+        rows: token ids, [sequences, seq].
+        first: the number of the first of these sequences among all.
+        specials: ids to which no text is encoded.
+    """
+    positions = []
+    for i, row in enumerate(rows):
+        ordinary = int(np.isin(row, list(specials), invert=True).sum())
+        count = min(cfg.masked_per_sequence, ordinary, max(1, round(cfg.mask_rate * ordinary)))
+        positions.append(masked_positions(row, first + i, count, specials) + cfg.seq * i)
+    return np.concatenate(positions)
+
+
+def masked_token_losses(model: Any, rows: np.ndarray, positions_N: np.ndarray, mask: int) -> np.ndarray:
+    """The loss of each masked token in nats, float64 [N].
+
+    Args:
+        rows: token ids, [sequences, seq].
+        positions_N: the masked positions, as indices into the flattened rows.
+        mask: the id of the mask token.
+    """
+    device = next(model.parameters()).device
+    tokens_BT, index_N = torch.from_numpy(rows), torch.from_numpy(positions_N)
+    inputs_BT = tokens_BT.flatten().index_fill(0, index_N, mask).view_as(tokens_BT).to(device)
+    logits_NV = model.project(model.hidden(inputs_BT, rows_N=index_N.to(device))).float()
+    targets_N = tokens_BT.flatten()[index_N].to(device)
+    return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
+
+
+def text_sample(text: str, nats: float, unknown: int, mask_rate: float) -> dict[str, float]:
+    """The outcome of one text: {"nats", "bytes"} of its masked share, and "unknown_bytes" where there are any.
+
+    Args:
+        nats: the loss of its masked tokens.
+        unknown: the bytes of the text that the tokenizer cannot represent, which count 8 bits each.
+        mask_rate: the share of the text that is masked.
+    """
+    sample = {"nats": nats, "bytes": len(text.encode()) * mask_rate}
+    if unknown:
+        sample["nats"] += 8 * LN2 * unknown * mask_rate
+        sample["unknown_bytes"] = unknown * mask_rate
+    return sample
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:

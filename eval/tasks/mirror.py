@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 MANIFEST = "manifest.json"
-NEEDED = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of manifest.json
+REQUIRED_KEYS = ("dataset_path", "config", "split", "file", "sha256")  # of an entry of manifest.json
 
 
 class Source(NamedTuple):
@@ -50,7 +50,9 @@ class Mirror:
         self.entries: dict[Source, dict[str, Any]] = {}
         for number, entry in enumerate(entries if isinstance(entries, list) else [None], start=1):
             lacking = (
-                NEEDED if not isinstance(entry, dict) else [k for k in NEEDED if not isinstance(entry.get(k), str)]
+                REQUIRED_KEYS
+                if not isinstance(entry, dict)
+                else [k for k in REQUIRED_KEYS if not isinstance(entry.get(k), str)]
             )
             if lacking:
                 raise ValueError(

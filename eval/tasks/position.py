@@ -5,7 +5,8 @@ training length is once at the beginning of a window, once after one block, once
 window. Along the curve only the length of the context differs, and not the predicted tokens. All arms are measured on
 the same text.
 
-`BEYOND` says how each position scheme works beyond the training length; nothing is trained or changed for it.
+`BEYOND_TRAINING_LENGTH` says how each position scheme works beyond the training length; nothing is trained or changed
+for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +18,13 @@ from eval.statistics.items import LN2, ratio_stderr
 from eval.tasks.probes import MANY_BYTES
 
 # Untuned: 4,096 tokens are predicted at nano, in some seconds on one core.
-TIMES = 4  # training lengths: the longest window
-PARTS = 2  # blocks in a training length
-PIECES = 8  # pieces of text
-BLOCKS = 4  # blocks of a piece that are scored at every context length
+WINDOW_LENGTHS = 4  # training lengths: the longest window
+BLOCKS_PER_LENGTH = 2  # blocks in a training length
+MAX_PIECES = 8  # pieces of text
+SCORED_BLOCKS = 4  # blocks of a piece that are scored at every context length
 
 CUT_TO_TRAINING_LENGTH = ("learned",)  # longer inputs are cut: there is no vector for them
-BEYOND = {
+BEYOND_TRAINING_LENGTH = {
     "none": "nothing has to be extended: only the mask says how much came before",
     "learned": "there is no vector beyond the training length, so the curve ends there",
     "rotary": "the rotation goes on, to distances that no training step has shown",
@@ -43,19 +44,19 @@ class Piece(NamedTuple):
 def tokens_per_piece(seq: int) -> int:
     """The tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in the
     longest window, and a token at the beginning, which is never predicted."""
-    return (TIMES * PARTS - 1 + BLOCKS) * (seq // PARTS) + 1
+    return (WINDOW_LENGTHS * BLOCKS_PER_LENGTH - 1 + SCORED_BLOCKS) * (seq // BLOCKS_PER_LENGTH) + 1
 
 
 def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
-    """Pieces of held-out text, at most PIECES: the beginnings of documents that are long enough by their bytes, then
-    shorter documents joined by end-of-document tokens, as in training.
+    """Pieces of held-out text, at most MAX_PIECES: the beginnings of documents that are long enough by their bytes,
+    then shorter documents joined by end-of-document tokens, as in training.
 
     Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
     unknown token is not known. `texts`: documents in the order of `probes.documents`; `tokenizer`: the tokenizer of the
     run; `seq`: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
-    n, w = tokens_per_piece(seq), seq // PARTS
+    n, w = tokens_per_piece(seq), seq // BLOCKS_PER_LENGTH
     most = int(MANY_BYTES * n)
     long = [text for text in texts if len(text.encode()) >= most]
     chosen, ids = list[Piece](), list[int]()
@@ -64,11 +65,11 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
             continue
         ids += [*tokenizer.encode(text[:most]), tokenizer.eod]
         if len(ids) >= n:
-            first = (TIMES * PARTS - 1) * w + 1
+            first = (WINDOW_LENGTHS * BLOCKS_PER_LENGTH - 1) * w + 1
             size = len(tokenizer.decode(ids[:n]).encode()) - len(tokenizer.decode(ids[:first]).encode())
             chosen.append(Piece(ids[:n], size))
             ids = []
-        if len(chosen) == PIECES:
+        if len(chosen) == MAX_PIECES:
             break
     return chosen
 
@@ -93,13 +94,13 @@ def loss_by_position(
         pieces), a number for each position; "tokens" and "bytes", the numbers of scored ones}; None where there are no
         pieces.
     """
-    w, bins = seq // PARTS, TIMES * PARTS
+    w, bins = seq // BLOCKS_PER_LENGTH, WINDOW_LENGTHS * BLOCKS_PER_LENGTH
     reach = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
     if not pieces or not w:
         return None
     pairs, where = [], []
     for p, piece in enumerate(pieces):
-        for block in range(bins - 1, bins - 1 + BLOCKS):
+        for block in range(bins - 1, bins - 1 + SCORED_BLOCKS):
             for b in reach:
                 start, at = (block - b) * w, block * w + 1
                 pairs.append((piece.ids[start:at], piece.ids[at : at + w]))
@@ -112,7 +113,7 @@ def loss_by_position(
         "positions": [(b + 0.5) * w for b in reach],
         "bits_per_byte": [float(piece_nats.sum() / LN2 / sizes.sum()) for piece_nats in nats],
         "stderr": [ratio_stderr(piece_nats / LN2, sizes) if len(sizes) > 1 else None for piece_nats in nats],
-        "tokens": len(pieces) * BLOCKS * w,
+        "tokens": len(pieces) * SCORED_BLOCKS * w,
         "bytes": int(sizes.sum()),
     }
 

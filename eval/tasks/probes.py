@@ -2,7 +2,7 @@
 tokenizer.
 
 An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
-tasks.yaml describes each task. Items of the same `cluster` are statistically dependent: they are made from the same
+tasks.yaml describes each task. Items of the same `cluster_of` are statistically dependent: they are made from the same
 document, or from documents of the same package or repository where the corpus names it.
 
 The order of documents and every choice follow from hashes of the text, so that the same documents always give the same
@@ -31,7 +31,7 @@ import regex
 import yaml
 
 TASKS = Path(__file__).with_name("tasks.yaml")
-FEWEST = 20  # a task with fewer items is left out: its standard error would be above ten points
+MIN_ITEMS = 20  # a task with fewer items is left out: its standard error would be above ten points
 
 # The fewest and the most bytes per token of running text, over all tokenizers: an item of copy_inside fits into the
 # training length even at the fewest, one of copy_beyond exceeds it even at the most. A SentencePiece vocabulary of
@@ -39,21 +39,25 @@ FEWEST = 20  # a task with fewer items is left out: its standard error would be 
 # of 50,000 and more.
 FEW_BYTES, MANY_BYTES = 1.5, 5.0
 
-PASSES = 20  # over the documents, at most, to make items; untuned
+MAX_PASSES = 20  # over the documents, at most, to make items; untuned
 PIECE_BYTES = 4096  # of a document, of which the held-out loss is taken at a time; untuned
 # Labels of a document (its metadata in the corpus) that name a group of documents, which is then their cluster.
-GROUPS = ("package", "repository", "repo_name")
+CLUSTER_LABELS = ("package", "repository", "repo_name")
 
 LETTER = r"[\p{L}\p{M}]"  # of any script, with the signs that belong to it
-SMALL = r"\p{Ll}\p{Lo}\p{M}"  # inside a set: the same without capitals; scripts without capitals have all
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+SMALL_LETTERS = r"\p{Ll}\p{Lo}\p{M}"  # inside a set: the same without capitals; scripts without capitals have all
+UNSPACED_LETTER = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 WORD = regex.compile(rf"{LETTER}{{3,}}")
 # two words and what may follow them, at each first one
-PAIR = regex.compile(rf"(?<!{LETTER})(?=({LETTER}+[,،]?) ({LETTER}{{2,}})[\s.,:;)»”।،؛؟…])")
+WORD_PAIR = regex.compile(rf"(?<!{LETTER})(?=({LETTER}+[,،]?) ({LETTER}{{2,}})[\s.,:;)»”।،؛؟…])")
 # a word of running text, and what follows
-HOLE = regex.compile(rf"(?<=[{SMALL},،]) ([{SMALL}]{{3,}})(?= [{SMALL}]) [^\n]{{20,40}}(?= )")
+CLOZE_GAP = regex.compile(
+    rf"(?<=[{SMALL_LETTERS},،]) ([{SMALL_LETTERS}]{{3,}})(?= [{SMALL_LETTERS}]) [^\n]{{20,40}}(?= )"
+)
 # between two words of running text, or between two letters where there are no spaces
-GAP = regex.compile(rf"(?<=[{SMALL},،]) (?=[{SMALL}])|(?<={UNSPACED})(?={UNSPACED})")
+CONTINUATION_START = regex.compile(
+    rf"(?<=[{SMALL_LETTERS},،]) (?=[{SMALL_LETTERS}])|(?<={UNSPACED_LETTER})(?={UNSPACED_LETTER})"
+)
 
 
 @functools.cache
@@ -72,14 +76,14 @@ def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     to, or else the hash of the text}, in the order of `documents`. Raises ValueError where a file is damaged; the
     message names it."""
     clusters: dict[str, str] = {}
-    for document in read(paths):
+    for document in read_documents(paths):
         text, labels = document["text"], document.get("metadata") or {}
-        group = next((f"{label} {labels[label]}" for label in GROUPS if labels.get(label)), digest(text))
+        group = next((f"{label} {labels[label]}" for label in CLUSTER_LABELS if labels.get(label)), digest(text))
         clusters[text] = min(group, clusters.get(text, group))
     return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=digest)}
 
 
-def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
+def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
     """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged; the
     message names it."""
     for path in paths:
@@ -94,8 +98,8 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
-    """The items for the held-out loss of each domain, {domain: items}, as `held_out` makes them. Empty where there is
-    only one domain.
+    """The items for the held-out loss of each domain, {domain: items}, as `held_out_items` makes them. Empty where
+    there is only one domain.
 
     The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
     such names it is the corpus, known from the folder of its files, NAME-HASH. `paths`: .jsonl.gz files with held-out
@@ -104,16 +108,16 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
     texts: dict[str, set[str]] = {}
     for path in paths:
         corpus = Path(path).parent.name.rpartition("-")[0]
-        for document in read([path]):
+        for document in read_documents([path]):
             if document["text"].strip():
                 domain = (document.get("metadata") or {}).get("domain") or corpus
                 texts.setdefault(domain, set()).add(document["text"])
-    rows = {domain: held_out(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
+    rows = {domain: held_out_items(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
     return rows if len(rows) > 1 else {}
 
 
-def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """The items of every task of tasks.yaml, {task: items}. A task has none where fewer than FEWEST could be made,
+def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
+    """The items of every task of tasks.yaml, {task: items}. A task has none where fewer than MIN_ITEMS could be made,
     since there is little text or `seq` is very short.
 
     Args:
@@ -133,16 +137,16 @@ def items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) ->
         "cloze": cloze(texts),
         "copy_inside": copying(texts, **inside),
         "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
-        "copy_absent": ((text, without_source(item)) for text, item in copying(texts, **inside)),
+        "copy_absent": ((text, without_snippet(item)) for text, item in copying(texts, **inside)),
     }
     if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
         raise ValueError(
-            f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `items` of probes.py, not in both"
+            f"{', '.join(differing)}: in one of eval/tasks/tasks.yaml and `make_items` of probes.py, not in both"
         )
     by_task = {name: distinct_items(rows, tasks[name]["items"], clusters) for name, rows in drawn.items()}
     return {
-        "bits_per_byte": held_out(texts, tasks["bits_per_byte"]["bytes"], clusters),
-        **{name: rows if len(rows) >= FEWEST else [] for name, rows in by_task.items()},
+        "bits_per_byte": held_out_items(texts, tasks["bits_per_byte"]["bytes"], clusters),
+        **{name: rows if len(rows) >= MIN_ITEMS else [] for name, rows in by_task.items()},
     }
 
 
@@ -150,7 +154,7 @@ def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
     """Check the entries of tasks.yaml.
 
     Raises:
-        ValueError: an entry lacks a key, or has one that is not known; the message names it.
+        ValueError: an entry lacks a key or has an unknown one; the message names the entry.
     """
     for name, entry in tasks.items():
         sizes = {"bytes", "domain_bytes"} if name == "bits_per_byte" else {"chance", "items", "mean"}
@@ -162,7 +166,7 @@ def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def held_out(
+def held_out_items(
     texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
 ) -> list[dict]:
     """The items of the held-out loss: pieces of documents, of whole characters.
@@ -181,7 +185,7 @@ def held_out(
     times: Counter[str] = Counter()
     waiting: dict[str, deque[tuple[bytes, int]]] = {}
     for text in texts:
-        waiting.setdefault(cluster(text, clusters), deque()).append((text.encode(), 0))
+        waiting.setdefault(cluster_of(text, clusters), deque()).append((text.encode(), 0))
     order = {name: number for number, name in enumerate(waiting)}
     fewest = [(0, number, name) for name, number in order.items()]  # a heap of (bytes so far, order, cluster)
     total = 0
@@ -204,26 +208,27 @@ def held_out(
     return rows
 
 
-def cluster(text: str, clusters: dict[str, str] | None) -> str:
+def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
     """The cluster of a document; the hash of its text where `clusters` does not name one."""
     return (clusters or {}).get(text) or digest(text)
 
 
 def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to predict the last word of a passage, which occurs earlier in the passage, as
-    in LAMBADA (Paperno et al. 2016).
+    """Pairs (document, item) of the task to predict the last word of a passage, as in LAMBADA (Paperno et al. 2016).
+    The word occurs earlier in the passage.
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little. `n`: the number of items that will be used.
+    giving the most common answer scores little. `n`: the number of items that will be used, from which this limit
+    follows.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
-        known.update(set(PAIR.findall(text)))
+        known.update(set(WORD_PAIR.findall(text)))
     often, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in repeated_passes(texts):
         usable = []
-        for pair in PAIR.finditer(text):
+        for pair in WORD_PAIR.finditer(text):
             word = pair[2]
             if known[pair.groups()] < often or answers[word] >= n // 20:
                 continue
@@ -250,14 +255,14 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
             if other != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [true, *wrong]:
                 wrong.append(piece)
         if len(wrong) >= 3:
-            yield text, question(whole_words(text[:start], 120), true, wrong[:3], rng)
+            yield text, multiple_choice_item(whole_words(text[:start], 120), true, wrong[:3], rng)
 
 
 def piece_spans(text: str) -> Iterator[tuple[int, int]]:
     """Begin and end of each piece of a text that can be a choice of `continuation`. A piece begins at a match of GAP
     after 100 characters, and ends at the first space after 48 of its own, where one comes before the 64th; in scripts
     without spaces after 48 characters."""
-    for gap in GAP.finditer(text):
+    for gap in CONTINUATION_START.finditer(text):
         start, end = gap.span()
         if start <= 100:
             continue
@@ -280,7 +285,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     for text in texts:
         common.update(WORD.findall(text))
     for text, rng in repeated_passes(texts):
-        gaps = [gap for gap in HOLE.finditer(text) if gap.start() > 100]
+        gaps = [gap for gap in CLOZE_GAP.finditer(text) if gap.start() > 100]
         words = {gap[1] for gap in gaps}
         if len(words) < 8:
             continue
@@ -288,7 +293,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
         near = sorted(words - {gap[1]}, key=lambda word: (abs(math.log(common[word] / common[gap[1]])), word))  # noqa: B023
         wrong, rest = rng.sample(near[:6], 3), text[gap.end(1) : gap.end()]
         context = whole_words(text[: gap.start()], 250)
-        yield text, question(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
+        yield text, multiple_choice_item(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
@@ -315,7 +320,7 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
         filler = text_of_other_documents(texts, text, {true, *wrong}, room, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
-            yield text, question(context, " " + true, [" " + word for word in wrong], rng)
+            yield text, multiple_choice_item(context, " " + true, [" " + word for word in wrong], rng)
 
 
 def text_of_other_documents(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
@@ -333,13 +338,13 @@ def text_of_other_documents(texts: list[str], but: str, without: set[str], size:
     return ""
 
 
-def without_source(item: dict) -> dict:
+def without_snippet(item: dict) -> dict:
     """A control for an item of `copying`: the item without the snippet to copy and the text after it, so that its
     answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
-def question(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
+def multiple_choice_item(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
     """An item whose choices are the true answer and wrong ones in random order; its target is the true one's index."""
     choices = [*wrong, true]
     rng.shuffle(choices)
@@ -347,9 +352,9 @@ def question(context: str, true: str, wrong: list[str], rng: random.Random) -> d
 
 
 def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random number generator) that go PASSES times over all documents, so that every document gives
-    one item before any gives a second one."""
-    for turn in range(PASSES):
+    """Pairs (document, random number generator) that go MAX_PASSES times over all documents, so that every document
+    gives one item before any gives a second one."""
+    for turn in range(MAX_PASSES):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
@@ -360,7 +365,7 @@ def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[s
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
-        items_by_id.setdefault(key, {"id": key, "cluster": cluster(text, clusters), **row})
+        items_by_id.setdefault(key, {"id": key, "cluster": cluster_of(text, clusters), **row})
         if len(items_by_id) == most:
             break
     return list(items_by_id.values())
@@ -376,7 +381,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def chance(rows: list[dict], rule: float | str) -> float:
+def chance_accuracy(rows: list[dict], rule: float | str) -> float:
     """The accuracy of guessing on multiple-choice items. `rule`: the accuracy itself, as tasks.yaml states it; or
     "commonest", for the accuracy of always answering with the choice that is right most often, such as the first."""
     if rule == "commonest":
@@ -385,10 +390,10 @@ def chance(rows: list[dict], rule: float | str) -> float:
 
 
 def main() -> int:
-    """Check, before anything is trained, that each task stands in tasks.yaml and in `items`: `python -m
-    eval.tasks.probes`."""
+    """Check that each task has both an entry in tasks.yaml and code in `make_items`; a study runs `python -m
+    eval.tasks.probes` before anything is trained."""
     try:
-        items([], seq=1)
+        make_items([], seq=1)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """For each input, the input whose forward pass it shares: {input: a longer input of which it is a prefix, or
+    """The input whose forward pass each input shares: {input: a longer input of which it is a prefix, or the input
     itself}. In lexicographic order a prefix comes right before the inputs that it begins."""
     representative: dict[Input, Input] = {}
     after = Input((), 0)
@@ -65,7 +65,7 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     for sequence in sorted(inputs, key=lambda x: (x.extent, x.tokens)):
         if packed and packed[-1].inputs[-1].extent == sequence.extent:
             row = packed[-1]
-            stem = common_length(row.inputs[-1].tokens, sequence.tokens, row.stem)
+            stem = common_prefix_length(row.inputs[-1].tokens, sequence.tokens, row.stem)
             k = len(row.inputs)
             n = len(row) + (k - 1) * row.stem + len(sequence.tokens) - k * stem
             cheaper = work(n) < work(len(row)) + work(len(sequence.tokens))
@@ -76,7 +76,7 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     return sorted(packed, key=lambda row: (-len(row), row.inputs[0].tokens))
 
 
-def common_length(a: Tokens, b: Tokens, most: int) -> int:
+def common_prefix_length(a: Tokens, b: Tokens, most: int) -> int:
     """The number of tokens that two inputs have in common at their beginning, at most `most`."""
     n = min(len(a), len(b), most)
     if a[:n] == b[:n]:
@@ -96,7 +96,7 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
         yield group
 
 
-def arrange(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
+def batch_inputs(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
     """The arguments of `GPT.hidden` for a batch of rows: token ids [B, T], padded on the right; and the arrangement of
     positions and mask, or None for plain causal sequences, where position and mask follow from the order of the tokens.
     `group`: the rows, the longest first; `device`: where the tensors go; `objective`: the objective of the model, which

@@ -4,7 +4,7 @@ Common beginnings of inputs are computed once (eval/tasks/rows.py), equal reques
 that predict a scored token are multiplied with the output matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from eval.tasks.journal import Journal, request_key
-from eval.tasks.rows import Input, Tokens, arrange, batches, pack_rows, representatives
+from eval.tasks.rows import Input, Row, Tokens, batch_inputs, batches, pack_rows, representatives
 from model.attention import Arrangement
+from model.objective import Objective
 
 Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding would give every scored token
 
 # Tokens of a forward pass, padding included. Measured on one core with 14M parameters: 1024 is 1.1 to 1.3 times as fast
 # as 4096, and 512 and 2048 as 1024 within a tenth. A GPU wants many (untuned).
 BATCH_CPU, BATCH_GPU = 1024, 32768
-JOINED = 4096  # tokens, at most, of a row that several inputs share: its attention computes a matrix of all its scores
+MAX_SHARED_ROW = (
+    4096  # tokens, at most, of a row that several inputs share: its attention computes a matrix of all its scores
+)
 # Rows of logits whose log-softmax is taken at once.
 ROWS_CPU, ROWS_GPU = 128, 4096
 NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights are damaged, or training diverged"
@@ -57,36 +60,23 @@ def likelihoods(
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
     keys = [request_key(context, continuation) for context, continuation in pairs]
-    inputs: dict[int, Input] = {}  # of each pair; the last token of a continuation is predicted, and never read
-    for i, (context, continuation) in enumerate(pairs):
-        tokens = (*context, *continuation)[:-1]
-        tokens = tokens[-longest:] if longest else tokens
-        inputs[i] = Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
-
-    representative = representatives(inputs.values())
-    pairs_of: dict[Input, list[int]] = {}  # an input that is run, and the pairs that are read off it
-    for i, tokens_of_pair in inputs.items():
-        pairs_of.setdefault(representative[tokens_of_pair], []).append(i)
+    inputs = [input_of_pair(context, continuation, longest, objective) for context, continuation in pairs]
+    representative = representatives(inputs)
+    pairs_of: dict[Input, list[int]] = {}  # an input that is run, and the pairs whose scores its outputs give
+    for i, pair_input in enumerate(inputs):
+        pairs_of.setdefault(representative[pair_input], []).append(i)
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
-    packed = pack_rows(pairs_of, model.cfg.hidden, JOINED)
+    packed = pack_rows(pairs_of, model.cfg.hidden, MAX_SHARED_ROW)
     done, total = 0, sum(map(len, packed))
     for group in journal.batches_of_rank(list(batches(packed, batch))):
-        numbers: list[int] = []  # of the pairs of this batch
-        positions: list[np.ndarray] = []  # in the flat batch: outputs that predict the continuation of each pair
-        for b, row in enumerate(group):
-            beyond = 0  # tokens of the branches before this one
-            for branch in row.inputs:
-                for i in pairs_of[branch]:
-                    at = np.arange(len(inputs[i].tokens) - len(pairs[i][1]), len(inputs[i].tokens))
-                    positions.append(b * len(group[0]) + np.where(at < row.stem, at, at + beyond))
-                    numbers.append(i)
-                beyond += len(branch.tokens) - row.stem
+        positions = output_positions(group, pairs, inputs, pairs_of)
+        numbers = list(positions)  # of the pairs of this batch
         done += sum(map(len, group))
         if all(keys[i] in journal for i in numbers):
             continue
-        outputs, index = np.unique(np.concatenate(positions), return_inverse=True)
-        x_ND = model.hidden(*arrange(group, device, objective), wanted_N=torch.from_numpy(outputs).to(device))
+        outputs, index = np.unique(np.concatenate(list(positions.values())), return_inverse=True)
+        x_ND = model.hidden(*batch_inputs(group, device, objective), rows_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
@@ -99,11 +89,47 @@ def likelihoods(
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
 
+def input_of_pair(
+    context: Sequence[int], continuation: Sequence[int], longest: int | None, objective: Objective
+) -> Input:
+    """What the model reads to score a continuation: all tokens but the last, which is only predicted. Where these are
+    more than `longest`, the beginning of the context is left out."""
+    tokens = (*context, *continuation)[:-1]
+    tokens = tokens[-longest:] if longest else tokens
+    return Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
+
+
+def output_positions(
+    group: Sequence[Row],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    inputs: Sequence[Input],
+    pairs_of: Mapping[Input, Sequence[int]],
+) -> dict[int, np.ndarray]:
+    """The outputs of a batch of rows that predict the continuation of each pair, {number of the pair: positions in the
+    flattened batch}.
+
+    Args:
+        group: the rows, the longest first.
+        pairs: (context, continuation) of each pair.
+        inputs: the input of each pair.
+        pairs_of: {input that is run: numbers of the pairs whose scores its outputs give}.
+    """
+    positions = {}
+    for b, row in enumerate(group):
+        earlier = 0  # tokens of the branches before this one
+        for branch in row.inputs:
+            for i in pairs_of[branch]:
+                in_input = np.arange(len(inputs[i].tokens) - len(pairs[i][1]), len(inputs[i].tokens))
+                positions[i] = b * len(group[0]) + np.where(in_input < row.stem, in_input, in_input + earlier)
+            earlier += len(branch.tokens) - row.stem
+    return positions
+
+
 def split_to_fit(
     context: Sequence[int], continuation: Sequence[int], longest: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The pair (context, continuation) alone where its continuation has at most `longest` tokens; else a pair for each
-    piece of half that length, with everything before the piece as the context."""
+    """Split a pair (context, continuation) whose continuation has more than `longest` tokens into pairs with pieces of
+    half that length, each with everything before the piece as its context. A shorter pair is returned alone."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -129,9 +155,9 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
 
 
 def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
-    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely ones it takes the first.
-    `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target; `v`: int64
-    [targets], its token id."""
+    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely tokens greedy decoding
+    takes the first. `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target;
+    `v`: int64 [targets], its token id."""
     if logp_NV.is_cuda:
         return logp_NV.argmax(-1)[n] == v
     # on a CPU argmax takes longer than log_softmax, and amax a tenth of it

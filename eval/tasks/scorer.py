@@ -15,7 +15,7 @@ from eval.tasks import score
 from eval.tasks.definitions import is_greedy
 from eval.tasks.journal import Journal
 
-NEW = 256  # tokens of a continuation where the task names no number; lm-eval's own
+MAX_NEW_TOKENS = 256  # tokens of a continuation where the task names no number; lm-eval's own
 
 
 class Scorer(TemplateLM):
@@ -95,7 +95,7 @@ class Scorer(TemplateLM):
                 raise ValueError(f"only greedy continuations can be made, not {settings_json}")
             stops = settings.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-            new = int(settings.get("max_gen_toks", NEW))
+            new = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
             if self.model.max_length:  # half of the longest input at least is left to the context
                 new = min(new, self.model.max_length // 2)
             ended = functools.partial(self._has_ended, stops=stops)

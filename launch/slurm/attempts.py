@@ -18,15 +18,20 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.rundir import Exit, is_locked, last_step
-from ablations.status import CLOCKS_APART, SILENT
+from ablations.status import CLOCKS_APART, SILENT_SECONDS
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
 from launch.repair import is_trained, repair
 from launch.watch import stop_file
 
 MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
-LEAVING = SILENT + 15  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
-TRIES, PAUSE = 30, 20.0  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
+LEAVING_SECONDS = (
+    SILENT_SECONDS + 15
+)  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
+MAX_TRIES, PAUSE_SECONDS = (
+    30,
+    20.0,
+)  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 
@@ -47,7 +52,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
         return Exit.KILLED
     began = time.monotonic()
     while trained_by_another_job(cell.dir):
-        if time.monotonic() - began > LEAVING:
+        if time.monotonic() - began > LEAVING_SECONDS:
             print_with_time(
                 f"{cell.name} is being trained by another job ({cell.dir / rundir.ATTEMPTS}): nothing is done here"
             )
@@ -64,7 +69,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     log = cell.dir / rundir.TRAIN_LOG
     safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
     read = log.stat().st_size
-    record_attempt(cell.dir, event="start", job=job, restart=restarts(), nodes=nodes, step=step, log=read)
+    record_attempt(cell.dir, event="start", job=job, restart=restart_count(), nodes=nodes, step=step, log=read)
     print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
@@ -112,7 +117,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         ending, why = "killed", f"by the file {out / rundir.STOP}"
     elif signal != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
         # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
-        ending = REQUEUED if now["restarts"] > restarts() else "cancelled"
+        ending = REQUEUED if now["restarts"] > restart_count() else "cancelled"
     elif (folder / rundir.FAILED).exists():
         ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
     elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
@@ -139,7 +144,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     print_with_time(
         f"step {step}: {ending}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
-    if again and (now["restarts"] == restarts() or now["state"] == "unknown" and signal != "LIMIT"):
+    if again and (now["restarts"] == restart_count() or now["state"] == "unknown" and signal != "LIMIT"):
         requeue(job, now["excluded"] | bad)
     return 0 if ending == "finished" else code or 1
 
@@ -149,7 +154,7 @@ def trained_by_another_job(folder: Path) -> bool:
     another job. Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that
     was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
-    recent = -CLOCKS_APART <= time.time() - heartbeat.get("time", 0.0) < SILENT
+    recent = -CLOCKS_APART <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 
@@ -162,7 +167,7 @@ def last_configuration_error(folder: Path, job: str) -> str:
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
     attempt. srun puts the rank's number before each line, which is not part of the match. `what`: a regular expression;
-    where it has a group, the group is returned."""
+    where it has a group, only the group's text is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -224,12 +229,12 @@ def job_state(job: str) -> dict[str, Any]:
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol with the arguments `words`; try again while Slurm's controller does not answer because it is
     restarting or overloaded."""
-    for tries_left in reversed(range(TRIES)):
+    for tries_left in reversed(range(MAX_TRIES)):
         process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
             break
         if tries_left:
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_SECONDS)
     return process
 
 
@@ -247,7 +252,7 @@ def node_names(nodes: str) -> set[str]:
     return set(shown.stdout.split())
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """The number of times that Slurm has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 

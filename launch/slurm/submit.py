@@ -49,7 +49,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     options of sbatch for the training array; `variables`: environment variables for sbatch, from the site file;
     `ranks`: how many ranks each run will have. Returns the jobs, those that train first. Raises ConfigError where
     something is wrong with the study, before anything is submitted; or sbatch refuses."""
-    _check(study, ranks)
+    _check_study(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = runs_in_queue(study)
     for i in sorted(busy):
@@ -61,7 +61,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         print("nothing to submit: every run is finished or in the queue")
         return []
     prepare(study, [study.cells[i] for i in todo])
-    _logs(study).mkdir(parents=True, exist_ok=True)
+    _log_folder(study).mkdir(parents=True, exist_ok=True)
 
     if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
@@ -78,16 +78,15 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
         jobs.append(submit_evaluation(study, going_on, variables, options, [], what))
     jobs.append(submit_report(study, [job["job"] for job in jobs if job["does"] == "evaluate"], variables, options))
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
-    print(
-        f"logs:            {_logs(study)}/JOB.log, and train.log in each run's folder under {study.out / study.stage}"
-    )
+    runs = study.out / study.stage
+    print(f"logs:            {_log_folder(study)}/JOB.log, and train.log in each run's folder under {runs}")
     print(
         f"to stop it all:  touch {study.out / rundir.STOP}    (runs save and leave the queue; remove it, submit again)"
     )
     return jobs
 
 
-def _check(study: Study, ranks: int) -> None:
+def _check_study(study: Study, ranks: int) -> None:
     """Check what can be checked before hours of preparing data. Raises ConfigError where something is wrong."""
     if study.criteria.sequential:
         seeds, most = len(study.seeds), study.criteria.seeds
@@ -109,7 +108,7 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
     """Submit the job array that trains runs of a study. `cells`: indices of the runs in `study.cells`; `variables`:
     environment variables for sbatch, from the site file; `options`: options of sbatch, such as partition, account,
     nodes and time."""
-    words = with_mtbf(study.words, variables)
+    words = add_mtbf(study.words, variables)
     from_args(words)  # an error of the site's is said here, and not by the first job hours later
     command = [f"--job-name={study.name}", *options, f"--array={_index_ranges(cells)}", "launch/run.sh", *words]
     job = sbatch(command, variables)
@@ -121,8 +120,8 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
 
 
 def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job that writes the report, whether the jobs `after` which it runs succeeded or not."""
-    logs = _logs(study)
+    """Submit the job that writes the report. The job runs after the jobs `after`, whether they succeed or not."""
+    logs = _log_folder(study)
     waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
     script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
     job = sbatch([*_single_task_options("report", options), *waiting], variables, script)
@@ -143,7 +142,7 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
         return False
     if steps_to_evaluate(cell.dir) or not _current_evaluation_versions().items() <= scores.items():
         return False
-    if study.exports and not rundir.exported(cell.dir):
+    if study.exports and not rundir.is_exported(cell.dir):
         return False
     if not study.eval_options:
         return True
@@ -184,7 +183,7 @@ def submit_evaluation(
         script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
     else:
         script += f"exec {judge}"
-    array = [f"--array={_index_ranges(cells)}", f"--output={_logs(study)}/%A_%a.log"]
+    array = [f"--array={_index_ranges(cells)}", f"--output={_log_folder(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
     job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
@@ -269,8 +268,8 @@ def resources_of(job: str) -> list[str]:
     return options
 
 
-def with_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add the site's mean time between failures, among `variables` of the site file, to the words of a study, as the
+def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
+    """Add the site's mean time between failures, from the `variables` of the site file, to the words of a study, as the
     setting layout.mtbf in SET, unless the words set it already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
@@ -289,7 +288,7 @@ def _index_ranges(numbers: list[int]) -> str:
     return ",".join("-".join(map(str, r)) for r in runs)
 
 
-def _logs(study: Study) -> Path:
+def _log_folder(study: Study) -> Path:
     """The folder of the logs of the study's jobs: evaluation, report and, by launch/run.sh, training."""
     return study.out / rundir.SLURM
 
@@ -314,7 +313,7 @@ def main(argv: list[str]) -> int:
 def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
     """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
     try:
-        _, args.words = answers.take_format(args.words)
+        _, args.words = answers.extract_format(args.words)
         variables, path = read_site(args.site), find_site_file(args.site)
         if "SBATCH_GPUS_PER_NODE" in variables:
             os.environ.setdefault("MEGAHOUR_GPU", "1")
@@ -345,7 +344,7 @@ def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED, answers.error("interrupted")
-    content = answers.study_head(study) | {"jobs": jobs, "logs": str(_logs(study))}
+    content = answers.study_entries(study) | {"jobs": jobs, "logs": str(_log_folder(study))}
     return Exit.FINISHED, answers.answer("submission", content)
 
 

@@ -72,7 +72,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _loss_with_gradient_in_place(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """The sum of the rows' cross-entropies. Overwrites the logits with its gradient: softmax minus one-hot."""
+    """The sum of the rows' cross-entropies. Overwrites the logits with the gradient of this sum: softmax minus
+    one-hot."""
     p = logits_NV.float()  # in fp32 the logits themselves: all of this happens in place
     torch.softmax(p, dim=-1, out=p)
     loss = -p.gather(1, target_N1).clamp_min(torch.finfo(p.dtype).tiny).log().sum()  # at most 87 nats a token

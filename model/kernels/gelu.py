@@ -31,9 +31,9 @@ def _sigmoid_gelu(x: Tensor) -> Tensor:
 
 
 class _GELU(torch.autograd.Function):
-    """GELU with its gradient, a few numbers at a time. The forward pass also computes the derivative, from the same
-    sigmoid, and keeps it for the backward pass instead of x. 1.6 ms against torch's 2.8 for 2048 x 512 numbers on one
-    core, forward and backward."""
+    """GELU with its gradient, computed in chunks that fit into a core's cache. The forward pass also computes the
+    derivative, from the same sigmoid, and keeps it for the backward pass instead of x. Forward and backward take 1.6 ms
+    for 2048 x 512 numbers on one core; torch takes 2.8 ms."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -22,16 +22,16 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias for x [..., D], weight [F, D], bias [F]; in fp32 on a CPU by oneDNN."""
-    return _OneDNNLinear.apply(x, weight, bias) if _onednn(x) else F.linear(x, weight, bias)
+    return _OneDNNLinear.apply(x, weight, bias) if _uses_onednn(x) else F.linear(x, weight, bias)
 
 
-def _onednn(x: Tensor) -> bool:
+def _uses_onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN
 
 
 def product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """a @ b.T + bias, without a gradient."""
-    if not _onednn(a_ND):
+    if not _uses_onednn(a_ND):
         return F.linear(a_ND, b_FD, bias_F)
     return (_onednn_operator if torch.compiler.is_compiling() else _onednn_product)(a_ND, b_FD, bias_F)
 
@@ -47,8 +47,8 @@ def _onednn_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _onednn_operator(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """a @ b.T + bias by oneDNN's operator, as an operator that torch.compile does not trace: its own rule for oneDNN's
-    operator expects weights that never change."""
+    """a @ b.T + bias by oneDNN, as a custom operator that torch.compile does not trace: torch.compile's own lowering of
+    oneDNN's operator assumes constant weights."""
     return _onednn_product(a_ND, b_FD, bias_F)
 
 
@@ -58,9 +58,9 @@ def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 
 def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand: in fp32 the
-    narrower of the two is made the left one."""
-    if _onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
+    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand, so in fp32 the
+    operands are exchanged where that makes the copied one the smaller."""
+    if _uses_onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
         return product(x_ND.t(), grad_NF.t()).t()
     return product(grad_NF.t(), x_ND.t())
 

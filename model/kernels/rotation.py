@@ -15,9 +15,8 @@ def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate queries or keys as `formula` does, in two passes over the numbers. `x_BHTK`: queries or keys; `cos_TK`:
-    cosines of the angles; both halves of the K coordinates are the same; `sin_TK`: sines of the angles; both halves of
-    the K coordinates are the same."""
+    """Rotate queries or keys as `formula` does, in two passes over the numbers. `x_BHTK`: queries or keys; `cos_TK`,
+    `sin_TK`: cosines and sines of the angles, the same in both halves of the K coordinates."""
     return _Rotation.apply(x_BHTK, cos_TK, sin_TK)
 
 
@@ -27,15 +26,15 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         ctx.save_for_backward(cos_TK, sin_TK)
-        return _rotated(x_BHTK, cos_TK, sin_TK, 1)
+        return _rotate_by_sign(x_BHTK, cos_TK, sin_TK, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos_TK, sin_TK = ctx.saved_tensors
-        return _rotated(grads[0], cos_TK, sin_TK, -1), None, None
+        return _rotate_by_sign(grads[0], cos_TK, sin_TK, -1), None, None
 
 
-def _rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
+def _rotate_by_sign(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
     x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
     a, b = x_BHTK.chunk(2, dim=-1)
     return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=turn)

@@ -12,8 +12,8 @@ from model.position import POSITIONS
 from model.proofs import probe
 from model.proofs.probe import Proof
 
-SHORT = 64  # positions at which scores are measured, at least, where sequences are that long; untuned
-UNCHANGED = 1e-4  # the largest relative change of outputs by tokens that they do not see; measured on CPUs, FP8 too: 0
+MIN_POSITIONS = 64  # positions at which scores are measured, at least, where sequences are that long; untuned
+MAX_CHANGE = 1e-4  # the largest relative change of outputs by tokens that they do not see; measured on CPUs, FP8 too: 0
 
 
 def expected_scores(model: Any, pos: str, T: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def expected_scores(model: Any, pos: str, T: int) -> np.ndarray:
     return np.zeros((heads, T, T)) + _key_sizes(T)
 
 
-ADDED = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
+ADDITIVE_SCHEMES = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
 
 
 def position_rows(model: Any, T: int) -> Tensor:
@@ -57,7 +57,7 @@ def position_rows(model: Any, T: int) -> Tensor:
     if pos == "learned":
         table = getattr(model.position, "table", None)
         return weight.new_zeros(T, D).double() if table is None else table[:T].double()
-    if pos not in ADDED:
+    if pos not in ADDITIVE_SCHEMES:
         return weight.new_zeros(T, D).double()
     d = np.arange(D)
     angle = np.arange(T)[:, None] / 10000.0 ** (2 * (d // 2) / D)
@@ -72,12 +72,13 @@ def _key_sizes(T: int) -> np.ndarray:
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """Measure the scores that each layer computes: for each layer [H, T, T], of this rank's heads, relative to the
-    score of each query with the key at its own position; minus infinity where a query does not see a key.
+    """Measure the attention scores that each layer computes: for each layer an array [H, T, T] of this rank's heads.
+    Scores are relative to that of each query with the key at its own position, and minus infinity where a query does
+    not see a key.
 
-    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 is fine enough
-    to show the smallest slope), and values that are one-hot vectors of the key's position, so that the input of the
-    output projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
+    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 resolves even
+    ALiBi's smallest slope), and values that are one-hot vectors of the key's position, so that the input of the output
+    projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -108,21 +109,21 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def proof_length(model: Any) -> tuple[int, str]:
-    """The number of positions at which the proof `position` measures scores, and the name of another scheme that it
-    cannot tell there from the configured one, or "".
+    """The number of positions at which the proof `position` measures scores; and the name of another scheme whose
+    scores at these positions are equal, or "".
 
-    These are SHORT positions, or twice as many and so on up to the training length, until the formula of no other
-    scheme gives the same scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128.
-    Schemes that add rows to the embeddings are told apart by the rows, and those that train numbers by the numbers.
+    The number is MIN_POSITIONS, doubled up to the training length until the formula of no other scheme gives the same
+    scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes that add rows to
+    the embeddings are told apart by the rows, and those that train numbers by the numbers.
     """
     cfg = model.cfg
     fixed = [name for name, scheme in POSITIONS.items() if not list(scheme(cfg).parameters())]
-    others = [name for name in fixed if name not in (cfg.pos, *ADDED)]
-    T = min(cfg.seq, SHORT)
+    others = [name for name in fixed if name not in (cfg.pos, *ADDITIVE_SCHEMES)]
+    T = min(cfg.seq, MIN_POSITIONS)
     while True:
         scores = expected_scores(model, cfg.pos, T)
         same = [name for name in others if np.array_equal(expected_scores(model, name, T), scores)]
-        if cfg.pos in ADDED or not same:
+        if cfg.pos in ADDITIVE_SCHEMES or not same:
             return T, ""
         if T == cfg.seq:
             return T, same[0]
@@ -160,14 +161,14 @@ def position(model: Any) -> Proof:
     if not expected_move.any():
         if moved.any():
             wrong.append("the embeddings depend on the position")
-        elif cfg.pos in ADDED:
+        elif cfg.pos in ADDITIVE_SCHEMES:
             wrong.append(f"the rows that {cfg.pos} adds are the same at all positions")
     else:
         share = float((moved * expected_move).sum() / expected_move.square().sum())
         # in bf16 a position is rounded to the precision of the larger embedding it is added to
         if abs(share - 1) > probe.TOLERANCE or not probe.is_close(moved, expected_move, float(x_BTD.abs().max())):
             wrong.append(f"the embeddings do not carry the rows that {cfg.pos} adds")
-    where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDED else "in the scores"
+    where = "nowhere" if cfg.pos == "none" else "on the embeddings" if cfg.pos in ADDITIVE_SCHEMES else "in the scores"
     size = f"{cfg.layers} layers x {cfg.heads} heads x {T} positions"
     measured = f"acts {where}; the scores of {size} err by {worst:.1e} at most"
     return Proof("model.pos", cfg.pos, not wrong, "; ".join(wrong) or measured)
@@ -233,16 +234,16 @@ def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[
     return wrong
 
 
-def early_answers(model: Any) -> list[str]:
-    """Check that no output depends on tokens that it must not see, whatever in the model might carry them there: the
-    second half of the tokens is replaced, and the outputs that may not know of it must stay as they are. Returns a
-    sentence for a fault.
+def information_leaks(model: Any) -> list[str]:
+    """Check that no output depends on tokens that it must not see, through attention or anything else in the model. The
+    second half of the tokens is replaced, and outputs that must not see these tokens must not change. Returns a
+    sentence for each fault.
 
     Queries, keys and values are enlarged to a standard deviation of 1, since those of a model that has not been trained
     are so small that attention hardly depends on them.
     """
     cfg = model.cfg
-    T = min(cfg.seq, SHORT)
+    T = min(cfg.seq, MIN_POSITIONS)
     half, extent = T - T // 2, max(1, T // 4)
     sees = visible_keys(cfg.objective, T, extent)
     reached = sees  # which tokens an output knows of, through all layers
@@ -264,7 +265,7 @@ def early_answers(model: Any) -> list[str]:
             on(layer.attn.qkv.register_forward_hook(enlarge))
         before, after = (probe.hidden(model, x, extent)[0, torch.from_numpy(blind)].double() for x in (text, changed))
     error = probe.relative_error(after, before)
-    if error <= UNCHANGED:
+    if error <= MAX_CHANGE:
         return []
     return [f"{blind.sum()} outputs of {T} change by {error:.1e} with tokens that they must not see"]
 
@@ -283,7 +284,7 @@ def objective(model: Any) -> Proof:
         for i, score in enumerate(measured_scores(model, T, extent)):
             if not (np.isfinite(score) == visible_keys(cfg.objective, T, extent)).all():
                 wrong.append(f"layer {i}: attention does not see what {cfg.objective} says (extent {extent} of {T})")
-    wrong += early_answers(model)
+    wrong += information_leaks(model)
     device = model.embed.weight.device
     rows = torch.arange(R * (T + 1), device=device).view(R, T + 1) % (cfg.vocab - 1)
     mask = cfg.vocab - 1

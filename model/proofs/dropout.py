@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from model.proofs import probe
 from model.proofs.probe import Proof
 
-ROWS = 8  # sequences, so that enough is dropped to tell a share
+SEQUENCES = 8  # sequences, so that enough is dropped to tell a share
 
 
 class DropoutMeasurement(NamedTuple):
-    """What dropout does to known values: hooks make attention and MLP return ones, and all attention values 1."""
+    """The measured effect of dropout on known values: hooks make attention and MLP return ones, and set all value
+    vectors of attention to ones."""
 
     first_input: Tensor  # the input of the first layer
     places: int  # how many dropout layers act on what is added to the residual stream
@@ -24,7 +25,7 @@ class DropoutMeasurement(NamedTuple):
     deviation: float  # the mean distance from 1 of the heads' outputs, which are 1 without dropout
 
 
-def measure(model: Any) -> DropoutMeasurement:
+def measure_dropout(model: Any) -> DropoutMeasurement:
     """Run a forward pass of the model, in training or evaluation mode as it is, and measure what dropout does in it."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
@@ -48,11 +49,11 @@ def measure(model: Any) -> DropoutMeasurement:
             on(layer.attn.register_forward_hook(return_ones))
             on(layer.mlp.register_forward_hook(return_ones))
             on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
-        probe.hidden(model, probe.tokens(model, T).expand(ROWS, T))
+        probe.hidden(model, probe.tokens(model, T).expand(SEQUENCES, T))
     kept = [float((a > 0).double().mean()) for a in added] or [1.0]
     sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
     # the first token has a single probability: where it is dropped, its head returns nothing
-    first = [float((h[:, 0].view(ROWS, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
+    first = [float((h[:, 0].view(SEQUENCES, H, K)[:, :, 0] == 0).double().mean()) for h in heads]
     return DropoutMeasurement(
         inputs[0],
         len(added),
@@ -68,11 +69,11 @@ def dropout(model: Any) -> Proof:
     """model.dropout and attn_dropout: in training, each dropout sets the configured share p of known values to zero and
     multiplies the others by 1 / (1 - p); in evaluation it changes none."""
     cfg = model.cfg
-    off = measure(model)
+    off = measure_dropout(model)
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the share that is dropped is then the same at every launch
-        on = measure(model)
+        on = measure_dropout(model)
     model.eval()
     of_embeddings = float(((on.first_input == 0) & (off.first_input != 0)).double().mean())
     p, q = cfg.dropout, cfg.attn_dropout
@@ -84,7 +85,7 @@ def dropout(model: Any) -> Proof:
     if abs(on.size - 1 / (1 - p)) > probe.TOLERANCE:
         wrong.append(f"what is left is enlarged {on.size:.2f} times")
     # probabilities of first tokens: 4 standard errors are allowed
-    single = ROWS * len(probe.heads_of_rank(model)) * cfg.layers
+    single = SEQUENCES * len(probe.heads_of_rank(model)) * cfg.layers
     if abs(on.attention - q) > 4 * math.sqrt(max(q * (1 - q), 1e-9) / single) + 1e-6:
         wrong.append(f"{on.attention:.2f} of the attention probabilities are dropped")
     if (on.deviation > probe.TOLERANCE) != (q > 0):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.proofs import probe
-from model.proofs.attention import ADDED, position_rows
+from model.proofs.attention import ADDITIVE_SCHEMES, position_rows
 from model.proofs.probe import Proof
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -48,7 +48,7 @@ def embedding_norm(model: Any) -> Proof:
     raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
-    ok = probe.is_close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDED else cfg.init_std)
+    ok = probe.is_close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDITIVE_SCHEMES else cfg.init_std)
     ok = ok and abs(float(x_BD.var() / expected.var()) - 1) < 0.1
     spread = f"token vectors enter layer 0 with mean {x_BD.mean():.1e} and variance {x_BD.var():.3g}"
     return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")

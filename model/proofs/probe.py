@@ -67,8 +67,9 @@ def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
-    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; without `tokens` of T times
-    token 0. `norms` in model/proofs/layers.py proves that this sum is what enters the first layer."""
+    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; without `tokens`, for a
+    sequence of T times token 0. `norms` in model/proofs/layers.py proves that this sum is what enters the first
+    layer."""
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:

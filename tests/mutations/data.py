@@ -89,7 +89,16 @@ MUTATIONS = [
         "        if True:\n            return text.split()",
         DEDUP,
     ),
-    one("every Thai letter is a word", "", "", "", "data/dedup.py", "LETTERS = 4  #", "LETTERS = 400  #", DEDUP),
+    one(
+        "every Thai letter is a word",
+        "",
+        "",
+        "",
+        "data/dedup.py",
+        "LETTERS_PER_WORD = 4  #",
+        "LETTERS_PER_WORD = 400  #",
+        DEDUP,
+    ),
     one(
         "characters are counted for bytes by the filters",
         "",

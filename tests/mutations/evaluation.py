@@ -211,8 +211,8 @@ MUTATIONS = [
         "",
         "",
         "eval/entries.py",
-        """names = [sample.get("cluster") or f"{ITEM}{sample['id']}" for sample in samples]""",
-        """names = [f"{ITEM}{sample['id']}" for sample in samples]""",
+        """names = [sample.get("cluster") or f"{SINGLE_ITEM_PREFIX}{sample['id']}" for sample in samples]""",
+        """names = [f"{SINGLE_ITEM_PREFIX}{sample['id']}" for sample in samples]""",
         "tests/test_judge.py::test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report",
     ),
 ]

@@ -165,7 +165,7 @@ MUTATIONS = [
         "model.block=parallel",
         "model.block",
         GPT,
-        "self.mlp(select_rows(y_BTD, wanted_N))",
+        "self.mlp(select_rows(y_BTD, rows_N))",
         "self.mlp(self.norm1(x_BTD))",
     ),
     one(
@@ -319,8 +319,8 @@ MUTATIONS = [
         "model.dropout=0.1",
         "model.dropout",
         GPT,
-        "self.drop(self.attn(self.norm1(x_BTD), attend, wanted_N))",
-        "self.attn(self.norm1(x_BTD), attend, wanted_N)",
+        "self.drop(self.attn(self.norm1(x_BTD), attend, rows_N))",
+        "self.attn(self.norm1(x_BTD), attend, rows_N)",
     ),
     one(
         "attention still drops in evaluation",

@@ -38,8 +38,8 @@ MUTATIONS = [
         "",
         "",
         PARALLEL,
-        "self.in_features, self.out_features = self.input_size_per_partition, out",
-        "self.in_features, self.out_features = self.input_size_per_partition, out\n"
+        "self.in_features, self.out_features = self.input_size_per_partition, out_features",
+        "self.in_features, self.out_features = self.input_size_per_partition, out_features\n"
         "        if bias:\n"
         "            self.register_forward_hook(lambda m, a, y: y + (m.tp_group.size() - 1) * m.bias)",
         RANKS,

@@ -206,7 +206,7 @@ MUTATIONS = [
         "",
         "",
         "launch/manifest.py",
-        "epochs(data, None if run.by_clock else run.tokens, run.model.seq)",
+        "epochs(data, None if run.ends_by_clock else run.tokens, run.model.seq)",
         "epochs(data, run.train.tokens, run.model.seq)",
         CLOCK,
     ),

@@ -9,9 +9,9 @@ from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 from eval.report.leading import leading_arm
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
-FLIPPED = {"better": "worse", "worse": "better"}
+OPPOSITE_KINDS = {"better": "worse", "worse": "better"}
 
 PAIRS = """\
 **The leading arm against the others**, for the answer at the top. The leader was chosen by its result, so each p-value
@@ -22,41 +22,43 @@ def answer(findings: Findings) -> str:
     """The answer in a sentence or two; "" where no arm is compared with the baseline yet, or where runs that were not
     planned as one study are compared (sections/places.py ranks these)."""
     metric = findings.primary
-    compared = findings.compared.get(metric, {})
+    compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
         return ""
     if len(compared) == 1:
-        text, kinds = two_arms(findings, next(iter(compared)))
+        text, kinds = answer_for_one_arm(findings, next(iter(compared)))
     else:
-        text, kinds = several_arms(findings)
+        text, kinds = answer_for_several_arms(findings)
     if findings.study.tuning:
         text = f"At the common learning rate: {text}"
     if any(findings.chosen_late(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
-    missing = [arm for arm in findings.study.compared if arm not in compared]
+    missing = [arm for arm in findings.study.compared_arms if arm not in compared]
     rest = f" Not compared: {listed(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
     return f"**Answer.** {text}.{rest}"
 
 
-def two_arms(findings: Findings, arm: str) -> tuple[str, list[str]]:
+def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
     """The answer of a study of one arm and the baseline, and the kind of its verdict."""
     metric = findings.primary
     definition, baseline = METRICS[metric], baseline_in_words(findings)
-    kind, difference = findings.decision(arm, metric).kind, findings.compared[metric][arm].difference
+    kind, difference = findings.decision(arm, metric).kind, findings.comparisons[metric][arm].difference
     if kind in ("better", "worse"):
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
     if kind == "equivalent":
-        return f"{arm} is equivalent to {baseline} within {in_units(findings.margins[metric], definition.unit)}", [kind]
+        return f"{arm} is equivalent to {baseline} within {with_unit(findings.margins[metric], definition.unit)}", [
+            kind
+        ]
     return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
 
 
-def several_arms(findings: Findings) -> tuple[str, list[str]]:
+def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     """The answer of a study of several arms, and the kinds of verdict that it rests on."""
     metric, baseline = findings.primary, findings.baseline
-    compared = findings.compared[metric]
+    compared = findings.comparisons[metric]
     leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
     others.remove(leader)
     kinds = {arm: kind_against(findings, leader, arm) for arm in others}
@@ -72,7 +74,7 @@ def several_arms(findings: Findings) -> tuple[str, list[str]]:
     if open_:
         clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
-        margin = f"{in_units(findings.margins[metric], METRICS[metric].unit)}"
+        margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
         clauses.append(f"is equivalent to {listed(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
@@ -94,18 +96,18 @@ def kind_against(findings: Findings, leader: str, arm: str) -> str:
         return findings.decision(leader, metric).kind
     if leader == baseline:
         kind = findings.decision(arm, metric).kind
-        return FLIPPED.get(kind, kind)
+        return OPPOSITE_KINDS.get(kind, kind)
     comparison = findings.leader_compared.get(arm)
-    return findings.judged(comparison, metric).kind if comparison else "undecided"
+    return findings.verdict_on(comparison, metric).kind if comparison else "undecided"
 
 
 def lead_in_words(findings: Findings, leader: str) -> str:
-    """How far the leading arm is from the baseline, as text, such as ", 0.174 below the baseline (pos=learned)"; ""
-    where it is the baseline."""
+    """The difference of the leading arm from the baseline as text, such as ", 0.174 below the baseline (pos=learned)";
+    "" where the baseline leads."""
     if leader == findings.baseline:
         return ""
     definition = METRICS[findings.primary]
-    size = abs(findings.compared[findings.primary][leader].difference)
+    size = abs(findings.comparisons[findings.primary][leader].difference)
     side = "above" if definition.higher_is_better else "below"
     return f", {size:.{definition.digits}f} {definition.unit} {side} {baseline_in_words(findings)}"
 
@@ -121,14 +123,14 @@ def pairs_table(findings: Findings) -> list[str | Table]:
     metric = findings.primary
     if not findings.leader_compared:
         return []
-    leader, digits = leading_arm(findings.compared[metric], findings.baseline, metric), METRICS[metric].digits + 1
+    leader, digits = leading_arm(findings.comparisons[metric], findings.baseline, metric), METRICS[metric].digits + 1
     rows = [
         [
             f"{leader} − {arm}",
             f"{c.difference:+.{digits}f}",
             f"{c.noise:.{digits}f}" if c.seeds and c.enough_items else "unknown",
             f"{c.adjusted:.2g}" if c.seeds and c.enough_items else "-",
-            findings.judged(c, metric).kind,
+            findings.verdict_on(c, metric).kind,
         ]
         for arm, c in findings.leader_compared.items()
     ]

@@ -1,5 +1,5 @@
-"""Section: loss by context length, up to several times the training length, and what each position scheme does beyond
-it."""
+"""Section: loss by context length, up to several times the training length, and how each position scheme extrapolates
+beyond the training length."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ablations import drawing
 from ablations.drawing import Line
 from eval.report.blocks import Figure, Section, Table
 from eval.report.findings import Findings
-from eval.tasks.position import BEYOND
+from eval.tasks.position import BEYOND_TRAINING_LENGTH
 
 MULTIPLES = (1, 2, 4)  # of the training length, for which the table has a column
 
@@ -33,7 +33,7 @@ def section(findings: Findings) -> Section:
         lines.append(Line(arm, findings.colour(arm), x, y, findings.line_style(arm)))
         marks["training length"] = float(model["seq"])
         rows.append([arm, *losses_at_multiples(x, y, model["seq"], longest)])
-        schemes.setdefault(BEYOND.get(model["pos"], ""), []).append(arm)
+        schemes.setdefault(BEYOND_TRAINING_LENGTH.get(model["pos"], ""), []).append(arm)
     return Section(
         title,
         [

@@ -7,7 +7,7 @@ from ablations.budget import clock_seconds
 from eval.report.blocks import Section, Table
 from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
-from eval.report.runs import by_clock, in_one_line
+from eval.report.runs import has_clock_budget, in_one_line
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning
@@ -23,7 +23,7 @@ HEAD = ["run", "budget", "trained", "compiling", "FLOPs", "FLOPs at peak", "fine
 def section(findings: Findings) -> Section:
     lines = []
     for (arm, seed), cell in findings.cells.items():
-        if by_clock(cell) and cell.get("metrics"):
+        if has_clock_budget(cell) and cell.get("metrics"):
             expense, done = cost_so_far(cell), cell.get("done", {})
             compiling = done.get("compile_seconds")
             epochs = (cell.get("glue") or {}).get("setting", {}).get("epochs")
@@ -45,7 +45,7 @@ def section(findings: Findings) -> Section:
 def broken_rules(cell: dict[str, Any]) -> list[str]:
     """The rules of "Cramming" (WORDS above) that a run breaks, each in words, such as "2 devices"; none for a budget in
     tokens, to which the rules do not apply. `cell`: the content of the run directory (runs.py)."""
-    if not by_clock(cell):
+    if not has_clock_budget(cell):
         return []
     run = cell["run"]
     config, rules = run["config"], []
@@ -75,7 +75,8 @@ def devices_of(launch: dict[str, Any]) -> int:
 
 
 def broken_time_rules(cell: dict[str, Any]) -> list[str]:
-    """Sentences on a budget that is longer than the challenge allows, and on a run that took longer than its budget."""
+    """The rules on time that a run breaks, as sentences: a budget longer than the challenge allows, and training that
+    took longer than the budget."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])

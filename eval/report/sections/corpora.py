@@ -7,7 +7,7 @@ from eval.report.blocks import Figure, Section, Table, plus_minus
 from eval.report.comparable import all_tasks
 from eval.report.compare import item_scores
 from eval.report.findings import Findings
-from eval.statistics.items import by_cluster, ratio_stderr
+from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, level_stderr
 
@@ -30,7 +30,7 @@ def section(findings: Findings) -> Section:
         }
         for arm in arms:
             items = item_scores(findings.cells, arm, sorted(results[arm]), task)
-            sums, sizes, _ = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+            sums, sizes, _ = stratum_of_clusters(items.values.mean(0, keepdims=True), items.weights, items.clusters)
             error = level_stderr(results, arm, Variance(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
     lines, colours = [], []

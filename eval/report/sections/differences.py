@@ -15,7 +15,7 @@ from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Variance, interval_half_width
 from eval.statistics.seeds import noise_floor
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -42,7 +42,7 @@ Bootstrap: 95 % intervals of the difference, paired, over other items of the sam
 these. They do not contain the noise between seeds, except for what single seeds do to single items. With few groups of
 items or few tasks they are too short. Formulas and sources: docs/statistics.md and the files of eval/statistics."""
 
-BELOW = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
+NOT_ABOVE_ZERO = "not above zero"  # an estimate of a variance that is not above zero: eval/statistics/items.py
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
 
@@ -50,7 +50,7 @@ def section(findings: Findings) -> Section:
     title, tables = "Differences from the baseline", comparison_tables(findings)
     if not tables:
         return Section(
-            title, [f"No arm can be compared with the baseline{': see above' if findings.same else ' yet'}."]
+            title, [f"No arm can be compared with the baseline{': see above' if findings.copies else ' yet'}."]
         )
     batches = "the same batches in the same order, and " if findings.same_batches() else ""
     words = PAIRED if findings.controlled else UNPLANNED
@@ -65,7 +65,9 @@ def section(findings: Findings) -> Section:
             f"Where an arm shares one seed with {findings.baseline}, the seeds' part is what other runs tell, and "
             f"these arms if they have several seeds: {findings.noise}."
         )
-    return Section(title, blocks + how_decided(findings) + undecided(findings) + noise_floors(findings))
+    return Section(
+        title, blocks + decision_paragraphs(findings) + undecided_paragraphs(findings) + noise_floors(findings)
+    )
 
 
 def comparison_tables(findings: Findings) -> list[Table]:
@@ -74,7 +76,7 @@ def comparison_tables(findings: Findings) -> list[Table]:
     by_seed, tests, intervals = [], [], []
     for name in findings.results:
         digits = METRICS[name].digits + 1
-        for arm, c in findings.compared[name].items():
+        for arm, c in findings.comparisons[name].items():
             ours, theirs = findings.results[name][arm], findings.results[name][findings.baseline]
             signed = [
                 f"{ours[seed] - theirs[seed]:+.{digits}f}" if seed in ours and seed in theirs else "-"
@@ -101,17 +103,18 @@ def comparison_tables(findings: Findings) -> list[Table]:
 
 
 def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
-    """The noise of a difference from the seeds, from the items and together, what it counts above, and its p-value.
+    """Table cells on a difference: its noise from the seeds, from the items and from both, the threshold above which it
+    is significant, and its p-value.
 
     Args:
-        largest: the largest difference that there can be. A threshold beyond it is not shown as a number.
+        largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
     if c.enough_items and c.items.variance == 0:
-        items = BELOW
+        items = NOT_ABOVE_ZERO
     if c.seeds is None or not c.enough_items:
         return ["unknown", items, "unknown", "-", "-"]
-    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else BELOW
+    seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else NOT_ABOVE_ZERO
     above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
     return [seeds, items, f"{c.noise:.{digits}f}", above, f"{c.adjusted:.2g}"]
 
@@ -142,20 +145,20 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
     return [line]
 
 
-def how_decided(findings: Findings) -> list[Block]:
+def decision_paragraphs(findings: Findings) -> list[Block]:
     """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
-    if findings.primary != findings.primary_before:
-        before = findings.primary_before or "one metric in some runs and another in others"
+    if findings.primary != findings.registered_metric:
+        before = findings.registered_metric or "one metric in some runs and another in others"
         sentences.append(f"It was chosen after the runs, which named {before}: its verdicts are exploratory too.")
     for name, margin in findings.margins.items():
-        when = "named before the runs" if name in findings.named_before else "chosen after the runs, so exploratory"
+        was_registered = name in findings.registered_margins
+        when = "named before the runs" if was_registered else "chosen after the runs, so exploratory"
         if name in findings.results:
-            sentences.append(f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, {when}.")
+            sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
-        when = (
-            "named before the runs" if findings.floor_before else "chosen after the runs, so verdicts are exploratory"
-        )
+        was_registered = findings.noise_floor_registered
+        when = "named before the runs" if was_registered else "chosen after the runs, so verdicts are exploratory"
         sentences.append(
             f"Noise floor: {floor.identity}, {len(floor.content['runs'])} runs of the same baseline at other seeds, "
             f"code {floor.code}, {when}. Its degrees of freedom are added to those of "
@@ -170,18 +173,18 @@ def how_decided(findings: Findings) -> list[Block]:
     return [" ".join(sentences)]
 
 
-def undecided(findings: Findings) -> list[Block]:
+def undecided_paragraphs(findings: Findings) -> list[Block]:
     """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
     lines = []
     for name in METRICS:
-        for arm in findings.compared.get(name, {}) if findings.controlled else ():
+        for arm in findings.comparisons.get(name, {}) if findings.controlled else ():
             if not findings.decision(arm, name).decided:
                 words = findings.decision(arm, name).words.removeprefix("undecided: ")
                 lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
     margins = " and ".join(
-        f"{in_units(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
+        f"{with_unit(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
         for name, margin in findings.margins.items()
         if name in findings.results
     )
@@ -193,7 +196,7 @@ def undecided(findings: Findings) -> list[Block]:
 def noise_floors(findings: Findings) -> list[Block]:
     """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
     lines: list[Block] = []
-    arms, tests = 1 + len(findings.study.compared), findings.study.number_of_tests
+    arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
@@ -220,9 +223,9 @@ def noise_floors(findings: Findings) -> list[Block]:
 def forest_plot(findings: Findings, metric: str) -> str:
     """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
     definition, effects = METRICS[metric], []
-    for arm, c in findings.compared.get(metric, {}).items():
+    for arm, c in findings.comparisons.get(metric, {}).items():
         kind = "same"
-        if c.counts:
+        if c.is_significant:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.enough_items else np.inf
         effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))

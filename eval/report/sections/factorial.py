@@ -82,16 +82,16 @@ def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
 def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) -> str:
     """The verdict on an effect (bit mask of its factors). For an interaction, better or worse is meant relative to the
     sum of the factors' own effects."""
-    decision = findings.judged(c, metric)
+    decision = findings.verdict_on(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
     late = findings.chosen_late(decision.kind, metric)
     sentence = f"exploratory: {sentence}" if late or metric != findings.primary else sentence
-    return f"**{sentence}**" if c.counts else sentence
+    return f"**{sentence}**" if c.is_significant else sentence
 
 
-def recorded(findings: Findings) -> list[dict[str, Any]]:
+def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The effects as they are stored in the record's run.json; empty where the study is no factorial."""
     design = findings.study.factorial
     lines: list[dict[str, Any]] = []

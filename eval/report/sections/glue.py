@@ -27,7 +27,7 @@ MEANS = {  # columns: by whose metrics, and which mean
     "of eight tasks": ("study", "eight_tasks"),
     "of eight, leaderboard": ("leaderboard", "eight_tasks"),
 }
-SAID = """\
+INTRODUCTION = """\
 Each number is the median over {seeds} fine-tuning seeds in points, averaged over the {runs}; one setting for all
 tasks, five epochs at most, metrics as in "Cramming" ({metrics}). *: at least one seed gave the same answer to every
 item. The nine-number mean counts MNLI twice, as "Cramming" does; the eight-task mean averages its two sets first; on
@@ -38,7 +38,9 @@ EXTERNAL = """\
 External rows: other checkpoints, fine-tuned with the same setting but for the dropout of their own configuration, and
 shown on the tasks that the runs were asked in the same way. Not tested: one checkpoint tells nothing of the noise
 between seeds of training, and it differs from the runs in more than a line."""
-ALONE = "No run of this report was fine-tuned on GLUE, so that there is nothing to show external checkpoints beside."
+NOTHING_TO_COMPARE = (
+    "No run of this report was fine-tuned on GLUE, so that there is nothing to show external checkpoints beside."
+)
 
 
 @cache
@@ -52,7 +54,7 @@ def section(findings: Findings) -> Section:
     title = "GLUE"
     arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with("glue").items()}
     if not arms:
-        return Section(title, [ALONE] if findings.external else [])
+        return Section(title, [NOTHING_TO_COMPARE] if findings.external else [])
     entries = [entry for tables in arms.values() for table in tables for entry in table["scores"].values()]
     names = [name for name in TASKS if any(name in table["scores"] for tables in arms.values() for table in tables)]
     metrics: dict[str, str] = {}
@@ -79,13 +81,13 @@ def section(findings: Findings) -> Section:
     lines += external_lines
     lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), *("" for _ in MEANS)])
     for row in published():
-        if findings.beside == "none" or (row["mark"] == "unverified" and findings.beside != "all"):
+        if findings.published_shown == "none" or (row["mark"] == "unverified" and findings.published_shown != "all"):
             continue
         numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_tasks(row), "-"])
     counts = sorted({entry["study"]["seeds"] for entry in entries})
     runs = max(len(tables) for tables in arms.values())
-    text = SAID.format(
+    text = INTRODUCTION.format(
         seeds=" or ".join(map(str, counts)),
         runs="one run of each arm" if runs == 1 else f"{runs} runs of each arm",
         metrics=", ".join(f"{TASKS[name]}: {metrics[name]}" for name in names),

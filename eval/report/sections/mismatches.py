@@ -94,16 +94,16 @@ def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -
 
 
 def compile_mode(launch: dict[str, Any]) -> str:
-    """The value of layout.compile with which a launch of a run was executed: "never" where it was not compiled, and ""
-    where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
+    """The value of layout.compile that was in effect in a launch of a run: "never" where the model was not compiled,
+    and "" where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
     execution = launch.get("execution")
     return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
 
 
 def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
     """The layout settings of a run (how it was divided over processes and computed), {name: value} as in its run.json,
-    but with "compile" as it was executed: what "auto" means depends on the machine, and on how long the runs of a study
-    are. `run`: the content of run.json."""
+    but with the value of "compile" that was in effect, since the meaning of "auto" depends on the machine and on the
+    length of a study's runs. `run`: the content of run.json."""
     layout = run["config"]["layout"]
     mode = compile_mode(run)
     return layout | {"compile": mode} if mode else layout

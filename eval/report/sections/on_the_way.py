@@ -4,23 +4,28 @@ import numpy as np
 
 from ablations import drawing
 from ablations.drawing import Line
-from ablations.values import human
+from ablations.values import short_number
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
 
-SAME = ("version", "lm_eval", "corpora", "precision")  # of two evaluations of one run that are points of one curve
+EQUAL_KEYS = (
+    "version",
+    "lm_eval",
+    "corpora",
+    "precision",
+)  # of two evaluations of one run that are points of one curve
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of a run, of earlier weights and of the last, used the same items for a metric, given by
-    its entry in eval.json. Then they are points of one curve."""
+    """Whether two evaluations of a run, of weights saved during training and of the final ones, used the same items for
+    a metric and may be points of one curve. `metric`: the key of the metric in eval.json."""
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
         return sorted((name, task.get("data", {}).get("sha256", "")) for name, task in tasks if task.get("suite"))
 
-    return all(result.get(key) == end.get(key) for key in SAME) and suite_data(result) == suite_data(end)
+    return all(result.get(key) == end.get(key) for key in EQUAL_KEYS) and suite_data(result) == suite_data(end)
 
 
 def section(findings: Findings) -> Section:
@@ -36,7 +41,7 @@ def section(findings: Findings) -> Section:
                 shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
         figure = drawing.lines(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)
         if figure:
-            rows = [[human(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
+            rows = [[short_number(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
             blocks += [Figure(figure), Table(["training tokens", *cells], rows, name)]
     return Section("Score against tokens", blocks)
 

@@ -15,11 +15,11 @@ from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
-from eval.statistics.verdicts import in_units
+from eval.statistics.verdicts import with_unit
 
 
 def section(findings: Findings) -> Section:
-    arms = " Corrected for the number of arms." if len(findings.study.compared) > 1 else ""
+    arms = " Corrected for the number of arms." if len(findings.study.compared_arms) > 1 else ""
     forests = [
         Figure(
             forest_plot(findings, name), f"Bars: 95 % intervals over seeds and items; an arrow: wider than drawn.{arms}"
@@ -70,13 +70,13 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
 
 
 def verdict_phrases(findings: Findings, arm: str) -> list[str]:
-    """The phrases in an arm's column "verdict": verdict, or why there is none; broken rules; missing runs."""
+    """The phrases in the column "verdict" of an arm: the verdict or why there is none, broken rules, missing runs."""
     results = findings.results[findings.primary]
     words = []
-    if arm in findings.compared[findings.primary]:
+    if arm in findings.comparisons[findings.primary]:
         words.append(findings.marked_verdict(arm, findings.primary))
-    if arm in findings.same:
-        words.append(f"**the same as {findings.same[arm]}, bit for bit**")
+    if arm in findings.copies:
+        words.append(f"**the same as {findings.copies[arm]}, bit for bit**")
     if not words and arm != findings.baseline and results[arm] and results[findings.baseline]:
         if arm in findings.other_text:
             words.append("**read another text under the same name: not compared**")
@@ -102,14 +102,14 @@ def arms_without_effect(findings: Findings) -> list[str]:
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
         "apart had no effect here, and what it would do where it has one is not known from these runs."
-        for arm, other in findings.same.items()
+        for arm, other in findings.copies.items()
     ]
 
 
 def cautions(findings: Findings) -> list[str]:
     """Paragraphs on what limits the comparison: seeds that were added after a look, tasks that are left out of a
     comparison, arms that scatter more than others. Empty where there is nothing of that kind."""
-    return [*late_seeds(findings), *unequal_tasks(findings), *uneven_seeds(findings)]
+    return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *uneven_seeds(findings)]
 
 
 def notes(findings: Findings) -> list[str]:
@@ -148,7 +148,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     """The verdicts on a metric as clauses: "pos=alibi is undecided: ...; pos=none: exploratory: better by ...". Arms
     that are undecided for the same reason share a clause."""
     arms_of: dict[str, list[str]] = {}
-    for arm in findings.compared[metric]:
+    for arm in findings.comparisons[metric]:
         arms_of.setdefault(findings.verdict(arm, metric), []).append(arm)
     clauses = []
     for words, arms in arms_of.items():
@@ -173,20 +173,20 @@ def held_out_loss(findings: Findings) -> str:
 
 def decision_sentences(findings: Findings) -> str:
     """Sentences on the metric and the margin of the verdicts, and whether they were chosen after the runs."""
-    if findings.primary == findings.primary_before:
+    if findings.primary == findings.registered_metric:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
     else:
-        before = findings.primary_before or "one metric in some runs and another in others"
+        before = findings.registered_metric or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
-        f"Margin of {name}: {in_units(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
+        f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
-        if name in findings.results and name not in findings.named_before
+        if name in findings.results and name not in findings.registered_margins
     ]
     return " ".join([words, *late])
 
 
-def late_seeds(findings: Findings) -> list[str]:
+def note_on_added_seeds(findings: Findings) -> list[str]:
     """A sentence on seeds that were added after a look at the results without a rule for it, as a list."""
     if not findings.seeds_planned:
         return []
@@ -196,14 +196,14 @@ def late_seeds(findings: Findings) -> list[str]:
     ]
 
 
-def unequal_tasks(findings: Findings) -> list[str]:
+def notes_on_tasks_left_out(findings: Findings) -> list[str]:
     """Sentences about tasks that are left out of a comparison, because only one of the two arms has them or they were
     evaluated differently."""
     return [
         f"**{arm}, {name}: compared with {findings.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
         for name in findings.results
-        for arm in findings.compared[name]
+        for arm in findings.comparisons[name]
         if (left_out := findings.tasks_left_out(arm, name))
     ]
 

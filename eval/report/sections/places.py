@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ablations.values import human
+from ablations.values import short_number
 from eval.report.blocks import Block, Section, Table
 from eval.report.comparable import evaluation_classes
 from eval.report.compare import METRICS, rankings
@@ -59,4 +59,4 @@ def corpora_by_tokens(findings: Findings) -> list[Table]:
     if len(scores) < 2 or len(budgets) < 2:
         return []
     lines = [[corpus, *(" / ".join(row.get(tokens, ["-"])) for tokens in budgets)] for corpus, row in scores.items()]
-    return [Table(["trained on", *map(human, budgets)], lines, f"Corpora and tokens: {name}")]
+    return [Table(["trained on", *map(short_number, budgets)], lines, f"Corpora and tokens: {name}")]

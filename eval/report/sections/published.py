@@ -24,7 +24,7 @@ UNVERIFIED = """\
 
 
 @cache
-def load() -> dict[str, Any]:
+def load_published() -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
@@ -41,30 +41,32 @@ def published_checkpoints() -> dict[str, np.ndarray]:
 
 
 def is_shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown, by the words of BESIDE=."""
+    """Whether a part of published.yaml is shown, given the value of BESIDE=."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
 def section(findings: Findings) -> Section:
     """The published results on the factor that this study varies."""
-    known = load()
+    known = load_published()
     factors = findings.factors()
     blocks: list[Block] = []
     for table in known["tables"]:
-        if table["factor"] in factors and is_shown(table, findings.beside):
-            blocks += [with_ours(findings, table), *([table["note"]] if "note" in table else [])]
-    if "data.corpus" in factors and is_shown(known["per_task"], findings.beside):
-        blocks += corpora_compared()
-    if not findings.controlled and "suite" in findings.results and (models := models_of_others(findings.beside)).rows:
-        blocks.append(models)
+        if table["factor"] in factors and is_shown(table, findings.published_shown):
+            blocks += [table_with_ours(findings, table), *([table["note"]] if "note" in table else [])]
+    if "data.corpus" in factors and is_shown(known["per_task"], findings.published_shown):
+        blocks += corpus_comparison()
+    if not findings.controlled and "suite" in findings.results:
+        models = other_models_table(findings.published_shown)
+        blocks += [models] if models.rows else []
     if blocks:
         warning = WARNING.format(paper=known["paper"])
-        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if findings.beside == "all" else warning)
+        blocks.insert(0, f"{UNVERIFIED.strip()} {warning}" if findings.published_shown == "all" else warning)
     return Section("Beside the BigScience study", blocks)
 
 
-def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results (an entry of "tables" in published.yaml), with ours in rows of the same value."""
+def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
+    """A table of published results (an entry of "tables" in published.yaml), with our own results in the rows of the
+    same setting."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}
@@ -79,7 +81,8 @@ def with_ours(findings: Findings, table: dict[str, Any]) -> Table:
         line = [value, *("-" if n is None else f"{n:.2f}" for n in numbers), ", ".join(differences) or "-"]
         if arms:
             arm = arms.get(value, "")
-            results, comparison = list(findings.results[name].get(arm, {}).values()), findings.compared[name].get(arm)
+            results = list(findings.results[name].get(arm, {}).values())
+            comparison = findings.comparisons[name].get(arm)
             line.append(f"{np.mean(results):.1f}" if results else "-")
             line.append(f"{comparison.difference:+.1f}" if comparison else "-")
             without = "baseline" if arm == findings.baseline else "-"
@@ -96,15 +99,17 @@ def table_rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
     return [(name, value if isinstance(value, list) else [value]) for name, value in table["rows"].items()]
 
 
-def models_of_others(beside: str) -> Table:
+def other_models_table(beside: str) -> Table:
     """A table of published models of other authors, with their sources. `beside`: BESIDE= as it was typed."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
-        for model in load()["external"]
+        for model in load_published()["external"]
         if is_shown(model, beside)
     ]
     head = ["model", "parameters", "tokens", "mean of 27 tasks", "mark", "source"]
-    return Table(head, lines, f"Models of others, from {load()['paper']}; never ranked with runs: another evaluation")
+    return Table(
+        head, lines, f"Models of others, from {load_published()['paper']}; never ranked with runs: another evaluation"
+    )
 
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
@@ -114,7 +119,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     Single items were not published, so the standard errors are those of independent samples; and there is one run of
     each corpus, so nothing is known about the noise of seeds.
     """
-    known = load()["per_task"]
+    known = load_published()["per_task"]
     a, b = (known["columns"].index(name) for name in (corpus, reference))
     numbers = np.array([row for row in known["rows"].values()], float)
     n, p, q = numbers[:, 0], numbers[:, a] / 100, numbers[:, b] / 100
@@ -124,10 +129,10 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 
 
-def corpora_compared() -> list[Block]:
+def corpus_comparison() -> list[Block]:
     """The corpora of the published study: their differences, judged by the rules of this report, their mean accuracies
     during training, and their accuracies on every task."""
-    known, paths = load()["per_task"], load()["trajectories"]
+    known, paths = load_published()["per_task"], load_published()["trajectories"]
     names = known["columns"][1:]
     lines = []
     for i, one in enumerate(names):

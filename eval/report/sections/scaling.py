@@ -9,7 +9,7 @@ from eval.report.expense import cost_so_far
 from eval.report.findings import Findings
 from eval.report.sections import published
 
-DECADES_APART = 3  # compute, rounded to a tenth of a decade, has to have so many values
+MIN_COMPUTES = 3  # compute, rounded to a tenth of a decade, has to have so many values
 EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest compute
 
 
@@ -22,7 +22,7 @@ def section(findings: Findings) -> Section:
         known = [value for value in flops if value]
         if len(known) == len(flops):
             points[arm] = (float(np.mean(known)), float(np.mean(losses)))
-    if len({round(np.log10(x), 1) for x, _ in points.values()}) < DECADES_APART:
+    if len({round(np.log10(x), 1) for x, _ in points.values()}) < MIN_COMPUTES:
         return Section(title, [])
     lines = [Line(arm, findings.colour(arm), [x], [y], "point") for arm, (x, y) in points.items()]
     fit = power_law(list(points.values()))
@@ -35,8 +35,8 @@ def section(findings: Findings) -> Section:
             f"Lower envelope: loss falls as compute to the power of −{fit['exponent']:.3f} ({fit['points']} runs; "
             f"the dashed line goes ten times beyond them)."
         )
-        known_law = published.load()["scaling"]
-        if published.is_shown(known_law, findings.beside):
+        known_law = published.load_published()["scaling"]
+        if published.is_shown(known_law, findings.published_shown):
             words += (
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."

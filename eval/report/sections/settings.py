@@ -9,7 +9,7 @@ from eval.report.findings import Findings
 from eval.report.runs import in_one_line
 
 
-def what_differs(findings: Findings) -> Section:
+def differing_settings(findings: Findings) -> Section:
     """A table of the settings in which the arms differ, with a row for each arm."""
     title, configs = "What differs", configurations(findings)
     if not configs:
@@ -29,7 +29,7 @@ def what_differs(findings: Findings) -> Section:
     return Section(title, [words, Table(["arm", *(f"`{key}`" for key in keys)], lines)])
 
 
-def held_fixed(findings: Findings) -> Section:
+def fixed_settings(findings: Findings) -> Section:
     values = shared_settings(configurations(findings))
     table = Table(["setting", "in all runs"], [[f"`{key}`", value] for key, value in values.items()])
     return Section("Held fixed", [table] if values else [], folded=True)

@@ -10,7 +10,7 @@ from eval.report.blocks import Block, Figure, Section, Table, plus_minus
 from eval.report.comparable import Run, evaluation_classes
 from eval.report.compare import item_scores
 from eval.report.findings import Findings
-from eval.statistics.items import by_cluster, ratio_stderr
+from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.tasks.position import CUT_TO_TRAINING_LENGTH
 from eval.tasks.suite import suite
 
@@ -115,7 +115,9 @@ def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
         if name not in COPYING:
             continue
         if control in tasks:
-            arms = [arm for arm in findings.study.arms if not_shown_to_copy(findings, arm, task, control, evaluated)]
+            arms = [
+                arm for arm in findings.study.arms if lacks_evidence_of_copying(findings, arm, task, control, evaluated)
+            ]
             if arms:
                 sentences.append(f"{task}: not shown to copy: {', '.join(arms)}.")
         configs = {run[0]: findings.cells[run]["run"]["config"]["model"] for run in evaluated if task in evaluated[run]}
@@ -128,7 +130,9 @@ def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
     return [COPY_TASKS, "\n".join(f"* {sentence}" for sentence in sentences)] if sentences else []
 
 
-def not_shown_to_copy(findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]) -> bool:
+def lacks_evidence_of_copying(
+    findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]
+) -> bool:
     """Whether an arm's score on a task is not above that on its control by more than STANDARD_ERRORS standard errors,
     taken as independent. False where the arm was not asked both."""
     seeds = [
@@ -189,5 +193,5 @@ def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) ->
     items = item_scores(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
-    sums, sizes, _ = by_cluster(items.values.mean(0, keepdims=True), items.weights, items.clusters)
+    sums, sizes, _ = stratum_of_clusters(items.values.mean(0, keepdims=True), items.weights, items.clusters)
     return ratio_stderr(sums[0], sizes)

@@ -7,7 +7,7 @@ from ablations.drawing import Line
 from eval.report.blocks import Block, Figure, Section, Table
 from eval.report.compare import METRICS
 from eval.report.findings import Findings
-from eval.report.tuned import CHOSEN_BY, comparisons_at_best_rate, losses_by_rate, sensitivity
+from eval.report.tuned import CHOICE_METRIC, comparisons_at_best_rate, losses_by_rate, sensitivity
 from eval.statistics.comparison import Comparison
 
 WORDS = """\
@@ -32,7 +32,7 @@ def section(findings: Findings) -> Section:
     rates = ", ".join(f"{rate:g}" for rate in tuning.rates)
     blocks: list[Block] = [WORDS.format(rates=rates, common=tuning.common)]
     basins = {arm: losses for arm in tuning.factors if (losses := losses_by_rate(findings, arm))}
-    digits = METRICS[CHOSEN_BY].digits + 1
+    digits = METRICS[CHOICE_METRIC].digits + 1
     rows = [
         [
             arm,
@@ -49,7 +49,7 @@ def section(findings: Findings) -> Section:
         lines = [verdict_line(findings, arm, name, c) for arm, c in comparisons_at_best_rate(findings, name).items()]
         head = [name, "at the common rate", "verdict", "each at its best", "counts above", "verdict", "do they agree"]
         if lines:
-            blocks += [BEST, Table(head, lines)] if name == CHOSEN_BY else [Table(head, lines)]
+            blocks += [BEST, Table(head, lines)] if name == CHOICE_METRIC else [Table(head, lines)]
     if not any(comparisons_at_best_rate(findings, name) for name in findings.results):
         blocks.append("No arm can be compared at its best yet: runs at the common rate, or documents, are too few.")
     return Section(title, blocks)
@@ -62,7 +62,7 @@ def terminal_blocks(findings: Findings) -> list[str | Table]:
         [
             arm,
             f"{c.difference:+.{METRICS[findings.primary].digits + 1}f}",
-            findings.judged(c, findings.primary).words,
+            findings.verdict_on(c, findings.primary).words,
             agreement,
         ]
         for arm, c in comparisons_at_best_rate(findings, findings.primary).items()
@@ -73,7 +73,8 @@ def terminal_blocks(findings: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, from {learning rate: loss}, as text; it says so at an end of the grid."""
+    """The learning rate with the least loss, from {learning rate: loss}, as text, which says so if that rate is at an
+    end of the grid."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -94,13 +95,13 @@ def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> st
 
 def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
     digits = METRICS[metric].digits + 1
-    common, best = findings.compared[metric].get(arm), findings.judged(c, metric)
+    common, best = findings.comparisons[metric].get(arm), findings.verdict_on(c, metric)
     ours = (
         [f"{common.difference:+.{digits}f}", findings.decision(arm, metric).words] if common else ["-", "not compared"]
     )
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
     agreement = agreement_text(findings.decision(arm, metric).kind, best.kind) if common else "-"
-    words = f"**{best.words}**" if c.counts else best.words
+    words = f"**{best.words}**" if c.is_significant else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
 
@@ -113,7 +114,7 @@ def agreement_text(common: str, best: str) -> str:
     return f"no: {common} at the common rate, {best} at each arm's best"
 
 
-def recorded(findings: Findings) -> list[dict[str, Any]]:
+def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The loss of each arm at each learning rate, and the verdicts at its best rate, as they are stored in the record's
     run.json; empty where learning rates were not tuned."""
     if not (tuning := findings.study.tuning):
@@ -126,13 +127,13 @@ def recorded(findings: Findings) -> list[dict[str, Any]]:
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.judged(c[arm], name).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.verdict_on(c[arm], name).words}
             | (
                 {
-                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.judged(c[arm], name).kind)
+                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.verdict_on(c[arm], name).kind)
                     == "yes"
                 }
-                if arm in findings.compared[name]
+                if arm in findings.comparisons[name]
                 else {}
             )
             for name, c in best.items()
