@@ -619,3 +619,12 @@ def test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report(r
     assert [reported[key]["stderr"] for key in ("zero_shot", "bits_per_byte")] == pytest.approx(
         [result[key]["stderr"] for key in ("zero_shot", "bits_per_byte")]
     )
+
+
+def test_loss_by_position_is_a_ratio_of_sums_over_pieces_of_different_sizes():
+    """A piece of nine times as many bytes counts nine times as much."""
+    seq = 8
+    ids = list(range(position.tokens_per_piece(seq)))
+    pieces = [position.Piece(ids, 100), position.Piece(ids, 900)]
+    curve = position.loss_by_position(pieces, seq, None, lambda pairs: [(-math.log(2), False)] * len(pairs))
+    assert curve["bits_per_byte"] == pytest.approx([2 * position.SCORED_BLOCKS / 1000] * len(curve["positions"]))
