@@ -105,7 +105,7 @@ def test_a_full_disk_is_said_and_leaves_no_result(run, tmp_path, capsys):
                 file.write(bytes(4096))
         assert main([str(copy)]) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: ") and "No space left" in said and str(copy) in said
+        assert said.startswith("error: ") and "No space left" in said and str(copy) in said and "Make room" in said
         assert not list(copy.glob("eval.json*")) and not list(copy.glob("samples*"))
         (disk / "full").unlink()
         assert main([str(copy)]) == 0 and scores(copy)["bits_per_byte"]["value"] > 0
