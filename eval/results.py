@@ -1,6 +1,6 @@
 """The files that an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
 
-eval.json           scores of each task and means over tasks; written last, so that its presence implies whole samples
+eval.json           scores of each task and means over tasks; written last, so that a whole one implies whole samples
 eval-step_N.json    such scores for weights saved at step N of training, without samples
 samples.jsonl.gz    a line for each item: {"task", "id", "value"} or {"task", "id", "nats", "bytes"}; with "cluster"
                     where items share a passage, a document or another source, so that they are not independent
