@@ -70,11 +70,11 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
     Returns {task: result}, where a result has:
         value: the value of the task's metric.
         acc, perplexity: accuracy where the task has choices, and perplexity where it predicts words, unless that is the
-        metric.
+            metric.
         context_tokens: [smallest, largest] number of tokens of an item's context; not for whole texts.
         prompts_sha256, items_sha256: hashes of the prompts and of the items.
         samples: for each item in their order {"id", "cluster", "value": 0 or 1}, or for a whole text {"id", "cluster",
-        "nats", "bytes", and "unknown_bytes" where there are any}.
+            "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm_tasks = {name: lm_eval_task(name, spec, items) for name, (spec, items) in tasks.items()}

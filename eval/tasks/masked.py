@@ -51,7 +51,7 @@ def masked_loss(
         mask_rate: the share of tokens that are masked.
         masked: the number of tokens that were predicted.
         bytes: the bytes of the masked text, estimated as the bytes of the texts times the mask rate, so that they are
-        the same for models with different tokenizers.
+            the same for models with different tokenizers.
         samples: {"nats", "bytes"} of each text, with "unknown_bytes" where there are any.
 
     Raises:
