@@ -130,8 +130,8 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
 
 
 def residual_squares_without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """The `residual_squares` of the results of all other arms, for each arm: {arm: (residual sum of squares without it,
-    degrees of freedom)}."""
+    """For each arm the `residual_squares` of the results of all other arms: {arm: (residual sum of squares without this
+    arm, degrees of freedom)}."""
     table = full_table(results)
     if table is None or len(table) < 3:
         return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
