@@ -121,8 +121,8 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def run_length(findings: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first run: {"tokens": number}, None where no run has begun. For runs whose
-    budget is a wall clock {"budget": the budget, "tokens": the number that was trained, None before the run is
+    """The length of the runs, taken from the first run: {"tokens": number, or None where no run has begun}. For runs
+    whose budget is a wall clock {"budget": the budget, "tokens": the number that was trained, or None before the run is
     evaluated}."""
     cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
