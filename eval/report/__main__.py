@@ -100,7 +100,7 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
 
 def print_predictions(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often they came true. Returns the exit code, 0. `words`: of the
-    command; OUT= says where further records are; `as_json`: whether to print them for programs."""
+    command; OUT= says where further records are; `as_json`: whether to print JSON."""
     lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)

@@ -158,8 +158,8 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting as part of an arm's name: its value alone for texts and numbers of tokens, else key and value. `key`:
-    the full name of the setting, such as "model.pos"."""
+    """A setting as part of an arm's name: its value alone for strings and the number of tokens, else key and value.
+    `key`: the full name of the setting, such as "model.pos"."""
     if key == "train.tokens":
         return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"

@@ -70,8 +70,8 @@ class Findings(NamedTuple):
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.copies}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The runs that have something other than nothing under `key`, such as "eval", in the content of their
-        directories: {arm: {seed: content of the run directory}}. Arms without such a run are left out."""
+        """The runs with a non-empty entry `key`, such as "eval", in the content of their directories: {arm: {seed:
+        content of the run directory}}. Arms without such a run are left out."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
