@@ -153,7 +153,7 @@ def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str
     return None
 
 
-def tell_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
+def write_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
     """Add a table of the studies that fit to the document `out`, and what they can and cannot tell. `hours`: that they
     may take; `target`: the larger model that they are about, in words."""
     if not found:
@@ -233,7 +233,7 @@ def document(budget: Budget, device: Device, hours: float) -> Document:
         "as BUDGET='2 weeks, 1x8 a100'. Which studies they pay, each at the largest size at which it fits:"
     )
     found = offers(device, hours, precision_on(budget.gpu))
-    tell_offers(out, device, found, hours, "a larger model")
+    write_offers(out, device, found, hours, "a larger model")
     return out
 
 

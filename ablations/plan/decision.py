@@ -56,7 +56,7 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """The time that training on a number of tokens takes on the whole cluster, failures included."""
 
     tokens: float
@@ -121,14 +121,14 @@ class Decision:
         time = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
-    def training(self, candidate: shapes.ShapeCandidate) -> Training:
+    def training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
         """The time that the candidate takes to train on the planned tokens."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
             tokens / reached * self.machines.seconds if reached else math.inf
             for reached in self.tokens_in_time(candidate)
         )
-        return Training(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
+        return PlannedTraining(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
     def first_studies(self) -> list[dict[str, Any]]:

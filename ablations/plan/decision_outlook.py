@@ -162,7 +162,7 @@ def studies(out: Document, decision: Decision) -> None:
             "size, or with fewer tokens, at which it fits:"
         )
         target = f"a model of {STUDY_SIZE} and more"
-        affordable.tell_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
+        affordable.write_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
 
 
 def _share_in_words(ratio: float) -> str:

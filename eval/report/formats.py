@@ -99,7 +99,7 @@ def latex(table: Table, caption: str) -> str:
     )
 
 
-def comma_separated(lines: list[list]) -> str:
+def to_csv(lines: list[list]) -> str:
     """Lines of values as CSV, without control characters."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

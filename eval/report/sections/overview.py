@@ -109,7 +109,7 @@ def arms_without_effect(findings: Findings) -> list[str]:
 def cautions(findings: Findings) -> list[str]:
     """Paragraphs on what limits the comparison: seeds that were added after a look, tasks that are left out of a
     comparison, arms that scatter more than others. Empty where there is nothing of that kind."""
-    return [*late_seeds(findings), *unequal_tasks(findings), *uneven_seeds(findings)]
+    return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *uneven_seeds(findings)]
 
 
 def notes(findings: Findings) -> list[str]:
@@ -186,7 +186,7 @@ def decision_sentences(findings: Findings) -> str:
     return " ".join([words, *late])
 
 
-def late_seeds(findings: Findings) -> list[str]:
+def note_on_added_seeds(findings: Findings) -> list[str]:
     """A sentence on seeds that were added after a look at the results without a rule for it, as a list."""
     if not findings.seeds_planned:
         return []
@@ -196,7 +196,7 @@ def late_seeds(findings: Findings) -> list[str]:
     ]
 
 
-def unequal_tasks(findings: Findings) -> list[str]:
+def notes_on_tasks_left_out(findings: Findings) -> list[str]:
     """Sentences about tasks that are left out of a comparison, because only one of the two arms has them or they were
     evaluated differently."""
     return [
