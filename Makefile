@@ -3,7 +3,7 @@
 # make status STUDY=position WATCH=1                 where every run stands, live; make show, make report: the same words
 # make plan STUDY=position ON=a100                   what it costs on that hardware; without ON= on this machine
 # make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" what to train with machines for a time, or another amount
-# make ladder POS=alibi SIZES=nano,mini TARGET=14m   the same arms at several sizes; make laws RUNS=...: a scaling law of runs
+# make ladder POS=alibi SIZES=nano,mini,small        the same arms at several sizes; make laws RUNS=...: a scaling law of runs
 # make cram BUDGET=10m SIZE=nano                     the best encoder of a time by the wall clock (default 24h); GLUE=folder
 # make glue RUN=run_dir GLUE_DATA=folder             a finished run fine-tuned on GLUE
 # make diff A=bigscience-1b3 B=modern-1b3            how two sizes or presets differ

@@ -54,7 +54,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
-    _check_size(size, sizes[size]["params"], bundle)
+    _check_declared_parameters(size, sizes[size]["params"], bundle)
     return _build(flat)
 
 
@@ -115,7 +115,7 @@ def _build(flat: dict[str, Any]) -> Run:
     return run
 
 
-def _check_size(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
+def _check_declared_parameters(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
     """Raise ConfigError where a size does not have the number of parameters that its file declares (BigScience's "104B"
     was 58B for five experiments). `bundle`: (key, value) of its settings."""
     flat = _baseline() | dict(bundle)

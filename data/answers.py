@@ -1,7 +1,8 @@
 """Answers of commands for programs: one JSON object on standard output, whose "kind" names its schema in docs/schema.
 
 All commands answer in this form when they are asked to (FORMAT=json; ablations/answers.py has what the words of a study
-need besides). It stands here because `data.prepare` is such a command, and `data` imports no other package of ours.
+need besides). This module lies in data/ because `data.prepare` is such a command, and `data` imports no other package
+of ours.
 """
 
 import argparse
@@ -15,8 +16,8 @@ FORMATS = ("text", "json")
 
 
 def answer(kind: str, content: dict[str, Any]) -> str:
-    """An answer of a command as JSON text: {"kind", "version", and the entries of `content`}. `kind` names the answer's
-    schema in docs/schema."""
+    """An answer of a command as JSON text: {"kind", "version", and the entries of `content`}. `kind`: the name of the
+    answer's schema in docs/schema."""
     return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
 
 
@@ -26,8 +27,8 @@ def error(problem: str) -> str:
 
 
 def asks_for_json(words: Sequence[str]) -> bool:
-    """Whether a command line, split into `words`, asks for JSON, so that an error has to be reported as JSON too. It
-    does so by FORMAT=json, as in the words of a study, or by the option --format json."""
+    """Whether a command line, split into `words`, asks for JSON, so that an error has to be reported as JSON too.
+    Command lines ask by FORMAT=json, as in the words of a study, or by the option --format json."""
     options = zip(words, words[1:], strict=False)
     return "FORMAT=json" in words or "--format=json" in words or ("--format", "json") in options
 

@@ -2,12 +2,12 @@
 the sample's number.
 
 megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples, all depending on how
-many samples a run needs: a longer run would see other data from its first step on. Here each epoch of a source equals
-a GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
+many samples a run needs: a longer run would see other data from its first step on. Here each epoch of a source equals a
+GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
 weights and the choices before it, so that it can be extended without changing its beginning.
 
-GPTDataset's index is built by the same compiled functions of megatron-core, and samples are read, without that class,
-which takes four times the memory and twice the time. No other file of data/ uses megatron-core.
+The compiled functions of megatron-core that build GPTDataset's index are used here too. The class GPTDataset itself is
+not: it takes four times the memory and twice the time. No other file of data/ uses megatron-core.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Ask the operating system to read the tokens of the samples with the given numbers into its page cache, in the
-        background."""
+        """Find the tokens of the samples with the given numbers, for a call of `batch`, and ask the operating
+        system to read them into its page cache in the background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
@@ -147,8 +147,8 @@ class _Source:
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
 
     def token_spans(self, sample_number: int) -> list[tuple[int, int]]:
-        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that this sample consists of. Samples are
-        counted from 0 over all epochs."""
+        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that the sample with this number consists
+        of, in order. Samples are counted from 0 over all epochs."""
         epoch, sample = divmod(sample_number, self.length)
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
@@ -181,7 +181,8 @@ def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sample_boundaries(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> np.ndarray:
-    """Where the samples of an epoch begin, as `_Epoch.cuts`.
+    """Where the samples of an epoch begin: int32 or int64 [samples + 1, 2]. The first column is a position in the order
+    of the documents, the second the number of tokens to skip in the document there.
 
     Args:
         lengths: [documents], the tokens of each document.

@@ -42,16 +42,17 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
     Args:
         corpus: a name in data/corpora, possibly with a variant, as in oscar:fr; a .yaml file; or a file, folder or glob
             of text.
-        store: the store of prepared data, which has the folders of named corpora that `record_folder` wrote there;
+        store: the folder of prepared data, which has the folders of named corpora that `record_folder` wrote there;
             None: these are not used.
-        blend: where the corpus is a component of a blend, the blend's file; a component must not be a blend itself. "":
-            it is no component.
+        blend: the specification file of the blend that has the corpus as a component, "" where there is none. A
+            component must not be a blend itself.
 
     Returns {"name": ...} together with the keys of one kind of corpus:
         a blend: "blend", {name: weight}, with weights that add up to 1; and "alpha", None or a number. With a number
             the weights are still preliminary: they follow from the sizes of the corpora, which preparation finds.
-        files: "files", a list of paths or globs; "layout", one of `readers.LAYOUTS`; "left_out", a sentence for each
-            kind of file in the folder that is not read; and others.
+        files: "files", a list of paths or globs; "layout", one of `readers.LAYOUTS`; "root", the folder of the files,
+            where they are on this machine; "left_out", a sentence for each kind of file in a folder that is not read;
+            and other entries of the .yaml file.
         packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXT_KINDS; "minimum", the
             fewest characters of a document.
 
@@ -129,13 +130,15 @@ def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str
 
 def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
     """The share of the documents of a corpus of files that is held out for validation: the "share" of its
-    specification, if it has one; else VALID_SHARE, or less where the files are large."""
+    specification, if it has one; else VALID_SHARE, or less where the files are large. `spec`: from `load`; `files`: the
+    files of the corpus."""
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
 def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VALID_SHARE) -> bool:
-    """Whether a document is held out for validation. In a corpus of packages this depends on the document's package, in
-    a corpus of files on the hash of its text and the `share` that is held out. `spec`: from `load`."""
+    """Whether a document is held out for validation. In a corpus of packages this depends on the document's `package`;
+    in a corpus of files on the hash of its `text`, such that about a share `share` of the documents is held out.
+    `spec`: the specification of the corpus, from `load`."""
     if "packages" in spec:
         return package in spec["held_out"]
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -183,8 +186,9 @@ def _checked_specification(path: Path, spec: dict[str, Any], variant: str) -> di
 
 
 def _checked_file_corpus(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """`_checked_specification` of a corpus of files. `where`: the name of the specification file, for messages;
-    `variant` replaces {} in the globs."""
+    """Check the specification of a corpus of files, fill in defaults, and return it, as `_checked_specification` does.
+    `where`: the name of the specification file, for messages; `variant`: what replaces {} in the globs; "": the default
+    variant."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -218,8 +222,8 @@ def _corpora_of_files() -> list[str]:
 
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
-    """The folder with the files of a named corpus on this machine, as `record_folder` wrote it into the store or as
-    "path" in its specification says; None where the files are read from the hub."""
+    """The folder with the files of a named corpus on this machine: the one that `record_folder` wrote into the store,
+    else "path" in the specification; None where neither names a folder, and the files are read from the hub."""
     folders = _recorded_folders(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 

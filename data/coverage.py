@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Counts of a tokenized text: tokens and bytes, and how many of them are unknown. An unknown token stands for text
-    that the vocabulary cannot represent; a model that predicts it correctly has not predicted the bytes of that
+    """Counts of a tokenized text: its tokens and bytes, and how many of both are unknown. An unknown token stands for
+    text that the vocabulary cannot represent; a model that predicts it correctly has not predicted the bytes of that
     text."""
 
     tokens: int

@@ -41,13 +41,14 @@ def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[A
 
 
 def count_digests(folder: Path) -> int:
-    """The number of documents whose hashes `write_digests` has written to a folder."""
+    """The number of documents whose hashes `write_digests` has written to the folder."""
     return sum(path.stat().st_size for path in _digest_files(folder)) // RECORD_BYTES
 
 
 def _digest_files(folder: Path) -> list[Path]:
-    """The files that `write_digests` has written to a folder, named after its shards. They are not found by listing
-    the folder: on a network file system a listing may lack files that another machine has just written."""
+    """The files that `write_digests` has written to a folder, by the names of the shards (*.jsonl) there. The digest
+    files themselves are not listed: on a network file system a listing may lack files that another machine has just
+    written."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -86,8 +87,9 @@ def signatures(folder: Path) -> Any:
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
     class Signature(MinhashDedupSignature):  # type: ignore[misc]
-        """As datatrove does, takes all numbers for the same number; but not in documents with few distinct shingles,
-        such as tables and logs, which may differ in nothing but their numbers."""
+        """datatrove's step, which takes all numbers for the same number; but here not in documents with few distinct
+        shingles (n-grams of words). Such documents, for example tables and logs, may differ in nothing but their
+        numbers."""
 
         def get_shingles(self, text: str) -> Any:
             shingles = self.shingles(text, config.norm_config)
@@ -113,7 +115,7 @@ def signatures(folder: Path) -> Any:
 
 def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
     """The smallest value of each hash function over the shingles (n-grams) of a document: uint64 [functions]. The hash
-    of x is (a x + b) mod 2^64 mod MERSENNE, as datatrove computes it in three times the time. `shingles`: uint64
+    of x is (a x + b) mod 2^64 mod MERSENNE. These are datatrove's hashes, in a third of its time. `shingles`: uint64
     [shingles, 1]; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
     import numpy as np
 
@@ -132,8 +134,8 @@ def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
 
 
 def count_signatures(folder: Path) -> int:
-    """The number of documents that have a MinHash signature in `folder`. Each has one entry in a bucket: HASHES hashes
-    of 8 bytes, and the document's number of 4 bytes."""
+    """The number of documents that have a MinHash signature in `folder`, by the size of the files of one bucket. There
+    each document has an entry of HASHES hashes of 8 bytes, and its number of 4 bytes."""
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
@@ -156,17 +158,17 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
     folder `removed`.
 
     One document of each cluster is kept: the first held-out one, or the first in reading order where none is held out.
-    In a cluster without a held-out document, dedup=none removes nothing, and dedup=exact removes identical copies only.
-    datatrove's own step keeps an arbitrary document, which often is not the held-out one.
+    In a cluster without a held-out document, dedup="none" removes nothing, and dedup="exact" removes identical copies
+    only. datatrove's own step keeps an arbitrary document, which often is not the held-out one.
 
-    Memory: 32 bytes for each document, and a few hundred for each that has a duplicate.
+    Memory: 32 bytes for each document, and a few hundred bytes for each document that has a duplicate.
 
     Args:
         read: the folder with the hashes, from `write_digests`.
         pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
         removed: the folder for the result: for each task a file with the numbers of the removed documents, by kind, and
-            a file with their counts.
-        dedup: the setting data.dedup.
+            a file with the counts of the kinds.
+        dedup: the setting data.dedup: "near", "exact" or "none".
     """
     import numpy as np
 
@@ -202,7 +204,8 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
 
 
 def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The connected components of a graph with these edges: lists of ascending numbers (union-find)."""
+    """The connected components of the graph whose edges are `pairs` of document numbers: lists of ascending numbers.
+    They are found by union-find."""
     parent: dict[int, int] = {}
 
     def root(node: int) -> int:

@@ -17,7 +17,7 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """A context that holds an exclusive lock on the file `path`; other processes, on this machine or another, wait for
-    it. Raises ValueError where the file system has no locks."""
+    the lock. Raises ValueError where the file system has no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:

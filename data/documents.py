@@ -13,10 +13,10 @@ from data.sources import SourceFile
 
 
 def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document in one file of a corpus, in file order. The labels are {"package": name} in a
-    corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}. `spec`: the
-    specification of the corpus, from `corpus.load`; `file`: the file to read; `ledger`: where problems with the file
-    are reported; None: the first one raises ValueError."""
+    """Yield (id, text, labels) for each document in one file of a corpus, in file order. The labels are {"package":
+    name} in a corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}.
+    `spec`: the specification of the corpus, from `corpus.load`; `file`: the file to read; `ledger`: where problems with
+    the file are reported; None: the first problem raises ValueError."""
     ledger = ledger or Ledger()
     if "files" in spec:
         yield from readers.documents(
@@ -44,9 +44,10 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
 
 
 def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) for the docstring of a Python module, and for each of its functions and classes; the text
-    of a class includes the docstrings of its members. Nothing for source code that does not parse. `source`: the source
-    code of the module; `file`: its path within the package, from which the qualified names are made."""
+    """Yield (qualified name, text) for the docstring of a Python module, and for each of its functions and classes that
+    has documentation. The text of a class includes the docstrings of its members. Source code that does not parse
+    yields nothing. `source`: the source code of the module; `file`: its path within the package, from which the
+    qualified names are made."""
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -62,8 +63,9 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _documentation_of_members(node: ast.AST, path: str) -> Iterator[str]:
-    """The qualified name and docstring of a function or class, and those of a class' members, each as a text. `path`:
-    the qualified name of what contains the definition."""
+    """Yield a text, "name<blank line>docstring", for a function or class that has a docstring, and for each member of a
+    class that has one. Names are qualified. `node`: the syntax tree of the definition; `path`: the qualified name of
+    what contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}"
         if text := ast.get_docstring(node):

@@ -38,15 +38,15 @@ COVERAGE_BATCH = 256  # held-out documents that are encoded at once to count unk
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """The tokenizer of a corpus: the path of its file, and its manifest, as of `_tokenizer_manifest`. A missing
-    tokenizer is trained; for a blend, on all of its components, whatever their weights.
+    """The tokenizer of a corpus: the path of its file, and its manifest, as `_tokenizer_manifest` makes it. A missing
+    tokenizer is trained; for a blend, on the text of all components, whatever their weights.
 
     Args:
         name: the corpus; for kind="file", the path of an existing tokenizer.
-        vocab: the number of its pieces.
+        vocab: the number of the tokenizer's pieces.
         kind: one of `tokenizer.KINDS`.
-        recipe: how its training text is prepared.
-        mask: whether it needs an id for a masked token; only byte-bpe is trained differently then.
+        recipe: how the text that the tokenizer is trained on is prepared.
+        mask: whether the tokenizer needs an id for a masked token; only byte-bpe is trained differently then.
     """
     if kind == "file":
         return _copied_tokenizer(name, vocab, store)
@@ -75,17 +75,18 @@ def prepared_tokenizer(
 
 
 def _tokenizer_manifest(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The manifest of a tokenizer: {"sha256", "lossless", "eod", "mask", "specials", "unexportable"}. Raises ValueError
-    where the tokenizer gives other ids than Hugging Face's tokenizers."""
+    """The manifest of a tokenizer: its attributes "sha256", "lossless", "eod", "mask" and "specials" (see `Tokenizer`),
+    and "unexportable", the reason why a run with it cannot be exported, or "". Raises ValueError where the tokenizer
+    gives other ids than Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
     return {name: getattr(tokenizer, name) for name in names} | {"unexportable": reason_not_exportable(tokenizer)}
 
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Copy an existing tokenizer (`tokenizer.read` says of which form) into the store; returns the path of the copy,
-    and its manifest. Raises ValueError where the file is not a tokenizer, or `vocab` is neither the number of its
-    pieces nor that number plus the extra ids that it allows."""
+    """Copy an existing tokenizer (`tokenizer.read` says in which formats) into the store; returns the path of the copy,
+    and its manifest. Raises ValueError where there is no tokenizer at `path`, or `vocab` is neither the number of its
+    pieces nor that number plus the extra ids that `tokenizer.vocabularies` allows."""
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: RunStage) -> dict[str, Any]:
@@ -110,12 +111,12 @@ def prepared_tokens(
     name: str, text: Path, text_manifest: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
     """The folder with the training text as token files, and its manifest: counts of tokens, documents and bytes, the
-    steps of the preparation, notes. Missing token files are made.
+    reports of all steps of the preparation, and notes. Missing token files are made.
 
     Args:
         name: the name of the corpus.
         text, text_manifest: the folder of its text and the manifest of that text, from `prepared_text`.
-        model, model_sha: the file of the tokenizer and its hash.
+        model, model_sha: the file of the tokenizer, and the sha256 of that file.
         recipe: the recipe of the corpus; here its data.compress and data.order are applied.
     """
 
@@ -165,9 +166,9 @@ def prepared_tokens(
 
 
 def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int, int]:
-    """How much of the held-out text the tokenizer can represent; the number of held-out documents; and the bytes, at
-    least, that it changes or drops before it splits the text into pieces. `valid`: the held-out text, a .jsonl.gz
-    file."""
+    """Three results, in this order: how much of the held-out text the tokenizer can represent; the number of held-out
+    documents; and a lower bound of the bytes that the tokenizer changes or drops before it splits the text into pieces.
+    `valid`: the held-out text, a .jsonl.gz file."""
     total, count, lost = Coverage(0, 0, 0, 0), 0, 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
         while texts := [json.loads(line)["text"] for line in islice(file, COVERAGE_BATCH)]:
@@ -178,9 +179,10 @@ def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int
 
 
 def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """Tokenize shard number `rank` of the training text in `folder`. Writes three files to `parts`, named like the
-    shard: a token file (.bin, .idx); the characters, bytes and sentences of each document (.npy, int64 [3, documents]);
-    and the counts of each domain (.domains, JSON). Without `by_sentences` each document counts as one sentence."""
+    """Tokenize shard number `rank` of the training text in `folder` with the tokenizer in the file `model`. Writes
+    three files to `parts`, named like the shard: a token file (.bin, .idx); the characters, bytes and sentences of each
+    document (.npy, int64 [3, documents]); and the `Count` of each domain (.domains, JSON). Without `by_sentences` each
+    document counts as one sentence."""
     import numpy as np
     import orjson
 
@@ -208,10 +210,18 @@ def _join_in_order(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
-    documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text, and the reports of these
-    two steps where they were applied (their form: `filters.FilterStep`). `prefixes`: the paths of the shards' token
-    files, without extension; `shards`: the files with the text of each shard. Raises ValueError where data.compress
-    removes every document."""
+    documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text; and a list with the
+    reports on data.compress and data.order, as far as they were applied, in the form of `filters.FilterStep`.
+
+    Args:
+        prefixes: the paths of the shards' token files, without extension.
+        shards: the files with the text of each shard.
+        recipe: the recipe of the corpus.
+        work: the folder for the result.
+
+    Raises:
+        ValueError: data.compress removes every document.
+    """
     import numpy as np
 
     from data import tokens
@@ -258,8 +268,8 @@ def _compression_report(
     """The report, in the form of `filters.FilterStep`, on the documents that data.compress removes.
 
     Args:
-        dense: bool [documents], True for those that are removed.
-        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each.
+        dense: bool [documents], True for the documents that are removed.
+        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each document.
         prefixes, shards: the paths of the shards' token files without extension, and the files with their text.
         limit: data.compress, in tokens per character.
     """

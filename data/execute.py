@@ -25,10 +25,10 @@ class Executor(NamedTuple):
 
     Args:
         kind: "local" (this machine), "slurm" or "ray".
-        workers: the number of tasks that run at a time; 0: one for each core of this machine, or on a cluster all at
+        workers: the number of tasks that run at a time; 0: on this machine a task for each core, on a cluster all at
             once.
         options: options of datatrove's executor. Slurm needs time and partition, and takes others, such as
-            mem_per_cpu_gb or qos; those that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb,
+            mem_per_cpu_gb or qos; options that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb,
             cpus_per_task.
     """
 
@@ -60,8 +60,8 @@ def cores() -> int:
 
 def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
-    are not run again. Raises RuntimeError, which names the logs, where a task failed on a
-    cluster; on this machine the task's own error is raised."""
+    are not run again. `pipeline`: the steps; `tasks`: the number of tasks; `logs`: the folder for datatrove's logs. A
+    task that fails on this machine raises its own error; on a cluster RuntimeError is raised, which names the logs."""
     {"local": _local, "slurm": _slurm, "ray": _ray}[executor.kind](executor, pipeline, tasks, logs)
 
 
@@ -88,8 +88,9 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
 
 
 def _run_in_this_process(runner: Any) -> None:
-    """Run the tasks of datatrove's LocalPipelineExecutor `runner` that are not completed, in this process. Its own
-    `run` starts a further process also for a single worker, which costs as much as a small task."""
+    """Run the tasks of datatrove's LocalPipelineExecutor `runner` that are not completed, in this process. The
+    executor's own method `run` starts a further process also for a single worker, which costs as much as a small
+    task."""
     pipeline = runner.pipeline
     for rank in runner.get_incomplete_ranks():
         runner.pipeline = copy.deepcopy(pipeline)  # its steps count what they read and write
@@ -100,8 +101,8 @@ def _run_in_this_process(runner: Any) -> None:
 def python_folders_computed_once() -> Iterator[None]:
     """A context in which `sysconfig.get_path` computes each folder once.
 
-    datatrove makes three loggers for each task, and for each of them loguru looks up 36 folders of Python's
-    installation. That took 3 ms (measured), for a small corpus 0.4 s of all the time that its preparation computes.
+    datatrove makes three loggers for each task, and for each logger loguru looks up 36 folders of Python's
+    installation. That took 3 ms, and 0.4 s of the preparation of a small corpus (measured).
     """
     get_path = sysconfig.get_path
     sysconfig.get_path = functools.cache(get_path)  # type: ignore[assignment]
@@ -178,7 +179,8 @@ def _unfinished_error(left: list[int], tasks: int, logs: str) -> RuntimeError:
 
 
 def _in_queue(job: str) -> bool:
-    """Whether Slurm's queue still has an element of the job array `job`. True also while Slurm does not answer."""
+    """Whether Slurm's queue still has an element of the job array with the id `job`. True also while Slurm does not
+    answer."""
     queue = subprocess.run(
         [
             "squeue",
@@ -197,7 +199,7 @@ def _in_queue(job: str) -> bool:
 
 
 def _cancel(job: str) -> None:
-    """Cancel the job array `job`, and wait until it has left Slurm's queue."""
+    """Cancel the job array with the id `job`, and wait until it has left Slurm's queue."""
     subprocess.run(["scancel", job.strip()], capture_output=True)
     while _in_queue(job.strip()):
         time.sleep(POLL_SECONDS)

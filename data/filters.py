@@ -48,16 +48,16 @@ class Recipe(NamedTuple):
             removed.
         quality: C4's rules (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table A1 and section A.1), as datatrove
             implements them.
-        decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with one are removed.
-            none: nothing is compared.
-        compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: none.
-        order: random, or sorted and read in that order: short-first by tokens; prevalent-first by the mean
-            log-probability of a document's tokens under the corpus' unigram model (Cramming), the likeliest first;
-            short-sentences-first by the characters per sentence, as Cramming's released recipe does by counting full
-            stops; or in reverse: long-first, rare-first, long-sentences-first.
+        decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with a task are removed.
+            "none": nothing is compared.
+        compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: no document is.
+        order: random, or sorted and read in that order. short-first: by tokens. prevalent-first: by the mean
+            log-probability of a document's tokens under the corpus' unigram model (Cramming), the likeliest first.
+            short-sentences-first: by the characters per sentence, as Cramming's released recipe does by counting full
+            stops. long-first, rare-first and long-sentences-first are the reverse of these.
         allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
         substring: stretches of text of this many characters or more that occurred before are cut (data/substrings.py;
-            Lee et al. 2022; Cramming: 50 to 100); 0: none.
+            Lee et al. 2022; Cramming: 50 to 100); 0: nothing is cut.
     """
 
     dedup: Dedup = "near"
@@ -98,12 +98,14 @@ def filter_names(recipe: Recipe) -> list[str]:
 
 
 class FilterStep:
-    """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report about them.
+    """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report for each task,
+    that is, for each shard of the corpus. Held-out documents pass unchanged, except where they are duplicates.
 
-    The report, `folder`/<rank>.json, is {"in" and "out": [documents, bytes], "changed": number of documents that were
-    shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"}, ...], "lengths":
-    {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the filter; `make`: a
-    function that returns the filter for the task with a given number; `folder`: where the reports of the tasks go.
+    The report, `folder`/<number of the task>.json, is {"in" and "out": [documents, bytes], "changed": number of
+    documents that were shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"},
+    ...], "lengths": {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the
+    filter; `make`: a function that returns the filter for the task with a given number; `folder`: where the reports of
+    the tasks go.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
@@ -156,9 +158,9 @@ class FilterStep:
 
 
 def summed_report(name: str, folder: Path) -> dict[str, Any]:
-    """The sum of the reports of all tasks of a step, with the keys of such a report (see `FilterStep`) and "step", the
-    name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the filter;
-    `folder`: the folder with the reports."""
+    """The sum of the reports of all tasks of a filter. It has the keys of a single report (see `FilterStep`) and
+    "step", the name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the
+    filter; `folder`: the folder with the reports."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -185,7 +187,9 @@ def summed_report(name: str, folder: Path) -> dict[str, Any]:
 
 
 def quality_filter(name: str, _: int) -> Callable[[Any], str]:
-    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters."""
+    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters: a function from
+    a document to the reason why it is removed, "" where it is kept. The second argument, the number of the task, is not
+    used."""
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -232,8 +236,8 @@ def _english_tokenizer() -> Any:
 
 
 def task_files(folder: str) -> dict[str, list[Path]]:
-    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz. Files of training
-    splits are left out."""
+    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz. Files whose names
+    begin with "train" are left out."""
     root = Path(folder)
     files: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.jsonl"), *root.rglob("*.jsonl.gz")]):
@@ -243,8 +247,9 @@ def task_files(folder: str) -> dict[str, list[Path]]:
 
 
 def index_tasks(folder: str, to: Path) -> dict[str, Any]:
-    """Write the hashes of the n-grams of all evaluation tasks: a file for each task for datatrove's filter, and
-    rows.npy, uint64 [n-grams, 3], with the hash, the number of the task and the number of the row.
+    """Write the hashes of the n-grams of all evaluation tasks: a file for each task, which datatrove's filter reads,
+    and rows.npy. rows.npy is uint64 [n-grams, 3]: the hash, the number of the task, and the number of the row in the
+    task. A row is a line of the task's files, that is, an evaluation item.
 
     Args:
         folder: the evaluation data, as for `task_files`.
@@ -352,7 +357,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
     """Whether each document has at least `limit` tokens per character (Cramming's filter): bool [documents], all False
-    for limit=0. `tokens`, `characters`: [documents], the numbers of each document."""
+    for limit=0. `tokens`, `characters`: [documents], the number of tokens and of characters of each document."""
     import numpy as np
 
     return tokens >= limit * characters if limit else np.zeros(len(tokens), bool)
@@ -361,11 +366,11 @@ def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) ->
 def document_order(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
-    """The order in which the documents are to be read: int64 [documents], their numbers. Documents with equal sort keys
-    keep their order.
+    """The order in which the documents are to be read: int64 [documents], the documents' indices in the arrays given.
+    Documents with equal sort keys keep their order.
 
     Args:
-        order: the setting data.order.
+        order: the setting data.order, see `Recipe`.
         flat: the tokens of all documents, one after another.
         starts: [documents], where each document begins in `flat`.
         lengths: [documents], the number of tokens of each document.

@@ -3,7 +3,7 @@ files.
 
     text       train/*.jsonl, valid.jsonl.gz      read, filtered, deduplicated and split (data/text.py)
     tokenizer  tokenizer.model or .json           trained on the training text, or a copy of one (data/encode.py)
-    tokens     train.bin, train.idx, report.md    in Megatron's format, one end of document after each (data/encode.py)
+    tokens     train.bin, train.idx, report.md    in Megatron's format, with end-of-document tokens (data/encode.py)
 
 As a command: python -m data.prepare --help
 """
@@ -157,7 +157,7 @@ def _prepare(
 
 
 def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
-    """Check all that can be checked before any work. Raises ValueError where something is wrong."""
+    """Check the arguments of `prepare` as far as is possible before any work. Raises ValueError where one is wrong."""
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
         corpora.check(name, store.path)
     if kind not in KINDS:
@@ -170,7 +170,8 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
 
 
 def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entry "counts" of the manifest of `prepare`, from the manifests of each component."""
+    """The entry "counts" of the manifest of `prepare`, summed over all components. `text_manifests`, `token_manifests`:
+    for each component the manifest of its text and that of its token files."""
     counts: dict[str, Any] = {
         split: {
             "documents": sum(text[split]["documents"] for text in text_manifests),
@@ -192,17 +193,21 @@ def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str
 
 
 def source_identities(corpus: str, store: Path) -> dict[str, Any]:
-    """The files of a corpus as they are now, as under "sources" in a manifest of `prepare`: {component: {"files":
-    number, "bytes", "sha256"}}, or {component: None} for installed packages. Files that changed since they were last
-    read are read; nothing is prepared."""
+    """The identity of the files of a corpus as they are now, with the form of "sources" in a manifest of `prepare`:
+    {component: {"files": number, "bytes", "sha256", "names"}}. Installed packages have None instead. Files that changed
+    since they were last read are read; nothing is prepared. `store`: the folder of prepared data."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def made_of(corpus: str, store: Path) -> dict[str, Any]:
-    """What a corpus is made of, for run.json: {"sources": {component: its files, as under "sources" in a manifest of
-    `prepare`}}, and of a blend {"blend", "alpha"}, of which a file of the same blend can be made: {component: weight},
-    or a list of components where alpha gives the weights. No document is read: components whose files were not hashed
-    yet, or are not here, are left out of "sources"."""
+    """What a corpus is made of, for run.json: {"sources": {component: identity of its files}}, as under "sources" in a
+    manifest of `prepare`. No document is read; components whose files were not hashed yet, or are not here, are left
+    out.
+
+    For a blend there are two further entries, from which a specification file of the same blend can be written:
+    "blend", {component: weight}, and "alpha". Where alpha is a number and gives the weights, "blend" is a list of
+    components. `store`: the folder of prepared data.
+    """
     made: dict[str, Any] = {"sources": {}}
     spec: dict[str, Any] = {}
     with contextlib.suppress(ValueError, OSError):
@@ -217,8 +222,9 @@ def made_of(corpus: str, store: Path) -> dict[str, Any]:
 
 
 def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of an earlier and a later manifest of `prepare`. Entries that one
-    of them lacks are not compared, so either may have "sources" alone."""
+    """A sentence for each difference between the data of two manifests of `prepare`, `before` of an earlier and `now`
+    of a later run. Entries that one of the manifests lacks are not compared, so either may have "sources" alone. A
+    changed text is reported only where no source files changed, and a changed tokenizer only where neither did."""
     sentences = []
     for name, was in before.get("sources", {}).items():
         current = now.get("sources", {}).get(name)
@@ -251,8 +257,9 @@ def cannot_write_message(error: OSError) -> str:
 
 def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
     """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component. Raises MissingData where the text is not
-    prepared, and `build` is false."""
+    arms of a study: paths of .jsonl.gz files, one for each component. `store`: the folder of prepared data;
+    `allow_errors`: how many problems in the files are tolerated; `build`: whether missing text is prepared. Raises
+    MissingData where the text is not prepared, and `build` is false."""
     where = Store(Path(store), build=build)
     return [
         str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
@@ -261,14 +268,16 @@ def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: boo
 
 
 def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run reads each source: [{"corpus", "share": weight in the blend, "tokens": tokens of the source,
-    "epochs"}].
+    """How often a run reads each source of its data: for each source {"corpus", "share": weight in the blend, "tokens":
+    number of tokens of the source, "epochs"}.
 
     Args:
         manifest: the manifest of the data, from `prepare`.
-        tokens: the tokens of the run; None where a wall clock ends it, and then there is no "epochs".
-        seq: the training length. With it each entry also has "unused", the tokens at the end of each epoch that do not
-            fill a sample. Nothing else is left out, since documents are packed end to end.
+        tokens: the number of tokens that the run trains; None where a wall clock ends the run, and then there is no
+            entry "epochs".
+        seq: the length of a training sequence in tokens. If given, there is a further entry "unused": the number of
+            tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since documents
+            are packed end to end.
     """
     return [
         {

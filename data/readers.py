@@ -1,5 +1,6 @@
-"""Reads the documents in a file, by its layout: C4, The Pile, OSCAR, parquet, plain text. Records that are not
-documents are counted, and what cannot be read is reported, in a `Ledger`."""
+"""Reads the documents of a file. Its layout says how documents lie in it: as JSON lines (C4, The Pile), as OSCAR's
+text, in parquet, or as plain text. Records that are left out are counted, and what cannot be read is reported, in a
+`Ledger`."""
 
 from __future__ import annotations
 
@@ -31,13 +32,14 @@ HUB_BLOCK_BYTES = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
 class Unreachable(RuntimeError):
-    """A file of the Hugging Face hub could not be read, or differs from what the hub lists. It is not a ValueError,
-    since after a ValueError the unfinished preparation is removed (data/store.py), although only a transfer failed."""
+    """A file of the Hugging Face hub could not be read, or differs from what the hub lists. This is no ValueError,
+    after which data/store.py would remove the unfinished preparation, although only a transfer failed."""
 
 
 class Ledger:
     """Collects what readers report: `problems`, sentences that name file and line; and `counts`, {kind: number} of
-    records that are not documents, such as "empty". `allowed`: how many problems are tolerated."""
+    records that are left out without being problems. The kinds are "empty" (no text) and "not selected" (by a filter on
+    the record's fields). `allowed`: how many problems are tolerated."""
 
     def __init__(self, allowed: int = 0):
         self.allowed = allowed
@@ -45,15 +47,15 @@ class Ledger:
         self.counts: Counter[str] = Counter()
 
     def add_problem(self, where: Any, what: str) -> None:
-        """Add a problem: where it is, a path or "path:line", and a description of it. Raises ValueError, which lists
-        all problems, where there are now more than allowed."""
+        """Add a problem to `problems`. `where`: the path of the file, or "path:line"; `what`: a description of the
+        problem. Raises ValueError, which lists the problems, where there are now more than `allowed`."""
         self.problems.append(f"{where}: {what}")
         check_problem_count(self.problems, self.allowed)
 
 
 def check_problem_count(problems: list[str], allowed: int) -> None:
-    """Raise ValueError where there are more problems than allowed; the message names them. `problems`: a sentence for
-    each problem; `allowed`: how many are tolerated."""
+    """Raise ValueError where there are more problems than allowed; the message lists the first PROBLEMS_SHOWN.
+    `problems`: a sentence for each problem; `allowed`: how many are tolerated."""
     if len(problems) <= allowed:
         return
     shown = problems[:PROBLEMS_SHOWN]
@@ -65,15 +67,15 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
 
 
 def format_and_compression(name: str) -> tuple[str, str] | None:
-    """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None for files
-    that are not read here."""
+    """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None where no
+    reader reads files of that name."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name, re.DOTALL)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
 def missing_numbered_files(names: Iterable[str]) -> list[str]:
-    """A sentence for each series of numbered files, such as "...3-of-8...", of which some are missing. `names`: the
-    names of the files that exist."""
+    """A sentence for each series of numbered files, such as data-3-of-8.jsonl, of which some numbers are missing. Other
+    names give no sentence. `names`: the names of the files that exist."""
     families: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, compression = format_and_compression(name) or ("", "")
@@ -97,22 +99,24 @@ def documents(
     size: int = 0,
     sha256: str = "",
 ) -> Iterator[tuple[str, str, dict]]:
-    """(id, text, labels) of each document of a file. The labels are {"domain": name} of a document of The Pile, else
-    {}. Of a damaged file the documents before the damage are returned, and the damage is reported in the ledger.
+    """Yield (id, text, labels) for each document of a file. The id is "name:number", with the number of the document's
+    line or row; or the name, where the whole file is one document. The labels are {"domain": name} where the record
+    names a domain as The Pile does, else {}. Of a damaged file the documents before the damage are yielded, and the
+    damage is reported in the ledger.
 
     Args:
         path: the path of the file; a str is an address on the hub.
-        name: the name of the file, the same on every machine; ids begin with it.
+        name: the name of the file, the same on every machine.
         layout: one of LAYOUTS.
-        ledger: where problems are reported and records that are not documents are counted.
-        field: the key, or column, that has the text; "": "text".
+        ledger: where problems are reported and records that are left out are counted.
+        field: the key, or column, that has the text; "": "text", or "content" in newer files of OSCAR.
         where: {"meta.pile_set_name": [allowed value, ...]}; documents with another value are left out, and counted.
-        size, sha256: for a file on the hub, the bytes and the hash that the hub lists. A hash that is not a sha256 is
-            not compared.
+        size, sha256: of a file on the hub, the number of bytes and the hash that the hub lists. A hash that is no
+            sha256 is not compared.
 
     Raises:
-        Unreachable: a file of the hub cannot be read, or is not the one listed.
-        ValueError: the ledger allows no further problem, or the kind of file is unknown.
+        Unreachable: a file of the hub cannot be read, or its content is not what the hub lists.
+        ValueError: there are more problems than the ledger allows, or the kind of file is unknown.
     """
     kind = format_and_compression(name)
     if kind is None and layout != "one-per-file":
@@ -171,8 +175,8 @@ class HubFile(io.RawIOBase):
     """A file of the hub, read in ranges over HTTP and hashed meanwhile.
 
     Of huggingface_hub only the HTTP client is used, which tries five times before it fails: its own file system lists
-    the whole repository in every process. `address`: hf://datasets/organisation/name@commit/path; `size`: the bytes of
-    the file, as the hub lists them; `sha256`: the sha256 that the hub lists; another value is not compared.
+    the whole repository in every process. `address`: hf://datasets/organisation/name@commit/path; `size`: the number of
+    bytes, as the hub lists it; `sha256`: the hash that the hub lists; a hash that is no sha256 is not compared.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):
@@ -185,7 +189,8 @@ class HubFile(io.RawIOBase):
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
     def _unreachable(self, why: str) -> Unreachable:
-        """The error to raise when the file cannot be read, with what the user can do."""
+        """The error to raise when the file cannot be read, with what the user can do. `why`: the reason, for the
+        message."""
         return Unreachable(
             f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
@@ -227,8 +232,8 @@ class HubFile(io.RawIOBase):
         return size
 
     def verify(self) -> None:
-        """Read the file to its end, and compare its hash. Raises Unreachable where the content does not have the sha256
-        that the hub lists."""
+        """Read the file to its end, and compare its hash. Nothing is compared where the reader has moved within the
+        file, as for parquet. Raises Unreachable where the content does not have the sha256 that the hub lists."""
         while self.expected and self.read(HUB_BLOCK_BYTES):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
@@ -280,14 +285,15 @@ class ZstdFrames(io.RawIOBase):
 
 
 def _is_selected(record: Any, where: dict[str, list[str]]) -> bool:
-    """Whether a record has one of the allowed values under each key of `where`; a text without keys is selected."""
+    """Whether a record has, under each key of `where`, one of the values allowed there. A record that is a plain text
+    has no keys and counts as selected. `where`: {keys joined by dots: allowed values}."""
     if not isinstance(record, dict):
         return True
     return all(_value_at(record, key.split(".")) in allowed for key, allowed in where.items())
 
 
 def _value_at(record: Any, keys: Iterable[str]) -> Any:
-    """The value under nested keys of a record; None where there is none."""
+    """The value under nested keys of a record; None where a key is missing."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
@@ -391,8 +397,9 @@ def _whole_file_text(
 def _parquet_rows(
     file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
 ) -> Iterator[tuple[int, Any]]:
-    """The rows of a parquet file. A record has the column of the text, the columns in `columns`, and the column "meta"
-    where that contains the domain of the document."""
+    """Yield (number, record) for each row of a parquet file, counted from 1. A record has the column of the text, the
+    columns in `columns`, and the column "meta" where that contains the domain of the document. `path`: for messages;
+    `field`: the column of the text; "": "text"."""
     import pyarrow
     from pyarrow import parquet
 

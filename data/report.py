@@ -17,8 +17,8 @@ NOTED_SHARE = 0.01  # above this share of documents without a signature, or of u
 def notes(
     name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage, lost: int
 ) -> list[str]:
-    """Sentences that the user should read: a setting that had no effect, problems that were tolerated, documents that
-    were empty or too short to be compared, text that the tokenizer has no pieces for.
+    """Sentences that the user should read: a setting that had no effect, problems that were tolerated, records that are
+    no documents, documents that were too short to be compared, text that the tokenizer has no pieces for.
 
     Args:
         name: the name of the corpus.
@@ -26,7 +26,8 @@ def notes(
         steps: the reports of all steps, in the form of `filters.FilterStep`.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
-        lost: the bytes of that text, at least, that the tokenizer changes or drops before it splits it into pieces.
+        lost: a lower bound of the bytes of held-out text that the tokenizer changes or drops before it splits the text
+            into pieces.
     """
     sentences = []
     for step in steps:
@@ -63,7 +64,8 @@ def compared_documents(text: dict[str, Any]) -> int:
 
 
 def _unsigned_sentence(text: dict[str, Any]) -> str:
-    """A sentence about the documents that are too short for a MinHash signature."""
+    """A sentence about the documents that are too short for a MinHash signature. `text`: the manifest of the text, from
+    `prepared_text`."""
     return (
         f"{text['unsigned']:,} of {compared_documents(text):,} documents are shorter than {SHINGLE} words, or "
         "characters where there are no spaces: of these only copies to the letter are found"
@@ -113,9 +115,9 @@ def write(
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text, {"count", "estimated": bool}. The count is exact for the final text. For the text
-    before a filter it is estimated by `rate`, in tokens per byte, since removed text is never tokenized. `counts`:
-    [documents, bytes] of the text; `manifest`: that of the token files."""
+    """The number of tokens of a text before or after a filter, {"count", "estimated": bool}. The count is exact for the
+    final text. For an earlier text it is estimated by `rate`, in tokens per byte, since removed text is never
+    tokenized. `counts`: [documents, bytes] of the text; `manifest`: the manifest of the token files."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
@@ -136,7 +138,8 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def _steps_table(content: dict[str, Any]) -> list[str]:
-    """A table of the documents that each step kept, and of its reasons for removing the others."""
+    """Lines of Markdown with a table of the documents that each step kept, and of its reasons for removing documents.
+    `content`: that of report.json."""
     lines = [
         "## Steps",
         "",
@@ -161,7 +164,8 @@ def _steps_table(content: dict[str, Any]) -> list[str]:
 
 
 def _left_out_sentences(content: dict[str, Any]) -> list[str]:
-    """How much text is left for training and held out."""
+    """Lines of Markdown that say how much text is left for training, and how much is held out. `content`: that of
+    report.json."""
     left, valid, covered = content["left"], content["valid"], content["covered"]
     return [
         f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
@@ -173,7 +177,8 @@ def _left_out_sentences(content: dict[str, Any]) -> list[str]:
 
 
 def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
-    """A table with the rows of evaluation tasks that the corpus contains."""
+    """Lines of Markdown with a table of the rows of evaluation tasks that the corpus contains. `content`: that of
+    report.json."""
     rows = [
         f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
         for task, row in content["tasks"].items()
@@ -191,7 +196,8 @@ def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
 
 
 def _domains_table(content: dict[str, Any]) -> list[str]:
-    """A table with the documents, bytes and tokens of each domain."""
+    """Lines of Markdown with a table of the documents, bytes and tokens of each domain. `content`: that of
+    report.json."""
     rows = [
         f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
         f"{tokens / max(words, 1):.3f} |"
@@ -202,7 +208,8 @@ def _domains_table(content: dict[str, Any]) -> list[str]:
 
 
 def _lengths_table(content: dict[str, Any]) -> list[str]:
-    """A histogram of the training documents' lengths, before and after the steps, as a table."""
+    """Lines of Markdown with a histogram of the training documents' lengths, before and after the steps, as a table.
+    `content`: that of report.json."""
     first = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
     ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
     last: dict[Any, int] = ends[-1] if ends else {}
@@ -224,7 +231,8 @@ def _lengths_table(content: dict[str, Any]) -> list[str]:
 
 
 def _removed_examples(content: dict[str, Any]) -> list[str]:
-    """Some of the documents that each step removed, with the beginning of their text."""
+    """Lines of Markdown with some of the documents that each step removed, with the beginning of their text. `content`:
+    that of report.json."""
     lines = []
     for step in content["steps"]:
         if step["examples"]:

@@ -40,8 +40,8 @@ class Piece(NamedTuple):
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece tokenizer. One that was trained here is lossless. Another one, such as T5's, normalises text in
-    its own way (Unicode normal forms, one space for many)."""
+    """A SentencePiece tokenizer. A model that was trained here is lossless. A model from elsewhere, such as T5's,
+    normalises text in its own way (Unicode normal forms, one space for many)."""
 
     def __init__(self, path: str | Path, content: bytes):
         import sentencepiece
@@ -81,8 +81,8 @@ class SentencePiece(Tokenizer):
         return batch
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids. The end-of-document token and extra ids give no text; bytes that are not UTF-8 become
-        U+FFFD."""
+        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text; bytes that are
+        not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -108,9 +108,9 @@ class SentencePiece(Tokenizer):
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file. `sample`: the texts; `kind`: "bpe" or
-    "unigram". Raises ValueError where the texts allow no such vocabulary; the message names the sizes that are
-    possible."""
+    """Train a SentencePiece model on texts; returns the content of its file. `sample`: the texts; `vocab`: the number
+    of pieces; `kind`: "bpe" or "unigram". Raises ValueError where the texts allow no such vocabulary; the message names
+    the sizes that are possible."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -128,7 +128,8 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of all documents, without empty lines. Training on lines keeps pieces from spanning two of them."""
+    """Yield the lines of all documents, without empty lines. Training on lines keeps a piece from spanning two
+    lines."""
     for text in documents:
         yield from (line for line in text.split("\n") if line)
 

@@ -55,7 +55,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
     Args:
         spec: the specification of the corpus, from `corpus.load`.
-        store: the store of prepared data, where lists of files on the hub are kept; None: they are not kept.
+        store: the folder of prepared data, where lists of files on the hub are kept; None: these lists are not kept.
         ask: whether a list that is not in the store may be requested from the hub.
 
     Raises:
@@ -84,8 +84,8 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where the name of a file is not UTF-8, which can neither be printed nor written to a record, or
-    has control characters, such as a line end."""
+    """Raise ValueError where the name of a file has control characters, such as a line end, or is not UTF-8. Names that
+    are not UTF-8 can neither be printed nor written to a record."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -96,9 +96,9 @@ def check_name(name: str) -> None:
 
 @functools.cache
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    """An installed package, as importlib.metadata describes it. It is looked for once in a process, since reading the
-    metadata of a corpus' packages takes a tenth of a second. Raises ValueError where the package is not installed, or
-    not in this version."""
+    """An installed package, as importlib.metadata describes it. A package is looked up once in a process, since reading
+    the metadata of all packages of a corpus takes a tenth of a second. Raises ValueError where the package is not
+    installed, or not in this version."""
     advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         installed = importlib.metadata.distribution(package)
@@ -117,8 +117,9 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     is left out.
 
     Of a folder, hidden files (HIDDEN_PREFIXES) and notes (README, LICENSE, checksums) are left out. Of the other files
-    the format with the most bytes is taken. `pattern`: a file, a folder or a glob. Raises ValueError where no file
-    remains, a second format has more than NOTE_SHARE of the bytes, or a file is there both compressed and uncompressed.
+    those of the format with the most bytes are taken, and the rest counts as notes. `pattern`: a file, a folder or a
+    glob. Raises ValueError where no file remains, a second format has more than NOTE_SHARE of the bytes, or a file is
+    there both compressed and uncompressed.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")
@@ -136,7 +137,8 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """As `data_files` for a folder, with the files in no particular order."""
+    """The result of `data_files` for a folder, with the files in no particular order. Raises ValueError as `data_files`
+    does, and where the folder has data of a kind that is not read, or is /."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
     everything = _files_below(folder)
@@ -173,9 +175,9 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The paths that match a glob, as `glob.glob` finds them, but each file once. Below a folder named by `**` each
-    folder is searched once, however many symbolic links lead to it: glob.glob goes around in a link to a folder above
-    it, which takes forever where there are two."""
+    """The paths that match a glob, as `glob.glob` finds them, but each file once. For `**` each folder is searched
+    once, however many symbolic links lead to the folder. glob.glob follows a link to a folder above the link again and
+    again, which takes forever where there are two such links."""
     head, stars, tail = pattern.partition("**")
     whole = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else it means `*`
     if not stars or not whole:
@@ -201,8 +203,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and all folders below it, also those that are symbolic links, unless hidden, each folder once; with the
-    files in each: (folder, paths). Raises ValueError where a folder cannot be read."""
+    """Yield (folder, paths of the files in it) for a folder and all folders below it, each folder once. Symbolic links
+    to folders are followed, unless the name of the link is hidden. Raises ValueError where a folder cannot be read."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
@@ -224,8 +226,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _device_and_inode(folder: Path) -> tuple[int, int]:
-    """The device and inode of a folder, which are equal for two paths that lead to the same folder; (0, 0) where it
-    does not exist."""
+    """The device and inode of a folder, which are equal for two paths that lead to the same folder; (0, 0) where the
+    folder does not exist."""
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -234,8 +236,8 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _existing_files(paths: Iterable[Path]) -> list[Path]:
-    """The paths that are files. Raises ValueError where a path is a symbolic link to a missing file, since a part of
-    the text is then missing."""
+    """Those of the paths that are files. Raises ValueError where a path is a symbolic link to a missing file, since a
+    part of the text is then missing."""
     files = []
     for path in paths:
         if path.is_symlink() and not os.path.exists(path):
@@ -245,8 +247,9 @@ def _existing_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
-    """Raise ValueError where files that are not read look like data all the same, so that a part of the text would be
-    passed over. `others`: the files below the folder whose kind is not read."""
+    """Raise ValueError where files that are not read look like data by their names (UNREAD_DATA), so that a part of the
+    text would be passed over. Notes and hidden files are ignored. `others`: the files below the folder whose kind is
+    not read."""
     names = [path.relative_to(folder) for path in others if UNREAD_DATA.fullmatch(path.name)]
     names = [name for name in names if not NOTE_NAMES.fullmatch(name.name)]
     names = [name for name in names if not any(part.startswith(HIDDEN_PREFIXES) for part in name.parts)]
@@ -260,8 +263,9 @@ def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
 
 
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:
-    """Raise ValueError where a folder has the same file with several compressions, such as a.jsonl beside a.jsonl.gz:
-    its text would be read more than once."""
+    """Raise ValueError where the same file is there with several compressions, such as a.jsonl beside a.jsonl.gz: its
+    text would be read more than once. `folder`: the folder that was searched, for the message; `paths`: the data files
+    below it."""
     endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
     for path in paths:
         _, compression = readers.format_and_compression(path.name) or ("", "")
@@ -277,8 +281,8 @@ def _check_no_copies(folder: Path, paths: list[Path]) -> None:
 
 
 def matching_files(root: Path, patterns: list[str]) -> list[Path]:
-    """The files below a folder that match one of the globs, sorted by path, without hidden ones. Raises ValueError
-    where no file matches."""
+    """The files below the folder `root` that match one of the globs, sorted by path. Hidden files and files in hidden
+    folders are left out. Raises ValueError where no file matches."""
     visible = {
         path
         for pattern in patterns
@@ -292,7 +296,8 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. Names of files relative to it are the same on every machine."""
+    """The deepest folder that contains all files. Names of files relative to this folder are the same on every
+    machine."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
@@ -300,8 +305,9 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """{name of the file: sha256} according to the lists of checksums beside the files of a corpus, as OSCAR v1 has
-    them; None where there is no list. Raises ValueError where a list names a file that is not there."""
+    """The sha256 of files according to the lists of checksums beside them, as OSCAR v1 has these lists: {name of the
+    file relative to the corpus' folder: sha256}. None where there is no list, or the files are not on this machine.
+    `spec`: from `corpus.load`. Raises ValueError where a list names a file that is not there."""
     if "root" not in spec:
         return None
     sums: dict[str, str] = {}
@@ -321,7 +327,8 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
-    """`source_files` of a corpus on the hub. Raises ValueError where the corpus is not on the hub."""
+    """The result of `source_files`, with the same arguments, for a corpus on the hub. Raises ValueError where the
+    corpus is not on the hub, and MissingData where its files were not listed yet and `ask` is false."""
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -341,8 +348,8 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
 
 
 def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
-    """(path, bytes, hash) of each file of a repository, from an earlier listing in the file `path`; None where there is
-    none, or it is damaged."""
+    """(path, bytes, hash) of each file of a repository, from an earlier listing in the file `path`; None where that
+    file is missing, empty or damaged."""
     try:
         entries = [tuple(entry) for entry in json.loads(path.read_text("utf-8"))]
         whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
@@ -352,9 +359,19 @@ def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
 
 
 def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
-    """(path, bytes, hash) of each file of a repository on the hub, at a commit, that matches one of the globs, sorted
-    by path. Only the folders that the globs name are listed: C4's repository has a hundred other languages beside
-    English. `corpus`: its name, for messages. Raises ValueError where the hub cannot be read, or no file matches."""
+    """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. The
+    hash is the sha256 of a file in Git LFS, and Git's own hash of another file. Only the folders that the globs name
+    are listed: C4's repository has a hundred other languages beside English.
+
+    Args:
+        corpus: the name of the corpus, for messages.
+        repo: the name of the repository, "organisation/name".
+        revision: the commit.
+        patterns: the globs.
+
+    Raises:
+        ValueError: the hub cannot be read, or no file matches.
+    """
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi

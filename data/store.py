@@ -55,14 +55,15 @@ def prepared_folder(
     `make` it starts again from the beginning.
 
     Args:
+        store: the store of prepared data.
         name: how the folder's name begins.
-        inputs: everything that its content depends on, as a JSON object.
+        inputs: everything that the folder's content depends on, as a JSON object.
         make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
             a function that runs a stage (see `RunStage`).
 
     Raises:
         ValueError: the folder's content is not what was written there.
-        RuntimeError: another version of the code has begun to build it; the parts might not fit together.
+        RuntimeError: another version of the code has begun to build the folder; the parts might not fit together.
         Unwritable: the disk is full or read-only.
         MissingData: the folder is not there, and `store.build` is false.
     """
@@ -109,8 +110,8 @@ def _build(
 
 
 def _begin_folder(work: Path) -> None:
-    """Create the folder `work` for unfinished data, or continue with one that the same version of the code has begun.
-    Raises RuntimeError where another version of the code has begun it."""
+    """Create the folder `work` for unfinished data; leave it where the same version of the code has begun it. Raises
+    RuntimeError where another version of the code has begun it."""
     same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
     if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
@@ -183,10 +184,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
-    """Check that the files of a folder are what was written. Sizes are always compared; hashes where a file has changed
-    since the last comparison, unless store.build is false. `files`: {name: {"bytes", "sha256"}} of its files, as
-    written; `store`: the store of prepared data, which remembers comparisons. Raises ValueError where a file is missing
-    or is not what was written; the message names it."""
+    """Check that the files of a folder are what was written. Sizes are always compared; hashes only of files that
+    changed since the last comparison, and not where store.build is false. `files`: {name: {"bytes", "sha256"}} of the
+    folder's files, as written; `store`: the store of prepared data, which remembers comparisons. Raises ValueError
+    where a file is missing or is not what was written; the message names it."""
     states, paths = [], [folder / name for name in files]
     for name, written in files.items():
         path = folder / name
@@ -215,7 +216,8 @@ def damage_error(path: Path, what: str) -> ValueError:
 
 
 def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of files in a folder; `files` are relative to it. Several are read at a time."""
+    """{name: {"bytes", "sha256"}} of files in a folder, several of which are read at a time. `files`: their paths
+    relative to the folder."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
@@ -226,7 +228,8 @@ def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
     """The sha256 of each file's content, as the hub lists it or as computed here. A file of the hub that is not in Git
-    LFS has its Git hash instead. `store`: remembers hashes. Several files are read at a time."""
+    LFS has its Git hash instead. `store`: the store of prepared data, which remembers hashes. Several files are read at
+    a time."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
@@ -257,9 +260,9 @@ def _sha256(path: Path) -> str:
 
 
 def _is_note_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a stored hash or check, in the file `note`, still holds for the files `read`. It is not valid where a
-    file had changed less than RACY_SECONDS before it was read, since the file may have changed again without a new
-    timestamp. A store that may not build accepts such a note."""
+    """Whether a result that was computed from the files `read`, such as a hash, and stored in the file `note`, still
+    holds. It does not hold where a file had changed less than RACY_SECONDS before it was read, since the file may have
+    changed again without a new timestamp. With store.build false such a result is accepted."""
     if not note.exists():
         return False
     return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)

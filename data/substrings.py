@@ -27,10 +27,10 @@ BASE = 0x9E3779B97F4A7C15  # of the polynomial hash: odd, the golden ratio
 
 
 def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: Any) -> None:
-    """Find the characters to remove from each training document, and write them as <shard>.npy: int64 rows [document,
-    first character, end]. Documents are counted from 0 in each shard, without the held-out ones. `documents_folder`: a
-    folder with shards (.jsonl) of documents that have "split" in their "metadata"; `length`: the characters of the
-    shortest stretch that is removed; `results_folder`: where the .npy files go."""
+    """Find the characters to remove from each training document, and write a file <shard>.npy for each shard: int64
+    rows [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
+    `documents_folder`: a folder with shards (.jsonl) of documents that have "split" in their "metadata"; `length`: the
+    characters of the shortest stretch that is removed; `results_folder`: where the .npy files go."""
     import numpy as np
     import orjson
 
@@ -121,8 +121,9 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of the windows whose text equals that of a window with an earlier start. `hashes`, `starts`: of each
-    window, in ascending order of the starts."""
+    """The starts of the windows whose text equals that of a window with an earlier start. `codes`: the code points of
+    all documents; `hashes`, `starts`: for each window its hash and where it begins in `codes`, in ascending order of
+    the starts; `length`: the characters of a window."""
     import numpy as np
 
     order = np.argsort(hashes, kind="stable")
@@ -140,7 +141,9 @@ def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray,
 
 
 def _equal_windows(codes: np.ndarray, a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
-    """Whether pairs of windows, which begin at `a` and `b` in `codes`, have the same text: bool [pairs]."""
+    """Whether the two windows of each pair have the same text: bool [pairs]. `codes`: the code points of all documents;
+    `a`, `b`: where the first and the second window of each pair begin in `codes`; `length`: the characters of a
+    window."""
     import numpy as np
 
     same = np.empty(len(a), bool)
@@ -160,7 +163,8 @@ def repeat_filter(spans: Path, rank: int) -> Callable[[Any], str]:
     number = count()
 
     def cut_repeats(document: Any) -> str:
-        """Cut the repeats from the next document. Returns the reason to remove it, "" where some text is left."""
+        """Cut the repeats from the next document. Returns the reason to remove the document, or "" where some text is
+        left."""
         document_number = next(number)
         first, last = np.searchsorted(rows[:, 0], (document_number, document_number + 1))
         text, pieces, at = document.text, [], 0

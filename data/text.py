@@ -35,7 +35,8 @@ MIN_SHARD_BYTES = 1 << 25  # of compressed files; untuned
 
 def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[str, Any]]:
     """The filtered and deduplicated text of a corpus that is not a blend: the folder of the text, and its manifest.
-    Missing text is prepared. `name`: the corpus; `recipe`: which documents are removed."""
+    Missing text is prepared. `name`: the corpus; `recipe`: which documents are removed. Raises ValueError where there
+    are more problems in the files than the recipe allows."""
     spec = corpora.load(name, store.path)
     recorded = spec.pop("sha256", None)
     files: list[SourceFile] = []  # of installed packages they are listed when their text is made: it takes a second
@@ -101,7 +102,9 @@ def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, 
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """A sentence for each file that the list of checksums beside it lacks, or has with another hash than `hashes`."""
+    """A sentence for each file whose sha256 differs from that in the list of checksums beside it, or which the list
+    lacks; [] where there is no list. `spec`: the specification of the corpus; `hashes`: the sha256 of each of
+    `files`."""
     sums = checksums(spec)
     if sums is None:
         return []
@@ -114,7 +117,7 @@ def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: lis
 
 def _tasks_hash(recipe: Recipe, store: Store) -> str:
     """A hash of the evaluation tasks in the recipe's folder data.decontaminate, so that the text is made anew when they
-    change; "none" where there is no such folder."""
+    change; "none" where the recipe names no folder."""
     if recipe.decontaminate == "none":
         return "none"
     paths_of = filters.task_files(recipe.decontaminate)
@@ -144,11 +147,11 @@ class WorkFolders(NamedTuple):
 def _make_text(
     spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: RunStage
 ) -> dict[str, Any]:
-    """Write the text of a corpus to `work`; returns its manifest entries.
+    """Write the text of a corpus to the folder `work`, and return its manifest entries.
 
     Args:
         spec: the specification of the corpus.
-        files: the files it is read from; empty for installed packages, which are listed here.
+        files: the files that the corpus is read from; empty for installed packages, which are listed here.
         recipe: which documents are removed.
         wrong: a sentence for each problem of the files that is known already.
         work: the folder for the text.
@@ -219,8 +222,9 @@ def _read_and_filter(
     run: RunStage,
 ) -> tuple[list[str], dict[str, int], int]:
     """Read and filter the documents, in `count` tasks, and write those that are kept, their digests and signatures.
-    Returns (all problems, {kind: number of records that were not documents}, the number of documents that were read).
-    Raises ValueError where there are more problems than allowed."""
+    Returns (all problems, {kind: number of records that were not documents}, the number of documents that were read),
+    in this order. `share`: the share of the documents that is held out; `folders`: where to write; the other arguments
+    are those of `_make_text`. Raises ValueError where there are more problems than allowed."""
     from datatrove.pipeline.writers import JsonlWriter
 
     make: dict[str, Callable[[int], Callable[[Any], str]]] = {
@@ -253,8 +257,9 @@ def _read_and_filter(
 
 
 def _remove_duplicates(recipe: Recipe, folders: WorkFolders, count: int, work: Path, run: RunStage) -> None:
-    """Remove duplicates, cut repeated stretches where the recipe asks for that, and write the text, by split, to
-    `work`, in `count` tasks."""
+    """Remove duplicates, cut repeated stretches where the recipe asks for that, and write the text to train/ and valid/
+    in the folder `work`. `folders`: where earlier steps have written; `count`: the number of tasks, one for each shard;
+    `run`: runs the tasks of a step (see `store.RunStage`)."""
     from datatrove.pipeline.writers import JsonlWriter
 
     run("finding duplicates", [dedup.matching_pairs(folders.signatures, folders.pairs)], dedup.BUCKETS)
@@ -274,14 +279,15 @@ def _remove_duplicates(recipe: Recipe, folders: WorkFolders, count: int, work: P
 def _read_files(
     pickled: Path, share: float, allowed: int, reports: Path, _: Any, rank: int, tasks: int
 ) -> Iterator[Any]:
-    """The documents of the files of task `rank`, in datatrove's form. The files are divided among the tasks in their
-    order, so that each task reads about the same number of bytes.
+    """Yield the documents of the files of task `rank`, in datatrove's form. The files are divided among the tasks in
+    their order, so that each task reads about the same number of bytes.
 
     Args:
         pickled: a file with the corpus' specification and its list of files.
         share: the share of documents that is held out.
         allowed: how many problems this task tolerates.
-        reports: the folder for its report of problems.
+        reports: the folder for the task's report of problems.
+        rank, tasks: the number of this task, from 0, and the number of all tasks.
     """
     from datatrove.data import Document
 
@@ -305,8 +311,8 @@ def _read_files(
 
 
 def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
-    """The documents that an earlier step has written to <rank>.jsonl in the folder `read`. It replaces datatrove's own
-    reader, which would decode them by the locale."""
+    """Yield the documents that an earlier step has written to <rank>.jsonl in the folder `read`, in datatrove's form.
+    This function replaces datatrove's own reader, which would decode the files by the locale."""
     import orjson
     from datatrove.data import Document
 
@@ -320,7 +326,8 @@ def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:
 
 
 def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
-    """What all reading tasks reported: (problems, {kind: records that were not documents}, number of documents)."""
+    """What all reading tasks reported, in this order: their problems, {kind: number of records that were not
+    documents}, and the number of documents. `folder`: the folder with a report of each task."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     kinds = sorted({kind for report in reports for kind in report["counts"]})
     return (
@@ -333,8 +340,9 @@ def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
 def _gather_valid(
     spec: dict[str, Any], work: Path, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Write the held-out documents into one file. Returns {"sha256", "train" and "valid": {"documents", "bytes"}} of
-    the text. The last four arguments are for the message. Raises ValueError where no document is left for training or
+    """Write the held-out documents into one file, valid.jsonl.gz. Returns {"sha256" of all text, "train" and "valid":
+    {"documents", "bytes"}}. `work`: the folder with the text, a folder of shards for each split; the other arguments
+    are for the error message (see `_no_documents_message`). Raises ValueError where no document is left for training or
     for validation."""
     import orjson
 
@@ -358,9 +366,10 @@ def _gather_valid(
 def _no_documents_message(
     spec: dict[str, Any], split: str, share: float, total: int, not_documents: dict[str, int], copies: int
 ) -> str:
-    """The error message for the case that no document is left for a split: the reason, and what helps. `total`: the
-    documents that were read; `not_documents`: {kind: number} of other records; `copies`: the documents that were
-    removed."""
+    """The error message for the case that no document is left for `split`, "train" or "valid": the reason, and what
+    helps. `share`: the share of documents that is held out; `total`: the number of documents that were read;
+    `not_documents`: {kind: number} of records that were left out; `copies`: the number of documents that were removed
+    as duplicates."""
     sentence = f"{spec['name']}: too little text, no document is left for {split}"
     if "files" not in spec:
         return sentence
@@ -382,7 +391,7 @@ def _no_documents_message(
 
 
 def shard_lines(folder: Path) -> Iterator[bytes]:
-    """The documents of a folder of shards, each as a line of JSON, in order."""
+    """Yield the documents of a folder of shards (*.jsonl), in order, each as its line of JSON."""
     for path in sorted(folder.glob("*.jsonl")):
         with open(path, "rb") as file:
             yield from file

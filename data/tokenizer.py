@@ -1,4 +1,4 @@
-"""Tokenizers of every kind: which there are, how one is trained, and how a file is read as one.
+"""Tokenizers of every kind: which kinds there are, how a tokenizer is trained, and how a file is read as a tokenizer.
 
     bpe, unigram: SentencePiece, trained here: lossless, one file tokenizer.model (data/sentencepiece_model.py)
     byte-bpe: GPT-2's byte-level BPE, trained here, one file tokenizer.json (data/byte_bpe.py)
@@ -51,7 +51,8 @@ FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file or folder `path`, in a format of `read`. Raises ValueError where there is none."""
+    """The tokenizer in the file or folder `path`, in a format of `read`. Raises ValueError where no such tokenizer is
+    there."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -68,8 +69,8 @@ def _model_type(content: bytes) -> str:
 
 
 def read(path: str | Path) -> tuple[str, bytes]:
-    """Read a tokenizer as one file, from whose content `load_tokenizer` makes the same tokenizer: the name for that
-    file, and its content.
+    """Read an existing tokenizer, also one of several files, as the content of a single file. Returns (a name for that
+    file, its content). `load_tokenizer` makes the same tokenizer from a file of this name and content.
 
     Args:
         path: a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's with byte-level BPE or
@@ -110,7 +111,7 @@ def check_parity(tokenizer: Tokenizer) -> None:
 
 
 def reason_not_exportable(tokenizer: Tokenizer) -> str:
-    """Why a run with this tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
+    """The reason why a run with this tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
         return NOT_EXPORTABLE.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
@@ -122,15 +123,16 @@ def reason_not_exportable(tokenizer: Tokenizer) -> str:
 
 
 def reason_setting_not_exportable(kind: str, path: str) -> str:
-    """`reason_not_exportable` of the tokenizer that the settings data.tokenizer_kind and data.tokenizer ask for, which
-    need not be trained yet. Raises ValueError where kind="file" and the file is not a tokenizer."""
+    """The reason why a run cannot be exported as a Hugging Face checkpoint with the tokenizer that its settings ask
+    for; "" where it can. The tokenizer need not be trained yet. `kind`, `path`: the settings data.tokenizer_kind and
+    data.tokenizer. Raises ValueError where kind="file" and there is no tokenizer at `path`."""
     if kind == "file":
         return reason_not_exportable(load_tokenizer(path))
     return NOT_EXPORTABLE.format(kind) if kind == "unigram" else ""
 
 
 def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
-    """The id that stands for a masked token in a model of `vocab` ids; no text is encoded as it.
+    """The id that stands for a masked token in a model of `vocab` ids. No text is encoded as this id.
 
     The id is that of [MASK] for WordPiece; of <unk> for a SentencePiece model trained here, which encodes no text as
     <unk>; of <mask> or [MASK] for a file that has such a piece; else the first id beyond the tokenizer's pieces. Raises
@@ -147,9 +149,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: Tokenizer) -> list[int]:
-    """The values of model.vocab that a tokenizer from a file allows. One is the number of its pieces. Another is that
-    number plus EXTRA_IDS for a unigram model, as in T5, or plus 1 for other tokenizers without an id for a masked
-    token."""
+    """The values of model.vocab that are allowed with a tokenizer from a file: the number of its pieces, and in some
+    cases a second one. That is the number plus EXTRA_IDS for a unigram model, as in T5; and the number plus 1 for other
+    tokenizers without an id for a masked token."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -164,10 +166,17 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
     SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
     is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`
-    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first. `size`: the bytes
-    of all documents together; `kind`: "bpe", "unigram", "byte-bpe" or "wordpiece"; `mask`: whether a byte-bpe gets an
-    id for a masked token; the other kinds have one anyway. Raises ValueError where the text allows no such vocabulary;
-    the message names the smallest or largest one.
+    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first.
+
+    Args:
+        documents: the texts.
+        size: the number of bytes of all documents together.
+        vocab: the number of pieces.
+        kind: "bpe", "unigram", "byte-bpe" or "wordpiece".
+        mask: whether a byte-bpe gets an id for a masked token; the other kinds have one anyway.
+
+    Raises:
+        ValueError: the text allows no such vocabulary; the message names the smallest or largest one.
     """
     every = stride(size)
     sample = (text for i, text in enumerate(documents) if i % every == 0)

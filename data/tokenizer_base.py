@@ -43,7 +43,8 @@ class Tokenizer:
         raise NotImplementedError
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts as one array [tokens], and the number of tokens of each text [texts]."""
+        """Two arrays: the token ids of all texts, end to end [tokens], and the number of tokens of each text
+        [texts]."""
         import numpy as np  # not by those who only plan
 
         batch = self.encode_batch(texts)
@@ -58,8 +59,8 @@ class Tokenizer:
         raise NotImplementedError
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Count the tokens and bytes of the texts, the unknown tokens among them, and the bytes that these stand
-        for."""
+        """Count the tokens and bytes of the texts, the unknown tokens among them, and the bytes that the unknown tokens
+        stand for."""
         raise NotImplementedError
 
     def unknown(self, text: str) -> tuple[int, int]:
@@ -70,17 +71,17 @@ class Tokenizer:
         return counts.unknown, counts.unknown_bytes
 
     def bytes_not_given_back(self, text: str) -> int:
-        """The UTF-8 bytes of a text, at least, that its tokens do not give back: those of unknown tokens, and what the
-        tokenizer changes or drops before (case, accents, line ends, repeated spaces). Bytes are compared by their
-        numbers, wherever they stand. 0 for a lossless tokenizer."""
+        """A lower bound of the number of UTF-8 bytes of a text that decoding its tokens does not give back. These are
+        the bytes of unknown tokens, and what the tokenizer changes or drops before (case, accents, line ends, repeated
+        spaces). Only how often each byte value occurs is compared. 0 for a lossless tokenizer."""
         if self.lossless:
             return 0
         back = self.decode(self.encode(text))
         return (Counter(text.encode()) - Counter(back.encode())).total()
 
     def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the texts with those of Hugging Face's tokenizers, where another library encodes. Raises
-        RuntimeError where the ids differ for a text."""
+        """Compare the ids of the texts with those of Hugging Face's tokenizers, in tokenizers that another library
+        encodes; in others do nothing. Raises RuntimeError where the ids differ for a text."""
 
 
 class TokenizerJSON(Tokenizer):

@@ -35,8 +35,8 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """Counts over some documents: their number, UTF-8 bytes, words (separated by spaces and line ends), and tokens,
-    end-of-document tokens included."""
+    """Counts over some documents: their number, UTF-8 bytes, words, and tokens. Words are separated by spaces and
+    control characters; end-of-document tokens are included."""
 
     documents: int
     bytes: int
@@ -53,17 +53,19 @@ def dtype(vocab: int) -> np.dtype:
 
 
 def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, Count]:
-    """Write documents as prefix.bin and prefix.idx, each followed by the end-of-document token. Memory does not grow
-    with the text, except by 4 bytes per document.
+    """Write documents as prefix.bin and prefix.idx, each document followed by the end-of-document token. Memory does
+    not grow with the text, except by 4 bytes per document.
 
     Args:
         prefix: the path of the two files without extension.
         documents: pairs (text, domain).
+        tokenizer: the tokenizer that encodes the texts.
 
-    Returns: {domain: its counts}.
+    Returns: {domain: the counts of its documents}.
 
     Raises:
-        RuntimeError: the tokenizer gives other ids than its reference for a text; one text of each batch is compared.
+        RuntimeError: the tokenizer gives other ids than its reference; this is checked on the beginning of one text in
+            each batch.
     """
     prefix, kind = str(prefix), dtype(tokenizer.vocab_size)
     lengths: list[np.ndarray] = []
@@ -88,8 +90,8 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
 
 
 def join_files(parts: list[str | Path], prefix: str | Path) -> None:
-    """Write several token files, end to end, as one. All paths are without extension. Raises ValueError where some have
-    tokens of 2 bytes and others of 4."""
+    """Join the token files `parts`, in this order, to the token file `prefix`. All paths are without extension. Raises
+    ValueError where some have tokens of 2 bytes and others of 4."""
     prefix, heads = str(prefix), [read_index(part) for part in parts]
     if len({kind for kind, _ in heads}) != 1:
         raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
@@ -118,8 +120,8 @@ def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
 
 
 def offsets(prefix: str | Path) -> np.ndarray:
-    """The byte of a token file's .bin at which each sequence begins, int64 [sequences], memory-mapped. `prefix`: the
-    path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
+    """The byte offset in a token file's .bin at which each sequence begins, int64 [sequences], memory-mapped. `prefix`:
+    the path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
     count = len(read_index(prefix)[1])
     start = HEADER.size + 4 * count  # after the lengths
     return np.memmap(f"{prefix}.idx", "<i8", "r", start, (count,)) if count else np.empty(0, "<i8")
@@ -156,7 +158,8 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
-    """The number of UTF-8 bytes of each text, and of its words, which spaces and control characters separate."""
+    """Two lists with a number for each text: its UTF-8 bytes, and its words. Words are separated by spaces and ASCII
+    control characters."""
     encoded = [text.encode() for text in texts]
     gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
     begins, at, words = gap[:-1] > gap[1:], 0, []
@@ -167,8 +170,8 @@ def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
 
 
 def copy_documents(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Copy the documents with the indices `documents`, in this order, from one token file to another. Paths are without
-    extension."""
+    """Copy documents from the token file `source` to a new token file `prefix`. `documents`: the indices of the
+    documents in `source`, in the order in which they are written. Paths are without extension."""
     prefix = str(prefix)
     kind, lengths = read_index(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -181,7 +184,7 @@ def copy_documents(source: str | Path, documents: np.ndarray, prefix: str | Path
 
 
 def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: int = 1) -> dict[str, Count]:
-    """Write all documents of a corpus as prefix.bin and prefix.idx; returns {domain: its counts}.
+    """Write all documents of a corpus as prefix.bin and prefix.idx; returns {domain: the counts of its documents}.
 
     Args:
         corpus: the name of a corpus, or a file, folder or glob.

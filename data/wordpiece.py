@@ -50,7 +50,7 @@ class WordPiece(TokenizerJSON):
         return self._hugging_face_ids(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of token ids, separated by spaces. Special tokens and extra ids give no text."""
+        """The words of token ids, separated by spaces. Special tokens and ids beyond the vocabulary give no text."""
         return self._hugging_face.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:

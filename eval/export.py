@@ -92,8 +92,13 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         _save_tokenizer(tokenizer, draft, cfg.seq if cfg.pos == "learned" else None, form.causal, texts, encoded)
         difference = hub.verify(draft, cfg, state, rows_BT)
         if earlier:
-            shutil.rmtree(to)
-        os.rename(draft, to)
+            shutil.rmtree(to, ignore_errors=True)
+        try:
+            os.rename(draft, to)
+        except OSError:
+            # the same command, given twice, may have been first
+            if to != directory / rundir.HUB or not rundir.is_exported(directory):
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     size = sum(map(len, texts))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ablations.config import KEYS, resolve
+from model import proof
 from tests.tiny_run import TINY, in_process, same_initial_weights, study
 
 # at so low a learning rate the loss is noise, and above the median of the steps before it soon
@@ -101,6 +102,16 @@ def test_no_switch_is_dead(
     from launch.manifest import Diverged, RunFailed
 
     same_initial_weights(monkeypatch)
+    prove = proof.prove
+    proofs: dict[str, Any] = {}  # of the models that these runs train: most of them train the same one
+
+    def proved_once(model: Any) -> Any:
+        of_model = f"{model.cfg} {model.embed.weight.dtype}"
+        if of_model not in proofs:
+            proofs[of_model] = prove(model)
+        return proofs[of_model]
+
+    monkeypatch.setattr(proof, "prove", proved_once)
 
     other, broken, tasks = tmp_path / "other.jsonl", tmp_path / "broken.jsonl", tmp_path / "tasks"
     lines = Path(corpus).read_text().splitlines(keepends=True)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -118,6 +120,24 @@ def test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothi
     assert export.main([str(run), "--format", "json"]) == 2
     assert "hub exists" in checked(capsys.readouterr().out)["error"]
     assert (run / rundir.HUB / "model.safetensors").exists()
+
+
+def test_of_two_exports_of_a_run_at_once_the_second_finds_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ["añadir 語", *Path(local.__file__).read_text().splitlines()]
+    (tmp_path / "tokenizer.model").write_bytes(tokenizers.train(text, 20_000, 400))
+    tokenizer = tokenizers.load_tokenizer(tmp_path / "tokenizer.model")
+    run = run_directory(tmp_path / "out", replace(SMALL, vocab=400), tokenizer, text)
+    verify = hub.verify
+
+    def overtaken(draft: Path, *rest: Any) -> float:
+        shutil.copytree(draft, run / rundir.HUB)
+        return verify(draft, *rest)
+
+    monkeypatch.setattr(hub, "verify", overtaken)
+    assert export.main([str(run)]) == 0, capsys.readouterr().err
+    assert rundir.is_exported(run) and not list(run.glob(f".{rundir.HUB}*"))
 
 
 @pytest.mark.parametrize("value", ["0", "yes", "hub"])

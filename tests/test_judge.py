@@ -17,12 +17,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from eval import results
 from eval.__main__ import main
 from eval.tasks import choice, harness, mirror, position, probes
 from eval.tasks.choice import TaskRequest
 from eval.tasks.definitions import definitions
 from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
+from eval.weights import weights_of
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_eval import SHAPE, Letters, model, one_by_one, prepared, prose, run, save_weights  # noqa: F401  # fixtures
@@ -74,11 +76,18 @@ def test_what_is_damaged_counts_as_not_judged(run, capsys):
         + [json.dumps(json.loads(result) | other).encode() for other in OF_ANOTHER_FORM],
         "samples.jsonl.gz": [samples[:-9], b"", samples[:40] + bytes([samples[40] ^ 1]) + samples[41:]],
     }
+    record = json.loads((run / "run.json").read_text())
     for name, contents in damaged.items():
+        whole = (run / name).read_bytes()
         for content in contents:
             (run / name).write_bytes(content)
-            assert main([str(run)]) == 0
-            assert scores(run) == expected and (run / "samples.jsonl.gz").read_bytes() == samples, content[:20]
+            (weights,) = weights_of(run)
+            assert results.current_result(run, record, weights) is None, content[:20]
+            (run / name).write_bytes(whole)
+            assert results.current_result(run, record, weights) is not None
+        (run / name).write_bytes(contents[-1])
+        assert main([str(run)]) == 0
+        assert scores(run) == expected and (run / "samples.jsonl.gz").read_bytes() == samples
     assert "damaged" in capsys.readouterr().err
     assert hashlib.sha256(samples).hexdigest() == expected["samples_sha256"]
 
@@ -96,7 +105,7 @@ def test_a_full_disk_is_said_and_leaves_no_result(run, tmp_path, capsys):
                 file.write(bytes(4096))
         assert main([str(copy)]) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: ") and "No space left" in said and str(copy) in said
+        assert said.startswith("error: ") and "No space left" in said and str(copy) in said and "Make room" in said
         assert not list(copy.glob("eval.json*")) and not list(copy.glob("samples*"))
         (disk / "full").unlink()
         assert main([str(copy)]) == 0 and scores(copy)["bits_per_byte"]["value"] > 0
@@ -610,3 +619,12 @@ def test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report(r
     assert [reported[key]["stderr"] for key in ("zero_shot", "bits_per_byte")] == pytest.approx(
         [result[key]["stderr"] for key in ("zero_shot", "bits_per_byte")]
     )
+
+
+def test_loss_by_position_is_a_ratio_of_sums_over_pieces_of_different_sizes():
+    """A piece of nine times as many bytes counts nine times as much."""
+    seq = 8
+    ids = list(range(position.tokens_per_piece(seq)))
+    pieces = [position.Piece(ids, 100), position.Piece(ids, 900)]
+    curve = position.loss_by_position(pieces, seq, None, lambda pairs: [(-math.log(2), False)] * len(pairs))
+    assert curve["bits_per_byte"] == pytest.approx([2 * position.SCORED_BLOCKS / 1000] * len(curve["positions"]))

@@ -10,7 +10,7 @@ import pytest
 from ablations import drawing
 from eval.report.__main__ import main
 from eval.report.blocks import Section, Table
-from eval.report.formats import comma_separated, latex, markdown, plain_text
+from eval.report.formats import latex, markdown, plain_text, to_csv
 from eval.report.page import page
 from tests.made_study import FILES, change, report, section, study  # noqa: F401  # a fixture
 
@@ -186,7 +186,7 @@ def test_every_format_is_printable_whatever_it_is_given():
         drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
     documents = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]
-    for text in [*documents, comma_separated([[HOSTILE, 1]]), *figures]:
+    for text in [*documents, to_csv([[HOSTILE, 1]]), *figures]:
         assert "\\x1b[2J" in text or "textbackslash{}x1b[2J" in text
         assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     for figure in figures:

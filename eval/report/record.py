@@ -13,7 +13,7 @@ from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
 from eval.report.findings import Findings, recorded_noise
-from eval.report.formats import comma_separated, latex, markdown, plain_text
+from eval.report.formats import latex, markdown, plain_text, to_csv
 from eval.report.page import page
 from eval.report.predictions import checked_predictions
 from eval.report.runs import Cells, runs_in_words
@@ -38,7 +38,7 @@ def write(findings: Findings, out: Path) -> None:
         {
             "report.md": markdown(findings.study.title, sections),
             "report.html": page(findings.study.title, sections),
-            "results.csv": comma_separated(csv_lines(findings.cells)),
+            "results.csv": to_csv(csv_lines(findings.cells)),
             "table.tex": latex(overview.table(findings), f"{findings.study.title}. {findings.study.question}"),
             "figure.svg": drawing.combined_figures(figures),
             "run.json": json.dumps(record(findings), indent=1) + "\n",

@@ -55,7 +55,7 @@ def section(findings: Findings) -> Section:
         if table["factor"] in factors and is_shown(table, findings.published_shown):
             blocks += [table_with_ours(findings, table), *([table["note"]] if "note" in table else [])]
     if "data.corpus" in factors and is_shown(known["per_task"], findings.published_shown):
-        blocks += corpora_compared()
+        blocks += corpus_comparison()
     if not findings.controlled and "suite" in findings.results:
         models = other_models_table(findings.published_shown)
         blocks += [models] if models.rows else []
@@ -131,7 +131,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 
 
-def corpora_compared() -> list[Block]:
+def corpus_comparison() -> list[Block]:
     """The corpora of the published study: their differences, judged by the rules of this report, their mean accuracies
     during training, and their accuracies on every task."""
     known, paths = load_published()["per_task"], load_published()["trajectories"]

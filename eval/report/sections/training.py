@@ -32,7 +32,7 @@ def loss_curves(findings: Findings) -> list[str]:
     for axis in AXES_BY_CLOCK if clock else AXES:
         lines = []
         for arm, seeds in cells.items():
-            factors = {seed: cost_per_unit(cell, axis, clock) for seed, cell in seeds.items()}
+            factors = {seed: cost_per_token_or_second(cell, axis, clock) for seed, cell in seeds.items()}
             known = [factor for factor in factors.values() if factor]
             if len(known) < len(factors):
                 continue
@@ -56,7 +56,7 @@ def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
     return all(budget_seconds(cell) for seeds in cells.values() for cell in seeds.values())
 
 
-def cost_per_unit(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
+def cost_per_token_or_second(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
     """The cost of a token of a run, averaged over the whole run; with `clock` the cost of a second of training. None
     where the cost is unknown. `cell`: the content of the run directory; `axis`: the unit of the cost, "tokens",
     "seconds", "FLOPs" or "hours" (of all processors)."""
