@@ -99,13 +99,8 @@ def latex(table: Table, caption: str) -> str:
     )
 
 
-<<<<<<< HEAD
-def comma_separated(lines: list[list]) -> str:
-    """Lines of values as CSV text, without control characters in the values."""
-=======
 def to_csv(lines: list[list]) -> str:
-    """Lines of values as CSV, without control characters."""
->>>>>>> main
+    """Lines of values as CSV text, without control characters in the values."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in lines:

@@ -108,15 +108,9 @@ def arms_without_effect(findings: Findings) -> list[str]:
 
 
 def cautions(findings: Findings) -> list[str]:
-<<<<<<< HEAD
     """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
     that are left out of a comparison, and arms that scatter more than the other arms. Empty where nothing limits it."""
-    return [*late_seeds(findings), *unequal_tasks(findings), *uneven_seeds(findings)]
-=======
-    """Paragraphs on what limits the comparison: seeds that were added after a look, tasks that are left out of a
-    comparison, arms that scatter more than others. Empty where there is nothing of that kind."""
     return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *uneven_seeds(findings)]
->>>>>>> main
 
 
 def notes(findings: Findings) -> list[str]:
@@ -193,14 +187,9 @@ def decision_sentences(findings: Findings) -> str:
     return " ".join([words, *late])
 
 
-<<<<<<< HEAD
-def late_seeds(findings: Findings) -> list[str]:
+def note_on_added_seeds(findings: Findings) -> list[str]:
     """A list with one sentence on seeds that were added after a look at the results without a rule for adding seeds;
     empty where none were."""
-=======
-def note_on_added_seeds(findings: Findings) -> list[str]:
-    """A sentence on seeds that were added after a look at the results without a rule for it, as a list."""
->>>>>>> main
     if not findings.seeds_planned:
         return []
     return [
@@ -209,15 +198,9 @@ def note_on_added_seeds(findings: Findings) -> list[str]:
     ]
 
 
-<<<<<<< HEAD
-def unequal_tasks(findings: Findings) -> list[str]:
+def notes_on_tasks_left_out(findings: Findings) -> list[str]:
     """A sentence for each comparison that leaves out tasks, because only one of the two arms has them or the arms were
     evaluated on them differently."""
-=======
-def notes_on_tasks_left_out(findings: Findings) -> list[str]:
-    """Sentences about tasks that are left out of a comparison, because only one of the two arms has them or they were
-    evaluated differently."""
->>>>>>> main
     return [
         f"**{arm}, {name}: compared with {findings.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
