@@ -31,7 +31,7 @@ def estimate_memory(
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
-        ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
+        ranks: how many ranks ZeRO divides the optimizer among: the ranks that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
         tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.

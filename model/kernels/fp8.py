@@ -40,7 +40,7 @@ def scale(x: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def cast(x: Tensor, by: Tensor, kind: torch.dtype) -> Tensor:
-    """Multiply a tensor by its scale and round it to an FP8 format."""
+    """Multiply a tensor by its scale `by`, and round the product to the FP8 format `kind`."""
     return (x * by.to(x.dtype)).to(kind)
 
 
@@ -74,9 +74,9 @@ def product(
 
 
 class Weight(NamedTuple):
-    """A weight in FP8, twice: w8_FD for the product with the input and its transpose w8_DF for the product with the
-    gradient of the output, since the right operand is wanted by columns. `scale` is the factor that it was
-    multiplied by before the cast."""
+    """A weight in FP8, twice: w8_FD for the product with the input, and its transpose w8_DF for the product with the
+    gradient of the output, since a GPU wants the right operand by columns. `scale`: the number by which the weight was
+    multiplied before the cast."""
 
     w8_FD: Tensor
     w8_DF: Tensor
@@ -92,7 +92,7 @@ def cast_weight(weight_FD: Tensor) -> Weight:
 
 def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, weight: Weight | None = None) -> Tensor:
     """x @ weight.T + bias in bf16, with FP8 products in the forward and backward pass, as in the table at the top of
-    this file.
+    model/kernels/fp8.py.
 
     Args:
         x_ND: the input, bf16.
