@@ -64,8 +64,8 @@ class Factorial:
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
-        """The pairs of combinations that differ in one factor, in which it is changed by the second combination alone:
-        (first combination, second combination, index of the factor)."""
+        """The pairs of combinations that differ in one factor only: (the combination without a change of the factor,
+        the combination with it, the index of the factor)."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
