@@ -51,13 +51,14 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward passes are replayed as CUDA graphs. On a CPU the property has no effect."""
+        """Whether forward and backward passes are replayed as CUDA graphs; without meaning on a CPU."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How training is executed on this machine, as an entry of run.json: {"attention", "attention_seconds",
-        "compiled", "micro_batch", "gradients"}. These choices change results by no more than rounding."""
+        """How training is executed on this machine, as an entry of run.json: {"attention": the kernel,
+        "attention_seconds": {kernel: seconds}, "compiled": the mode of layout.compile or "never", "micro_batch":
+        sequences, "gradients": how ranks sum them}. These choices change results by no more than rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -131,7 +132,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """Make one optimizer step by `launch`, with the same arguments, wait for it, and return its result."""
+        """Make one optimizer step, wait for it, and return its result. Takes the arguments of `launch`."""
         return self.launch(*args, **named).read()
 
     def launch(
@@ -151,6 +152,7 @@ class Engine:
 
         Args:
             batch: this rank's sequences, on the host.
+            lr: the learning rate of this step.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
             save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
@@ -182,7 +184,8 @@ class Engine:
 
     def _train_on(self, batch: Batch) -> Tensor:
         """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
-        the micro-batches, as a scalar on the device. Raises Diverged as `launch` does."""
+        the micro-batches, as a scalar on the device. Raises Diverged where gradients overflow at the smallest loss
+        scale."""
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
         # from the batch on the host: counting on a GPU would wait for it
@@ -225,7 +228,8 @@ class Engine:
             self.forward_timers.append(lambda: seconds)
 
     def forward_seconds(self) -> list[float]:
-        """Seconds that each rank spent in forward passes since the last call, by rank. All ranks call it together."""
+        """The seconds that each rank spent in forward passes since the last call, in the order of ranks. All ranks
+        call this function together."""
         mine = torch.zeros(dist.get_world_size(), device=self.device)
         mine[dist.get_rank()] = sum(seconds() for seconds in self.forward_timers)
         self.forward_timers.clear()
@@ -266,9 +270,9 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step` in the background. All ranks call it together. `progress`: values that JSON
-        can hold, the same on all ranks; `load` returns them. Raises CheckpointError where the save before this one has
-        failed, or the ranks' copies of a weight are no longer equal."""
+        """Begin to write checkpoint `step` in the background. All ranks call this function together. `progress`: the
+        state of the training loop, as values that JSON can hold, equal on all ranks; `load` returns it. Raises
+        CheckpointError where the previous save has failed, or the ranks' copies of a weight are no longer equal."""
         check_equal_weights(self.model, step)
         steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
         assert len(steps) == 1, "AdamW's step counters differ between parameter groups"

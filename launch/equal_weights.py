@@ -15,7 +15,8 @@ def check_equal_weights(model: Any, step: int) -> None:
 
     A GPU or a cable may silently compute or transmit wrong numbers, and nothing else in training would compare the
     copies of parameters that tensor parallelism does not cut. Compared are sums of the weights' bits. `model`: a
-    model.gpt.GPT, as this rank holds it. Raises CheckpointError where the copies differ; the message names the ranks.
+    model.gpt.GPT, as this rank holds it; `step`: the number of the step, for the message. All ranks call this function
+    together. Raises CheckpointError where the copies differ; the message names the ranks.
     """
     if dist.get_world_size() == 1:
         return

@@ -39,8 +39,8 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
     that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
     `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source; "corpora",
-    what each corpus of the run is made of, those of its tokenizer and its evaluation too. Raises RunFailed where the
-    data cannot be prepared, or the token files in the store were made with another tokenizer.
+    {corpus: what it is made of} for training, tokenizer and evaluation. Raises RunFailed where the data cannot be
+    prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -67,8 +67,9 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
 def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
     """Check that the model about to train is the configured one, and write run.json.
 
-    Three checks: the activity proofs of all factors (model/proof.py); the settings in effect, read from the live
-    engine, equal those configured; and a continued run reads the text and the tokenizer that it began with.
+    Three things are checked: that the activity proofs of all factors pass (model/proof.py); that the settings in
+    effect, read from the live engine, equal those configured; and that a continued run reads the text and the tokenizer
+    that it began with.
 
     Args:
         engine: a launch.engine.Engine before its first step.
@@ -109,9 +110,9 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
 def _prove_configuration(
     cell: Cell, engine: Any, data: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
-    """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
-    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}). Raises Mismatch where a proof
-    fails, or a setting differs."""
+    """Prove that all factors act and that the settings in effect are the configured ones. Returns three entries for
+    run.json: (a row {"name", "shape", "decayed"} for each parameter, the proofs, {setting: value in effect}). `data`:
+    what `prepare_data` returned. Raises Mismatch where a proof fails, or a setting differs."""
     from launch import effective as live
     from model import proof
 
@@ -136,7 +137,8 @@ def _prove_configuration(
 
 
 def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> None:
-    """Raise Mismatch where a continued run, whose run.json is `before`, began with another text or tokenizer."""
+    """Raise Mismatch where a continued run began with another text or tokenizer. `before`: the content of its run.json;
+    None for a new run, which passes; `data`: what `prepare_data` returned."""
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
@@ -156,8 +158,8 @@ def registration_sha(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
-    `divergence.roll_back` makes."""
+    """Write into run.json how the run went back to an earlier checkpoint after divergences. `rollbacks`: for each time
+    {"why": a sentence, "back_to": the checkpoint's step, "samples_left_out": [first, end]}."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -188,7 +190,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed" (datatrove, where data was prepared elsewhere)."""
+    """The installed version of a package, or "not installed", as may be true of packages that only prepare data."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -67,7 +67,7 @@ def ignore_ctrl_c_and_die_with_parent() -> None:
 
 
 def gpu_count() -> int:
-    """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
+    """The number of GPUs of this machine, at most as many as CUDA_VISIBLE_DEVICES names; 1 where there is none."""
     installed, visible = installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
@@ -126,7 +126,8 @@ class Processes:
             raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No other is started."""
+        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. `run` starts no further
+        command afterwards."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -139,7 +140,7 @@ class Processes:
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """A context in which the first Ctrl-C, SIGTERM or end of the terminal (SIGHUP, unless nohup has it ignored)
-        sends SIGTERM to all commands, as `stop` does, and the second one kills them and ends this process."""
+        sends SIGTERM to all commands, as `stop` does; the second signal kills all commands and ends this process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:

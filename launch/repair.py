@@ -14,7 +14,8 @@ def repair(cell: Cell) -> str:
     are damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
 
     Returns:
-        What was damaged, as a sentence for the terminal; "" when nothing was, or while the run is being trained.
+        What was damaged, as a sentence for the terminal; "" when nothing was. A run that is being trained is not
+        looked at, and gives "" too.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.

@@ -55,10 +55,10 @@ class Arrangement:
     are cached.
 
     positions_BT: the position of each token.
-    sees_BTS: bool, whether token T of the batch sees token S, where S counts the P cached tokens first and then the
-        batch's. Each token has to see at least one.
-    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens; a forward pass appends the
-        batch's. None: nothing is cached.
+    sees_BTS: bool, at [b, t, s] whether token t of sequence b sees token s. S counts the P cached tokens first and then
+        the T of the batch. Each token has to see at least one.
+    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens. A forward pass appends those
+        of the batch; an empty list is filled. None: nothing is cached.
     past_positions_BP: the positions of the cached tokens; None: nothing is cached.
     """
 
@@ -123,8 +123,8 @@ def visible_bias(
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
     where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of queries, for which
-    only the keys up to the last query's position are returned; None: all T queries and keys. The other arguments are
-    those of `make_attention`."""
+    only the keys up to the last query's position are returned; None: all T queries and keys. `x_BTD` is read for
+    shape, precision and device. The other arguments are those of `make_attention`."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -142,10 +142,10 @@ def plain_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function that computes the matrix of scores, [B x H, T, T], block by block of queries. Only the
-    scores of visible keys are kept in memory. Arguments as for `make_attention`. The function takes the number of the
-    layer besides q, k and v: with QK layer scaling, scores are computed divided by that number so that they do not
-    overflow in fp16, and multiplied by it again in fp32."""
+    """Make an attention function, of q, k and v [B, H, T, K], that computes the matrix of scores, [B x H, T, T], block
+    by block of queries. Of a block only the scores of the keys up to its last query are kept in memory. Arguments as
+    for `make_attention`. The function also takes the number of the layer: with QK layer scaling, scores are computed
+    divided by that number so that they do not overflow in fp16, and multiplied by it again in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -216,8 +216,8 @@ def maskless_attention(
         position: a position scheme without a bias.
         objective: which tokens see each other.
         kernel_name: the one of TORCH_KERNELS to use; None: torch chooses.
-        or_plain: whether torch may use its plain attention where that kernel does not support the shape or precision;
-            otherwise calling the function raises RuntimeError there.
+        or_plain: whether torch may use its plain attention where no allowed kernel supports the shape or precision;
+            if not, the returned function raises RuntimeError there.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
     if or_plain:
@@ -234,8 +234,8 @@ def maskless_attention(
 def arranged_attention(
     position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
 ) -> Attend:
-    """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. Arguments as for `make_attention`."""
+    """Make an attention function, of q, k and v [B, H, T, K], for tokens at the positions of an arrangement. Each token
+    sees the tokens, cached or of the batch, that `arrangement.sees_BTS` names. Arguments as for `make_attention`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -269,8 +269,9 @@ def arranged_attention(
 def flexattention(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
-    """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. Arguments as for `make_attention`; `heads` is not used."""
+    """Make an attention function, of q, k and v [B, H, T, K], that calls FlexAttention. It uses one block mask for all
+    sequences, or with `extents_B` one for each sequence. Arguments as for `make_attention`; `heads` is not used, and is
+    there because all such functions take it."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]

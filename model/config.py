@@ -157,7 +157,8 @@ class ModelConfig:
 
     @property
     def predicted_per_sequence(self) -> int:
-        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix."""
+        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix. For the
+        prefix objective, where that number is drawn, all `seq` outputs are counted."""
         return self.masked_per_sequence if self.objective == "mlm" else self.seq
 
     @property

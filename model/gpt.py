@@ -180,7 +180,7 @@ class GPT(nn.Module):
 
         Args:
             tokens_BT: token ids.
-            arrangement: the tokens' positions and what each sees, where these do not follow from their order.
+            arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
             rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For the other
@@ -216,8 +216,8 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where they are tied; under tensor parallelism this
-        rank's rows."""
+        """The output matrix [V, D], which is the token embedding where model.tied is true; under tensor parallelism
+        this rank's rows."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -233,8 +233,8 @@ class GPT(nn.Module):
         return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V]. `extents_B`: for each sequence the number that the objective needs,
-        such as the length of its prefix; None where it needs none."""
+        """[B, T] token ids -> logits [B, T, V]. `extents_B`: [B], the length of each sequence's prefix under the prefix
+        objective; None under the others."""
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:

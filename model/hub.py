@@ -107,7 +107,7 @@ def save(
         state: model.state_dict(), in the precision in which it is to be stored.
         to: a folder that exists.
         eod: the id of the token that begins and ends a document.
-        origin: where the model comes from, stored in config.json.
+        origin: {name: value} about the run that trained the model, stored in config.json under "trained_by".
         pad: of an encoder, the id of the token that pads shorter texts; None where its tokenizer has none.
 
     Raises:
@@ -195,14 +195,14 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Hugging Face checkpoint of one of the formats above, written by `save` or by transformers.
+    """Read a Hugging Face checkpoint of a format in the table of model/hub.py, written by `save` or by transformers.
 
-    Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
-    not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
-    vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
-    `folder`: of config.json and model.safetensors. Returns (the configuration, the state for GPT(cfg).load_state_dict
-    in the precision in which it was saved). Raises ValueError where the checkpoint has another architecture or a
-    setting without a counterpart here, or a weight is missing.
+    Our settings that the format does not have, such as the rotary base in GPT-2, get the usual value. Without
+    `unpadded_vocab_size` in config.json the vocabulary is read as unpadded, and gets no padding: untrained padding rows
+    would take probability from the tokens. `folder`: holds config.json and model.safetensors. Returns (the
+    configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved). Raises ValueError
+    where the checkpoint has another architecture or a setting without a counterpart here, or where the weights are
+    damaged or do not fit the configuration.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -298,7 +298,7 @@ def _comparable_value(config: Any, name: str, want: Any, cfg: ModelConfig) -> An
     Args:
         config: the configuration, as transformers reads it.
         name: their name of the setting.
-        want: the value from `Format.fixed`. Where it is a dictionary, keys that `config` lacks get its values.
+        want: the value from `Format.fixed`. Where `want` is a dictionary, keys missing in `config` are taken from it.
         cfg: our configuration.
     """
     value = getattr(config, name, None)

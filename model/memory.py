@@ -70,7 +70,8 @@ def estimate_memory(
 
 def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
     """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
-    matrix's gradients). `half`: whether logits have 16 bits; `tp`: ranks that hold one copy of the model together."""
+    matrix's gradients). `half`: whether logits have 16 bits; `gpu`: whether on a GPU; `tp`: ranks that hold one copy of
+    the model together."""
     predicted, vocab, width = micro_batch * cfg.predicted_per_sequence, cfg.padded_vocab // tp, 2 if half else 4
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
         fp32_copy = 4 if half and tp > 1 else 0
@@ -86,8 +87,9 @@ def gradient_bytes(
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
     its end, during the reduction over ranks, and at the update. The formula follows the source of DeepSpeed 0.19.8 and
-    was compared with measurements. `ranks`: among which ZeRO (stage `zero`, 1 or 2) divides the optimizer;
-    `accumulate`: micro-batches per step; `tp`: ranks that hold one copy of the model together."""
+    was compared with measurements. `precision`: bf16, fp8, fp16 or fp32; `zero`: the ZeRO stage, 1 or 2; `ranks`: how
+    many ranks ZeRO divides the optimizer among; `accumulate`: micro-batches per step; `gpu`: whether on a GPU; `tp`:
+    ranks that hold one copy of the model together."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(MAX_BUCKET_ELEMENTS, count), cfg.padded_vocab // tp * cfg.hidden
@@ -122,8 +124,8 @@ def activation_bytes(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
     """Bytes of activations of `micro_batch` sequences: (the activations stored for the backward pass, the additional
-    working memory of one layer). With `recompute` only the input of each layer is stored; `tp` ranks hold one copy of
-    the model."""
+    working memory of one layer). `precision`: bf16, fp8, fp16 or fp32; `gpu`: whether on a GPU; `tp`: ranks that hold
+    one copy of the model together; `recompute`: whether only the input of each layer is stored."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width

@@ -137,7 +137,8 @@ class Prefix(Objective):
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
-        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`)."""
+        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`; None:
+        counted from 0). `tokens` is not used."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -159,12 +160,12 @@ class Prefix(Objective):
 
 
 class MaskedLM(Objective):
-    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
-    the outputs at the replaced positions predict the original tokens.
+    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, positions are drawn at
+    random, tokens there are replaced, and the outputs there predict the original tokens.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked_per_sequence`, so that shapes are static.
-    The share MASKED of them gets the mask token, the share RANDOM a random token, and the others keep their token (of
-    32 positions: 26, 3 and 3, as in Cramming).
+    The same number of positions is drawn in each sequence, `ModelConfig.masked_per_sequence`, so that shapes are
+    static. Of these positions the share MASKED gets the mask token, the share RANDOM a random token, and the rest keep
+    their token (of 32 positions: 26, 3 and 3, as in Cramming).
     """
 
     causal = False
@@ -174,10 +175,11 @@ class MaskedLM(Objective):
     def batch(
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch from rows of T + 1 token ids: as targets the first T tokens of each row, as inputs the
-        same with some replaced, as `predicted` the M = round(mask_rate x T) positions of each row that were drawn,
-        [B, M]. The positions of special tokens are drawn only where a row has too few others, and no random token is a
-        special one. Raises ValueError where the tokenizer has no mask token."""
+        """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row, inputs are
+        these tokens with some replaced, and `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
+        [B, M]. They are drawn by `seed` and the row's number in the run (`numbers`; None: counted from 0). Special
+        tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens. Raises
+        ValueError where `tokens` has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1

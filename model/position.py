@@ -40,8 +40,8 @@ class Position(nn.Module):
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """The bias that is added to the scaled score of head `h` between query position `q` and key position `k`, in
-        fp32.
+        """The bias that is added to the scaled score of head `h` (counted from 0 on this rank) between query position
+        `q` and key position `k`, in fp32.
 
         h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax is not
         changed by a bias that is equal for all keys.
@@ -74,8 +74,8 @@ class Sinusoidal(Position):
     """
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Sine at even coordinates and cosine at odd ones of t / 10000^(2i/D), where t is the position and 2i the
-        coordinate: [T, D], or [B, T, D] with `positions_BT`. The result has the precision and device of `x_BTD`."""
+        """At position t, the sine of t / 10000^(2i/D) as coordinate 2i, its cosine as coordinate 2i + 1: [T, D], or
+        [B, T, D] with `positions_BT`. `x_BTD`: read for shape, precision and device."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)

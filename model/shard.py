@@ -34,7 +34,8 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part of a parameter, or of a tensor of its shape, such as its gradient, that rank `rank` of `size` holds."""
+    """The part of parameter `name` that rank `rank` of a tensor parallel group of `size` ranks holds. `full`: the whole
+    parameter, or a tensor of its shape, such as its gradient."""
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
@@ -44,7 +45,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The whole parameter from the parts of all ranks, in the order of ranks; the inverse of `shard`."""
+    """The whole of parameter `name`. `parts`: the parts of all ranks, in the order of ranks, as `shard` makes them."""
     dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -54,7 +55,7 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of the whole parameter, whose part on one of `size` ranks has the shape `shape`."""
+    """The shape of the whole parameter `name`, whose part on one of `size` ranks has the shape `shape`."""
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 

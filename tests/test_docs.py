@@ -2,14 +2,19 @@
 file that they link to is there."""
 
 import ast
+import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ablations.study import from_args
 
@@ -134,6 +139,29 @@ def place(command: str) -> str | None:
 
 def test_a_command_that_is_shown_is_run_by_a_test_or_by_ci() -> None:
     assert [f"{page}: {command}" for page, command in commands() if place(command) is None] == []
+
+
+def shown_in_the_manual(name: str, module: str) -> Any:
+    """The function or class `name` of an example in docs/extending.md, as if it stood in the file of `module`."""
+    text = (ROOT / "docs/extending.md").read_text("utf-8")
+    example = re.search(rf"```python\n( *(?:def|class) {name}\b.*?)```", text, re.S)
+    assert example
+    names = dict(vars(importlib.import_module(module)))
+    exec(textwrap.dedent(example[1]), names)
+    return names[name]
+
+
+def test_the_task_that_the_manual_adds_makes_items() -> None:
+    text = " ".join(f"{word} {word[::-1]}" for word in ("größer", "kleiner", "runder", "länger", "weiter") * 6) + "."
+    pairs = itertools.islice(shown_in_the_manual("word_order", "eval.tasks.probes")([text]), 3)
+    assert [len(item["choices"]) for _, item in pairs] == [2, 2, 2]
+
+
+def test_the_variants_that_the_manual_adds_work_in_their_files() -> None:
+    rows = torch.arange(18).view(2, 9)
+    assert shown_in_the_manual("SecondHalf", "model.objective").batch(None, rows)[2].tolist() == [[4, 5, 6, 7]] * 2
+    bias = shown_in_the_manual("UniformALiBi", "model.position").bias(None, *torch.tensor([0, 5, 2]))
+    assert float(bias) == -1.5
 
 
 def test_what_is_said_to_run_a_command_is_there() -> None:

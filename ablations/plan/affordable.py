@@ -1,8 +1,8 @@
-"""Studies for a budget that cannot pay them at first_studies.STUDY_SIZE: each at the largest size at which it fits, and
-what such a study can and cannot tell about a larger model.
+"""Studies for a budget that is too small for studies at the usual size (first_studies.STUDY_SIZE): each study at the
+largest size at which the budget pays for it, and what such a study can and cannot tell about a larger model.
 
-A budget of GPU-hours on hardware that is named, or of core-hours, is planned in this way alone: what to train with it
-takes machines for a time (decision.py).
+A budget of core-hours, or of GPU-hours on named hardware, is planned in this way alone. What to train is planned only
+for machines for a time (decision.py).
 """
 
 import math
@@ -34,7 +34,8 @@ NANO_TOKENS_PER_SECOND, WHOLE_OVER_TRAINING = 11_700.0, 1.45
 
 
 class Device(NamedTuple):
-    """What a study would run on: how its hours are called, and how many of them a run takes."""
+    """The kind of device on which a study would run: the unit of its hours, the model sizes that are considered on it,
+    and the number of hours that a run takes."""
 
     unit: str  # "GPU-hours" or "core-hours"
     sizes: tuple[str, ...]  # the largest first
@@ -43,7 +44,8 @@ class Device(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A study at the largest size at which it fits into a budget."""
+    """A study at the largest model size at which a budget pays for it, with its cost and the least difference that it
+    detects."""
 
     study: str
     size: str
@@ -57,8 +59,8 @@ class Offer(NamedTuple):
 
 
 def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
-    """A GPU, of which nodes have `per_node`: a run gets one of them, or a node where it does not fit on one or would
-    take longer than `longest` seconds."""
+    """The `Device` for a GPU. A run is counted on one GPU; on a whole node of `per_node` GPUs where it does not fit on
+    one GPU, or would take longer than `longest` seconds there."""
     speed = site_speed.read_site_speed(gpu)
 
     def hours(run: Run) -> float:
@@ -78,7 +80,7 @@ def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
 
 
 def core_device() -> Device:
-    """A CPU core like the one that nano was timed on."""
+    """The `Device` for a CPU core of the kind on which the training of size nano was timed."""
     nano = resolve([("size", "nano")]).model
     flops = NANO_TOKENS_PER_SECOND * flops_per_token(nano) / WHOLE_OVER_TRAINING  # a second, all work counted
 
@@ -93,8 +95,9 @@ def core_device() -> Device:
 
 
 def runs_by_size(device: Device, precision: str) -> list[Run]:
-    """The baseline's run at each size that is considered, the largest first: at STUDY_SIZE with its own tokens too,
-    at others with TOKENS_PER_PARAMETER for each parameter where their own are more."""
+    """The run of the baseline at each size of the device, the largest size first. Sizes other than STUDY_SIZE get
+    TOKENS_PER_PARAMETER tokens for each parameter where their own budget is larger; STUDY_SIZE is there twice, with its
+    own budget and with that number. `precision`: the setting train.precision."""
     runs = []
     for size in device.sizes:
         settings = [("size", size), ("train.precision", precision)]
@@ -107,8 +110,9 @@ def runs_by_size(device: Device, precision: str) -> list[Run]:
 
 
 def offers(device: Device, hours: float, precision: str = "bf16") -> list[Offer]:
-    """Each study of decoders in ablations/studies at the largest size at which it fits into so many hours, the cheapest
-    first; studies that fit at none are left out."""
+    """The studies of ablations/studies that train decoders, each at the largest size at which `hours` hours on the
+    device pay for it, the cheapest study first. Studies for which the hours are too few at every size are left out.
+    `precision`: the setting train.precision of the runs."""
     costs = [(run, device.hours(run)) for run in runs_by_size(device, precision)]
     found = []
     for name, arms in decoder_studies():
@@ -123,13 +127,14 @@ def offers(device: Device, hours: float, precision: str = "bf16") -> list[Offer]
 
 
 def compares_text(study: str) -> bool:
-    """Whether the arms of a study of ablations/studies are corpora: those that are named there are small."""
+    """Whether the arms of a study differ in the corpus (data.corpus). Such studies get runs of at most LARGE tokens,
+    since the corpora are small. `study`: its name in ablations/studies."""
     return any(key == "data.corpus" for key, _ in read_study(study).arms)
 
 
 def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
-    """The least difference in bits per byte that a study of so many arms sees with SEEDS seeds at the size of `run`, by
-    the noise that a record has, and the name of the record; (None, "") where none has it."""
+    """The least difference that a study of `arms` arms with SEEDS seeds detects at the size of `run`, by the noise in a
+    stored record: (bits per byte, the name of the record); (None, "") where no record has the noise at this size."""
     known = power.recorded_noise(run.size, run.tokens)
     noise = known["noise"].get("bits/byte") if known else None
     if not known or not noise:
@@ -139,9 +144,10 @@ def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
 
 
 def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str], str, float] | None:
-    """The largest ladder of a study of so many arms that fits: (its sizes, the smallest first; the next larger size, as
-    the target; its hours). None where none fits, or the sizes of the device do not have tokens of their own that a
-    ladder can run."""
+    """The largest ladder (the same study at several sizes, extrapolated to a larger one) for which `hours` hours on the
+    device pay: (its sizes, the smallest first; the target, which is the next larger size; the hours that the ladder
+    takes). None where the hours pay for no ladder, or the device is not a CPU core. `arms`: the number of arms of the
+    study."""
     if device.sizes != CORE_SIZES:
         return None
     sizes = [*device.sizes]
@@ -154,8 +160,13 @@ def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str
 
 
 def write_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
-    """Add a table of the studies that fit to the document `out`, and what they can and cannot tell. `hours`: that they
-    may take; `target`: the larger model that they are about, in words."""
+    """Add to the document `out` a table of the offered studies, and what they can and cannot tell about a larger model.
+
+    Args:
+        found: the studies from `offers`; none: the document says that no study fits.
+        hours: the hours of the budget, in the unit of the device.
+        target: the larger model, in words for the text.
+    """
     if not found:
         out.text(
             f"No study of ablations/studies with {SEEDS} seeds fits into {amount_text(hours)} {device.unit}, not at "
@@ -211,7 +222,8 @@ def write_offers(out: Document, device: Device, found: list[Offer], hours: float
 
 
 def command_of(offer: Offer) -> str:
-    """The command of an offered study. Runs of more than LARGE tokens read C4, as there is less text in pydocs."""
+    """The `make ablation` command that runs an offered study. Runs of more than LARGE tokens read C4, since pydocs has
+    less text."""
     own = resolve([("size", offer.size)]).train.tokens
     tokens = f" TOKENS={short_number(offer.tokens)}" if offer.tokens < own else ""
     text = " DATA=c4" if offer.tokens > LARGE else ""
@@ -219,14 +231,16 @@ def command_of(offer: Offer) -> str:
 
 
 def device_of(budget: Budget) -> Device | None:
-    """The device of a budget that is an amount of hours on a device; None for any other budget."""
+    """The device of a budget that is an amount of core-hours, of GPU-hours on named hardware, or of money for named
+    hardware; None for any other budget."""
     if budget.kind == "core-hours":
         return core_device()
     return gpu_device(budget.gpu, budget.gpu.node) if budget.gpu and budget.kind in ("gpu-hours", "money") else None
 
 
 def document(budget: Budget, device: Device, hours: float) -> Document:
-    """The document of a budget that is an amount of hours on a device: the studies that it pays."""
+    """The document of the studies for which a budget of hours pays. `hours`: the hours of the budget, in the unit of
+    the device."""
     out = Document(f"What to ask with {budget.text}")
     out.text(
         f"{amount_text(hours)} {device.unit} say how much, not how fast: what to train needs machines for a time, such "
@@ -242,7 +256,8 @@ def precision_on(gpu: GPU | None) -> str:
 
 
 def as_json(budget: Budget, device: Device, hours: float) -> dict[str, Any]:
-    """The studies that a budget pays, for FORMAT=json."""
+    """The studies for which a budget of hours pays, as an object for FORMAT=json. `hours`: the hours of the budget, in
+    the unit of the device."""
     found = offers(device, hours, precision_on(budget.gpu))
     rows = [offer._asdict() | {"command": command_of(offer)} for offer in found]
     return {"budget": budget.text, "unit": device.unit, "hours": hours, "studies": rows}

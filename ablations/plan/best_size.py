@@ -1,5 +1,5 @@
-"""The best size at each amount of compute, fitted to runs by the first two approaches of Hoffmann et al. 2022: the
-envelope of training curves, and runs of equal compute (IsoFLOP). Their third approach is the law of
+"""The number of parameters with the least loss at each amount of compute, fitted to runs by the first two approaches of
+Hoffmann et al. 2022: the envelope of training curves, and runs of equal compute (IsoFLOP). Their third approach is in
 ablations/plan/law_fit.py."""
 
 import math
@@ -9,18 +9,19 @@ from ablations.plan.law_fit import Point, UndeterminedLaw
 
 
 def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Hoffmann's approach 1: from the training curves of several sizes, find the size with the least loss at each
-    amount of compute.
+    """Fit N = coefficient x C^exponent, the best number of parameters N for C FLOPs, by Hoffmann's approach 1: the size
+    with the least loss in each range of compute, from the training curves of several sizes.
 
     Args:
-        points: moments of the training of several sizes.
-        bins: how many amounts of compute are compared.
+        points: parameters, tokens and loss at several moments of the training of each size.
+        bins: the number of ranges into which the compute of the points is divided, of equal width in log C. A range
+            whose best size is its smallest or largest is left out.
 
     Returns:
-        (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
+        (coefficient, exponent).
 
     Raises:
-        UndeterminedLaw: fewer than three sizes are the best anywhere.
+        UndeterminedLaw: the ranges that are left have fewer than three different best sizes.
     """
     import numpy as np
 
@@ -44,18 +45,20 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
 
 
 def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Hoffmann's approach 2: for each group of runs with equal compute, find the minimum of a parabola of the loss in
-    log N.
+    """Fit N = coefficient x C^exponent, the best number of parameters N for C FLOPs, by Hoffmann's approach 2: the
+    minimum of a parabola of the loss in log N, for each group of runs with equal compute.
 
     Args:
-        points: the runs.
-        tolerance: the relative difference in compute up to which runs are of one group.
+        points: the finished runs. Groups with fewer than three sizes, or without a minimum between their sizes, are
+            left out.
+        tolerance: the relative difference in FLOPs from the least of a group, below which a run counts as one of the
+            group.
 
     Returns:
-        (coefficient, exponent) of N = coefficient x C^exponent, the best number of parameters for C FLOPs.
+        (coefficient, exponent).
 
     Raises:
-        UndeterminedLaw: fewer than two groups of equal compute have a minimum between their sizes.
+        UndeterminedLaw: fewer than two groups are left.
     """
     import numpy as np
 

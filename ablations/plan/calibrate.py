@@ -29,8 +29,8 @@ PRIOR_WEIGHT = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e
 
 @dataclass(frozen=True)
 class Row:
-    """One published measurement. `seconds` and `gib` are None where they were not published; `fits` is False where the
-    run was out of memory."""
+    """One published measurement of training speed and memory. `seconds` (of a step) and `gib` (peak memory of a GPU)
+    are None where they were not published; `fits` is False where the run was out of memory."""
 
     stack: str
     gpu: str
@@ -49,7 +49,8 @@ class Row:
 
     @property
     def fp32_sums(self) -> bool:
-        """Whether gradients were summed in fp32: in BigScience's runs from 28 Feb 2022 on, and not in fp16 on V100s."""
+        """Whether gradients were summed in fp32: True except on V100s, where BigScience trained in fp16. (BigScience's
+        bf16 runs did so from 28 Feb 2022 on.)"""
         return not self.gpu.startswith("v100")
 
     @property
@@ -74,8 +75,8 @@ def published_rows() -> list[Row]:
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measurements: {term: weight}. The weights are not negative and
-    minimise the relative errors, with a slight regularisation towards PRIOR."""
+    """The weights of the terms of a step's time, fitted to measured steps: {name in TERMS: weight}. The weights are not
+    negative and minimise the squared relative errors, with a slight regularisation towards PRIOR."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -92,8 +93,8 @@ def seconds_of(row: Row, weights: dict[str, float]) -> float:
 
 
 def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds of each row, by weights fitted without the rows of its group. `key`: a function that
-    returns the group of a row."""
+    """The predicted seconds of a step for each row, by weights fitted to all rows but those of its group. `key`: a
+    function that returns the group of a row."""
     weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
     return [seconds_of(row, weights[key(row)]) for row in rows]
 
@@ -116,8 +117,9 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio, actual / predicted, lies in the interval computed from the rows with other keys.
-    (The interval in calibration.json is computed from all rows, and contains 80% of them by construction.)"""
+    """The share of rows whose ratio lies in the interval that is computed from the rows of the other groups. (The
+    interval in calibration.json is computed from all rows, and contains 80% of them by construction.) `keys`: the group
+    of each row; `ratio`: measured / predicted seconds of each row."""
     import numpy as np
 
     inside = []
@@ -128,8 +130,9 @@ def _coverage(keys: Sequence[object], ratio: Any) -> float:
 
 
 def calibrate() -> dict[str, Any]:
-    """Fit the model of step times to the published measurements. Returns for each software stack and GPU the weights,
-    the errors on held-out rows, and the interval that contains 80% of them."""
+    """Fit the models of step time and memory to the published measurements. Returns {"memory": what `calibrate_memory`
+    returns; "STACK, GPU": a dict with the fitted weights, the errors on held-out rows, and the interval of measured /
+    predicted seconds that contains 80% of the rows}."""
     import numpy as np
     from scipy.stats import spearmanr
 
@@ -167,9 +170,9 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """Fit the constants of the memory estimate to published measurements: {name in FITTED: value}. The constants are
-    not negative and minimise the relative errors. The published memory was read on the first node, which has the first
-    pipeline stage in Megatron's order of ranks."""
+    """The constants of the memory estimate, fitted to published measurements: {name in FITTED: value}. The constants
+    are not negative and minimise the squared relative errors. The memory was read on the first node, which has the
+    first pipeline stage in Megatron's order of ranks, so that stage is fitted."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -180,7 +183,8 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted constants of the memory estimate, and its errors on rows that were held out one at a time."""
+    """The fitted constants of the memory estimate ("fitted"), the number of rows ("rows"), and the relative errors when
+    each row is held out of the fit ("median error", "largest error")."""
     rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:
@@ -198,9 +202,8 @@ def calibrate_memory() -> dict[str, Any]:
 
 
 def transfer_error(source: str, target: str) -> tuple[float, float]:
-    """How well the weights of one GPU predict the measurements of another: (the median relative error, the median of
-    predicted / actual). `source`: the GPU to whose rows the weights are fitted; `target`: the GPU whose rows are
-    predicted."""
+    """The error of predicting the step times of the GPU `target` by weights that are fitted to rows of the GPU
+    `source`, on llm-foundry's rows: (the median relative error, the median of predicted / measured)."""
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]
@@ -210,8 +213,8 @@ def transfer_error(source: str, target: str) -> tuple[float, float]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The table of a calibration (what `calibrate` returns) for docs/planning.md, as lines of Markdown: a row for each
-    software stack and GPU."""
+    """The table of a calibration for docs/planning.md, as lines of Markdown, with a row for each software stack and
+    GPU. `result`: what `calibrate` returns."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:

@@ -1,4 +1,5 @@
-"""Checks of `make plan` beyond a study's settings: whether tokenizers, evaluation tasks and export formats exist.
+"""Checks of `make plan` beyond a study's settings: whether its tokenizers and evaluation tasks exist, and whether its
+arms can be exported.
 
 The commands of evaluation and export do the checks, in processes of their own, since planning imports neither torch nor
 lm-eval.
@@ -12,9 +13,9 @@ from ablations.values import ConfigError
 
 
 def check_request(study: Study) -> None:
-    """Check the tokenizers that are files, the names of evaluation tasks (TASKS, GLUE_TASKS), and that every arm can be
-    exported where EXPORT asks for it. The data of tasks is not checked, since the plan may be for another machine.
-    Raises ConfigError where a check fails; the message says what is wrong."""
+    """Check that tokenizers given as files can be read, that the evaluation tasks in TASKS and GLUE_TASKS exist, and,
+    where EXPORT is asked for, that every arm can be exported. The data of tasks is not checked, since the plan may be
+    for another machine. Raises ConfigError where a check fails; the message says what is wrong."""
     from data.tokenizer import read
 
     for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
@@ -31,13 +32,13 @@ def check_request(study: Study) -> None:
 
 
 def _tasks_option(options: list[str]) -> str:
-    """The value of --tasks among command-line options; "" where they have none."""
+    """The value of the option --tasks among command-line words; "" where the option is missing."""
     return options[options.index("--tasks") + 1] if "--tasks" in options else ""
 
 
 def _run_check(*words: str) -> None:
-    """Run a check as a child process, `python words`. Raises ConfigError where the process exits with an error; the
-    message is the text that it printed to standard error."""
+    """Run `python WORDS` as a child process. Raises ConfigError where the process exits with an error; the message is
+    what it printed to standard error."""
     process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.splitlines()

@@ -37,8 +37,9 @@ LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missi
 
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Divide NAME=VALUE words into those that only the plan uses and those of the study. Returns ({name: value} of the
-    plan's words, the study's words). Raises ConfigError where a word of the plan is given twice or is empty."""
+    """Divide NAME=VALUE words into the words that only the plan uses (OPTIONS) and the words that describe the study.
+    Returns ({name: value} of the plan's words, the study's words unchanged). Raises ConfigError where a word of the
+    plan is given twice or has no value."""
     options: dict[str, str] = {}
     study_words = []
     for word in words:
@@ -55,9 +56,9 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """Parse the value of ON=. Returns (the GPU, the number of GPUs). "a100" is one node of A100s, "8x8 a100" eight
-    nodes of eight, "4 h100" four H100s. Raises ConfigError where the hardware is unknown, or a number is not above
-    0."""
+    """Parse the value of ON=, the hardware of one run: (the GPU, the total number of GPUs). "a100" is one node of
+    A100s, "8x8 a100" eight nodes of eight GPUs, "4 h100" four H100s. Raises ConfigError where the hardware is unknown,
+    or a number is not above 0 or too large."""
     check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
@@ -71,9 +72,9 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
 
 
 def plan_elsewhere(words: list[str]) -> int | None:
-    """Print the plan for the hardware or budget that the words name. Returns the exit code; None where the words have
-    neither ON nor BUDGET, so that the plan is for this machine. Raises ConfigError where a word or value is not
-    allowed; the message names what is."""
+    """Print the plan for the hardware (ON) or the budget (BUDGET) that the NAME=VALUE words name. Returns the exit
+    code; None where no word is one of OPTIONS, so that the plan is for this machine. Raises ConfigError where a word or
+    value is not allowed; the message says what is allowed."""
     options, study_words = split_words(words)
     if not options:
         return None
@@ -132,9 +133,17 @@ def plan_elsewhere(words: list[str]) -> int | None:
 
 
 def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, price: float | None) -> int:
-    """Write the document that says what to train with a budget, or, where it is an amount of hours on a device, which
-    studies it pays. Returns the exit code. `options`: the words that only the plan uses; `answer_format`: the value of
-    FORMAT; `price`: of a GPU-hour, where the budget is money."""
+    """Write and print the document on what to train with a budget. For a budget of hours or money on a device the
+    document says instead for which studies it pays.
+
+    Args:
+        options: {name: value} of the words that only the plan uses.
+        answer_format: the value of FORMAT; "json": only an object is printed.
+        price: the price of a GPU-hour, where the budget is money; else None.
+
+    Returns:
+        The exit code, 0.
+    """
     from ablations.plan import affordable, decision, decision_report
     from ablations.plan.document import make_folder
 
@@ -170,8 +179,8 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens in the value of NEED=: "300B-400B", or a single number, which stands for 10% below to 10%
-    above it. Raises ConfigError for other texts."""
+    """The range of tokens (least, most) in the value of NEED=: from "300B-400B", or from a single number, which stands
+    for the number / 1.1 to the number x 1.1. Raises ConfigError for other texts, and for numbers out of bounds."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
@@ -189,7 +198,7 @@ def _token_range(text: str) -> tuple[float, float]:
 
 
 def _tokens(text: str, whole: str) -> float:
-    """The number that a text such as "300B" stands for. `whole`: the whole value of NEED=, for the message. Raises
-    ConfigError where the text is no number above 0."""
+    """The number of tokens that a text such as "300B" stands for. `whole`: the whole word NEED=..., for the error
+    message. Raises ConfigError where the text is no number above 0."""
     number = text.rstrip("kmbtKMBT ")
     return positive_number(number, whole) * SCALES[text[len(number) :].strip().lower()]

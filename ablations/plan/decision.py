@@ -1,8 +1,8 @@
 """What to train with a budget of hardware: the counterpart of the last section of "What Language Model to Train if You
-Have One Million GPU Hours?". The document of it is in decision_report.py, and says of every number where it is from:
+Have One Million GPU Hours?". decision_report.py makes the document, which says of every number where it is from:
 
-measured: here, on this site. published: in a source that was read. secondary: as others quote it. unverified: recalled,
-not read. assumed: by us. computed: from the others.
+measured: here, on this site. published: in a source that was read. secondary: in a source that others quote.
+unverified: recalled, not read. assumed: by us. computed: from other numbers.
 """
 
 import math
@@ -29,8 +29,9 @@ MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and
 
 @dataclass(frozen=True)
 class Timeline:
-    """How a long job with failures uses its time, according to simulations: the mean shares of the time by use
-    (training, saving, waiting ...), and their spread."""
+    """How a long job with failures spends its time, by simulation. `shares`: the mean share of the time for each use
+    (trained, saving, waiting ...), and the mean number of "failures"; `low`, `high`: the 10th and 90th percentile of
+    the share that is trained."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -40,8 +41,8 @@ class Timeline:
 
 
 def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
-    """Simulate how a job on all working nodes uses its time, with BLOOM's failure rate (published). `spare`: the number
-    of spare nodes."""
+    """Simulate how a job spends the time of a cluster, at BLOOM's published failure rate. `spare`: the number of the
+    cluster's nodes that are spare, in place of its own number; all other nodes work."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
     every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
@@ -57,7 +58,8 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """The time that training on a number of tokens takes on the whole cluster, failures included."""
+    """The time that training on a number of tokens takes on the whole cluster, failures included: the mean, and the
+    slow and fast ends of its range, in seconds."""
 
     tokens: float
     seconds: float
@@ -68,8 +70,8 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The parameters and tokens of least loss by one published law. `low` and `high` are the range of parameters that
-    the rounding of the law's published constants allows."""
+    """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low` and
+    `high`: the range of parameters that the rounding of the law's printed constants allows."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -80,7 +82,8 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to train with a budget, as `decide` finds it; ablations/plan/decision_report.py makes the document of it."""
+    """What to train with a budget, with the numbers that it follows from. `decide` makes it;
+    ablations/plan/decision_report.py writes the document."""
 
     budget: Budget
     machines: Cluster
@@ -98,14 +101,16 @@ class Decision:
 
     @property
     def chosen(self) -> shapes.ShapeCandidate | None:
-        """The fastest shape that breaks no rule; None where there is none, or where failures leave no time to train."""
+        """The fastest candidate shape that nothing speaks against (`rejected` is ""); None where there is none, or
+        where failures leave no time to train."""
         if not self.goodput.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.ShapeCandidate) -> tuple[float, float, float]:
-        """The tokens that the candidate trains in the whole time, at its predicted speed and with the simulated
-        failures: (expected, lower end, upper end)."""
+        """The number of tokens on which the candidate can train in the whole time of the budget, at its predicted speed
+        and with simulated failures: (mean, low end, high end). Low and high combine the ends of the step time's 80%
+        interval with the 10th and 90th percentile of the simulated training time."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -115,14 +120,14 @@ class Decision:
         )
 
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
-        """The number of tokens to train the candidate on: the number that the planned FLOPs allow at its size, but no
-        more than can be trained in the time that the ablations leave, with the same reserve for the unforeseen."""
+        """The number of tokens to train the candidate on. It is what the planned FLOPs allow at the candidate's size,
+        but no more than the share SAFETY_FACTOR of what can be trained in the time that the ablations leave."""
         ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
         time = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
         return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
 
     def training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
-        """The time that the candidate takes to train on the planned tokens."""
+        """The time that the candidate takes to train on its `planned_tokens`."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
             tokens / reached * self.machines.seconds if reached else math.inf
@@ -132,29 +137,31 @@ class Decision:
 
     @property
     def first_studies(self) -> list[dict[str, Any]]:
-        """The studies to run first, as rows of `first_studies`: those that can detect their published effect, within
-        STUDY_SHARE of the budget."""
+        """The studies to run first, as rows of `first_studies.first_studies`: those that can detect their published
+        effect, and whose cost, summed in the order of the rows, stays within the share STUDY_SHARE of the budget."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property
     def unknown_studies(self) -> list[dict[str, Any]]:
-        """The studies of unknown effect that fit into STUDY_SHARE of the budget together with those of
-        `first_studies`."""
+        """The studies without a published effect that the share STUDY_SHARE of the budget pays for besides those in
+        `first_studies`, as rows of `first_studies.first_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
     def study_hours(self) -> float:
-        """The GPU-hours that ablations may take."""
+        """The GPU-hours that all ablations together may take: the share STUDY_SHARE of the budget."""
         return STUDY_SHARE * self.machines.gpu_hours
 
     @property
     def device(self) -> affordable.Device:
-        """What a study of a smaller size would run on."""
+        """The device for studies at a size below STUDY_SIZE: one GPU of the cluster, or a whole node where one is not
+        enough."""
         return affordable.gpu_device(self.machines.gpu, self.machines.per_node, self.machines.seconds)
 
     @property
     def smaller_studies(self) -> list[affordable.Offer]:
-        """The studies that STUDY_SHARE of the budget does not pay at STUDY_SIZE, each at a size at which it does."""
+        """The studies that are too expensive at STUDY_SIZE for `study_hours`, each at the largest size at which
+        `study_hours` pay for it. Studies that are too expensive at every size are left out."""
         too_dear = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
         if not too_dear:
             return []
@@ -163,7 +170,8 @@ class Decision:
 
     @property
     def gpu_hours_by_use(self) -> dict[str, float]:
-        """How the GPU-hours of the budget are divided: {use: GPU-hours}, adding up to those of the budget."""
+        """The GPU-hours of the budget by use: {"training", "ablations first", "ablations of unknown effect", "left"}.
+        The four add up to the whole budget."""
         hours = {
             "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
             "ablations first": sum(entry["gpu_hours"] for entry in self.first_studies),
@@ -173,9 +181,8 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Decide what to train with a budget. `budget`: a cluster for a time; `tokens`: the range of tokens that the model
-    must be trained on; None: the range that BigScience aimed at. Raises ConfigError where the budget is not a cluster
-    for a time."""
+    """Decide what to train with a budget. `budget`: must be a cluster for a time, or ConfigError is raised; `tokens`:
+    (least, most) tokens that the model must be trained on; None: the range from `needed_tokens`."""
     machines = budget.cluster
     if machines is None:
         raise ConfigError(
@@ -213,8 +220,9 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
 
 
 def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on with `compute` FLOPs where the user names none, and the reason for it. The range
-    grows with the compute, and with it the sizes that follow."""
+    """The range of tokens to train on where the user names none: ((least, most), the reason in words). It is
+    BigScience's range; for more compute than BigScience's it grows as the root of the compute, and where the models
+    would be small it is around 20 tokens a parameter. `compute`: the planned FLOPs."""
     if compute / (6 * DEFAULT_TOKENS[0]) < MIN_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
@@ -227,9 +235,9 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 
 
 def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
-    """A hint for the message that no shape of these sizes fits: the nearest smaller number of nodes on which one does;
-    "" where there is none down to the share MIN_NODE_SHARE of the nodes. `sizes`: the least and the largest number of
-    parameters."""
+    """A hint to append to the message that no shape of these sizes fits on the cluster: the largest smaller number of
+    nodes on which a shape fits. "" where there is none among at most MAX_TRIES numbers down to the share MIN_NODE_SHARE
+    of the working nodes. `sizes`: the least and the largest number of parameters."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:

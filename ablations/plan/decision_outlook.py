@@ -1,5 +1,5 @@
-"""Sections of the document of a `Decision` about the future: the time line, the risks, and the ablations to start
-with."""
+"""Sections of the document of a `Decision` (what to train with a budget): the time line, the risks, and the ablations
+to start with."""
 
 import math
 from typing import Any
@@ -66,8 +66,9 @@ def time_line(out: Document, decision: Decision) -> None:
 
 
 def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
-    """BLOOM's published number of tokens, relative to the prediction for the same time: (as a share of the predicted
-    mean, as a share of the low end). None where the decision is about another model or another machine."""
+    """The number of tokens on which BLOOM is known to have trained, as a ratio to the number predicted for the same
+    number of days: (ratio to the mean, ratio to the low end of the prediction). None where the decision is for another
+    shape than BLOOM's, or other GPUs."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
@@ -77,7 +78,8 @@ def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
 
 
 def risks(out: Document, decision: Decision) -> None:
-    """Add the section on risks to the document `out`: what can go wrong, its cost, and the remedy."""
+    """Add the section on risks to the document `out`: a table of what can go wrong, how much it costs, and what
+    helps."""
     machines, chosen, goodput = decision.machines, decision.chosen, decision.goodput
     rows = []
     if chosen:
@@ -166,13 +168,13 @@ def studies(out: Document, decision: Decision) -> None:
 
 
 def _share_in_words(ratio: float) -> str:
-    """A cost, given as its ratio to the budget, as text."""
+    """The ratio of a cost to the budget as text: "12.5%", or from 10 on "12 times"."""
     return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{short_number(round(ratio))} times"
 
 
 def _advice(entry: dict[str, Any]) -> str:
-    """The advice on whether to run a study, as text for the table. `entry`: a row of `first_studies`, which says what
-    the study costs and can detect."""
+    """The advice on whether to run a study, as text for a table. `entry`: a row of `first_studies.first_studies`, with
+    the study's cost, its published effect and the least difference that it detects."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
     if not math.isfinite(entry["gpu_hours"]):

@@ -1,4 +1,5 @@
-"""The document of a `Decision`: report.md and report.html, with figures, each number with its source."""
+"""The document of a `Decision` (what to train with a budget): report.md and report.html, with figures, each number with
+its source."""
 
 from typing import Any
 
@@ -19,14 +20,15 @@ LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": publishe
 
 
 def billions(number: float) -> str:
-    """A number in billions or trillions, such as 392B or 1.16T; below a billion in millions, such as 12.5M."""
+    """A number as text in billions or trillions, such as "392B" or "1.16T"; below a billion in millions, such as
+    "12.5M"."""
     if number >= 1e12:
         return f"{number / 1e12:,.3g}T"
     return f"{number / 1e9:.3g}B" if number >= 1e9 else short_number(number)
 
 
 def _two_digit_ratio(number: float) -> str:
-    """A ratio as text with two digits: 0.42, 20, 130."""
+    """A ratio as text with two significant digits: 0.42, 20, 130."""
     return f"{float(f'{number:.2g}'):,g}"
 
 
@@ -61,7 +63,7 @@ def document(decision: Decision) -> Document:
 
 
 def _sizes_in_words(decision: Decision) -> str:
-    """A sentence on the range of model sizes and the numbers that it follows from."""
+    """The range of model sizes as text, with the range of tokens from which it follows."""
     return (
         f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
         f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_why})"
@@ -69,7 +71,8 @@ def _sizes_in_words(decision: Decision) -> str:
 
 
 def _summary(out: Document, decision: Decision) -> None:
-    """Add the summary of the decision, a line for each answer, to the document `out`."""
+    """Add the summary of the decision to the document `out`: a table with a row for each question (question, answer,
+    source)."""
     machines, chosen = decision.machines, decision.chosen
     out.heading("In short")
     if chosen:
@@ -106,7 +109,8 @@ def _summary(out: Document, decision: Decision) -> None:
 
 
 def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
-    """The rows of the summary on the chosen shape: tokens, layout, time and expected loss."""
+    """The rows of the summary on the chosen shape, each [question, answer, source]: shape, tokens, layout, time and
+    expected loss."""
     machines, shape, layout, training = decision.machines, chosen.shape, chosen.layout, decision.training(chosen)
     return [
         [
@@ -137,7 +141,8 @@ def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[li
 
 
 def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
-    """A sentence on where the number of planned tokens comes from."""
+    """The source of the planned number of tokens, as text: whether the planned FLOPs limit it, or the time that the
+    ablations leave."""
     days = amount_text(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
         return f"computed: {days} PF-days / 6 N"
@@ -145,16 +150,16 @@ def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
 
 
 def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
-    """The losses that published laws predict: {law: (loss of the chosen shape on the planned tokens, least loss at
-    this compute)}."""
+    """The losses in nats per token that published laws predict: {name of the law: (loss of the chosen shape on the
+    planned tokens, least loss of any size at the planned compute)}."""
     assert decision.chosen
     n, d = decision.chosen.shape.parameters, decision.planned_tokens(decision.chosen)
     return {name: (law.loss(n, d), law.least_loss(decision.compute)) for name, law in LOSS_LAWS.items()}
 
 
 def _expected_loss_text(decision: Decision) -> str:
-    """The losses that published laws predict, as text: their range over the laws, and their distance from the laws'
-    optima."""
+    """The losses that published laws predict for the chosen shape, as text: the range over the laws, and how far above
+    each law's least loss at the same compute they are."""
     losses = _losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
@@ -165,7 +170,8 @@ NO_SHAPE = "something speaks against each"
 
 
 def _study_in_words(entry: dict[str, Any]) -> str:
-    """One of the studies to run first, a row of `first_studies`, as text."""
+    """A study to run first as text, with its cost and what it detects. `entry`: a row of
+    `first_studies.first_studies`."""
     return (
         f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
         f"{entry['least']:.2g} points where {entry['effect']:g} are expected"
@@ -254,8 +260,8 @@ def _optimum(out: Document, decision: Decision) -> None:
 
 
 def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
-    """Add a paragraph on the loss that published laws predict for the chosen shape and for other sizes at the same
-    compute."""
+    """Add to the document `out` the loss that published laws predict for the chosen shape, and a table of the losses of
+    other sizes at the planned compute."""
     compute = decision.compute
     n = chosen.shape.parameters
     d = decision.planned_tokens(chosen)
@@ -291,7 +297,8 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
 
 
 def _accuracy_in_words(gpu: GPU) -> str:
-    """Text on how good the predicted speed and memory of pipelines are on this GPU, from the calibration."""
+    """Text on the errors of the predicted speed and memory of pipeline-parallel training on this GPU, from
+    calibration.json."""
     fits = calibration()
     speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
     memory = fits["memory"]

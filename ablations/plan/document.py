@@ -43,7 +43,7 @@ LONG_CELL = 40  # characters of a cell above which it is not squeezed on a phone
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a document. All cells are text."""
+    """A table of a document. All cells are text; `strong` is the index of the row in bold, or None."""
 
     head: list[str]
     rows: list[list[str]]
@@ -85,7 +85,8 @@ class Document:
         self.blocks.append(("bullets", list(items)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
-        """Add a table with column names `head`. `strong`: the index of the row that stands out; None: none does."""
+        """Add a table. `head`: the names of the columns; `rows`: the cells of each row; `strong`: the index of the row
+        that is printed in bold; None: no row."""
         self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
     def figure(self, name: str, svg: str) -> None:
@@ -132,7 +133,8 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and a file for each figure into `folder`. Returns their paths."""
+        """Write report.md, report.html and an SVG file for each figure into `folder`, which is created where needed.
+        Returns the paths of the files."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
@@ -142,7 +144,8 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a document. Raises ConfigError where the folder cannot be created or written."""
+    """Create a folder for a document, unless it exists. Raises ConfigError where the folder cannot be created or
+    written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,7 +159,7 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is a number or a range, or is empty."""
+    """Whether the text of a cell is a number, a range of numbers ("3 to 5"), or empty."""
     return all(NUMBER.fullmatch(part) for part in cell.split(" to ")) if cell else True
 
 

@@ -1,4 +1,5 @@
-"""How often the runs of a study read their text: the epochs of each source, and the tokens that fill no sequence."""
+"""How often the runs of a study read their text: the number of epochs of each source, and the tokens at its end that
+are too few for a sequence."""
 
 from typing import Any
 
@@ -9,10 +10,10 @@ from ablations.values import ConfigError, listed, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
-    """How often the runs of a study read their text: a line for each source with the number of epochs. Corpora that are
-    not prepared are named; so are a tokenizer that is trained on another text than any run reads, and text that runs
-    read while they are judged on other text alone. Raises ConfigError where the prepared data are damaged, or cannot be
-    used as the study asks."""
+    """Sentences on the text of a study's runs: for each source how many epochs of it a run reads, or that it is not
+    prepared yet. Notes are added where a tokenizer is trained on text that no run reads, and where runs are evaluated
+    only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be used as the
+    study asks."""
     from data.corpus import MissingData
     from data.prepare import epochs, prepare
 
@@ -40,7 +41,7 @@ def epochs_of_text(study: Study) -> list[str]:
 
 
 def _unjudged_sentence(run: Run) -> str:
-    """A sentence on a run that is judged on the held-out text of none of the corpora that it reads; "" for others."""
+    """A sentence for a run that is not evaluated on held-out text of any corpus that it reads; "" for other runs."""
     from data.corpus import components
 
     judged = {part for corpus in run.eval.corpora for part in components(corpus)}
@@ -54,7 +55,8 @@ def _unjudged_sentence(run: Run) -> str:
 
 
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
-    """How often a run reads one source, an entry of `data.prepare.epochs`."""
+    """A sentence on how often a run reads one source of its text. `source`: the source's entry in what
+    `data.prepare.epochs` returns: its corpus, tokens, epochs and share of the run's text."""
     tokens = _tokens(run)
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
@@ -67,5 +69,5 @@ def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
 
 
 def _tokens(run: Run) -> int | None:
-    """The tokens that a run is trained on; None where a wall clock ends the run."""
+    """The number of tokens that a run is trained on; None where the budget of the run is a wall-clock time."""
     return None if run.ends_by_clock else run.tokens

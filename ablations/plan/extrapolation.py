@@ -1,9 +1,10 @@
 """The difference of arms from the baseline, measured at several sizes, extrapolated to a larger run.
 
-Arms with the same seed at the same size see the same batches, so that what is fitted is the difference of each pair:
-log(loss of the arm / loss of the baseline), a line in the logarithm of compute. That is exact where both losses are
-powers of compute, and near it where they share what cannot be learned. The noise is pooled over the arms; intervals are
-Student's. Beside it stands the rule that is hard to beat: the order at the largest size that was run.
+Runs of an arm and of the baseline with the same seed and size see the same batches, and make a pair. Fitted is the
+difference of each pair, log(loss of the arm / loss of the baseline), as a straight line in the logarithm of compute.
+That is exact where both losses are powers of compute, and nearly so where both have the same irreducible loss. The
+noise is pooled over the arms; intervals are Student's. The result is given beside a simpler rule that is hard to beat:
+the order of the arms at the largest size that was run.
 """
 
 import functools
@@ -24,7 +25,8 @@ MOST_SEEDS = 1000  # more would not be run: "never"
 
 @dataclass(frozen=True)
 class Pair:
-    """The losses of an arm and of the baseline at the same size and seed."""
+    """The held-out losses of an arm (`loss`) and of the baseline (`baseline`), at the same size and with the same
+    seed."""
 
     arm: str
     size: str
@@ -35,13 +37,16 @@ class Pair:
 
     @property
     def gap(self) -> float:
-        """The relative difference from the baseline, log(loss / loss of the baseline); below 0 the arm is better."""
+        """The difference of the arm from the baseline, log(loss of the arm / loss of the baseline); below 0 the arm is
+        better."""
         return math.log(self.loss / self.baseline)
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The extrapolated difference of one arm at the target, as a share: -0.02 is a loss 2% below the baseline's."""
+    """The difference in loss of one arm from the baseline, extrapolated to the target with a 90% interval, and beside
+    it the difference at the largest size that was run. Differences are log ratios: -0.02 is a loss 2% below the
+    baseline's."""
 
     arm: str
     at_target: float
@@ -56,13 +61,15 @@ class Extrapolation:
 
     @property
     def verdict(self) -> str:
-        """The verdict on the arm at the target. The verdict is "undecided" where the predicted sign was not observed at
-        any size, since a fitted line takes a difference that shrinks towards 0 through 0."""
+        """The verdict on the arm at the target: "better" or "worse" than the baseline where the interval leaves out 0,
+        else "undecided". It is also "undecided" where the predicted sign was not observed at any size, since the fitted
+        line continues a difference that shrinks towards 0 to the other side of 0."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
     def single_verdict(self) -> str:
-        """The verdict from the runs of the largest size alone."""
+        """The verdict from the runs of the largest size alone, by their 90% interval: "better", "worse" or
+        "undecided"."""
         return _verdict(self.single_low, self.single_high)
 
 
@@ -75,16 +82,17 @@ _two_sided_t_quantile = functools.cache(power.two_sided_t_quantile)
 
 @dataclass(frozen=True)
 class FittedLine:
-    """The straight line that was fitted to an arm's gaps, against the logarithm of compute."""
+    """The straight line that was fitted to the gaps of an arm (differences from the baseline, see `Pair.gap`), against
+    the logarithm of compute."""
 
     level: float  # at the target
     slope: float  # for each factor e of compute
 
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
-    """Extrapolate the difference of every arm from the baseline to a run of `target` FLOPs, from the pairs of several
-    sizes and seeds. Raises ConfigError where there are fewer than three sizes or two seeds, or an arm lacks a pair that
-    other arms have."""
+    """Extrapolate the difference of every arm from the baseline to a larger run. `pairs`: the losses of all arms at
+    several sizes and seeds; `target`: the FLOPs of the larger run. Returns a result for each arm. Raises ConfigError
+    where there are fewer than three sizes or two seeds, or an arm lacks a size or seed that another arm has."""
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     by_arm = {
         arm: sorted((p for p in pairs if p.arm == arm), key=lambda pair: (pair.compute, pair.seed)) for arm in arms
@@ -120,7 +128,13 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
 
 
 def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], seeds: Sequence[int]) -> None:
-    """Raise ConfigError where there are too few sizes or seeds, or an arm lacks a pair that others have."""
+    """Raise ConfigError where there are fewer than three sizes or two seeds, or an arm lacks a pair for one of them.
+
+    Args:
+        by_arm: {arm: its pairs, sorted by compute and seed}.
+        computes: the FLOPs of a run at each size, in ascending order.
+        seeds: all seeds, in ascending order.
+    """
     if len(computes) < LEAST_SIZES:
         raise ConfigError(f"a ladder needs {LEAST_SIZES} sizes or more, and {len(computes)} are there")
     if len(seeds) < LEAST_SEEDS:
@@ -132,8 +146,9 @@ def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], se
 
 
 def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, FittedLine], float]:
-    """Fit a line to the gaps of each arm by least squares: ({arm: line}, the standard error of a line at the target,
-    pooled over the arms)."""
+    """Fit a line to the gaps of each arm by least squares: ({arm: line}, the standard error of a line's value at the
+    target, pooled over the arms). `by_arm`: {arm: its pairs}, the same sizes and seeds in each; `target`: the FLOPs of
+    the target."""
     pairs = next(iter(by_arm.values()))  # all arms have the same sizes and seeds
     x = [math.log(pair.compute / target) for pair in pairs]
     middle = statistics.fmean(x)
@@ -151,9 +166,14 @@ def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, 
 
 
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
-    """The number of seeds with which the same ladder would detect the difference `level` at the target with
-    probability power.POWER, if its standard error is `error` with `seeds` seeds; None where MOST_SEEDS are not
-    enough."""
+    """The number of seeds with which the same ladder would detect a difference at the target with probability
+    power.POWER; None where MOST_SEEDS are not enough.
+
+    Args:
+        level: the difference at the target.
+        error: its standard error in the present ladder.
+        seeds: the number of seeds of the present ladder.
+    """
     z = _two_sided_t_quantile(math.inf, LEVEL) + _two_sided_t_quantile(math.inf, 2 * (1 - power.POWER))
     needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
@@ -161,15 +181,16 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
 
 @dataclass
 class Score:
-    """How often verdicts agree with the true differences: the numbers of right (hits), wrong (misses) and undecided
-    (open) verdicts."""
+    """How often verdicts agree with the true differences: the numbers of right verdicts (hits), wrong verdicts
+    (misses), and verdicts "undecided" (open)."""
 
     hits: int = 0
     misses: int = 0
     open: int = 0
 
     def count(self, verdict: str, truth: float) -> None:
-        """Add a verdict to the score, given the true difference `truth` at the target."""
+        """Add one verdict to the score. `verdict`: "better", "worse" or "undecided"; `truth`: the true difference from
+        the baseline at the target, below 0 where the arm is better."""
         if verdict == "undecided":
             self.open += 1
         elif (verdict == "better") == (truth < 0):
@@ -179,8 +200,10 @@ class Score:
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """DataDecide's decision accuracy: the share of pairs of arms, the baseline among them, whose order by `predicted`
-    differences from the baseline is that by the `true` ones. NaN where all true differences are equal."""
+    """DataDecide's decision accuracy: the share of pairs of arms that the predicted and the true differences put in the
+    same order. The baseline counts as an arm with difference 0; pairs whose true differences are equal are left out,
+    and NaN is returned where none is left. `predicted`, `true`: the difference of each arm from the baseline, in the
+    same order."""
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
     return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan

@@ -1,5 +1,5 @@
-"""Which studies of ablations/studies a budget should begin with: the cost of each, the least difference that it can
-detect, and the effect that was published."""
+"""The studies of ablations/studies with which a budget should begin: the cost of each, the least difference that it can
+detect, and the effect that was published for it."""
 
 import bisect
 import functools
@@ -20,11 +20,21 @@ EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 
 
 
 def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
-    """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and what it
-    can detect. Returns (a row for each study, the basis of the hours as text). A row has the number of runs, GPU-hours,
-    the least difference that the study detects, and, where an effect was published, that effect and the seeds that are
-    needed to detect it. Studies that can detect their effect come first, the cheapest of them at the top; those for
-    which MOST_SEEDS would not be enough come last."""
+    """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and the least
+    difference that it detects.
+
+    Studies that can detect their published effect come first, then studies without one, last those for which MOST_SEEDS
+    seeds would not be enough; within each kind the cheapest comes first.
+
+    Args:
+        machines: the cluster, a node of which each run gets.
+
+    Returns:
+        (a row for each study, the source of the predicted hours as text). A row is {"study": name, "arms", "seeds" of
+        each arm, "runs", "gpu_hours" of all runs, "least": the least difference that it detects, in points of the mean
+        of 27 tasks, "effect": the published effect in such points or None, "sees": whether it can detect that effect,
+        "within": whether the rows down to this one cost at most the share STUDY_SHARE of the budget}.
+    """
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
     run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
@@ -54,8 +64,9 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
 
 
 def decoder_studies() -> list[tuple[str, int]]:
-    """The studies of ablations/studies that a plan considers: (name, number of arms with the baseline). Encoders, and
-    runs that a wall clock ends, have another size and are not judged by the 27 tasks."""
+    """The studies of ablations/studies that a plan considers: (name, number of arms with the baseline). Left out are
+    studies of encoders and of runs that a wall clock ends, which are not trained at STUDY_SIZE and not evaluated on the
+    27 tasks."""
     considered = []
     for name in study_names():
         study = read_study(name)
@@ -67,13 +78,14 @@ def decoder_studies() -> list[tuple[str, int]]:
 
 @functools.cache
 def least_detectable(arms: int, seeds: int) -> float:
-    """The least difference, in points, that a study with `arms` arms and `seeds` seeds of each detects."""
+    """The least difference that a study detects, in points of the mean of 27 tasks. `arms`: the number of arms with the
+    baseline; `seeds`: the number of seeds of each arm."""
     return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
 def seeds_needed(effect: float, arms: int) -> int | None:
-    """The number of seeds with which a study of `arms` arms detects a difference of `effect` points; None where
-    MOST_SEEDS are not enough."""
+    """The number of seeds of each arm with which a study detects a difference; None where MOST_SEEDS seeds are not
+    enough. `effect`: the difference in points of the mean of 27 tasks; `arms`: the number of arms with the baseline."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
     if least_detectable(arms, MOST_SEEDS) > effect:
         return None

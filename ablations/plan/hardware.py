@@ -1,13 +1,14 @@
 """The accelerators that a plan may name: peak, memory, bandwidths, power.
 
-Peaks, bandwidths and watts are those of the makers' data sheets as catalogues quote them (secondary). Memory is what
-nvidia-smi shows for cards up to the H100 (seen in public logs; for V100s unverified), and the nominal one for later
-cards. The network bandwidth is that of the node divided by its GPUs. It differs between sites more than GPUs do; a
+Peaks, bandwidths and watts are those of the makers' data sheets as catalogues quote them (secondary). For cards up to
+the H100 the memory is what nvidia-smi shows (seen in public logs; for V100s unverified), for later cards the nominal
+one. The network bandwidth is that of the node divided by its GPUs. It differs more between sites than between GPUs; a
 site's own measurement replaces it (ablations/plan/site_speed.py).
 
-In a node of four V100s each pair is connected by two of the six NVLinks of a GPU. On Jean Zay NCCL builds six rings
-that use all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a
-third of `link` between them. An MI300X has one link to each of seven others. The nodes of the other GPUs have a switch.
+In a node of four V100s two of the six NVLinks of a GPU lead to each other GPU. On Jean Zay NCCL builds six rings that
+use all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
+`link` between them. An MI300X has one link to each of seven other GPUs. The nodes of the other kinds of GPU have a
+switch.
 """
 
 import csv
@@ -21,7 +22,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    """An accelerator. FLOP/s are dense, in the 16-bit format used for training; bandwidths in bytes per second."""
+    """An accelerator. `peak`: dense FLOP/s in the 16-bit format that is used for training; `memory` in GiB; bandwidths
+    in bytes per second; `node`: the number of GPUs in a usual node."""
 
     name: str
     peak: float
@@ -36,8 +38,8 @@ class GPU:
     switched: bool = True  # whether a single GPU of the node can be reached at the full rate of `link`
 
     def link_among(self, ranks: int) -> float:
-        """The total bandwidth from a GPU to `ranks` - 1 other GPUs of its node, in bytes per second and one
-        direction."""
+        """The total bandwidth from one GPU to the other GPUs of a group within its node, in bytes per second and one
+        direction. `ranks`: the number of GPUs in the group, this one included."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))
@@ -49,7 +51,8 @@ TABLE = Path(__file__).parent / "gpus.csv"
 
 
 def read_gpus() -> dict[str, GPU]:
-    """The accelerators of gpus.csv by name. Its memory is in MiB, as nvidia-smi shows it, or in nominal GB."""
+    """The accelerators in the table gpus.csv, {name: accelerator}. The table gives memory in MiB, as nvidia-smi shows
+    it, or in nominal GB; both are converted to GiB."""
     gpus = {}
     with open(TABLE, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -70,8 +73,9 @@ ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100",
 
 
 def hardware(name: str) -> GPU:
-    """The accelerator with this name, in upper or lower case; "a100" is the one with 80 GB. Raises ConfigError where
-    the table has no such accelerator; the message names those that it has."""
+    """The accelerator with a name of the table gpus.csv, or another usual name such as "a100", which stands for
+    "a100-80". Upper and lower case are equal. Raises ConfigError where the table has no such accelerator; the message
+    names the accelerators that it has."""
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
     if key not in GPUS:
@@ -84,7 +88,7 @@ def hardware(name: str) -> GPU:
 
 
 def accelerator(device: str) -> str:
-    """The name in the hardware table of a device, given as torch names it: "NVIDIA A100-SXM4-80GB" -> "a100-80"; ""
+    """The name in the hardware table for a device name from torch, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; ""
     where the table has no such device."""
     text = device.upper().replace(" ", "-")
     for name in ("V100", "A100"):
@@ -97,7 +101,12 @@ def accelerator(device: str) -> str:
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
     """The FLOPs that GPUs could do at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit in which
-    "Cramming" states its budgets. None for a device that the table does not have. `device`: the GPU's name in torch,
-    such as "NVIDIA A100-SXM4-80GB"; `devices`: the number of such GPUs; `seconds`: of training."""
+    "Cramming" states its budgets. None for a device that the hardware table does not have.
+
+    Args:
+        device: the GPU's name in torch, such as "NVIDIA A100-SXM4-80GB".
+        devices: the number of such GPUs.
+        seconds: the duration of training.
+    """
     name = accelerator(device)
     return hardware(name).peak * devices * seconds if name else None

@@ -1,5 +1,5 @@
-"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks it against the items whose mean
-it is."""
+"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks it against the evaluated items,
+whose mean loss it must be."""
 
 import hashlib
 import math
@@ -27,10 +27,11 @@ class HeldOutLoss(NamedTuple):
 
 
 def read_held_out_loss(path: Path) -> HeldOutLoss | None:
-    """The held-out loss in an eval.json, or an eval-step_N.json; None where there is no such file.
+    """The held-out loss in the file eval.json, or eval-step_N.json, at `path`; None where there is no such file.
 
     Raises:
-        Damaged: the file is damaged, has no loss above 0, or the loss is not the one that the items give.
+        Damaged: the file is damaged, has no loss above 0, or its loss differs from the loss of the items in
+            samples.jsonl.gz. (Only an eval.json has such items.)
     """
     scores = safe_files.read_json(path)
     if scores is None:
@@ -53,8 +54,15 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
 
 
 def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
-    """Raise Damaged where the loss `value` is not the mean over `tasks` of the losses computed from the items in
-    samples.jsonl.gz."""
+    """Check that a loss is the mean over tasks of the losses computed from the items in samples.jsonl.gz; raise Damaged
+    where it is not.
+
+    Args:
+        path: the eval.json, beside which samples.jsonl.gz is.
+        scores: the content of the eval.json.
+        tasks: the names of the tasks whose metric is bits per byte.
+        value: the loss in the eval.json, in bits per byte.
+    """
     samples = path.with_name(rundir.SAMPLES)
     if hashlib.sha256(safe_files.read_bytes(samples) or b"").hexdigest() != scores["samples_sha256"]:
         raise Damaged(f"{samples} is not the file that {path.name} was written with")
@@ -74,7 +82,8 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
 
 
 def evaluation_differences(one: HeldOutLoss, other: HeldOutLoss) -> str:
-    """How the evaluations of two runs differ, as text such as "precision bf16, not fp32"; "" where they do not."""
+    """The differences in how two runs were evaluated, as text such as "precision bf16, not fp32" (the second run's
+    value, then the first run's); "" where the losses can be compared."""
     keys = dict.fromkeys([*one.evaluated, *other.evaluated])
     return "; ".join(
         f"{key} {str(other.evaluated.get(key))[:60]}, not {str(one.evaluated.get(key))[:60]}"

@@ -1,4 +1,4 @@
-"""`make plan` without ON= and BUDGET=: the runs of a study on this machine, and what they cost, as text."""
+"""`make plan` without ON= and BUDGET=: the runs of a study on this machine, and their cost, as text."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from ablations.values import short_number
 
 
 def plan_here(study: Study) -> list[str]:
-    """The plan of a study as lines of text: its runs, then what they need and which differences they can detect."""
+    """The plan of a study as lines of text: its runs, then the compute and memory that they need, and the differences
+    that they can detect."""
     from ablations.plan.epochs import epochs_of_text
     from ablations.plan.reliability import describe_saves
     from ablations.plan.schedules import schedule_drawings
@@ -43,14 +44,16 @@ def plan_here(study: Study) -> list[str]:
 
 
 def _aliasing_lines(design: Factorial | None) -> list[str]:
-    """Which effects of a fractional factorial cannot be told apart; no line for other designs."""
+    """Lines that say which effects of a fractional factorial are aliased (cannot be told apart); no line where the
+    design is None or a full factorial."""
     if not design or not design.generators:
         return []
     return ["What is told together, and how much of the other is in it:", *(f"  {line}" for line in design.aliasing)]
 
 
 def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
-    """A table of the runs. `cells`: those of `answers.plan`."""
+    """A table of the runs of a study, as lines of text. `cells`: the entry "cells" of what `answers.plan` returns, one
+    dict for each run."""
     deltas = {cell.arm: cell.delta for cell in study.cells}
     names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
     width = max(map(len, names.values()))
@@ -67,7 +70,8 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
-    """A sentence on how long the runs are, and how much memory they need."""
+    """A sentence on the number of steps of a study's runs, their FLOPs in all, and the largest memory of a rank.
+    `cells`: the entry "cells" of what `answers.plan` returns, one dict for each run."""
     from model.memory import estimate_memory
 
     layout = study.base.layout

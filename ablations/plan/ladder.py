@@ -2,7 +2,7 @@
 
 make ladder POS=alibi,rotary SIZES=nano,mini,small TARGET=14m        # trains what is missing, then fits
 
-It writes a folder, OUT/ladder-NAME. Copied to ablations/records it is a record as those of studies are.
+It writes a folder, OUT/ladder-NAME, which can be copied to ablations/records, as the reports of studies are.
 """
 
 import argparse
@@ -41,8 +41,9 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 
 
 def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
-    """The study that `words` (without SIZE) ask for at each size of a ladder, smallest compute first. Raises
-    ConfigError where there are fewer than three sizes, or a size is given twice."""
+    """The same study at each size of a ladder, the least compute first. `words`: the NAME=VALUE words that describe the
+    study, without SIZE; `sizes`: the names of the sizes. Raises ConfigError where there are fewer than three sizes, a
+    size is given twice, `words` have a SIZE, or a wall clock ends the runs."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:
@@ -56,17 +57,18 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
 
 
 def baseline_run_flops(study: Study) -> float:
-    """The FLOPs of the baseline's run in a study."""
+    """The FLOPs of one training of a study's baseline."""
     return study.base.tokens * flops_per_token(study.base.model)
 
 
 def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
-    """The losses of the runs of a study at several sizes: (the pairs of all finished and evaluated runs, the
-    directories of the other runs).
+    """The losses of arms and baseline at each size of a ladder: (a pair for each finished and evaluated run of an arm
+    whose baseline run is finished and evaluated too; the directories of the runs that are not). `ladder`: the study at
+    each size.
 
     Raises:
-        ConfigError: a run is damaged, is of another configuration, or was evaluated differently from others of its
-            size.
+        ConfigError: a run is damaged, is of another configuration, or was evaluated differently from another run of the
+            same size.
     """
     pairs, missing = [], []
     for study in ladder:
@@ -92,7 +94,8 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
 
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The results of a ladder as lines of text. `ladder`: the study at each size; `target`: at the target size."""
+    """The results of a ladder as lines of text: a table, then a line for each arm that is undecided. `ladder`: the
+    study at each size; `target`: the study at the target size."""
     aim = baseline_run_flops(target)
     cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
@@ -129,8 +132,8 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
-    """Draw all pairs, the fitted line of each arm, and the intervals at the target, side by side. Returns SVG text.
-    `target`: the FLOPs of the target."""
+    """Draw the measured differences from the baseline against FLOPs, the fitted line of each arm, and the intervals at
+    the target, side by side. Returns SVG text. `target`: the FLOPs of a run at the target."""
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -151,8 +154,14 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
 
 
 def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """Compare the verdicts of the ladder, and those of its largest size alone, with the losses of runs at the target
-    size: {"ladder" and "largest_size": {"hits", "misses", "open", "order_accuracy"}}."""
+    """Compare the verdicts of a ladder with the losses of runs at the target size. `target`: the pairs at the target
+    size.
+
+    Returns:
+        {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from its largest size
+        alone}, each {"hits", "misses", "open" (undecided): numbers of verdicts, "order_accuracy": see `order_accuracy`,
+        or None}.
+    """
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
     for result in results:
@@ -169,7 +178,7 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
 
 
 def describe_comparison(checked: dict[str, dict[str, Any]]) -> list[str]:
-    """What `compare_with_target` returns, as lines of text."""
+    """The comparison of a ladder with its target as lines of text. `checked`: what `compare_with_target` returned."""
     ladder, single = checked["ladder"], checked["largest_size"]
     if ladder["order_accuracy"] is None:
         return ["against the target's own runs: all arms are equal there"]
@@ -182,7 +191,8 @@ def describe_comparison(checked: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
-    """The content of ladder.json. `target`: the study at the target size."""
+    """The content of ladder.json: the question, the target, the result of each arm and all pairs. `target`: the study
+    at the target size."""
     return {
         "question": target.question,
         "target": target.base.size,
@@ -205,8 +215,10 @@ def report(
     predictions, what it would take to be sure, and how to read the table.
 
     Args:
-        ladder, target: the study at each size, and at the target size.
-        checked: what `compare_with_target` returned; None where the target has no runs of its own.
+        results: the extrapolated difference of each arm.
+        ladder: the study at each size.
+        target: the study at the target size.
+        checked: what `compare_with_target` returned; None where runs at the target size are missing.
         words: the words of the command, without SIZES and TARGET.
     """
     sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
@@ -248,7 +260,8 @@ def report(
 
 
 def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> str:
-    """The answer of a ladder in a sentence: which arms are better or worse at the target, and which are undecided."""
+    """The answer of a ladder in a sentence: which arms are better or worse than the baseline at the target, and which
+    are undecided. `ladder`: the study at each size; `target`: the study at the target size."""
     baseline = "the baseline" if target.arms[0] == "baseline" else f"the baseline ({target.arms[0]})"
     clauses = []
     for verdict, words in (
@@ -264,9 +277,9 @@ def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: St
 
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
-    """The outcome of a prediction by the verdicts at the target: "held", "failed" or "undecided". Only a predicted
-    order of two arms, one of them the baseline, can be decided, since a ladder gives differences as percentages of the
-    loss."""
+    """The outcome of a registered prediction by the verdicts at the target: "held", "failed", "undecided", or "not
+    decided by a ladder". A ladder decides only the order in loss of two arms of which one is the baseline. `baseline`:
+    the label of the baseline arm."""
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:

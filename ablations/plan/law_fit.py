@@ -1,9 +1,10 @@
 """Scaling laws fitted to runs, with bootstrap intervals; refused where the runs cannot determine the law.
 
-Two forms of the loss in parameters N and tokens D: that of Hoffmann et al. 2022 (eq. 2), E + A / N^alpha + B / D^beta,
-and that of Kaplan et al. 2020 (eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD; one in compute C alone, (Cc / C)^alpha.
-Fitted by L-BFGS from many starts to the sum of Huber losses of log residuals: the sum, since the mean of small losses
-stops L-BFGS early. Losses are divided by their geometric mean before the fit, so that their unit changes nothing.
+Two forms of law give the loss in parameters N and tokens D: Hoffmann et al. 2022 (eq. 2), E + A / N^alpha + B / D^beta,
+and Kaplan et al. 2020 (eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD. A third gives it in compute C alone, (Cc / C)^alpha.
+The fit minimises the sum of Huber losses of log residuals by L-BFGS from many starts: the sum, since the mean of small
+losses stops L-BFGS early. Losses are divided by their geometric mean before the fit, so that their unit changes
+nothing.
 """
 
 import math
@@ -24,9 +25,10 @@ COLLINEAR = 0.97  # correlation of log N and log D above which their exponents c
 
 @dataclass(frozen=True)
 class Point:
-    """A trained model, to which a law is fitted: n parameters, d tokens, and the loss (in any unit, the same for all).
+    """A trained model, to which a law is fitted: n parameters, d tokens, and the loss, in any unit that all points
+    share.
 
-    `run` names the run where one run gave several points; "" stands for a run with this point alone.
+    `run`: the name of the run, where one run gave several points; "" where this is the only point of its run.
     """
 
     n: float
@@ -46,7 +48,8 @@ class UndeterminedLaw(ConfigError):
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to runs, with the laws fitted to bootstrap resamples of the runs."""
+    """A law fitted to runs, `values` {constant: value}, with the laws fitted to bootstrap resamples of the runs,
+    `samples`."""
 
     form: str  # "hoffmann", "kaplan" or "compute"
     values: dict[str, float]
@@ -54,7 +57,8 @@ class Fit:
     points: list[Point]
 
     def loss(self, n: float, d: float, values: dict[str, float] | None = None) -> float:
-        """The loss with n parameters and d tokens, by the constants `values`, or those of the fit."""
+        """The loss that the law predicts for n parameters and d tokens. `values`: other constants to use, {constant:
+        value}; None: the fitted ones."""
         v = values or self.values
         if self.form == "hoffmann":
             return as_hoffmann(v).loss(n, d)
@@ -63,8 +67,9 @@ class Fit:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """The interval that contains the share COVERAGE of the bootstrap values of a quantity. `quantity`: computes the
-        quantity from the law's constants, {name: value}."""
+        """The bootstrap interval (low, high) of a quantity that follows from the law: it contains the share COVERAGE of
+        the values from the resamples. `quantity`: a function that computes the quantity from the law's constants,
+        {constant: value}."""
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -73,12 +78,14 @@ class Fit:
 
 
 def as_hoffmann(values: dict[str, float]) -> Hoffmann:
-    """The law with these constants, {name: value}."""
+    """The Hoffmann law with the constants `values`, {"E", "A", "B", "alpha", "beta"}."""
     return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
 
 
 def check(points: Sequence[Point], form: str) -> None:
-    """Raise UndeterminedLaw, which says what is missing, where runs cannot determine a law of this form."""
+    """Check that runs can determine a law of a form. Raises UndeterminedLaw where there are too few of them, their
+    range is too narrow, or their tokens follow from their parameters; the message says what is missing. `form`:
+    "hoffmann", "kaplan" or "compute"."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
             raise UndeterminedLaw(f"parameters, tokens and losses must be above 0 and finite, not {point}")
@@ -106,7 +113,7 @@ def check(points: Sequence[Point], form: str) -> None:
 
 
 def _correlation(points: Sequence[Point]) -> float:
-    """The correlation of log N and log D (parameters and tokens) over the runs."""
+    """The correlation over the runs of log N and log D, where N is the number of parameters and D that of tokens."""
     x, y = [math.log(point.n) for point in points], [math.log(point.d) for point in points]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
@@ -114,10 +121,18 @@ def _correlation(points: Sequence[Point]) -> float:
 
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
-    """Fit a law to runs: the law with the least sum of Huber losses, and `resamples` laws fitted to runs drawn with
-    replacement. The points of one run are drawn together, since their noise is not independent. `points`: the runs;
-    `form`: the form of the law: "hoffmann", "kaplan" or "compute". Raises UndeterminedLaw where the runs do not
-    determine the law."""
+    """Fit a law to runs: the law with the least sum of Huber losses, and further laws fitted to bootstrap resamples of
+    the runs. All points of a run are drawn together, since their noise is not independent.
+
+    Args:
+        points: the runs; a run may have several points.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the resampling.
+
+    Raises:
+        UndeterminedLaw: the runs do not determine the law.
+    """
     import numpy as np
 
     check(points, form)
@@ -147,7 +162,8 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
     """The logarithms of the losses that a law predicts for the runs, [runs], and their gradient, [runs, constants].
 
     Args:
-        theta: the constants of the law, most of them as logarithms; the comments below give their order.
+        theta: the constants of the law. "hoffmann": log A, log B, log E, alpha, beta; "kaplan": log Nc, log Dc, log aN,
+            log aD; "compute": log Cc, alpha.
         data: [runs, 3]: log N, log D and log loss of each run.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
     """
@@ -174,8 +190,14 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
 
 
 def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """Minimise the sum of Huber losses with L-BFGS from the constants `start`. Returns (the constants, the sum).
-    `data`: [runs, 3], log N, log D and log loss; the order of the constants is that in `_log_loss`."""
+    """Minimise the sum of Huber losses with L-BFGS: (the constants that were found, the sum).
+
+    Args:
+        data: [runs, 3]: log N, log D and log loss of each run.
+        start: the constants to start from, in the order of `_log_loss`, as are those returned.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+        iterations: the largest number of iterations.
+    """
     import numpy as np
     from scipy.optimize import minimize
 
@@ -194,9 +216,14 @@ def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple
 
 
 def _refine(data: Any, start: Any, form: str) -> Any:
-    """The constants at which the sum of Huber losses is least, found by a trust-region method from constants `start`
-    near them. For a bootstrap resample that takes a tenth of the time of `_minimise`. `data`: [runs, 3], log N, log D
-    and log loss; the order of the constants is that in `_log_loss`."""
+    """Minimise the sum of Huber losses by a trust-region method, from constants near the minimum. For a bootstrap
+    resample that takes a tenth of the time of `_minimise`. Returns the constants.
+
+    Args:
+        data: [runs, 3]: log N, log D and log loss of each run.
+        start: the constants to start from, in the order of `_log_loss`, as are those returned.
+        form: the form of the law: "hoffmann", "kaplan" or "compute".
+    """
     from scipy.optimize import least_squares
 
     result = least_squares(
@@ -212,8 +239,9 @@ def _refine(data: Any, start: Any, form: str) -> Any:
 
 
 def _starts(data: Any, form: str) -> list[Any]:
-    """Constants from which to start the fit: exponents on a grid, and for each the other constants by least squares, in
-    the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss."""
+    """The sets of constants from which to start the fit: exponents on a grid, and for each of them rough values of the
+    other constants. Each set is in the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss of each run;
+    `form`: "hoffmann", "kaplan" or "compute"."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -246,8 +274,9 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law by name, in the original unit of the loss. `theta`: as `_log_loss` takes them; `scale`:
-    the number by which the losses were divided."""
+    """The constants of a law, {name: value}, in the original unit of the loss. `theta`: the constants in the order of
+    `_log_loss`; `scale`: the number by which the losses were divided before the fit; `form`: "hoffmann", "kaplan" or
+    "compute"."""
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -260,9 +289,9 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit the law to the other runs, and predict the losses of the
-    largest. Returns the runs of the largest size, and the relative error of the prediction for each. Raises
-    UndeterminedLaw where the other runs do not determine the law."""
+    """Check a law on the runs of the largest size: fit it to all other runs, and predict the losses of the largest
+    size. Returns (the points of the largest size, the relative error of the prediction for each). `form`: "hoffmann",
+    "kaplan" or "compute". Raises UndeterminedLaw where the other runs do not determine the law."""
     top = max(point.n for point in points)
     rest = [point for point in points if point.n < top]
     law = fit(rest, form, resamples=1)

@@ -1,6 +1,6 @@
 """`make laws`: a scaling law fitted to finished runs, and drawn.
 
-python -m ablations.plan.laws RUN_DIR ...        # parameters, tokens, held-out bits per byte of each
+python -m ablations.plan.laws RUN_DIR ...        # fits to parameters, tokens and held-out bits per byte of each run
 """
 
 import argparse
@@ -28,14 +28,19 @@ SAME_MOMENT = 1e-3  # of the budget's share at which weights were kept: one step
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
-    """Read finished runs for fitting a scaling law: for each a point of its parameters, the tokens of its budget and
-    its held-out bits per byte, in the order of `folders`.
+    """Read finished runs for fitting a scaling law. Each run gives a point of its number of parameters, the tokens of
+    its budget and its held-out bits per byte, in the order of `folders`.
 
-    A run with the schedule warmup-stable-decay-stable gives a point for each decay whose weights were kept and
-    evaluated (layout.eval_at). Weights saved at other moments of a run are left out, since the learning rate had not
-    decayed then. `folders`: the run directories, each with run.json and eval.json. Raises ConfigError where a folder is
-    named twice, is not a finished and evaluated run, was ended by a wall clock, or was evaluated on other text or in
-    another way; the message names it.
+    A run with the schedule warmup-stable-decay-stable also gives a point for each earlier decay whose weights were kept
+    and evaluated (layout.eval_at). Weights saved at other moments are left out, since the learning rate had not decayed
+    then.
+
+    Args:
+        folders: the run directories, each with run.json and eval.json.
+
+    Raises:
+        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
+            evaluated on other text or in another way than the first; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -81,7 +86,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
 
 def _loss(path: Path) -> HeldOutLoss:
-    """The held-out loss in an eval.json file. Raises Damaged where there is none."""
+    """The held-out loss in the file eval.json, or eval-step_N.json, at `path`. Raises Damaged where the file is missing
+    or damaged."""
     loss = read_held_out_loss(path)
     if loss is None:
         raise safe_files.Damaged(f"{path} is missing")
@@ -89,7 +95,7 @@ def _loss(path: Path) -> HeldOutLoss:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a text file. Raises ConfigError where the disk cannot be written."""
+    """Write a text file. Raises ConfigError where the file cannot be written."""
     try:
         safe_files.write_text(path, text)
     except OSError as error:
@@ -97,7 +103,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def describe(law: Fit) -> list[str]:
-    """A fitted law as lines of text."""
+    """A fitted law as lines of text: each constant with its bootstrap interval."""
     out = []
     for name, value in law.values.items():
         low, high = law.interval(lambda values, name=name: values[name])  # type: ignore[misc]
@@ -106,7 +112,8 @@ def describe(law: Fit) -> list[str]:
 
 
 def figure(law: Fit) -> str:
-    """Draw all runs and the fitted loss against tokens, with lines for the SERIES largest sizes. Returns SVG text."""
+    """Draw the measured and the fitted losses against tokens, for the largest SERIES sizes: points for the runs, a line
+    for each size. Returns SVG text."""
     curves = []
     for colour, n in enumerate(sorted({point.n for point in law.points})[-SERIES:]):
         same_size = sorted((point for point in law.points if point.n == n), key=lambda point: point.d)
@@ -119,8 +126,8 @@ def figure(law: Fit) -> str:
 
 
 def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The best number of parameters N for C FLOPs by Hoffmann's approaches 1 and 2: {name of the approach: (a, b) of N
-    = a C^b, or a sentence on why the runs do not determine them}."""
+    """The power law of the best number of parameters, N = a C^b for C FLOPs, by Hoffmann's approaches 1 and 2: {name of
+    the approach: (a, b), or where the runs do not determine them a sentence that says why}."""
     out: dict[str, tuple[float, float] | str] = {}
     for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
@@ -131,7 +138,8 @@ def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float
 
 
 def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """What `size_laws_by_other_methods` returns, as lines of text."""
+    """The best size by Hoffmann's approaches 1 and 2, as lines of text. `ways`: what `size_laws_by_other_methods`
+    returned."""
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()
@@ -139,13 +147,20 @@ def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
 
 
 def irreducible_loss_may_be_zero(law: Fit) -> bool:
-    """Whether the irreducible loss of a fitted law of the form "hoffmann" cannot be told from 0."""
+    """Whether a fitted law is of the form "hoffmann", and its irreducible loss E cannot be told from 0. False for other
+    forms."""
     least = min(point.loss for point in law.points)
     return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR_SHARE * least
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
-    """The answer of `make laws` as an object for JSON. `left_out`, `errors`: what `error_on_the_largest` returns."""
+    """The answer of `make laws` as an object for JSON.
+
+    Args:
+        law: the law fitted to all runs.
+        left_out: the points of the largest size, from `error_on_the_largest`.
+        errors: the relative error of the law at each of them, where it is fitted to the other points.
+    """
     intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
     ways = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
     return {

@@ -1,5 +1,5 @@
-"""The parallel layouts of a run on given GPUs, ordered by predicted speed: those of our engine, and recomputation,
-which it does not have yet.
+"""The parallel layouts in which a run fits on given GPUs, ordered by predicted speed. They include layouts with
+activation recomputation, which our engine does not have yet.
 
 Every layout that is returned fits into memory by model/memory.py, and divides every batch of the run among its ranks.
 """
@@ -21,8 +21,8 @@ LAYOUTS_SHOWN = 4
 
 @dataclass(frozen=True)
 class FittingLayout:
-    """A parallel layout for all arms of a study, with the seconds of a step for each arm, and the memory of the arm
-    that needs the most."""
+    """A parallel layout in which all arms of a study fit, with the predicted step time of each arm (`steps`), and the
+    memory of a GPU for the arm that needs the most (`gib`, in GiB)."""
 
     layout: Layout
     steps: tuple[Prediction, ...]  # one for each run that was asked about
@@ -40,7 +40,7 @@ class FittingLayout:
 
     @property
     def settings(self) -> str:
-        """This layout as settings KEY=VALUE, in the form in which SET= takes them on the command line."""
+        """This layout as KEY=VALUE settings with spaces between them, as SET= takes them on the command line."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -49,7 +49,7 @@ class FittingLayout:
 
 
 def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
+    """The memory that one rank needs in GiB: its tensors, and the overhead of a process, fitted to published
     measurements."""
     precision = run.train.precision
     tensors = estimate_memory(
@@ -69,10 +69,18 @@ def rank_memory(run: Run, layout: Layout) -> float:
 def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
-    """Find the parallel layouts in which all runs fit into memory. All arms of a study share a layout, so that they
-    differ only in the question. `runs`: the runs, such as one of each arm; `gpus`: the number of GPUs of each run;
-    `site`: speeds measured on this accelerator, by which predictions are corrected; None: none. Returns (layouts, the
-    fastest first; sentences on why other kinds of layouts were refused)."""
+    """Find the parallel layouts in which all runs fit into memory. All arms of a study get the same layout, so that
+    they differ only in what the study asks.
+
+    Args:
+        runs: the runs, such as one of each arm.
+        gpu: the kind of GPU.
+        gpus: the number of GPUs of each run.
+        site: speeds measured on this kind of GPU, by which predictions are corrected; None: there are none.
+
+    Returns:
+        (the layouts, the fastest first; sentences that say why other layouts were refused).
+    """
     fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
     least_memory = float("inf")
@@ -104,7 +112,8 @@ def fitting_layouts(
 
 
 def _indivisible_reason(run: Run, tp: int) -> str:
-    """Why tensor parallelism over `tp` ranks cannot divide the model of a run; "" where it can."""
+    """The reason why tensor parallelism over `tp` ranks cannot divide the model of a run, as a sentence; "" where it
+    can."""
     for name, number in (
         ("heads", run.model.heads),
         ("inner width", run.model.ffn),
@@ -116,7 +125,8 @@ def _indivisible_reason(run: Run, tp: int) -> str:
 
 
 def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
-    """Why a batch of the run cannot be divided among `dp` replicas in micro-batches of `micro`; "" where all can."""
+    """The reason why a batch of the run cannot be divided evenly among `dp` data-parallel replicas in micro-batches of
+    `micro` sequences, as a sentence; "" where all its batches can."""
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
@@ -125,8 +135,8 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """Up to LAYOUTS_SHOWN candidates: the fastest, and the fastest of each other kind (tensor parallel,
-    recomputation)."""
+    """Up to LAYOUTS_SHOWN of the candidates, the fastest first: the two fastest, and the fastest for each other
+    combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest first."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

@@ -1,9 +1,9 @@
 """Memory of one GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism, which our
 engine does not have (for our engine see model/memory.py).
 
-Weights, gradients and the optimizer's share are counted; four numbers are fitted to the published rows (published.csv,
-by ablations/plan/calibrate.py): bytes for each weight beyond those (copies and buffers of DeepSpeed and NCCL), a factor
-on the activations, bytes for each logit, and what every process takes. The optimizer is sharded (ZeRO-1).
+Weights, gradients and the optimizer's share (ZeRO-1) are counted. Four numbers are fitted to the published measurements
+(published.csv, by ablations/plan/calibrate.py): further bytes for each weight (copies and buffers of DeepSpeed and
+NCCL), a factor on the activations, bytes for each logit, and the memory that every process takes.
 """
 
 from ablations.plan.hardware import GIB, GPU
@@ -15,15 +15,16 @@ EDGE = 0.03  # median error of the rows held out; within it of the limit, a layo
 
 def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
     """The memory of a GPU of the first or the last pipeline stage in GiB, as a list of summands: first the part that is
-    known exactly, then the numbers by which the constants FITTED are multiplied.
+    known exactly, then one number for each constant in FITTED, which has to be multiplied by it.
 
-    Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score; with
-    recomputation the input of each layer, and all activations of one layer.
+    Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score. With
+    recomputation they are the input of each layer, and all activations of one layer.
 
     Args:
         flash: whether attention is one kernel that does not write the scores to memory.
-        fp32_sums: whether gradients are summed in fp32 beside those in 16 bits, as in BigScience's bf16 of 2022.
-        last: whether the stage is the last one, not the first.
+        fp32_sums: whether gradients are summed in fp32 beside the 16-bit gradients, as in BigScience's bf16 runs of
+            2022.
+        last: whether the stage is the last one, else the first one.
     """
     tp, hidden, rows = layout.tp, shape.hidden, layout.micro_batch * shape.seq
     layers = (shape.layers + 2) / layout.pp - 1 if layout.embedding_slots else shape.layers / layout.pp
@@ -38,23 +39,28 @@ def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
 
 
 def peak_memory(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
-    """The peak memory in GiB of a GPU of the pipeline stage (the layers that one group of GPUs holds) that needs the
-    most. `flash`: attention does not write the scores to memory; `fp32_sums`: gradients are summed in fp32 beside those
-    in 16 bits."""
+    """The peak memory in GiB of a GPU of the first or the last pipeline stage, whichever needs more. `flash`: whether
+    attention is one kernel that does not write the scores to memory; `fp32_sums`: whether gradients are summed in fp32
+    beside the 16-bit gradients."""
     return max(stage_memory(shape, layout, flash, fp32_sums, last) for last in (False, True))
 
 
 def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
-    """The peak memory in GiB of a GPU of the first or, with `last`, the last pipeline stage: the sum of `memory_parts`,
-    with the fitted constants. `flash`: attention does not write the scores to memory; `fp32_sums`: gradients are summed
-    in fp32 beside those in 16 bits."""
+    """The peak memory in GiB of a GPU of one pipeline stage: the sum of `memory_parts`, with the fitted constants.
+
+    Args:
+        flash: whether attention is one kernel that does not write the scores to memory.
+        fp32_sums: whether gradients are summed in fp32 beside the 16-bit gradients.
+        last: whether the stage is the last one, else the first one.
+    """
     fitted = calibration()["memory"]["fitted"]
     counted, *measured = memory_parts(shape, layout, flash, fp32_sums, last)
     return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
 
 
 def fit_in_words(gib: float, gpu: GPU) -> str:
-    """Whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" or "does not fit"."""
+    """A judgement of whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" (by less than the estimate's
+    error), or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"
     return "at the edge" if gib <= gpu.memory else "does not fit"

@@ -1,10 +1,11 @@
-"""Computes the least difference that a study can detect, before its runs, from the noise that earlier studies recorded.
+"""Computes the least difference between arms that a study can detect, before its runs, from the noise that earlier
+studies recorded.
 
 The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
-above sqrt(t1**2 v1 + t2**2 v2), with the variances v1 from the seeds and v2 from the items, and the quantile of
-Student's t for the degrees of freedom of each. The study will estimate both variances from its own results, and these
-estimates are random: an estimate divided by the true variance has a chi-square distribution divided by its degrees of
-freedom.
+above sqrt(t1**2 v1 + t2**2 v2). v1 is the variance from the seeds, v2 that from the sample of evaluated items; t1 and
+t2 are the quantiles of Student's t for their degrees of freedom. The study will estimate both variances from its own
+results, and these estimates are random: an estimate divided by the true variance has a chi-square distribution divided
+by its degrees of freedom.
 
 numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
 and the rest of a plan need not wait for.
@@ -46,15 +47,16 @@ NODES, ITEM_NODES = 64, 400
 
 @cache
 def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points and weights of an integral from -1 to 1, each [nodes]."""
+    """The points and weights of Gauss-Legendre quadrature from -1 to 1: (points, weights), each [nodes]."""
     import numpy as np
 
     return np.polynomial.legendre.leggauss(nodes)
 
 
 def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution of an estimated standard deviation s with `dof` degrees of freedom: (values of s / sigma, their
-    probabilities), each [nodes], or [1] where it is known exactly.
+    """The distribution of an estimated standard deviation s relative to the true one, sigma: (values of s / sigma,
+    their probabilities), each [nodes]; with infinite `dof` only the value 1. `dof`: the degrees of freedom of the
+    estimate; `nodes`: the number of values.
 
     The integration is over u = sqrt(s), so that points are densest at small s, which decide the tails for few degrees
     of freedom. Values further than 9 / sqrt(dof) from 1, more than 12 standard deviations of s, are left out.
@@ -72,8 +74,8 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def two_sided_t_quantile(dof: float, level: float) -> float:
-    """The value that the absolute value of Student's t with `dof` degrees of freedom exceeds with probability `level`;
-    with infinite degrees of freedom, that of a standard normal."""
+    """The value that the absolute value of Student's t exceeds with probability `level`. `dof`: the degrees of freedom;
+    inf: the quantile of a standard normal."""
     from scipy.special import ndtri, stdtrit
 
     return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))
@@ -82,14 +84,15 @@ def two_sided_t_quantile(dof: float, level: float) -> float:
 def power(
     difference: float, seeds: float, items: float, dof: float, level: float = LEVEL, items_dof: float = inf
 ) -> float:
-    """The probability that a true difference is called significant, in either direction.
+    """The probability that a difference between two arms is called significant, in either direction.
 
     Args:
         difference: the true difference.
-        seeds: the variance of the difference that comes from seeds.
-        items: the variance of the difference that comes from the evaluated items.
-        dof: the degrees of freedom of the variance from the seeds.
-        items_dof: the degrees of freedom of the variance from the items: the effective number of groups, less one.
+        seeds: the variance of the measured difference that is due to seeds.
+        items: the variance of the measured difference that is due to the sample of evaluated items.
+        dof: the degrees of freedom of the estimate of `seeds`.
+        level: the significance level, two-sided.
+        items_dof: the degrees of freedom of the estimate of `items`: the effective number of groups of items, less one.
     """
     from scipy.special import ndtr
 
@@ -111,18 +114,21 @@ def detectable(
     squares: float = TWO_ARMS,
     items_dof: float = inf,
 ) -> float:
-    """The least difference from the baseline that a study detects with probability POWER; inf with one seed. The level
-    is divided by the number of comparisons (Bonferroni, the first step of Holm's correction).
+    """The least difference from the baseline that a study detects with probability POWER, in the units of the metric;
+    inf with one seed or one arm. The significance level LEVEL is divided by the number of comparisons (Bonferroni, the
+    first step of Holm's correction).
 
     Args:
         sd: the standard deviation between runs that differ only in the seed, in the units of the metric.
-        items: the standard error of a difference of two arms from the items.
+        items: the part of the standard error of a difference between two arms that is due to the sample of evaluated
+            items, in the units of the metric.
         arms: the number of arms of the study, including the baseline.
         seeds: the number of seeds of each arm.
         tests: the number of comparisons; None: one for each arm besides the baseline.
-        squares: the sum of the squared weights of the arms: TWO_ARMS for a difference of two arms, another number for
-            an effect of a factorial.
-        items_dof: the degrees of freedom of `items`; inf: it is known exactly, as with very many groups of items.
+        squares: the sum of the squared weights of the arms: TWO_ARMS for a difference between two arms, another number
+            for an effect of a factorial.
+        items_dof: the degrees of freedom of the estimate of `items`; inf: `items` is known exactly, as with very many
+            groups of items.
     """
     if seeds < 2 or arms < 2:
         return inf
@@ -139,8 +145,14 @@ def detectable(
 
 
 def inverse_of_increasing(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which the increasing function `rising` has the given value, to five digits, searched for upwards
-    from `start`; inf where the function stays below the value up to 1e6 times `start`."""
+    """The x >= 0 at which an increasing function has a value, to five digits; inf where the function stays below the
+    value up to 1e6 times `start`.
+
+    Args:
+        rising: the function.
+        value: the value that it should have.
+        start: the upper end of the first interval that is searched, doubled until the function reaches the value.
+    """
     low, high = 0.0, start
     while rising(high) < value:
         low, high = high, 2 * high
@@ -155,17 +167,20 @@ def inverse_of_increasing(rising: Callable[[float], float], value: float, start:
 def recorded_noise(
     size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens"
 ) -> dict[str, Any] | None:
-    """The noise that an earlier study of this size recorded; None where there is none. Of several studies, the one
-    whose budget is the nearest.
+    """The noise (from seeds and from evaluated items) that an earlier study of the same size recorded; None where no
+    record has it. Of several records, the one with the nearest number of tokens (by ratio).
 
     Args:
         size: the name of the size.
-        tokens: the budget in tokens; None where it is a wall clock.
-        records: the folder of the records.
-        budget: the setting train.budget. Where it is a wall clock, the record has to have the same.
+        tokens: the number of training tokens of the planned runs; None where a wall clock ends them.
+        records: the folder of the records of earlier studies.
+        budget: the setting train.budget of the planned runs: "tokens" or a wall-clock time. Only records with an equal
+            setting are used.
 
     Returns:
-        {"record": its name, "tokens": its budget, "noise": {metric: {"seed_sd", "dof", "items", "items_dof", "unit"}}}.
+        {"record": its name, "tokens": its training tokens, "noise": {metric: {"seed_sd": standard deviation between
+        seeds, "dof": its degrees of freedom, "items": standard error of a difference from the items, "items_dof",
+        "unit"}}}.
     """
     candidates = []
     for path in sorted(records.glob("*/run.json")):
@@ -185,7 +200,8 @@ def recorded_noise(
 
 
 def is_noise(noise: Any) -> bool:
-    """Whether `noise` has the form of the entry "noise" of a study's record, with at least one metric."""
+    """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
+    with at least one metric."""
     keys = ("seed_sd", "items")
     return bool(noise) and all(
         isinstance(of_metric, dict)
@@ -209,17 +225,19 @@ def describe_detectable(
     tests: int | None = None,
     effects: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """The line of `make plan` on the differences that a study can detect.
+    """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why that is
+    unknown.
 
     Args:
         size: the name of the size.
-        tokens: the budget in tokens; None where it is a wall clock.
+        tokens: the number of training tokens of a run; None where a wall clock ends the runs.
         arms: the number of arms, including the baseline.
         seeds: the number of seeds of each arm.
         records: the folder of the records of earlier studies.
-        budget: the setting train.budget.
+        budget: the setting train.budget: "tokens" or a wall-clock time.
         tests: the number of comparisons; None: one for each arm besides the baseline.
-        effects: {name: `squares` of `detectable`} of the effects of a factorial.
+        effects: the effects of a factorial, {name: sum of the squared weights of the arms}, as `squares` of
+            `detectable`.
     """
     known = recorded_noise(size, tokens, records, budget)
     if not known:
@@ -250,8 +268,9 @@ def describe_detectable(
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the differences that a study can detect with the noise of published runs of its size; ""
-    where there are none."""
+    """A line of `make plan` on the difference in the mean of 27 tasks that a study can detect, by the noise of
+    BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock ends, and fewer than two
+    arms or seeds. `run`: the run of the baseline."""
     if run.size not in SUITE_SIZES or run.ends_by_clock or run.model.needs_mask_token or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

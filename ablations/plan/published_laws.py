@@ -1,4 +1,5 @@
-"""Scaling laws as they were published, and the size and tokens of least loss that each gives for an amount of compute.
+"""Published scaling laws, and the numbers of parameters and tokens of least loss that each law gives for an amount of
+compute.
 
 Hoffmann et al. 2022 (eq. 2): the loss in parameters N and tokens D is E + A / N^alpha + B / D^beta. Kaplan et al. 2020
 give N and D of least loss as powers of compute.
@@ -16,7 +17,8 @@ TOKENS_PER_PARAMETER = 20.0  # at the optimum, about, of Hoffmann's ways 1 and 2
 
 @dataclass(frozen=True)
 class Hoffmann:
-    """A law of the form E + A / N^alpha + B / D^beta for the loss with N parameters and D tokens."""
+    """A law of the form e + a / N^alpha + b / D^beta for the loss, in nats per token, with N parameters and D
+    tokens."""
 
     e: float
     a: float
@@ -28,7 +30,8 @@ class Hoffmann:
         return float(self.e + self.a / n**self.alpha + self.b / d**self.beta)
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """The parameters and tokens of least loss for `compute` FLOPs, 6 N D: (N, D) (Hoffmann et al. 2022, eq. 4)."""
+        """The numbers of parameters N and tokens D with the least loss for `compute` = 6 N D FLOPs: (N, D) (Hoffmann et
+        al. 2022, eq. 4)."""
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         n = scale * (compute / 6) ** (self.beta / (self.alpha + self.beta))
         return n, compute / (6 * n)
@@ -37,7 +40,8 @@ class Hoffmann:
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
-        """The least FLOPs with which a model reaches a loss, which must be above `e`."""
+        """The least FLOPs with which a model of any size reaches the loss `loss`, which must be above the irreducible
+        loss `e`."""
         low, high = 1.0, 1e40
         while high / low > 1 + 1e-9:
             middle = math.sqrt(low * high)
@@ -52,14 +56,16 @@ BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data
 def kaplan(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """The parameters N and tokens D by Kaplan's power laws, such that 6 N D is `compute` FLOPs: (N, D). The laws are in
-    the least compute with which a loss can be reached.
+    """The parameters N and tokens D of least loss by Kaplan's power laws, with 6 N D = `compute` FLOPs: (N, D). Kaplan
+    states the laws in the "least compute" with which a loss can be reached, from which N and D follow.
 
-    Training needs the least compute with batches far below the critical size; with batches of the critical size 6 N D
-    is twice that (their section 5.1, recalled). These constants nearly agree: 6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days,
-    at a least compute of 1 PF-day. At 4,500 PF-days this is BigScience's published optimum, 392B and 165B.
+    Training takes the least compute with batches far below the critical size; with batches of the critical size 6 N D
+    is twice that (Kaplan's section 5.1, recalled). The default constants nearly agree: 6 x 1.3e9 x 2e10 FLOPs are 1.8
+    PF-days, at a least compute of 1 PF-day. At 4,500 PF-days the result is BigScience's published optimum, 392B and
+    165B.
 
     Args:
+        compute: the FLOPs of the training.
         n_at_1: the parameters at a least compute of 1 PF-day.
         n_power: the exponent with which the parameters grow.
         d_at_1: the tokens at a least compute of 1 PF-day.
@@ -70,27 +76,34 @@ def kaplan(
 
 
 def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """The parameters N by Kaplan's power law, taking `compute` FLOPs as the least compute, and the tokens that these
-    FLOPs then allow: (N, compute / (6 N)). `n_at_1` and `n_power` are those of `kaplan`."""
+    """The parameters N by Kaplan's power law, where the FLOPs are taken for the least compute (see `kaplan`), and the
+    tokens that these FLOPs then allow: (N, compute / (6 N)).
+
+    Args:
+        compute: the FLOPs of the training.
+        n_at_1: the parameters at 1 PF-day.
+        n_power: the exponent with which the parameters grow.
+    """
     n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
 
 def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
-    """The parameters and tokens for `compute` FLOPs, 6 N D, with a fixed number of tokens per parameter: (N, D)."""
+    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs with a fixed ratio D / N: (N, D)."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """The parameters and tokens of least loss for `compute` FLOPs by the law E + a / N^alpha + b / D^beta (Hoffmann's
-    approach 3): (N, D). They do not depend on E."""
+    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs, by the law E + a / N^alpha +
+    b / D^beta (Hoffmann's approach 3): (N, D). N and D do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 
 @dataclass(frozen=True)
 class PublishedLaw:
-    """A law of the best N and D for an amount of compute, with its constants as they were printed."""
+    """A published law of the numbers of parameters N and tokens D with the least loss for an amount of compute, with
+    its constants as they were printed."""
 
     name: str
     best: Callable[..., tuple[float, float]]  # (compute, *constants) -> N, D
@@ -99,12 +112,12 @@ class PublishedLaw:
     source: str
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """The parameters and tokens of least loss for `compute` FLOPs: (N, D)."""
+        """The numbers of parameters N and tokens D of least loss for `compute` FLOPs: (N, D)."""
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The smallest and the largest number of parameters of least loss for `compute` FLOPs, within the rounding of
-        the published constants."""
+        """The best number of parameters for `compute` FLOPs as a range, (smallest, largest), over all constants that
+        would be printed as the law's are."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

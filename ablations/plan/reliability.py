@@ -17,8 +17,12 @@ from ablations.safe_files import Damaged
 
 def save_interval(stall: float, mtbf: float) -> float:
     """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
-    37, whose first term is Young's formula (1974). `stall`: the seconds for which training stops during a save; `mtbf`:
-    the mean seconds between two failures of the job, which is that of a node divided by the number of nodes."""
+    37, whose first term is Young's formula (1974).
+
+    Args:
+        stall: the seconds for which training stops during a save.
+        mtbf: the mean seconds between two failures of the whole job (a node's, divided by the number of nodes).
+    """
     if stall <= 0:
         return 0.0
     if stall >= 2 * mtbf:
@@ -28,8 +32,14 @@ def save_interval(stall: float, mtbf: float) -> float:
 
 
 def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line of the plan: how often a run will save, from the cost of saves in earlier checkpoints of such runs.
-    `mtbf`: the mean hours between two failures of a node."""
+    """A line of the plan on how often a run will save checkpoints, from the measured time of an earlier save.
+
+    Args:
+        checkpoints: checkpoint folders of earlier runs; the newest undamaged one counts. Where there is none, the line
+            says that the first save measures the time.
+        mtbf: the mean hours between two failures of a node.
+        nodes: the number of nodes of the run.
+    """
     cost = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
         with suppress(Damaged):
@@ -44,12 +54,12 @@ def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
 
 @dataclass(frozen=True)
 class UnreliableCluster:
-    """A cluster with failures, for the simulation of a long job. Times are in seconds.
+    """A cluster with failures, for the simulation of a long job. All times are in seconds.
 
     `nodes` are in use, `spares` stand by. A node fails every `node_mtbf` on average (exponentially distributed). The
-    share `broken` of the failures makes a node unusable for `repair`; the others only end the job. A failure is noticed
-    after `detect` (a hang later than a crash), and a restart takes `restart`. A save stops training for `stall`, and is
-    complete `write` later.
+    share `broken` of the failures makes a node unusable for the time `repair`; the other failures only end the job. A
+    failure is noticed after `detect`, and a restart takes `restart`. A save stops training for `stall`, and is complete
+    `write` after its beginning.
     """
 
     nodes: int
@@ -64,15 +74,19 @@ class UnreliableCluster:
 
     @property
     def mtbf(self) -> float:
-        """Mean seconds between two failures of the whole job."""
+        """The mean seconds between two failures of the whole job."""
         return self.node_mtbf / self.nodes
 
 
 def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-    """Simulate training on a cluster with failures, with the policies of launch/.
+    """Simulate one history of training on a cluster with failures, which is restarted from the last complete checkpoint
+    as launch/ does it.
 
     Args:
+        cluster: the cluster.
+        seconds: the time that is simulated.
         interval: seconds of training between two saves.
+        seed: the seed of the random failures.
 
     Returns:
         Shares of the time: "trained" (work that was kept), "saving", "redone" (work that was lost since the last

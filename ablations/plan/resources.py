@@ -1,7 +1,7 @@
 """Budgets of resources, parsed from text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days", and converted.
 
 A budget is a cluster for a time, or an amount: of GPU-hours or money (on given hardware), of core-hours, of FLOPs (of
-the model, or of the hardware at its peak), of tokens, or of optimizer steps. An amount has no rate.
+the model, or of the hardware at its peak), of tokens, or of optimizer steps. An amount does not say how long it takes.
 """
 
 import math
@@ -46,7 +46,8 @@ PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with GPUs for a time (`seconds`). Spare nodes replace broken ones, and otherwise do no work."""
+    """Nodes with GPUs for a time. `nodes` counts all nodes, `spare` those of them that replace broken nodes and
+    otherwise do no work; `per_node`: the number of GPUs in each; `seconds`: the time."""
 
     gpu: GPU
     nodes: int
@@ -56,7 +57,7 @@ class Cluster:
 
     @property
     def working(self) -> int:
-        """The number of GPUs that train, without those of spare nodes."""
+        """The number of GPUs that train: all but those of spare nodes."""
         return (self.nodes - self.spare) * self.per_node
 
     @property
@@ -65,11 +66,11 @@ class Cluster:
 
     @property
     def reserved_gpu_hours(self) -> float:
-        """The reserved GPU-hours, including those of spare nodes."""
+        """The GPU-hours that are reserved, those of spare nodes included."""
         return self.nodes * self.per_node * self.seconds / HOUR
 
     def flops(self, per_gpu: float) -> float:
-        """The floating-point operations of all working GPUs in the whole time, at `per_gpu` per second and GPU."""
+        """The floating-point operations of all working GPUs in the whole time. `per_gpu`: the FLOP/s of a GPU."""
         return self.working * self.seconds * per_gpu
 
     def __str__(self) -> str:
@@ -79,8 +80,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget of resources: an amount of one kind. `cluster` is set where the budget is hardware for a time; `gpu`
-    where only the hardware is named."""
+    """A budget of resources: an amount of one kind. `cluster` is None unless the budget is hardware for a time; `gpu`
+    is None where no hardware is named; `text` is what the user wrote."""
 
     kind: str  # cluster | gpu-hours | core-hours | model-flops | peak-flops | tokens | steps | money
     amount: float
@@ -90,8 +91,9 @@ class Budget:
     currency: str = ""
 
     def gpu_hours(self, price: float | None = None) -> float:
-        """The GPU-hours of the budget, without those of spare nodes. `price`: of a GPU-hour, where the budget is money.
-        Raises ConfigError where GPU-hours do not follow from the budget; the message says what is missing."""
+        """The GPU-hours of the budget, without those of spare nodes. `price`: the price of a GPU-hour in the budget's
+        currency, needed where the budget is money. Raises ConfigError where GPU-hours do not follow from the budget;
+        the message says what is missing."""
         if self.cluster:
             return self.cluster.gpu_hours
         if self.kind == "gpu-hours":
@@ -107,9 +109,9 @@ class Budget:
         )
 
     def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget. `per_gpu`: model FLOPs per second and GPU, where the budget is hardware;
-        `price`: of a GPU-hour, where it is money. Raises ConfigError where FLOPs do not follow from the budget; the
-        message says what is missing."""
+        """The model FLOPs of the budget. `per_gpu`: the model FLOP/s of a GPU, needed unless the budget is model FLOPs;
+        `price`: the price of a GPU-hour, needed where the budget is money. Raises ConfigError where FLOPs do not follow
+        from the budget; the message says what is missing."""
         if self.kind == "model-flops":
             return self.amount
         if self.kind in ("tokens", "steps"):
@@ -122,7 +124,7 @@ class Budget:
 
 
 def duration_in_words(seconds: float) -> str:
-    """A time as text: "18 weeks", "3.5 days", "20 hours"."""
+    """A duration as text in the largest unit that fits: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
@@ -131,19 +133,19 @@ def duration_in_words(seconds: float) -> str:
 
 
 def weeks_text(seconds: float) -> str:
-    """A time in weeks, as text without the unit: "15.2"."""
+    """A duration in weeks as text without the unit, such as "15.2"; "endless" where it is infinite."""
     return f"{seconds / TIMES['week']:.1f}" if math.isfinite(seconds) else "endless"
 
 
 def amount_text(number: float) -> str:
-    """A number as text: "11,963", "0.188"."""
+    """A number as text: whole from 100 on, such as "11,963", else with three significant digits, such as "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def positive_number(text: str, whole: str) -> float:
-    """The number in a text such as 18, 4500, 1e21 or 1_000. `whole`: the whole text that it is a part of, for the
-    message. Raises ConfigError where the text is no number in the digits 0 to 9, is not above 0, or is too large for a
-    floating-point number."""
+    """The number in a text such as "18", "4500", "1e21" or "1_000". `whole`: the NAME=VALUE word that contains the
+    text, for the error message. Raises ConfigError where the text is no number in the digits 0 to 9, is not above 0, or
+    is too large for a floating-point number."""
     number = _number(text, whole)
     if not number > 0:
         raise ConfigError(f"{whole}: {text} must be above 0")
@@ -151,7 +153,8 @@ def positive_number(text: str, whole: str) -> float:
 
 
 def _number(text: str, whole: str) -> float:
-    """The finite number in `text`, which is a part of `whole`. Raises ConfigError where there is none."""
+    """The finite number in a text. `whole`: the NAME=VALUE word that contains the text, for the error message. Raises
+    ConfigError where the text is no such number."""
     try:
         number = typed_number(text)
     except ValueError:
@@ -164,8 +167,9 @@ def _number(text: str, whole: str) -> float:
 
 
 def check_text(text: str, word: str) -> None:
-    """Raise ConfigError where a text, the value of the NAME=VALUE word `word`, is too long, or has digits other than 0
-    to 9, which Python would read as numbers."""
+    """Check the value of a NAME=VALUE word. Raises ConfigError where it has more than MOST_CHARACTERS characters, or
+    digits other than 0 to 9, which Python would read as numbers. `text`: the value; `word`: the NAME, for the
+    message."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
     if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
@@ -178,9 +182,9 @@ _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
-    """Read the budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes. Raises
-    ConfigError where a number has no unit, a unit or the hardware is unknown, or an amount is not above 0; the message
-    says what is missing."""
+    """The budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes. Raises ConfigError
+    where a number has no unit, a unit or the hardware is unknown, an amount is out of bounds, or a part is missing; the
+    message says what is wrong."""
     check_text(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(
@@ -214,12 +218,12 @@ class _BudgetParts:
 
     @property
     def word(self) -> str:
-        """The whole text of the budget as a NAME=VALUE word, for messages."""
+        """The whole text of the budget as a word BUDGET='...', for error messages."""
         return f"BUDGET={self.text!r}"
 
     def add(self, part: str) -> None:
-        """Read one part, such as "18 weeks", "52x8 A100-80" or "4 spare". Raises ConfigError where the text is no part
-        of a budget."""
+        """Read one part of a budget, such as "18 weeks", "52x8 A100-80" or "4 spare", into the fields of this object.
+        Raises ConfigError where the text is no part of a budget, or a part of this kind was read before."""
         machines = re.fullmatch(r"(-?\d+)\s*(?:nodes?\s*)?[x×*]\s*(-?\d+)\s+(?:GPUs?\s+)?(\S.*)", part, re.I)
         if machines:
             if self.nodes or self.gpu:
@@ -262,7 +266,7 @@ class _BudgetParts:
             self.amounts.append(_amount_in_base_unit(number, unit, self.text))
 
     def budget(self) -> Budget:
-        """The budget of these parts. Raises ConfigError where some are missing, or do not go together."""
+        """The budget that the parts make up. Raises ConfigError where parts are missing, or do not go together."""
         if len(self.amounts) > 1 or (self.amounts and (self.seconds is not None or self.nodes)):
             raise ConfigError(f"{self.word} is two budgets: a cluster for a time, or one amount")
         return self._amount_budget() if self.amounts else self._cluster_budget()
@@ -297,8 +301,8 @@ class _BudgetParts:
 
 
 def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, float, str]:
-    """(kind of the budget, amount in the base unit of the kind, currency or "") of a number and its unit, such as
-    "PF-days". `text`: the whole budget, for the message. Raises ConfigError for an unknown unit."""
+    """An amount in the base unit of its kind: (kind of the budget, amount, currency or ""). `number`, `unit`: such as
+    4500 and "PF-days"; `text`: the whole budget, for the error message. Raises ConfigError for an unknown unit."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
     if word.startswith(("peak ", "model ", "hardware ")):

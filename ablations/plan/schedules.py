@@ -1,4 +1,4 @@
-"""Drawings of the learning rate over the budget, one for each different curve among the arms of a study."""
+"""Drawings of the learning rate over the training budget, one for each different curve among the arms of a study."""
 
 import sys
 
@@ -14,14 +14,14 @@ DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
 
 
 def learning_rates(run: Run, count: int) -> list[float]:
-    """The learning rates of a run at `count` evenly spaced moments of the budget, from the first to the last."""
+    """The learning rates of a run at `count` evenly spaced moments from the first to the last step of its budget."""
     end = 1.0 if run.ends_by_clock else run.tokens / run.horizon
     return [learning_rate(run.train, end * i / (count - 1)) for i in range(count)]
 
 
 def learning_rate_curves(study: Study, count: int) -> dict[str, list[float]]:
-    """The learning rates of a study's arms at `count` moments of the budget: {names of the arms: learning rates},
-    where arms with equal curves share an entry."""
+    """The learning rates of a study's arms at `count` evenly spaced moments of the budget: {names of the arms, with
+    commas between them: learning rates}. Arms with equal curves share an entry."""
     arms: dict[tuple[float, ...], list[str]] = {}
     for arm in study.arms:
         arms.setdefault(tuple(learning_rates(study.cell(arm, study.seeds[0]).run, count)), []).append(arm)
@@ -29,8 +29,8 @@ def learning_rate_curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def schedule_drawings(study: Study) -> list[str]:
-    """Drawings of the learning rates of a study's arms for a terminal, a line for each shape. Heights are shares of
-    the arm's own peak, and arms with the same shape share a line."""
+    """Drawings of the learning rates of a study's arms for a terminal: a heading, then a line for each shape of curve,
+    with the arms that have it. Heights are relative to the highest learning rate of the arm."""
     marks = DIGITS if _lacks_block_characters() else BLOCKS
     shapes: dict[str, list[str]] = {}
     for names, curve in learning_rate_curves(study, COLUMNS).items():
@@ -46,7 +46,8 @@ def schedule_drawings(study: Study) -> list[str]:
 
 
 def _lacks_block_characters() -> bool:
-    """Whether the encoding of standard output lacks the block characters BLOCKS."""
+    """Whether the encoding of standard output cannot represent the block characters BLOCKS, with which curves are
+    drawn."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")
         return False

@@ -1,10 +1,11 @@
-"""Candidate shapes for a target size on a cluster: those that the rules of thumb of 2022 allow, the fastest first.
+"""Candidate shapes (layers, width, heads) for a target size on a cluster: those that the rules of thumb of 2022 allow,
+the fastest first.
 
-The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; heads that divide; embeddings that take a
-layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of existing models, and the
-law of Levine et al. 2020 as a note. The speed of every candidate is predicted by ablations/plan/throughput.py, with
-plain attention and recomputation as in BigScience's runs. Every candidate must fit into memory by
-ablations/plan/pipeline_memory.py.
+The rules are BigScience's (chronicles-prequel.md): widths of whole tiles; numbers of heads that divide the width;
+embeddings that take a layer's place in a pipeline of even stages; a batch that divides; the width to depth ratio of
+existing models. The depth by Levine et al. 2020 is only noted. The speed of every candidate is predicted by
+ablations/plan/throughput.py, with plain attention and recomputation as in BigScience's runs. Every candidate must fit
+into memory by ablations/plan/pipeline_memory.py.
 """
 
 import math
@@ -28,7 +29,8 @@ SEQ = 2048
 
 @dataclass(frozen=True)
 class ShapeCandidate:
-    """A model shape with its fastest layout: predicted seconds of a step, and the memory that a GPU needs in GiB."""
+    """A model shape with its fastest layout, the predicted step time, and the memory that a GPU needs (`gib`, in
+    GiB)."""
 
     shape: Shape
     layout: Layout
@@ -47,7 +49,8 @@ class ShapeCandidate:
 
 
 def levine_depth(parameters: float) -> float:
-    """The number of layers L by Levine et al. 2020 for N parameters: N = 12 L e^(2 x 5.039) e^(2 x 0.0555 L)."""
+    """The number of layers L that Levine et al. 2020 advise for N parameters: the solution of N = 12 L e^(2 x 5.039)
+    e^(2 x 0.0555 L)."""
     low, high = 1.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -59,19 +62,20 @@ def levine_depth(parameters: float) -> float:
 def candidate_shapes(
     low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
 ) -> list[ShapeCandidate]:
-    """The shapes of models between `low` and `high` parameters that the rules of thumb allow, each in its fastest
-    layout, ordered by seconds of a step.
+    """The shapes of models between `low` and `high` parameters that the rules of thumb allow and that fit into memory,
+    each in its fastest layout, the shortest step first.
 
     Args:
         low: the least number of parameters.
         high: the largest number of parameters.
+        gpu: the kind of GPU.
         gpus: the number of GPUs.
-        batch: sequences of a step.
-        vocab: rows of the embedding.
-        per_node: GPUs of a node; a tensor parallel group does not go beyond a node.
+        batch: the number of sequences of a step.
+        vocab: the number of rows of the embedding.
+        per_node: the number of GPUs of a node; a tensor parallel group does not go beyond a node.
 
     Raises:
-        ConfigError: the range is empty or nothing fits; the message says why.
+        ConfigError: the range is empty or no shape is left; the message says why.
     """
     if not 0 < low < high:
         raise ConfigError(f"shapes between {low:g} and {high:g} parameters: the first must be the smaller, above 0")
@@ -118,7 +122,7 @@ def candidate_shapes(
 
 
 def reasons_for_shape(candidate: ShapeCandidate) -> list[str]:
-    """The reasons for a candidate shape, a sentence for each rule that it follows."""
+    """The reasons for a candidate shape, a sentence for each rule of thumb that it follows."""
     shape, layout = candidate.shape, candidate.layout
     part = shape.hidden // layout.tp
     tile = next(size for size in (256, 128, 64, 1) if part % size == 0)

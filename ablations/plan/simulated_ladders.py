@@ -1,6 +1,7 @@
-"""Simulated ladders with known differences at the target: how often their verdicts are right, wrong or undecided.
+"""Simulated ladders (arms at several sizes, extrapolated to a larger one) whose true differences at the target are
+known: how often their verdicts are right, wrong or undecided.
 
-`make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use it; planning itself does not.
+`make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use this; planning itself does not.
 """
 
 import math
@@ -25,7 +26,7 @@ ArmSampler = Callable[[np.random.Generator], list[Gap]]
 
 
 def compute(n: float) -> float:
-    """The FLOPs of a simulated run with `n` parameters."""
+    """The FLOPs of a simulated run with `n` parameters, trained on TOKENS_PER_PARAMETER tokens for each."""
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 
@@ -34,8 +35,9 @@ def loss_of(law: Hoffmann, n: float) -> float:
 
 
 def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw arms whose losses differ in a constant of the law, so that their order is the same at all sizes. Returns
-    for each arm a function from the number of parameters to its difference from the baseline."""
+    """Draw arms whose differences from the baseline have the same sign at all sizes: an arm differs in two constants of
+    the law of the loss. Returns for each arm a function from the number of parameters to log(loss of the arm / loss of
+    the baseline)."""
 
     def gap(arm: Hoffmann, n: float) -> float:
         return math.log(loss_of(arm, n) / loss_of(BASE, n))
@@ -47,9 +49,9 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
 
 
 def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw arms whose gap, the difference from the baseline, changes its sign at a random compute: between 1/20 of the
-    target's, which is that of the largest size, and 20 times the target's. Returns for each arm its gap as a function
-    of the number of parameters."""
+    """Draw arms whose differences from the baseline change their sign at a random amount of compute, between 1/20 of
+    the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns for each arm a
+    function from the number of parameters to log(loss of the arm / loss of the baseline)."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
@@ -58,9 +60,15 @@ def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
 
 
 def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
-    """Simulate the runs of a ladder. The log losses scatter by `noise`, and in addition by half as much in common with
-    the baseline of the same seed. `gaps`: each arm's difference from the baseline, a function of the number of
-    parameters."""
+    """Simulate the runs of a ladder at all SIZES: the losses of each arm and of the baseline with the same seed.
+
+    Args:
+        gaps: for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline).
+        rng: the source of the noise.
+        seeds: the number of seeds.
+        noise: the standard deviation of a run's log loss. In addition, all runs of a seed at a size share noise of half
+            this standard deviation.
+    """
     pairs = []
     for n in SIZES:
         for seed in range(seeds):
@@ -74,7 +82,8 @@ def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of many simulated ladders."""
+    """The results of many simulated ladders: how often intervals hold the true difference, verdicts are right, and arms
+    are in the right order."""
 
     covered: float  # how often the line's 90% interval holds the true difference at the target
     line: Score  # verdicts of the line
@@ -84,8 +93,14 @@ class Outcome:
 
 
 def simulate_outcomes(world: ArmSampler, seeds: int, ladders: int, key: int = 1) -> Outcome:
-    """Simulate many ladders, and count how often their verdicts are right. `world`: draws the arms of a ladder, such as
-    `gaps_that_change_sign`; `key`: the seed of the random numbers."""
+    """Simulate many ladders, and count how often their verdicts are right.
+
+    Args:
+        world: a function that draws the arms of a ladder, such as `gaps_that_change_sign`.
+        seeds: the number of seeds of each ladder.
+        ladders: the number of ladders.
+        key: the seed of the random numbers.
+    """
     rng = np.random.default_rng(key)
     covered, line, single = [], Score(), Score()
     line_orders, single_orders = [], []

@@ -1,8 +1,7 @@
-"""Training speed that was measured at a site (runs/bench-gpu.jsonl) and corrects predictions from published
-measurements.
+"""Training speeds that were measured at a site (runs/bench-gpu.jsonl), and the correction of predictions by them.
 
 `make bench-gpu` (tests/bench_gpu.py) appends a line for each measurement: size, position, precision, loop, micro_batch,
-accumulate, device, tokens_per_second. Measurements of our engine in bf16 are used here.
+accumulate, device, tokens_per_second. Only measurements of our engine in bf16 are used here.
 """
 
 import json
@@ -23,7 +22,9 @@ LEAST_SPREAD = 1.05  # one machine on one day: 4% between two tables of one repo
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The ratio of measured to predicted seconds of a step at a site, and its spread between the measurements."""
+    """The measured speed of one kind of GPU at a site. `factor`: the median of measured / predicted seconds of a step;
+    `spread`: the largest ratio between a measurement and that median; `rows`: the number of measurements; `device`: the
+    GPU's name in torch."""
 
     factor: float
     spread: float
@@ -32,8 +33,9 @@ class SiteSpeed:
 
 
 def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
-    """The speed of a site with this accelerator, from the measurements in the file `path`; None where there are none.
-    Raises ConfigError where the file is damaged; the message names the file and the line."""
+    """The measured speed of a kind of GPU at this site, relative to the predicted speed; None where the file has no
+    measurement of it, or there is no file. `path`: the file of measurements. Raises ConfigError where the file is
+    damaged; the message names the file and the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -63,7 +65,8 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
 
 
 def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """The measured seconds of a step divided by the predicted seconds, for one line of the file of measurements."""
+    """The measured seconds of a step divided by the predicted seconds. `row`: one line of the file of measurements;
+    `gpu`: the GPU that it was measured on."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")
@@ -73,7 +76,8 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
 
 
 def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
-    """The predicted seconds of a step, corrected by the site's own measurements where there are some."""
+    """The predicted seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site;
+    None: the prediction is not corrected."""
     prediction = predict(shape, layout, gpu)
     if site is None:
         return prediction

@@ -1,4 +1,4 @@
-"""The cost of a study on given hardware: layouts, hours, energy, disk; and reasons not to start it."""
+"""The cost of a study on given hardware (layouts, hours, energy, disk), and reasons not to start it."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -49,7 +49,8 @@ MAX_DECAY_RATIO = 2.0  # decay horizon / budget, beyond which a schedule is take
 
 @dataclass(frozen=True)
 class RunCost:
-    """The cost of one run. Hours are by the wall clock; energy is an upper limit for the GPUs alone."""
+    """The predicted cost of one run. `hours` are by the wall clock, with the ends of an 80% interval, `low` and `high`;
+    `kwh` is an upper limit for the GPUs alone; `gib` is the memory of a GPU."""
 
     arm: str
     seed: int
@@ -86,12 +87,13 @@ class StudyCost:
 
     @property
     def most_gpu_hours(self) -> float:
-        """The GPU-hours with all seeds that MORE=auto may add. Each seed of an arm costs the same."""
+        """The GPU-hours of the study with all seeds that MORE=auto may add. Each seed costs the same."""
         return self.gpu_hours * self.study.max_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
-        """The largest possible cost of a study that adds seeds; None where their number is fixed."""
+        """The largest cost of a study to which MORE=auto may add seeds: {"seeds" of each arm, "runs", "gpu_hours",
+        "kwh", "disk_gb"}; None where the number of seeds is fixed."""
         study = self.study
         if not study.criteria.sequential:
             return None
@@ -137,8 +139,14 @@ class StudyCost:
 
 
 def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASUREMENTS) -> StudyCost:
-    """The cost of a study with `gpus` GPUs for each run, and reasons against starting the study in that way. `speeds`:
-    a file of speeds measured at the site, by which predictions are corrected."""
+    """The cost of a study on given hardware, and reasons against starting it so.
+
+    Args:
+        study: the study.
+        gpu: the kind of GPU.
+        gpus: the number of GPUs of each run.
+        speeds: the file of speeds measured at this site, by which predictions are corrected.
+    """
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
@@ -173,8 +181,15 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
 
 
 def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
-    """The cost of one run in the parallel layout `best`, with the predicted seconds of its step. `suite`: whether it is
-    also evaluated on the 27 tasks."""
+    """The cost of one run.
+
+    Args:
+        cell: the run, with its arm and seed.
+        step: the predicted seconds of its optimizer step.
+        best: the parallel layout in which it is trained.
+        gpu: the kind of GPU.
+        suite: whether the run is also evaluated on the suite of 27 tasks.
+    """
     run, gpus = cell.run, best.layout.gpus
     per_step = run.train.batch * run.model.seq
     speed = per_step / step.seconds  # tokens a second; the smaller batches of a ramp are taken to be as fast
@@ -212,13 +227,14 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
 
 
 def _is_execution_machine(study: Study) -> bool:
-    """Whether the study's runs will use the disk of this machine: OUT is given, this machine has a GPU, or a cluster is
-    set up. False for example on a laptop, where a study is planned for other machines."""
+    """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
+    cluster is configured. False for example on a laptop, where a study is planned for other machines."""
     return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
-    """Text on the differences that the study can detect, and on a factorial's effects; see ablations/plan/power.py."""
+    """Lines on the differences between arms, and the effects of a factorial, that the study can detect
+    (ablations/plan/power.py)."""
     base = study.base
     tokens = None if base.ends_by_clock else base.tokens
     squares: dict[str, float] = {}
@@ -238,7 +254,7 @@ def detectable_text(study: Study) -> str:
 
 
 def _free_gigabytes(out: Path) -> float | None:
-    """The free GB on the disk that has the folder `out`; None where that is unknown."""
+    """The free GB on the disk of the folder `out`, which need not exist yet; None where that is unknown."""
     place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
         return shutil.disk_usage(place).free / 1e9 if place else None
@@ -247,8 +263,8 @@ def _free_gigabytes(out: Path) -> float | None:
 
 
 def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
-    """Check the settings of a study before it is started. Returns (reasons against starting the study, other notes), as
-    sentences."""
+    """Check the settings of a study before it is started: numbers of parameters, learning-rate decay, epochs. Returns
+    (reasons against starting the study, other notes), each a list of sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -283,7 +299,8 @@ def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
 
 
 def figure(cost: StudyCost) -> str:
-    """A figure of the GPU-hours of each arm, over all its seeds, divided into the parts of a step, as SVG text."""
+    """A bar chart of the GPU-hours of each arm, over all its seeds, divided into the parts of a step and evaluation, as
+    SVG text; "" where no layout fits."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -306,7 +323,8 @@ def figure(cost: StudyCost) -> str:
 
 
 def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the largest cost with all seeds that MORE=auto may add; no line where the number of seeds is fixed."""
+    """A line on the study's cost with all seeds that MORE=auto may add; no line where the number of seeds is fixed.
+    `budget_gpu_hours`: the GPU-hours that the user has, for the share; None: unknown."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -318,7 +336,8 @@ def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[s
 
 
 def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: what the user has, or None."""
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, for
+    the share that the study takes; None: unknown."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

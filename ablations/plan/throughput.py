@@ -1,9 +1,10 @@
-"""Seconds for one optimizer step of a transformer on a cluster: a sum of physical terms with fitted weights.
+"""The seconds of one optimizer step of a transformer on a cluster, predicted as a sum of physical terms with fitted
+weights.
 
-Each term is the time that a part of the step would take if the hardware reached its data sheet: matrix products at the
-peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weights are fitted to
-published step times (ablations/plan/calibrate.py), and say how much slower a software stack is. The interval of a
-prediction follows from the errors on rows that were held out of the fit.
+Each term is the time that a part of the step would take at the rates of the hardware's data sheet: matrix products at
+the peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weights are
+fitted to published step times (ablations/plan/calibrate.py), and say how much slower a software stack is. The interval
+of a prediction follows from the errors on rows that were held out of the fit.
 """
 
 import functools
@@ -34,8 +35,8 @@ UNEVEN_HEADS = 138.72 / 120.18
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a model that determine its speed. `ffn` is the inner width of an MLP, `matrices` the number of
-    its matrices: 2, or 3 where it is gated."""
+    """The dimensions of a model that determine its speed. `ffn`: the inner width of an MLP; `matrices`: the number of
+    weight matrices of an MLP, 2, or 3 where it is gated."""
 
     layers: int
     hidden: int
@@ -51,26 +52,27 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """The number of weights in the matrices of one layer."""
+        """The number of weights in the matrices of one layer, attention and MLP."""
         return 4 * self.hidden**2 + self.matrices * self.hidden * self.ffn
 
     @property
     def parameters(self) -> int:
-        """The number of parameters with tied embeddings, biases and norms, without learned positions."""
+        """The number of parameters, biases and norms included, with tied embeddings and without learned positions."""
         biases = 9 * self.hidden + (self.matrices - 1) * self.ffn
         return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
 
     def flops_per_token(self, recompute: bool = False) -> float:
-        """FLOPs to train on one token by Megatron's formula, as in model/count.py. With `recompute` the forward pass
-        of the layers counts twice."""
+        """The FLOPs to train on one token by Megatron's formula, as in model/count.py. `recompute`: whether activations
+        are recomputed, so that the forward pass of the layers counts twice."""
         layers = self.layers * (self.block + 2 * self.seq * self.hidden)
         return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parallel layout of a training step: how its work is divided among GPUs. `embedding_slots`: whether each of
-    the two embeddings counts like a layer when layers are assigned to pipeline stages."""
+    """The parallel layout of a training step. `gpus`: the number of GPUs in all; `batch`, `micro_batch`: sequences of a
+    step, and of one pass of a replica; `embedding_slots`: whether each of the two embeddings counts like a layer when
+    layers are assigned to pipeline stages."""
 
     gpus: int
     tp: int
@@ -92,8 +94,8 @@ class Layout:
 
 
 def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
-    """The seconds of each of TERMS for one step on the busiest pipeline stage, at the rates of the data sheet. `flash`:
-    whether attention is one kernel that does not write the scores to memory."""
+    """The seconds of one step on the busiest pipeline stage at the rates of the data sheet, as a number for each of
+    TERMS in that order. `flash`: whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
     rows = layout.micro_batch * shape.seq
     passes = 4 if layout.recompute else 3  # the backward pass is two products for each of the forward pass
@@ -137,8 +139,8 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted seconds of a step. `low` and `high` are the ends of an interval that contained 80% of held-out
-    rows; `basis` says what the prediction is based on."""
+    """The predicted seconds of a step. `low` and `high`: an interval that contained 80% of held-out rows; `basis`: the
+    measurements on which the prediction is based, in words; `parts`: the seconds of each term."""
 
     seconds: float
     low: float
@@ -154,8 +156,8 @@ class Prediction:
 
 @functools.cache
 def calibration() -> dict[str, Any]:
-    """The fitted constants of the speed and memory model, and its errors on published rows that were held out: the
-    content of calibration.json, which `python -m ablations.plan.calibrate` writes."""
+    """The fitted constants of the speed and memory models, and their errors on held-out published rows: the content of
+    calibration.json, which `python -m ablations.plan.calibrate --write` writes."""
     return dict(json.loads(CALIBRATION.read_text()))
 
 
@@ -180,9 +182,12 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     """Predict the seconds of one optimizer step.
 
     Args:
-        stack: the software whose published speed is used. "Megatron-DeepSpeed" is for pipelines with plain attention,
-            as in BigScience's runs. "" stands for the one that is most like our engine: "llm-foundry", and on V100s,
-            for which that has no rows, "Megatron-DeepSpeed".
+        shape: the dimensions of the model.
+        layout: the parallel layout of the step.
+        gpu: the kind of GPU.
+        stack: the software whose published speed is used. "llm-foundry" is the one most like our engine;
+            "Megatron-DeepSpeed" is for pipelines with plain attention, as in BigScience's runs. "":
+            "Megatron-DeepSpeed" on V100s, for which llm-foundry has no rows, else "llm-foundry".
     """
     fits = calibration()
     old = gpu.name.startswith("v100")

@@ -75,5 +75,6 @@ class _Attention(torch.autograd.Function):
 
 
 def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
-    """Zero the dropped probabilities, and scale up the others. `through`: bool, which remain; None: no dropout."""
+    """Zero the dropped probabilities, and divide the rest by 1 - dropout. `p`: probabilities, or their gradients;
+    `through`: bool, True where a probability is kept; None: no dropout; `dropout`: the share that is dropped."""
     return p if through is None else p * through / (1 - dropout)

@@ -53,9 +53,9 @@ def product(
 
     Args:
         a_NK: the left operand in FP8, already multiplied by its scale.
-        a: that scale.
+        a: the scale of `a_NK`.
         b_KM: the right operand in FP8, already multiplied by its scale.
-        b: that scale.
+        b: the scale of `b_KM`.
         bias_M: added to the product.
         fast: whether the sums may have fewer bits than fp32.
     """
