@@ -90,7 +90,7 @@ class Study:
     @property
     def name(self) -> str:
         """A name of the study for files and folders: "position-alibi-nano"; one that would be too long says how many
-        arms there are, and ends in a hash of the long name: "corpus-7-arms-nano-c879f584"."""
+        arms there are, and ends in a hash of the long name: "corpus-7-arms-nano-3a1c9716"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:
