@@ -28,9 +28,9 @@ POINTS = 401  # of the grid of the integration: levels to three digits (tests/te
 
 
 def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use; 0 before the
-    second seed and after the last one, where there is no analysis. `tests`: the number of arms that are compared with
-    the baseline, each at LEVEL / tests."""
+    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use. 0 before the
+    second seed and beyond `most` seeds, where there is no analysis. `tests`: the number of comparisons, each at LEVEL /
+    tests."""
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
     level = LEVEL / max(1, tests)
