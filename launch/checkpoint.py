@@ -7,8 +7,9 @@ other. Nothing in it is ever unpickled, and the sha256 of every file is compared
 `checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
 parallel size the parameter is put together and cut anew.
 
-Milestones keep their weights besides, in `weights_N`: the same files without the optimizer moments. They are complete
-before `step_N` is, so that a run continued from there has them; they are never removed; eval/weights.py reads them.
+At milestones (the steps of layout.eval_at) the weights are saved besides, in a folder `weights_N`: files like those of
+`step_N`, without the optimizer moments. It is complete before `step_N` is, so that a run continued from there has it,
+and is never removed; eval/weights.py reads it.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """

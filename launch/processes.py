@@ -1,7 +1,7 @@
 """Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-The children ignore Ctrl-C and SIGHUP, which a terminal sends to every process, the second one when it is closed: this
-process handles them and ends the children.
+The children ignore Ctrl-C, and SIGHUP on closing the terminal, which reach every process of the terminal: this process
+handles both signals and ends the children.
 """
 
 import ctypes

@@ -3,9 +3,9 @@
 Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 (with
 fp32 masters, as in bf16): they are evaluated and exported like those of a bf16 run.
 
-Between two updates of the optimizer all micro-batches see the same weights, which `weights_cast` therefore casts once.
-It casts each time it begins, and what it has cast is read only until it ends: after an update, after a checkpoint is
-loaded, or after any other change, no layer multiplies with earlier weights.
+Between two updates of the optimizer all micro-batches see the same weights, so the context `weights_cast` casts the
+weights once. It casts on each entry, and the copies are read only inside the context: after an update, after a
+checkpoint is loaded, or after any other change, no layer multiplies with earlier weights.
 """
 
 from collections.abc import Iterator

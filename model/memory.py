@@ -2,8 +2,8 @@
 real steps.
 
 Memory peaks at one of a few moments of a step: the loss, both ends of the backward pass, the reduction of gradients,
-the update. The estimate is the largest of them. It leaves out all that is not a tensor: the interpreter, libraries,
-scratch space of kernels, gaps of the allocator.
+the update. The estimate is the need at the largest of these moments. It leaves out all that is not a tensor: the
+interpreter, libraries, scratch space of kernels, gaps of the allocator.
 """
 
 from model.config import ModelConfig
@@ -11,7 +11,7 @@ from model.count import parameters
 
 MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
-QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
+QUERIES = 128  # queries at a time on a CPU: QUERIES_AT_ONCE of model/attention.py
 
 
 def estimate_memory(

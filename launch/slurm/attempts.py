@@ -3,7 +3,7 @@ requeue the job, or give up.
 
 attempts.jsonl in the run directory has a line for each submission, start and end; an attempt without an end is one
 whose node lost power. The decision rests on what the run left on disk rather than on the exit code: when several ranks
-end together, Slurm kills the slower ones and reports that.
+end together, Slurm kills the slower ones, and the exit code says only that.
 """
 
 import argparse

@@ -7,11 +7,11 @@
 | weight gradient | gradient (e5m2), input (e4m3)    | in fp32                                      |
 
 Formats: Micikevicius et al. 2022 (arXiv 2209.05433). Fast sums in the forward pass alone are the default of Transformer
-Engine and torchao. Each operand is multiplied by a number of its own that brings its largest magnitude between half of
-the format's largest and that ("current" or "dynamic" scaling, tensor by tensor). The number is a power of two, so that
-scaling rounds nothing, nothing overflows, and what else is in a tensor (a larger micro-batch) changes how a value is
-rounded only where it is close to zero. A NaN or an infinity makes the whole product NaN, so that it is seen. On a CPU
-torch computes the same products slowly.
+Engine and torchao. Each operand is multiplied by a number of its own ("current" or "dynamic" scaling, tensor by
+tensor): its largest magnitude then lies between half of the largest number of the format and that number. The
+multiplier is a power of two, so that scaling rounds nothing, nothing overflows, and what else is in a tensor (a larger
+micro-batch) changes how a value is rounded only where the value is close to zero. A NaN or an infinity makes the whole
+product NaN. On a CPU torch computes the same products slowly.
 """
 
 from typing import Any, NamedTuple
