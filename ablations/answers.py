@@ -40,7 +40,8 @@ def error(problem: str) -> str:
 
 
 def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -> None:
-    """Print an error message to standard error, and with `as_json` the answer, to standard output or `answers_to`."""
+    """Print an error message to standard error. With `as_json` the JSON answer about the error is printed too, to
+    `answers_to` or else to standard output."""
     if as_json:
         print(error(problem), file=answers_to, flush=True)
     print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
@@ -99,8 +100,8 @@ def plan(study: Study) -> dict[str, Any]:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """The answer of `status`: for every run its state and the facts that ablations.status.state gives, and the number
-    of runs in each state."""
+    """The answer of `status`: for every run its state and what else `ablations.status.state` knows of the run, and the
+    number of runs in each state."""
     runs = []
     for i, cell in enumerate(study.cells):
         facts = {key: value for key, value in state(cell).items() if value is not None}
@@ -122,10 +123,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
     parameters, steps and FLOPs that follow.
 
     Args:
-        a: the name of the first size or preset.
-        b: the name of the second.
-        run_a: the run with the settings of `a`.
-        run_b: the run with the settings of `b`.
+        a, b: the names of the two sizes or presets.
+        run_a, run_b: the runs with the settings of `a` and of `b`.
     """
     from model.count import flops_per_token, parameters
 
