@@ -171,9 +171,9 @@ def masked_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`), in four dimensions, since torch computes slowly with three. Arguments
-    as for `make_attention`. In evaluation of a causal model the queries are divided into blocks of
+    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention. Bias and
+    mask are one float tensor (`visible_bias`) of four dimensions, since torch computes slowly with three. Arguments as
+    for `make_attention`. In evaluation of a causal model the queries are divided into blocks of
     QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
     T = x_BTD.shape[1]
     rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T

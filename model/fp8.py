@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """A factory of linear layers that multiply in FP8. The output matrix is made as such a layer too, but the loss
-    reads the layer's bf16 weight and does not call the layer, so that logits are products in bf16."""
+    """A factory of linear layers that multiply in FP8. The output matrix is made as such a layer too, but never
+    called: the loss reads its bf16 weight, so that logits are products in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -176,10 +176,10 @@ class MaskedLM(Objective):
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row, inputs are
-        these tokens with some replaced, and `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
-        [B, M]. They are drawn by `seed` and the row's number in the run (`numbers`; None: counted from 0). Special
-        tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens. Raises
-        ValueError where `tokens` has no mask token."""
+        these tokens with some replaced. `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
+        [B, M]. Positions and tokens are drawn by `seed` and the row's number in the run (`numbers`; None: counted from
+        0). Special tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens.
+        Raises ValueError where `tokens` has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1

@@ -151,8 +151,8 @@ class ALiBi(Position):
 
 def alibi_slopes(heads: int) -> list[float]:
     """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, where the number n of heads is a power of two. For
-    another number: all slopes for the next lower power of two, then of the slopes for twice that power the first,
-    third, fifth and so on, until each head has one (Press et al. 2021, appendix A and their reference code)."""
+    another number: all slopes for the next lower power of two, followed by the first, third, fifth ... slope for twice
+    that power (Press et al. 2021, appendix A and their reference code)."""
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]

@@ -172,8 +172,8 @@ def last_configuration_error(folder: Path, job: str) -> str:
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
-    attempt, where srun puts the rank's number before each line; that number is not matched. `folder`: the run
-    directory; `what`: the pattern, a regular expression; where it has a group, only the group's text is returned."""
+    attempt. The rank's number, which srun puts before each line, is skipped. `folder`: the run directory; `what`: the
+    pattern, a regular expression; where it has a group, only the group's text is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:

@@ -275,9 +275,9 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """The NAME=VALUE words of a study with the mean time between failures of a node (NODE_MTBF_HOURS in `variables`,
-    those of the site file) added to SET as the setting layout.mtbf. `words` are returned unchanged where they set it
-    already, or the site file has no such variable."""
+    """The NAME=VALUE words of a study, with the site's mean time between failures of a node added to SET as the setting
+    layout.mtbf. `variables`: those of the site file, of which NODE_MTBF_HOURS is read; where it is missing, or the
+    words set layout.mtbf already, `words` are returned unchanged."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")

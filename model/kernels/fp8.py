@@ -9,7 +9,7 @@
 Formats: Micikevicius et al. 2022 (arXiv 2209.05433). Fast sums in the forward pass alone are the default of Transformer
 Engine and torchao. Each operand is multiplied by a number of its own ("current" or "dynamic" scaling, tensor by
 tensor): its largest magnitude then lies between half of the largest number of the format and that number. The
-multiplier is a power of two, so that scaling rounds nothing, nothing overflows, and what else is in a tensor (a larger
+multiplier is a power of two, so that scaling rounds nothing and nothing overflows. What else is in a tensor (a larger
 micro-batch) changes how a value is rounded only where the value is close to zero. A NaN or an infinity makes the whole
 product NaN. On a CPU torch computes the same products slowly.
 """

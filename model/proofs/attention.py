@@ -79,10 +79,10 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     heads, queries along the first T. From each score that of the query with the key at its own position is subtracted;
     where a query does not see a key, the score is minus infinity.
 
-    Hooks replace the output of every layer's qkv projection: the queries and keys are those of `expected_scores` (with
-    scores of about 1 bf16 resolves even ALiBi's smallest slope), and each value is the one-hot vector of its position,
-    so that the input of the output projection is the attention matrix itself. `extent`: the length of the prefix; only
-    the prefix objective uses it.
+    Hooks replace the output of every layer's qkv projection. The queries and keys become those of `expected_scores`:
+    with scores of about 1 bf16 resolves even ALiBi's smallest slope. Each value becomes the one-hot vector of its
+    position, so that the input of the output projection is the attention matrix itself. `extent`: the length of the
+    prefix; only the prefix objective uses it.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
