@@ -90,7 +90,7 @@ class Study:
     @property
     def name(self) -> str:
         """A name of the study for files and folders, such as "position-alibi-nano". A name that would be too long is
-        replaced by one with the number of arms and a hash of the long name: "corpus-7-arms-nano-c879f584"."""
+        replaced by one with the number of arms and a hash of the long name: "corpus-7-arms-nano-3a1c9716"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:

@@ -21,7 +21,8 @@ def choose_kernel(model: Any, micro_batch: int) -> dict[str, float]:
 
     Returns:
         {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Empty where there is no
-        choice: on a CPU, and where `attention.make_attention` allows only FlexAttention or only the plain formula.
+        choice and the model is left as it is: on a CPU, with attn_dropout, QK scaling or a prefix objective, and with
+        position schemes that add a bias to the scores.
     """
     cfg, weight = model.cfg, model.embed.weight
     no_choice = cfg.attn_dropout or cfg.qk_scaling or model.objective.has_extents or model.position.has_bias

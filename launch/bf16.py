@@ -19,7 +19,8 @@ CLIP_EPSILON = 1e-6  # DeepSpeed's: clip_tensors_by_global_norm
 def use_device_updates(ds: Any) -> None:
     """Replace, on a GPU, how the optimizer of a DeepSpeed engine sums, clips and applies gradients.
 
-    * Sums over micro-batches: the first gradients are written, the later ones added, in one call for all parameters.
+    * Sums over micro-batches: the first micro-batch's gradients are written into the fp32 sums, those of later ones
+      added, each in one call for all parameters.
     * Sums over ranks: each rank receives the fp32 sums of the part that it updates (reduce-scatter). That moves as many
       bytes as DeepSpeed's all-reduce in bf16, and needs no copy of the gradients.
     * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite

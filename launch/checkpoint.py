@@ -7,8 +7,9 @@ other. Nothing in it is ever unpickled, and the sha256 of every file is compared
 `checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
 parallel size the parameter is put together and cut anew.
 
-Milestones keep their weights besides, in `weights_N`: the same files without the optimizer moments. They are complete
-before `step_N` is, so that a run continued from there has them; they are never removed; eval/weights.py reads them.
+At milestones (the steps of layout.eval_at) the weights are saved besides, in a folder `weights_N`: files like those of
+`step_N`, without the optimizer moments. It is complete before `step_N` is, so that a run continued from there has it,
+and is never removed; eval/weights.py reads it.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
@@ -49,7 +50,8 @@ class CheckpointError(RunFailed):
 @dataclass(frozen=True)
 class Fragment:
     """A slice of one parameter, or of one of its optimizer moments, that this rank holds: elements `start` to `start +
-    len(data)` of the flattened tensor. `kind` is one of KINDS: the fp32 weight or one of AdamW's two moments."""
+    len(data)` of the flattened tensor. `kind`: "weight" (the fp32 master weight), "exp_avg" or "exp_avg_sq" (AdamW's
+    moments)."""
 
     name: str
     kind: str
@@ -70,7 +72,7 @@ class Checkpoints:
     Args:
         folder: the run's folder of checkpoints.
         keep: how many of the newest checkpoints are kept.
-        milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
+        milestones: {step: tokens trained on by then} of the steps at which the weights are saved for evaluation too.
         identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
             checkpoint; loading a checkpoint in which one of these hashes differs raises RunFailed.
     """
@@ -292,9 +294,10 @@ def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
 
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
-    `path`. Where the checkpoint was saved at another tensor parallel size, parameters are joined and divided anew.
-    Raises CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
+    """Fill this rank's fragments from the saved fragments that overlap them. `path`: the checkpoint's folder; `files`:
+    the names of its safetensors files; `fragments`: their tensors are overwritten. Where the checkpoint was saved at
+    another tensor parallel size, parameters are joined and divided anew. Raises CheckpointError where elements of a
+    parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:

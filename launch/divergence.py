@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
     """The reason why a step counts as a divergence, as a sentence; "" when it does not.
 
-    A step is a divergence when its loss or gradient norm is NaN or infinite, when its loss exceeds log(vocabulary) (the
-    loss of a uniform guess) by train.divergence, or when its loss exceeds the median of the recent losses by
-    train.spike (0: no such limit). In fp16 an infinite norm is no divergence: gradients overflow now and then until
+    A step is a divergence when its loss or gradient norm is NaN or infinite. It is one, too, when its loss exceeds
+    log(vocabulary), the loss of a uniform guess, by train.divergence, or the median of the recent losses by train.spike
+    (0: no such limit). In fp16 an infinite norm is no divergence: gradients overflow now and then until
     the loss scale fits. `recent`: losses of the steps before, up to 64; train.spike applies once there are 8; `loss`:
     the loss of the step, nats per predicted token; `norm`: the gradient norm of the step, before clipping.
     """

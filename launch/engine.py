@@ -58,7 +58,7 @@ class Engine:
     def execution(self) -> dict[str, Any]:
         """How training is executed on this machine, as an entry of run.json: {"attention": the kernel,
         "attention_seconds": {kernel: seconds}, "compiled": the mode of layout.compile or "never", "micro_batch":
-        sequences, "gradients": how ranks sum them}. These choices change results by no more than rounding."""
+        sequences, "gradients": how ranks sum gradients}. These choices change results by no more than rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -119,8 +119,8 @@ class Engine:
 
     @property
     def loss_scaling_state(self) -> dict[str, Any]:
-        """The state of fp16's dynamic loss scaling, {name: value}; empty in other precisions. A continued run assigns
-        the state of its checkpoint to this property."""
+        """The state of fp16's dynamic loss scaling, as {name: value} for a checkpoint; empty in other precisions. A
+        continued run assigns the state in its checkpoint to this property."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
@@ -158,11 +158,11 @@ class Engine:
             save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
                 so that all ranks learn of it at the same step and without further communication.
             stop: whether this rank requests that training stop; reduced like `save`.
-            clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
+            clock: returns the seconds of training so far. Those of the first rank are sent to all ranks with the loss,
                 since ranks have to agree where these seconds end the run or determine the learning rate.
 
         Returns:
-            The result of the step, whose `read` waits for the device.
+            A `PendingStep`, whose method `read` waits for the device and returns the step's result.
 
         Raises:
             Diverged: gradients overflow at the smallest loss scale.
@@ -213,8 +213,8 @@ class Engine:
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
-        """A context that measures the seconds of the forward pass inside it, the work that a rank does without waiting
-        for others, and adds them to `forward_timers`."""
+        """A context that measures the forward pass inside it, which a rank computes without waiting for other ranks.
+        It appends to `forward_timers` a function that returns the seconds."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -280,10 +280,10 @@ class Engine:
         checkpoints.save(step, self.fragments(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call it together.
-        `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that was given
-        to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks elements that
-        the model needs, or all checkpoints are damaged."""
+        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call this method
+        together. `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that
+        was given to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks
+        elements that the model needs, or all checkpoints are damaged."""
         state = checkpoints.load(self.fragments(), before)
         if state is None:
             return None
@@ -294,8 +294,8 @@ class Engine:
         return state["progress"]
 
     def write_weights(self, path: Path) -> None:
-        """Write the state_dict of the whole model to a safetensors file. After an interruption the file is complete or
-        absent. All ranks call it together."""
+        """Write the state_dict of the whole model to a safetensors file. All ranks call this method together.
+        An interruption leaves no half-written file. `path`: the file."""
         state = {}
         for name, part in self.model.state_dict().items():
             whole = self.model.tp.gather(name, part)
@@ -320,8 +320,8 @@ class Loss(nn.Module):
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, of which only the guards against torch's compiler are left out: calling a guarded method loads the
-    compiler, which takes more than a second at the start of a run. The optimizer itself is never compiled here."""
+    """torch's AdamW without the wrappers that keep torch's compiler out of its methods. Calling a wrapped method loads
+    the compiler, which takes more than a second at the start of a run; the optimizer is never compiled here."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)

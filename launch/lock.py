@@ -19,8 +19,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     heartbeat, and half-written weights.
 
     Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
-    is tried again for up to a minute under Slurm, where the process of the previous attempt may still be ending, and
-    for a second elsewhere.
+    is tried again for a second; under Slurm, where the process of the previous attempt may still be ending, for up to a
+    minute.
 
     Args:
         folder: the run directory; created when it is missing.

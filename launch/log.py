@@ -89,7 +89,7 @@ def _start_wandb(folder: Path, run: Run, name: str) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id in Weights & Biases of the run in directory `folder`: the same for all launches of the run; another one
-    where the same study is run under another output root."""
+    """The id in Weights & Biases of the run in directory `folder`. All launches of the run have this id; a run of equal
+    name under another output root has a different one."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

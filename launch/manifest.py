@@ -75,7 +75,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
         engine: a launch.engine.Engine before its first step.
         data: what `prepare_data` returned.
         store: the folder of prepared data that `data` describes.
-        hosts: the node's name for each rank.
+        hosts: for each rank the name of its node.
 
     Raises:
         Mismatch: a check fails; the message names the setting, the factor or the data.
@@ -167,8 +167,8 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node
-    of each rank."""
+    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: for each
+    rank the name of its node."""
     import torch
 
     cpu = "unknown"
@@ -201,12 +201,12 @@ SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one 
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this code, and whether the code differs from it.
+    """The commit of this code and whether the code differs from the commit: {"sha": str, "dirty": bool}.
 
-    The code differs when a tracked file is changed, or when a source file (SOURCES) of ours is untracked. Records in
-    ablations/records do not count, since every study writes one; nor do other untracked files, such as a user's data.
-    Returns {"sha": str, "dirty": bool}. "sha" is "unknown" and "dirty" None where git is missing, refuses the folder,
-    or does not track this code.
+    The code differs when a tracked file is changed, or when a source file (SOURCES) of this project is untracked.
+    Changed records in ablations/records do not count, since every study writes a record; nor do other untracked files,
+    such as a user's data. Where git is missing, refuses the folder, or does not track this code, "sha" is "unknown" and
+    "dirty" None.
     """
     # whose folder it is does not matter, its code runs already; and these variables may name another repository
     command = ["git", "-c", f"safe.directory={ROOT}"]
@@ -228,9 +228,9 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
-    a model.objective.SpecialTokens, NO_SPECIALS where the objective masks no tokens. Raises RunFailed where the
-    tokenizer has no id for a masked token."""
+    """The ids of special tokens that the run's objective needs, as a model.objective.SpecialTokens: those of the run's
+    tokenizer, or NO_SPECIALS where the objective masks no tokens. `data`: what `prepare_data` returned. Raises
+    RunFailed where the objective masks tokens and the tokenizer has no mask token."""
     from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
     if not OBJECTIVES[run.model.objective].needs_mask_token:

@@ -60,7 +60,7 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
         out: the output root.
 
     Returns:
-        The measurements of each rank, by rank.
+        The measurements of all ranks, in the order of ranks.
 
     Raises:
         StopTraining: some nodes are unfit. Their names and the reasons are added to `out`/bad_nodes.
@@ -97,8 +97,8 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
-    """Compare the measurements of each rank's node with fixed limits and with the median. Returns {host: why it is
-    unfit} of the unfit nodes."""
+    """Compare the measurements of each rank's node with fixed limits and with the median over ranks. Returns {host: the
+    reason why it is unfit} for the unfit nodes."""
     usual = statistics.median(n.matmul for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
     link = statistics.median([n.link for n in nodes if n.link] or [0.0])
@@ -150,7 +150,7 @@ def _matmul_speed(device: torch.device) -> float:
 def _link_speed(device: torch.device) -> float:
     """Measure the network of this node: bytes/s to the faster of its two neighbours in a ring of all nodes, since one
     of the neighbours may be a bad node. The first rank of each node measures, one link after the other. All ranks call
-    it together. Returns 0 where there is no other node."""
+    this function together. Returns 0 where there is no other node."""
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -168,8 +168,8 @@ def _link_speed(device: torch.device) -> float:
 
 
 def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """Bytes/s between ranks `a` and `b`, of which this process is one, when `data` is sent there and back: the best of
-    five times, since the first time sets up the connection."""
+    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back: the best of five times, since the first
+    time sets up the connection. Called by both ranks together. `device`: where `data` lies."""
     here, there = dist.get_rank(), a + b - dist.get_rank()
 
     def send_and_receive() -> None:
@@ -239,7 +239,7 @@ def choose_micro_batch(run: Run, ranks: int) -> Run:
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
     """The largest micro-batch, up to `most` sequences, that divides each rank's share of every batch and by estimate
-    fits into memory; 0 where none does. `ranks` is the number of ranks."""
+    fits into memory; 0 where no micro-batch does. `ranks`: the number of ranks."""
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)

@@ -1,7 +1,7 @@
 """Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-The children ignore Ctrl-C and SIGHUP, which a terminal sends to every process, the second one when it is closed: this
-process handles them and ends the children.
+The children ignore Ctrl-C, and SIGHUP on closing the terminal, which reach every process of the terminal: this process
+handles both signals and ends the children.
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def gpu_count() -> int:
 
 
 class Processes:
-    """The child processes that are running. Worker threads start them with `run`; the main thread can end all."""
+    """The running child processes. Worker threads start processes with `run`; the main thread can end all of them."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
@@ -164,8 +164,8 @@ class Processes:
 
 
 def _rank_environments(ranks: int) -> list[dict[str, str]]:
-    """For each rank the environment variables by which torch.distributed finds the other ranks: [{name: value}], with
-    an empty dictionary for a single rank."""
+    """For each of `ranks` ranks the environment variables by which torch.distributed finds the other ranks: [{name:
+    value}], or [{}] for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -177,8 +177,8 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The last error in a log file: its text from the last line that begins with "error: ", without that prefix; the
-    last line where no line begins so."""
+    """The last error in a log file: the text from the last line that begins with "error: ", without this prefix, to the
+    end of the file. Where no line begins so, the last line that is not blank."""
     lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

@@ -24,8 +24,7 @@ ENDED = ("finished", "failed", "stopped")  # states in which nothing more happen
 
 
 class Progress:
-    """The states of the runs that are worked on, and an estimate of the time that is left, made from the time that the
-    runs have taken so far.
+    """The states of the runs that are worked on, and an estimate of the time left, from the time taken so far.
 
     A run's state is its phase as launch/local.py sets it, except that a run in training is "starting" until it has
     logged a loss.
@@ -103,7 +102,8 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of a run as text; in training with step, loss, speed and time left; at the end with its scores."""
+        """The state of a run as text: in training step, loss, speed and time left; of a finished run its scores; else
+        the state's name."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
@@ -116,7 +116,8 @@ class Progress:
 
     @property
     def summary(self) -> str:
-        """The progress of all runs as text: how many have ended, and the time that is left for all of them."""
+        """The progress of all runs as text: how many have finished, failed or stopped, and the time left for all
+        runs."""
         states = [self.state[cell.dir] for cell in self.cells]
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]

@@ -48,8 +48,8 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The combined results of the steps that `read_steps` waited for: usually one step, or two where losses are read a
-    step late."""
+    """The combined results of the steps that `read_steps` waited for: usually one step; two where losses are read a
+    step late and all launched steps were waited for."""
 
     grad_norm: float  # of the last of these steps, before clipping
     save: bool  # whether a rank wants a checkpoint now
@@ -90,6 +90,7 @@ def train(cell: Cell, out: Path) -> None:
     """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Args:
+        cell: the run, with its configuration and directory.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -133,6 +134,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
 
     Args:
+        cell: the run, with its configuration and directory.
         out: the output root, which has the prepared data.
 
     Raises:
@@ -201,7 +203,8 @@ def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next step on this rank's samples, and add the step and its samples to the session's state."""
+    """Launch the next optimizer step on this rank's samples, without waiting for it, and count it in the session's
+    state."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size

@@ -38,7 +38,8 @@ class TrainingState:
         return self.step >= run.steps
 
     def next_samples(self, run: Run) -> range:
-        """The numbers of the samples (sequences) in the batch of the next step, counted over the whole run from 0."""
+        """The numbers of the samples (sequences) in the batch of the next step. Samples are counted from 0 over the
+        whole run; those left out after divergences are not counted."""
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
         ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0

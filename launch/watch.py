@@ -52,7 +52,7 @@ class Watch:
         out: the output root; a file `stop` there ends all runs below it, and keeps new ones from starting.
         steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
         rank: the number of this rank.
-        hosts: the name of each rank's node, by rank.
+        hosts: for each rank the name of its node.
         hang: how many times longer than the median step a step has to take to count as a hang.
         patience: the least number of seconds that a step has to take to count as a hang, whatever the median.
     """
@@ -87,7 +87,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` ends now. `limit` is computed from the times between such calls."""
+        """Record that step number `step` has ended just now. `limit` is computed from the times between such calls."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)

@@ -85,18 +85,19 @@ def make_attention(
     All effects of positions on attention are in the returned function, so that no layer can miss them.
 
     Args:
+        position: the position scheme, which rotates queries and keys or adds a bias to the scores.
         heads: attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
             number, also 0, a GPU does not use the kernels that cannot drop, so that evaluation and proofs use the
             kernel that trains.
-        arrangement: positions and visible tokens, where they do not follow from the tokens' order.
+        arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
         objective: which tokens see each other; needed where there is no arrangement.
         extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
             not overflow in fp16. Ways that compute scores in fp32 do not need it.
-        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `can_skip_mask_tensor` allows a choice;
-            None: torch chooses.
+        kernel_name: on a GPU, the kernel to use where `can_skip_mask_tensor` allows a choice: "cudnn", "flash",
+            "efficient" or "flex"; None: torch chooses.
 
     Returns:
         A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
@@ -122,9 +123,10 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of queries, for which
-    only the keys up to the last query's position are returned; None: all T queries and keys. `x_BTD` is read for
-    shape, precision and device. The other arguments are those of `make_attention`."""
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of Q positions, for
+    which the bias is [..., Q, queries.stop], since no later key is included; None: all T queries and keys. `heads`:
+    attention heads on this rank; `x_BTD`: read for shape, precision and device; `extents_B`: the lengths of prefixes
+    under the prefix objective, else None."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -169,9 +171,9 @@ def masked_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`). Arguments as for `make_attention`. The tensor has four dimensions,
-    since torch computes slowly with three. In evaluation of a causal model the queries are divided into blocks of
+    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention. Bias and
+    mask are one float tensor (`visible_bias`) of four dimensions, since torch computes slowly with three. Arguments as
+    for `make_attention`. In evaluation of a causal model the queries are divided into blocks of
     QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
     T = x_BTD.shape[1]
     rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T
@@ -202,7 +204,7 @@ def masked_attention(
 
 def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
     """Whether `maskless_attention` can compute the attention: the position scheme adds nothing to the scores, and all
-    sequences have the same mask (`extents_B` is None)."""
+    sequences have the same mask. `extents_B`: the lengths of prefixes under the prefix objective, else None."""
     return not position.has_bias and extents_B is None
 
 
@@ -215,7 +217,7 @@ def maskless_attention(
     Args:
         position: a position scheme without a bias.
         objective: which tokens see each other.
-        kernel_name: the one of TORCH_KERNELS to use; None: torch chooses.
+        kernel_name: the kernel to use, "cudnn", "flash" or "efficient"; None: torch chooses.
         or_plain: whether torch may use its plain attention where no allowed kernel supports the shape or precision;
             if not, the returned function raises RuntimeError there.
     """
@@ -304,10 +306,9 @@ BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
 
 
 def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
-    """FlexAttention's block mask for T tokens, where all sequences have the same mask. It is made once and cached.
-
-    Call this before a forward pass is compiled: torch.compile ignores the cache, and a graph that makes the mask would
-    make it in every forward pass.
+    """FlexAttention's block mask for T tokens, where all sequences have the same mask. The mask is made at the first
+    call and cached. Call this function before a forward pass is compiled: torch.compile does not fill the cache, and a
+    graph that makes the mask would make it in every forward pass.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

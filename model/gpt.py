@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
     """Select rows of a batch flattened to [B x T, D]. Returns the rows with the indices `rows_N` (int64), [N, D]; where
-    that is None, the batch unchanged, [B, T, D]."""
+    `rows_N` is None, the batch unchanged, [B, T, D]."""
     return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
@@ -140,6 +140,8 @@ class GPT(nn.Module):
     (see model/init.py).
 
     Args:
+        cfg: the shape of the model and the variant of each factor.
+        seed: the run's seed, from which the weights are drawn.
         tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
@@ -187,8 +189,8 @@ class GPT(nn.Module):
                 tokens the last block computes only keys and values.
 
         Raises:
-            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none: both
-                would differ from training.
+            ValueError: there is no arrangement, and extents are missing under the prefix objective, or given under
+                another: attention would differ from that in training.
         """
         if arrangement is None:
             self.objective.check(extents_B)

@@ -56,7 +56,7 @@ class Format:
     weights: {our module: Hugging Face's modules}, below `prefix`, with {} for the number of the layer. There are
         several where our module is divided among them.
     layouts: {our module: how its tensors are rearranged}; the tensors of modules that are not named are unchanged.
-    head: Hugging Face's name of the output matrix, where it is not the token embedding.
+    head: Hugging Face's name of an output matrix that is not the token embedding.
     constants: {name: shape} of tensors that our model does not have. They are written as zeros and have no effect.
     """
 

@@ -2,8 +2,8 @@
 real steps.
 
 Memory peaks at one of a few moments of a step: the loss, both ends of the backward pass, the reduction of gradients,
-the update. The estimate is the largest of them. It leaves out all that is not a tensor: the interpreter, libraries,
-scratch space of kernels, gaps of the allocator.
+the update. The estimate is the need at the largest of these moments. It leaves out all that is not a tensor: the
+interpreter, libraries, scratch space of kernels, gaps of the allocator.
 """
 
 from model.config import ModelConfig
@@ -11,7 +11,7 @@ from model.count import parameters
 
 MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
-QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
+QUERIES = 128  # queries at a time on a CPU: QUERIES_AT_ONCE of model/attention.py
 
 
 def estimate_memory(
@@ -31,7 +31,7 @@ def estimate_memory(
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
-        ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
+        ranks: how many ranks ZeRO divides the optimizer among: the ranks that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
         tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.

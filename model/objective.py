@@ -15,7 +15,7 @@ class SpecialTokens(NamedTuple):
     """Ids of a tokenizer's special tokens (data/tokenizer.py).
 
     mask: replaces a masked token; None where the tokenizer has none.
-    specials: all ids to which no text is encoded, such as the end of a document.
+    specials: the ids of all tokens that no text is encoded to, such as the end of a document.
     """
 
     mask: int | None = None
@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         return Batch(*(copied(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
-        """The batch divided into batches of `rows` sequences; the last one has the rest."""
+        """The batch divided into batches of `rows` sequences, the last of which has what remains."""
         parts = [[None] * -(-len(self.inputs_BT) // rows) if x is None else x.split(rows) for x in self]
         return [Batch(*fields) for fields in zip(*parts, strict=True)]
 
@@ -120,9 +120,9 @@ class Objective:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The prefix length of a sequence in evaluation, where its first `context` tokens are given and the rest is
-        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError where this objective
-        gives no left-to-right likelihood."""
+        """The prefix length of a sequence in evaluation, where the first `context` tokens are given and the rest are
+        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError under the MLM objective,
+        which gives no left-to-right likelihood."""
         return 0
 
 
@@ -176,10 +176,10 @@ class MaskedLM(Objective):
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row, inputs are
-        these tokens with some replaced, and `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
-        [B, M]. They are drawn by `seed` and the row's number in the run (`numbers`; None: counted from 0). Special
-        tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens. Raises
-        ValueError where `tokens` has no mask token."""
+        these tokens with some replaced. `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
+        [B, M]. Positions and tokens are drawn by `seed` and the row's number in the run (`numbers`; None: counted from
+        0). Special tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens.
+        Raises ValueError where `tokens` has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1

@@ -71,25 +71,27 @@ class RankGroup:
     layers: Layers = LAYERS
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        """Mean of -log softmax(x @ weight.T)[target] over N outputs, in nats, fp32."""
+        """Mean of -log softmax(x @ weight.T)[target] over N outputs and the whole vocabulary, in nats, fp32.
+        `weight_VD`: the rows of the output matrix that this rank holds."""
         return cross_entropy(x_ND, weight_VD, targets_N)
 
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits: [..., D] -> [..., V], of the whole vocabulary on every rank."""
+        """Logits of the whole vocabulary on every rank: [..., D] -> [..., V]. `weight_VD`: the rows of the output
+        matrix that this rank holds."""
         return linear(x, weight_VD)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        """Wrap an attention function so that its dropout is drawn anew on each rank: the heads of different ranks must
-        not drop the same probabilities."""
+        """Wrap the attention function `attend` so that its dropout differs between ranks: the heads of two ranks must
+        not drop equal probabilities. Returns the wrapped function."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """Gather a whole parameter, or its gradient, from the parts of all ranks; `part` is that of this rank. All
-        ranks call it together."""
+        """Gather the whole of parameter `name`, or its gradient, from the parts of all ranks. `part`: the part of this
+        rank. All ranks call this method together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call it together."""
+        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call this method together."""
         return [value]
 
 

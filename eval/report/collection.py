@@ -141,7 +141,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     differing.sort(key=lambda key: (key != "size", rank_of_setting(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """The number of arms that differ from each other in at least one of the chosen settings."""
+        """The number of arms that can be told apart by the chosen settings alone."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []

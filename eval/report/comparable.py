@@ -117,7 +117,7 @@ def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
     """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task. Returns a list
-    of groups, each a list of (arm, seed)."""
+    of groups, each a list of (arm, seed). `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -131,7 +131,7 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 def refusals(cells: Cells) -> list[str]:
     """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
-    differently. The sentence names the runs, and what differs."""
+    differently. The sentence names the runs, and what differs. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -188,7 +188,7 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
     """The arms that are not compared with the baseline, because their corpus or tokenizer has the same name as that of
-    the baseline and another content."""
+    the baseline but another content. `cells`: {(arm, seed): content of the run directory}."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -197,7 +197,8 @@ def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
 
 def arms_without_effect(cells: Cells) -> dict[str, str]:
     """The arms that trained exactly like an earlier arm: {arm: the earlier arm}. At every seed that both arms have, all
-    losses and gradient norms in their logs are equal. So the setting in which the two arms differ had no effect."""
+    losses and gradient norms in their logs are equal. So the setting in which the two arms differ had no effect.
+    `cells`: {(arm, seed): content of the run directory}."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):

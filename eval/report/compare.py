@@ -76,7 +76,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
 
 
 class Pairing(NamedTuple):
-    """Which seeds of an arm and of the baseline are compared, and on which tasks."""
+    """The seeds with which an arm and the baseline are compared, and the tasks."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one

@@ -79,7 +79,7 @@ def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
     """The weighted sum of arms on the items of each task: for each task a Stratum [seeds, items or clusters] in the
-    unit of the metric. `weights`: {arm: its weight}."""
+    unit of the metric. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its weight}."""
     strata = []
     for task in tasks:
         items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}

@@ -207,9 +207,10 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
     two.
 
     The first share is by the rule that verdicts use. The second is by a rule that always subtracts the interaction of
-    seeds and groups from the variance between groups. An arm's result on a group at a seed is a part of the group,
-    which all seeds of the arm share, and a part of its own; both have a standard deviation of 1. `groups`: the number
-    of independent groups of items; `arms`: with the baseline; `seeds`: of each arm; `studies`: how many are simulated.
+    seeds and groups from the variance between groups. An arm's result on a group at a seed is the sum of a random part
+    that all seeds of the arm share and a random part of its own; both have a standard deviation of 1. `groups`: the
+    number of independent groups of items; `arms`: with the baseline; `seeds`: of each arm; `studies`: how many are
+    simulated.
     """
     rng = np.random.default_rng((8, groups, arms, seeds))
     y = rng.normal(size=(studies, arms, seeds, groups)) + rng.normal(size=(studies, arms, 1, groups))
@@ -225,7 +226,8 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
 
 
 def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Rates over simulated studies of two arms with a stored noise floor: a list of six shares of the studies.
+    """Rates over simulated studies of two arms with a stored noise floor: a list of six shares of the studies. In the
+    first four the arms are equal.
 
     Args:
         seeds: the number of seeds of each arm.
@@ -233,12 +235,11 @@ def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
         studies: the number of simulated studies.
 
     Returns:
-        1. The share with a wrong verdict, where the arms are equal and all runs have the same noise.
-        2. The share with a wrong verdict, where the runs of a seed share a part of their noise, which is in the floor
-            too.
-        3. The share with a wrong verdict, where one arm has twice the noise.
+        1. The share with a verdict of better or worse, where all runs have the same noise.
+        2. As 1, but the runs of a seed share a part of their noise, which the runs of the floor have too.
+        3. As 1, but one arm has twice the noise of the other arm and of the floor.
         4. As 3, but judged without the noise floor.
-        5. The share in which an arm is called better that differs by 3 standard deviations between runs.
+        5. The share that calls an arm better which lies above the baseline by 3 standard deviations between runs.
         6. As 5, but judged without the noise floor.
     """
     rng = np.random.default_rng((6, seeds, aa))

@@ -95,7 +95,8 @@ class Findings(NamedTuple):
         return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, with the number of tasks left out, and whether it is exploratory."""
+        """The verdict on an arm in words, with a mark if the verdict is exploratory, and the number of tasks that the
+        comparison leaves out."""
         decision = self.decision(arm, metric)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
         count = len(self.tasks_left_out(arm, metric))

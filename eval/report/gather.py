@@ -118,8 +118,8 @@ def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tupl
 
 
 def length_in_words(train: dict[str, Any]) -> str:
-    """The length of a run in words, such as "1,000,000 tokens". `train`: the entry "train" of the run's
-    configuration."""
+    """The length of a run in words, such as "1,000,000 tokens", or its budget of wall clock. `train`: the entry "train"
+    of the run's configuration."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 

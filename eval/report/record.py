@@ -25,7 +25,8 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def write(findings: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none. Raises OSError where they cannot be written."""
+    """Write the files of a record into the folder `out`, all of them or none. Raises OSError where they cannot be
+    written."""
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],

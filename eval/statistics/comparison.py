@@ -30,7 +30,8 @@ Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of an arm with the baseline, in the units of the metric."""
+    """The difference of two arms, or an effect compared with 0, with its noise and its significance, in the unit of the
+    metric."""
 
     difference: float
     seeds: Variance | None  # None: one seed, and no noise floor is known

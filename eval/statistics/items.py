@@ -49,8 +49,8 @@ class Stratum(NamedTuple):
 
 
 def stratum_of_clusters(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Unchanged
-    where every item is a cluster of its own.
+    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Where
+    every item is a cluster of its own, the items stay as they are.
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
@@ -109,6 +109,7 @@ def item_variance(strata: list[Stratum]) -> Variance:
     sum(weights). The interaction of seeds and items is not included, since it is part of the variance from the seeds.
 
     A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
+    `strata`: the differences of two arms, [seeds, items] for each task.
     """
     whole, rest = item_variance_with_interaction(strata)
     if isinf(whole.variance):

@@ -52,8 +52,8 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
 
 def wider_variance(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
     """Of two estimates of the variance of a mean over seeds, the one with the wider 95 % interval: `pooled` (over
-    arms), or the variance that the averaged values show themselves, multiplied by `factor`. `by_seed`: the averaged
-    values, [seeds]."""
+    arms), or the estimate from the values themselves, multiplied by `factor`. `by_seed`: the values whose mean is
+    taken, [seeds]."""
     own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
     return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
 
@@ -79,7 +79,8 @@ def combined_with_floor(part: Variance, share: float, floor: Variance) -> Varian
 
 
 def full_table(results: Results) -> np.ndarray | None:
-    """The results as an array [arms, seeds]; None where an arm lacks a seed that another has."""
+    """The results as an array [arms, seeds]; None where an arm lacks a seed that another arm has, or there are no
+    results. `results`: {arm: {seed: result}}."""
     rows = list(results.values())
     if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
         return None
@@ -93,7 +94,7 @@ def two_way_residuals(table: np.ndarray) -> np.ndarray:
 
 def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
     """The residual sum of squares of results, and its degrees of freedom, after fitting the means of arms by least
-    squares; with `seeds` also the means of seeds."""
+    squares; with `seeds` also the means of seeds. `results`: {arm: {seed: result}}."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0

@@ -44,11 +44,11 @@ def seeds_to_decide(
 
     Args:
         c: the comparison of an arm with the baseline.
-        arms: the number of arms of the study.
+        arms: the number of arms of the study, with the baseline.
         seeds: the number of seeds of the comparison.
-        margin: differences within it count as equivalent.
-        most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed,
-            and MAX_SEEDS_NAMED is the largest that is tried.
+        margin: differences within it count as equivalent; None: only significance decides.
+        most: the largest number of seeds of a study that adds seeds until it is decided. None for a study with a fixed
+            number of seeds; MAX_SEEDS_NAMED is then the largest number that is tried.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
@@ -78,9 +78,9 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
     """Whether only more groups of items, and not more seeds, would decide the comparison `c`, so that a study may stop
     adding seeds.
 
-    True where both hold for every difference in the 95 % interval that the noise of the seeds gives. By the noise of
-    the items alone, the difference would not be significant; and it would not be equivalent, if there is a margin. The
-    interaction of seeds and items does not count as noise of the items here, since more seeds average it out. `margin`:
+    True if every difference in the 95 % interval that the noise of the seeds gives would stay undecided by the noise of
+    the items alone: neither significant nor, if there is a margin, equivalent. The interaction of seeds and items does
+    not count as noise of the items here, since more seeds average it out. False where the noise is unknown. `margin`:
     differences within it count as equivalent.
     """
     if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
@@ -113,10 +113,10 @@ def verdict(
     Args:
         higher_is_better: whether a positive difference is an improvement.
         digits: the decimals of the difference in the text.
-        margin: differences within it count as equivalent.
-        unit: of the margin, for the text.
-        missing: what would be needed to decide, for the text of an undecided verdict; not used where there is one seed
-            or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
+        margin: differences within it count as equivalent; None: no verdict is equivalent.
+        unit: the unit of the margin, for the text, such as "points".
+        missing: what would be needed to decide, for the text of an undecided verdict. Not used where there is one seed,
+            or a task has fewer than FEWEST_ITEMS independent items; the text then gives that as the reason.
     """
     count = comparison.independent
     if not comparison.enough_items:
@@ -139,7 +139,7 @@ def verdict(
 
 
 def with_unit(margin: float, unit: str) -> str:
-    """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points"."""
+    """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points". `unit`: in the plural."""
     return f"{margin:g} {unit.removesuffix('s') if margin == 1 else unit}".rstrip()
 
 

@@ -3,7 +3,7 @@ requeue the job, or give up.
 
 attempts.jsonl in the run directory has a line for each submission, start and end; an attempt without an end is one
 whose node lost power. The decision rests on what the run left on disk rather than on the exit code: when several ranks
-end together, Slurm kills the slower ones and reports that.
+end together, Slurm kills the slower ones, and the exit code says only that.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
     No directory is printed when the run is finished or must not start. `job`: the job's id, in an array with the task's
     index ("12_3"); `out`: the output root. Returns the exit code: 0 when the run is to be trained or is finished,
-    Exit.KILLED where a stop file forbids to start, 1 where another job trains the run or too many attempts failed."""
+    Exit.KILLED where a stop file forbids the start, 1 where another job trains the run or too many attempts failed."""
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -77,10 +77,11 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
 
 
 def prepare_data(job: str, cell: Cell, study: Study) -> bool:
-    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start.
+    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start;
+    where it cannot, the reason is printed and recorded as the end of the attempt.
 
-    Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
-    before the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
+    Normally `make ablation ON=slurm` has prepared the data on the login node. Else this process prepares them before
+    the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
     job's id, which names its log.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
@@ -155,8 +156,8 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
 
 def trained_by_another_job(folder: Path) -> bool:
     """Whether another job trains the run in directory `folder`: the directory is locked, and has a recent heartbeat of
-    another job. Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that
-    was just killed."""
+    another job. Neither sign is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt
+    that was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = -CLOCKS_APART <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
@@ -171,8 +172,8 @@ def last_configuration_error(folder: Path, job: str) -> str:
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
-    attempt, where srun puts the rank's number before each line; that number is not matched. `folder`: the run
-    directory; `what`: the pattern, a regular expression; where it has a group, only the group's text is returned."""
+    attempt. The rank's number, which srun puts before each line, is skipped. `folder`: the run directory; `what`: the
+    pattern, a regular expression; where it has a group, only the group's text is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -206,8 +207,9 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 
 
 def requeue(job: str, excluded: set[str]) -> None:
-    """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
-    with SIGTERM, which launch/run.sh must ignore by now."""
+    """Put the job `job`, in which this process runs, back into the queue under its id, and have it avoid the nodes
+    `excluded`. Slurm then sends the job SIGTERM, which launch/run.sh must ignore by now. A refusal of Slurm is
+    printed."""
     process = scontrol("requeue", job)
     if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
         print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
@@ -219,7 +221,7 @@ def requeue(job: str, excluded: set[str]) -> None:
 
 def job_state(job: str) -> dict[str, Any]:
     """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
-    set of nodes}; "state" is "unknown" where Slurm does not answer."""
+    set of nodes}. Where Slurm does not answer, "state" is "unknown"."""
     text = scontrol("-o", "show", "job", job).stdout
     fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = fields.get("ExcNodeList", "(null)")

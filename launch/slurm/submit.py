@@ -241,7 +241,8 @@ def runs_in_queue(study: Study) -> dict[int, str]:
 
 
 def resources_of(job: str) -> list[str]:
-    """Options of sbatch that ask for the same number of nodes, time, memory and GPUs as an existing job has."""
+    """Options of sbatch that ask for what the existing job with the id `job` has: nodes, time, memory, GPUs, partition,
+    account and the like."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -274,9 +275,9 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """The NAME=VALUE words of a study with the mean time between failures of a node (NODE_MTBF_HOURS in `variables`,
-    those of the site file) added to SET as the setting layout.mtbf. `words` are returned unchanged where they set it
-    already, or the site file has no such variable."""
+    """The NAME=VALUE words of a study, with the site's mean time between failures of a node added to SET as the setting
+    layout.mtbf. `variables`: those of the site file, of which NODE_MTBF_HOURS is read; where it is missing, or the
+    words set layout.mtbf already, `words` are returned unchanged."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")
@@ -300,8 +301,8 @@ def _log_folder(study: Study) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv` is the
-    command line; returns the exit code."""
+    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv`: the
+    words of the command line, without the program. Returns the exit code, an `Exit`."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")

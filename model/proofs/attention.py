@@ -79,9 +79,10 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     heads, queries along the first T. From each score that of the query with the key at its own position is subtracted;
     where a query does not see a key, the score is minus infinity.
 
-    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 resolves even
-    ALiBi's smallest slope), and values that are one-hot vectors of the key's position, so that the input of the output
-    projection is the attention matrix itself. `extent`: the length of the prefix; only the prefix objective uses it.
+    Hooks replace the output of every layer's qkv projection. The queries and keys become those of `expected_scores`:
+    with scores of about 1 bf16 resolves even ALiBi's smallest slope. Each value becomes the one-hot vector of its
+    position, so that the input of the output projection is the attention matrix itself. `extent`: the length of the
+    prefix; only the prefix objective uses it.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -112,8 +113,8 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def proof_length(model: Any) -> tuple[int, str]:
-    """(The number of positions at which the proof `position` measures scores, the name of another scheme that gives
-    equal scores at these positions, or "" where there is none).
+    """Choose the length of the sequence in which the proof `position` measures scores. Returns (the length in tokens,
+    the name of another scheme that gives equal scores at this length, or "" where there is none).
 
     The number starts at MIN_POSITIONS and is doubled until no other scheme's formula gives equal scores, or the
     training length is reached: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes

@@ -57,8 +57,8 @@ def embedding_norm(model: Any) -> Proof:
 
 def norms(model: Any) -> Proof:
     """Prove `model.norm`, `model.sumnorm` and `model.final_norm`: each norm is applied once and computes the configured
-    formula. Where sumnorm is on, the first layer reads its output; where final_norm is on, the head reads that of the
-    final norm."""
+    formula. The first layer reads the output of sumnorm where that is on, else the sum of embeddings and positions. The
+    head reads the output of the final norm where there is one, else that of the last layer."""
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
@@ -250,8 +250,8 @@ def biases(model: Any) -> Proof:
 
 
 def tied(model: Any) -> Proof:
-    """Prove `model.tied`: the logits are products of what leaves the head's transform with the token embedding, or
-    where the setting is false with a matrix of the head; there is no other matrix with a row for each token."""
+    """Prove `model.tied`: the output matrix, which gives the logits, is the token embedding where the setting is true,
+    and a parameter of its own where it is false. No other matrix has a row for each token of the vocabulary."""
     cfg = model.cfg
     tokens = probe.tokens(model, 8)
     x = model.transform(probe.hidden(model, tokens)).double()

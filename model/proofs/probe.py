@@ -44,7 +44,8 @@ def heads_of_rank(model: Any) -> range:
 
 
 def whole_parameter(model: Any, name: str) -> Tensor:
-    """A parameter, gathered from all ranks where tensor parallelism divides it. All ranks call it together."""
+    """The whole of parameter `name`, gathered from all ranks where tensor parallelism divides it. All ranks call this
+    function together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 

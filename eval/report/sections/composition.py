@@ -104,7 +104,7 @@ def training_texts(findings: Findings) -> list[Text]:
 
 def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
     """The sources of a run's training text; empty where run.json does not list any. `data`: the entry "data" of
-    run.json; `shown`: from `names_shown`."""
+    run.json; `shown`: the function that `names_shown` returns."""
     entries = [entry for entry in list_in(data, "train") if not first_misfit(entry, PART)]
     epochs = {
         entry["corpus"]: entry.get("epochs")
@@ -128,7 +128,7 @@ def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
 def documents_after_steps(data: dict[str, Any], source: str) -> int | None:
     """How many documents of a source are left after the last step of its preparation, as runs of earlier versions
     record it; None where that number is unknown. `data`: the entry "data" of run.json; `source`: the name of the source
-    in it."""
+    in `data`."""
     steps = [step for step in list_in(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
     counts = [step["out"][0] for step in steps if step["corpus"] == source and step["out"]]
     return counts[-1] if counts and isinstance(counts[-1], int) else None

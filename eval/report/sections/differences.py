@@ -198,8 +198,8 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
 
 
 def noise_floors(findings: Findings) -> list[Block]:
-    """A paragraph for each metric: how far two runs lie apart that differ only in the seed, and the differences that
-    studies with 2, 3, 5 and 10 seeds would detect."""
+    """A paragraph for each metric: how far two runs that differ only in the seed lie apart at most, 19 times in 20; and
+    the differences that studies with 2, 3, 5 and 10 seeds would detect."""
     lines: list[Block] = []
     arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():

@@ -72,8 +72,8 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
-    run.json that should be equal in all launches of the run."""
+    hardware, rollbacks. `name`: what the sentences call the run; `run`: the content of its run.json; `compared`: the
+    keys of run.json that should be equal in all launches of the run."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")

@@ -166,7 +166,8 @@ def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) 
 
 
 def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
-    """A figure of the accuracies, coloured by their distance from chance. `cells`: {task: a cell for each arm}."""
+    """A figure of the accuracies, coloured by their distance from chance. `cells`: {task: for each arm (text, colour: a
+    number above 0 for above chance, tooltip), or None for an empty cell}."""
     corpora = {task.rpartition("/")[0] for task in cells} - {""}
     names = [task.rpartition("/")[2] if len(corpora) == 1 else task for task in cells]
     columns = [arm.split("=", 1)[-1] if findings.controlled else arm for arm in findings.study.arms]
