@@ -295,7 +295,8 @@ def forest_plot(
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
     """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
-    (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar."""
+    for each bar (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar;
+    `xlabel`: the text under the figure."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36

@@ -88,8 +88,8 @@ class Factorial:
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
-        """The effects that are aliased with `effect`, {aliased effect: its weight in the estimate of `effect`}. A
-        weight is for effects in the units of `coefficients`; all effects are bit masks of factors."""
+        """The effects that are aliased with `effect`, {aliased effect: its weight in the estimate of `effect`}. The
+        weights are for effects in the units of `coefficients`. Effects are bit masks of factors."""
         shares = {}
         for defining in self.defining:
             other = effect ^ defining
@@ -143,10 +143,10 @@ class Factorial:
 
 
 def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
-    """The design that CROSS= asks for. `factors`: the label of each factor's changed level, such as
-    "pos=alibi"; `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
-    Raises ConfigError where the text is none of these, or the factors are too few or too many; the message names what
-    is possible."""
+    """The design that CROSS= asks for. `factors`: for each factor the label of its changed level, such as "pos=alibi";
+    `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these. Raises
+    ConfigError where the text is none of these, or the factors are too few or too many; the message names what is
+    possible."""
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
         raise ConfigError(f"CROSS crosses 2 to {MOST_FACTORS} factors, one value each, and here are {number}")

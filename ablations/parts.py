@@ -1,5 +1,5 @@
-"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, as in `-
-training: bert-normal`.
+"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, such as the part
+`training` from the preset `bert-normal` by the line `training: bert-normal`.
 
 So one line of a study can take a whole group of settings from another recipe, as in "Cramming" (Geiping & Goldstein
 2023, table 5: architecture, training and data). The settings of a size and the budget are not taken from the preset.

@@ -69,7 +69,7 @@ def eval_name(step: int | None = None) -> str:
 
 
 class State(StrEnum):
-    """The state of a run, as `make status` shows it; those that need somebody's attention come first."""
+    """The state of a run, as `make status` shows it; the states that need somebody's attention come first."""
 
     FAILED = "failed"
     DAMAGED = "damaged"
@@ -247,7 +247,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def steps_to_evaluate(run_dir: Path) -> list[int]:
-    """The steps at which a run has saved weights for evaluation (layout.eval_at) that are not evaluated yet."""
+    """The steps of the weights that a run has saved for evaluation (layout.eval_at) and that have no evaluation yet, in
+    ascending order."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
 

@@ -118,7 +118,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def path_inside(folder: Path, name: str | Path) -> Path:
-    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
+    """The path folder / name. Raises Damaged where the path leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -365,8 +365,8 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """A sentence on how a file differs from what was written; "" where it does not. `expected`: the `checksum` of the
-    file when it was written, {"bytes", "sha256"}."""
+    """A sentence on how a file differs from what was written; "" where it does not differ. `expected`: the `checksum`
+    of the file when it was written, {"bytes", "sha256"}."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

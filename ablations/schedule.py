@@ -22,12 +22,12 @@ def after_warmup(t: float, warmup: float) -> float:
 
 
 def cosine(t: float, warmup: float) -> float:
-    """Half a cosine down to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
+    """Half a cosine, from the peak at the end of the warm-up to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
     return (1 + math.cos(math.pi * after_warmup(t, warmup))) / 2
 
 
 def linear(t: float, warmup: float) -> float:
-    """A straight line down to 0 at t = 1 (BERT, Devlin et al. 2019)."""
+    """A straight line from the peak at the end of the warm-up to 0 at t = 1 (BERT, Devlin et al. 2019)."""
     return 1 - after_warmup(t, warmup)
 
 

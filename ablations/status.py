@@ -30,10 +30,10 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
         "step", "tokens", "loss", "tokens_per_second" and the rest of the last row of metrics.jsonl
         "left": the seconds to the end of the run at this speed
         "silent": the seconds since the last heartbeat
-        "nodes": their names as text
-        "on_the_way": [evaluated, saved], the numbers of weights that were saved during training
+        "nodes": the names of the nodes, as text with commas
+        "on_the_way": [number of evaluated, number of saved] weights, of those that are saved during training
         "why": the reason for the state
-        "bits_per_byte", "zero_shot": the headline scores
+        "bits_per_byte", "zero_shot": the scores in eval.json of a finished run
     """
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)

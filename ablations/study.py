@@ -110,10 +110,10 @@ def _settings_of_all_runs(
 
 
 def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """What the words for factors (POS, ACT, ...) and ARM ask for, in this order: the name of the factor; the (key,
-    value) of each arm; the corpus of all runs. The corpus is "" unless DATA is given beside another factor, and then
-    DATA is no factor itself. `values`: all words, {name: value}. Raises ConfigError where DATA names several corpora
-    for all runs, or is combined with an arm of data.corpus."""
+    """What the words for factors (POS, ACT, ...) and ARM ask for, in this order: the names of the factors, joined by
+    hyphens; the (key, value) of each arm; the corpus of all runs. The corpus is "" unless DATA is given beside another
+    factor, and then DATA is no factor itself. `values`: all words, {name: value}. Raises ConfigError where DATA names
+    several corpora for all runs, or is combined with an arm of data.corpus."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):

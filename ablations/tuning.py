@@ -45,9 +45,9 @@ class Tuning:
 
 
 def parse_multiples(text: str) -> tuple[float, ...]:
-    """The multiples of the baseline's learning rate that LR= asks for, in ascending order. `text`: the value of
-    LR: "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names
-    what is allowed."""
+    """The multiples of the baseline's learning rate that LR= asks for, in ascending order. `text`: the value of LR:
+    "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names what is
+    allowed."""
     if text == "tune":
         return DEFAULT_MULTIPLES
     try:

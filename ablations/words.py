@@ -60,7 +60,7 @@ HELP = {
 
 def parse_words(words: list[str]) -> dict[str, str]:
     """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty. Raises ConfigError where a
-    word is no NAME=VALUE of a known name, or a name is given twice."""
+    word is no NAME=VALUE of a known name, a name is given twice, or a value has control characters or is not UTF-8."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
