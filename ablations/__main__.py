@@ -205,7 +205,7 @@ def diff(words: list[str], as_json: bool) -> int:
 
 
 def last_learning_rate(run: Run) -> float:
-    """The learning rate of a run at the end of its budget."""
+    """The learning rate at the end of a run's budget."""
     return learning_rate(run.train, 1.0 if run.ends_by_clock else run.tokens / run.horizon)
 
 

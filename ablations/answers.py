@@ -40,7 +40,8 @@ def error(problem: str) -> str:
 
 
 def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -> None:
-    """Print an error message to standard error, and with `as_json` the answer, to standard output or `answers_to`."""
+    """Print an error message to standard error. With `as_json` the JSON answer about the error is printed too, to
+    `answers_to` or else to standard output."""
     if as_json:
         print(error(problem), file=answers_to, flush=True)
     print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
@@ -53,8 +54,8 @@ def study_entries(study: Study) -> dict[str, Any]:
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The answer of `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall clock ends
-    the runs.
+    """The answer of the command `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall
+    clock ends the runs.
 
     The entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
     is decided (MORE=auto); it is null where the number of seeds is fixed.
@@ -99,8 +100,8 @@ def plan(study: Study) -> dict[str, Any]:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """The answer of `status`: for every run its state and the facts that ablations.status.state gives, and the number
-    of runs in each state."""
+    """The answer of the command `status`: for every run its state and what else `ablations.status.state` knows of the
+    run, and the number of runs in each state."""
     runs = []
     for i, cell in enumerate(study.cells):
         facts = {key: value for key, value in state(cell).items() if value is not None}
@@ -111,21 +112,20 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """The answer of `show`: the settings of the baseline, and for each arm the settings in which it differs."""
+    """The answer of the command `show`: the settings of the baseline, and for each arm the settings in which it
+    differs."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
     arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
     return study_entries(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
 def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
-    """The answer of `diff`: the settings in which the baselines of two sizes or presets differ, and the differences in
-    parameters, steps and FLOPs that follow.
+    """The answer of the command `diff`: the settings in which the baselines of two sizes or presets differ, and the
+    differences in parameters, steps and FLOPs that follow.
 
     Args:
-        a: the name of the first size or preset.
-        b: the name of the second.
-        run_a: the run with the settings of `a`.
-        run_b: the run with the settings of `b`.
+        a, b: the names of the two sizes or presets.
+        run_a, run_b: the runs with the settings of `a` and of `b`.
     """
     from model.count import flops_per_token, parameters
 
@@ -140,8 +140,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of `reference`: the meaning and the allowed values of each setting, and its value in the run
-    `baseline`."""
+    """The answer of the command `reference`: the meaning and the allowed values of each setting, and its value in the
+    run `baseline`."""
     from ablations.reference import allowed_values, choices
 
     flat = baseline.flat()

@@ -92,7 +92,8 @@ class BatchSizes:
         return stages
 
     def samples(self, step: int) -> range:
-        """The numbers of the samples in the batch of `step`, both counted from 0."""
+        """The numbers of the samples (sequences) in the batch of step number `step`. Samples and steps are counted from
+        0."""
         stage = [stage for stage in self.stages if stage.step <= step][-1]
         begin = stage.sample + (step - stage.step) * stage.size
         return range(begin, begin + stage.size)
@@ -103,8 +104,8 @@ class BatchSizes:
         return stage.step + (samples - stage.sample) // stage.size
 
     def at(self, ramped: float) -> int:
-        """The batch size at a moment of a ramp by the wall clock. `ramped`: the share of the ramp that has passed. Each
-        batch size lasts equally long."""
+        """The batch size at a moment of a ramp by the wall clock, in which each batch size lasts equally long.
+        `ramped`: the share of the ramp that has passed."""
         return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
 
 
@@ -112,8 +113,8 @@ def learning_rate(train: TrainConfig, t: float) -> float:
     """The learning rate when the share `t` of the budget is used up; after t = 1 it stays the same.
 
     The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
-    warm-up is linear, from 0. `train`: the settings of the section `train`; `t`: what `share` of the run's budget
-    returns.
+    warm-up is linear, from 0. `train`: the settings of the section `train`; `t`: what the method `share` of the run's
+    budget returns.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

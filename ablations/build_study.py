@@ -44,10 +44,11 @@ def build_study(
 
     Args:
         factor: the name of what is varied, such as "position".
+        question: the question of the study, as text.
         expect: what was expected before any run.
         setting: (key, value) of the settings of all runs.
-        arm_values: (key, value) of the setting that makes each arm, or a part of a recipe and the preset to take it
-            from.
+        arm_values: (key, value) of the setting that makes each arm; or (a part of a recipe, the preset to take it
+            from).
         seeds: the seeds of each arm.
         out: the output root.
         jobs: how many runs to train at a time; None: as many as the machine allows.
@@ -55,10 +56,10 @@ def build_study(
         criteria: what the study is decided by.
         cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
             these; "": each pair is an arm.
-        multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: the baseline's
-            alone.
+        multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: only the
+            baseline's learning rate is used.
         recipe: (name, settings) of a recipe whose settings are among `setting`: in names of folders the name stands for
-            them.
+            these settings.
 
     Raises:
         ConfigError: a setting is not allowed or has no effect, or two runs would be equal.
@@ -98,8 +99,8 @@ def _with_compilation_decided(study: Study) -> Study:
 
 
 def _compile_of_begun_runs(cells: list[Cell]) -> str:
-    """layout.compile of the first of a study's runs that has begun, by its run.json, the baseline's runs before others;
-    "" where none has begun."""
+    """The value of layout.compile, by run.json, in one of the study's runs that have begun; "" where none has begun.
+    The baseline's runs are asked first."""
     begun = (cell for cell in cells if (cell.dir / rundir.RUN).is_file())
     for cell in sorted(begun, key=lambda cell: bool(cell.delta)):
         with suppress(Damaged, ConfigError, KeyError, TypeError):
@@ -109,9 +110,9 @@ def _compile_of_begun_runs(cells: list[Cell]) -> str:
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study that is no factorial: the baseline, and one arm for each pair (key, value). Raises
-    ConfigError where a setting cannot make an arm, has no effect, or gives the same run as the baseline or another
-    arm."""
+    """The arms of a study that is no factorial, {label: {setting: value} in which the arm differs from the baseline}:
+    the baseline, and one arm for each pair in `arm_values` (see `build_study`). Raises ConfigError where a setting
+    cannot make an arm, has no effect, or gives the same run as the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
@@ -137,9 +138,9 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
 
 
 def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
-    """The runs of a study, every arm at the first seed, then at the next. `values`: (key, value) of the settings of all
-    runs; `folder`: that of the run directories. Raises ConfigError where an arm differs from the baseline in more than
-    its delta, or two runs are equal."""
+    """The runs of a study: every arm at the first seed, then every arm at the next seed, and so on. `values`: (key,
+    value) of the settings of all runs; `deltas`: the arms, from `_deltas`; `folder`: where the run directories are.
+    Raises ConfigError where an arm differs from the baseline in more than its delta, or two runs are equal."""
     cells = []
     names: dict[str, str] = {}  # of the cells by fingerprint
     for seed in seeds:
@@ -164,9 +165,10 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
-    """Make a factorial of arms that differ from the baseline in one setting each. `deltas` is changed to hold an arm
-    for each combination. `cross`: the value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values,
-    or the factors do not allow this fraction."""
+    """Make a factorial of arms that differ from the baseline in one setting each. Returns its design. `deltas`: these
+    arms and the baseline, from `_deltas`; it is changed to hold an arm for each combination. `cross`: the value of
+    CROSS=, such as "1/2". Raises ConfigError where a factor has two values, or the factors do not allow this
+    fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -181,8 +183,9 @@ def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
 
 
 def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
-    """Run every arm at several learning rates: `multiples` of the baseline's, which is `common`. The arms at the other
-    rates are added to `deltas`. Raises ConfigError where an arm changes train.lr itself."""
+    """Have every arm run at several learning rates. Returns the design. `deltas`: the arms, from `_deltas`; an arm is
+    added for every arm at every further rate. `multiples`: the rates as multiples of the baseline's; `common`: the
+    baseline's learning rate. Raises ConfigError where an arm changes train.lr itself."""
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -199,7 +202,7 @@ def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: fl
 
 def _check_factorial_edges(study: Study) -> None:
     """Raise ConfigError where two combinations of a factorial that differ in one factor differ in other settings than
-    that factor's."""
+    that of the factor. Nothing is checked where the study is no factorial."""
     if not (design := study.factorial):
         return
     for combination, changed, number in design.edges:
@@ -212,8 +215,8 @@ def _check_factorial_edges(study: Study) -> None:
 
 
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
-    """The values that follow from a run's ROUNDED_SETTINGS: budget, length, batch sizes and embedding rows. Two runs
-    that differ only in these settings train alike where the values are equal."""
+    """The values that follow from a run's ROUNDED_SETTINGS: length, budget, batch sizes, embedding rows, and the share
+    of a ramp by the clock. Two runs that differ only in ROUNDED_SETTINGS train alike where these values are equal."""
     by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # else it is part of the batch sizes
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 

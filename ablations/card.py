@@ -57,7 +57,7 @@ def card(run_dir: Path) -> dict[str, Any]:
 
 
 def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dictionary value[key]; an empty one where the key is missing or holds something else."""
+    """The dictionary value[key]; {} where the key is missing or its value is no dictionary."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
 
@@ -75,8 +75,8 @@ def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a run, and the versions and hashes that must be equal for comparing them with those of another run.
-    `scores`: the content of eval.json."""
+    """The scores of a run, with the versions and hashes that must be equal where they are compared with the scores of
+    another run. `scores`: the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     means = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

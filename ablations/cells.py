@@ -89,8 +89,8 @@ class Study:
 
     @property
     def name(self) -> str:
-        """A name of the study for files and folders: "position-alibi-nano"; one that would be too long says how many
-        arms there are, and ends in a hash of the long name: "corpus-7-arms-nano-c879f584"."""
+        """A name of the study for files and folders, such as "position-alibi-nano". A name that would be too long is
+        replaced by one with the number of arms and a hash of the long name: "corpus-7-arms-nano-3a1c9716"."""
         labels = self.arms[1:]
         design = ""
         if self.factorial:
@@ -106,8 +106,8 @@ class Study:
 
     @property
     def compared_arms(self) -> list[str]:
-        """The labels of the arms that are compared with the baseline one by one; where the learning rate is tuned, of
-        the arms at the common rate."""
+        """The labels of the arms that are compared with the baseline one by one. Where the learning rate is tuned,
+        these are the arms at the baseline's learning rate."""
         return self.tuning.factors[1:] if self.tuning else self.arms[1:]
 
     @property
@@ -180,7 +180,7 @@ class Study:
         return any(word.startswith("EXPORT=") for word in self.words)
 
     def value(self, name: str) -> str:
-        """The value of a NAME=VALUE word; "" where it is not among the words."""
+        """The value of the NAME=VALUE word `name`; "" where it is not among the words of the study."""
         return dict(word.split("=", 1) for word in self.words).get(name, "").strip()
 
     @cached_property

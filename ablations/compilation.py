@@ -31,8 +31,8 @@ class Compilation(NamedTuple):
 
 def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
     """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto. `runs`: all runs of the
-    study; `begun`: layout.compile of the runs that have begun; "": none has. The remaining runs are executed in the
-    same way, whatever else has changed."""
+    study; `begun`: layout.compile of the runs that have begun; "": no run has. The remaining runs are executed in the
+    same way as those that have begun, whatever else has changed."""
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
     if unknown := next(filter(None, map(reason_without_known_gain, runs)), ""):
@@ -47,7 +47,7 @@ def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
 
 
 def reason_without_known_gain(run: Run) -> str:
-    """Why it is not known whether compiling a run saves time; "" where it is known."""
+    """The reason why it is not known whether compiling a run saves time; "" where it is known."""
     if run.ends_by_clock:  # the first run would have less of its budget left than those that find compiled code
         return "compiling would take a different share of each run's time"
     if run.train.precision not in SECONDS_SAVED:
@@ -60,13 +60,14 @@ def reason_without_known_gain(run: Run) -> str:
 
 
 def seconds_saved(run: Run) -> float:
-    """The seconds of training that a run saves by being compiled, without those that compiling takes."""
+    """The seconds of training that a run saves by being compiled: CPU seconds divided by layout.threads. The seconds
+    that compiling takes are not subtracted."""
     model = run.model
     return SECONDS_SAVED[run.train.precision] * run.tokens * model.layers * model.hidden / run.layout.threads
 
 
 def compile_seconds(runs: Sequence[Run]) -> float:
-    """The seconds that compiling takes in all runs together: each graph is compiled once, and then found in torch's
+    """The CPU seconds that compiling takes in all runs together. Each graph is compiled once, and then found in torch's
     cache by runs that differ in seed, data or optimizer."""
     new: dict[str, float] = {}  # {what makes a graph: the additional seconds of the first run}
     for run in runs:

@@ -70,7 +70,7 @@ def _baseline() -> dict[str, Any]:
 
 def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
     """The setting, such as "model.pos=rotary", without which the setting `key` has no effect; "" where `key` has an
-    effect among the settings `flat`, {setting: value}."""
+    effect in a run with the settings `flat`, {setting: value}."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
@@ -117,7 +117,8 @@ def _build(flat: dict[str, Any]) -> Run:
 
 def _check_declared_parameters(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
     """Raise ConfigError where a size does not have the number of parameters that its file declares (BigScience's "104B"
-    was 58B for five experiments). `bundle`: (key, value) of its settings."""
+    was 58B for five experiments). `name`: the size; `declared`: the number in its file; `bundle`: (key, value) of the
+    settings there."""
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:

@@ -34,8 +34,8 @@ class Criteria:
 
 
 def check_metric(name: Any, where: str) -> str:
-    """Check that `name` is one of METRICS, and return it. `where` says what named it, for the message. Raises
-    ConfigError where there is no such metric."""
+    """Check that `name` is one of METRICS, and return it. `where`: the word or file that named the metric, for the
+    message. Raises ConfigError where there is no such metric."""
     if not isinstance(name, str) or name not in METRICS:
         raise ConfigError(
             f"{where}: {str(name)[:60]!r} is not one of {', '.join(METRICS)}{did_you_mean(str(name)[:60], METRICS)}"
@@ -45,8 +45,8 @@ def check_metric(name: Any, where: str) -> str:
 
 def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
     """The margins of equivalence that a study file declares, {metric: number}. `value`: the entry `margin` of the file:
-    a number, for the primary metric, or {metric: number}; `where`: the name of the file, for the message. Raises
-    ConfigError where a margin is no number above 0, or there is no such metric."""
+    a number, for the primary metric, or {metric: number}; `metric`: the primary metric; `where`: the name of the file,
+    for the message. Raises ConfigError where a margin is no number above 0, or there is no such metric."""
     margins = value if isinstance(value, dict) else {metric: value}
     for name, margin in margins.items():
         check_metric(name, f"{where}: margin")
@@ -58,9 +58,9 @@ def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
 
 
 def margins_of_word(text: str) -> dict[str, float]:
-    """The margins of equivalence that MARGIN= asks for, {metric: number}. `text`: one number in bits per byte,
-    or two with a comma, the second in points of accuracy. Raises ConfigError where the text is neither, or a number is
-    not above 0."""
+    """The margins of equivalence that MARGIN= asks for, {metric: number}. `text`: one number in bits per byte, or two
+    with a comma, the second in points (percentage points of accuracy). Raises ConfigError where the text is neither, or
+    a number is not above 0."""
     try:
         numbers = [typed_number(number) for number in text.split(",")] if text.strip() else []
         sensible = len(numbers) <= len(UNITS) and all(0 < number <= LARGEST_MARGIN for number in numbers)

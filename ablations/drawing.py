@@ -45,8 +45,8 @@ STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}
 
 
 class Line(NamedTuple):
-    """One curve of a figure. `kind` is how it is drawn: "" as a line, "thin", "dash" or "point"; a thin curve has no
-    place in the legend. `colour` is an index below SERIES."""
+    """One curve of a figure, through the points (x[i], y[i]). `kind` is how the curve is drawn: "" as a line, "thin",
+    "dash" or "point". A thin curve has no place in the legend. `colour` is an index below SERIES."""
 
     label: str
     colour: int
@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
 
 def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high` for an axis, about `most` of them; `log`: for a logarithmic axis."""
+    """Round numbers from `low` to `high` for an axis, about `most` of them. `log`: whether the axis is logarithmic."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -73,8 +73,8 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
 
 
 def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """A function that maps a number between `low` and `high` to its coordinate between `start` and `end`; `log`: on a
-    logarithmic axis."""
+    """A function that maps a number between `low` and `high` to its coordinate between `start` and `end`. `log`:
+    whether the axis is logarithmic."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
@@ -86,8 +86,8 @@ def text_width(text: str, size: float = 12) -> float:
 
 
 def fitting_end(words: str, room: float, size: float = 12) -> str:
-    """As much of the end of a text as fits into the width `room` in a font of `size` units. Long texts are paths and
-    settings, which differ at their ends."""
+    """As much of the end of `words` as fits into the width `room` in a font of `size` units, after "…" where the text
+    is cut. Long texts are paths and settings, which differ at their ends."""
     most = max(2, int(room / text_width("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
@@ -107,12 +107,14 @@ def lines(
     """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
 
     Args:
-        logx: whether the horizontal axis is logarithmic.
-        logy: whether the vertical axis is logarithmic.
+        title: the heading of the figure.
+        curves: the curves; those without points are left out.
+        xlabel, ylabel: the texts at the axes.
+        logx, logy: whether the horizontal and the vertical axis are logarithmic.
         zero: whether to draw a line at zero.
-        zoom: whether to take the limits of the vertical axis from the later half of the curves.
+        zoom: whether to take the limits of the vertical axis from the later half of each curve.
         marks: {name: position} of vertical lines.
-        xticks: the values to name on the horizontal axis (default: round numbers).
+        xticks: the values to name on the horizontal axis; empty: round numbers.
     """
     curves = [c for c in curves if len(c.x)]
     if not curves:
@@ -165,7 +167,8 @@ def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
 
 
 def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
-    """The legend of the curves as SVG elements, and the number of its rows; no legend for a single label."""
+    """The legend of the curves as SVG elements, and the number of its rows: [] and 0 where there is only a single
+    label."""
     named = [c for c in curves if c.kind != "thin" and c.label]
     entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     if len(entries) < 2:
@@ -192,8 +195,9 @@ def _x_limits(curves: Sequence[Line], log: bool, marks: dict[str, float]) -> tup
 
 
 def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tuple[float, float]:
-    """The lower and upper end of the vertical axis: those of the values, or with `zoom` of the later halves of the
-    curves, with a margin."""
+    """The lower and upper end of the vertical axis, which leave a margin around the values of the curves. `log`:
+    whether the axis is logarithmic; `zero`: whether 0 must be on it; `zoom`: whether only the later half of each curve
+    counts."""
     ys = [float(v) for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)] + ([0.0] if zero else [])
     low, high = min(ys), max(ys)
     if log:
@@ -203,7 +207,8 @@ def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tupl
 
 
 def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float) -> list[str]:
-    """The ticks of the horizontal axis, with their numbers as far as there is room."""
+    """SVG elements for the ticks of the horizontal axis at `values`, with their numbers as far as there is room. `X`:
+    maps a value to its horizontal coordinate; `bottom`: the vertical coordinate of the axis."""
     out, last = [], -99.0
     for value in values:
         label, width = short_number(value), text_width(short_number(value))
@@ -239,10 +244,10 @@ def forest_plot(
 
     Args:
         title: the heading of the figure.
-        effects: (arm, difference, half-width of its interval or inf, "good", "bad" or "same" for the colour, text
-            beside it).
+        effects: for each arm (its label, its difference, half the width of its interval or inf, its colour as "good",
+            "bad" or "same", the text beside it).
         xlabel: the text under the axis.
-        largest: the largest possible difference, at which the ends of an interval are cut in its text.
+        largest: the largest possible difference. In the tooltip the ends of an interval do not go beyond it.
     """
     if not effects:
         return ""
@@ -290,7 +295,8 @@ def forest_plot(
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
     """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
-    (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar."""
+    for each bar (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar;
+    `xlabel`: the text under the figure."""
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -318,6 +324,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     """Draw a table of coloured cells. Returns the figure as SVG text.
 
     Args:
+        title: the heading of the figure.
+        rows, columns: the names of the rows and of the columns.
         cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
             Positive strengths have the colour for good, negative ones that for bad, zero none.
     """
@@ -356,8 +364,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
 
 
 def combined_figures(figures: list[str]) -> str:
-    """Combine figures, as the functions above return them, into the text of one SVG file, with COLUMNS figures in a row
-    and a style sheet."""
+    """Combine figures, as the functions of this file draw them, into the text of one SVG file, with COLUMNS figures in
+    a row and a style sheet."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0
@@ -392,5 +400,6 @@ def signed_text(number: float) -> str:
 
 
 def escape(words: str) -> str:
-    """A text escaped for XML, without control characters, which names in foreign run directories may contain."""
+    """A text escaped for XML, without control characters, which the names in other people's run directories may
+    contain."""
     return html.escape(printable(words))

@@ -64,8 +64,8 @@ class Factorial:
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
-        """Pairs of combinations that differ in one factor: (combination, the same combination with that factor
-        changed, the index of the factor)."""
+        """The pairs of combinations that differ in one factor only: (the combination without a change of the factor,
+        the combination with it, the index of the factor)."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
@@ -89,7 +89,7 @@ class Factorial:
 
     def aliases(self, effect: int) -> dict[int, float]:
         """The effects that are aliased with `effect`, {aliased effect: its weight in the estimate of `effect`}. The
-        effects are in the units of `coefficients`."""
+        weights are for effects in the units of `coefficients`. Effects are bit masks of factors."""
         shares = {}
         for defining in self.defining:
             other = effect ^ defining
@@ -127,7 +127,8 @@ class Factorial:
 
     @property
     def aliasing(self) -> list[str]:
-        """For a fraction, a line for each estimated effect that says which effects it is aliased with."""
+        """For a fraction, a line for each estimated effect that says which effects it is aliased with; [] for a whole
+        factorial."""
         return [
             f"{self.name(effect)}: with {self.aliases_in_words(effect)}" for effect in self.effects if self.generators
         ]
@@ -142,10 +143,10 @@ class Factorial:
 
 
 def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
-    """The design that CROSS= asks for. `factors`: the label of each factor's changed level, such as
-    "pos=alibi"; `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these.
-    Raises ConfigError where the text is none of these, or the factors are too few or too many; the message names what
-    is possible."""
+    """The design that CROSS= asks for. `factors`: for each factor the label of its changed level, such as "pos=alibi";
+    `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these. Raises
+    ConfigError where the text is none of these, or the factors are too few or too many; the message names what is
+    possible."""
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
         raise ConfigError(f"CROSS crosses 2 to {MOST_FACTORS} factors, one value each, and here are {number}")
@@ -159,16 +160,16 @@ def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
 
 
 def generator_choices(factors: int, p: int) -> int:
-    """The number of candidate sets for the generators of a fraction 1/2**p: all sets of two or more of the first
-    `factors` - p factors."""
+    """The number of sets from which the generators of a fraction 1/2**p are chosen: all sets of two or more of the
+    first `factors` - p factors. `factors`: the number of factors."""
     base = factors - p
     return 2**base - 1 - base if base > 0 else 0
 
 
 def best_generators(factors: int, p: int) -> tuple[int, ...]:
-    """The generators of the best fraction 1/2**p of `factors` factors, found by exhaustive search: those with the
-    highest resolution, and among them those with the fewest defining sets of the smallest size (minimum aberration:
-    Fries & Hunter 1980, Technometrics 22)."""
+    """The generators of the best fraction 1/2**p of `factors` factors, found by exhaustive search. Best is the highest
+    resolution, and then the fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980,
+    Technometrics 22). Generators are bit masks of factors."""
     base = factors - p
     sets = [s for s in range(2**base) if order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]

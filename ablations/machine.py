@@ -12,8 +12,8 @@ def installed_gpus() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides it. MEGAHOUR_GPU=1 makes the
-    answer True, for a login node without a GPU that submits runs to nodes with one."""
+    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides GPUs. MEGAHOUR_GPU=1 makes the answer True, for a
+    login node without a GPU that submits runs to nodes with one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
     return sees_gpu()

@@ -1,5 +1,5 @@
-"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, as in `-
-training: bert-normal`.
+"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, such as the part
+`training` from the preset `bert-normal` by the line `training: bert-normal`.
 
 So one line of a study can take a whole group of settings from another recipe, as in "Cramming" (Geiping & Goldstein
 2023, table 5: architecture, training and data). The settings of a size and the budget are not taken from the preset.
@@ -33,9 +33,9 @@ def part_of(key: str) -> str:
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
     """The settings that an arm takes from a preset: those of one part of the preset that differ from the baseline,
-    {setting: value in the preset}. `part`: one of PARTS; `size`: the size of the baseline, whose settings are not taken
-    from the preset; `flat`: {setting: value} of the baseline. Raises ConfigError where there is no such preset, or
-    nothing differs."""
+    {setting: value in the preset}. `part`: one of PARTS; `preset`: the name of the preset; `size`: the size of the
+    baseline, whose settings are not taken from the preset; `flat`: {setting: value} of the baseline. Raises ConfigError
+    where there is no such preset, or nothing differs."""
     names = presets()
     if preset not in names:
         raise ConfigError(f"{part}={preset} is not one of {', '.join(names)}{did_you_mean(str(preset), names)}")

@@ -24,7 +24,7 @@ DIFFERENCE, INTERACTION, ORDER = " - ", " x ", " < "  # what stands between two 
 
 
 class Prediction(NamedTuple):
-    """A prediction about the arms of a study, read from its text by `parse_prediction`."""
+    """A prediction about the arms of a study; `parse_prediction` makes it from a text."""
 
     text: str  # as it was written
     metric: str  # one of METRICS
@@ -36,7 +36,8 @@ class Prediction(NamedTuple):
 
 
 def distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions without those that claim the same as an earlier one: a study file and PREDICT= may agree."""
+    """The predictions without those that claim what an earlier one claims already, since a study file and PREDICT= may
+    agree."""
     claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}
     return [p for p in predictions if claims[p.metric, p.kind, p.arms, p.interval] is p]
 

@@ -22,7 +22,8 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 
 
 def choices(key: str) -> tuple[str, ...]:
-    """The values that a setting may have, where its type lists them; () where it has a type or range instead."""
+    """The values that a setting may have, where its type lists them; () where it has a type or a range instead. `key`:
+    the name of the setting, such as "model.pos"."""
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
 
 
@@ -110,7 +111,8 @@ def _meaning(key: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table with the column names `head` and the given rows, without the columns that are empty."""
+    """A Markdown table with the column names `head` and the given rows. Columns whose cells are all empty are left
+    out."""
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     lines = [
         [head[i] for i in used],

@@ -44,8 +44,8 @@ UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no mor
 
 
 def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> str:
-    """The question of a study that was typed without one. `arms`: (key, value) of each arm; `base`: {key: value} of the
-    baseline's settings."""
+    """The question of a study that was typed without one, made from its arms. `arms`: (key, value) of each arm; `base`:
+    {key: value} of the baseline's settings."""
     keys = list(dict.fromkeys(key for key, _ in arms))
     if len(arms) <= 2 or (len(keys) == 1 and keys[0] not in base):
         return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
@@ -96,9 +96,9 @@ def in_words(key: str, value: Any) -> str:
 
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
-    """Compare the present registration of a study with those written before its runs. Returns a sentence for each value
-    that has changed. `now`: the present registration of the study; `then`: {name of a run: the study's first
-    registration in that run}, the earliest registration first; `planned`: the number of runs of the study."""
+    """A sentence for each value in which the present registration of a study differs from those written before its
+    runs. `now`: the present registration of the study; `then`: {name of a run: the study's first registration in that
+    run}, the earliest registration first; `planned`: the number of runs of the study."""
     sentences = []
     for key, name in FIELDS.items():
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}
@@ -120,5 +120,5 @@ def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str
 
 
 def _are_generated(*questions: Any) -> bool:
-    """Whether all of these are questions that nobody wrote, but `question_about` made."""
+    """Whether all of these questions were made by `question_about`, and none was written by a person."""
     return all(isinstance(question, str) and GENERATED_QUESTION.fullmatch(question) for question in questions)

@@ -57,8 +57,9 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 
 def fp8_needs_multiples(run: Run) -> str:
-    """Under FP8, the sides of matrices must be multiples of FP8_MULTIPLE. One side is the number of tokens of a
-    micro-batch; the rule requires a multiple of model.seq instead, so that it does not depend on the layout."""
+    """An error message where a side of the matrices that are multiplied in FP8 is no multiple of FP8_MULTIPLE, else "".
+    One side is the number of tokens of a micro-batch. The rule requires that model.seq, which divides this number, is a
+    multiple, so that the rule does not depend on the layout."""
     if run.train.precision != "fp8":
         return ""
     model = run.model
@@ -108,8 +109,8 @@ def budget_is_tokens_or_a_time(run: Run) -> str:
 
 
 def clock_budget_excludes_token_counts(run: Run) -> str:
-    """A run that ends by the wall clock trains an unknown number of tokens, so no setting may be a number of tokens or
-    samples."""
+    """An error message where a run that ends by the wall clock has a setting that is a number of tokens or samples,
+    else "". It is not known beforehand how many tokens such a run trains."""
     if run.train.budget == "tokens":
         return ""
     for key, value, instead in (

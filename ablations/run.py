@@ -63,8 +63,8 @@ class Run:
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch sizes of the run: a constant one or a ramp. With a budget in tokens `BatchSizes.samples` gives the
-        batch of each step; with a wall clock `BatchSizes.at` gives the size of the batch."""
+        """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens, `BatchSizes.samples` gives
+        the batch of each step; under a wall clock, `BatchSizes.at` gives the batch size at each moment."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -99,7 +99,8 @@ class Run:
 
     @property
     def horizon(self) -> int:
-        """The number of tokens at which the schedule of the learning rate ends."""
+        """The number of tokens at which the schedule of the learning rate ends: train.decay_tokens, or all tokens of
+        the run. Raises ValueError where a wall clock ends the run and train.decay_tokens is 0."""
         return self.train.decay_tokens or self.tokens
 
     @property
@@ -115,16 +116,17 @@ class Run:
 
     @property
     def length(self) -> float:
-        """The length of the run in the unit of `position`: in steps, or in seconds where the budget is a time."""
+        """The length of the run in the unit of `position`: in seconds where the budget is a time, else in steps."""
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
     def position(self, metric: Mapping[str, Any]) -> float:
-        """How far the run is trained, in steps, or in seconds where the budget is a time, by the last row of
-        metrics.jsonl ({} where there is none)."""
+        """How far the run is trained: in seconds where the budget is a time, else in steps. `metric`: the last row of
+        metrics.jsonl, {} where there is none."""
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
-        """The estimated seconds to the end of the run, by the last row of metrics.jsonl; None where unknown."""
+        """The estimated seconds to the end of the run; None where they are not known. `metric`: the last row of
+        metrics.jsonl, {} where there is none."""
         if isinstance(self.budget, ClockBudget):
             return max(0.0, self.budget.seconds - metric.get("seconds", 0.0))
         if metric.get("tokens_per_second", 0) > 0 and "tokens" in metric:
@@ -132,13 +134,14 @@ class Run:
         return None
 
     def step_text(self, step: int) -> str:
-        """The number of a step as text, with that of all steps: "12/4096"; "12" where a wall clock ends the run."""
+        """The number of a step as text, with the number of all steps: "12/4096"; "12" where a wall clock ends the
+        run."""
         return str(step) if isinstance(self.budget, ClockBudget) else f"{step}/{self.steps}"
 
     @property
     def milestones(self) -> dict[int, int]:
         """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
-        layout.eval_at the first step that reaches it. The last step is not among them, since the trained weights are
+        layout.eval_at the first step that reaches it. The last step is left out, since the trained weights are
         evaluated anyway."""
         reached = {
             bisect.bisect_left(range(self.steps), share * self.tokens, key=self.tokens_after)
@@ -163,9 +166,9 @@ class Run:
 
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:
-    """The run with the micro-batch (sequences of a forward pass) that fits `ranks` data-parallel ranks:
-    layout.micro_batch, or less where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch
-    of the run cannot be spread over the ranks in whole micro-batches."""
+    """The run with a layout.micro_batch (sequences of a forward pass) that fits `ranks` data-parallel ranks: the
+    present one, or less where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch of the
+    run cannot be spread over the ranks in whole micro-batches."""
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
     for size in sizes:

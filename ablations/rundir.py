@@ -69,7 +69,7 @@ def eval_name(step: int | None = None) -> str:
 
 
 class State(StrEnum):
-    """The state of a run, as `make status` shows it; those that need somebody's attention come first."""
+    """The state of a run, as `make status` shows it; the states that need somebody's attention come first."""
 
     FAILED = "failed"
     DAMAGED = "damaged"
@@ -112,27 +112,28 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns its object; None before the
-    first launch. `cure`: a sentence that is appended to the error message and tells the user how to repair a damaged
-    file. Raises Damaged where the file cannot be read, or has another form than training writes."""
+    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns the object in it; None
+    where there is no such file, as before the first launch. `cure`: a sentence that is appended to the error message
+    and tells the user how to repair a damaged file. Raises Damaged where the file cannot be read, or has another form
+    than training writes."""
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The last undamaged row of metrics.jsonl (METRICS): (the row, a sentence about damaged lines after it). {} and ""
-    where there are none."""
+    """The last undamaged row of metrics.jsonl (METRICS): (the row, a sentence about damaged lines after it). The row is
+    {} where there is none, the sentence "" where no line is damaged."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     """The rows of attempts.jsonl (ATTEMPTS), which launch/slurm/attempts.py writes: (rows, a sentence about damaged
-    lines). The sentence is "" where none is damaged."""
+    lines). The sentence is "" where no line is damaged."""
     return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
-    """The object in heartbeat.json (HEARTBEAT); {} where the file is missing or damaged, since the next one is written
-    within seconds."""
+    """The object in heartbeat.json (HEARTBEAT); {} where the file is missing or damaged, which is no error, since a new
+    heartbeat is written within seconds."""
     try:
         return read_json(run_dir / HEARTBEAT, ["time"], HEARTBEAT_TYPES) or {}
     except Damaged:
@@ -147,8 +148,9 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Append the registration of a study (ablations/registration.py makes it) to registered.jsonl (REGISTERED), unless
-    it equals the study's last one there. `step`: the last step that the run has trained."""
+    """Append the registration `content` of a study (ablations/registration.py makes it) to registered.jsonl
+    (REGISTERED) of a run. Nothing is appended where the study's last registration there is the same. `step`: the last
+    step that the run has trained."""
     lines, _ = read_registered(run_dir)
     as_read = json.loads(json.dumps(content))
     of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
@@ -179,8 +181,9 @@ def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 class FragmentKey(NamedTuple):
-    """The name of a tensor in a checkpoint, which holds the elements from `start` on of a flattened parameter or
-    optimizer moment. As text: "parameter|kind|start", with "|rank|size" where tensor parallelism cuts the parameter."""
+    """The name of a tensor in a checkpoint. The tensor holds elements of a flattened parameter or optimizer moment,
+    from the index `start` on. As text the name is "parameter|kind|start", with "|rank|size" where tensor parallelism
+    cuts the parameter."""
 
     parameter: str
     kind: str  # "weight", "exp_avg" or "exp_avg_sq"
@@ -220,9 +223,9 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write checkpoint.json (CHECKPOINT), which makes a folder a complete checkpoint; its tensors must be on the disk.
-    `index`: {"step": number, "tokens": number or None, "state": the state that training continues from, "files": {name:
-    `checksum`}}."""
+    """Write checkpoint.json (CHECKPOINT) into a checkpoint's folder, which makes the checkpoint complete; its tensors
+    must be on the disk. `index`: {"step": number, "tokens": number or None, "state": the state that training continues
+    from, "files": {name: `checksum`}}."""
     as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
@@ -244,7 +247,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def steps_to_evaluate(run_dir: Path) -> list[int]:
-    """The steps at which a run has saved weights for evaluation (layout.eval_at) that are not evaluated yet."""
+    """The steps of the weights that a run has saved for evaluation (layout.eval_at) and that have no evaluation yet, in
+    ascending order."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
     return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
 
@@ -253,16 +257,19 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write the file `done` (DONE), which says that the run is trained, with `summary` and the checksum of the trained
-    weights, which must be on the disk."""
+    """Write the file `done` (DONE), which says that the run is trained. It holds the entries of `summary`, and the
+    checksum of the trained weights, which must be on the disk."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps and
-    the checksum of the weights; None while the run is not trained. `verify`: compare the sha256 of the weights too,
-    which reads all of them. Raises Damaged where the file is damaged, or the weights are missing or not those that were
-    written. `launch.local` then continues from the last checkpoint and writes the file and the weights again."""
+    the checksum of the weights; None while the run is not trained. `verify`: whether to compare the sha256 of the
+    weights too, for which all of them are read.
+
+    Raises Damaged where the file is damaged, or the weights are missing or not those that were written. `launch.local`
+    then continues from the last checkpoint and writes the file and the weights again.
+    """
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
     if summary is None:

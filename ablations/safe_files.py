@@ -40,7 +40,7 @@ class Damaged(ConfigError):
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file so that, even after a power loss, it has either its old content or the whole new one.
 
-    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once. `content`: its
+    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once. `content`: the
     new content; `durable`: whether to wait until the content is on the disk. If False, a power loss may damage the
     file.
     """
@@ -72,15 +72,15 @@ def write_json(path: Path, value: Any, indent: int | None = None, durable: bool 
 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file to overwrite it, or with `append` to add to its end. Raises OSError where that is not possible or the
-    path is a symbolic link."""
+    """Open a file for writing: to replace its content, or with `append` to add to its end. Raises OSError where that is
+    not possible or the path is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
 
 def append(path: Path, text: str) -> None:
-    """Append `text`, whole lines, to a file; all of it, or where the disk is full nothing. Where a kill has left an
-    incomplete last line, `text` begins a new one: it would be damaged with that line otherwise."""
+    """Append `text`, whole lines, to a file: all of it, or nothing where the disk is full. Where a kill has left an
+    incomplete last line, a line end comes first, so that `text` is not damaged with that line."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND
     with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
@@ -118,7 +118,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def path_inside(folder: Path, name: str | Path) -> Path:
-    """The path folder / name. Raises Damaged where it leads out of the folder, by ".." or by a symbolic link."""
+    """The path folder / name. Raises Damaged where the path leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{path} leads out of {folder}: remove it, or put a copy there")
@@ -127,7 +127,7 @@ def path_inside(folder: Path, name: str | Path) -> Path:
 
 def storage_error(error: OSError) -> str:
     """The message about an error of the disk (full, read-only, no permission and the like), with what the user can do;
-    "" for other errors."""
+    "" for errors of other kinds."""
     cures = {
         errno.ENOSPC: "Make room and give the same command again.",
         errno.EDQUOT: "Make room within your quota and give the same command again.",
@@ -232,7 +232,7 @@ def _number(text: str) -> float:
 
 
 def _whole_number(text: str) -> int:
-    """As `_number`, of a whole number."""
+    """The whole number that `text` in a JSON file denotes. Raises ValueError where it is too large to compute with."""
     value = int(text)
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
@@ -240,10 +240,10 @@ def _whole_number(text: str) -> int:
 
 
 def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What is wrong with an object that was read from a file: a sentence that names the missing keys, or the keys whose
-    values are of another type; "" where nothing is wrong. `value`: the object; `keys`: the keys that it must have;
-    `types`: {key: type, as for `isinstance`}, checked where the object has the key. A bool does not count as a
-    number."""
+    """What is wrong with the form of an object that was read from a file: a sentence that names the missing keys, or
+    the keys whose values are of another type; "" where nothing is wrong. `value`: the object; `keys`: the keys that it
+    must have; `types`: {key: type, as for `isinstance`}, checked where the object has the key. A bool is never of the
+    right type."""
     if lacking := [key for key in keys if key not in value]:
         return f"it lacks {', '.join(lacking)}"
     wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
@@ -254,9 +254,10 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
     """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
 
     Args:
+        value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
             `RUN` in eval/report/runs.py is an example.
-        path: of `value` itself, in recursive calls.
+        path: the path of `value` itself, in recursive calls.
     """
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
@@ -278,13 +279,13 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
 def read_lines(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], str]:
-    """Read a .jsonl file, which holds a JSON object in each line.
+    """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged lines,
+    or "" where no line is damaged).
 
     Lines that are no JSON object, lack one of `keys`, or hold a value of another type are damaged and left out. An
     incomplete last line is left out too, but does not count as damage: a process may be writing it or was killed.
     `path`: the file; where it does not exist there are no objects; `keys`: the keys that each object must have;
-    `types`: {key: type, as for `isinstance`}, checked where an object has the key. Returns (the objects, a sentence
-    about damaged lines). The sentence is "" where no line is damaged.
+    `types`: {key: type, as for `isinstance`}, checked where an object has the key.
     """
     try:
         content = read_bytes(path)
@@ -308,10 +309,13 @@ def read_lines(
 def last_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
-    """Read the last undamaged object of a .jsonl file. Only the last 16 KiB are read. `keys`: the keys that the object
-    must have; lines without them are damaged; `types`: {key: type, as for `isinstance`}; lines with values of another
-    type are damaged. Returns (the object, a sentence about damaged lines after it). {} where there is no file or no
-    such line; "" where no line is damaged."""
+    """Read the last undamaged object of a .jsonl file, of which only the last 16 KiB are read. Returns (the object, a
+    sentence about damaged lines after it). The object is {} where there is no such line or no file, and the sentence is
+    "" where no line is damaged.
+
+    A line is damaged where it is no JSON object, lacks one of `keys`, or holds a value of another type. `types`: {key:
+    type, as for `isinstance`}.
+    """
     lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -361,8 +365,8 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """A sentence on how a file differs from what was written; "" where it does not. `expected`: the `checksum` of the
-    file when it was written, {"bytes", "sha256"}."""
+    """A sentence on how a file differs from what was written; "" where it does not differ. `expected`: the `checksum`
+    of the file when it was written, {"bytes", "sha256"}."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

@@ -1,4 +1,6 @@
-"""Learning-rate schedules: functions of t, the used share of the budget, that return the share of the peak rate.
+"""Learning-rate schedules: functions of t, the used share of the budget, that return the share of the peak rate. Every
+schedule takes `warmup` (train.warmup, a share of the budget) too, which most of them do not use: budget.learning_rate
+makes the linear warm-up itself, and calls the schedules of WITH_WARMUP after it.
 
 A schedule is one function and one line in one of the two tables below, whose names are the values of `train.schedule`.
 The tests iterate over the tables.
@@ -15,22 +17,22 @@ DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-dec
 
 
 def after_warmup(t: float, warmup: float) -> float:
-    """The share of the time after the warm-up that has passed at t."""
+    """The share of the time after the warm-up that has passed at t, from 0 at t = warmup to 1 at t = 1."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
 def cosine(t: float, warmup: float) -> float:
-    """Half a cosine down to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
+    """Half a cosine, from the peak at the end of the warm-up to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
     return (1 + math.cos(math.pi * after_warmup(t, warmup))) / 2
 
 
 def linear(t: float, warmup: float) -> float:
-    """A straight line down to 0 at t = 1 (BERT, Devlin et al. 2019)."""
+    """A straight line from the peak at the end of the warm-up to 0 at t = 1 (BERT, Devlin et al. 2019)."""
     return 1 - after_warmup(t, warmup)
 
 
 def constant(t: float, warmup: float) -> float:
-    """The peak rate at every t."""
+    """The peak rate at every t after the warm-up."""
     return 1.0
 
 
@@ -40,26 +42,27 @@ def inverse_sqrt(t: float, warmup: float) -> float:
 
 
 def dive(t: float, warmup: float) -> float:
-    """The peak for the first half of the budget, then a straight line to 0 ("dive" of Geiping & Goldstein 2023)."""
+    """The peak from the end of the warm-up to half the budget, then a straight line to 0 ("dive" of Geiping & Goldstein
+    2023)."""
     return min(1.0, (1 - t) / 0.5)
 
 
 def dive_slow(t: float, warmup: float) -> float:
-    """The peak for the first quarter of the budget, then a straight line to 0 ("dive-slow" of Geiping & Goldstein
-    2023)."""
+    """The peak from the end of the warm-up to a quarter of the budget, then a straight line to 0 ("dive-slow" of
+    Geiping & Goldstein 2023)."""
     return min(1.0, (1 - t) / 0.75)
 
 
 def warmup_stable_decay(t: float, warmup: float) -> float:
-    """The peak until the last fifth of the budget, then 1 - sqrt down to 0 (Hägele et al. 2024, 1-sqrt cooldown)."""
+    """The peak from the end of the warm-up to the last fifth of the budget, then 1 - sqrt down to 0 (Hägele et al.
+    2024, 1-sqrt cooldown)."""
     return 1 - math.sqrt(max(0.0, (t - (1 - COOLDOWN)) / COOLDOWN))
 
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
-    """The peak, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once ("WSD-S" of Wen et al.
-    2024). Each fall is that of warmup-stable-decay with a budget that ends there, so that one run replaces runs of
-    several lengths: layout.eval_at=0.25,0.5 keeps and evaluates the weights at these ends.
-    """
+    """The peak after the warm-up, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once
+    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay with a budget that ends there, so that one
+    run replaces runs of several lengths: layout.eval_at=0.25,0.5 keeps and evaluates the weights at these ends."""
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)
 

@@ -13,9 +13,9 @@ SITES = ROOT / "launch/sites"
 
 def read_site(name: str = "") -> dict[str, str]:
     """The environment variables that a site file exports, {name: value}: those of Slurm's sbatch (SBATCH_PARTITION,
-    ...) and NODE_MTBF_HOURS. Empty where there is no site file. `name`: a file of launch/sites without its ending, or a
-    path; "": what the variable SITE names, or launch/site.sh. Raises ConfigError where the site file that is named does
-    not exist, or bash fails on it."""
+    ...) and NODE_MTBF_HOURS. {} where there is no site file. `name`: a file of launch/sites without its extension, or a
+    path; "": the file that the environment variable SITE names, or launch/site.sh. Raises ConfigError where the named
+    site file does not exist, or bash fails on it."""
     path = find_site_file(name)
     if not path:
         return {}
@@ -29,8 +29,8 @@ def read_site(name: str = "") -> dict[str, str]:
 
 def find_site_file(name: str = "") -> Path | None:
     """The path of the site file; None where none is named and there is no launch/site.sh. `name`: a file of
-    launch/sites without its ending, or a path; "": what the variable SITE names, or launch/site.sh. Raises ConfigError
-    where the site file that is named does not exist."""
+    launch/sites without its extension, or a path; "": the file that the environment variable SITE names, or
+    launch/site.sh. Raises ConfigError where the named site file does not exist."""
     name = name or os.environ.get("SITE", "")
     default = ROOT / "launch/site.sh"
     if not name:

@@ -21,8 +21,8 @@ Recipe = tuple[str, dict[str, Any]]  # its name, and its settings
 def stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: Recipe | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage (the name of the folder of its runs, see `stage_name`) and the baseline of a study that may have begun
-    on another machine.
+    """The stage of a study, which may have begun on another machine, and its baseline. The stage is the name of the
+    folder of the study's runs (see `stage_name`).
 
     Where no setting names the precision, it depends on the machine; the study then keeps the precision that it began
     with. Where a setting names the precision that the study began with, the stage does not mention it, so that the same
@@ -44,7 +44,8 @@ def stage_of_begun_study(
 
 
 def _recorded_precision(folder: Path, seeds: list[int]) -> str:
-    """The precision of the baseline's runs in the folder of a stage, by their run.json; "" where none has begun."""
+    """The precision (train.precision) of the baseline's runs in the folder of a stage, by their run.json; "" where none
+    has begun. `seeds`: the seeds of the study."""
     for seed in seeds:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(folder / f"baseline,seed={seed}"):
@@ -53,9 +54,9 @@ def _recorded_precision(folder: Path, seeds: list[int]) -> str:
 
 
 def stage_name(base: Run, setting: list[tuple[str, Any]], recipe: Recipe | None) -> str:
-    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s": the size, the recipe,
-    and the settings of all runs that differ from those of size and recipe. `setting`: (key, value) of the settings of
-    all runs."""
+    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s". It has the size, the
+    name of the recipe, and the settings of all runs that differ from those of the size and the recipe. `base`: the
+    baseline; `setting`: (key, value) of the settings of all runs; `recipe`: (name, settings), or None."""
     name, settings = recipe or ("", {})
     plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
     flat = base.flat()
@@ -91,8 +92,8 @@ def value_text(value: Any) -> str:
 
 
 def path_part(text: str) -> str:
-    """`text` as a part of a path: without characters that are not allowed in paths, and shortened to its end. Where the
-    text was changed, a hash is appended, so that different texts stay different."""
+    """`text` as a part of a path: characters that are not allowed in paths are replaced, and of a long text only the
+    end is kept. Where the text was changed, a hash is appended, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -20,12 +20,21 @@ REPAIR_HINT = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run according to the files of its directory. `now`: seconds since the epoch; None: the present
-    time. Returns "state", a `State`; and where known: "step", "tokens", "loss" and "tokens_per_second" of the last row
-    of the metrics; "left", the seconds to the end at this speed; "silent", the seconds since the last heartbeat;
-    "nodes", their names as text; "attempts", the number of attempts under Slurm; "on_the_way", [evaluated, saved],
-    numbers of the weights that were saved during training; "why", the reason for the state; "bits_per_byte" and
-    "zero_shot", the headline scores."""
+    """The state of a run according to the files of its directory.
+
+    Args:
+        cell: the run.
+        now: the time in seconds since the epoch; None: the present time.
+
+    Returns "state", a `State`, and "attempts", the number of attempts under Slurm; and where known:
+        "step", "tokens", "loss", "tokens_per_second" and the rest of the last row of metrics.jsonl
+        "left": the seconds to the end of the run at this speed
+        "silent": the seconds since the last heartbeat
+        "nodes": the names of the nodes, as text with commas
+        "on_the_way": [number of evaluated, number of saved] weights, of those that are saved during training
+        "why": the reason for the state
+        "bits_per_byte", "zero_shot": the scores in eval.json of a finished run
+    """
     folder = cell.dir
     metric, damaged_metrics = rundir.last_metric(folder)
     attempts, damaged_attempts = rundir.read_attempts(folder)
@@ -40,8 +49,16 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """Determine the state of a run from the files in its directory. Returns the entry "state" of the function `state`,
-    with the entries that explain it, such as "why". `facts`: the other entries."""
+    """Determine the state of a run from the files in its directory. Returns {"state": `State`} and entries that explain
+    it: "why", the scores of a finished run, or those of `_running_state`.
+
+    Args:
+        cell: the run.
+        facts: what is known from its metrics: the last row of metrics.jsonl, {} where there is none, with "attempts"
+            and "on_the_way" as `state` returns them.
+        attempts: the rows of attempts.jsonl, the oldest first.
+        now: the time in seconds since the epoch.
+    """
     folder = cell.dir
     damaged_scores: dict[str, Any] = {}
     try:
@@ -73,7 +90,15 @@ def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
     """The state of a run that a process has locked or Slurm has started: starting, running, or stalled where it gives
-    no sign of life. Returns entries of `state`: "state", "nodes", "silent", "step" and "left"."""
+    no sign of life. Returns the entries "state", "nodes", "silent" and "step" of `state`, and "left" where it is known.
+
+    Args:
+        cell: the run.
+        facts: the last row of metrics.jsonl, {} where there is none; further entries are ignored.
+        attempts: the rows of attempts.jsonl, the oldest first.
+        locked: whether a process holds the lock of the run directory.
+        now: the time in seconds since the epoch.
+    """
     starts = [line for line in attempts if line["event"] == "start"]
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
@@ -100,7 +125,8 @@ def _running_state(
 
 
 def _attempt_end_text(line: dict[str, Any]) -> str:
-    """How an attempt under Slurm ended, as text; "" where the row of attempts.jsonl is not about an end."""
+    """How an attempt under Slurm ended, as text; "" where `line`, a row of attempts.jsonl, is not about the end of an
+    attempt."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -112,8 +138,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
 
     Args:
         width: characters in a line of the screen, to which lines are cut; None: no limit.
-        height: lines of the screen; None: no limit. Where not all runs fit, those are shown whose states come first in
-            `State`.
+        height: lines of the screen; None: no limit. Where not all runs fit, the runs are shown whose states come first
+            in `State`.
     """
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]

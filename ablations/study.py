@@ -92,9 +92,9 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """The settings, (key, value), that the words of a command set for all runs. `values`: the words, {name: value};
-    `set_words`: the settings in SET=; `corpus`: the corpus of all runs, "" where it is the baseline's or is what the
-    study compares. Raises ConfigError where two words set the same key."""
+    """The settings, (key, value), that the words of a command set for all runs. `values`: all words, {name: value};
+    `set_words`: the settings in SET=; `corpus`: the corpus of all runs; "" where no word names it, or the study
+    compares corpora. Raises ConfigError where two words set the same key."""
     setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in COMMON_SETTINGS.items() if name in values]
     if corpus:
         setting.append(("data.corpus", corpus))
@@ -110,10 +110,10 @@ def _settings_of_all_runs(
 
 
 def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """The arms that the words for factors (POS, ACT, ...) and ARM ask for. Returns (the name of the factor, (key,
-    value) of each arm, the corpus of all runs). The corpus is "" unless DATA is given beside another factor, where it
-    is no factor itself. Raises ConfigError where DATA names several corpora for all runs, or is combined with an arm of
-    data.corpus."""
+    """What the words for factors (POS, ACT, ...) and ARM ask for, in this order: the names of the factors, joined by
+    hyphens; the (key, value) of each arm; the corpus of all runs. The corpus is "" unless DATA is given beside another
+    factor, and then DATA is no factor itself. `values`: all words, {name: value}. Raises ConfigError where DATA names
+    several corpora for all runs, or is combined with an arm of data.corpus."""
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -135,7 +135,7 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Raise ConfigError where one of the settings of SET= has no effect in any run."""
+    """Raise ConfigError where a setting of SET= has no effect in any run. `settings`: {key: value} of SET=."""
     for key in settings:
         missing = [setting_needed_for_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
@@ -143,8 +143,9 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """The designs that the words CROSS and LR ask for: (the value of CROSS or "", the multiples of the learning rate or
-    ()). Raises ConfigError where the two are combined with each other or with MORE=auto, or a value is not allowed."""
+    """The designs that the words CROSS and LR ask for: (the value of CROSS, the multiples of the learning rate), "" and
+    () where the word is not given. `values`: all words, {name: value}. Raises ConfigError where CROSS and LR are
+    combined with each other or with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -158,9 +159,10 @@ def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tupl
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file and those of PREDICT=. Where STUDY= does not name
-    the file, its predictions about arms that are not run are left out. Raises ConfigError where a text is no
-    prediction, or names an arm that is not run."""
+    """The predictions of a study: those of its file and those of PREDICT=. Where `file` was found by its arms, and is
+    not named by STUDY=, its predictions about arms that are not run are left out. `values`: all words, {name: value};
+    `file`: the study file or None; `arms`: the labels of the arms, the baseline first. Raises ConfigError where a text
+    is no prediction, or names an arm that is not run."""
     lines = file.predictions if file else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
@@ -168,9 +170,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria by which a study is decided: those in the words, else those in its file. `seeds`: the number of
-    seeds of each arm, before any are added; `arms`: whether there are arms beside the baseline. Raises ConfigError
-    where a word that names a criterion is not valid, or MORE=auto cannot add seeds."""
+    """The criteria by which a study is decided: those in the words, else those in its file. `values`: all words, {name:
+    value}; `seeds`: the number of seeds of each arm, before any are added; `arms`: whether there are arms beside the
+    baseline. Raises ConfigError where a word that names a criterion is not valid, or MORE=auto cannot add seeds."""
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -191,8 +193,8 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """The number of seeds that MORE=auto has already added to a study: seeds beyond its first ones, up to `most` in
-    all, for which the run directory of an arm exists. The baseline's directories do not count, since other studies
+    """The number of seeds that MORE=auto has already added to a study, at most `most`. A seed counts as added where an
+    arm has a run directory for it or for a higher seed. The baseline's directories do not count, since other studies
     share them."""
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
@@ -203,9 +205,9 @@ def _seeds_added(study: Study, most: int) -> int:
 
 
 def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file except those that equal the baseline under the settings of all runs: a file is written
-    for several sizes, and an arm may be the default of one. Arms and settings are (key, value). Raises ConfigError
-    where no arm remains."""
+    """The arms of a study file without those that equal the baseline under the settings of all runs. A file is written
+    for several sizes, and what an arm changes may be the default of a size. Arms and settings are (key, value). Raises
+    ConfigError where no arm remains."""
     flat = resolve(setting).flat()
     left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
     if arms and not left:
@@ -214,7 +216,8 @@ def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]
 
 
 def arms_left_out(study: Study) -> list[str]:
-    """The arms of the study's file that are not run because they equal the baseline, such as "model.layers=4"."""
+    """The arms of the study's file that are not run because they equal the baseline, as texts such as
+    "model.layers=4"."""
     name = study.value("STUDY")
     flat = study.base.flat()
     arms = read_study(name).arms if name else []
@@ -224,10 +227,13 @@ def arms_left_out(study: Study) -> list[str]:
 def _question_and_expectation(
     arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]
 ) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation of arms that are typed without a study file, and the file that they are from:
-    the first without settings of its own whose arms include them. A default question, NOTHING_EXPECTED and None where
-    there is no such file. A file that cannot be read is named, since the expectation may be in it. `setting`: (key,
-    value) of the settings of all runs."""
+    """The question and the expectation of arms that are typed without a study file, and the study file that they were
+    found in. That is the first file without settings of its own whose arms include all of `arms`.
+
+    Where there is no such file, the question is made from the arms, the expectation is NOTHING_EXPECTED, and the file
+    is None. Study files that cannot be read are then named in the expectation, since the expectation may be in one of
+    them. `arms`: (key, value) of each arm; `setting`: (key, value) of the settings of all runs.
+    """
     typed_arms = {_arm_as_text(key, value) for key, value in arms}
     unread = []
     for name in study_names():

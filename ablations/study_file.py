@@ -100,8 +100,9 @@ def read_study(name: str) -> StudyFile:
 
 
 def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """The entries `tasks` and `shots` of the study file `file`, as far as it has them, as NAME=VALUE words: {"TASKS":
-    text, "SHOTS": text}. Raises ConfigError where one is of the wrong type."""
+    """The entries `tasks` and `shots` of a study file, as far as it has them, as NAME=VALUE words: {"TASKS": text,
+    "SHOTS": text}. `file`: the name of the file, for messages; `content`: the content of the file. Raises ConfigError
+    where an entry is of the wrong type."""
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():
@@ -115,8 +116,9 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """Resolve the settings for all runs of a study file. Where `base` is {"study": name}, they are those of that study;
-    else `base` itself. Raises ConfigError where there is no such study, or its base has no settings of its own."""
+    """The settings for all runs of a study file: those of another study where `base` is {"study": name}, else `base`
+    itself. `base`: the entry of that name in the study file; `file`: the name of the file, for messages. Raises
+    ConfigError where there is no such study, or its base has no settings of its own."""
     if "study" not in base:
         return base
     other = str(base["study"])

@@ -26,11 +26,12 @@ class Tuning:
 
     @property
     def factors(self) -> list[str]:
-        """The labels of the arms at the common rate, the baseline first."""
+        """The labels of the arms at the baseline's learning rate, the baseline first."""
         return [label for label, (factor, _) in self.arms.items() if label == factor]
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
-        """The arms of one factor by their learning rate, {learning rate: label of the arm}, the lowest rate first."""
+        """{learning rate: label of the arm at this rate} for an arm and its copies at other learning rates, the lowest
+        rate first. `factor`: the label of the arm at the baseline's learning rate."""
         return dict(sorted((rate, label) for label, (name, rate) in self.arms.items() if name == factor))
 
     @property
@@ -44,9 +45,9 @@ class Tuning:
 
 
 def parse_multiples(text: str) -> tuple[float, ...]:
-    """The multiples of the baseline's learning rate that LR= asks for, in ascending order. `text`: the value of
-    LR: "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names
-    what is allowed."""
+    """The multiples of the baseline's learning rate that LR= asks for, in ascending order. `text`: the value of LR:
+    "tune", or multiples such as "0.25,0.5,1,2". Raises ConfigError where the text is neither; the message names what is
+    allowed."""
     if text == "tune":
         return DEFAULT_MULTIPLES
     try:

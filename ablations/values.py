@@ -33,6 +33,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
     Args:
         key: the name of the setting, for the message.
         kind: the type: bool, int, float, str, a list of one of these, or a Literal of the allowed values.
+        value: the value.
         meaning: the meaning of the setting, for the message.
 
     Raises:
@@ -97,8 +98,9 @@ def _float(value: Any) -> float:
 
 
 def typed_number(text: str) -> float:
-    """The number in a text that somebody typed, in the digits 0 to 9: 3e-4, 1_000 or -inf. Raises ValueError where it
-    is none, or has an underscore that does not stand before three digits, which may be meant as a decimal point."""
+    """The number in a text that somebody typed, in the digits 0 to 9: 3e-4, 1_000 or -inf. Raises ValueError where the
+    text is no number, or has an underscore that does not stand before three digits, which may be meant as a decimal
+    point."""
     if not text.isascii() or ("_" in text and not re.fullmatch(rf"\s*[+-]?{DIGITS}(?:\.\d+)?\s*", text)):
         raise ValueError(text)
     return float(text)
@@ -111,7 +113,8 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}, after `prefix`."""
+    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix`: what all keys
+    begin with."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -119,15 +122,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The keys in which two flat dictionaries differ: {key: value in `b`}, with None where `b` lacks the key."""
+    """The keys in which two flat dictionaries differ: {key: value in `b`}. The value is None where `b` lacks the
+    key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown word, " (did you mean ...?)". It names the one of `options` that is
-    spelled most like `word`, whatever its case, or that is a setting of which `word` is the last part; "" where none is
-    similar."""
+    """The end of an error message about an unknown word, " (did you mean ...?)"; "" where no option is similar. It
+    names the option that is spelled most like `word`, whatever its case, or that is a setting of which `word` is the
+    last part. `options`: the words that are known."""
     by_lower_case = {option.lower(): option for option in options}
     word = word.lower()
     close = [name for name in by_lower_case if name.endswith(f".{word}")]
@@ -136,7 +140,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """Names as text, such as "a, b and c". `last`: the word before the last name."""
+    """Names as text, such as "a, b and c". `last`: the word before the last name, "and" or "or"."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -60,7 +60,7 @@ HELP = {
 
 def parse_words(words: list[str]) -> dict[str, str]:
     """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty. Raises ConfigError where a
-    word is no NAME=VALUE of a known name, or a name is given twice."""
+    word is no NAME=VALUE of a known name, a name is given twice, or a value has control characters or is not UTF-8."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -76,8 +76,8 @@ def parse_words(words: list[str]) -> dict[str, str]:
 
 
 def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """Parse the value of the word SET or ARM, whose parts key=value are separated by spaces. Returns the (key, value)
-    pairs. Raises ConfigError where a part of the text is no key=value."""
+    """Parse the value `text` of the word `name`, SET or ARM, which has parts key=value with spaces between them.
+    Returns the (key, value) pairs. Raises ConfigError where a part of the text is no key=value."""
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -95,8 +95,8 @@ def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
 
 
 def whole_number(name: str, text: str, most: int, things: str, least: int = 1) -> int:
-    """The whole number in the value `text` of the word `name`, which counts `things`. Raises ConfigError where it is no
-    number from `least` to `most`."""
+    """The whole number in `text`, the value of the NAME=VALUE word `name`. Raises ConfigError where it is no number
+    from `least` to `most`. `things`: what the word counts, in the plural, for the message."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
@@ -111,9 +111,9 @@ def _is_text(value: str) -> bool:
 
 
 def check_words(values: dict[str, str]) -> None:
-    """Check the words that say on which tasks the runs are evaluated, and how they are exported. `values`: {name:
-    value}. Raises ConfigError where a word names a task that does not exist, lacks the word that it depends on, or has
-    a value that is not allowed."""
+    """Check the words that say on which tasks the runs are evaluated, and whether they are exported. `values`: {name:
+    value} of all words. Raises ConfigError where a word names no task, lacks the word that it depends on, or has a
+    value that is not allowed."""
     for name in ("TASKS", "GLUE", "GLUE_TASKS"):
         if name in values and not values[name].replace(",", "").strip():
             raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
@@ -152,9 +152,9 @@ def check_folder(out: Path) -> None:
 
 
 def expand_home(paths: str) -> str:
-    """Paths, with commas between them, in which ~ is replaced by the user's home: some shells leave it in OUT=~/runs,
-    and a folder named ~ would be made. Raises ConfigError where the home is not known, as in a container whose user has
-    no account."""
+    """`paths`, one or several with commas between them, with ~ replaced by the user's home. Some shells leave ~ in
+    OUT=~/runs, and a folder of that name would be made. Raises ConfigError where the home is not known, as in a
+    container whose user has no account."""
 
     def home(_: re.Match[str]) -> str:
         try:
@@ -166,8 +166,8 @@ def expand_home(paths: str) -> str:
 
 
 def parse_folders(text: str) -> list[str]:
-    """The folders that RUNS=, NOISE= or EXTERNAL= names, as paths. `text`: the value of the word: names or globs
-    with spaces between them. A name with a space has to be quoted or to be the only one. Raises ConfigError where a
+    """The folders that the word RUNS, NOISE or EXTERNAL names, as paths. `text`: the value of the word: names or globs
+    with spaces between them. A name with a space has to be quoted or to be the only name. Raises ConfigError where a
     quote is not closed, or the names are separated by commas."""
     if _exists(text):
         return [text]
@@ -189,8 +189,8 @@ def _exists(name: str) -> bool:
 
 def change_to_checkout(words: list[str]) -> list[str]:
     """Change to the folder of the checkout, where all commands run. Returns the NAME=VALUE words, with absolute paths
-    where the command was given in another folder. An installed package, which has no checkout, is refused: the program
-    ends with exit code 2."""
+    where the command was given in another folder. Where only the package is installed, without a checkout, the program
+    ends with an error message and exit code 2."""
     if not (ROOT / "Makefile").exists():
         why = (
             "megahour works in a checkout of its repository or in an unpacked source distribution, where its runs, "

@@ -63,8 +63,8 @@ class Batches:
     def batch(self, numbers: range) -> torch.Tensor:
         """The samples with the given numbers, counted from 0: int64 tokens [samples, seq + 1].
 
-        [:, :-1] are the inputs, [:, 1:] the targets. How samples are grouped into batches does not change them. Raises
-        ValueError where a number is negative.
+        [:, :-1] are the inputs, [:, 1:] the targets. How samples are grouped into batches does not change the samples.
+        Raises ValueError where a number is negative.
         """
         if numbers and min(numbers) < 0:
             raise ValueError(f"samples are counted from 0: {numbers}")

@@ -83,13 +83,14 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The corpora that a corpus consists of, {component: weight}; {corpus: 1} where it is no blend."""
+    """The corpora that a corpus consists of, {component: weight}; {corpus: 1} where it is no blend. `store`: as for
+    `load`."""
     return load(corpus, store).get("blend", {corpus: 1.0})
 
 
 def check(corpus: str, store: Path | None = None) -> None:
-    """Check that a corpus can be prepared, in milliseconds. `corpus`, `store`: as for `load`. Raises ValueError where
-    the corpus cannot be prepared; the message names what is allowed."""
+    """Check, within milliseconds, that a corpus can be prepared. `corpus`, `store`: as for `load`. Raises ValueError
+    where the corpus cannot be prepared; the message names what is allowed."""
     spec = load(corpus, store)
     for component in spec.get("blend", ()):
         check(component, store)

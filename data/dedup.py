@@ -30,9 +30,10 @@ RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held o
 
 
 def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """A step that writes the hash of each document, and whether it is held out, to a file in `folder`, and passes the
-    documents on. Equal hashes are exact duplicates. `folder`: where the file of this task goes; `documents`:
-    datatrove's documents, with "split" in their metadata; `rank`: the number of the task."""
+    """A step that writes the hash of each document, and whether the document is held out, to a file in `folder`, and
+    passes the documents on. Equal hashes are exact duplicates. `folder`: where the file of this task goes; `documents`:
+    datatrove's documents, with "split" in their metadata; `rank`: the number of the task. The last argument, the number
+    of tasks, is not used."""
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
             file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
@@ -65,7 +66,7 @@ class WordsAndCharacters:
     _letters = re.compile(f"[{UNSPACED_LETTERS}]")
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words of a text. For scripts with spaces they are those of str.split."""
+        """The words of a text. In scripts with spaces these are the words that str.split finds."""
         if not self._any.search(text):
             return text.split()
         words: list[str] = []
@@ -141,7 +142,7 @@ def count_signatures(folder: Path) -> int:
 
 def matching_pairs(signatures: Path, to: Path) -> Any:
     """datatrove's step that writes, to the folder `to`, the pairs of documents whose signatures have equal hashes in a
-    bucket. It has BUCKETS tasks. `signatures`: the folder of the signatures."""
+    bucket. The step runs as BUCKETS tasks. `signatures`: the folder of the signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     return MinhashDedupBuckets(str(signatures), str(to), config=_config(), lines_to_buffer=1000)
@@ -169,6 +170,7 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
         removed: the folder for the result: for each task a file with the numbers of the removed documents, by kind, and
             a file with the counts of the kinds.
         dedup: the setting data.dedup: "near", "exact" or "none".
+        _: what datatrove passes to a step; not used.
     """
     import numpy as np
 

@@ -282,8 +282,8 @@ def index_tasks(folder: str, to: Path) -> dict[str, Any]:
 def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
     """Count the rows of each evaluation task that the corpus contains. Returns the dictionary `rows_of_tasks` with two
     further entries for each task: "found", the number of its rows that occur in the corpus, and "documents", the number
-    of documents that contain such a row. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the files
-    of `index_tasks` and `decontamination_filter`."""
+    of documents that contain one of these rows. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the
+    files of `index_tasks` and `decontamination_filter`."""
     import numpy as np
 
     hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
@@ -298,9 +298,10 @@ def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any
 
 
 def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
-    """The filter that removes documents that share an n-gram with an evaluation task; the reason names all these tasks.
-    It also writes the n-grams that it found to hits-<rank>.json, for `count_contaminated`. `to`: the folder with the
-    hashes that `index_tasks` has written; `rank`: the number of the task of the pipeline."""
+    """The filter that removes documents that share an n-gram with an evaluation task; its reason names all tasks with
+    which a document does. The filter also writes the hashes of the shared n-grams to hits-<rank>.json, for
+    `count_contaminated`. `to`: the folder with the hashes that `index_tasks` has written; `rank`: the number of the
+    task of the pipeline."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 

@@ -49,10 +49,11 @@ def prepare(
     """Prepare a corpus for training. Whatever is in the store already is not built again; several processes may call
     this at once.
 
-    Of duplicate documents a held-out one is kept, else the first. They are searched within each component of a blend.
+    Of duplicate documents a held-out one is kept, else the first. Duplicates are searched for within each component of
+    a blend.
 
     Args:
-        corpus: its name, or its file, folder or glob, as for `data.corpus.load`.
+        corpus: the name of a corpus, or a file, folder or glob, as for `data.corpus.load`.
         tokenizer: the corpus on whose training text the tokenizer is trained, given like `corpus`; with kind="file" the
             path of an existing tokenizer, as for `data.tokenizer.read`.
         vocab: the number of the tokenizer's pieces.
@@ -69,7 +70,7 @@ def prepare(
         corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
         train: [{prefix (of .bin and .idx), weight, corpus, tokens, documents, bytes}], the weights adding up to 1
         valid: [path of .jsonl.gz with {text, id, metadata}]
-        sources: {corpus: {files, bytes, sha256, names}} of each component that is read from files (packages: None)
+        sources: {corpus: {files, bytes, sha256, names}} of each component; None for installed packages
         tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
         counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)}, duplicates:
             {exact, near}, unsigned: documents too short to be compared with near duplicates, covered: {tokens, unknown,

@@ -107,7 +107,7 @@ def documents(
     Args:
         path: the path of the file; a str is an address on the hub.
         name: the name of the file, the same on every machine.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS: "jsonl", "oscar-v1", "one-per-file", "parquet"; or "auto", by the file's extension.
         ledger: where problems are reported and records that are left out are counted.
         field: the key, or column, that has the text; "": "text", or "content" in newer files of OSCAR.
         where: {"meta.pile_set_name": [allowed value, ...]}; documents with another value are left out, and counted.
@@ -158,8 +158,8 @@ def documents(
 
 
 def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]:
-    """The exceptions that libraries raise when they read a damaged file of this compression and layout (how
-    documents lie in it, such as "jsonl" or "parquet")."""
+    """The exceptions that libraries raise when they read a damaged file. `compression`: ".gz", ".zst" or ""; `layout`:
+    how documents lie in the file, such as "jsonl" or "parquet"."""
     if compression == ".zst":
         import zstandard
 

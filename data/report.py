@@ -80,9 +80,9 @@ def write(
     Args:
         folder: where the two files go.
         name: the name of the corpus.
-        recipe: its recipe.
-        text: the manifest of its text.
-        tokens: the manifest of its token files, from `encode.prepared_tokens`.
+        recipe: the recipe of the corpus.
+        text: the manifest of the text, from `prepared_text`.
+        tokens: the manifest of the token files, from `encode.prepared_tokens`.
         lengths: [documents], the number of tokens of each training document.
         source: the folder of the text.
     """

@@ -30,7 +30,8 @@ def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: 
     """Find the characters to remove from each training document, and write a file <shard>.npy for each shard: int64
     rows [document, first character, end]. Documents are counted from 0 in each shard, without the held-out ones.
     `documents_folder`: a folder with shards (.jsonl) of documents that have "split" in their "metadata"; `length`: the
-    characters of the shortest stretch that is removed; `results_folder`: where the .npy files go."""
+    characters of the shortest stretch that is removed; `results_folder`: where the .npy files go. The other arguments,
+    which datatrove passes to a step, are not used."""
     import numpy as np
     import orjson
 
@@ -98,8 +99,8 @@ def repeated_characters(codes: np.ndarray, ends: np.ndarray, length: int, at_onc
 def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     """A polynomial hash modulo 2^64 of every window of `length` code points; uint64 [len(codes) - length + 1].
 
-    The hash of a window whose length is a power of two is joined from the hashes of its halves; that of any other
-    length from those of the powers of two in its binary form.
+    Where `length` is a power of two, the hash of a window is joined from the hashes of its halves. Any other length is
+    a sum of powers of two, and the hash is joined from the hashes of windows of these lengths.
     """
     import numpy as np
 

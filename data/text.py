@@ -81,9 +81,10 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """The identity of the files of a corpus that is not a blend, as they are now: {"files": their number, "bytes",
-    "sha256", "names": of the first MOST_NAMES}; None for installed packages, which are identified by their versions.
-    `store`: remembers the hashes of files, so that only those are read that changed since."""
+    """The identity of the files of a corpus that is not a blend, as they are now: {"files": number of files, "bytes",
+    "sha256", "names": the names of the first MOST_NAMES files}. None for installed packages, which are identified by
+    their versions. `store`: the store of prepared data, which remembers hashes, so that only files are read that
+    changed since."""
     spec = corpora.load(name, store.path)
     if "files" not in spec:
         return None
@@ -147,7 +148,7 @@ class WorkFolders(NamedTuple):
 def _make_text(
     spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, wrong: list[str], work: Path, run: RunStage
 ) -> dict[str, Any]:
-    """Write the text of a corpus to the folder `work`, and return its manifest entries.
+    """Write the text of a corpus to the folder `work`, and return the entries for its manifest.
 
     Args:
         spec: the specification of the corpus.

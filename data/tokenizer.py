@@ -188,6 +188,6 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The interval between the documents that a tokenizer is trained on, such that they have about SAMPLE_BYTES: 1 for
-    all documents, 3 for every third one. `size`: the bytes of all documents."""
+    """The interval between the documents that a tokenizer is trained on: 1 for all documents, 3 for every third one. It
+    is chosen such that these documents have about SAMPLE_BYTES. `size`: the number of bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

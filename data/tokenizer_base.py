@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever it contains.
-    `path`: where the file is, for error messages; `content`: the bytes of the file. Raises ValueError where the content
-    is not a tokenizer of this kind; or, when encoding, a text is not valid Unicode."""
+    """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever the text
+    contains. `path`: where the file is, for error messages; `content`: the bytes of the file. Raises ValueError where
+    the content is not a tokenizer of this kind. Methods that encode raise ValueError where a text is not valid
+    Unicode."""
 
     kind: str
     path: Path

@@ -7,8 +7,9 @@ other. Nothing in it is ever unpickled, and the sha256 of every file is compared
 `checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
 parallel size the parameter is put together and cut anew.
 
-Milestones keep their weights besides, in `weights_N`: the same files without the optimizer moments. They are complete
-before `step_N` is, so that a run continued from there has them; they are never removed; eval/weights.py reads them.
+At milestones (the steps of layout.eval_at) the weights are saved besides, in a folder `weights_N`: files like those of
+`step_N`, without the optimizer moments. It is complete before `step_N` is, so that a run continued from there has it,
+and is never removed; eval/weights.py reads it.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
@@ -49,7 +50,8 @@ class CheckpointError(RunFailed):
 @dataclass(frozen=True)
 class Fragment:
     """A slice of one parameter, or of one of its optimizer moments, that this rank holds: elements `start` to `start +
-    len(data)` of the flattened tensor. `kind` is one of KINDS: the fp32 weight or one of AdamW's two moments."""
+    len(data)` of the flattened tensor. `kind`: "weight" (the fp32 master weight), "exp_avg" or "exp_avg_sq" (AdamW's
+    moments)."""
 
     name: str
     kind: str
@@ -70,7 +72,7 @@ class Checkpoints:
     Args:
         folder: the run's folder of checkpoints.
         keep: how many of the newest checkpoints are kept.
-        milestones: {step: tokens trained} of the steps at which the weights are saved for evaluation too.
+        milestones: {step: tokens trained on by then} of the steps at which the weights are saved for evaluation too.
         identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
             checkpoint; loading a checkpoint in which one of these hashes differs raises RunFailed.
     """
@@ -90,10 +92,10 @@ class Checkpoints:
         self.seconds = 0.0  # seconds until the last checkpoint was whole
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call it together.
-        `fragments`: this rank's share of weights and optimizer moments; `state`: everything else that a continued run
-        needs, as values that JSON can hold, the same on all ranks; `load` returns it. Raises CheckpointError where the
-        save before this one has failed."""
+        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call this method
+        together. `fragments`: this rank's share of weights and optimizer moments; `state`: everything else that a
+        continued run needs, as values that JSON can hold, equal on all ranks; `load` returns it. Raises CheckpointError
+        where the previous save has failed."""
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
@@ -138,6 +140,7 @@ class Checkpoints:
             folders: {name of a folder: the kinds of tensors (KINDS) that go into it}.
             tensors: {`Fragment.key`: the fragment's copy on the host}.
             index: the content of checkpoint.json but for the files and times.
+            rank: the number of this rank.
             began: when `save` was called, by time.perf_counter.
         """
         file = self.folder
@@ -160,8 +163,9 @@ class Checkpoints:
 
     def _write_index_when_complete(self, target: Path, index: dict[str, Any], began: float) -> None:
         """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
-        which makes it a checkpoint. It polls the file system, since collectives from this thread would mix with
-        training's."""
+        which makes the folder a checkpoint. The file system is polled, since collectives from this thread would mix
+        with training's. `index`: the content of checkpoint.json but for the files and times; `began`: when `save` was
+        called, by time.perf_counter."""
         sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
@@ -173,8 +177,8 @@ class Checkpoints:
             path.unlink()
 
     def _remove_old(self) -> None:
-        """Remove all checkpoints but the newest `keep`. One that cannot be removed (on a network file system, because
-        a process still reads it) does not stop training: its removal is tried again after the next save."""
+        """Remove all checkpoints but the newest `keep`. A checkpoint that cannot be removed (on a network file system,
+        because a process still reads it) does not stop training: its removal is tried again after the next save."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
         for old in self.folder.glob("step_*"):
             step = step_of(old)
@@ -202,8 +206,8 @@ class Checkpoints:
             ) from self.error
 
     def load(self, fragments: Iterable[Fragment], before: int | None = None) -> dict[str, Any] | None:
-        """Fill `fragments` from the newest checkpoint that is whole and undamaged. Damaged checkpoints are renamed,
-        and those of later steps removed. All ranks call it together.
+        """Fill `fragments` from the newest checkpoint that is whole and undamaged. Checkpoints that were found damaged
+        are renamed, and all others of later steps removed. All ranks call this function together.
 
         Args:
             fragments: this rank's share of weights and optimizer moments; their tensors are overwritten.
@@ -265,9 +269,9 @@ class Checkpoints:
 
 
 def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
-    """Read the index of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a share
-    of them. All ranks call it together. Returns the content of checkpoint.json, and a sentence about what is damaged,
-    the same on all ranks; "" when nothing is."""
+    """Read the index of the checkpoint in folder `path` and compare the hashes of its files, of which each rank hashes
+    a share. All ranks call this function together. Returns (the content of checkpoint.json, a sentence about what is
+    damaged, or "" when nothing is); the sentence is equal on all ranks."""
     index: dict[str, Any] = {}
     complaints = []
     try:
@@ -282,17 +286,18 @@ def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
 
 def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
     """Exchange complaints between ranks, and return the first complaint of the lowest rank that has one; "" where no
-    rank has. All ranks call it together and get the same result, since they have to agree on whether to load a
-    checkpoint."""
+    rank has any. `complaints`: sentences of this rank, of which empty ones do not count. All ranks call this function
+    together and get one result, since they have to agree on whether to load a checkpoint."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, complaints)
     return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
 
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Fill this rank's fragments from all saved fragments that overlap them, in the `files` of the checkpoint in folder
-    `path`. Where the checkpoint was saved at another tensor parallel size, parameters are joined and divided anew.
-    Raises CheckpointError where elements of a parameter are missing, or the parameter was saved in another shape."""
+    """Fill this rank's fragments from the saved fragments that overlap them. `path`: the checkpoint's folder; `files`:
+    the names of its safetensors files; `fragments`: their tensors are overwritten. Where the checkpoint was saved at
+    another tensor parallel size, parameters are joined and divided anew. Raises CheckpointError where elements of a
+    parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
     for reader in readers:
@@ -316,8 +321,9 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
 
 
 def _part_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
-    """This rank's part of a parameter that was saved at another tensor parallel size: [n], flattened; empty where some
-    of the parameter is missing. `parts`: for each part that was saved {start: slice of the safetensors file}."""
+    """This rank's part of a parameter, or of a moment, that was saved at another tensor parallel size: [n], flattened;
+    empty where some of it is missing. `fragment`: names the tensor and the part; `parts`: for each part that was saved
+    {start: slice of the safetensors file}."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)
     shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]

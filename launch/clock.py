@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Seconds of training of a run, over all its launches. Steps, saving checkpoints and compiling count; preparing
-    data and starting processes do not.
+    """A clock that counts the seconds of training of a run, over all its launches. Steps, saving checkpoints and
+    compiling count; preparing data and starting processes do not.
 
     A continued run begins with the seconds that its checkpoint recorded. Steps that were lost because the run was
     killed are not counted.

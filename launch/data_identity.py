@@ -15,8 +15,8 @@ from ablations.study import Cell, Study
 
 def check_files(study: Study) -> None:
     """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
-    prepared. The files' hashes are remembered; only files that changed since are read again. Raises ConfigError where a
-    file has changed, or the corpus cannot be read."""
+    prepared. The files' hashes are stored, and only files that changed since then are read again. Raises
+    ConfigError where the content of a file has changed, or the corpus cannot be read."""
     from data.prepare import describe_data_changes, source_identities
 
     store = study.out / rundir.DATA
@@ -34,8 +34,8 @@ def check_files(study: Study) -> None:
 
 
 def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that the run was trained on. Raises ConfigError
-    where the store of prepared data now has another text or tokenizer under the same name."""
+    """Compare the prepared text and tokenizer of each run with those that the run was trained on; what is not prepared
+    is passed over. Raises ConfigError where the store now has another text or tokenizer under the same name."""
     from data.corpus import MissingData
     from data.prepare import describe_data_changes, prepare
 
@@ -62,7 +62,8 @@ def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
-    """Raise ConfigError where the data of a run has changed since it began, as the given sentences say."""
+    """Raise ConfigError where the data of a run have changed since the run began. `sentences`: what has changed; empty
+    where nothing has."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

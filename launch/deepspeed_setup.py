@@ -42,8 +42,8 @@ def start(run: Run) -> tuple[int, int]:
 
 @contextmanager
 def uncompiled_imports() -> Iterator[None]:
-    """A context in which imported libraries cannot have functions compiled by torch when they are defined. Training
-    does not call these functions, and torch's compiler takes longer to load than everything else."""
+    """A context in which torch.compile leaves functions as they are, for imports of libraries that compile functions as
+    they define them. Training does not call these functions, and loading torch's compiler takes long."""
     compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
     try:
         yield

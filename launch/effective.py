@@ -11,10 +11,10 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 
 
 def settings_in_effect(engine: Any) -> dict[str, Any]:
-    """Read the settings in effect from a live engine. `engine`: a launch.engine.Engine. All ranks call together, since
-    the embedding is gathered over tensor parallel ranks. Returns {setting: value in effect}, by the names of the
-    configuration, such as "model.layers". Where layers differ from each other, or a measured value is not the
-    configured one, the value is a text that says so, which equals no configured value."""
+    """Read the settings in effect from a live engine. Returns {setting: value in effect}, under the names of the
+    configuration, such as "model.layers". Where the norms' epsilons differ, or the vocabulary's padding or the initial
+    standard deviation is not as configured, the value is a text that says so, which equals no configured value.
+    `engine`: a launch.engine.Engine. All ranks call this function together, since it gathers the embedding."""
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]

@@ -51,13 +51,14 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward passes are replayed as CUDA graphs. On a CPU the property has no effect."""
+        """Whether forward and backward passes are replayed as CUDA graphs; without meaning on a CPU."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How training is executed on this machine, as an entry of run.json: {"attention", "attention_seconds",
-        "compiled", "micro_batch", "gradients"}. These choices change results by no more than rounding."""
+        """How training is executed on this machine, as an entry of run.json: {"attention": the kernel,
+        "attention_seconds": {kernel: seconds}, "compiled": the mode of layout.compile or "never", "micro_batch":
+        sequences, "gradients": how ranks sum gradients}. These choices change results by no more than rounding."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -118,8 +119,8 @@ class Engine:
 
     @property
     def loss_scaling_state(self) -> dict[str, Any]:
-        """The state of fp16's dynamic loss scaling, {name: value}; empty in other precisions. A continued run assigns
-        the state of its checkpoint to this property."""
+        """The state of fp16's dynamic loss scaling, as {name: value} for a checkpoint; empty in other precisions. A
+        continued run assigns the state in its checkpoint to this property."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
@@ -131,7 +132,7 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """Make one optimizer step by `launch`, with the same arguments, wait for it, and return its result."""
+        """Make one optimizer step, wait for it, and return its result. Takes the arguments of `launch`."""
         return self.launch(*args, **named).read()
 
     def launch(
@@ -151,16 +152,17 @@ class Engine:
 
         Args:
             batch: this rank's sequences, on the host.
+            lr: the learning rate of this step.
             seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
                 of the random number generator.
             save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
                 so that all ranks learn of it at the same step and without further communication.
             stop: whether this rank requests that training stop; reduced like `save`.
-            clock: returns the seconds of training so far. The first rank's seconds are sent to all ranks with the loss,
+            clock: returns the seconds of training so far. Those of the first rank are sent to all ranks with the loss,
                 since ranks have to agree where these seconds end the run or determine the learning rate.
 
         Returns:
-            The result of the step, whose `read` waits for the device.
+            A `PendingStep`, whose method `read` waits for the device and returns the step's result.
 
         Raises:
             Diverged: gradients overflow at the smallest loss scale.
@@ -182,7 +184,8 @@ class Engine:
 
     def _train_on(self, batch: Batch) -> Tensor:
         """Run forward and backward passes on this rank's sequences, and update the weights. Returns the mean loss over
-        the micro-batches, as a scalar on the device. Raises Diverged as `launch` does."""
+        the micro-batches, as a scalar on the device. Raises Diverged where gradients overflow at the smallest loss
+        scale."""
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
         # from the batch on the host: counting on a GPU would wait for it
@@ -210,8 +213,8 @@ class Engine:
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
-        """A context that measures the seconds of the forward pass inside it, the work that a rank does without waiting
-        for others, and adds them to `forward_timers`."""
+        """A context that measures the forward pass inside it, which a rank computes without waiting for other ranks.
+        It appends to `forward_timers` a function that returns the seconds."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -225,7 +228,8 @@ class Engine:
             self.forward_timers.append(lambda: seconds)
 
     def forward_seconds(self) -> list[float]:
-        """Seconds that each rank spent in forward passes since the last call, by rank. All ranks call it together."""
+        """The seconds that each rank spent in forward passes since the last call, in the order of ranks. All ranks
+        call this function together."""
         mine = torch.zeros(dist.get_world_size(), device=self.device)
         mine[dist.get_rank()] = sum(seconds() for seconds in self.forward_timers)
         self.forward_timers.clear()
@@ -266,9 +270,9 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step` in the background. All ranks call it together. `progress`: values that JSON
-        can hold, the same on all ranks; `load` returns them. Raises CheckpointError where the save before this one has
-        failed, or the ranks' copies of a weight are no longer equal."""
+        """Begin to write checkpoint `step` in the background. All ranks call this function together. `progress`: the
+        state of the training loop, as values that JSON can hold, equal on all ranks; `load` returns it. Raises
+        CheckpointError where the previous save has failed, or the ranks' copies of a weight are no longer equal."""
         check_equal_weights(self.model, step)
         steps = {float(adam["step"]) for adam in self.ds.optimizer.state.values() if adam} or {0.0}  # fp16 may skip all
         assert len(steps) == 1, "AdamW's step counters differ between parameter groups"
@@ -276,10 +280,10 @@ class Engine:
         checkpoints.save(step, self.fragments(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call it together.
-        `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that was given
-        to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks elements that
-        the model needs, or all checkpoints are damaged."""
+        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call this method
+        together. `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that
+        was given to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks
+        elements that the model needs, or all checkpoints are damaged."""
         state = checkpoints.load(self.fragments(), before)
         if state is None:
             return None
@@ -290,8 +294,8 @@ class Engine:
         return state["progress"]
 
     def write_weights(self, path: Path) -> None:
-        """Write the state_dict of the whole model to a safetensors file. After an interruption the file is complete or
-        absent. All ranks call it together."""
+        """Write the state_dict of the whole model to a safetensors file. All ranks call this method together.
+        An interruption leaves no half-written file. `path`: the file."""
         state = {}
         for name, part in self.model.state_dict().items():
             whole = self.model.tp.gather(name, part)
@@ -316,8 +320,8 @@ class Loss(nn.Module):
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, of which only the guards against torch's compiler are left out: calling a guarded method loads the
-    compiler, which takes more than a second at the start of a run. The optimizer itself is never compiled here."""
+    """torch's AdamW without the wrappers that keep torch's compiler out of its methods. Calling a wrapped method loads
+    the compiler, which takes more than a second at the start of a run; the optimizer is never compiled here."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)

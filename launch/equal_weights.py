@@ -11,11 +11,13 @@ from model.shard import shard_dimension
 
 
 def check_equal_weights(model: Any, step: int) -> None:
-    """Check that the copies of every weight on all ranks that hold it are equal, bit for bit.
+    """Check that the ranks which hold copies of the same weights hold equal bits.
 
     A GPU or a cable may silently compute or transmit wrong numbers, and nothing else in training would compare the
-    copies of parameters that tensor parallelism does not cut. Compared are sums of the weights' bits. `model`: a
-    model.gpt.GPT, as this rank holds it. Raises CheckpointError where the copies differ; the message names the ranks.
+    copies. For each rank two sums of its weights' bits are compared: of the parameters that tensor parallelism cuts,
+    and of the rest. `model`: a
+    model.gpt.GPT, as this rank holds it; `step`: the number of the step, for the message. All ranks call this function
+    together. Raises CheckpointError where the copies differ; the message names the ranks.
     """
     if dist.get_world_size() == 1:
         return

@@ -67,8 +67,9 @@ def run(study: Study) -> list[str]:
 
 
 def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
-    """The runs of a study whose directories are undamaged or can be repaired; the steps of those that are trained, {run
-    directory: steps}; and a line for each run that is left out because its directory is damaged."""
+    """Repair damaged run directories of a study. Returns (the runs whose directories are undamaged now, {run directory:
+    steps trained} of the trained ones among these runs, a line for each run that is left out because its directory
+    cannot be repaired)."""
     cells, trained, failures = [], {}, []
     for cell in study.cells:
         try:
@@ -83,8 +84,8 @@ def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]
 
 
 def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
-    """The runs that remain to be trained, evaluated, fine-tuned or exported. The list includes trained runs that lack
-    results on tasks which were added or changed since their evaluation."""
+    """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported. Evaluated runs are first
+    evaluated here on tasks that were added or changed since; where that fails, all of `cells` are returned."""
     todo = [cell for cell in cells if not is_evaluated(cell)]
     untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
@@ -97,7 +98,7 @@ def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
 
 def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
     """Train and evaluate the runs `todo`, up to `at_once` at a time, and show their progress. Returns a line for each
-    run that failed. Raises Interrupted where the command is ended by a signal."""
+    run that failed, with the reason. Raises Interrupted where a signal ended the command."""
     failures: list[str] = []
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
@@ -132,9 +133,9 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study in the directories of those of its runs that are trained already, for another study or before
-    this one was changed. Call this after all checks, so that a refused command registers nothing. `trained`: {run
-    directory: the number of steps that the run was trained}."""
+    """Register the study (its question and criteria) in the directories of its runs that are trained already: for
+    another study, or before this study was changed. Call this after all checks, so that a refused command registers
+    nothing. `trained`: {run directory: the number of steps that the run was trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
             rundir.register(folder, study.registration, steps)
@@ -146,18 +147,18 @@ def _command_succeeds(*words: str) -> bool:
 
 
 def _exit_code(*words: str, output: int | None = None) -> int:
-    """Run `python words` as a child process that ignores Ctrl-C, and return its exit code. At Ctrl-C this process ends
-    the child and reports the interruption. `output`: a file descriptor for the child's standard output; None: this
-    process' own."""
+    """Run `python words` as a child process that ignores Ctrl-C, and return the child's exit code. At Ctrl-C this
+    process ends the child and raises KeyboardInterrupt. `output`: a file descriptor for the child's standard output;
+    None: the standard output of this process."""
     ended_by_us = ignore_ctrl_c_and_die_with_parent
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, env=child_environment(), stdout=output, preexec_fn=ended_by_us).returncode
 
 
 def check_tasks(study: Study) -> None:
-    """Check that every evaluation task can be run and every arm be exported, before hours are spent on training. Raises
-    ConfigError where a task made from held-out text is defined in tasks.yaml but not in the code, or the reverse; and
-    where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported as EXPORT asks."""
+    """Check, before hours are spent on training, that the runs can be evaluated, fine-tuned and exported as the study
+    asks. Raises ConfigError where a task made from held-out text is defined in tasks.yaml but not in the code, or in
+    the code alone; or where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported (EXPORT=1)."""
     if not _command_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
@@ -169,9 +170,8 @@ def check_tasks(study: Study) -> None:
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:
-    """Prepare the corpora, tokenizers and token files that the runs `cells` of a study need and that are missing.
-    Raises ConfigError where a corpus cannot be prepared, or differs from the corpus that the study's earlier runs were
-    trained on."""
+    """Prepare the missing corpora, tokenizers and token files that the runs `cells` of a study need. Raises ConfigError
+    where a corpus cannot be prepared, or differs from the corpus that the study's earlier runs were trained on."""
     from data.corpus import missing_files
     from launch.data_identity import check_files, check_prepared
 
@@ -213,7 +213,7 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
     where the study asks for that.
 
     Args:
-        phases: {run directory: the run's phase, such as "training"}, updated here for the progress display.
+        phases: {run directory: the run's phase in words, such as "training"}; updated for the progress display.
         processes: starts the commands as child processes.
 
     Raises:
@@ -280,9 +280,9 @@ def run_until_decided(
 
 def check_criteria(study: Study, output: int | None = None) -> None:
     """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
-    before its runs; otherwise its verdicts would not count. `output`: a file descriptor to print to; None: standard
-    output. Raises ConfigError where the study adds seeds, and its metric, margin or noise floor was chosen after its
-    runs."""
+    before its runs, since its verdicts would not count otherwise. Raises ConfigError where the study adds seeds, and
+    its metric, margin or noise floor was chosen after its runs. `output`: a file descriptor to print to; None: standard
+    output."""
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")

@@ -14,19 +14,19 @@ from launch.watch import StopTraining
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of a run directory, so that no other process trains the run. On
-    entering it, removes the files that say how an earlier launch ended (`failed`, `stop`), the heartbeat that a killed
-    one has left, and half-written weights.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Once
+    the lock is held, what an earlier launch has left is removed: the files `failed` and (outside Slurm) `stop`, its
+    heartbeat, and half-written weights.
 
     Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
-    is tried again for up to a minute under Slurm, where the process of the attempt before may still be ending, and for
-    a second elsewhere.
+    is tried again for a second; under Slurm, where the process of the previous attempt may still be ending, for up to a
+    minute.
 
     Args:
         folder: the run directory; created when it is missing.
 
     Raises:
-        Stop: under Slurm, another process holds the lock; the run is to be submitted again.
+        StopTraining: under Slurm, another process holds the lock; the run is to be submitted again.
         ConfigError: without Slurm, another process holds the lock; or the file system has no locks.
     """
     if os.environ.get("RANK", "0") != "0":

@@ -17,6 +17,8 @@ class Log:
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
         """Args:
+        folder: the run directory.
+        run: the run's configuration, which Weights & Biases gets.
         name: the run's name in Weights & Biases.
         last_step: the step of the checkpoint that the run continues from, 0 for a new run. Rows of later steps are
             removed from metrics.jsonl, since these steps are trained again."""
@@ -25,7 +27,7 @@ class Log:
         self.wandb = _start_wandb(folder, run, name)
 
     def rewind(self, last_step: int) -> None:
-        """Remove the rows after step `last_step` from metrics.jsonl, and its damaged lines, which are reported on the
+        """Remove from metrics.jsonl the rows of steps after `last_step`, and damaged lines, which are reported on the
         terminal. Raises Damaged where metrics.jsonl is a link or a folder, which must not be overwritten."""
         safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
         rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
@@ -57,8 +59,9 @@ class Log:
 
 
 def _start_wandb(folder: Path, run: Run, name: str) -> Any:
-    """Start a run in Weights & Biases. Returns the wandb.Run; None where it is disabled (WANDB_MODE or layout.wandb is
-    "disabled") or cannot be started, which is printed and does not stop training."""
+    """Start a run named `name` in Weights & Biases, or resume it. `folder`: the run directory. Returns
+    the wandb.Run; None where Weights & Biases is disabled (WANDB_MODE or layout.wandb is "disabled") or cannot be
+    started, which is printed and does not stop training."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
@@ -86,7 +89,7 @@ def _start_wandb(folder: Path, run: Run, name: str) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id in Weights & Biases of the run in directory `folder`: the same for all launches of the run; another one
-    where the same study is run under another output root."""
+    """The id in Weights & Biases of the run in directory `folder`. All launches of the run have this id; a run of equal
+    name under another output root has a different one."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

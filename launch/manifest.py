@@ -39,8 +39,8 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
     that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
     `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source; "corpora",
-    what each corpus of the run is made of, those of its tokenizer and its evaluation too. Raises RunFailed where the
-    data cannot be prepared, or the token files in the store were made with another tokenizer.
+    {corpus: what it is made of} for training, tokenizer and evaluation. Raises RunFailed where the data cannot be
+    prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -67,14 +67,15 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
 def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
     """Check that the model about to train is the configured one, and write run.json.
 
-    Three checks: the activity proofs of all factors (model/proof.py); the settings in effect, read from the live
-    engine, equal those configured; and a continued run reads the text and the tokenizer that it began with.
+    Three things are checked: that the activity proofs of all factors pass (model/proof.py); that the settings in
+    effect, read from the live engine, equal those configured; and that a continued run reads the text and the tokenizer
+    that it began with.
 
     Args:
         engine: a launch.engine.Engine before its first step.
         data: what `prepare_data` returned.
         store: the folder of prepared data that `data` describes.
-        hosts: the node's name for each rank.
+        hosts: for each rank the name of its node.
 
     Raises:
         Mismatch: a check fails; the message names the setting, the factor or the data.
@@ -109,9 +110,9 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
 def _prove_configuration(
     cell: Cell, engine: Any, data: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
-    """Prove that all factors act and that the settings in effect are the configured ones. Returns the entries of
-    run.json about it: (a row for each parameter, the proofs, {setting: value in effect}). Raises Mismatch where a proof
-    fails, or a setting differs."""
+    """Prove that all factors act and that the settings in effect are the configured ones. Returns three entries for
+    run.json: (a row {"name", "shape", "decayed"} for each parameter, the proofs, {setting: value in effect}). `data`:
+    what `prepare_data` returned. Raises Mismatch where a proof fails, or a setting differs."""
     from launch import effective as live
     from model import proof
 
@@ -136,7 +137,8 @@ def _prove_configuration(
 
 
 def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> None:
-    """Raise Mismatch where a continued run, whose run.json is `before`, began with another text or tokenizer."""
+    """Raise Mismatch where a continued run began with another text or tokenizer. `before`: the content of its run.json;
+    None for a new run, which passes; `data`: what `prepare_data` returned."""
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
@@ -156,8 +158,8 @@ def registration_sha(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json which times the run went back to an earlier checkpoint after a divergence: the rows that
-    `divergence.roll_back` makes."""
+    """Write into run.json how the run went back to an earlier checkpoint after divergences. `rollbacks`: for each time
+    {"why": a sentence, "back_to": the checkpoint's step, "samples_left_out": [first, end]}."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -165,8 +167,8 @@ def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
 
 
 def describe_launch(hosts: list[str]) -> dict[str, Any]:
-    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: the node
-    of each rank."""
+    """A description of this launch for run.json: commit, versions, hardware, nodes and command line. `hosts`: for each
+    rank the name of its node."""
     import torch
 
     cpu = "unknown"
@@ -188,7 +190,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed" (datatrove, where data was prepared elsewhere)."""
+    """The installed version of a package, or "not installed", as may be true of packages that only prepare data."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -199,12 +201,12 @@ SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one 
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this code, and whether the code differs from it.
+    """The commit of this code and whether the code differs from the commit: {"sha": str, "dirty": bool}.
 
-    The code differs when a tracked file is changed, or when a source file (SOURCES) of ours is untracked. Records in
-    ablations/records do not count, since every study writes one; nor do other untracked files, such as a user's data.
-    Returns {"sha": str, "dirty": bool}. "sha" is "unknown" and "dirty" None where git is missing, refuses the folder,
-    or does not track this code.
+    The code differs when a tracked file is changed, or when a source file (SOURCES) of this project is untracked.
+    Changed records in ablations/records do not count, since every study writes a record; nor do other untracked files,
+    such as a user's data. Where git is missing, refuses the folder, or does not track this code, "sha" is "unknown" and
+    "dirty" None.
     """
     # whose folder it is does not matter, its code runs already; and these variables may name another repository
     command = ["git", "-c", f"safe.directory={ROOT}"]
@@ -226,9 +228,9 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The ids of special tokens that the run's objective needs, from the run's tokenizer (`data`: from `prepare_data`):
-    a model.objective.SpecialTokens, NO_SPECIALS where the objective masks no tokens. Raises RunFailed where the
-    tokenizer has no id for a masked token."""
+    """The ids of special tokens that the run's objective needs, as a model.objective.SpecialTokens: those of the run's
+    tokenizer, or NO_SPECIALS where the objective masks no tokens. `data`: what `prepare_data` returned. Raises
+    RunFailed where the objective masks tokens and the tokenizer has no mask token."""
     from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
     if not OBJECTIVES[run.model.objective].needs_mask_token:

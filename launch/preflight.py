@@ -52,16 +52,18 @@ class Node:
 
 
 def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
-    """Measure every node, and stop the run where one is unfit or the disk is too small. All ranks call it together.
+    """Measure every node, and stop the run where a node is unfit or the disk too small. All ranks call this function
+    together.
 
     Args:
+        folder: the run directory.
         out: the output root.
 
     Returns:
-        The measurements of each rank, by rank.
+        The measurements of all ranks, in the order of ranks.
 
     Raises:
-        Stop: some nodes are unfit. Their names and the reasons are added to `out`/bad_nodes.
+        StopTraining: some nodes are unfit. Their names and the reasons are added to `out`/bad_nodes.
         ConfigError: the disk cannot hold the run's checkpoints.
     """
     of_ranks: list[Any] = [None] * dist.get_world_size()
@@ -95,8 +97,8 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
-    """Compare the measurements of each rank's node with fixed limits and with the median. Returns {host: why it is
-    unfit} of the unfit nodes."""
+    """Compare the measurements of each rank's node with fixed limits and with the median over ranks. Returns {host: the
+    reason why it is unfit} for the unfit nodes."""
     usual = statistics.median(n.matmul for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
     link = statistics.median([n.link for n in nodes if n.link] or [0.0])
@@ -118,7 +120,8 @@ def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
 
 
 def measure_node(folder: Path) -> Node:
-    """Measure this rank's node: compute, network, memory, clock, and the disk of `folder`. All ranks call it."""
+    """Measure this rank's node: compute, network, memory, clock, and the disk on which `folder` lies. All ranks call
+    this function together."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
@@ -147,7 +150,7 @@ def _matmul_speed(device: torch.device) -> float:
 def _link_speed(device: torch.device) -> float:
     """Measure the network of this node: bytes/s to the faster of its two neighbours in a ring of all nodes, since one
     of the neighbours may be a bad node. The first rank of each node measures, one link after the other. All ranks call
-    it together. Returns 0 where there is no other node."""
+    this function together. Returns 0 where there is no other node."""
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -165,8 +168,8 @@ def _link_speed(device: torch.device) -> float:
 
 
 def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """Bytes/s between ranks `a` and `b`, of which this process is one, when `data` is sent there and back: the best of
-    five times, since the first time sets up the connection."""
+    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back: the best of five times, since the first
+    time sets up the connection. Called by both ranks together. `device`: where `data` lies."""
     here, there = dist.get_rank(), a + b - dist.get_rank()
 
     def send_and_receive() -> None:
@@ -177,7 +180,7 @@ def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) ->
 
 
 def _write_problem(folder: Path) -> str:
-    """Why a file cannot be written in `folder`; "" when it can."""
+    """The reason why no file can be written in `folder`, in the system's words; "" when files can be written."""
     path = folder / f".probe-{uuid.uuid4().hex}"
     try:
         path.write_bytes(b"x" * 4096)
@@ -209,7 +212,8 @@ def check_fp8(run: Run) -> None:
 
 def check_memory(run: Run, ranks: int) -> None:
     """Check that a run fits into the memory of its device, by estimate. `run`: the run's configuration, with a
-    micro-batch. Raises ConfigError where the run does not fit; the message names the largest micro-batch that would."""
+    micro-batch; `ranks`: the number of ranks. Raises ConfigError where the run does not fit; the message names the
+    largest micro-batch with which it would."""
     total = device_memory()
     if bytes_needed(run, run.layout.micro_batch, ranks) <= MAX_MEMORY_SHARE * total:
         return
@@ -224,7 +228,8 @@ def check_memory(run: Run, ranks: int) -> None:
 def choose_micro_batch(run: Run, ranks: int) -> Run:
     """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits into
     the memory of the device, up to MAX_MICRO_BATCH_GPU or MAX_MICRO_BATCH_CPU sequences (more is not expected to be
-    faster). Where not even one sequence fits, the micro-batch is 1, which `check_memory` refuses."""
+    faster). Where not even one sequence fits, the micro-batch is 1, which `check_memory` refuses. `ranks`: the number
+    of ranks."""
     if run.layout.micro_batch:
         return run
     most = MAX_MICRO_BATCH_GPU if torch.cuda.is_available() else MAX_MICRO_BATCH_CPU
@@ -234,7 +239,7 @@ def choose_micro_batch(run: Run, ranks: int) -> Run:
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
     """The largest micro-batch, up to `most` sequences, that divides each rank's share of every batch and by estimate
-    fits into memory; 0 where none does. `ranks` is the number of ranks."""
+    fits into memory; 0 where no micro-batch does. `ranks`: the number of ranks."""
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)

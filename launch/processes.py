@@ -1,7 +1,7 @@
 """Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-The children ignore Ctrl-C and SIGHUP, which a terminal sends to every process, the second one when it is closed: this
-process handles them and ends the children.
+The children ignore Ctrl-C, and SIGHUP on closing the terminal, which reach every process of the terminal: this process
+handles both signals and ends the children.
 """
 
 import ctypes
@@ -67,13 +67,13 @@ def ignore_ctrl_c_and_die_with_parent() -> None:
 
 
 def gpu_count() -> int:
-    """The number of GPUs of this machine, or of those that CUDA_VISIBLE_DEVICES names; at least 1, for a CPU."""
+    """The number of GPUs of this machine, at most as many as CUDA_VISIBLE_DEVICES names; 1 where there is none."""
     installed, visible = installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
 
 class Processes:
-    """The child processes that are running. Worker threads start them with `run`; the main thread can end all."""
+    """The running child processes. Worker threads start processes with `run`; the main thread can end all of them."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
@@ -126,7 +126,8 @@ class Processes:
             raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. No other is started."""
+        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. `run` starts no further
+        command afterwards."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -139,7 +140,7 @@ class Processes:
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """A context in which the first Ctrl-C, SIGTERM or end of the terminal (SIGHUP, unless nohup has it ignored)
-        sends SIGTERM to all commands, as `stop` does, and the second one kills them and ends this process."""
+        sends SIGTERM to all commands, as `stop` does; the second signal kills all commands and ends this process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
@@ -163,8 +164,8 @@ class Processes:
 
 
 def _rank_environments(ranks: int) -> list[dict[str, str]]:
-    """For each rank the environment variables by which torch.distributed finds the other ranks: [{name: value}], with
-    an empty dictionary for a single rank."""
+    """For each of `ranks` ranks the environment variables by which torch.distributed finds the other ranks: [{name:
+    value}], or [{}] for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -176,8 +177,8 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The last error in a log file: its text from the last line that begins with "error: ", without that prefix; the
-    last line where no line begins so."""
+    """The last error in a log file: the text from the last line that begins with "error: ", without this prefix, to the
+    end of the file. Where no line begins so, the last line that is not blank."""
     lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[at:]).removeprefix("error: ")

@@ -24,8 +24,7 @@ ENDED = ("finished", "failed", "stopped")  # states in which nothing more happen
 
 
 class Progress:
-    """The states of the runs that are worked on, and an estimate of the time that is left, made from the time that the
-    runs have taken so far.
+    """The states of the runs that are worked on, and an estimate of the time left, from the time taken so far.
 
     A run's state is its phase as launch/local.py sets it, except that a run in training is "starting" until it has
     logged a loss.
@@ -77,8 +76,8 @@ class Progress:
         """Seconds until all runs have ended. Stages that no run has been through yet, such as evaluation, are not
         counted. None while no run has logged a speed.
 
-        Runs that wait are assumed to be as fast as the median of the others, and to begin in their order as soon as
-        fewer than `at_once` are at work.
+        Runs that have logged no speed are assumed to be as fast as the median of the rest. Waiting runs are assumed to
+        begin in their order, each as soon as fewer than `at_once` runs are at work.
         """
         speeds = [metric["tokens_per_second"] for metric in self.metric.values() if metric.get("tokens_per_second")]
         if not speeds:
@@ -91,7 +90,7 @@ class Progress:
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """Seconds that one run still takes, from now on, or from its beginning where it waits. `speed`: tokens per
+        """Seconds that one run still takes: from now on, or for a waiting run from its beginning. `speed`: tokens per
         second to assume where the run has logged no speed."""
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
         usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
@@ -103,7 +102,8 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of a run as text; in training with step, loss, speed and time left; at the end with its scores."""
+        """The state of a run as text: in training step, loss, speed and time left; of a finished run its scores; else
+        the state's name."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
@@ -116,7 +116,8 @@ class Progress:
 
     @property
     def summary(self) -> str:
-        """The progress of all runs as text: how many have ended, and the time that is left for all of them."""
+        """The progress of all runs as text: how many have finished, failed or stopped, and the time left for all
+        runs."""
         states = [self.state[cell.dir] for cell in self.cells]
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
@@ -146,8 +147,8 @@ def show_progress(progress: Progress, done: threading.Event) -> None:
 
 
 def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and after each
-    pause a line about all runs, if it differs from the last such line."""
+    """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and a line about
+    all runs every 15 seconds or more, if it differs from the last such line."""
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
@@ -195,8 +196,8 @@ def show_bars(progress: Progress, done: threading.Event) -> None:
 
 
 def cells_on_screen(progress: Progress, most: int) -> set[Path]:
-    """The directories of the runs to show where there is room for `most`: first the runs at work, then those that
-    failed or were stopped, then those that wait, then finished ones, the last finished first."""
+    """The directories of the runs to show where there is room for `most` runs. Chosen first are runs at work, then
+    failed, stopped, waiting and finished ones; among finished runs, the last of the study first."""
 
     def rank(numbered: tuple[int, Cell]) -> tuple[int, int]:
         number, cell = numbered

@@ -14,7 +14,8 @@ def repair(cell: Cell) -> str:
     are damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
 
     Returns:
-        What was damaged, as a sentence for the terminal; "" when nothing was, or while the run is being trained.
+        What was damaged, as a sentence for the terminal; "" when nothing was. A run that is being trained is not
+        looked at, and gives "" too.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.
@@ -44,7 +45,7 @@ def repair(cell: Cell) -> str:
 
 def is_trained(cell: Cell) -> bool:
     """Whether a run is trained to its end and its weights file has the recorded size. The hash of the weights is not
-    compared; `repair` does that."""
+    compared (`repair` compares it)."""
     try:
         return rundir.read_done(cell.dir) is not None
     except Damaged:
@@ -52,7 +53,8 @@ def is_trained(cell: Cell) -> bool:
 
 
 def is_evaluated(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged evaluation of the trained weights."""
+    """Whether the run directory has an undamaged eval.json, which is written for the trained weights. Which tasks it
+    holds is not compared."""
     try:
         return safe_files.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:

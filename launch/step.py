@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """The result of an optimizer step, the same on all ranks."""
+    """The result of an optimizer step, equal on all ranks."""
 
     loss: float  # of the whole global batch before the step, nats per predicted token
     grad_norm: float  # before clipping

@@ -7,7 +7,8 @@ import torch
 
 
 def least_seconds(work: Callable[[], object], device: torch.device, repetitions: int, warm_up: int = 0) -> float:
-    """Call `work` `warm_up` times, then `repetitions` times. Returns the seconds of the fastest repetition."""
+    """The seconds of the fastest of `repetitions` calls of `work`, which come after `warm_up` calls that are not timed.
+    Each call is timed until `device` has finished."""
     least = float("inf")
     for i in range(warm_up + repetitions):
         wait_for(device)

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """An optimizer step that was launched and whose loss has not been read yet: the device may still be computing
-    it."""
+    """An optimizer step that was launched and whose loss has not been read yet. The device may still be computing."""
 
     step: int
     samples: int  # that the run has trained on after it
@@ -49,14 +48,14 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The combined results of the steps that `read_steps` waited for: usually one step, or two where losses are read a
-    step late."""
+    """The combined results of the steps that `read_steps` waited for: usually one step; two where losses are read a
+    step late and all launched steps were waited for."""
 
-    grad_norm: float  # of the last of them
+    grad_norm: float  # of the last of these steps, before clipping
     save: bool  # whether a rank wants a checkpoint now
     stop: bool  # whether a rank wants training to stop
-    divergence: str  # why the last of them is a divergence, "" when it is none
-    batch_size: int  # samples of the last of them
+    divergence: str  # why the last of these steps is a divergence, "" when it is none
+    batch_size: int  # samples of the last of these steps
 
 
 @dataclass
@@ -91,10 +90,11 @@ def train(cell: Cell, out: Path) -> None:
     """Train a run from its first step, or from its last checkpoint, to the end of its budget.
 
     Args:
+        cell: the run, with its configuration and directory.
         out: the output root, which has the prepared data.
 
     Raises:
-        Stop: training was asked to stop and has saved a checkpoint; or a node is unfit.
+        StopTraining: training was asked to stop and has saved a checkpoint; or a node is unfit.
         manifest.RunFailed: the run cannot go on; the message says why.
     """
     session = start_session(cell, out)
@@ -134,10 +134,11 @@ def start_session(cell: Cell, out: Path) -> Session:
     """Check the nodes, build the engine, prove that the model is the configured one, and load the last checkpoint.
 
     Args:
+        cell: the run, with its configuration and directory.
         out: the output root, which has the prepared data.
 
     Raises:
-        Stop: a node is unfit.
+        StopTraining: a node is unfit.
         ConfigError: the configuration does not fit the machine.
         manifest.RunFailed: the data cannot be prepared, a proof fails, or a checkpoint cannot be loaded.
     """
@@ -187,7 +188,7 @@ def start_session(cell: Cell, out: Path) -> Session:
 
 
 def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
-    """The checkpoints of a run, which load only those of the same settings and data. `data`: what
+    """The run's `Checkpoints`, which refuse to load a checkpoint of other settings or data. `data`: what
     `manifest.prepare_data` returned."""
     from launch.checkpoint import Checkpoints
 
@@ -202,7 +203,8 @@ def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next step on this rank's samples, and add the step and its samples to the session's state."""
+    """Launch the next optimizer step on this rank's samples, without waiting for it, and count it in the session's
+    state."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size
@@ -229,9 +231,10 @@ def launch_step(session: Session) -> None:
 
 
 def read_steps(session: Session, all_of_them: bool) -> StepResults:
-    """Wait for launched steps and add their losses to the state. At a divergence, stop reading; the state then has the
-    number of the step that diverged. `all_of_them`: wait for all launched steps; otherwise for all but the last, which
-    goes on while the host works. Once a rank wants a checkpoint or training to stop, all are waited for anyway."""
+    """Wait for launched steps, add their losses to the session's state, and return their combined results. At a
+    divergence no further step is read; the state then has the number of the step that diverged. `all_of_them`: whether
+    to wait for all launched steps; if not, the last one goes on while the host works, unless a rank wants a checkpoint
+    or training to stop."""
     state, unread = session.state, session.unread
     norm, save, stop, complaint, batch_size = math.nan, False, False, "", 0
     while unread and not complaint and (all_of_them or len(unread) > 1):
@@ -249,9 +252,9 @@ def read_steps(session: Session, all_of_them: bool) -> StepResults:
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the later lines of
-    the log. `results`: what `read_steps` returned, with the divergence. Raises manifest.Diverged where the
-    configuration allows no further rollback, or there is no checkpoint early enough."""
+    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the log's lines
+    about later steps than the checkpoint's. `results`: what `read_steps` returned, with the divergence. Raises
+    manifest.Diverged where the configuration allows no further rollback, or there is no checkpoint early enough."""
     session.unread.clear()
     with session.watch.storing():
         session.state = roll_back(
@@ -264,7 +267,8 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write a line of the log about the steps since the last line: mean loss, speed, the last step's `grad_norm`."""
+    """Write a line of the log about the steps since the last line: mean loss, speed, and `grad_norm`, the gradient norm
+    of the last step before clipping."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
@@ -286,7 +290,8 @@ def write_log(session: Session, grad_norm: float) -> None:
 
 
 def stop_training(session: Session) -> None:
-    """Wait until every rank's part of the last checkpoint is on the disk, and raise Stop, which ends this process."""
+    """Wait until every rank's part of the last checkpoint is on the disk, and raise StopTraining, which ends this
+    process."""
     import torch.distributed as dist
 
     with session.watch.storing():
@@ -318,14 +323,13 @@ def write_results(session: Session) -> None:
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     """Whether a step's loss is read only when the next step is under way, so that a GPU need not wait for the host.
-    Where a wall clock ends the run the loss is read at once, since the time of each step decides whether there is a
-    next one."""
+    False on a CPU, and where a wall clock ends the run: there the time of each step decides whether another follows."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
 def seconds_between_saves(session: Session) -> float:
-    """Seconds between two checkpoints: where layout.save_every is 0, computed from what a save costs and layout.mtbf;
-    infinity where layout.save_every counts steps instead."""
+    """Seconds between two checkpoints: where layout.save_every is 0, computed from layout.mtbf and the seconds that the
+    last save took (30 before the first save); infinity where layout.save_every counts steps instead."""
     layout, checkpoints = session.run.layout, session.checkpoints
     if layout.save_every:
         return math.inf

@@ -10,7 +10,7 @@ from ablations.config import Run
 
 @dataclass
 class TrainingState:
-    """The state of the training loop. Its fields are written into every checkpoint, under these names."""
+    """The state of the training loop, whose fields are written into every checkpoint under their names."""
 
     step: int = 0
     samples: int = 0  # sequences trained on; those that were left out are not counted
@@ -23,21 +23,23 @@ class TrainingState:
 
     @classmethod
     def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
-        """The state that a checkpoint holds, as `Engine.load` returns it, or the state of step 0 where that is None.
-        Checkpoints of older versions do not have the number of samples, which is computed for them."""
+        """The state from `saved`, the fields that `Engine.load` read from a checkpoint; the state of step 0 where that
+        is None. Where an older version's checkpoint lacks the number of samples, it is computed from `run`."""
         state = cls(**(saved or {}))
         if saved and "samples" not in saved:
             state.samples = run.samples(state.step).start
         return state
 
     def budget_is_used_up(self, run: Run) -> bool:
-        """Whether the run's budget is used up. Where it is a time, the last step is the first that ends after it."""
+        """Whether the run's budget is used up: its steps are made, or where the budget is a time, a step has ended at
+        or after that time."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps
 
     def next_samples(self, run: Run) -> range:
-        """The numbers of the samples (sequences) in the batch of the next step, counted over the whole run from 0."""
+        """The numbers of the samples (sequences) in the batch of the next step. Samples are counted from 0 over the
+        whole run; those left out after divergences are not counted."""
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
         ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0

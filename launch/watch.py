@@ -42,7 +42,7 @@ class Watch:
     Exit.RESUBMIT. Under Slurm launch/run.sh then requeues the job, and training continues from the last checkpoint.
 
     A request to stop is SIGTERM or, seen by the first rank, a file `stop`. It sets `stop_reason`; the training loop
-    then saves a checkpoint and raises Stop.
+    then saves a checkpoint and raises StopTraining.
 
     On the first rank the thread also writes the heartbeat: every few seconds a file with the time, the step and the
     nodes, from which `make status` tells a running process from a dead one.
@@ -52,7 +52,7 @@ class Watch:
         out: the output root; a file `stop` there ends all runs below it, and keeps new ones from starting.
         steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
         rank: the number of this rank.
-        hosts: the name of each rank's node, by rank.
+        hosts: for each rank the name of its node.
         hang: how many times longer than the median step a step has to take to count as a hang.
         patience: the least number of seconds that a step has to take to count as a hang, whatever the median.
     """
@@ -87,7 +87,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` ends now. `limit` is computed from the times between such calls."""
+        """Record that step number `step` has ended just now. `limit` is computed from the times between such calls."""
         now = time.monotonic()
         if self.step:  # the first one compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -172,8 +172,9 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than before. The event names a
-        rank that computes longer than the others. No further event is written until training has been fast again.
+        """Record the throughput, and write an event when training has become much slower than before. The event names
+        the rank that computes longest where it exceeds the median rank by far. No further event is written until
+        training has been fast again.
         `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
         since the last call, without waiting for other ranks."""
         self.speeds.append(tokens_per_second)
@@ -196,8 +197,8 @@ SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_file(folder: Path) -> str:
-    """The stop file in `folder`, a run directory or the output root, as "path: content", or its path where
-    it is empty; "" where there is none."""
+    """A text about the stop file in `folder`, a run directory or the output root: "path: content", or the path alone
+    where the file is empty; "" where there is no such file."""
     path = folder / rundir.STOP
     if not path.exists():
         return ""
@@ -206,8 +207,8 @@ def stop_file(folder: Path) -> str:
 
 
 def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record an incident of a run in its events.jsonl, and print it. `kind`: one word, such as "hang"; `detail`: what
-    happened, in words."""
+    """Record an incident of a run in events.jsonl of its directory `folder`, and print it. `step`: the last step that
+    has ended; `kind`: one word, such as "hang"; `detail`: what happened, in words."""
     with suppress(OSError):
         safe_files.append_row(
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}

@@ -55,10 +55,10 @@ class Arrangement:
     are cached.
 
     positions_BT: the position of each token.
-    sees_BTS: bool, whether token T of the batch sees token S, where S counts the P cached tokens first and then the
-        batch's. Each token has to see at least one.
-    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens; a forward pass appends the
-        batch's. None: nothing is cached.
+    sees_BTS: bool, at [b, t, s] whether token t of sequence b sees token s. S counts the P cached tokens first and then
+        the T of the batch. Each token has to see at least one.
+    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens. A forward pass appends those
+        of the batch; an empty list is filled. None: nothing is cached.
     past_positions_BP: the positions of the cached tokens; None: nothing is cached.
     """
 
@@ -85,18 +85,19 @@ def make_attention(
     All effects of positions on attention are in the returned function, so that no layer can miss them.
 
     Args:
+        position: the position scheme, which rotates queries and keys or adds a bias to the scores.
         heads: attention heads on this rank.
         x_BTD: the input of the first layer, for shape, precision and device.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
             number, also 0, a GPU does not use the kernels that cannot drop, so that evaluation and proofs use the
             kernel that trains.
-        arrangement: positions and visible tokens, where they do not follow from the tokens' order.
+        arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
         objective: which tokens see each other; needed where there is no arrangement.
         extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
         qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
             not overflow in fp16. Ways that compute scores in fp32 do not need it.
-        kernel_name: on a GPU, the one of TORCH_KERNELS, or FLEX, to use where `can_skip_mask_tensor` allows a choice;
-            None: torch chooses.
+        kernel_name: on a GPU, the kernel to use where `can_skip_mask_tensor` allows a choice: "cudnn", "flash",
+            "efficient" or "flex"; None: torch chooses.
 
     Returns:
         A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
@@ -122,9 +123,10 @@ def visible_bias(
     queries: range | None = None,
 ) -> Tensor:
     """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of queries, for which
-    only the keys up to the last query's position are returned; None: all T queries and keys. The other arguments are
-    those of `make_attention`."""
+    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of Q positions, for
+    which the bias is [..., Q, queries.stop], since no later key is included; None: all T queries and keys. `heads`:
+    attention heads on this rank; `x_BTD`: read for shape, precision and device; `extents_B`: the lengths of prefixes
+    under the prefix objective, else None."""
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -142,10 +144,10 @@ def plain_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function that computes the matrix of scores, [B x H, T, T], block by block of queries. Only the
-    scores of visible keys are kept in memory. Arguments as for `make_attention`. The function takes the number of the
-    layer besides q, k and v: with QK layer scaling, scores are computed divided by that number so that they do not
-    overflow in fp16, and multiplied by it again in fp32."""
+    """Make an attention function, of q, k and v [B, H, T, K], that computes the matrix of scores, [B x H, T, T], block
+    by block of queries. Of a block only the scores of the keys up to its last query are kept in memory. Arguments as
+    for `make_attention`. The function also takes the number of the layer: with QK layer scaling, scores are computed
+    divided by that number so that they do not overflow in fp16, and multiplied by it again in fp32."""
     B, T, _ = x_BTD.shape
     bias = visible_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
@@ -169,9 +171,9 @@ def masked_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
-    and mask as one float tensor (`visible_bias`). Arguments as for `make_attention`. The tensor has four dimensions,
-    since torch computes slowly with three. In evaluation of a causal model the queries are divided into blocks of
+    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention. Bias and
+    mask are one float tensor (`visible_bias`) of four dimensions, since torch computes slowly with three. Arguments as
+    for `make_attention`. In evaluation of a causal model the queries are divided into blocks of
     QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
     T = x_BTD.shape[1]
     rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T
@@ -202,7 +204,7 @@ def masked_attention(
 
 def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
     """Whether `maskless_attention` can compute the attention: the position scheme adds nothing to the scores, and all
-    sequences have the same mask (`extents_B` is None)."""
+    sequences have the same mask. `extents_B`: the lengths of prefixes under the prefix objective, else None."""
     return not position.has_bias and extents_B is None
 
 
@@ -215,9 +217,9 @@ def maskless_attention(
     Args:
         position: a position scheme without a bias.
         objective: which tokens see each other.
-        kernel_name: the one of TORCH_KERNELS to use; None: torch chooses.
-        or_plain: whether torch may use its plain attention where that kernel does not support the shape or precision;
-            otherwise calling the function raises RuntimeError there.
+        kernel_name: the kernel to use, "cudnn", "flash" or "efficient"; None: torch chooses.
+        or_plain: whether torch may use its plain attention where no allowed kernel supports the shape or precision;
+            if not, the returned function raises RuntimeError there.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
     if or_plain:
@@ -234,8 +236,8 @@ def maskless_attention(
 def arranged_attention(
     position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
 ) -> Attend:
-    """Make an attention function for tokens at the positions of an arrangement, each of which sees the tokens, cached
-    ones included, that `arrangement.sees_BTS` names. Arguments as for `make_attention`."""
+    """Make an attention function, of q, k and v [B, H, T, K], for tokens at the positions of an arrangement. Each token
+    sees the tokens, cached or of the batch, that `arrangement.sees_BTS` names. Arguments as for `make_attention`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -269,8 +271,9 @@ def arranged_attention(
 def flexattention(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
-    """Make an attention function that calls FlexAttention, with one block mask for all sequences, or one for each
-    where they differ. Arguments as for `make_attention`; `heads` is not used."""
+    """Make an attention function, of q, k and v [B, H, T, K], that calls FlexAttention. It uses one block mask for all
+    sequences, or with `extents_B` one for each sequence. Arguments as for `make_attention`; `heads` is not used, and is
+    there because all such functions take it."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
@@ -303,10 +306,9 @@ BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
 
 
 def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
-    """FlexAttention's block mask for T tokens, where all sequences have the same mask. It is made once and cached.
-
-    Call this before a forward pass is compiled: torch.compile ignores the cache, and a graph that makes the mask would
-    make it in every forward pass.
+    """FlexAttention's block mask for T tokens, where all sequences have the same mask. The mask is made at the first
+    call and cached. Call this function before a forward pass is compiled: torch.compile does not fill the cache, and a
+    graph that makes the mask would make it in every forward pass.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -157,7 +157,8 @@ class ModelConfig:
 
     @property
     def predicted_per_sequence(self) -> int:
-        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix."""
+        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix. For the
+        prefix objective, where that number is drawn, all `seq` outputs are counted."""
         return self.masked_per_sequence if self.objective == "mlm" else self.seq
 
     @property
@@ -175,9 +176,9 @@ class ModelConfig:
     def ffn(self) -> int:
         """Inner width of the MLP: `ffn_width` where it is given, else the width that belongs to the activation.
 
-        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, so they are matched in parameters
-        at 2/3 of that, rounded down to a multiple of 8 as in BigScience's runs (hidden 2048 -> 5456);
-        `swiglu-unmatched` keeps 4 x hidden and has half as many parameters again.
+        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, and 2/3 of the width, so that the
+        parameters match; it is rounded down to a multiple of 8, as in BigScience's runs (hidden 2048 -> 5456).
+        `swiglu-unmatched` keeps 4 x hidden, and so has 1.5 times the parameters.
         """
         if self.ffn_width:
             return self.ffn_width

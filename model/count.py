@@ -24,7 +24,8 @@ def flops_per_token(cfg: ModelConfig) -> int:
     """Floating-point operations to train on one token, forward and backward, nothing recomputed.
 
     Megatron's formula, 6 x (weights of all matrix products + attention), the attention counted in full and not
-    halved for the causal mask (72 L h^2 (1 + s/6h + V/12hL) for GELU).
+    halved for the causal mask. With GELU that is 72 L h^2 (1 + s/6h + V/12hL) for L layers, width h, sequences of s
+    tokens and V vocabulary rows.
     """
     D = cfg.hidden
     matrices = cfg.mlp_matrices

@@ -3,9 +3,9 @@
 Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 (with
 fp32 masters, as in bf16): they are evaluated and exported like those of a bf16 run.
 
-Between two updates of the optimizer all micro-batches see the same weights, which `weights_cast` therefore casts once.
-It casts each time it begins, and what it has cast is read only until it ends: after an update, after a checkpoint is
-loaded, or after any other change, no layer multiplies with earlier weights.
+Between two updates of the optimizer all micro-batches see the same weights, so the context `weights_cast` casts the
+weights once. It casts on each entry, and the copies are read only inside the context: after an update, after a
+checkpoint is loaded, or after any other change, no layer multiplies with earlier weights.
 """
 
 from collections.abc import Iterator
@@ -52,10 +52,10 @@ class FP8Linear(nn.Linear):
 @contextmanager
 def weights_cast(model: Any) -> Iterator[None]:
     """A context in which the FP8 layers of a model (model.gpt.GPT) multiply with copies of their weights that are cast
-    once, on entering. Code that changes the weights inside must not compute with them before the context ends. Models
-    of other precisions are left alone.
+    once, on entering. Code inside that changes the weights must not run the model again before the context ends. In a
+    model of another precision nothing is changed.
 
-    The copies take two bytes for each weight, and stay allocated.
+    The copies take two bytes for each weight, and stay allocated when the context has ended.
     """
     layers = [layer for layer in model.blocks.modules() if isinstance(layer, FP8Linear)]
     for layer in layers:
@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """A factory of linear layers that multiply in FP8. The output matrix is such a layer too, but the loss reads its
-    bf16 weight and does not call the layer, so its product is in bf16."""
+    """A factory of linear layers that multiply in FP8. The output matrix is made as such a layer too, but never
+    called: the loss reads its bf16 weight, so that logits are products in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
     """Select rows of a batch flattened to [B x T, D]. Returns the rows with the indices `rows_N` (int64), [N, D]; where
-    that is None, the batch unchanged, [B, T, D]."""
+    `rows_N` is None, the batch unchanged, [B, T, D]."""
     return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
@@ -140,6 +140,8 @@ class GPT(nn.Module):
     (see model/init.py).
 
     Args:
+        cfg: the shape of the model and the variant of each factor.
+        seed: the run's seed, from which the weights are drawn.
         tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
         layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
     """
@@ -180,15 +182,15 @@ class GPT(nn.Module):
 
         Args:
             tokens_BT: token ids.
-            arrangement: the tokens' positions and what each sees, where these do not follow from their order.
+            arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
             rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For the other
                 tokens the last block computes only keys and values.
 
         Raises:
-            ValueError: there is no arrangement, and extents are missing, or given to an objective that has none: both
-                would differ from training.
+            ValueError: there is no arrangement, and extents are missing under the prefix objective, or given under
+                another: attention would differ from that in training.
         """
         if arrangement is None:
             self.objective.check(extents_B)
@@ -216,8 +218,8 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where they are tied; under tensor parallelism this
-        rank's rows."""
+        """The output matrix [V, D], which is the token embedding where model.tied is true; under tensor parallelism
+        this rank's rows."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -233,8 +235,8 @@ class GPT(nn.Module):
         return F.pad(x, (0, 1), value=1.0), torch.cat((weight, self.output.bias[:, None]), dim=1)
 
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
-        """[B, T] token ids -> logits [B, T, V]. `extents_B`: for each sequence the number that the objective needs,
-        such as the length of its prefix; None where it needs none."""
+        """[B, T] token ids -> logits [B, T, V]. `extents_B`: [B], the length of each sequence's prefix under the prefix
+        objective; None under the others."""
         return self.project(self.hidden(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:

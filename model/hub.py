@@ -53,8 +53,9 @@ UNRESTRICTED = (
 
 
 def matching_format(cfg: ModelConfig) -> Format:
-    """The Hugging Face format whose architecture computes the same as a model of this configuration. Raises ValueError
-    where there is none; the message names the settings in which the model differs from the nearest format."""
+    """The Hugging Face format whose architecture computes what a model of this configuration computes. Raises
+    ValueError where there is none; the message names the settings in which the model differs from the nearest
+    format."""
     for field in fields(cfg):
         if not any(field.name in (*f.needs, *f.sizes, *UNRESTRICTED) for f in FORMATS):
             raise ValueError(f"model.{field.name} is not known to the export (model/hub.py)")
@@ -76,9 +77,9 @@ def _setting_text(value: Any) -> str:
 
 
 def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
-    """How one of our tensors is stored in Hugging Face's files: (the names of its tensors there, the layout that
-    converts between ours and those). `ours`: the name of the tensor in our state_dict. Raises ValueError where the
-    format has no such tensor."""
+    """How one of our tensors is stored in the format `f`: (the names of the tensors that hold it in Hugging Face's
+    file, the pair of functions that convert our tensor to these and back). `ours`: the name of our tensor in the
+    model's state_dict. Raises ValueError where the format has no such tensor."""
     if ours == "head.weight":
         return [f.head], UNCHANGED
     parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
@@ -104,11 +105,12 @@ def save(
     generation_config.json.
 
     Args:
+        cfg: the model's configuration.
         state: model.state_dict(), in the precision in which it is to be stored.
         to: a folder that exists.
         eod: the id of the token that begins and ends a document.
-        origin: where the model comes from, stored in config.json.
-        pad: of an encoder, the id of the token that pads shorter texts; None where its tokenizer has none.
+        origin: {name: value} about the run that trained the model, stored in config.json under "trained_by".
+        pad: for an encoder, the id of the token that pads shorter texts; None where its tokenizer has none.
 
     Raises:
         ValueError: Hugging Face has no architecture that computes this model, or `state` does not fit `cfg`.
@@ -152,11 +154,11 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
     """Load a Hugging Face checkpoint with transformers, and compare it with our model in fp32.
 
     Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. With a decoder, up to
-    NEW_TOKENS tokens are generated greedily too, and each has to be the one that our model finds likeliest at its
-    place. `folder`: the checkpoint, as `save` wrote it; `cfg`, `state`: the configuration and the weights of our model;
-    `tokens_BT`: token ids of the texts to compare on. Returns the largest difference of logits, relative to the largest
-    logit (or to 1, where that is smaller). Raises ValueError where the difference is above TOLERANCE, a generated token
-    differs, or a tensor is missing or left over.
+    NEW_TOKENS tokens are generated greedily too, and each has to be the likeliest token there for our model. `folder`:
+    the checkpoint, as `save` wrote it; `cfg`, `state`: the configuration and the weights of our model; `tokens_BT`:
+    token ids of the texts to compare on. Returns the largest difference of logits, relative to the largest logit (or to
+    1, where that is smaller). Raises ValueError where the difference is above TOLERANCE, a generated token differs, or
+    a tensor is missing or left over.
     """
     import torch
     import transformers
@@ -195,14 +197,14 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Hugging Face checkpoint of one of the formats above, written by `save` or by transformers.
+    """Read a Hugging Face checkpoint of a format in the table of model/hub.py, written by `save` or by transformers.
 
-    Settings that do not change what such a model computes, such as dropout, are not read; settings that the format does
-    not have, such as the rotary base in GPT-2, get the usual value. Without `unpadded_vocab_size` in config.json the
-    vocabulary is read as unpadded, and gets no padding: untrained padding rows would take probability from the others.
-    `folder`: of config.json and model.safetensors. Returns (the configuration, the state for GPT(cfg).load_state_dict
-    in the precision in which it was saved). Raises ValueError where the checkpoint has another architecture or a
-    setting without a counterpart here, or a weight is missing.
+    Our settings that the format does not have, such as the rotary base in GPT-2, get the usual value. Without
+    `unpadded_vocab_size` in config.json the vocabulary is read as unpadded, and gets no padding: untrained padding rows
+    would take probability from the tokens. `folder`: holds config.json and model.safetensors. Returns (the
+    configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved). Raises ValueError
+    where the checkpoint has another architecture or a setting without a counterpart here, or where the weights are
+    damaged or do not fit the configuration.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -240,7 +242,8 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _current_name(name: str, f: Format) -> str:
-    """The present name of a tensor that an older version of transformers saved as `name`."""
+    """The name that the format `f` has for a tensor which a checkpoint names `name`. The two differ where an older
+    version of transformers wrote the checkpoint, or the model was saved without its head."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
     return f.prefix + name.removeprefix(f.prefix)  # a bare model, saved without its head, has no prefix
@@ -298,7 +301,7 @@ def _comparable_value(config: Any, name: str, want: Any, cfg: ModelConfig) -> An
     Args:
         config: the configuration, as transformers reads it.
         name: their name of the setting.
-        want: the value from `Format.fixed`. Where it is a dictionary, keys that `config` lacks get its values.
+        want: the value from `Format.fixed`. Where `want` is a dictionary, keys missing in `config` are taken from it.
         cfg: our configuration.
     """
     value = getattr(config, name, None)

@@ -45,6 +45,9 @@ SIZE_NAMES = {
 class Format:
     """How a model of ours is written as one architecture of Hugging Face's transformers.
 
+    name: the architecture's name in messages.
+    model_type, architecture: its names in config.json.
+    prefix: what the names of all its tensors but the output matrix begin with.
     needs: {our setting: the values with which the architecture computes the same as our model}.
     sizes: {our setting: Hugging Face's name for it}, for settings that may have any value.
     fixed: a function of our configuration that returns the values of all other Hugging Face settings on which the
@@ -52,8 +55,8 @@ class Format:
     dropout: {Hugging Face's name of a dropout probability: our setting}. Dropout does not act in inference.
     weights: {our module: Hugging Face's modules}, below `prefix`, with {} for the number of the layer. There are
         several where our module is divided among them.
-    layouts: {our module: how its tensors are rearranged}; the tensors of other modules are the same in both.
-    head: Hugging Face's name of the output matrix, where it is not the token embedding.
+    layouts: {our module: how its tensors are rearranged}; the tensors of modules that are not named are unchanged.
+    head: Hugging Face's name of an output matrix that is not the token embedding.
     constants: {name: shape} of tensors that our model does not have. They are written as zeros and have no effect.
     """
 

@@ -20,13 +20,13 @@ class Layers:
         return nn.Embedding(rows, width)
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
-        """Make a linear layer. Under tensor parallelism it is divided by columns: each rank computes a part of the
-        output."""
+        """Make a linear layer. Under tensor parallelism its output features are divided: each rank computes a part of
+        the output."""
         return Linear(in_features, out_features, bias)
 
     def row(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
-        """Make a linear layer that reads the output of a `column` layer. Under tensor parallelism it is divided by
-        rows: each rank reads its part of the input, and all ranks get the whole output."""
+        """Make a linear layer that reads the output of a `column` layer. Under tensor parallelism its input features
+        are divided: each rank reads its part of the input, and all ranks get the whole output."""
         return Linear(in_features, out_features, bias)
 
 

@@ -2,8 +2,8 @@
 real steps.
 
 Memory peaks at one of a few moments of a step: the loss, both ends of the backward pass, the reduction of gradients,
-the update. The estimate is the largest of them. It leaves out all that is not a tensor: the interpreter, libraries,
-scratch space of kernels, gaps of the allocator.
+the update. The estimate is the need at the largest of these moments. It leaves out all that is not a tensor: the
+interpreter, libraries, scratch space of kernels, gaps of the allocator.
 """
 
 from model.config import ModelConfig
@@ -11,7 +11,7 @@ from model.count import parameters
 
 MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
-QUERIES = 128  # queries at a time on a CPU: ROWS of model/attention.py
+QUERIES = 128  # queries at a time on a CPU: QUERIES_AT_ONCE of model/attention.py
 
 
 def estimate_memory(
@@ -31,7 +31,7 @@ def estimate_memory(
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
-        ranks: how many ranks ZeRO divides the optimizer among, those that hold the same part of the model.
+        ranks: how many ranks ZeRO divides the optimizer among: the ranks that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
         tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.
@@ -70,7 +70,8 @@ def estimate_memory(
 
 def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
     """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
-    matrix's gradients). `half`: whether logits have 16 bits; `tp`: ranks that hold one copy of the model together."""
+    matrix's gradients). `half`: whether logits have 16 bits; `gpu`: whether on a GPU; `tp`: ranks that hold one copy of
+    the model together."""
     predicted, vocab, width = micro_batch * cfg.predicted_per_sequence, cfg.padded_vocab // tp, 2 if half else 4
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
         fp32_copy = 4 if half and tp > 1 else 0
@@ -86,8 +87,9 @@ def gradient_bytes(
 ) -> tuple[int, int, int, int, int]:
     """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
     its end, during the reduction over ranks, and at the update. The formula follows the source of DeepSpeed 0.19.8 and
-    was compared with measurements. `ranks`: among which ZeRO (stage `zero`, 1 or 2) divides the optimizer;
-    `accumulate`: micro-batches per step; `tp`: ranks that hold one copy of the model together."""
+    was compared with measurements. `precision`: bf16, fp8, fp16 or fp32; `zero`: the ZeRO stage, 1 or 2; `ranks`: how
+    many ranks ZeRO divides the optimizer among; `accumulate`: micro-batches per step; `gpu`: whether on a GPU; `tp`:
+    ranks that hold one copy of the model together."""
     precision = "bf16" if precision == "fp8" else precision
     count, more = parameters(cfg, tp), accumulate > 1
     bucket, largest = min(MAX_BUCKET_ELEMENTS, count), cfg.padded_vocab // tp * cfg.hidden
@@ -122,8 +124,8 @@ def activation_bytes(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
     """Bytes of activations of `micro_batch` sequences: (the activations stored for the backward pass, the additional
-    working memory of one layer). With `recompute` only the input of each layer is stored; `tp` ranks hold one copy of
-    the model."""
+    working memory of one layer). `precision`: bf16, fp8, fp16 or fp32; `gpu`: whether on a GPU; `tp`: ranks that hold
+    one copy of the model together; `recompute`: whether only the input of each layer is stored."""
     B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width

@@ -28,8 +28,8 @@ class GELU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020). The gate and up projections are two matrices, since the rows of a
-    single one could be mixed up when it is divided among ranks."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020). The gate and up projections are two matrices: in a joint matrix their
+    rows could be mixed up when tensor parallelism divides it."""
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()

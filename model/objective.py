@@ -15,7 +15,7 @@ class SpecialTokens(NamedTuple):
     """Ids of a tokenizer's special tokens (data/tokenizer.py).
 
     mask: replaces a masked token; None where the tokenizer has none.
-    specials: all ids to which no text is encoded, such as the end of a document.
+    specials: the ids of all tokens that no text is encoded to, such as the end of a document.
     """
 
     mask: int | None = None
@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         return Batch(*(copied(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
-        """The batch divided into batches of `rows` sequences; the last one has the rest."""
+        """The batch divided into batches of `rows` sequences, the last of which has what remains."""
         parts = [[None] * -(-len(self.inputs_BT) // rows) if x is None else x.split(rows) for x in self]
         return [Batch(*fields) for fields in zip(*parts, strict=True)]
 
@@ -120,9 +120,9 @@ class Objective:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
     def extent(self, context: int) -> int:
-        """The prefix length of a sequence in evaluation, where its first `context` tokens are given and the rest is
-        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError where this objective
-        gives no left-to-right likelihood."""
+        """The prefix length of a sequence in evaluation, where the first `context` tokens are given and the rest are
+        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError under the MLM objective,
+        which gives no left-to-right likelihood."""
         return 0
 
 
@@ -137,7 +137,8 @@ class Prefix(Objective):
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
         """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
-        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`)."""
+        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`; None:
+        counted from 0). `tokens` is not used."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -159,12 +160,12 @@ class Prefix(Objective):
 
 
 class MaskedLM(Objective):
-    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, some are replaced, and
-    the outputs at the replaced positions predict the original tokens.
+    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, positions are drawn at
+    random, tokens there are replaced, and the outputs there predict the original tokens.
 
-    Each sequence has the same number of these positions, `ModelConfig.masked_per_sequence`, so that shapes are static.
-    The share MASKED of them gets the mask token, the share RANDOM a random token, and the others keep their token (of
-    32 positions: 26, 3 and 3, as in Cramming).
+    The same number of positions is drawn in each sequence, `ModelConfig.masked_per_sequence`, so that shapes are
+    static. Of these positions the share MASKED gets the mask token, the share RANDOM a random token, and the rest keep
+    their token (of 32 positions: 26, 3 and 3, as in Cramming).
     """
 
     causal = False
@@ -174,10 +175,11 @@ class MaskedLM(Objective):
     def batch(
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch from rows of T + 1 token ids: as targets the first T tokens of each row, as inputs the
-        same with some replaced, as `predicted` the M = round(mask_rate x T) positions of each row that were drawn,
-        [B, M]. The positions of special tokens are drawn only where a row has too few others, and no random token is a
-        special one. Raises ValueError where the tokenizer has no mask token."""
+        """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row, inputs are
+        these tokens with some replaced. `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
+        [B, M]. Positions and tokens are drawn by `seed` and the row's number in the run (`numbers`; None: counted from
+        0). Special tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens.
+        Raises ValueError where `tokens` has no mask token."""
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1

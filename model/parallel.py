@@ -68,10 +68,9 @@ class Row(_WithoutExtraState, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """A factory of layers whose weights are divided among the ranks of the tensor parallel group; this rank holds its
-    part.
-
-    The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer Engine.
+    """A factory of layers whose weights are divided among the ranks of the tensor parallel group; each layer holds this
+    rank's part. The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer
+    Engine.
     """
 
     def embedding(self, rows: int, width: int) -> nn.Module:
@@ -115,8 +114,8 @@ class TensorParallel(RankGroup):
 
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits of the whole vocabulary, without a gradient. The ranks' parts are gathered here because
-        megatron-core's gathering needs a GPU."""
+        """Logits of the whole vocabulary, [..., D] -> [..., V], without a gradient. The ranks' parts are gathered here
+        because megatron-core's gathering needs a GPU. `weight_VD`: this rank's rows of the output matrix."""
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
@@ -146,7 +145,7 @@ class TensorParallel(RankGroup):
 
 class MPU:
     """The object `mpu` that DeepSpeed asks about parallel groups: megatron-core's parallel state, and three functions
-    that it does not have."""
+    that parallel state has under other names. Marks the parameters of `model` that tensor parallelism divides."""
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():

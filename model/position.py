@@ -30,18 +30,18 @@ class Position(nn.Module):
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Add position embeddings to the token embeddings `x_BTD`, in schemes that have them (learned, sinusoidal).
-        Without `positions_BT` the positions are 0 to T - 1."""
+        """Add position embeddings to the token embeddings `x_BTD`, in schemes that have them (learned and the
+        sinusoidal ones); in others return `x_BTD`. Without `positions_BT` the positions are 0 to T - 1."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys by their positions, in schemes that do so (rotary). Without `positions_BT` the
-        positions are 0 to T - 1."""
+        """Rotate queries and keys by their positions, in schemes that do so (rotary); in others return both unchanged.
+        Without `positions_BT` the positions are 0 to T - 1. Returns (queries, keys)."""
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """The bias that is added to the scaled score of head `h` between query position `q` and key position `k`, in
-        fp32.
+        """The bias that is added to the scaled score of head `h` (counted from 0 on this rank) between query position
+        `q` and key position `k`, in fp32.
 
         h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax is not
         changed by a bias that is equal for all keys.
@@ -74,8 +74,8 @@ class Sinusoidal(Position):
     """
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Sine at even coordinates and cosine at odd ones of t / 10000^(2i/D), where t is the position and 2i the
-        coordinate: [T, D], or [B, T, D] with `positions_BT`. The result has the precision and device of `x_BTD`."""
+        """At position t, the sine of t / 10000^(2i/D) as coordinate 2i, its cosine as coordinate 2i + 1: [T, D], or
+        [B, T, D] with `positions_BT`. `x_BTD`: read for shape, precision and device."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
@@ -150,9 +150,9 @@ class ALiBi(Position):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, for n a power of two. For another number of heads,
-    the slopes for the next lower power of two, followed by every second slope for twice that power (Press et al. 2021,
-    appendix A and their reference code)."""
+    """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, where the number n of heads is a power of two. For
+    another number: all slopes for the next lower power of two, followed by the first, third, fifth ... slope for twice
+    that power (Press et al. 2021, appendix A and their reference code)."""
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]

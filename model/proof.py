@@ -61,9 +61,9 @@ def prove(model: Any) -> list[Proof]:
     """Run all proofs on a freshly initialised model (model.gpt.GPT), in its own precision and on its own device. Takes
     seconds at most.
 
-    Under tensor parallelism all ranks call it together, each measures its own heads and rows, and a proof passes when
-    it passes on all ranks. Returns one result for each proof: that of the first rank on which the proof failed, or of
-    the first rank where it passed on all.
+    Under tensor parallelism all ranks call this function together, and each measures its own heads and rows. Returns
+    one result for each proof: that of the first rank on which the proof failed, or where it passed on all ranks that
+    of rank 0.
     """
     training = model.training
     model.eval()
@@ -77,13 +77,14 @@ def prove(model: Any) -> list[Proof]:
 
 
 def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
-    """Prove that the compiled graph, which trains, computes the same as the eager model, which the other proofs
+    """Prove that the compiled graph, which trains, has the gradients of the eager model, which the other proofs
     measure.
 
-    The gradients of both are compared. During the comparison the weights are replaced by random ones of the size that
-    weights have after training, since with initial weights gradients hardly depend on positions. The eager loss is
-    computed row by row, so that it needs no more memory than the graph. `graph`, `eager`: compute the mean loss of a
-    batch with the compiled graph and with the eager model; `batch`: sequences of random tokens.
+    During the comparison the weights are replaced by random ones of the size that weights have after training, since
+    with initial weights gradients hardly depend on positions. The eager loss is computed sequence by sequence, so that
+    it needs no more memory than the graph. `graph`, `eager`: functions that compute the mean loss of a batch, with the
+    compiled graph and with the eager model; `batch`: sequences of random tokens. Under tensor parallelism all ranks
+    call this function together.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     saved = [p.detach().clone() for p in params]
@@ -132,11 +133,11 @@ def parameter_groups(
     gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
 
     Args:
-        groups: the optimizer's parameter groups: {"params": parameters of the model, "weight_decay": float}.
+        groups: the optimizer's parameter groups, each {"params": parameters of the model, "weight_decay": float}.
         decay_embnorm: whether the gain of the embedding norm is to be decayed, as train.decay_embnorm asks.
 
     Returns:
-        (a row {"name", "shape", "decayed"} for each parameter, the proof).
+        (for each parameter {"name", "shape" (undivided by tensor parallelism), "decayed" (bool)}, the proof).
     """
     decay: dict[int, list[float]] = {}
     for group in groups:

@@ -63,6 +63,7 @@ def check_types(section: str, values: Any) -> None:
     """Check that every value of a settings dataclass is of the type of its field: bool, int, float, str or a Literal.
 
     Args:
+        values: an instance of the dataclass.
         section: the name of the section, for the message: "model", "train", ...
 
     Raises:
@@ -89,9 +90,9 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def check_ranges(section: str, values: Any) -> None:
-    """Check that every number of a settings dataclass lies in the range of its field. `section`: the name of the
-    section, for the message: "model", "train" and so on. Raises ValueError where a number is out of range; the message
-    names the first such setting, its range and its meaning."""
+    """Check that every number of a settings dataclass lies in the range of its field. `values`: an instance of the
+    dataclass; `section`: the name of the section, for the message: "model", "train" and so on. Raises ValueError where
+    a number is out of range; the message names the first such setting, its range and its meaning."""
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:

@@ -34,7 +34,8 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part of a parameter, or of a tensor of its shape, such as its gradient, that rank `rank` of `size` holds."""
+    """The part of parameter `name` that rank `rank` of a tensor parallel group of `size` ranks holds. `full`: the whole
+    parameter, or a tensor of its shape, such as its gradient."""
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
@@ -44,7 +45,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The whole parameter from the parts of all ranks, in the order of ranks; the inverse of `shard`."""
+    """The whole of parameter `name`. `parts`: the parts of all ranks, in the order of ranks, as `shard` makes them."""
     dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -54,7 +55,7 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of the whole parameter, whose part on one of `size` ranks has the shape `shape`."""
+    """The shape of the whole parameter `name`, whose part on one of `size` ranks has the shape `shape`."""
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
@@ -70,25 +71,27 @@ class RankGroup:
     layers: Layers = LAYERS
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        """Mean of -log softmax(x @ weight.T)[target] over N outputs, in nats, fp32."""
+        """Mean of -log softmax(x @ weight.T)[target] over N outputs and the whole vocabulary, in nats, fp32.
+        `weight_VD`: the rows of the output matrix that this rank holds."""
         return cross_entropy(x_ND, weight_VD, targets_N)
 
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits: [..., D] -> [..., V], of the whole vocabulary on every rank."""
+        """Logits of the whole vocabulary on every rank: [..., D] -> [..., V]. `weight_VD`: the rows of the output
+        matrix that this rank holds."""
         return linear(x, weight_VD)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        """Wrap an attention function so that its dropout is drawn anew on each rank: the heads of different ranks must
-        not drop the same probabilities."""
+        """Wrap the attention function `attend` so that its dropout differs between ranks: the heads of two ranks must
+        not drop equal probabilities. Returns the wrapped function."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """Gather a whole parameter, or its gradient, from the parts of all ranks; `part` is that of this rank. All
-        ranks call it together."""
+        """Gather the whole of parameter `name`, or its gradient, from the parts of all ranks. `part`: the part of this
+        rank. All ranks call this method together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call it together."""
+        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call this method together."""
         return [value]
 
 

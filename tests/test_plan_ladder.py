@@ -141,7 +141,7 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     ]
     assert ladder.main(words) == 0
     said = capsys.readouterr().out
-    assert "nano, mini, small, extrapolated to 14m" in said and "ladder 1 hits, 0 misses" in said
+    assert "nano, mini, small, extrapolated to 14m" in said and "the verdicts of the line: 1 right, 0 wrong" in said
     (written,) = tmp_path.glob("ladder-*/ladder.json")
     told = json.loads(written.read_text())
     assert told["arms"][0]["verdict"] == "better" and len(told["pairs"]) == 6

@@ -183,10 +183,11 @@ def describe_comparison(checked: dict[str, dict[str, Any]]) -> list[str]:
     if ladder["order_accuracy"] is None:
         return ["against the target's own runs: all arms are equal there"]
     return [
-        f"against the target's own runs: ladder {ladder['hits']} hits, {ladder['misses']} misses, "
-        f"{ladder['open']} open; largest size alone {single['hits']}, {single['misses']}, {single['open']}",
-        f"decision accuracy (pairs in the right order): ladder {ladder['order_accuracy']:.0%}, largest size alone "
-        f"{single['order_accuracy']:.0%}",
+        f"compared with the target's own runs, the verdicts of the line: {ladder['hits']} right, {ladder['misses']} "
+        f"wrong, {ladder['open']} undecided; those of the largest size alone: {single['hits']} right, "
+        f"{single['misses']} wrong, {single['open']} undecided",
+        f"pairs of arms in the right order: {ladder['order_accuracy']:.0%} by the line, {single['order_accuracy']:.0%} "
+        "by the largest size alone",
     ]
 
 

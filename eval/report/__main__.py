@@ -78,11 +78,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
-    """Write the record of a study: to ablations/records, or else to OUT/records.
-
-    Returns: its folder, and a sentence on why it is not in ablations/records ("" where it is). Raises OSError where it
-    cannot be written.
-    """
+    """Write the record of a study: to ablations/records, or else to OUT/records. Returns (the folder of the record, a
+    sentence on why it is not in ablations/records). The sentence is "" where the record is there. `words`: of the
+    command, among them OUT=. Raises OSError where the record cannot be written."""
     name = findings.study.name
     folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
     if lost := record.finished_runs_that_would_be_lost(findings, folder):
@@ -101,8 +99,8 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
 
 
 def print_predictions(words: list[str], as_json: bool = False) -> int:
-    """Print the predictions in all records, and how often they came true. Returns the exit code. `words`: of the
-    command; OUT= says where further records are."""
+    """Print the predictions in all records, and how often they came true. Returns the exit code, 0. `words`: of the
+    command; OUT= says where further records are; `as_json`: whether to print JSON."""
     lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)

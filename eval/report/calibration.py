@@ -199,7 +199,8 @@ def percent(rate: float) -> str:
 
 
 def ratio_table() -> Table:
-    """How many standard errors a difference has to be, by the degrees of freedom of its standard error."""
+    """A table of how many times its standard error a difference has to be for p = 5 %, by the degrees of freedom of
+    that standard error."""
     from scipy.special import stdtrit
 
     ratios = [f"{-float(stdtrit(dof, LEVEL / 2)):.2f}" for dof in DEGREES_OF_FREEDOM]
@@ -346,7 +347,8 @@ def sections() -> list[Section]:
 
 
 def spending_table() -> Table:
-    """A table of the significance level of each look at a study that adds seeds."""
+    """A table of the significance level of each interim analysis in a study of two arms that adds seeds until it is
+    decided; a row for each largest number of seeds."""
     rows = [
         [str(most), *(f"{100 * LEVEL * alpha_share(n, most):.2f} %" if n <= most else "" for n in range(2, 11))]
         for most in (3, 5, 10)
@@ -355,7 +357,8 @@ def spending_table() -> Table:
 
 
 def tables(parts: list[Section]) -> list[dict[str, Any]]:
-    """The tables of a page as JSON, for programs: [{"section", "title", "head", "rows"}]."""
+    """The tables of a page as JSON, for programs: [{"section": title of the section, "title", "head": titles of the
+    columns, "rows"}]. `parts`: the sections of the page."""
     return [
         {"section": section.title, "title": block.title, "head": block.head, "rows": block.rows}
         for section in parts

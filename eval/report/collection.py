@@ -54,7 +54,8 @@ class Collection:
 
     @property
     def number_of_tests(self) -> int:
-        """For how many comparisons on a metric p-values are corrected: the arms, and the effects of a factorial."""
+        """The number of comparisons on a metric for which p-values are corrected: one for each arm but the baseline,
+        and one for each effect of a factorial."""
         return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
@@ -110,7 +111,8 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
 
 
 def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """The settings in which a configuration differs from `base`: {setting: its value in `config`}."""
+    """The settings in which a configuration differs from `base`, another configuration: {setting: its value in
+    `config`}. Seed, layout and the name of the size are left out."""
     changes = difference(flatten(base), flatten(config))
     return {key: value for key, value in changes.items() if is_setting(key)}
 
@@ -122,9 +124,9 @@ def is_setting(key: str) -> bool:
 
 
 def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
-    """A short name for each arm, made of as few as possible of the settings in which the arms differ, the best known
-    settings first: {hash of the arm: name}. `groups`: {hash of the arm: {seed: run}}; `origins`: {hash of the arm: the
-    origin of its runs}, which is the name where no setting differs."""
+    """A short name for each arm, {hash of the arm: name}. The name is made of as few as possible of the settings in
+    which the arms differ, the best known settings first. `groups`: {hash of the arm: {seed: run}}; `origins`: {hash of
+    the arm: the origin of its runs, such as the name of a study}. The origin is the name where no setting differs."""
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -139,7 +141,7 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     differing.sort(key=lambda key: (key != "size", rank_of_setting(key)))
 
     def distinct(chosen: list[str]) -> int:
-        """The number of arms that differ from each other in at least one of the chosen settings."""
+        """The number of arms that can be told apart by the chosen settings alone."""
         return len(set(zip(*(values[key] for key in chosen), strict=True))) if chosen else 1
 
     chosen: list[str] = []
@@ -156,20 +158,22 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting as part of an arm's name: its value, preceded by its key where the value alone would not be clear."""
+    """A setting as part of an arm's name: its value alone for strings and the number of tokens, else key and value.
+    `key`: the full name of the setting, such as "model.pos"."""
     if key == "train.tokens":
         return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
 
 
 def rank_of_setting(key: str) -> int:
-    """The rank of a setting for use in names of arms: lowest for the most familiar settings."""
+    """The rank of a setting for use in names of arms: 0 for the most familiar setting, and the same largest number for
+    all that are not in FAMILIAR_SETTINGS. `key`: the full name of the setting, such as "model.pos"."""
     return FAMILIAR_SETTINGS.index(key) if key in FAMILIAR_SETTINGS else len(FAMILIAR_SETTINGS)
 
 
 def run_directories(name: str) -> list[Path]:
-    """The run directories at a path: the path itself if it is a run directory, else all run directories in this folder
-    and its subfolders. Raises ValueError where there is none."""
+    """The run directories at a path. That is the path itself if it is a run directory; else all run directories that
+    lie in it, directly or one folder deeper. Raises ValueError where there is none."""
     folder = Path(name)
     if (folder / rundir.RUN).exists():
         return [folder]

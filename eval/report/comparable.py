@@ -22,7 +22,7 @@ Run = tuple[str, int]  # arm, seed
 
 def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
-    version, items, prompts, number of examples and so on."""
+    version, items, prompts, number of examples and so on. `cell`: the content of a run directory."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
     identity = {key: entry[key] for key in TASK_KEYS if key in entry}
     if isinstance(entry.get("data"), dict):
@@ -39,13 +39,13 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """A short hash of a JSON value, to compare values that are too long to show."""
+    """A short hash (12 hexadecimal digits) of a JSON value, to compare values that are too long to show."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `task_identity` of every task of an evaluated run: {task: identity}. Cached in `cell`, since tasks have up to
-    40,000 items."""
+    """The `task_identity` of every task of an evaluated run: {task: identity}. The result is cached in `cell` (the
+    content of the run directory), since tasks have up to 40,000 items."""
     if "identities" not in cell:
         cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
@@ -60,7 +60,7 @@ def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a task, given by its entry in eval.json, counts in a metric."""
+    """Whether a task, given by its entry in eval.json, counts in a metric: "bits/byte", "zero-shot" or "suite"."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -69,13 +69,15 @@ def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
 
 
 def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
-    """The tasks of an evaluated run that count in a metric, in the order of evaluation."""
+    """The tasks of an evaluated run that count in a metric, in the order of evaluation. `cell`: the content of the run
+    directory."""
     return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
 
 
 def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
-    """The tasks of a metric that can be compared over all these runs, in the order of evaluation; none where the
-    evaluations of the runs differ in general."""
+    """The tasks of a metric that can be compared over all of the given runs, in the order of evaluation; empty where
+    the evaluations of the runs differ in general (EVALUATION_KEYS). `cells`: {(arm, seed): content of the run
+    directory}; `runs`: at least one (arm, seed)."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in EVALUATION_KEYS):
         return []
@@ -91,13 +93,14 @@ def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
 
 
 def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
-    """The tasks of a metric that at least one of these runs was evaluated on."""
+    """The tasks of a metric that at least one of the given runs was evaluated on. `cells`: {(arm, seed): content of the
+    run directory}."""
     return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
 
 
 def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
-    {"version", ..., "TASK: chance", ...}."""
+    {"version", ..., "TASK: chance", ...}. `cell`: the content of the run directory."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
     for task, identity in task_identities(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
@@ -105,14 +108,16 @@ def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two evaluated runs were evaluated in the same way, on every task."""
+    """Whether two evaluated runs were evaluated in the same way, on every task. `one`, `other`: the contents of their
+    run directories."""
     ours, theirs = task_identities(one), task_identities(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in EVALUATION_KEYS)
     return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
 
 
 def evaluation_classes(cells: Cells) -> list[list[Run]]:
-    """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task."""
+    """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task. Returns a list
+    of groups, each a list of (arm, seed). `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
@@ -126,7 +131,7 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
 
 def refusals(cells: Cells) -> list[str]:
     """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
-    differently: which runs these are, and what differs."""
+    differently. The sentence names the runs, and what differs. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[str] = []
     first_class, *other_classes = evaluation_classes(cells) or [[]]
     for runs in other_classes:
@@ -158,7 +163,8 @@ def refusals(cells: Cells) -> list[str]:
 
 def texts_read(cell: dict[str, Any]) -> dict[str, str]:
     """The text and tokenizer that a run read: {description of the corpus and its preparation, or of the tokenizer:
-    sha256}. Two runs can be compared only where the values of the keys that both have are equal."""
+    sha256}. Two runs can be compared only where the values of the keys that both have are equal. `cell`: the content of
+    the run directory."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -170,8 +176,8 @@ def texts_read(cell: dict[str, Any]) -> dict[str, str]:
 
 
 def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
-    """Whether all runs that declare the same corpus have read the same text, and all that declare the same tokenizer
-    have used the same one."""
+    """Whether runs that declare the same corpus have read the same text, and runs that declare the same tokenizer have
+    used the same tokenizer. `cells`: {(arm, seed): content of the run directory}."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256
@@ -181,8 +187,8 @@ def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
 
 
 def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline, because under the name of the same corpus or tokenizer they
-    read another text or used another tokenizer."""
+    """The arms that are not compared with the baseline, because their corpus or tokenizer has the same name as that of
+    the baseline but another content. `cells`: {(arm, seed): content of the run directory}."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
@@ -190,8 +196,9 @@ def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
 
 
 def arms_without_effect(cells: Cells) -> dict[str, str]:
-    """The arms that trained exactly like an earlier arm, so that the setting in which the two differ had no effect:
-    {arm: the earlier arm}. At every common seed, all losses and gradient norms in their logs are equal."""
+    """The arms that trained exactly like an earlier arm: {arm: the earlier arm}. At every seed that both arms have, all
+    losses and gradient norms in their logs are equal. So the setting in which the two arms differ had no effect.
+    `cells`: {(arm, seed): content of the run directory}."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
@@ -206,9 +213,10 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
 
 
 def exclude_copies(cells: Cells) -> Cells:
-    """The runs, with the results of copies removed. A run is a copy of another run with a different seed if everything
-    that was logged, or the evaluated weights, are equal to the last digit. A copied folder is no second measurement;
-    the state of the run says so."""
+    """All runs, {(arm, seed): content of the run directory}, where runs that are copies of an earlier run have no
+    results. A run is a copy if it has another seed than the earlier run, and everything that was logged, or the
+    evaluated weights, are equal to the last digit. A copied folder is no second measurement; the state of the copy says
+    so."""
     first: dict[tuple[str, str], Run] = {}
     distinct: Cells = {}
     for (arm, seed), cell in cells.items():

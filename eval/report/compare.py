@@ -35,8 +35,9 @@ METRICS = {
 
 
 def largest_effect(metric: str, factors: int = 1) -> float:
-    """The largest possible effect in a metric. With one factor an effect is a difference of two arms, with two factors
-    a difference of two such differences, and so on."""
+    """The largest possible size of an effect in the unit of a metric; inf for bits/byte. With one factor an effect is a
+    difference of two arms, with two factors a difference of two such differences, and so on. `factors`: the number of
+    factors of the effect."""
     return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
@@ -50,8 +51,9 @@ class Items(NamedTuple):
 
 
 def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
-    """The items of a task that the runs of an arm have in common, with their values in each run. Items without weight,
-    such as a document of no bytes, are left out."""
+    """The items of a task that an arm's runs at the given seeds have in common, with the value of each item in each
+    run. Items without weight, such as a document of no bytes, are left out. `cells`: {(arm, seed): content of the run
+    directory}."""
     rows = [cells[arm, seed]["samples"].get(task, {}) for seed in seeds]
     names = sorted(set.intersection(*map(set, rows))) if rows else []
     names = [name for name in names if rows[0][name].weight > 0]
@@ -61,7 +63,9 @@ def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Item
 
 
 def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[Stratum]:
-    """The results of an arm on the items of each task, averaged over seeds: Strata [1, items or clusters]."""
+    """The results of an arm on the items of each task of a metric, averaged over seeds and in the unit of the metric:
+    for each task a Stratum [1, items or clusters]. Tasks on which the runs have no item in common are left out.
+    `cells`: {(arm, seed): content of the run directory}."""
     strata = []
     for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
         items = item_scores(cells, arm, seeds, task)
@@ -72,7 +76,7 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
 
 
 class Pairing(NamedTuple):
-    """Which seeds of an arm and of the baseline are compared, and on which tasks."""
+    """The seeds with which an arm and the baseline are compared, and the tasks."""
 
     seeds: tuple[list[int], list[int]]  # of the arm and of the baseline
     paired: bool  # the same seeds, at least one
@@ -81,10 +85,11 @@ class Pairing(NamedTuple):
 
 
 def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
-    """The seeds and tasks with which two arms are compared; None where an arm has no result.
+    """The seeds and tasks with which two arms are compared; None where either arm has no result.
 
-    The seeds that both arms have are paired. Where they share no seed, or only one although both have several, the
-    comparison is unpaired, with all seeds of each.
+    The seeds that both arms have are paired. Where the arms share no seed, or only one although both have several, the
+    comparison is unpaired and uses all seeds of each arm. `cells`: {(arm, seed): content of the run directory};
+    `results`: {arm: {seed: result on the metric}}.
     """
     ours, theirs = results[arm], results[baseline]
     shared = sorted(ours.keys() & theirs.keys())
@@ -99,8 +104,12 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
 
 
 def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[str]) -> Results:
-    """The results as means over these tasks alone, for the arms whose runs all have them. The results of an arm that
-    has no other tasks are unchanged."""
+    """The results of the arms as means over the given tasks alone, {arm: {seed: result}}.
+
+    The results of an arm that was evaluated on exactly these tasks are unchanged. Any other arm is left out if one of
+    its runs lacks one of the tasks, or if its runs were evaluated on them in different ways. `cells`: {(arm, seed):
+    content of the run directory}; `results`: {arm: {seed: result on the metric, over all tasks of the run}}.
+    """
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
@@ -116,8 +125,10 @@ def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[st
 
 
 def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, metric: str) -> list[Stratum]:
-    """The differences of two arms on the items of each task: a Stratum [seeds, items or clusters] for each task. Where
-    the seeds are not paired, results are averaged over seeds before they are subtracted: [1, items or clusters]."""
+    """The differences of two arms, `arm` minus `baseline`, on the items of each task: for each task a Stratum [seeds,
+    items or clusters] in the unit of the metric. Where the seeds are not paired, the results of each arm are averaged
+    over its seeds before they are subtracted: [1, items or clusters]. `pairs`: the seeds and tasks of the
+    comparison."""
     differences = []
     for task in pairs.tasks:
         ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
@@ -146,16 +157,19 @@ def compare_pair(
     share: Callable[[int], float] = lambda seeds: 1.0,
     borrowed: Variance | None = None,
 ) -> Comparison | None:
-    """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where an arm
-    has no result or the arms have no task in common that was evaluated in the same way.
+    """The comparison of two arms (`arm` minus `baseline`), without multiple-comparison correction; None where either
+    arm has no result, or the arms have no task in common that was evaluated in the same way.
 
     Args:
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
         controlled: whether the other arms in `results` may be used to estimate the noise.
         floor: the variance between runs that differ only in the seed, used where the two arms share a single seed; None
             where it is unknown.
         share: a function of the number of seeds: the share of alpha (LEVEL) that a test at this number may use.
-        borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds.
+        borrowed: the variance of single runs from a stored noise floor (floor.py), pooled with the variance that the
+            seeds of `results` show; None without a noise floor. Not used where tasks are left out of the comparison or
+            its seeds are not paired.
     """
     pairs = pairing(cells, results, arm, baseline, metric)
     if pairs is None or not pairs.tasks:
@@ -179,9 +193,9 @@ def compare_pair(
 
 
 def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
-    """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. It is always
-    1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of arms
-    that are compared."""
+    """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. The share is
+    always 1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of
+    comparisons that alpha is divided over."""
     return lambda seeds: alpha_share(seeds, criteria.seeds, tests) if criteria.sequential else 1.0
 
 
@@ -197,14 +211,14 @@ def compare_with_baseline(
     correction. Arms that cannot be compared are left out.
 
     Args:
-        study: a study or a Collection, which says the arms, the baseline, and by what criteria they are judged.
+        study: a study or a Collection, which says the arms, the baseline, and by what criteria arms are judged.
         cells: {(arm, seed): content of the run directory}, whose items give the noise of items.
         results: {arm: {seed: result on the metric}}, the baseline among them.
         metric: a key of METRICS.
-        noise: {group: {seed: result}} of other runs, which within a group differ only in the seed. They add to the
-            estimate of the noise where an arm shares a single seed with the baseline.
-        borrowed: the variance of single runs from a stored noise floor (floor.py), used together with that of the
-            seeds.
+        noise: {group: {seed: result}} of runs outside the study; the runs of a group differ only in the seed. These
+            runs add to the estimate of the noise where an arm shares a single seed with the baseline.
+        borrowed: the variance of single runs from a stored noise floor (floor.py), pooled with the variance that the
+            study's own seeds show; None without a noise floor.
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
@@ -219,11 +233,13 @@ def compare_with_baseline(
 
 
 def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place or range of
-    places}, {arm: its mean})].
+    """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place as text, such as
+    "1" or "2–4"}, {arm: its mean over seeds})].
 
-    In a group, of any two arms one was evaluated on all tasks of the other; means are over the tasks that all arms of
-    the group have. Every pair of arms is compared, corrected for the number of pairs.
+    An arm joins a group if it was evaluated on all tasks that the group has in common, or if these include all of its
+    own. Means are over the tasks that all arms of the group have. Within a group every pair of arms is compared,
+    corrected for the number of pairs. `cells`: {(arm, seed): content of the run directory}; `results`: {arm: {seed:
+    result on the metric}}.
     """
     floor, groups = noise_floor(results), []
     left = [arm for arm in study.arms if results[arm]]

@@ -18,9 +18,15 @@ Coefficients = dict[str, float]  # {arm: its weight}
 def effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
-    """The effects of a factorial, {bit mask of the effect's factors: Comparison with 0}, without multiple-comparison
-    correction. Empty where a combination of factors has no result yet, or the study is no factorial (`design` is
-    None)."""
+    """The effects of a factorial: {bit mask of the effect's factors: the effect as a Comparison with 0}, without
+    multiple-comparison correction. Empty where a combination of factors has no result yet, or the study is no factorial
+    (`design` is None).
+
+    Args:
+        baseline: the arm in which no factor is changed.
+        cells: {(arm, seed): content of the run directory}.
+        results: {arm: {seed: result on the metric}}.
+    """
     if not design:
         return {}
     results = {arm: row for arm, row in results.items() if row}
@@ -33,8 +39,9 @@ def effects(
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
-    """The weighted sum of arms as a Comparison with 0, over the seeds that all of them have and the tasks on which all
-    were evaluated in the same way; None where there are none."""
+    """The weighted sum of arms as a Comparison with 0. It is taken over the seeds that all of these arms have and the
+    tasks on which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed):
+    content of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
@@ -52,11 +59,13 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
 
 
 def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Variance | None:
-    """The variance that the seeds give to the mean of a contrast; None with one seed.
+    """The variance that the seeds give to the mean of a contrast (a weighted sum of arms) over seeds; None with one
+    seed.
 
     As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
-    seeds, pooled over arms. Where an arm scatters more than the others, it uses the variance of the contrast between
-    seeds, if that gives a wider interval. `by_seed`: the contrast for each seed, [seeds].
+    seeds, pooled over arms. Where an arm scatters more than the other arms, it uses the variance of the contrast
+    between seeds, if that gives a wider interval. `results`: {arm: {seed: result}}; `weights`: {arm: its weight};
+    `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
@@ -69,7 +78,8 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
-    """The weighted sum of arms on the items of each task: a Stratum [seeds, items or clusters] for each task."""
+    """The weighted sum of arms on the items of each task: for each task a Stratum [seeds, items or clusters] in the
+    unit of the metric. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its weight}."""
     strata = []
     for task in tasks:
         items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}

@@ -16,10 +16,11 @@ from eval.report.runs import Cells
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the metrics whose margin was named before the runs.
 
-    A margin among the words of the report is used, but counts as named before the runs only if these registered the
-    same margin. Without such a word the registered margins are used, whatever the study file says now. A study that
-    added seeds until it was decided (MORE=) is always judged by the levels for repeated looks, whether or not the
-    report was asked for with MORE=.
+    A margin among the words of the report (MARGIN=) is used, but counts as named before the runs only if the runs
+    registered the same margin. Without such a word the registered margins are used, whatever the study file says now. A
+    study that added seeds until it was decided (MORE=) is always judged by the levels for repeated looks, whether or
+    not the report was asked for with MORE=. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run
+    directory}.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -40,7 +41,8 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
 
 
 def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
-    """Whether the noise floor that the study uses was registered before the runs."""
+    """Whether all runs, but for those of at most one arm, registered the noise floor that the study uses before their
+    first step. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -49,15 +51,17 @@ def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
 
 
 def registered_metric(study: Any, cells: Cells) -> str:
-    """The primary metric that was registered before the runs; the default where no run registered one; "" where the
-    runs registered different ones."""
+    """The primary metric that the runs registered before their first step; bits/byte, the default, where no run
+    registered a metric; "" where runs registered different metrics. `study`: a Study or a Collection; `cells`: {(arm,
+    seed): content of the run directory}."""
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
 
 def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
-    """Which of "metric", "margin" and "noise floor" were chosen after the runs had begun. Verdicts that depend on these
-    are exploratory, however many seeds are added."""
+    """Those of "metric", "margin" and "noise floor" that were chosen after the runs had begun; empty where none was.
+    Verdicts that depend on these criteria are exploratory, however many seeds are added. `study`: a Study or a
+    Collection; `cells`: {(arm, seed): content of the run directory}."""
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
     runs = [run for run, cell in cells.items() if "run" in cell]
@@ -80,8 +84,9 @@ def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
 
 
 def seeds_planned(study: Any, cells: Cells) -> int | None:
-    """The number of seeds that the runs registered, if the study has more by now without a rule for adding them; else
-    None. A plan of one seed does not count, since its results decide nothing."""
+    """The number of seeds that the runs registered, if by now the study has evaluated runs with further seeds without a
+    rule for adding seeds; else None. Also None for a plan of one seed, since its results decide nothing. `study`: a
+    Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
@@ -109,14 +114,16 @@ def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run registered about a study before its first step: {(arm, seed): content of the registration}."""
+    """What each run registered about a study before its first step: {(arm, seed): content of the registration}. Runs
+    that registered nothing, or only later, are left out. `study`: a Study or a Collection; `cells`: {(arm, seed):
+    content of the run directory}."""
     lines = first_registrations(study, cells)
     return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     """The margins of equivalence in a registration, {metric: margin}. Entries that are no numbers, as a file that was
-    written by hand may have, are left out."""
+    written by hand may have, are left out. `content`: the content of the registration."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}
@@ -129,8 +136,8 @@ def registered_margins(content: dict[str, Any]) -> dict[str, float]:
 
 
 def registered_most_seeds(content: dict[str, Any]) -> int | None:
-    """The largest number of seeds that a registration allows to a study that adds seeds until it is decided; None where
-    their number was fixed."""
+    """The largest number of seeds that a registration allows, if the study adds seeds until it is decided; None where
+    the number of seeds was fixed. `content`: the content of the registration."""
     seeds = content.get("seeds")
     if content.get("stopping") != UNTIL_DECIDED or not isinstance(seeds, list) or len(seeds) != 2:
         return None

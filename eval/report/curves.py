@@ -13,10 +13,12 @@ Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
 def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
-    """The training loss in the log of a run: (the tokens so far, the loss), arrays [lines of the log].
+    """The training loss in the log of a run: (the tokens so far, the loss), arrays [lines of the log]. `cell`: the
+    content of the run directory.
 
-    With `clock`, for runs whose budget is a wall clock: (seconds of training, the loss). Such runs are logged at
-    different times, so their losses are interpolated linearly at times that all runs of one budget have in common.
+    With `clock`, for runs whose budget is a wall clock: (seconds of training, the loss), arrays [points in time]. Such
+    runs are logged at different times, so their losses are interpolated linearly at times that all runs of one budget
+    have in common.
     """
     rows = cell["metrics"]
     loss = np.array([row["loss"] for row in rows])
@@ -48,7 +50,7 @@ def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.
 
 
 def subtract(a: Curve, b: Curve) -> Curve:
-    """The difference of two curves, a - b, at the points that both have."""
+    """The difference of two curves, a - b, at the values of x that both have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])

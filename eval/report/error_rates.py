@@ -36,26 +36,33 @@ LADDER_KINDS = {
 
 
 def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int) -> np.ndarray:
-    """Results of arms that do not differ, [studies, arms, seeds]: what the arms of a seed have in common, and the noise
-    of each run, both with a standard deviation of 1. `key`: the seed of the random numbers."""
+    """Simulated results of arms that do not differ, [studies, arms, seeds]: a part that all arms of a seed share, and
+    the noise of each run. Both are normal with a standard deviation of 1. `key`: the seed of the random numbers;
+    `studies`, `arms`, `seeds`: how many of each."""
     rng = np.random.default_rng(key)
     return rng.normal(size=(studies, arms, seeds)) + rng.normal(size=(studies, 1, seeds))
 
 
 def share_with_wrong_verdict(verdicts: np.ndarray) -> float:
-    """The share of studies of equal arms with at least one verdict of better or worse. `verdicts`: decisions [studies,
-    comparisons]."""
+    """The share of studies, from 0 to 1, that call at least one arm better or worse although no arms differ.
+    `verdicts`: the decisions (BETTER, WORSE ... of eval/statistics/simulation.py), [studies, comparisons]."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
 def fixed_seed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[float]:
-    """Error rates over simulated studies with a fixed number of seeds, as shares of the studies: with any wrong
-    verdict; wrongly called equivalent at each of MARGINS; and with a confidence interval that contains the true
-    difference.
+    """Error rates over simulated studies with a fixed number of seeds: a list of four shares of the studies.
 
     Args:
-        arms, seeds: of each study.
+        arms, seeds: how many arms (with the baseline) and seeds each study has.
+        studies: the number of simulated studies.
         key: part of the seed of the random numbers.
+
+    Returns:
+        1. The share in which any arm is called better or worse, where all arms are equal.
+        2, 3. The share in which any arm is called equivalent, where all arms differ from the baseline by exactly the
+            margin: 1, then 2 standard deviations between runs.
+        4. The share in which the 95 % confidence interval of the first arm's difference from the baseline contains the
+            true difference.
     """
     x = simulated_results((key, arms, seeds), studies, arms, seeds)
     rates = [share_with_wrong_verdict(decide_all(x))]
@@ -68,8 +75,11 @@ def fixed_seed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[
 
 
 def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float]:
-    """How often an arm that differs by each of EFFECTS is called better; and how often arms that do not differ are all
-    called equivalent within 2."""
+    """The power of verdicts over simulated studies: a list of four shares of the studies. The first three: how often an
+    arm is called better that lies above the baseline by 1, 2 and 4 standard deviations between runs (EFFECTS), while
+    all other arms are equal to the baseline. The last: how often all arms of a study of equal arms are called
+    equivalent within 2 standard deviations. `arms`, `seeds`: of each study; `studies`: how many are simulated; `key`:
+    part of the seed of the random numbers."""
     x, rates = simulated_results((key, arms, seeds), studies, arms, seeds), []
     for effect in EFFECTS:
         y = x.copy()
@@ -79,10 +89,22 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
-    """Error rates over simulated studies that add seeds until they are decided, as shares of the studies: with a wrong
-    verdict at any interim analysis, without a margin; the same with a margin of 2; the same without alpha spending; and
-    wrongly called equivalent at any interim analysis. `arms`: of each study; `most`: the largest number of seeds;
-    `key`: part of the seed of the random numbers."""
+    """Error rates over simulated studies that add seeds until every arm is decided: a list of four shares of the
+    studies. An error at any interim analysis counts.
+
+    Args:
+        arms: the number of arms of each study, with the baseline.
+        most: the largest number of seeds.
+        studies: the number of simulated studies.
+        key: part of the seed of the random numbers.
+
+    Returns:
+        1. The share in which any arm is called better or worse, where all arms are equal and there is no margin.
+        2. As 1, but with a margin of equivalence of 2 standard deviations between runs.
+        3. As 1, but without alpha spending: every interim analysis uses the whole significance level.
+        4. The share in which any arm is called equivalent, where all arms differ from the baseline by exactly the
+            margin of 2 standard deviations between runs.
+    """
     x = simulated_results((key, arms, most), studies, arms, most)
     wrong = [
         float(simulate_sequential(x, *options).ever[..., :2].any((1, 2)).mean())
@@ -94,16 +116,23 @@ def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[f
 
 
 def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: int = 7) -> list[float]:
-    """Rates over simulated factorials, six numbers: of any wrong verdict where all decisions are corrected as one
-    family; the same as three families; of a wrong interaction where there are only main effects; of confidence
-    intervals of an interaction that contain its true value; and how often a main effect of 2 is found, and an
-    interaction of 4.
+    """Rates over simulated factorials: a list of six shares of the studies. Effects are in standard deviations between
+    runs.
 
     Args:
         factors: the number of factors with two values each.
         fraction: the fraction of the combinations that is run, such as "1/2".
-        seeds: of each study.
+        seeds: the number of seeds of each study.
+        studies: the number of simulated studies.
         key: part of the seed of the random numbers.
+
+    Returns:
+        1. The share with any wrong verdict, where nothing has an effect, and all decisions are corrected as one family.
+        2. As 1, but arms, main effects and interactions are corrected as three families.
+        3. The share in which any interaction is called better or worse, where there are only main effects.
+        4. The share in which the 95 % confidence interval of the first interaction contains its true value.
+        5. The share in which a main effect of 2 is called better.
+        6. The share in which an interaction of two factors, with a true value of 4, is called better.
     """
     design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     weights = np.array([list(design.coefficients(effect).values()) for effect in design.effects])
@@ -119,7 +148,8 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
     ]
 
     def decisions_with(effects: dict[int, float]) -> np.ndarray:
-        """The decisions in studies with true effects. `effects`: {bit mask of the effect's factors: its size}."""
+        """The decisions of all studies, as `factorial_decisions` returns them, where some effects are not 0. `effects`:
+        {bit mask of the effect's factors: its true size}."""
         shift = [
             sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
             for combination in design.combinations
@@ -136,9 +166,10 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
 
 
 def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
-    """The decisions on published results when both arms of a study are checkpoints of the same run, so that every
-    verdict is wrong: [studies, 1]. SAVES in calibration.py explains how the checkpoints are paired. `seeds`: of each
-    arm."""
+    """The decisions (BETTER, WORSE ... of eval/statistics/simulation.py) on published accuracies, [studies, 1]. A study
+    is one task with two arms. Both arms are checkpoints of the same run, so that every verdict of better or worse is
+    wrong. SAVES in calibration.py explains how the checkpoints are paired. `seeds`: how many checkpoints stand for the
+    seeds of an arm."""
     verdicts = []
     for accuracies_NT in published.published_checkpoints().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least
@@ -150,9 +181,10 @@ def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
 
 
 def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studies: int) -> list[float]:
-    """Rates of wrong verdicts in studies of questions that share passages, two numbers: where passages count as the
-    independent items, and where single questions do. `passages`: the number of passages; `unequal`: whether passages
-    have weights of different (log-normal) sizes; `seeds`: of each arm."""
+    """Shares of wrong verdicts in simulated studies of two equal arms, asked questions that share passages: a list of
+    two. In the first, passages count as the independent items; in the second, single questions do. `passages`: the
+    number of passages; `unequal`: whether passages have weights of different (log-normal) sizes; `seeds`: of each arm;
+    `studies`: how many are simulated."""
     rng = np.random.default_rng((5, passages, unequal, seeds))
     shape = (studies, 2, seeds, passages, ITEMS_PER_CLUSTER)
     y = rng.normal(size=shape) + rng.normal(size=(studies, 2, 1, passages, 1))
@@ -171,10 +203,15 @@ def wrong_verdicts_with_clusters(passages: int, unequal: bool, seeds: int, studi
 
 
 def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: int) -> list[float]:
-    """Rates of any wrong verdict in studies of equal arms on few groups of items, two numbers: by the rule that
-    verdicts use, and by a rule that always subtracts the interaction of seeds and groups from the variance between
-    groups. Groups and single results of a group at a seed have standard deviations of 1; runs have no noise beside
-    that. `groups`: independent groups of items; `seeds`: of each arm."""
+    """Shares of simulated studies with any wrong verdict, where equal arms are judged on few groups of items: a list of
+    two.
+
+    The first share is by the rule that verdicts use. The second is by a rule that always subtracts the interaction of
+    seeds and groups from the variance between groups. An arm's result on a group at a seed is the sum of a random part
+    that all seeds of the arm share and a random part of its own; both have a standard deviation of 1. `groups`: the
+    number of independent groups of items; `arms`: with the baseline; `seeds`: of each arm; `studies`: how many are
+    simulated.
+    """
     rng = np.random.default_rng((8, groups, arms, seeds))
     y = rng.normal(size=(studies, arms, seeds, groups)) + rng.normal(size=(studies, arms, 1, groups))
     x = y.mean(3)
@@ -189,10 +226,22 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
 
 
 def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
-    """Rates over simulated studies of two arms with a stored noise floor, six numbers: of any wrong verdict where all
-    runs have the same noise, where the runs of a seed share a part of their noise, and where one arm has twice the
-    noise; the third rate again without the floor; and how often a difference of 3 is found, with the floor and without.
-    `seeds`: of each arm; `aa`: the number of runs of the noise floor."""
+    """Rates over simulated studies of two arms with a stored noise floor: a list of six shares of the studies. In the
+    first four the arms are equal.
+
+    Args:
+        seeds: the number of seeds of each arm.
+        aa: the number of runs of the noise floor.
+        studies: the number of simulated studies.
+
+    Returns:
+        1. The share with a verdict of better or worse, where all runs have the same noise.
+        2. As 1, but the runs of a seed share a part of their noise, which the runs of the floor have too.
+        3. As 1, but one arm has twice the noise of the other arm and of the floor.
+        4. As 3, but judged without the noise floor.
+        5. The share that calls an arm better which lies above the baseline by 3 standard deviations between runs.
+        6. As 5, but judged without the noise floor.
+    """
     rng = np.random.default_rng((6, seeds, aa))
     floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
     alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
@@ -209,10 +258,20 @@ def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
 
 
 def ladder_rates(differences: str, seeds: int, ladders: int, key: int = 1) -> list[float]:
-    """Rates over simulated ladders of sizes, seven numbers: of right, wrong and undecided verdicts by the fitted line;
-    the same by the largest size alone; and of confidence intervals that contain the true difference. `differences`:
-    which kind of arms is simulated, a key of LADDER_KINDS; `seeds`: of each size and arm; `key`: the seed of the random
-    numbers."""
+    """Rates over simulated ladders, in which arms are trained at several sizes to predict their differences from the
+    baseline at a larger target: a list of seven shares of the verdicts.
+
+    Args:
+        differences: which kind of arms is simulated, a key of LADDER_KINDS.
+        seeds: the number of seeds of each arm at each size.
+        ladders: the number of simulated ladders.
+        key: the seed of the random numbers.
+
+    Returns:
+        1 to 3. Right, wrong and undecided verdicts by the line fitted through all sizes.
+        4 to 6. Right, wrong and undecided verdicts by the largest size alone.
+        7. 90 % confidence intervals of the line that contain the true difference at the target.
+    """
     result = simulate_outcomes(LADDER_KINDS[differences], seeds, ladders, key)
 
     def shares(score: Score) -> list[float]:

@@ -26,13 +26,15 @@ GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cost of a run so far.
+    """The cost of a run so far. `cell`: the content of the run directory, which has to have run.json and lines in its
+    log.
 
     Returns:
-        unit: "GPU" or "core"; processors: how many of these.
+        unit: "GPU" or "core"; processors: the number of GPUs or cores.
         seconds, tokens, flops: of training; flops None for a model that this version does not know.
         hours: of all processors together.
-        kwh, watts, power: estimated energy, the power of a processor, and the source of that; None where it is unknown.
+        kwh: estimated energy; watts: power of one processor; both None where no power is known.
+        power: the source of `watts`, or that none is known.
         peak: FLOPs that the devices could have done in this time; None where their peak is unknown.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
@@ -58,8 +60,8 @@ def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
-    """The training FLOPs per token of a model, given by its part of a configuration; None where this version does not
-    know it, since the run may have been made by an older or newer one."""
+    """The training FLOPs per token of a model; None where this version cannot tell, since the run may have been made by
+    an older or newer version. `model`: the entry "model" of a run's configuration."""
     from model.config import ModelConfig
     from model.count import flops_per_token
 

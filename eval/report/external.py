@@ -23,7 +23,7 @@ class External(NamedTuple):
 
 def read_external(folder: Path) -> External:
     """The GLUE results in a folder that eval.finetune has written. Raises ValueError where the folder has no glue.json.
-    Where it is damaged, the result says so."""
+    Where that file is damaged, the result says so."""
     name, damage = printable(folder.absolute().name), ""
     try:
         table = read_glue_table(folder / rundir.GLUE_TABLE)
@@ -48,7 +48,7 @@ def read_all_external(folders: list[str]) -> list[External]:
 
 
 def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """The conditions of fine-tuning that have to be equal for two models to be shown in one table on a task of GLUE:
+    """The conditions of fine-tuning on a task of GLUE that have to be equal for two models to be shown in one table:
     {name: value}. `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
@@ -61,9 +61,9 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
-    """Why a checkpoint cannot be shown beside the runs on a task of GLUE: a run was fine-tuned on it under other
-    conditions than the checkpoint, or none was. "" where all conditions are equal. `table`: the content of the
-    checkpoint's glue.json; `runs`: the contents of the runs' glue.json."""
+    """The reason why a checkpoint cannot be shown beside the runs on a task of GLUE, as text: no run was fine-tuned on
+    the task, or one was under other conditions than the checkpoint. "" where all conditions are equal. `table`: the
+    content of the checkpoint's glue.json; `runs`: the contents of the runs' glue.json."""
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
@@ -84,8 +84,8 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
 
 def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
     """Sentences on differences between the fine-tuning of a checkpoint and of the runs beside it that do not prevent a
-    comparison: those that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
-    glue.json; `runs`: the contents of the runs' glue.json; `tasks`: those that are shown."""
+    comparison: settings that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
+    glue.json; `runs`: the contents of the runs' glue.json; `tasks`: the tasks of GLUE on which both are shown."""
     lines = []
     for name in MODEL_SETTINGS:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
@@ -100,6 +100,7 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint beside those of the runs, such as "pooling mean, of the runs first". None: unrecorded."""
+    """A value of a checkpoint beside those of the runs as text, such as "pooling mean, of the runs first". `name`: of
+    the value; `others`: the values of the runs. None stands for a value that was not recorded."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

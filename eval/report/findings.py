@@ -70,8 +70,8 @@ class Findings(NamedTuple):
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.copies}
 
     def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The runs whose directory content has a non-empty entry `key`, such as "eval": {arm: {seed: content of the run
-        directory}}."""
+        """The runs with a non-empty entry `key`, such as "eval", in the content of their directories: {arm: {seed:
+        content of the run directory}}. Arms without such a run are left out."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -79,7 +79,8 @@ class Findings(NamedTuple):
         return {arm: seeds for arm, seeds in cells.items() if seeds}
 
     def tasks_left_out(self, arm: str, metric: str) -> list[str]:
-        """The tasks of a metric that are left out of the comparison of an arm with the baseline."""
+        """The tasks of a metric that are left out of the comparison of an arm with the baseline; empty where the arm is
+        not compared."""
         pairs = pairing(self.cells, self.results[metric], arm, self.baseline, metric)
         return pairs.left_out if pairs else []
 
@@ -94,7 +95,8 @@ class Findings(NamedTuple):
         return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, with the number of tasks left out, and whether it is exploratory."""
+        """The verdict on an arm in words, with a mark if the verdict is exploratory, and the number of tasks that the
+        comparison leaves out."""
         decision = self.decision(arm, metric)
         words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
         count = len(self.tasks_left_out(arm, metric))
@@ -102,12 +104,13 @@ class Findings(NamedTuple):
 
     def exploratory(self, arm: str, metric: str) -> bool:
         """Whether the verdict on an arm depends on something that was not named before the runs: a metric other than
-        the primary one, a margin, or a stored noise floor."""
+        the primary one, a margin, or a stored noise floor. Never true of an undecided verdict."""
         return self.chosen_late(self.decision(arm, metric).kind, metric)
 
     def chosen_late(self, kind: str, metric: str) -> bool:
-        """Whether a verdict of this kind ("better", "worse", "equivalent" or "undecided") on a metric is exploratory,
-        because the metric, the margin or the noise floor was chosen after the runs."""
+        """Whether a verdict on a metric is exploratory, because the metric, the margin or the noise floor was chosen
+        after the runs. `kind`: the kind of the verdict, "better", "worse", "equivalent" or "undecided"; False for the
+        last."""
         if kind == "undecided":
             return False
         is_primary = metric == self.primary == self.registered_metric
@@ -115,9 +118,9 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and metric not in self.registered_margins)
 
     def missing_seeds(self, arm: str, metric: str) -> str:
-        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, if the difference
-        and the noise stay the same, and what the seeds would cost. "" where this is unknown, as for runs that were not
-        planned as one study."""
+        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, and what these
+        seeds would cost. The difference and the noise are assumed to stay the same. "" where this is unknown, as for
+        runs that were not planned as one study."""
         comparison, results = self.comparisons[metric][arm], self.results[metric]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -134,8 +137,8 @@ class Findings(NamedTuple):
         return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price_of_seeds(more)}"
 
     def price_of_seeds(self, seeds: int) -> str:
-        """The cost of so many more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
-        finished runs; "" where no run is finished."""
+        """The cost of `seeds` more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
+        finished runs. "" where no run is finished, or some runs count GPU-hours and others core-hours."""
         costs = [cost_so_far(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
@@ -148,12 +151,13 @@ class Findings(NamedTuple):
         return f"**{words}**" if self.decision(arm, metric).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
-        """The settings in which the arms differ from the baseline."""
+        """The settings in which at least one arm differs from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
     def caution_on_losses(self) -> list[str]:
-        """The sentence to read before training losses are compared, as a list; empty where they can be compared."""
+        """A warning against comparing the training losses of the arms, as a list with one sentence; empty where these
+        losses can be compared."""
         differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
         return [TEXT_DIFFERS] if differs else []
 
@@ -169,9 +173,14 @@ class Findings(NamedTuple):
 
 def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
-    {"seed_sd", "dof", "items", "items_dof", "unit"}}; "items_dof" is None where the items give nothing.
+    entry}. It is the noise by which the report also says how many more seeds would tell (`Comparison.planning_noise`).
 
-    It is the noise by which the report also says how many more seeds would tell (`Comparison.planning_noise`).
+    Returns for each metric:
+        seed_sd, dof: the standard deviation between runs that differ only in the seed, without what the arms of a seed
+            share, and its degrees of freedom.
+        items, items_dof: the standard error that the items give to a difference of two arms, and its degrees of
+            freedom; None for the latter where the items give no noise.
+        unit: of the metric.
     """
     recorded = {}
     for name, compared in findings.comparisons.items():

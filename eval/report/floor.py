@@ -16,8 +16,8 @@ REASONS_SHOWN = 6
 
 def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
-    {"settings", "text", "evaluation"}, a dictionary each. Settings that the run's version did not have get the value
-    that was in effect."""
+    {"settings", "text", "evaluation"}, a dictionary each. Settings that an earlier version did not have get the value
+    that was then in effect. `cell`: the content of an evaluated run's directory."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -26,15 +26,16 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def tasks_digest(cell: dict[str, Any], metric: str) -> str:
-    """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts,
-    versions."""
+    """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts, versions.
+    `cell`: the content of an evaluated run's directory."""
     identities = task_identities(cell)
     return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
 
 
 def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
-    """Why a study may not use a noise floor: what its baseline differs in from the floor's runs; "" where it may, or
-    where no run of the baseline is evaluated yet."""
+    """The reason why a study may not use a noise floor, as text: what its baseline differs in from the floor's runs. ""
+    where the study may use it, or no run of the baseline is evaluated yet. `cells`: {(arm, seed): content of the run
+    directory}."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
@@ -51,8 +52,9 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
 
 
 def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Variance | None:
-    """The variance of a single run, from the runs of a noise floor that are not part of the study; None where there are
-    fewer than two such runs, or they were evaluated on other tasks."""
+    """The variance of a single run, from the runs of a noise floor that are not part of the study. None where there are
+    fewer than two such runs, the floor lacks the metric, or its runs were evaluated on other tasks than the baseline.
+    `cells`: {(arm, seed): content of the run directory}."""
     stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):

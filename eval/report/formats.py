@@ -100,7 +100,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def to_csv(lines: list[list]) -> str:
-    """Lines of values as CSV, without control characters."""
+    """Lines of values as CSV text, without control characters in the values."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     for line in lines:

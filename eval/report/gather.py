@@ -28,12 +28,13 @@ def gather(
     """Read the runs of a study and compare them.
 
     Args:
-        noise: directories of other runs that differ only in the seed, for the noise between seeds.
+        study: a Study or a Collection.
+        noise: directories of runs outside the study that differ only in the seed, for the noise between seeds.
         beside: which published results to show, one of `eval.report.request.BESIDE`.
         external: GLUE results of external checkpoints.
 
     Raises:
-        ValueError: a directory in `noise` is damaged, or the stored noise floor is not that of this study.
+        ValueError: a directory in `noise` is damaged, or the stored noise floor was measured on another baseline.
     """
     cells = exclude_copies(read_all(study))
     criteria, margins_named_before = criteria_of(study, cells)
@@ -78,8 +79,9 @@ def gather(
 
 
 def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
-    """The results of a study on each metric, {metric: results}. Included are the metrics that any run has, the metrics
-    that every study of its objective should have, and the primary metric."""
+    """The results of a study on each metric, {metric: {arm: {seed: result}}}. Included are the metrics that any run
+    has, the primary metric, bits/byte, and zero-shot unless all runs are masked language models. `cells`: {(arm, seed):
+    content of the run directory}."""
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
     zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
     expected = {"bits/byte", study.criteria.metric} | zero_shot
@@ -88,7 +90,8 @@ def all_results(study: Collection, cells: Cells) -> dict[str, Results]:
 
 
 def results_of(study: Collection, cells: Cells, metric: str) -> Results:
-    """The results of a study on a metric, of the runs that have one."""
+    """The results of a study on a metric, {arm: {seed: result}}, of the runs that have a result. `cells`: {(arm, seed):
+    content of the run directory}."""
     key = METRICS[metric].key
     return {
         arm: {
@@ -101,8 +104,8 @@ def results_of(study: Collection, cells: Cells, metric: str) -> Results:
 
 
 def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """Read other runs for an estimate of the noise between seeds. Returns a description of these runs, and their
-    results, {metric: results}. Raises ValueError where a run directory is damaged."""
+    """Read runs outside the study for an estimate of the noise between seeds. Returns a description of these runs, and
+    their results, {metric: {arm: {seed: result}}}. Raises ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
@@ -115,7 +118,8 @@ def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tupl
 
 
 def length_in_words(train: dict[str, Any]) -> str:
-    """The length of a run in words, such as "1,000,000 tokens", from the training part of its configuration."""
+    """The length of a run in words, such as "1,000,000 tokens", or its budget of wall clock. `train`: the entry "train"
+    of the run's configuration."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
@@ -123,19 +127,21 @@ def length_in_words(train: dict[str, Any]) -> str:
 def corrected_comparisons(
     arms: dict[str, Comparison], effects: dict[int, Comparison]
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
-    """All comparisons of a study on a metric after multiple-comparison correction together, as one family: arms against
-    the baseline, and in a factorial main effects and interactions. With three families of 5 % each, 8 to 12 % of
-    factorials whose combinations do not differ would have a wrong verdict (docs/statistics.md). `arms`: {arm:
-    comparison with the baseline}; `effects`: {bit mask of the effect's factors: comparison with 0}; empty where the
-    study is not a factorial."""
+    """All comparisons of a study on a metric after multiple-comparison correction as one family: (arms against the
+    baseline, effects of a factorial).
+
+    With three families of 5 % each, for arms, main effects and interactions, 8 to 12 % of factorials whose combinations
+    do not differ would have a wrong verdict (docs/statistics.md). `arms`: {arm: comparison with the baseline};
+    `effects`: {bit mask of the effect's factors: comparison with 0}, empty where the study is not a factorial.
+    """
     both = corrected_family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
 def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Variance]:
-    """The variance of single runs by the study's stored noise floor, {metric: variance}, for the metrics that the floor
-    has. Empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
-    baseline, text, budget or evaluation."""
+    """The variance of single runs by the study's stored noise floor, {metric: variance}. Metrics that the floor lacks
+    are left out; empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
+    baseline, text, budget or evaluation. `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
     if floor is None:
         return {}

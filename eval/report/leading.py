@@ -19,11 +19,8 @@ from eval.statistics.seeds import Results
 
 
 def leading_arm(compared: dict[str, Comparison], baseline: str, metric: str) -> str:
-    """The name of the arm with the best result; the baseline may be that arm.
-
-    Args:
-        compared: {arm: comparison with the baseline}.
-    """
+    """The name of the arm with the best result, which may be the baseline. `compared`: {arm: comparison with the
+    baseline}."""
     sign = 1 if METRICS[metric].higher_is_better else -1
     differences = {baseline: 0.0} | {arm: c.difference for arm, c in compared.items()}
     return max(differences, key=lambda arm: sign * differences[arm])
@@ -37,13 +34,16 @@ def compare_leader(
     metric: str,
     borrowed: Variance | None = None,
 ) -> dict[str, Comparison]:
-    """The comparison of the leading arm with each other arm but the baseline, {other arm: leader minus it}, corrected
-    for the number of all pairs of arms. Empty where the baseline leads, since then `compared` has every comparison.
+    """The comparison of the leading arm with each other arm but the baseline, {other arm: leader minus other arm},
+    corrected for the number of all pairs of arms. Empty where the baseline leads, since then `compared` has every
+    comparison.
 
     Args:
+        study: a study or a Collection.
+        cells: {(arm, seed): content of the run directory}.
         results: {arm: {seed: result on the metric}}.
         compared: {arm: comparison with the baseline}.
-        borrowed: the variance of single runs from a stored noise floor.
+        borrowed: the variance of single runs from a stored noise floor; None without a noise floor.
     """
     leader = leading_arm(compared, study.arms[0], metric)
     if leader == study.arms[0]:
@@ -61,8 +61,8 @@ def compare_leader(
 
 
 def corrected_for_pairs(c: Comparison, pairs: int) -> Comparison:
-    """A comparison with its p-value, threshold and equivalence corrected for being one of so many pairs
-    (Bonferroni)."""
+    """A comparison with p-value, threshold and equivalence corrected (Bonferroni) for being one of many. `pairs`: the
+    number of all pairs of arms."""
     p = min(1.0, c.p * pairs / c.share) if c.share else 1.0
     level = c.share * LEVEL / pairs
     threshold = interval_half_width(level, c.seeds, c.items) if c.seeds and level else c.threshold

@@ -27,8 +27,9 @@ FEWEST_SEEDS = 3  # untuned; 2 would add a single degree of freedom
 
 
 def noise_floor_content(findings: Findings) -> dict[str, Any]:
-    """The noise floor of a study's baseline, as the JSON object that is stored. Raises ValueError where fewer than
-    FEWEST_SEEDS runs are finished and evaluated, or they were not trained and evaluated in the same way."""
+    """The noise floor of a study's baseline, as the JSON object that is stored (keys: ablations/noise_floor.py). Raises
+    ValueError where fewer than FEWEST_SEEDS runs are finished and evaluated, or these were not trained and evaluated in
+    the same way."""
     cells = {run: cell for run, cell in findings.cells.items() if run[0] == findings.baseline and "eval" in cell}
     if len(cells) < FEWEST_SEEDS:
         raise ValueError(f"{len(cells)} runs of {findings.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
@@ -68,7 +69,7 @@ def noise_floor_content(findings: Findings) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Write the noise floor of a study's baseline; with --check as the first word, only check the words. Exit codes: 0;
-    1, it cannot be written; 2, the words are not valid or no noise floor can be measured."""
+    1, the noise floor cannot be written; 2, the words are not valid or no noise floor can be measured."""
     as_json = answers.asks_for_json(words)
     try:
         check, words = words[:1] == [CHECK], [word for word in words if word != CHECK]

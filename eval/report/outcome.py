@@ -9,10 +9,17 @@ EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "
 
 
 def outcome(findings: Findings) -> dict[str, Any]:
-    """The verdict on each arm by the primary metric, and the outcome of the study. Returns {"metric"; "arms": {arm:
-    {"kind", "words", "exploratory"}}; "outcome": one of EXIT_CODES}. The outcome is "refused" where arms have results
-    that cannot be compared. It is "undecided" where an arm is undecided, has no result, or has an exploratory verdict,
-    which depends on a metric, margin or noise floor that was chosen after the runs."""
+    """The verdict on each arm by the primary metric, and the outcome of the study.
+
+    The outcome is "refused" where arms have results that cannot be compared. It is "undecided" where an arm is
+    undecided, has no result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was
+    chosen after the runs. Else it is "decided".
+
+    Returns:
+        metric: the primary metric.
+        outcome: one of EXIT_CODES.
+        arms: {arm: {"kind", "words", "exploratory"}}; "kind" is that of a verdict, or "refused".
+    """
     name, arms = findings.primary, {}
     results = findings.results.get(name, {})
     for arm in findings.study.compared_arms:

@@ -118,7 +118,8 @@ def section(part: Section) -> str:
 
 
 def scrollable_figure(svg: str) -> str:
-    """A figure as HTML. One that is wider than the others gets a scroll bar and is not shrunk."""
+    """A figure as HTML. A figure that is wider than 420 pixels gets a scroll bar on a narrow screen and is not shrunk.
+    `svg`: the figure as text."""
     width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
     return svg if width <= 420 else svg.replace("<svg ", f'<svg style="min-width:{0.85 * width:.0f}px" ', 1)
 
@@ -148,7 +149,8 @@ def marked_up(text: str) -> str:
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """A text escaped for HTML, without the control characters that foreign run directories may contain."""
+    """A text escaped for HTML, without the control characters that foreign run directories may contain. `quote`:
+    whether quotation marks are escaped too."""
     return html.escape(printable(text), quote)
 
 

@@ -14,7 +14,7 @@ HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 
 
 class CheckedPrediction(NamedTuple):
-    """A prediction, what was measured, and whether it came true."""
+    """A prediction of a study, what was measured, and whether it came true."""
 
     text: str
     metric: str
@@ -24,7 +24,8 @@ class CheckedPrediction(NamedTuple):
 
 
 def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
-    """The predictions of a study, checked: each claim once, also where its file and PREDICT= make the same."""
+    """The predictions of a study with their outcomes. A claim that both the study file and PREDICT= make is listed
+    once."""
     return [
         CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
         for p in distinct(findings.study.predictions)
@@ -32,9 +33,12 @@ def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
 
 
 def was_registered(findings: Findings, prediction: Prediction) -> bool:
-    """Whether a prediction was registered before the first step of the runs that decide it. Some arms may have runs of
-    earlier studies without the registration, as the baseline often has: one arm of a predicted order or difference, and
-    all but one of an interaction, which cannot be known without its fourth arm."""
+    """Whether a prediction was registered before the first step of the runs that decide it.
+
+    Some of these runs may belong to earlier studies, as those of the baseline often do, and lack the registration. For
+    a predicted order or difference these may be the runs of one arm. For an interaction they may be those of all arms
+    but one, since the interaction cannot be known without its fourth arm.
+    """
     texts = {
         run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
     }
@@ -47,7 +51,7 @@ def was_registered(findings: Findings, prediction: Prediction) -> bool:
 
 
 def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
-    """The outcome of a prediction, HELD, FAILED or UNDECIDED; and what was measured, in words."""
+    """The outcome of a prediction, HELD, FAILED or UNDECIDED; and a text on what was measured, or why nothing was."""
     metric = prediction.metric
     if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
@@ -73,7 +77,7 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
 
 
 def difference(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
-    """The first arm minus the second; None where they cannot be compared."""
+    """The comparison of two arms on a metric, the first minus the second; None where they cannot be compared."""
     results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
     if not {first, second} <= set(results):
         return None
@@ -83,7 +87,8 @@ def difference(findings: Findings, metric: str, first: str, second: str) -> Comp
 
 def interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
     """The interaction of two arms: the effect of both together minus the sum of their separate effects, y11 - y10 - y01
-    + y00. None where they cannot be compared."""
+    + y00. None where the four arms cannot be compared. `prediction`: its `arms` are the first arm, the second, both
+    together, and the baseline."""
     first, second, both, neither = prediction.arms
     results = {arm: row for arm, row in findings.distinct_results(prediction.metric).items() if row}
     weights = {both: 1.0, first: -1.0, second: -1.0, neither: 1.0}
@@ -106,15 +111,15 @@ def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
 
 
 def order_outcome(differences: list[Comparison]) -> str:
-    """The outcome of a predicted order of arms, the smallest value first. `differences`: the comparison of each arm
-    with the next one in that order."""
+    """The outcome (HELD, FAILED or UNDECIDED) of a predicted order of arms, the smallest value first. `differences`:
+    the comparison of each arm with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED
 
 
 def interval_outcome(c: Comparison, interval: tuple[float, float]) -> str:
-    """The outcome of a predicted interval, (low, high), of a difference."""
+    """The outcome (HELD, FAILED or UNDECIDED) of a prediction that a difference lies in an interval, (low, high)."""
     low, high = interval
     assert c.seeds
     level = c.share * LEVEL

@@ -25,7 +25,8 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
 def write(findings: Findings, out: Path) -> None:
-    """Write the files of a record, all of them or none. Raises OSError where they cannot be written."""
+    """Write the files of a record into the folder `out`, all of them or none. Raises OSError where they cannot be
+    written."""
     sections = contents(findings)
     figures = [
         *loss_curves(findings)[:1],
@@ -66,7 +67,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def terminal_text(findings: Findings) -> str:
-    """A report for the terminal: the table, and the sentences that explain it."""
+    """A report for the terminal: the table of the arms, and the sentences that explain it."""
     table: Table = overview.table(findings, findings.study.title)
     sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.cautions(findings)]
     notes = [sentence for sentence in [*sentences, *overview.notes(findings)] if sentence]
@@ -84,7 +85,8 @@ def terminal_text(findings: Findings) -> str:
 
 def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     """The finished runs in the existing record in the folder `out` that this report lacks, as text; "" where there are
-    none or there is no record. Runs are identified by their configurations, wherever they were trained."""
+    none or there is no record. Where that record is damaged, a text that begins with "unknown". Runs are identified by
+    their configurations, wherever they were trained."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -105,8 +107,8 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a header, then one line per run and task, and for each run one per overall result,
-    such as the mean over tasks."""
+    """The lines of results.csv: a header, then one line per run and task, and for each run one line per overall result,
+    such as the mean over tasks. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
@@ -120,8 +122,9 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def run_length(findings: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first one: {"tokens"}; for runs whose budget is a wall clock {"budget",
-    "tokens": the tokens that were trained, None before the end of the run}."""
+    """The length of the runs, taken from the first run: {"tokens": number, or None where no run has begun}. For runs
+    whose budget is a wall clock {"budget": the budget, "tokens": the number that was trained, or None before the run is
+    evaluated}."""
     cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}

@@ -41,8 +41,9 @@ class Request(NamedTuple):
 
 
 def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
-    """Extract VERDICT= from the words of a report. Returns (whether VERDICT=1 asks for the verdict as the exit code,
-    the other words). Raises ValueError where VERDICT has another value than 0 or 1, or is given twice."""
+    """Take VERDICT= out of the words of a report. Returns (whether the exit code is to be the verdict, the other
+    words). The first is True for VERDICT=1. Raises ValueError where VERDICT has another value than 0 or 1, or is given
+    twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -91,7 +92,7 @@ def parse(words: list[str]) -> Request:
 
 
 def out_folder(words: list[str]) -> Path:
-    """The folder that OUT= names among the words of a command."""
+    """The folder that OUT= names among the words of a command; "runs" without OUT=."""
     return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
 
 

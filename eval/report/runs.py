@@ -77,7 +77,7 @@ GLUE_SCORE_FORM = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
-    was written by a version that wrote less."""
+    lacks an entry, as that of an earlier version may."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN_FORM if not key.endswith("?")])
     if run is None:
@@ -94,8 +94,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of eval.json, or of eval-step_N.json. Raises Damaged where the file is missing or damaged, or a score
-    is not finite."""
+    """The content of eval.json, or of eval-step_N.json, which has the evaluation of weights saved during training.
+    Raises Damaged where the file is missing or damaged, or a score is not finite."""
     result = safe_files.read_json(path)
     if result is None:
         raise Damaged(f"{path} is missing")
@@ -120,8 +120,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
-    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is no
-    outcome."""
+    """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not the
+    outcome of an item, or an item of a task occurs twice."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
@@ -142,10 +142,11 @@ def read(directory: Path) -> dict[str, Any]:
     """The content of a run directory. Damage is reported in the result, and no error is raised.
 
     Returns:
-        state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong.
+        state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong. The only entry
+            where run.json is missing or damaged.
         damage: a sentence for each damaged file without which the run can still be reported.
         run, metrics, done, registered, eval, samples, glue: the contents of the files, where they exist.
-        checkpoints: the evaluations of weights saved during training, by tokens.
+        checkpoints: the evaluations of weights saved during training, the one with the fewest training tokens first.
     """
     try:
         return _read(directory)
@@ -174,7 +175,8 @@ def _read(directory: Path) -> dict[str, Any]:
     cell["damage"] += [damage] if damage else []
 
     def undamaged(read: Callable[[Path], Any], path: Path) -> Any:
-        """What `read` makes of a file; None where it is missing, or damaged, which is noted."""
+        """What `read` returns for the file at `path`; None where the file is missing, or is damaged, which is noted in
+        the run's "damage"."""
         try:
             return read(path) if path.exists() else None
         except Damaged as error:
@@ -197,8 +199,8 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _read_evaluated_run(directory: Path) -> dict[str, Any]:
-    """The entries "eval", "samples" and "state" of a run that is finished. Raises Damaged where a file is damaged, or
-    the scores are not those of the items."""
+    """The entries "eval", "samples" and "state" of a finished run; only "state" where the run is not evaluated. Raises
+    Damaged where a file is damaged, or a score differs from the one that its items give."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
         return {"state": "not evaluated"}
     result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
@@ -208,7 +210,8 @@ def _read_evaluated_run(directory: Path) -> dict[str, Any]:
 
 
 def _training_summary(path: Path) -> dict[str, Any]:
-    """The content of the file `done`, which training writes at its end."""
+    """The content of the file `done`, which training writes at its end. Raises Damaged where an entry has the wrong
+    type."""
     done = safe_files.read_json(path) or {}
     if key := first_misfit(done, DONE_FORM):
         raise Damaged(f"{path} is damaged: {key}")
@@ -237,13 +240,14 @@ def _without_path(message: Damaged | str, directory: Path) -> str:
 
 
 def read_all(study: Any) -> Cells:
-    """The contents of the run directories of all runs of a study or collection."""
+    """The contents of the run directories of all planned runs of a study or collection, {(arm, seed): content as `read`
+    returns it}."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
     return {key: read(cell.dir) for key, cell in planned.items() if cell}
 
 
 def in_one_line(value: Any) -> str:
-    """A value of run.json as a short text in one line."""
+    """A value from a JSON file, such as a setting in run.json, as text in one line without control characters."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
@@ -254,7 +258,7 @@ def in_one_line(value: Any) -> str:
 
 
 def runs_in_words(runs: list[tuple[str, int]]) -> str:
-    """Runs in words, by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)"."""
+    """Runs as text, grouped by arm: "pos=alibi (seeds 1, 2); pos=none (seed 1)". `runs`: pairs (arm, seed)."""
     seeds: dict[str, list[str]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, []).append(str(seed))
@@ -264,12 +268,14 @@ def runs_in_words(runs: list[tuple[str, int]]) -> str:
 
 
 def has_clock_budget(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know."""
+    """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know. `cell`:
+    the content of the run directory; False where it has no run.json."""
     return "run" in cell and cell["run"]["config"]["train"].get("budget", "tokens") != "tokens"
 
 
 def budget_seconds(cell: dict[str, Any]) -> float | None:
-    """The budget of a run in seconds of wall clock; None where the budget is in tokens or of an unknown form."""
+    """The budget of a run in seconds of wall clock; None where the budget is in tokens or of an unknown form. `cell`:
+    the content of the run directory."""
     try:
         return clock_seconds(cell["run"]["config"]["train"]["budget"]) if has_clock_budget(cell) else None
     except (ValueError, TypeError):

@@ -28,10 +28,10 @@ class Outcome(NamedTuple):
 
 
 def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
-    """Check the scores of an evaluation against its items. Returns the content of eval.json with standard errors that
-    take account of items which share a passage or document. `result`: the content of eval.json; `outcomes`: the content
-    of samples.jsonl.gz, {task: {id of the item: outcome}}. Raises Damaged where a score differs from the one that its
-    items give."""
+    """Check the scores of an evaluation against its items. Returns the content of eval.json; where items share a
+    passage or document, its standard errors take this into account. `result`: the content of eval.json; `outcomes`: the
+    content of samples.jsonl.gz, {task: {id of the item: outcome}}. Raises Damaged where a score differs from the one
+    that its items give."""
     tasks = {name: checked_task_score(name, entry, outcomes.get(name, {})) for name, entry in result["tasks"].items()}
     result = result | {"tasks": tasks}
     losses = [name for name, entry in tasks.items() if entry["metric"] == "bits_per_byte"]
@@ -53,9 +53,10 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
 
 
 def stderr_of_mean(entries: list[dict[str, Any]], outcomes: list[Mapping[str, Outcome]]) -> float:
-    """The standard error of the unweighted mean over tasks, which may share passages or documents. Tasks whose metric
-    is no mean over items, as F1, are taken as independent of the others. `entries`: the tasks' entries in eval.json;
-    `outcomes`: of each task {id of the item: outcome}."""
+    """The standard error of the unweighted mean of several tasks' scores, in the unit of these scores. Items that share
+    a passage or document are not taken as independent, also across tasks. Tasks whose metric is not a mean or ratio
+    over items, such as F1, are taken as independent of all other tasks. `entries`: the tasks' entries in eval.json;
+    `outcomes`: for each of these tasks {id of the item: outcome}."""
     strata = [stratum(rows) for entry, rows in zip(entries, outcomes, strict=True) if is_over_items(entry)]
     others = np.array([entry.get("stderr") for entry in entries if not is_over_items(entry)], float)  # None becomes nan
     of_items = (len(strata) * stderr_over_tasks(strata)) ** 2 if strata else 0.0
@@ -63,7 +64,8 @@ def stderr_of_mean(entries: list[dict[str, Any]], outcomes: list[Mapping[str, Ou
 
 
 def stratum(outcomes: Mapping[str, Outcome]) -> Stratum:
-    """The results of a task, with the items that share a passage or a document summed into one."""
+    """The items of a task as a Stratum with one row of results; items that share a passage or a document are summed
+    into one. `outcomes`: {id of the item: outcome}."""
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     return stratum_of_clusters(
         values[None], weights, [row.cluster or f"{SINGLE_ITEM_PREFIX}{item}" for item, row in outcomes.items()]
@@ -71,15 +73,21 @@ def stratum(outcomes: Mapping[str, Outcome]) -> Stratum:
 
 
 def is_over_items(entry: dict[str, Any]) -> bool:
-    """Whether the metric of a task is a mean or a ratio over its items."""
+    """Whether the metric of a task can be recomputed from its items: bits per byte, which are a ratio of sums over
+    items, and accuracies, which are means; not F1 or a correlation. `entry`: the task's entry under "tasks" in
+    eval.json."""
     return entry["metric"] == "bits_per_byte" or entry["metric"] in MEAN_METRICS
 
 
 def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Check the score of a task against its items, where the metric is a mean or ratio over them. Returns the entry of
-    the task; where items share a passage or document, with a standard error over these and their number, "clusters".
-    `name`: the task; `entry`: its entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises
-    Damaged where the score differs from the one that the items give, or there are no items."""
+    """Check the score of a task against its items, and return the task's entry.
+
+    Where items share a passage or document, the returned entry has a standard error over these groups of items, and
+    their number as "clusters". A metric that is not a mean or ratio over items is not checked. `name`: the task;
+    `entry`: the task's entry under "tasks" in eval.json; `outcomes`: {id of the item: outcome}. Raises Damaged where
+    the score differs from the one that the items give, there are no items, or an accuracy of an item is not between 0
+    and 1.
+    """
     if not is_over_items(entry):
         return entry
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
@@ -97,13 +105,14 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
 
 
 def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether some items of a task share a passage or a document."""
+    """Whether any two items of a task share a passage or a document. `outcomes`: {id of the item: outcome}."""
     names = [row.cluster for row in outcomes.values() if row.cluster]
     return len(set(names)) < len(names)
 
 
 def mean(entries: list[dict[str, Any]]) -> float:
-    """The unweighted mean of the scores of tasks; NaN without any."""
+    """The unweighted mean of the scores of tasks; NaN where there are no tasks. `entries`: the tasks' entries in
+    eval.json."""
     return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
 
 

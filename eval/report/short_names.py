@@ -15,7 +15,7 @@ COPIED_PROPERTIES = ("name", "title", "seeds", "command", "question", "expect", 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
     """A short name for each path, {path: short name}: the shortest end of the path that is not the end of another path
-    and has a part without wildcards."""
+    and has a part without wildcards; the whole path where there is no such end."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -27,7 +27,8 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
 
 def with_short_names(study: Any, cells: Cells) -> tuple[Collection, Cells]:
     """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
-    task folders in the names of arms, tasks and domains. Configurations keep the whole paths."""
+    task folders in the names of arms, tasks and domains. Configurations keep the whole paths. `cells`: {(arm, seed):
+    content of the run directory}."""
     corpora: set[str] = set()
     for key, cell in cells.items():
         config = study.cell(*key).config

@@ -11,9 +11,9 @@ from eval.report.predictions import FAILED, HELD, UNDECIDED
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The predictions in all records in some folders, and a sentence for each record that is damaged. Of records with
-    the same name, the one in the first folder counts. Returns [{"record", "text", "metric", "outcome", "measured",
-    "registered": whether before the runs}], and the sentences."""
+    """Two lists: the predictions in all records in some folders, and a sentence for each record that is damaged. A
+    prediction is {"record": name, "text", "metric", "outcome", "measured", "registered": whether before the runs}. Of
+    records with the same name, only the one in the first folder counts."""
     lines, damaged, names = [], [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
         if path.parent.name in names:  # the record in the first folder counts
@@ -32,12 +32,14 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def outcome_counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """{outcome: how many predictions have it}."""
+    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions as `predictions` returns
+    them."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """Two sentences: how many predictions came true, of those that were registered before the runs, and of all."""
+    """Two sentences on how many predictions came true: of those that were registered before the runs, and of all.
+    `lines`: predictions as `predictions` returns them."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = outcome_counts(some)

@@ -47,8 +47,8 @@ class Task(NamedTuple):
 
 
 def assign_halves(names: list[str]) -> np.ndarray:
-    """The half, 0 or 1, that each name belongs to: the order of the names' hashes divides them into two halves
-    of equal size."""
+    """The half, 0 or 1, that each of the names belongs to, [names]: the order of the names' hashes divides them into
+    two halves of equal size."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     half = np.zeros(len(names), int)
     half[np.argsort(digests, kind="stable")[1::2]] = 1
@@ -65,9 +65,9 @@ class Candidates(NamedTuple):
 
 
 def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_METRIC) -> Candidates | None:
-    """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, a run at
-    the common rate is missing, or there are too few documents for two halves. `metric`: the metric whose tasks are
-    read."""
+    """The runs from which the best learning rates of arms are chosen; None where learning rates are not tuned, an arm
+    has no result at the common rate, or there are too few documents for two halves. `arms`: their names at the common
+    rate; `metric`: the metric whose tasks are read."""
     tuning, results = findings.study.tuning, findings.distinct_results(CHOICE_METRIC)
     if not tuning or not all(results.get(arm) for arm in arms):
         return None
@@ -100,8 +100,9 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     """The label of an arm at the learning rate that is best for the other seeds on the other half of the documents.
 
     Args:
+        c: the runs to choose from.
         seed: the index of the seed whose result is wanted. Where there is only one seed, it is used for the choice too.
-        half: the half of the documents whose result is wanted; None: both halves are used for the choice.
+        half: the half of the documents (0 or 1) whose result is wanted; None: both halves are used for the choice.
     """
     others = [s for s in range(len(c.seeds)) if s != seed] or [seed]
     judged_by = [1 - half] if half is not None else [0, 1]
@@ -117,9 +118,10 @@ def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: b
     that seed's results.
 
     Args:
+        c: the runs that learning rates are chosen by.
         tasks: the tasks to compute outcomes of.
-        by_half: whether these are the documents by which rates are chosen; a rate is then chosen without the half of
-            the documents that it is used for.
+        by_half: whether `tasks` consist of the documents by which rates are chosen; a rate is then chosen without the
+            half of the documents that it is used for.
     """
     outcomes = []
     for task in tasks:
@@ -135,7 +137,8 @@ def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: b
 
 def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Comparison]:
     """The comparisons of arms with the baseline, each arm at its own best learning rate: {arm: Comparison}, after
-    multiple-comparison correction. Empty where learning rates are not tuned."""
+    multiple-comparison correction. Empty where learning rates are not tuned, or for a metric that is not in
+    JUDGED_METRICS."""
     compared = {}
     for arm in findings.study.compared_arms if findings.study.tuning and metric in JUDGED_METRICS else ():
         c, judged = (candidate_runs(findings, [arm, findings.baseline], name) for name in (CHOICE_METRIC, metric))
@@ -147,7 +150,8 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
 
 
 def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results:
-    """The results on a metric of all labels (arms at a learning rate) among the candidates: {label: {seed: result}}."""
+    """The results on a metric of all labels (an arm at one learning rate) among the candidates: {label: {seed:
+    result}}."""
     flat = [label for labels in c.labels.values() for label in labels]
     return {label: {seed: findings.results[metric][label][seed] for seed in c.seeds} for label in flat}
 
@@ -160,9 +164,9 @@ def compare_at_best_rates(
     Args:
         c: the runs of both arms at all rates, from which the rates are chosen.
         tasks: the tasks that are judged.
-        by_half: whether these consist of the documents that the rates are chosen by; a rate is then chosen without the
-            half that is judged.
-        results: {label: {seed: result}} of all these runs, for the noise.
+        by_half: whether `tasks` consist of the documents that the rates are chosen by; a rate is then chosen without
+            the half that is judged.
+        results: {label: {seed: result}} of both arms at all rates, for the noise.
     """
     ours, theirs = (cross_fitted_outcomes(c, name, tasks, by_half) for name in (arm, baseline))
     strata = [Stratum(a - b, task.weights, task.clusters) for a, b, task in zip(ours, theirs, tasks, strict=True)]
@@ -174,9 +178,9 @@ def compare_at_best_rates(
 
 def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:
     """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
-    with one seed. It is pooled over all rates of both arms; where runs scatter unequally and the differences between
-    seeds have a larger variance, it is the latter. `results`: {label: {seed: result}} of all rates of both arms;
-    `by_seed`: the difference for each seed, [seeds]; `choice`: how many times the choice of rates multiplies a
+    with one seed. It is pooled over all rates of both arms. Where runs scatter unequally, it is the variance of the
+    differences between seeds, if that gives a wider interval. `results`: {label: {seed: result}} of all rates of both
+    arms; `by_seed`: the difference for each seed, [seeds]; `choice`: how many times the choice of rates multiplies a
     variance."""
     n = len(by_seed)
     if n < 2:
@@ -191,7 +195,8 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
 
 def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
     """The loss of an arm by learning rate: {learning rate: mean bits per byte over the seeds}. A rate is left out
-    unless all seeds that are finished at the common rate are finished at it too."""
+    unless all seeds that are finished at the common rate are finished at this rate too. `arm`: its name at the common
+    rate."""
     tuning, results = findings.study.tuning, findings.results[CHOICE_METRIC]
     if not tuning:
         return {}

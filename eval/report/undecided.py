@@ -1,9 +1,9 @@
-"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided, and which of them no seed would
-decide.
+"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided, and which of them no further seed
+would decide.
 
 The verdicts are those of the report by the primary metric. Exit codes: 0, there is no arm that more seeds may decide;
-3, there is one; 2, the words are not valid, or the metric, the margin or the noise floor was chosen after the runs had
-begun. With --criteria only the latter is checked.
+3, there is such an arm; 2, the words are not valid, or the metric, the margin or the noise floor was chosen after the
+runs had begun. With --criteria the arms are not looked at, and the exit code is 0 or 2.
 """
 
 import sys
@@ -18,8 +18,9 @@ from eval.statistics.verdicts import seeds_cannot_decide
 
 
 def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
-    """The undecided arms, {arm: its verdict in words}: those that more seeds may decide, and those that only more items
-    can. Raises ValueError where the baseline has no result in the primary metric."""
+    """The arms that are undecided by the primary metric, as two dictionaries {arm: its verdict in words}: first the
+    arms that more seeds may decide, then those that only more items can. Raises ValueError where the baseline has no
+    result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
     compared, margin = findings.comparisons.get(findings.primary, {}), findings.margins.get(findings.primary)
@@ -34,7 +35,7 @@ def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def check_criteria(findings: Findings) -> None:
-    """Check that verdicts of these runs can be more than exploratory if seeds are added. Raises ValueError where the
+    """Check that verdicts on these runs can be more than exploratory if seeds are added. Raises ValueError where the
     metric, the margin or the noise floor was chosen after the runs had begun."""
     if late := criteria_chosen_late(findings.study, findings.cells):
         fresh = findings.study.seeds[0] + findings.study.criteria.seeds

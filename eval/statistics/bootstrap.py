@@ -11,14 +11,14 @@ DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its
 
 
 def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Bootstrap draws of the difference of two arms, each the mean over strata (tasks) of sum(differences) /
-    sum(weights): an array [draws].
+    """Bootstrap draws of the difference of two arms, an array [draws]. The difference is the mean over strata (tasks)
+    of sum(differences) / sum(weights).
 
-    Items, or clusters of items (`stratum_of_clusters`), are resampled with replacement within each stratum, both arms
-    with the same items (paired), averaged over seeds. With `tasks` whole strata are resampled instead, as a sample from
-    a population of tasks; the noise of their items is contained in the resampled differences. Of a single stratum these
-    draws are NaN. `strata`: the differences of two arms, [seeds, items], and the weights of the items, for each task;
-    `tasks`: whether tasks are resampled instead of items.
+    Items, or clusters of items (`stratum_of_clusters`), are resampled with replacement within each stratum. Both arms
+    get the same items (paired), and differences are averaged over seeds. With `tasks` whole strata are resampled
+    instead, as a sample from a population of tasks; the noise of their items is contained in the resampled differences.
+    With `tasks` and a single stratum all draws are NaN. `strata`: for each task the differences of two arms, [seeds,
+    items], and the weights of the items; `draws`: how many; `seed`: of the random numbers.
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:
@@ -37,6 +37,7 @@ def interval(draws: np.ndarray, n: float = inf) -> tuple[float, float]:
     """The 95 % interval of bootstrap draws, (low, high).
 
     Args:
+        draws: the draws, [draws].
         n: how many values were resampled, where they are few: resampling n values lacks a factor sqrt(1 - 1/n) of their
             spread and ignores Student's t, so the percentiles are taken further out (Hesterberg 2015, arXiv:1411.5279,
             the expanded percentile interval).

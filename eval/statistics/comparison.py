@@ -30,7 +30,8 @@ Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of an arm with the baseline, in the units of the metric."""
+    """The difference of two arms, or an effect compared with 0, with its noise and its significance, in the unit of the
+    metric."""
 
     difference: float
     seeds: Variance | None  # None: one seed, and no noise floor is known
@@ -52,17 +53,17 @@ class Comparison:
 
     @property
     def planning_noise(self) -> tuple[Variance, Variance]:
-        """The variances from seeds and items by which more seeds or another study are planned."""
+        """The variances by which more seeds or another study are planned: (from the seeds, from the items)."""
         return self.planned or (self.seeds or Variance(0.0, inf), self.items)
 
     @property
     def enough_items(self) -> bool:
-        """Whether there are enough independent items to know the noise that they give."""
+        """Whether there are enough independent items to estimate their noise; True where their number is unknown."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
     def equivalent(self, margin: float | None) -> bool:
-        """Whether the difference is significantly smaller than a margin, by two one-sided tests; False where `margin`
-        is None."""
+        """Whether the difference is significantly smaller than `margin`, by two one-sided tests. False where the margin
+        is None, or the noise is not known well enough for a decision."""
         if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
@@ -90,6 +91,7 @@ def compare(
     is the level at which the confidence interval of the difference just touches zero.
 
     Args:
+        difference: one arm minus the other, in the unit of the metric.
         seeds: the variance from the seeds; None where it is unknown. p-value and threshold then count the items only,
             and are too small.
         items: the variance from the items.
@@ -97,8 +99,9 @@ def compare(
         independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
             unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
         share: the share of alpha (LEVEL) that this interim analysis may use (sequential.py).
-        planned: the variances from seeds and items by which more seeds or another study are planned; None: these.
-        items_alone: the variance from the items without what single seeds do to single items; None: not known.
+        planned: the variances from seeds and from items by which more seeds or another study are planned; None: `seeds`
+            and `items`.
+        items_alone: the variance from the items without the interaction of seeds and items; None where it is unknown.
     """
     from scipy.optimize import brentq
 
@@ -154,8 +157,9 @@ def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparis
     """The comparisons, {name: comparison}, with p-values after Holm's multiple-comparison correction over all of them,
     and matching thresholds.
 
-    The threshold of a comparison is that at the level of its step in Holm's procedure, or of the first step that fails.
-    Before the correction each p-value is divided by the share of alpha that its interim analysis may use.
+    A threshold is the half-width of the interval at the level of the comparison's step in Holm's procedure, or of the
+    first step that fails if that is earlier. Before the correction each p-value is divided by the share of alpha that
+    its interim analysis may use. Comparisons whose p-value is NaN do not count, and stay without one.
     """
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}

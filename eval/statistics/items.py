@@ -49,8 +49,8 @@ class Stratum(NamedTuple):
 
 
 def stratum_of_clusters(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Unchanged
-    where every item is a cluster of its own.
+    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Where
+    every item is a cluster of its own, the items stay as they are.
 
     The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
     Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
@@ -70,8 +70,8 @@ def independent_items(strata: list[Stratum]) -> int | None:
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """The number of items of equal weight that would give an equally good estimate of the variance as items with these
-    weights, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2)."""
+    """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): so many items
+    of equal weight would give an equally good estimate of the variance. `weights`: of the items."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 
@@ -83,7 +83,7 @@ def finite_or_none(error: float) -> float | None:
 
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
     """The standard error of the ratio sum(numerators) / sum(denominators) over independent items, by the jackknife; NaN
-    for fewer than two. For bits per byte the items are documents of different lengths.
+    for fewer than two items. For bits per byte the items are documents of different lengths.
 
     Leaving item i out moves the ratio r by -(a_i - r b_i) / (sum(b) - b_i), with numerators a and denominators b. With
     equal denominators this is the standard error of the mean. The linearised error (Cochran 1977, Sampling Techniques,
@@ -106,9 +106,10 @@ def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def item_variance(strata: list[Stratum]) -> Variance:
     """The variance that the items give to the unweighted mean over strata (tasks, corpora) of sum(differences) /
-    sum(weights). It does not include the interaction of seeds and items, which is part of the variance from the seeds.
+    sum(weights). The interaction of seeds and items is not included, since it is part of the variance from the seeds.
 
     A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
+    `strata`: the differences of two arms, [seeds, items] for each task.
     """
     whole, rest = item_variance_with_interaction(strata)
     if isinf(whole.variance):
@@ -118,21 +119,21 @@ def item_variance(strata: list[Stratum]) -> Variance:
 
 def stderr_over_tasks(strata: list[Stratum]) -> float:
     """The standard error of the unweighted mean over tasks of sum(results) / sum(weights), for the results of a single
-    run. Clusters that several tasks have in common are left out of all of them at once, as in a comparison. Infinite
-    where a cluster makes up a whole task; NaN where there is no task, or one of them has fewer than two clusters.
-    `strata`: the results of each task, [1, items or clusters]."""
+    run. The jackknife leaves out a cluster from all tasks that have it at once, as in a comparison. Infinite where a
+    cluster makes up a whole task; NaN where there is no task, or a task has fewer than two clusters. `strata`: the
+    results of each task, [1, items or clusters]."""
     if not strata or any(len(stratum.weights) < 2 for stratum in strata):
         return nan
     return sqrt(item_variance(strata).variance)
 
 
 def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:
-    """The variance that the items give to the mean over strata (tasks) of sum(differences) / sum(weights): (the
-    variance for the given seeds with its degrees of freedom, the part of it that is the interaction of seeds and
-    items).
+    """Two estimates for the mean over strata (tasks) of sum(differences) / sum(weights): the variance that the items
+    give to it for the given seeds, and the part of this variance that is the interaction of seeds and items.
 
-    The variance of the items themselves is the first minus the second (`item_variance`). Where both are equally large,
-    it may be anything from zero to the first. `strata`: the differences of two arms, [seeds, items] for each task.
+    The variance of the items themselves is the first minus the second (`item_variance`). Where the two estimates are
+    about equal, the true variance of the items may be anything from zero to the first. `strata`: the differences of two
+    arms, [seeds, items] for each task.
     """
     parts, rest = [], 0.0
     for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
@@ -146,8 +147,8 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
 
 
 def shared_names(stratum: Stratum) -> set[str]:
-    """The names of a stratum's clusters that other strata may have too: those of documents and passages. The name of an
-    item that is a cluster of its own begins with "item" and has a meaning only within its task."""
+    """The names of those clusters of a stratum that other strata may have too: documents and passages. Left out are
+    items that are clusters of their own, whose names begin with "item" and have a meaning only within their task."""
     return {name for name in stratum.clusters if not name.startswith(SINGLE_ITEM_PREFIX)}
 
 
@@ -166,9 +167,9 @@ def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
 
 
 def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The influence of each cluster on the mean over `tasks` strata, [seeds, clusters], and the weight of each
-    cluster, its share of a stratum summed over strata. A cluster that several strata share is left out of all of
-    them at once."""
+    """Two arrays over the clusters of all strata: their influences on the mean over tasks, [seeds, clusters], and their
+    weights, [clusters]. The weight of a cluster is its share of a stratum, summed over strata. A cluster that several
+    strata share is one column. `tasks`: the number of strata in the mean, which may be more than are given."""
     columns: dict[object, int] = {}
     places = []
     for number, stratum in enumerate(strata):
@@ -204,8 +205,8 @@ def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1
     Args:
         seeds: the variance of the difference from the seeds, the interaction included; None where it is unknown.
         strata: the differences on the items of each task.
-        factor: what `seeds` was multiplied with, which the items' variance is multiplied with too.
-        level: of the interval; above 0.
+        factor: the factor by which `seeds` was multiplied; the variance from the items is multiplied by it too.
+        level: the significance level of the interval whose width is compared; above 0.
     """
     whole, rest = item_variance_with_interaction(strata)
     whole, rest = replace(whole, variance=factor * whole.variance), factor * rest

@@ -22,8 +22,8 @@ class Variance:
 
 
 def sum_of_variances(parts: list[Variance]) -> Variance:
-    """The sum of independent variances, with Satterthwaite's degrees of freedom. It is used for strata, which all have
-    many degrees of freedom."""
+    """The variance of the sum of independent estimates, with Satterthwaite's degrees of freedom; with infinite degrees
+    of freedom where the variance is 0. Seeds and items are not added in this way (see the head of this file)."""
     variance = sum(part.variance for part in parts)
     if not variance:
         return Variance(0.0, inf)
@@ -31,8 +31,8 @@ def sum_of_variances(parts: list[Variance]) -> Variance:
 
 
 def interval_half_width(alpha: float, seeds: Variance, items: Variance) -> float:
-    """The half-width of the 1 - alpha confidence interval of a difference, whose variance is the sum of one from the
-    seeds and one from the items (Banerjee 1960)."""
+    """The half-width of the 1 - `alpha` confidence interval of a difference. The variance of the difference is the sum
+    of one from the seeds and one from the items (Banerjee 1960)."""
     from scipy.special import stdtrit  # the quantile of Student's t
 
     return sqrt(

@@ -33,9 +33,10 @@ ROUNDING_SHARE = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | None = None) -> Variance | None:
-    """The variance that the seeds give to the mean difference of two arms over their common seeds; None with fewer than
-    two, since a difference that was seen once is not replicated. `results`: of all arms over which the variance is
-    pooled; `floor`: the variance of single runs from a stored noise floor, measured with other runs than these."""
+    """The variance that the seeds give to the mean difference of two arms over the seeds that both have. None with
+    fewer than two such seeds, since a difference that was seen once is not replicated. `results`: of all arms over
+    which the variance is pooled; `floor`: the variance of single runs from a stored noise floor, measured on runs
+    outside this study; None without a noise floor."""
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
@@ -50,8 +51,9 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
 
 
 def wider_variance(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
-    """Of two variances of a mean over seeds, the one with the wider interval: that pooled over arms, or that of the
-    averaged values `by_seed` [seeds] themselves, multiplied by `factor`."""
+    """Of two estimates of the variance of a mean over seeds, the one with the wider 95 % interval: `pooled` (over
+    arms), or the estimate from the values themselves, multiplied by `factor`. `by_seed`: the values whose mean is
+    taken, [seeds]."""
     own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
     return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
 
@@ -63,8 +65,8 @@ def combined_with_floor(part: Variance, share: float, floor: Variance) -> Varian
     The noise floor is measured on unpaired runs, while a study compares arms that share a seed and with it some of the
     noise. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
     significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
-    difference from the study's own seeds; `share`: how many times the variance of a single run `part` is; `floor`: the
-    variance of a single run, from the noise floor.
+    difference from the study's own seeds; `share`: the ratio of `part` to the variance of a single run, such as 2 / n
+    for means over n seeds; `floor`: the variance of a single run, from the noise floor.
     """
     from scipy.special import fdtrc
 
@@ -77,7 +79,8 @@ def combined_with_floor(part: Variance, share: float, floor: Variance) -> Varian
 
 
 def full_table(results: Results) -> np.ndarray | None:
-    """The results as an array [arms, seeds]; None where an arm lacks a seed that another has."""
+    """The results as an array [arms, seeds]; None where an arm lacks a seed that another arm has, or there are no
+    results. `results`: {arm: {seed: result}}."""
     rows = list(results.values())
     if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
         return None
@@ -90,8 +93,8 @@ def two_way_residuals(table: np.ndarray) -> np.ndarray:
 
 
 def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
-    """The residual sum of squares of results after fitting the means of arms and, with `seeds`, of seeds by least
-    squares; and its degrees of freedom."""
+    """The residual sum of squares of results, and its degrees of freedom, after fitting the means of arms by least
+    squares; with `seeds` also the means of seeds. `results`: {arm: {seed: result}}."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
@@ -110,8 +113,9 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
     """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value,
     corrected for the number of arms}.
 
-    The F test compares the increase of the residual sum of squares by an arm with the residual without that arm; it is
-    exact where all arms have the same variance (Chow 1960, Econometrica 28). It needs at least two other arms.
+    The F test compares two numbers: the increase that an arm brings to the residual sum of squares, and the residual of
+    the other arms alone. It is exact where all arms have the same variance (Chow 1960, Econometrica 28). It needs at
+    least two other arms; without them the result is empty.
     """
     from scipy.special import fdtrc
 
@@ -127,7 +131,8 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
 
 
 def residual_squares_without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """The `residual_squares` of all arms but one, for each arm that can be left out."""
+    """For each arm the `residual_squares` of the results of all other arms: {arm: (residual sum of squares without this
+    arm, degrees of freedom)}."""
     table = full_table(results)
     if table is None or len(table) < 3:
         return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
@@ -140,8 +145,9 @@ def residual_squares_without_each(results: Results) -> dict[str, tuple[float, in
 
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
-    """The variance of the difference of two means over runs that share no seeds (Welch); None where an arm has a single
-    run. Where neither arm has any variance, the degrees of freedom are the smaller of the two."""
+    """The variance of the difference of the means of two arms whose runs share no seeds (Welch); None where an arm has
+    a single run. Where both arms have a variance of 0, the degrees of freedom are the smaller of the two arms'. `ours`,
+    `theirs`: the results of the runs of each arm."""
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
         return None
@@ -154,16 +160,16 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
 
 
 def noise_floor(results: Results) -> Variance | None:
-    """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where there
-    is no such arm."""
+    """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where no
+    arm has several. `results`: {arm: {seed: result}}."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Variance(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
 def level_stderr(results: Results, arm: str, items: Variance) -> float:
-    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
-    variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-    `results`: {arm: {seed: result}}; `arm`: the arm; `items`: the variance that the items give to this mean."""
+    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items). n is the number of
+    the arm's seeds; v is the variance between the seeds of an arm, pooled over all arms, or 0 where no arm has two
+    seeds. `results`: {arm: {seed: result}}; `items`: the variance that the items give to this mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

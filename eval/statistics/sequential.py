@@ -1,4 +1,4 @@
-"""The level of each look at a study that adds seeds until it is decided: looking twice must not make winners.
+"""Significance levels of the looks at a study that adds seeds until it is decided: looking twice must not make winners.
 
 Alpha spending (Lan & DeMets 1983, Biometrika 70): by the time that n of N seeds are there, no more than LEVEL (n /
 N)**SPENDING_EXPONENT may have been spent on wrong verdicts (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of
@@ -28,9 +28,9 @@ POINTS = 401  # of the grid of the integration: levels to three digits (tests/te
 
 
 def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use; 0 before the
-    second seed and after the last one, where there is no analysis. `tests`: the number of arms that are compared with
-    the baseline, each at LEVEL / tests."""
+    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use. 0 before the
+    second seed and beyond `most` seeds, where there is no analysis. `tests`: the number of comparisons, each at LEVEL /
+    tests."""
     if not FIRST_LOOK <= seeds <= most:
         return 0.0
     level = LEVEL / max(1, tests)
@@ -39,8 +39,8 @@ def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
 
 @functools.cache
 def alpha_levels(total: float, most: int) -> list[float]:
-    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds, such that a normal
-    mean whose true value is 0 is significant at any of the analyses with probability `total`."""
+    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds. With these levels, a
+    normal mean whose true value is 0 is significant at any of the analyses with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
@@ -58,8 +58,9 @@ def alpha_levels(total: float, most: int) -> list[float]:
             mass[[0, -1]] /= 2
 
             def excess(bound: float, mass: np.ndarray = mass, grid: np.ndarray = grid, step: float = step) -> float:
-                """The probability that the cumulative sum, within its bounds until now, exceeds `bound` in either
-                direction at this look."""
+                """The probability that the cumulative sum, within its bounds at all earlier looks, lies beyond `bound`
+                in either direction at this look. `grid`: values of the sum at the look before; `mass`: the probability
+                of each; `step`: the variance of what is added between the two looks."""
                 return float(mass @ (ndtr((grid - bound) / sqrt(step)) + ndtr((-bound - grid) / sqrt(step))))
 
             bound = float(brentq(lambda b, spend=spend: excess(b) - spend, 0.0, 20 * sqrt(time)))

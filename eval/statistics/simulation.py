@@ -17,16 +17,16 @@ WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a dif
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances of the differences from the baseline in many studies, from seeds or from items, [studies, arms - 1],
-    with their degrees of freedom."""
+    """Variances that the seeds, or the items, give to the differences of arms from the baseline in many studies, with
+    their degrees of freedom: arrays [studies, arms - 1]."""
 
     variance: np.ndarray
     dof: np.ndarray
 
 
 def interval_half_widths(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of 1 - level confidence intervals of differences whose variances are sums of parts:
-    `parts.interval_half_width` for arrays."""
+    """Half-widths of the 1 - `level` confidence intervals of differences whose variances are the sums of `parts`, by
+    the formula of `interval_half_width` in eval/statistics/parts.py."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
@@ -40,8 +40,9 @@ def residuals(x: np.ndarray) -> np.ndarray:
 
 
 def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
-    """Whether an arm scatters significantly more between seeds than the others, bool [studies, arms]:
-    `seeds.arms_that_scatter_more` for arrays of results x, [studies, arms, seeds]."""
+    """A bool array [studies, arms]: whether the arm scatters significantly more between seeds than the other arms of
+    its study. All False with fewer than three arms. The test is `seeds.arms_that_scatter_more`, here for arrays. `x`:
+    results [studies, arms, seeds]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -55,9 +56,9 @@ def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """The variance that the seeds give to each arm's difference from the baseline: `seeds.seed_variance` for arrays.
-    `x`: results [studies, arms, seeds], the baseline first; `floor`: the variance of single runs of a stored noise
-    floor, [studies, 1]."""
+    """The variance that the seeds give to each arm's difference from the baseline, as `seeds.seed_variance` has it for
+    one study. `x`: results [studies, arms, seeds], the baseline first; `floor`: the variance of single runs of a stored
+    noise floor, [studies, 1]; None without a noise floor."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
@@ -91,8 +92,9 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the seeds give to weighted sums of arms: `contrasts.contrast_variance` for arrays. `x`: results
-    [studies, arms, seeds]; `weights`: the weights of the arms in each sum, [contrasts, arms]."""
+    """The variance that the seeds give to weighted sums of arms, [studies, contrasts], as `contrast_variance` in
+    eval/report/contrasts.py has it for one study. `x`: results [studies, arms, seeds]; `weights`: the weights of the
+    arms in each sum, [contrasts, arms]."""
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
@@ -104,8 +106,9 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
-    """The variance that the items of one task give to the difference of two arms, and how much of it is the interaction
-    of seeds and items, [studies, 1]: `items.item_variance_with_interaction` for arrays.
+    """Two arrays [studies, 1]: the variance that the items of one task give to the difference of two arms (as Noise),
+    and the part of this variance that is the interaction of seeds and items. `items.item_variance_with_interaction` has
+    both for one study.
 
     Args:
         d: differences of two arms, [studies, seeds, items].
@@ -128,12 +131,14 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
 
 
 def noise_parts(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
-    """The parts of the noise of differences, from seeds and from items: `items.noise_parts` for arrays.
+    """The noise of differences as a list: the part from the seeds, the part from the items. The interaction of seeds
+    and items is in both variances, and is subtracted from the one that leaves the wider interval, as in
+    `items.noise_parts`.
 
     Args:
         seeds: the variance from the seeds, the interaction included.
         whole: the variance from the items, the interaction included.
-        rest: the interaction, of the shape of both.
+        rest: the variance that is the interaction, [studies, arms - 1].
     """
     with_seeds = [seeds, Noise(np.maximum(0.0, whole.variance - rest), whole.dof)]
     with_items = [Noise(np.maximum(0.0, seeds.variance - rest), seeds.dof), whole]
@@ -142,7 +147,7 @@ def noise_parts(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
 
 
 def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
-    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, also without noise."""
+    """Two-sided p-values of differences by Student's t; 1 for a difference of exactly 0, even where its noise is 0."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -151,7 +156,8 @@ def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def holm(p: np.ndarray, level: float) -> np.ndarray:
-    """Which p-values, [studies, tests], are significant at `level` after Holm's correction within each study."""
+    """A bool array [studies, tests]: whether the p-value is significant after Holm's correction within its study. `p`:
+    p-values, [studies, tests]; `level`: the family-wise significance level."""
     order = p.argsort(1)
     passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
     rejected = np.empty(p.shape, bool)
@@ -168,7 +174,7 @@ def decisions(
     Args:
         differences: arms minus baseline, [studies, arms - 1].
         parts: the variances that add up to that of a difference.
-        margin: differences within it count as equivalent.
+        margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
         portion: the share of alpha (LEVEL) that this look at the results may use.
     """
     tests, size = differences.shape[1], abs(differences)
@@ -191,12 +197,13 @@ def decisions(
 def decide_all(
     x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0
 ) -> np.ndarray:
-    """The decisions on all arms of simulated studies without noise of items, [studies, arms - 1].
+    """The decision (WORSE, UNDECIDED, BETTER or EQUIVALENT) on each arm of simulated studies, [studies, arms - 1], from
+    the noise of seeds alone.
 
     Args:
         x: results [studies, arms, seeds], the baseline first.
-        margin: differences within it count as equivalent.
-        floor: the variance of single runs of a stored noise floor, [studies, 1].
+        margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
+        floor: the variance of single runs of a stored noise floor, [studies, 1]; None without a noise floor.
         portion: the share of alpha (LEVEL) that this look at the results may use.
     """
     means = x.mean(2)
@@ -204,14 +211,14 @@ def decide_all(
 
 
 def factorial_decisions(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
-    """The decisions of a factorial: on its arms other than the baseline, and then on its effects, [studies, arms - 1 +
-    effects].
+    """The decisions (WORSE, UNDECIDED or BETTER) of a factorial, [studies, arms - 1 + effects]: first on its arms other
+    than the baseline, then on its effects.
 
     Args:
         x: results [studies, arms, seeds], the baseline first.
         weights: the weights of the arms in each effect, [effects, arms].
-        families: lists of the numbers of decisions (columns of the result); the multiple-comparison correction is made
-            within each list.
+        families: lists of column numbers of the result; Holm's correction is made within each list. A column that is in
+            no list is UNDECIDED.
     """
     means = x.mean(2)
     values = np.concatenate([means[:, 1:] - means[:, :1], means @ weights.T], 1)
@@ -226,7 +233,8 @@ def factorial_decisions(x: np.ndarray, weights: np.ndarray, families: list[list[
 
 @dataclass(frozen=True)
 class SequentialOutcome:
-    """The outcome of simulated studies that add seeds: the decisions, and the number of seeds when a study stopped."""
+    """The outcome of simulated studies that add seeds: the decisions, and the number of seeds at which each study
+    stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
     seeds: np.ndarray  # [studies]
@@ -236,11 +244,11 @@ class SequentialOutcome:
 def simulate_sequential(
     x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = alpha_share
 ) -> SequentialOutcome:
-    """Simulate studies that add seeds until every arm is decided.
+    """Simulate studies that add seeds until every arm is decided, or the seeds of `x` are used up.
 
     Args:
-        x: results [studies, arms, seeds] for the largest possible number of seeds.
-        margin: differences within it count as equivalent.
+        x: results [studies, arms, seeds] for the largest possible number of seeds, the baseline first.
+        margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
         portion: a function of (seeds so far, most seeds, tests) for the share of alpha (LEVEL) that a look may use.
     """
     R, A, most = x.shape

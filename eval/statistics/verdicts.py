@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A short form for figures, such as "better by 0.062" or "undecided"."""
+        """A short form of the verdict for figures, such as "better by 0.062" or "undecided"."""
         return self.words.split(" (")[0] if self.decided else self.kind
 
     @property
@@ -39,14 +39,16 @@ def seeds_to_decide(
     c: Comparison, arms: int, seeds: int, margin: float | None = None, most: int | None = None
 ) -> int | None:
     """The number of seeds with which a study would find a difference significant or smaller than the margin, if the
-    difference and the noise of a seed stay the same; None where the largest number of seeds would not be enough.
+    difference and the noise of a seed stay the same. None where the largest number of seeds would not be enough, the
+    noise is unknown, or there is a single seed.
 
     Args:
-        arms: the number of arms of the study.
+        c: the comparison of an arm with the baseline.
+        arms: the number of arms of the study, with the baseline.
         seeds: the number of seeds of the comparison.
-        margin: differences within it count as equivalent.
-        most: the largest number of seeds of a study that adds seeds until it is decided; None: their number is fixed,
-            and MAX_SEEDS_NAMED is the largest that is tried.
+        margin: differences within it count as equivalent; None: only significance decides.
+        most: the largest number of seeds of a study that adds seeds until it is decided. None for a study with a fixed
+            number of seeds; MAX_SEEDS_NAMED is then the largest number that is tried.
     """
     if not c.seeds or not c.enough_items or seeds < 2:
         return None
@@ -64,8 +66,8 @@ def seeds_to_decide(
 
 
 def items_alone_leave_undecided(c: Comparison, margin: float | None = None) -> bool:
-    """Whether the noise of the items alone leaves a difference undecided, so that no number of seeds would decide it.
-    `margin`: differences within it count as equivalent."""
+    """Whether the noise of the items alone leaves a difference undecided, so that no number of seeds would decide the
+    comparison `c`. `margin`: differences within it count as equivalent."""
     no_seeds, (_, items), level = Variance(0.0, inf), c.planning_noise, LEVEL / c.family
     size = abs(c.difference)
     equivalent = margin is not None and size + interval_half_width(2 * level, no_seeds, items) <= margin
@@ -73,10 +75,14 @@ def items_alone_leave_undecided(c: Comparison, margin: float | None = None) -> b
 
 
 def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
-    """Whether a study that adds seeds may stop, because only more groups of items would decide a comparison: also if
-    the difference moved as far as the noise of the seeds lets it (95 %), the noise of the items alone would hide it,
-    and would leave an interval wider than the margin. Of the items, what single seeds do to single items does not
-    count: more seeds average it out. `margin`: differences within it count as equivalent."""
+    """Whether only more groups of items, and not more seeds, would decide the comparison `c`, so that a study may stop
+    adding seeds.
+
+    True if every difference in the 95 % interval that the noise of the seeds gives would stay undecided by the noise of
+    the items alone: neither significant nor, if there is a margin, equivalent. The interaction of seeds and items does
+    not count as noise of the items here, since more seeds average it out. False where the noise is unknown. `margin`:
+    differences within it count as equivalent.
+    """
     if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
         return False
     no_noise, level = Variance(0.0, inf), LEVEL / c.family
@@ -87,8 +93,8 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
 
 
 def degrees_of_freedom(arms: int, seeds: int) -> int:
-    """The degrees of freedom of the variance between seeds in a study where every arm has every seed (formula:
-    seeds.py)."""
+    """The degrees of freedom of the variance between seeds in a study where every arm has every seed. The formula is
+    explained in seeds.py."""
     return 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
 
 
@@ -107,10 +113,10 @@ def verdict(
     Args:
         higher_is_better: whether a positive difference is an improvement.
         digits: the decimals of the difference in the text.
-        margin: differences within it count as equivalent.
-        unit: of the margin, for the text.
-        missing: what would be needed to decide, for the text of an undecided verdict; not used where there is one seed
-            or a task has fewer than FEWEST_ITEMS independent items, which is then the reason.
+        margin: differences within it count as equivalent; None: no verdict is equivalent.
+        unit: the unit of the margin, for the text, such as "points".
+        missing: what would be needed to decide, for the text of an undecided verdict. Not used where there is one seed,
+            or a task has fewer than FEWEST_ITEMS independent items; the text then gives that as the reason.
     """
     count = comparison.independent
     if not comparison.enough_items:
@@ -133,7 +139,7 @@ def verdict(
 
 
 def with_unit(margin: float, unit: str) -> str:
-    """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points"."""
+    """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points". `unit`: in the plural."""
     return f"{margin:g} {unit.removesuffix('s') if margin == 1 else unit}".rstrip()
 
 
@@ -145,8 +151,9 @@ def p_in_words(p: float) -> str:
 def possible_places(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
-    """The rank of each arm where only significant differences count: {arm: "1", or a range of ranks such as "2–4"}.
-    `results`: {arm: its result}; `counts`: {(arm, another arm): whether they differ significantly}, each pair once."""
+    """The possible ranks of each arm, {arm: "1", or a range of ranks such as "2–4"}: only an arm with a significantly
+    better result is surely ahead. `results`: {arm: its result}; `counts`: {(arm, another arm): whether the two differ
+    significantly}, each pair once."""
 
     def beats(a: str, b: str) -> bool:
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better

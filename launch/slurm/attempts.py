@@ -3,7 +3,7 @@ requeue the job, or give up.
 
 attempts.jsonl in the run directory has a line for each submission, start and end; an attempt without an end is one
 whose node lost power. The decision rests on what the run left on disk rather than on the exit code: when several ranks
-end together, Slurm kills the slower ones and reports that.
+end together, Slurm kills the slower ones, and the exit code says only that.
 """
 
 import argparse
@@ -37,8 +37,9 @@ PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not c
 
 def start_attempt(job: str, cell: Cell, out: Path) -> int:
     """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
-    Prints nothing when the run is finished or must not start. `out`: the output root. Returns the exit code: 0 when the
-    run is to be trained or is finished."""
+    No directory is printed when the run is finished or must not start. `job`: the job's id, in an array with the task's
+    index ("12_3"); `out`: the output root. Returns the exit code: 0 when the run is to be trained or is finished,
+    Exit.KILLED where a stop file forbids the start, 1 where another job trains the run or too many attempts failed."""
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -76,10 +77,12 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
 
 
 def prepare_data(job: str, cell: Cell, study: Study) -> bool:
-    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start.
+    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start;
+    where it cannot, the reason is printed and recorded as the end of the attempt.
 
-    Normally `make ablation ON=slurm` has prepared them on the login node. Where it has not, this one process does it
-    before the ranks start, because ranks wait for each other no longer than the timeout of a collective.
+    Normally `make ablation ON=slurm` has prepared the data on the login node. Else this process prepares them before
+    the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
+    job's id, which names its log.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
@@ -98,12 +101,14 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     """Record how an attempt ended, and requeue the job when the run needs another attempt.
 
     Args:
+        job: the job's id, in an array with the task's index ("12_3").
+        folder: the run directory.
         code: srun's exit code.
         signal: the signal by which Slurm asked the job to leave; LIMIT when the job's time is over and launch/run.sh
             has put it back into the queue at once; "" without a signal.
 
     Returns:
-        The job's exit code.
+        The exit code for the job: 0 where the run is finished, else `code`, or 1 where that is 0.
     """
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
@@ -151,23 +156,24 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
 
 def trained_by_another_job(folder: Path) -> bool:
     """Whether another job trains the run in directory `folder`: the directory is locked, and has a recent heartbeat of
-    another job. Neither is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt that
-    was just killed."""
+    another job. Neither sign is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt
+    that was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = -CLOCKS_APART <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
-    """The last configuration error that a rank of the job's last attempt printed into train.log; "" without one. The
-    exit code of the attempt does not show it: that may be another rank's, which was killed when the first one ended."""
+    """The last configuration error that a rank of the job's last attempt printed into train.log; "" where there is
+    none. The attempt's exit code does not show such an error: it may be that of a rank that was killed thereafter.
+    `folder`: the run directory."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
 def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
     """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
-    attempt. srun puts the rank's number before each line, which is not part of the match. `what`: a regular expression;
-    where it has a group, only the group's text is returned."""
+    attempt. The rank's number, which srun puts before each line, is skipped. `folder`: the run directory; `what`: the
+    pattern, a regular expression; where it has a group, only the group's text is returned."""
     starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
     last_start: dict[str, Any] = next(iter(starts), {})
     try:
@@ -179,8 +185,9 @@ def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
 
 
 def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
-    """Mark a run as failed after `n` attempts of a job without progress. `ending`: how the last attempt ended. Returns
-    the reason, which is also written to the file `failed`."""
+    """Mark a run as failed after `n` attempts of a job without progress. Returns the reason, which is also written to
+    the file `failed` of the run directory `folder`, unless another job is training the run. `ending`: how the last
+    attempt ended, in words."""
     why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
@@ -188,8 +195,8 @@ def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of a job that began at `step`, that of the newest checkpoint, and so made no progress.
-    Attempts that Slurm preempted or requeued do not count."""
+    """The number of attempts of a job that began at `step`, the step of the newest checkpoint, and so made no progress.
+    Attempts that Slurm preempted or requeued do not count. `folder`: the run directory."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -200,8 +207,9 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 
 
 def requeue(job: str, excluded: set[str]) -> None:
-    """Put the job back into the queue under the same id, without the nodes `excluded`. Slurm then ends the calling job
-    with SIGTERM, which launch/run.sh must ignore by now."""
+    """Put the job `job`, in which this process runs, back into the queue under its id, and have it avoid the nodes
+    `excluded`. Slurm then sends the job SIGTERM, which launch/run.sh must ignore by now. A refusal of Slurm is
+    printed."""
     process = scontrol("requeue", job)
     if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
         print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
@@ -213,7 +221,7 @@ def requeue(job: str, excluded: set[str]) -> None:
 
 def job_state(job: str) -> dict[str, Any]:
     """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
-    set of nodes}; "state" is "unknown" where Slurm does not answer."""
+    set of nodes}. Where Slurm does not answer, "state" is "unknown"."""
     text = scontrol("-o", "show", "job", job).stdout
     fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = fields.get("ExcNodeList", "(null)")
@@ -227,8 +235,8 @@ def job_state(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol with the arguments `words`; try again while Slurm's controller does not answer because it is
-    restarting or overloaded."""
+    """Run scontrol with the arguments `words`, and return the process that has ended, whether scontrol succeeded or
+    not. While Slurm's controller does not answer, try again, up to MAX_TRIES times."""
     for tries_left in reversed(range(MAX_TRIES)):
         process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
@@ -258,7 +266,8 @@ def restart_count() -> int:
 
 
 def record_attempt(folder: Path, **row: Any) -> None:
-    """Append a row, with the time, to attempts.jsonl of a run directory."""
+    """Append a row to attempts.jsonl of a run directory, with the time added. `row`: {"event": "submitted", "start" or
+    "end"; "job": the job's id; and what is known about this event}."""
     safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
 

@@ -47,8 +47,9 @@ class Job(TypedDict):
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
     """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are. `options`:
     options of sbatch for the training array; `variables`: environment variables for sbatch, from the site file;
-    `ranks`: how many ranks each run will have. Returns the jobs, those that train first. Raises ConfigError where
-    something is wrong with the study, before anything is submitted; or sbatch refuses."""
+    `ranks`: how many ranks each run will have. Returns the jobs in the order in which they were submitted (training,
+    evaluation, report); an empty list where nothing is left to do. Raises ConfigError where something is wrong with the
+    study, before anything is submitted, or where sbatch refuses a job."""
     _check_study(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     busy = runs_in_queue(study)
@@ -87,7 +88,8 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def _check_study(study: Study, ranks: int) -> None:
-    """Check what can be checked before hours of preparing data. Raises ConfigError where something is wrong."""
+    """Check what can be checked of a study before hours of preparing data. `ranks`: how many ranks each run will have.
+    Raises ConfigError where the study cannot be run; a damaged run directory is only warned of."""
     if study.criteria.sequential:
         seeds, most = len(study.seeds), study.criteria.seeds
         print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
@@ -120,7 +122,9 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
 
 
 def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job that writes the report. The job runs after the jobs `after`, whether they succeed or not."""
+    """Submit the job that writes the report. `after`: ids of the jobs that it waits for, whether these succeed or not;
+    `variables`: environment variables for sbatch, from the site file; `options`: options of sbatch for the training
+    array, from which partition, account and the like are taken."""
     logs = _log_folder(study)
     waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
     script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
@@ -131,8 +135,8 @@ def submit_report(study: Study, after: list[str], variables: dict[str, str], opt
 
 def is_fully_evaluated(study: Study, cell: Cell) -> bool:
     """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the
-    run is exported where the study asks for that. Also False where task data was added since, because `python -m eval`
-    then has to find out whether another task can be run."""
+    run is exported where the study asks for that. Also False where task data was added since that evaluation, because
+    `python -m eval` then has to find out whether another task can be run."""
     path = cell.dir / rundir.EVAL
     try:
         scores = safe_files.read_json(path)
@@ -156,8 +160,8 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
 
 @functools.cache
 def _current_evaluation_versions() -> dict[str, Any]:
-    """The entries that say which tasks an evaluation made today would use, as eval.json records them: {"version",
-    "lm_eval"}."""
+    """The versions of the tasks that an evaluation made now would use, as eval.json records them: {"version": that of
+    eval/tasks/tasks.yaml, "lm_eval": that of the installed package}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
@@ -171,8 +175,8 @@ def submit_evaluation(
         cells: indices of the runs in `study.cells`.
         variables: environment variables for sbatch, from the site file.
         options: options of sbatch for the training array, from which partition, account and the like are taken.
-        after: options of sbatch that say which jobs the array waits for.
-        what: the runs in words, for the terminal.
+        after: options of sbatch (--dependency=...) that say which jobs the array waits for.
+        what: a phrase for the terminal that says what is evaluated, such as "what is trained".
     """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
@@ -192,9 +196,10 @@ def submit_evaluation(
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: its options, and the file to run unless
-    `script`, a text for bash, is given. Raises ConfigError where there is no sbatch, or it refuses the job; the message
-    is sbatch's own."""
+    """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: options of sbatch, followed by the file to
+    run with its arguments, unless `script` is given; `variables`: environment variables to add for sbatch; `script`:
+    bash code to run instead of a file. Raises ConfigError where there is no sbatch, or sbatch refuses the job, then
+    with sbatch's message."""
     # Inside a job, its own variables must not be taken for options of the next one. PYTHON of `make PYTHON=python3.12`
     # is the one that makes .venv; a job has the one of the site file.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
@@ -213,8 +218,8 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _single_task_options(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job with a single task. Of `options`, those of the training array, it keeps those that
-    say where a job runs, such as partition and account, and leaves out those that say how large it is."""
+    """Options of sbatch for a job named `name` with a single task on one node. Of the training array's `options` those
+    that say where and how long a job runs are kept, such as partition, account and time; its size is left out."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
@@ -236,7 +241,8 @@ def runs_in_queue(study: Study) -> dict[int, str]:
 
 
 def resources_of(job: str) -> list[str]:
-    """Options of sbatch that ask for the same number of nodes, time, memory and GPUs as an existing job has."""
+    """Options of sbatch that ask for what the existing job with the id `job` has: nodes, time, memory, GPUs, partition,
+    account and the like."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -269,8 +275,9 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add the site's mean time between failures, from the `variables` of the site file, to the words of a study, as the
-    setting layout.mtbf in SET, unless the words set it already."""
+    """The NAME=VALUE words of a study, with the site's mean time between failures of a node added to SET as the setting
+    layout.mtbf. `variables`: those of the site file, of which NODE_MTBF_HOURS is read; where it is missing, or the
+    words set layout.mtbf already, `words` are returned unchanged."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = next((w for w in words if w.startswith("SET=")), "SET=")
@@ -278,7 +285,7 @@ def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
 
 
 def _index_ranges(numbers: list[int]) -> str:
-    """Numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
+    """Ascending numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and runs[-1][-1] == n - 1:
@@ -294,8 +301,8 @@ def _log_folder(study: Study) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv` is the
-    command line; returns the exit code."""
+    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv`: the
+    words of the command line, without the program. Returns the exit code, an `Exit`."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
@@ -311,7 +318,8 @@ def main(argv: list[str]) -> int:
 
 
 def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
-    """Submit the study that the parsed command line asks for. Returns the exit code, and the answer as JSON text."""
+    """Submit the study that the command line asks for. `args`: the options and words that `main` has parsed. Returns
+    (the exit code, the answer as JSON text)."""
     try:
         _, args.words = answers.extract_format(args.words)
         variables, path = read_site(args.site), find_site_file(args.site)

@@ -17,13 +17,13 @@ def formula(q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor) -> Te
 def attend(
     q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor, rows: int, layer: int = 1, dropout: float = 0.0
 ) -> Tensor:
-    """Compute `formula` for `rows` queries at a time.
+    """Compute attention, softmax(q k' / sqrt(K) + bias) v, for `rows` queries at a time.
 
     Each block of queries uses the keys up to its own last position only. So `rows` must be T unless no query sees a
     later key.
 
     Args:
-        q_NTK: queries of N = sequences x heads.
+        q_NTK, k_NTK, v_NTK: queries, keys and values of N = sequences x heads.
         bias_NTT: what is added to the scores; minus infinity where a query does not see a key. It may be trained: it
             gets a gradient where it requires one.
         rows: queries in a block.
@@ -75,5 +75,6 @@ class _Attention(torch.autograd.Function):
 
 
 def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
-    """Zero the dropped probabilities, and scale up the others. `through`: bool, which remain; None: no dropout."""
+    """Zero the dropped probabilities, and divide the rest by 1 - dropout. `p`: probabilities, or their gradients;
+    `through`: bool, True where a probability is kept; None: no dropout; `dropout`: the share that is dropped."""
     return p if through is None else p * through / (1 - dropout)

@@ -14,13 +14,14 @@ ROWS_CPU, SOFTMAX_CPU, ROWS_GPU = 512, 128, 4096
 
 
 def formula(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean of -log softmax(x @ weight.T)[target] in nats."""
+    """Mean of -log softmax(x @ weight.T)[target] over N outputs, in nats, computed in the precision of x."""
     logp_NV = (x_ND @ weight_VD.mT).log_softmax(dim=-1)
     return -logp_NV[torch.arange(len(targets_N), device=x_ND.device), targets_N].mean()
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean of -log softmax(x @ weight.T)[target] in nats, computed in fp32 whatever the precision of x."""
+    """Mean of -log softmax(x @ weight.T)[target] over N outputs, in nats; the softmax is computed in fp32 whatever the
+    precision of x."""
     if x_ND.is_cuda and torch.compiler.is_compiling():  # one fused kernel
         return F.cross_entropy(linear(x_ND, weight_VD).float(), targets_N)
     return _loss_in_blocks(x_ND, weight_VD, targets_N)

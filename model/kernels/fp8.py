@@ -7,11 +7,11 @@
 | weight gradient | gradient (e5m2), input (e4m3)    | in fp32                                      |
 
 Formats: Micikevicius et al. 2022 (arXiv 2209.05433). Fast sums in the forward pass alone are the default of Transformer
-Engine and torchao. Each operand is multiplied by a number of its own that brings its largest magnitude between half of
-the format's largest and that ("current" or "dynamic" scaling, tensor by tensor). The number is a power of two, so that
-scaling rounds nothing, nothing overflows, and what else is in a tensor (a larger micro-batch) changes how a value is
-rounded only where it is close to zero. A NaN or an infinity makes the whole product NaN, so that it is seen. On a CPU
-torch computes the same products slowly.
+Engine and torchao. Each operand is multiplied by a number of its own ("current" or "dynamic" scaling, tensor by
+tensor): its largest magnitude then lies between half of the largest number of the format and that number. The
+multiplier is a power of two, so that scaling rounds nothing and nothing overflows. What else is in a tensor (a larger
+micro-batch) changes how a value is rounded only where the value is close to zero. A NaN or an infinity makes the whole
+product NaN. On a CPU torch computes the same products slowly.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ def scale(x: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def cast(x: Tensor, by: Tensor, kind: torch.dtype) -> Tensor:
-    """Multiply a tensor by its scale and round it to an FP8 format."""
+    """Multiply a tensor by its scale `by`, and round the product to the FP8 format `kind`."""
     return (x * by.to(x.dtype)).to(kind)
 
 
@@ -53,9 +53,9 @@ def product(
 
     Args:
         a_NK: the left operand in FP8, already multiplied by its scale.
-        a: that scale.
+        a: the scale of `a_NK`.
         b_KM: the right operand in FP8, already multiplied by its scale.
-        b: that scale.
+        b: the scale of `b_KM`.
         bias_M: added to the product.
         fast: whether the sums may have fewer bits than fp32.
     """
@@ -74,9 +74,9 @@ def product(
 
 
 class Weight(NamedTuple):
-    """A weight in FP8, twice: w8_FD for the product with the input and its transpose w8_DF for the product with the
-    gradient of the output, since the right operand is wanted by columns. `scale` is the factor that it was
-    multiplied by before the cast."""
+    """A weight in FP8, twice: w8_FD for the product with the input, and its transpose w8_DF for the product with the
+    gradient of the output, since a GPU wants the right operand by columns. `scale`: the number by which the weight was
+    multiplied before the cast."""
 
     w8_FD: Tensor
     w8_DF: Tensor
@@ -92,7 +92,7 @@ def cast_weight(weight_FD: Tensor) -> Weight:
 
 def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None, weight: Weight | None = None) -> Tensor:
     """x @ weight.T + bias in bf16, with FP8 products in the forward and backward pass, as in the table at the top of
-    this file.
+    model/kernels/fp8.py.
 
     Args:
         x_ND: the input, bf16.

@@ -1,4 +1,4 @@
-"""GELU in its tanh approximation, on a CPU in 0.57 of torch's time."""
+"""GELU in its tanh approximation; on a CPU it takes 0.57 times as long as torch's."""
 
 import math
 from typing import Any

@@ -58,8 +58,8 @@ def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
 
 
 def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand, so in fp32 the
-    operands are exchanged where that makes the copied one the smaller."""
+    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand. So in fp32 on a
+    CPU the product's transpose is computed instead where x is narrower than grad, and x is what is copied."""
     if _uses_onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
         return product(x_ND.t(), grad_NF.t()).t()
     return product(grad_NF.t(), x_ND.t())

@@ -17,16 +17,18 @@ MAX_CHANGE = 1e-4  # the largest relative change of outputs by tokens that they 
 
 
 def expected_scores(model: Any, pos: str, T: int) -> np.ndarray:
-    """Attention scores [H, T, T] of all H heads by the formula of the position scheme `pos`, in float64, up to a
-    constant per row; minus infinity where the scheme hides a key. All components of queries and keys are K^-1/4, K
-    being the head dimension, but every second key is half as long (`_key_sizes`).
+    """The attention scores that known queries and keys have by the formula of position scheme `pos`: [H, T, T] in
+    float64 for all H heads, queries along the first T, keys along the second.
 
-    `model` is there for its configuration, and for a scheme that trains numbers, whose formula reads them from
-    `model.position`.
+    Every component of the queries and keys is K^-1/4, K being the head dimension, and keys at odd positions are halved
+    (`_key_sizes`). Without positions the score q . k / sqrt(K) is then 1 at keys of even position, 1/2 at the odd ones.
+    The schemes none, learned, sinusoidal and scaled-sinusoidal leave these scores as they are. ALiBi (Press et al.
+    2021) adds -slope_h |i - j| for the query at position i and the key at j. Rotary (Su et al. 2021) multiplies by the
+    mean of cos(theta_p (i - j)) over the K/2 pairs p of components that it rotates.
 
-    none, learned, sinusoidal: attention itself sees no position: 0. ALiBi (Press et al. 2021): -slope_h x distance,
-    equal in both directions. Rotary (Su et al. 2021): the product of two equal vectors of squared length sqrt(K),
-    rotated by i and j and divided by sqrt(K), is the mean of cos(theta_p (i - j)) over the pairs p of components.
+    A formula that is added here may leave out a constant per query, which softmax removes, and gives minus infinity
+    where its scheme hides a key. `model` provides the configuration, and `model.position` the numbers that a scheme
+    trains.
     """
     heads, head_dim = model.cfg.heads, model.cfg.head_dim
     distance = np.arange(T)[:, None] - np.arange(T)[None, :]
@@ -50,8 +52,9 @@ def position_rows(model: Any, T: int) -> Tensor:
     """The rows that the configured position scheme adds to the embeddings of T tokens, [T, D] in float64; zeros for a
     scheme that adds none.
 
-    Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d has the angle t / 10000^(2 floor(d / 2) / D), and is its
-    sine for even d, its cosine for odd d.
+    Learned: the first T rows of the model's table. Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d at
+    position t is the sine, for even d, or the cosine, for odd d, of t / 10000^(2 floor(d / 2) / D). Scaled-sinusoidal:
+    the sinusoidal rows divided by sqrt(D), as the scheme starts.
     """
     D, pos, weight = model.cfg.hidden, model.cfg.pos, model.embed.weight
     if pos == "learned":
@@ -66,19 +69,20 @@ def position_rows(model: Any, T: int) -> Tensor:
 
 
 def _key_sizes(T: int) -> np.ndarray:
-    """Lengths of the T keys, alternating between 1 and 0.5. With keys of equal length, leaving out the division by
-    sqrt(K) would change all scores by the same amount, which softmax removes."""
+    """The factors by which the T keys are multiplied: 1 at even positions, 0.5 at odd ones. With equal keys, leaving
+    out the division by sqrt(K) would change all scores by the same amount, which softmax removes."""
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """Measure the attention scores that each layer computes: for each layer an array [H, T, T] of this rank's heads.
-    Scores are relative to that of each query with the key at its own position, and minus infinity where a query does
-    not see a key.
+    """Measure the attention scores that each layer computes. Returns for each layer an array [H, T, T] of this rank's
+    heads, queries along the first T. From each score that of the query with the key at its own position is subtracted;
+    where a query does not see a key, the score is minus infinity.
 
-    Hooks replace the output of every layer's qkv projection: q = k = K^-1/4 (a score of 1, at which bf16 resolves even
-    ALiBi's smallest slope), and values that are one-hot vectors of the key's position, so that the input of the output
-    projection is the attention matrix itself. `extent`: with the prefix objective the length of the prefix.
+    Hooks replace the output of every layer's qkv projection. The queries and keys become those of `expected_scores`:
+    with scores of about 1 bf16 resolves even ALiBi's smallest slope. Each value becomes the one-hot vector of its
+    position, so that the input of the output projection is the attention matrix itself. `extent`: the length of the
+    prefix; only the prefix objective uses it.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -109,12 +113,12 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
 
 def proof_length(model: Any) -> tuple[int, str]:
-    """The number of positions at which the proof `position` measures scores; and the name of another scheme whose
-    scores at these positions are equal, or "".
+    """Choose the length of the sequence in which the proof `position` measures scores. Returns (the length in tokens,
+    the name of another scheme that gives equal scores at this length, or "" where there is none).
 
-    The number is MIN_POSITIONS, doubled up to the training length until the formula of no other scheme gives the same
-    scores: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes that add rows to
-    the embeddings are told apart by the rows, and those that train numbers by the numbers.
+    The number starts at MIN_POSITIONS and is doubled until no other scheme's formula gives equal scores, or the
+    training length is reached: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes
+    that add rows to the embeddings, or train numbers, are not compared: the rows or numbers tell them apart.
     """
     cfg = model.cfg
     fixed = [name for name, scheme in POSITIONS.items() if not list(scheme(cfg).parameters())]
@@ -131,8 +135,8 @@ def proof_length(model: Any) -> tuple[int, str]:
 
 
 def position(model: Any) -> Proof:
-    """model.pos: the configured position scheme acts in every layer's attention and on the embeddings, and no other
-    scheme does."""
+    """Prove `model.pos`: the configured position scheme acts in every layer's attention and on the embeddings, and no
+    other scheme does."""
     cfg = model.cfg
     wrong, worst = [], 0.0
     T, same = proof_length(model)
@@ -178,8 +182,9 @@ UNDEFINED = "its definition is missing in `visible_keys` or `expected_prediction
 
 
 def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees, bool [T, T], by the definition of the objective, whose prefix has `extent` tokens.
-    Raises ValueError where this function does not define the objective."""
+    """Which keys each query sees by the definition of the objective: bool [T, T], queries along the first T.
+    `objective`: causal, prefix or mlm; `extent`: the length of the prefix, used by the prefix objective alone. Raises
+    ValueError for any other objective."""
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
@@ -195,8 +200,8 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
     predict), by the definition of the objective.
 
     Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
-    `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective made of these rows. Raises ValueError
-    where this function does not define the objective.
+    `model`: read for its configuration; `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective
+    made of these rows. Raises ValueError where this function does not define the objective.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -213,8 +218,8 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
 def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
     """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80 %
     of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged. Returns a
-    sentence for each fault. `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective made of these
-    rows; `mask`: the id of the mask token."""
+    sentence for each fault, and an empty list where there is none. `rows`: token ids, [B, T + 1]; `batch`: the batch
+    that the model's objective made of these rows; `mask`: the id of the mask token."""
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)
@@ -236,8 +241,8 @@ def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[
 
 def information_leaks(model: Any) -> list[str]:
     """Check that no output depends on tokens that it must not see, through attention or anything else in the model. The
-    second half of the tokens is replaced, and outputs that must not see these tokens must not change. Returns a
-    sentence for each fault.
+    second half of the tokens is replaced, and outputs that must not see these tokens must not change. Returns a list
+    of one sentence where some do; else an empty list, also where every output may see the replaced tokens.
 
     Queries, keys and values are enlarged to a standard deviation of 1, since those of a model that has not been trained
     are so small that attention hardly depends on them.
@@ -271,11 +276,12 @@ def information_leaks(model: Any) -> list[str]:
 
 
 def objective(model: Any) -> Proof:
-    """model.objective: which tokens see each other, which outputs enter the loss, and which token each predicts.
+    """Prove `model.objective`: which tokens see each other, which outputs enter the loss, and which token each of these
+    outputs predicts.
 
     A hook makes the last norm return zeros, so that each prediction has the loss log V. Then the outputs at one
-    position at a time are made to favour a token that is never the right one. The loss must rise by exactly the
-    additional loss of the predictions at that position.
+    position at a time are made to favour a token that is never the right one. The mean loss must change by exactly what
+    the predictions at that position, and no others, contribute.
     """
     cfg, R = model.cfg, 3
     T = min(cfg.seq, 8 if cfg.objective != "mlm" else max(16, math.ceil(1 / cfg.mask_rate)))  # one masked at least
@@ -318,10 +324,11 @@ def objective(model: Any) -> Proof:
 
 
 def qk_scaling(model: Any) -> Proof:
-    """model.qk_scaling: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so scores are
-    divided by l or more.
+    """Prove `model.qk_scaling`: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so
+    scores are divided by l or more. That scores are multiplied by l again is shown by the proof `position`.
 
-    That scores are multiplied by l again is shown by the proof `position`, since scores would otherwise be too small.
+    With the setting off, on a CPU, such scores must overflow in every layer but the first. In another precision than
+    fp16 nothing is measured, and the proof passes where the setting is off.
     """
     cfg, dtype = model.cfg, model.embed.weight.dtype
     value = str(cfg.qk_scaling).lower()

@@ -19,14 +19,14 @@ class DropoutMeasurement(NamedTuple):
     first_input: Tensor  # the input of the first layer
     places: int  # how many dropout layers act on what is added to the residual stream
     least_kept: float  # the smallest share of ones that one of these dropout layers keeps
-    most_kept: float  # the largest
+    most_kept: float  # the largest such share
     size: float  # the mean size of the values that are kept, which were 1 before
     attention: float  # the share of the attention probabilities that is dropped
     deviation: float  # the mean distance from 1 of the heads' outputs, which are 1 without dropout
 
 
 def measure_dropout(model: Any) -> DropoutMeasurement:
-    """Run a forward pass of the model, in training or evaluation mode as it is, and measure what dropout does in it."""
+    """Measure what dropout does in a forward pass of the model, which stays in its mode, training or evaluation."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer
@@ -66,8 +66,8 @@ def measure_dropout(model: Any) -> DropoutMeasurement:
 
 
 def dropout(model: Any) -> Proof:
-    """model.dropout and attn_dropout: in training, each dropout sets the configured share p of known values to zero and
-    multiplies the others by 1 / (1 - p); in evaluation it changes none."""
+    """Prove `model.dropout` and `model.attn_dropout`: in training, each dropout sets the configured share p of known
+    values to zero and multiplies the rest by 1 / (1 - p); in evaluation dropout changes no value."""
     cfg = model.cfg
     off = measure_dropout(model)
     model.train()

@@ -39,7 +39,8 @@ GATED = {"swiglu": _silu, "swiglu-unmatched": _silu, "geglu": _gelu}
 
 
 def embedding_norm(model: Any) -> Proof:
-    """model.embnorm: with it, token embeddings enter layer 1 with mean 0 and variance 1; without it, unchanged."""
+    """Prove `model.embnorm`: where it is on, token embeddings have mean 0 and variance 1 when positions are added to
+    them; where it is off, they are unchanged."""
     cfg = model.cfg
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
@@ -55,8 +56,9 @@ def embedding_norm(model: Any) -> Proof:
 
 
 def norms(model: Any) -> Proof:
-    """model.norm, sumnorm and final_norm: each norm is applied once and computes the configured formula; the first
-    layer reads the norm of the embeddings' sum, and the head reads the last norm, where these are configured."""
+    """Prove `model.norm`, `model.sumnorm` and `model.final_norm`: each norm is applied once and computes the configured
+    formula. The first layer reads the output of sumnorm where that is on, else the sum of embeddings and positions. The
+    head reads the output of the final norm where there is one, else that of the last layer."""
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
@@ -94,10 +96,10 @@ def norms(model: Any) -> Proof:
 
 
 def block(model: Any) -> Proof:
-    """model.block: how a layer combines norms, attention, MLP and the residual stream.
+    """Prove `model.block`: how a layer combines norms, attention, MLP and the residual stream.
 
-    Hooks make attention and MLP return known values; their inputs and the layer's output are then compared with those
-    of the configured scheme, written out here.
+    Hooks make attention and MLP return known values. The inputs of attention and MLP and the layer's output are then
+    compared with the formulas of the configured block.
     """
     cfg = model.cfg
     wrong = []
@@ -136,8 +138,9 @@ def block(model: Any) -> Proof:
 
 @torch.no_grad()
 def precision(model: Any) -> Proof:
-    """train.precision: the precision in which the linear layers multiply, either that of their weights or FP8. The
-    value of the returned proof is the measured precision.
+    """Prove in which precision the linear layers multiply, either that of their weights or FP8. The `value` of the
+    returned proof is the measured precision: "bf16", "fp16", "fp32" or "fp8". Under tensor parallelism only the
+    precision of the weights is determined.
 
     FP8 rounds operands to 4 significant bits (e4m3) and gradients to 3 (e5m2); since they are scaled by powers of two,
     all but the smallest keep these bits. That changes a product of random numbers by 3.5 % or more; rounding to bf16 or
@@ -187,8 +190,9 @@ def precision(model: Any) -> Proof:
 
 
 def activation(model: Any) -> Proof:
-    """model.act: for known pre-activations, the input of the down projection is that of the formula; and the MLP has
-    the inner width that the activation implies."""
+    """Prove `model.act`: from known outputs of the up and gate projections the MLP computes the input of its down
+    projection by the activation's formula. Its inner width is `ffn_width`, or where that is 0 what the activation
+    implies."""
     cfg = model.cfg
     if cfg.act not in (*UNGATED, *GATED):
         return Proof(
@@ -223,8 +227,8 @@ def activation(model: Any) -> Proof:
 
 
 def biases(model: Any) -> Proof:
-    """model.qkv_bias and linear_bias: every layer that is to have a bias has one and adds it to its output; no other
-    layer has one."""
+    """Prove `model.qkv_bias` and `model.linear_bias`: every linear layer that is to have a bias has one and adds it to
+    its output, and no other linear layer has a bias. The output matrix is not looked at (see `head`)."""
     cfg = model.cfg
     wrong = []
     for name, module in model.named_modules():
@@ -246,7 +250,8 @@ def biases(model: Any) -> Proof:
 
 
 def tied(model: Any) -> Proof:
-    """model.tied: logits are the product with the token embedding; untied, with a matrix of their own."""
+    """Prove `model.tied`: the output matrix, which gives the logits, is the token embedding where the setting is true,
+    and a parameter of its own where it is false. No other matrix has a row for each token of the vocabulary."""
     cfg = model.cfg
     tokens = probe.tokens(model, 8)
     x = model.transform(probe.hidden(model, tokens)).double()
@@ -262,8 +267,8 @@ def tied(model: Any) -> Proof:
 
 
 def head(model: Any) -> Proof:
-    """model.head_transform and output_bias: known vectors are transformed before the output matrix as configured, and
-    the bias is added to the logits."""
+    """Prove `model.head_transform` and `model.output_bias`: known vectors are transformed before the output matrix
+    as configured, and the bias, where there is one, is added to the logits."""
     cfg, wrong = model.cfg, []
     x = torch.randn(8, cfg.hidden, generator=torch.Generator().manual_seed(0)).to(model.embed.weight)
     out, expected = model.transform(x), x.double()

@@ -27,8 +27,8 @@ class Proof:
 
 @contextmanager
 def hooks() -> Iterator[Any]:
-    """A context for forward hooks. It yields a function to which the handle of each hook is passed; at its end all
-    these hooks are removed."""
+    """A context for forward hooks. It yields a function to which the caller passes the handle of each hook; when the
+    context ends, all these hooks are removed."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -44,7 +44,8 @@ def heads_of_rank(model: Any) -> range:
 
 
 def whole_parameter(model: Any, name: str) -> Tensor:
-    """A parameter, gathered from all ranks where tensor parallelism divides it. All ranks call it together."""
+    """The whole of parameter `name`, gathered from all ranks where tensor parallelism divides it. All ranks call this
+    function together."""
     return model.tp.gather(name, model.get_parameter(name))
 
 
@@ -54,22 +55,23 @@ def tokens(model: Any, T: int) -> Tensor:
 
 
 def extents(model: Any, tokens: Tensor, extent: int = 1) -> dict[str, Tensor]:
-    """The keyword argument `extents_B` that a model with the prefix objective needs (an extent of 1 is the same as
-    causal); none for other objectives."""
+    """Keyword arguments for the model's forward pass over token ids [B, T]: under the prefix objective
+    {"extents_B": the prefix length `extent` for each sequence, [B]}, else {}. A prefix of 1 token is causal."""
     if model.cfg.objective != "prefix":
         return {}
     return {"extents_B": torch.full((len(tokens),), extent, device=tokens.device)}
 
 
 def hidden(model: Any, tokens: Tensor, extent: int = 1) -> Tensor:
-    """The outputs [B, T, D] of the model's last norm for token ids [B, T]."""
+    """The outputs [B, T, D] of the model's last norm for token ids [B, T]. `extent`: the length of each sequence's
+    prefix under the prefix objective."""
     return model.hidden(tokens, **extents(model, tokens, extent))
 
 
 def embedded(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
-    """The sum of token embeddings and positions, before its norm, [B, T, D] in float64; without `tokens`, for a
-    sequence of T times token 0. `norms` in model/proofs/layers.py proves that this sum is what enters the first
-    layer."""
+    """The sum of token embeddings and positions, before any norm of that sum: [B, T, D] in float64. `tokens`: token
+    ids [B, T]; None: one sequence of T times token 0. `norms` in model/proofs/layers.py proves that this sum, or its
+    norm, enters the first layer."""
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
     with hooks() as on:

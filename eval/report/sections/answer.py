@@ -19,8 +19,8 @@ is multiplied by the number of pairs of arms, {pairs}; against the baseline the 
 
 
 def answer(findings: Findings) -> str:
-    """The answer in a sentence or two; "" where no arm is compared with the baseline yet, or where runs that were not
-    planned as one study are compared (sections/places.py ranks these)."""
+    """The answer to the study's question in a sentence or two. "" where no arm is compared with the baseline yet, or
+    where runs that were not planned as one study are compared (sections/places.py ranks these)."""
     metric = findings.primary
     compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
@@ -41,7 +41,8 @@ def answer(findings: Findings) -> str:
 
 
 def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
-    """The answer of a study of one arm and the baseline, and the kind of its verdict."""
+    """The answer of a study of one arm and the baseline, as text; and the kind of the arm's verdict ("better",
+    "undecided" ...), as a list of one."""
     metric = findings.primary
     definition, baseline = METRICS[metric], baseline_in_words(findings)
     kind, difference = findings.decision(arm, metric).kind, findings.comparisons[metric][arm].difference
@@ -56,7 +57,8 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
 
 
 def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
-    """The answer of a study of several arms, and the kinds of verdict that it rests on."""
+    """The answer of a study of several arms, as text; and the kinds of verdict ("better", "undecided" ...) that it
+    rests on."""
     metric, baseline = findings.primary, findings.baseline
     compared = findings.comparisons[metric]
     leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
@@ -90,7 +92,8 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
 
 
 def kind_against(findings: Findings, leader: str, arm: str) -> str:
-    """The verdict on the leading arm against another one, as a kind of eval/statistics/verdicts.py."""
+    """The kind of the verdict on the leading arm against another arm: "better", "worse", "equivalent" or "undecided".
+    Either arm may be the baseline."""
     metric, baseline = findings.primary, findings.baseline
     if arm == baseline:
         return findings.decision(leader, metric).kind
@@ -118,8 +121,8 @@ def baseline_in_words(findings: Findings) -> str:
 
 
 def pairs_table(findings: Findings) -> list[str | Table]:
-    """A paragraph and a table of the comparisons of the leading arm with the others that are no verdicts; empty where
-    the answer needs none."""
+    """A paragraph and a table with the comparisons of the leading arm with all other arms but the baseline. Empty where
+    the baseline leads, or there are no such comparisons."""
     metric = findings.primary
     if not findings.leader_compared:
         return []

@@ -51,9 +51,10 @@ def section(findings: Findings) -> Section:
 
 
 def losses_at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: float) -> list[str]:
-    """Cells of a table row: the loss at each of MULTIPLES of the training length, "-" where it was not measured, and
-    the difference between the last and the first. `positions`, `losses`: the points of the curve, positions in tokens;
-    `seq`: the training length; `longest`: the largest position that any arm was measured at."""
+    """Four cells of a table row: the loss at 1, 2 and 4 times the training length (MULTIPLES), and the last of these
+    losses minus the first. A cell is "-" where a loss was not measured. `positions`, `losses`: the points of a curve,
+    the number of tokens before and bits per byte; `seq`: the training length in tokens; `longest`: the largest position
+    that any arm was measured at."""
     last = [max((i for i, p in enumerate(positions) if p < n * seq), default=0) for n in MULTIPLES]
     cells = [f"{losses[i]:.3f}" if positions[i] > n / 2 * seq else "-" for i, n in zip(last, MULTIPLES, strict=True)]
     reaches = positions[last[-1]] == longest > positions[last[0]]

@@ -43,8 +43,8 @@ def section(findings: Findings) -> Section:
 
 
 def broken_rules(cell: dict[str, Any]) -> list[str]:
-    """The rules of "Cramming" (WORDS above) that a run breaks, each in words, such as "2 devices"; none for a budget in
-    tokens, to which the rules do not apply. `cell`: the content of the run directory (runs.py)."""
+    """The rules of "Cramming" (WORDS above) that a run breaks, each in words, such as "2 devices". Empty for a budget
+    in tokens, to which the rules do not apply. `cell`: the content of the run directory (runs.py)."""
     if not has_clock_budget(cell):
         return []
     run = cell["run"]
@@ -68,15 +68,16 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
 
 
 def devices_of(launch: dict[str, Any]) -> int:
-    """The number of devices in a launch of a run, given by run.json or an entry of its "continued"; 1 if unknown."""
+    """The number of devices in a launch of a run; 1 where it is unknown. `launch`: the content of run.json, or an entry
+    of its "continued"."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1
 
 
 def broken_time_rules(cell: dict[str, Any]) -> list[str]:
-    """The rules on time that a run breaks, as sentences: a budget longer than the challenge allows, and training that
-    took longer than the budget."""
+    """The rules on time that a run breaks, each in words: a budget that is unknown or longer than the challenge allows,
+    and training that took longer than the budget. `cell`: the content of the run directory."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])
@@ -96,7 +97,8 @@ def broken_time_rules(cell: dict[str, Any]) -> list[str]:
 
 
 def seconds_of_last_step(cell: dict[str, Any]) -> float:
-    """The seconds per step between the last two lines of a run's log; 0 where unknown."""
+    """The seconds per step between the last two lines of a run's log; 0 where there are fewer lines. `cell`: the
+    content of the run directory."""
     if len(cell.get("metrics", [])) < 2:
         return 0.0
     before, last = cell["metrics"][-2:]

@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Text(NamedTuple):
-    """The training text of the arms that read it."""
+    """A training text, its parts, and the arms that read it."""
 
     corpus: str
     sha256: str
@@ -73,7 +73,8 @@ def section(findings: Findings) -> Section:
 
 
 def names_shown(findings: Findings) -> Callable[[str], str]:
-    """A function that gives the name by which a corpus, or the file of a tokenizer, is shown."""
+    """A function from the name of a corpus, or the path of a corpus or tokenizer file, to the name that the report
+    shows: absolute paths are cut to their ends."""
     names: set[str] = set()
     for seeds in findings.cells_with("run").values():
         for cell in seeds.values():
@@ -102,8 +103,8 @@ def training_texts(findings: Findings) -> list[Text]:
 
 
 def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
-    """The sources of a run's training text, from the entry "data" of its run.json. Empty where it does not say.
-    `shown`: from `names_shown`."""
+    """The sources of a run's training text; empty where run.json does not list any. `data`: the entry "data" of
+    run.json; `shown`: the function that `names_shown` returns."""
     entries = [entry for entry in list_in(data, "train") if not first_misfit(entry, PART)]
     epochs = {
         entry["corpus"]: entry.get("epochs")
@@ -126,20 +127,21 @@ def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
 
 def documents_after_steps(data: dict[str, Any], source: str) -> int | None:
     """How many documents of a source are left after the last step of its preparation, as runs of earlier versions
-    record it; None where that is unknown. `data`: the entry "data" of run.json."""
+    record it; None where that number is unknown. `data`: the entry "data" of run.json; `source`: the name of the source
+    in `data`."""
     steps = [step for step in list_in(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
     counts = [step["out"][0] for step in steps if step["corpus"] == source and step["out"]]
     return counts[-1] if counts and isinstance(counts[-1], int) else None
 
 
 def list_in(data: dict[str, Any], key: str) -> list[Any]:
-    """The list under a key of a dictionary that anyone may have written; empty where there is none."""
+    """The list under a key of a dictionary that anyone may have written; empty where there is no list."""
     value = data.get(key)
     return value if isinstance(value, list) else []
 
 
 def rows_of(text: Text) -> list[list[str]]:
-    """The rows of a training text in the table of sources, one for each source."""
+    """The rows of the table of sources for one training text, a row for each source."""
     rows = []
     for part in text.parts:
         identity = part.identity or {}
@@ -160,7 +162,8 @@ def rows_of(text: Text) -> list[list[str]]:
 
 
 def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
-    """The tokenizers of the runs: [(the corpus that it was trained on, or its file; what it is, in words)]."""
+    """The different tokenizers of the runs: [(the corpus that the tokenizer was trained on, or its file; a description
+    of the tokenizer)]."""
     shown = names_shown(findings)
     tokenizers: dict[str, tuple[str, str]] = {}
     for seeds in findings.cells_with("run").values():
@@ -174,7 +177,7 @@ def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
 
 
 def evaluated_corpora(findings: Findings) -> list[str]:
-    """The corpora in eval.corpora of the runs."""
+    """The different corpora in the setting eval.corpora of the runs, by the names that the report shows."""
     shown = names_shown(findings)
     return list(
         dict.fromkeys(
@@ -187,8 +190,9 @@ def evaluated_corpora(findings: Findings) -> list[str]:
 
 
 def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
-    """The blends that the runs read as the text of their files: as they were, where run.json has that; else with the
-    weights that they came to."""
+    """The blends of corpora that the runs read, each as the text of a blend file. The text has the weights as they were
+    declared, where run.json has these; else the shares of the tokens that they came to. `texts`: the training texts of
+    the study."""
     shown = names_shown(findings)
     files: dict[str, str] = {}
     for seeds in findings.cells_with("run").values():
@@ -207,7 +211,8 @@ def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
 
 
 def blend_file(name: str, blend: Any, alpha: Any, remark: str = "") -> str:
-    """The text of a blend's file, whose entries are JSON, which YAML contains. `remark`: a comment."""
+    """The text of a blend's file, whose entries are JSON, which YAML contains. `blend`: {source: weight}, or a list of
+    sources; `alpha`: the entry "alpha", None where the blend has none; `remark`: a comment."""
     lines = [
         f"# {in_one_line(name)}{f', {remark}' if remark else ''}",
         f"blend: {json.dumps(blend, ensure_ascii=False)}",
@@ -232,7 +237,7 @@ def held_out_table(findings: Findings) -> Table | None:
 
 
 def recorded(findings: Findings) -> list[dict[str, Any]]:
-    """The training texts of a study and their sources for the record's run.json."""
+    """The training texts of a study and their sources for the record's run.json, a dictionary for each text."""
     return [
         {
             "corpus": text.corpus,

@@ -103,10 +103,12 @@ def comparison_tables(findings: Findings) -> list[Table]:
 
 
 def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
-    """Table cells on a difference: its noise from the seeds, from the items and from both, the threshold above which it
-    is significant, and its p-value.
+    """Five table cells on a difference: its noise from the seeds, from the items and from both, the threshold above
+    which it is significant, and its p-value.
 
     Args:
+        c: the comparison that found the difference.
+        digits: the decimals that are shown.
         largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
@@ -120,8 +122,8 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
 
 
 def largest_difference(findings: Findings, metric: str) -> float:
-    """The largest difference from the baseline that the metric allows, given the baseline's own mean: scores lie
-    between 0 and 100 %. inf for a loss."""
+    """The largest possible difference from the baseline in a metric, given the baseline's own mean, since scores lie
+    between 0 and 100 %. inf for bits/byte."""
     most, baseline = METRICS[metric].largest, findings.results[metric][findings.baseline]
     if isinf(most):
         return inf
@@ -146,7 +148,8 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
 
 
 def decision_paragraphs(findings: Findings) -> list[Block]:
-    """A paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was chosen."""
+    """A list with one paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was
+    chosen."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
     if findings.primary != findings.registered_metric:
         before = findings.registered_metric or "one metric in some runs and another in others"
@@ -174,7 +177,8 @@ def decision_paragraphs(findings: Findings) -> list[Block]:
 
 
 def undecided_paragraphs(findings: Findings) -> list[Block]:
-    """Paragraphs on the undecided comparisons: how many seeds would decide each, and what these would cost."""
+    """Two paragraphs on the undecided comparisons: how many seeds would decide each, and what these seeds would cost.
+    Empty where all comparisons are decided, or the runs were not planned as one study."""
     lines = []
     for name in METRICS:
         for arm in findings.comparisons.get(name, {}) if findings.controlled else ():
@@ -194,7 +198,8 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
 
 
 def noise_floors(findings: Findings) -> list[Block]:
-    """A paragraph for each metric: its noise floor, and the differences that studies with more seeds would detect."""
+    """A paragraph for each metric: how far two runs that differ only in the seed lie apart at most, 19 times in 20; and
+    the differences that studies with 2, 3, 5 and 10 seeds would detect."""
     lines: list[Block] = []
     arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
     for name, noise in recorded_noise(findings).items():
@@ -221,7 +226,8 @@ def noise_floors(findings: Findings) -> list[Block]:
 
 
 def forest_plot(findings: Findings, metric: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline, with the intervals that verdicts rest on."""
+    """A figure (SVG) of the differences of all arms from the baseline, with the confidence intervals that the verdicts
+    rest on."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.comparisons.get(metric, {}).items():
         kind = "same"

@@ -45,8 +45,8 @@ def section(findings: Findings) -> Section:
 
 
 def mean_loss_text(entries: list[dict]) -> str:
-    """The mean loss of a domain over seeds as text, with its standard error over documents where there are several.
-    `entries`: the domain's entry in eval.json of each seed."""
+    """The mean loss of a domain over seeds as text, with its standard error over documents; without a standard error
+    where the domain has a single document. `entries`: for each seed the domain's entry in eval.json."""
     value = float(np.mean([entry["value"] for entry in entries]))
     errors = [entry["stderr"] for entry in entries if entry.get("stderr") is not None]
     return plus_minus(value, float(np.mean(errors)) if len(errors) == len(entries) else nan, 3)

@@ -41,7 +41,7 @@ def section(findings: Findings) -> Section:
 
 
 def effect_rows(findings: Findings) -> list[list[str]]:
-    """The rows of the table of effects (columns: HEAD), main effects first."""
+    """The rows of the table of effects (columns: HEAD), for each metric the main effects first."""
     design = findings.study.factorial
     assert design
     return [
@@ -56,7 +56,8 @@ def effect_rows(findings: Findings) -> list[list[str]]:
 
 
 def terminal_blocks(findings: Findings) -> list[str | Table]:
-    """The table of effects for the terminal; empty where the study is no factorial."""
+    """The table of effects for the terminal, or a sentence that there are none yet; empty where the study is no
+    factorial."""
     design = findings.study.factorial
     if not design:
         return []
@@ -80,8 +81,9 @@ def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
 
 
 def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) -> str:
-    """The verdict on an effect (bit mask of its factors). For an interaction, better or worse is meant relative to the
-    sum of the factors' own effects."""
+    """The verdict on an effect as text, in bold where the effect is significant. An interaction is called better or
+    worse in comparison with the sum of the factors' own effects. `effect`: bit mask of the effect's factors; `c`: its
+    comparison with 0."""
     decision = findings.verdict_on(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
@@ -92,7 +94,8 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
 
 
 def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
-    """The effects as they are stored in the record's run.json; empty where the study is no factorial."""
+    """The effects as they are stored in the record's run.json, a dictionary for each metric and effect; empty where the
+    study is no factorial."""
     design = findings.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:

@@ -102,8 +102,8 @@ def section(findings: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The table rows of external checkpoints, and remarks about them as lines of a list. `runs`: the contents of the
-    runs' glue.json; `names`: the tasks that are columns."""
+    """The table rows of external checkpoints; and remarks about these checkpoints, a line each. `runs`: the contents of
+    the runs' glue.json; `names`: the tasks that are columns."""
     rows, notes = [], []
     for name, table, damage in external:
         title = f"{name} (external)"
@@ -134,7 +134,8 @@ def task_text(tables: list[dict[str, Any]], name: str) -> str:
 
 
 def eight_tasks(row: dict[str, Any]) -> str:
-    """The eight-task mean of a published row, as text; "-" where the row lacks one of the nine numbers."""
+    """The eight-task mean of a published row, as text; "-" where the row lacks one of the nine numbers. `row`: an entry
+    of "rows" in glue.yaml, {task: score in points}."""
     if not all(name in row for name in TASKS):
         return "-"
     mnli = (row["mnli"] + row["mnli-mm"]) / 2

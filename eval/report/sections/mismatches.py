@@ -9,13 +9,14 @@ from eval.report.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Sentences about everything that violates a controlled comparison."""
+    """Sentences about everything that violates a controlled comparison. `study`: a study or a Collection; `cells`:
+    {(arm, seed): content of the run directory}."""
     return join_by_text(single_mismatches(study, cells), len(cells))
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences "run: text" of the same text into "run + run: text", or "all runs: text" where it is about all
-    `runs` of the study. Sentences of another form stay as they are."""
+    """Join sentences "run: text" that have the same text into "run + run: text", or into "all runs: text" if they are
+    about all runs of the study. Sentences of another form stay as they are. `runs`: the number of runs of the study."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -71,8 +72,8 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
 
 def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks. `name`: the run, for the sentences; `run`: the content of its run.json; `compared`: the keys of
-    run.json that should be equal in all launches of the run."""
+    hardware, rollbacks. `name`: what the sentences call the run; `run`: the content of its run.json; `compared`: the
+    keys of run.json that should be equal in all launches of the run."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -102,16 +103,17 @@ def compile_mode(launch: dict[str, Any]) -> str:
 
 def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
     """The layout settings of a run (how it was divided over processes and computed), {name: value} as in its run.json,
-    but with the value of "compile" that was in effect, since the meaning of "auto" depends on the machine and on the
-    length of a study's runs. `run`: the content of run.json."""
+    but with the value of "compile" that was in effect. The reason is that the meaning of "auto" depends on the machine
+    and on the length of a study's runs. `run`: the content of run.json."""
     layout = run["config"]["layout"]
     mode = compile_mode(run)
     return layout | {"compile": mode} if mode else layout
 
 
 def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
-    """Sentences about runs whose configuration is not the one that the study plans, or differs from the baseline's in
-    more than the settings of the arm, or whose activity proofs failed or are missing."""
+    """Sentences about three kinds of runs: their configuration is not the one that the study plans; they differ from
+    the baseline in more than the settings of their arm; or their activity proofs failed or are missing. `study`: a
+    study; `cells`: {(arm, seed): content of the run directory}."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -149,9 +151,10 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
 
 
 def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each edge of a factorial, a pair of combinations that should differ in one factor only, whose runs
-    with the same seed also differ in some other setting: in the configuration, or in the value that was in effect.
-    Empty where there are none, or the study is no factorial."""
+    """A sentence for each edge of a factorial whose two runs of a seed differ in more than one factor, as configured or
+    in effect. An edge is a pair of combinations that should differ in one factor only. Empty where there is no such
+    edge, or the study is no factorial. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run
+    directory}."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -177,7 +180,7 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
     """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
-    leave out runs that do not have the key."""
+    leave out runs that do not have the key, which else counts as the value "none"."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

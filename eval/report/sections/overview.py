@@ -57,7 +57,7 @@ def table(findings: Findings, head: str = "arm") -> Table:
 
 
 def score_text(findings: Findings, arm: str, metric: str) -> str:
-    """An arm's mean over seeds with its standard error, as text; "-" where there is no result."""
+    """An arm's mean over seeds with its standard error, as text; "-" where the arm has no result."""
     row = findings.results[metric][arm]
     if not row:
         return "-"
@@ -70,7 +70,8 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
 
 
 def verdict_phrases(findings: Findings, arm: str) -> list[str]:
-    """The phrases in the column "verdict" of an arm: the verdict or why there is none, broken rules, missing runs."""
+    """The phrases in the column "verdict" of an arm: the verdict or the reason why there is none, broken rules, missing
+    runs."""
     results = findings.results[findings.primary]
     words = []
     if arm in findings.comparisons[findings.primary]:
@@ -97,7 +98,7 @@ def verdict_phrases(findings: Findings, arm: str) -> list[str]:
 
 
 def arms_without_effect(findings: Findings) -> list[str]:
-    """Sentences about arms whose runs trained exactly as those of another arm."""
+    """A sentence for each arm whose runs trained exactly as those of another arm."""
     return [
         f"**{arm} did nothing.** Its runs logged the same losses and gradient norms as those of {other}, seed by seed, "
         "at every step and to the last digit. They are no second measurement, and not compared: what sets the two "
@@ -107,13 +108,13 @@ def arms_without_effect(findings: Findings) -> list[str]:
 
 
 def cautions(findings: Findings) -> list[str]:
-    """Paragraphs on what limits the comparison: seeds that were added after a look, tasks that are left out of a
-    comparison, arms that scatter more than others. Empty where there is nothing of that kind."""
+    """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
+    that are left out of a comparison, and arms that scatter more than the other arms. Empty where nothing limits it."""
     return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *uneven_seeds(findings)]
 
 
 def notes(findings: Findings) -> list[str]:
-    """What the numbers of the table mean, a line for each: the verdict, each metric with the verdicts on it, ±, ×
+    """Notes on what the numbers of the table mean, a line each: the verdict, each metric with the verdicts on it, ±, ×
     noise and p."""
     return [
         decision_sentences(findings),
@@ -127,8 +128,8 @@ def notes(findings: Findings) -> list[str]:
 
 
 def metric_notes(findings: Findings, name: str) -> list[str]:
-    """What a metric of the table is and which direction is better; and the verdicts on it unless it is the primary
-    metric, whose verdicts the table has."""
+    """One or two lines: what a metric of the table is, and which direction is better; and the verdicts on the metric,
+    unless it is the primary metric, whose verdicts the table has. `name`: the metric."""
     metric = METRICS[name]
     evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
     scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
@@ -172,7 +173,7 @@ def held_out_loss(findings: Findings) -> str:
 
 
 def decision_sentences(findings: Findings) -> str:
-    """Sentences on the metric and the margin of the verdicts, and whether they were chosen after the runs."""
+    """Sentences on the metric that decides, and on margins that were chosen after the runs."""
     if findings.primary == findings.registered_metric:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
     else:
@@ -187,7 +188,8 @@ def decision_sentences(findings: Findings) -> str:
 
 
 def note_on_added_seeds(findings: Findings) -> list[str]:
-    """A sentence on seeds that were added after a look at the results without a rule for it, as a list."""
+    """A list with one sentence on seeds that were added after a look at the results without a rule for adding seeds;
+    empty where none were."""
     if not findings.seeds_planned:
         return []
     return [
@@ -197,8 +199,8 @@ def note_on_added_seeds(findings: Findings) -> list[str]:
 
 
 def notes_on_tasks_left_out(findings: Findings) -> list[str]:
-    """Sentences about tasks that are left out of a comparison, because only one of the two arms has them or they were
-    evaluated differently."""
+    """A sentence for each comparison that leaves out tasks, because only one of the two arms has them or the arms were
+    evaluated on them differently."""
     return [
         f"**{arm}, {name}: compared with {findings.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
@@ -210,7 +212,7 @@ def notes_on_tasks_left_out(findings: Findings) -> list[str]:
 
 def uneven_seeds(findings: Findings) -> list[str]:
     """A sentence for each metric and arm whose results scatter significantly more between seeds than those of the other
-    arms (F test), so that one variance pooled over all arms does not fit. None where the arms may differ from the
+    arms (F test). One variance pooled over all arms does not fit such arms. Empty where the arms may differ from the
     baseline in more than one line of configuration."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "

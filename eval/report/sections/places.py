@@ -38,8 +38,8 @@ def section(findings: Findings) -> Section:
 
 
 def corpora_by_tokens(findings: Findings) -> list[Table]:
-    """A table of the mean score of each corpus at each budget in tokens, as a list; empty where the runs do not differ
-    in both. Only runs that were evaluated like the first one count."""
+    """A list with a table of the mean score of each corpus at each budget in tokens. Empty where there is only one
+    corpus or one budget. Only runs that were evaluated like the first run count."""
     name = list(findings.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = evaluation_classes(findings.cells) if findings.results[name] else []

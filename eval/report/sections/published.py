@@ -32,8 +32,8 @@ def load_published() -> dict[str, Any]:
 
 @cache
 def published_checkpoints() -> dict[str, np.ndarray]:
-    """The published accuracies of all saves of the BigScience runs, {corpus: [saves, tasks], in %}, the earliest first.
-    Their source is under "saves" in published.yaml."""
+    """The published accuracies of all saves (checkpoints) of the BigScience runs: {corpus: [saves, tasks], in %}, the
+    earliest save first. Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
         _, *lines = csv.reader(file)
     corpora = dict.fromkeys(line[0] for line in lines)
@@ -41,12 +41,13 @@ def published_checkpoints() -> dict[str, np.ndarray]:
 
 
 def is_shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown, given the value of BESIDE=."""
+    """Whether a part of published.yaml is shown. `part`: the part, with its "mark"; `beside`: the value of BESIDE=,
+    "checked", "all" or "none"."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
 def section(findings: Findings) -> Section:
-    """The published results on the factor that this study varies."""
+    """The published results on the factor that this study varies; without blocks where there are none."""
     known = load_published()
     factors = findings.factors()
     blocks: list[Block] = []
@@ -65,8 +66,8 @@ def section(findings: Findings) -> Section:
 
 
 def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
-    """A table of published results (an entry of "tables" in published.yaml), with our own results in the rows of the
-    same setting."""
+    """A table of published results, with our own results beside those of the same setting. `table`: an entry of
+    "tables" in published.yaml."""
     name = "suite" if "suite" in findings.results else "zero-shot"
     theirs = table_rows(table)
     arms = {value: arm for value, _ in theirs for arm in findings.study.arms if arm.split("=")[-1] == value}
@@ -100,7 +101,8 @@ def table_rows(table: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
 
 
 def other_models_table(beside: str) -> Table:
-    """A table of published models of other authors, with their sources. `beside`: BESIDE= as it was typed."""
+    """A table of models that authors outside the BigScience study published, with their sources. `beside`: the value of
+    BESIDE=, "checked", "all" or "none"."""
     lines = [
         [model["name"], model["parameters"], model["tokens"], f"{model['mean']:.2f}", model["mark"], model["source"]]
         for model in load_published()["external"]
@@ -114,7 +116,7 @@ def other_models_table(beside: str) -> Table:
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
     """The comparison of two corpora, `corpus` minus `reference`, by the published accuracies of each task, in points;
-    and a stratum for each task, for a bootstrap over tasks.
+    and a stratum for each task, for a bootstrap over tasks. Corpora are named as in published.yaml.
 
     Single items were not published, so the standard errors are those of independent samples; and there is one run of
     each corpus, so nothing is known about the noise of seeds.

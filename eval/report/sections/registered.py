@@ -48,12 +48,14 @@ def section(findings: Findings) -> Section:
 
 
 def registrations_by_time(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """The first registration of the study in each run, {(arm, seed): line of registered.jsonl}, the earliest first."""
+    """The first registration of the study in each run, {(arm, seed): line of registered.jsonl}, the earliest first.
+    Runs without a registration of this study are left out."""
     return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 
 def when_registered(findings: Findings) -> list[str]:
-    """Sentences on how many runs registered this study before their first step, which did so later, and which not."""
+    """Sentences on how many runs registered this study before their first step, which runs registered it later, and
+    which did not."""
     first = registrations_by_time(findings)
     before = [run for run, line in first.items() if line["step"] == 0]
     later = [run for run, line in first.items() if line["step"] > 0]
@@ -75,8 +77,8 @@ def changes_since(findings: Findings) -> list[str]:
 
 
 def unchanged_sentence(findings: Findings) -> str:
-    """The sentence for a study without known changes since its registration, or that changes cannot be excluded,
-    because the registration of a run is missing or damaged."""
+    """The sentence for a study of which no change since its registration is known: that nothing was changed; or that
+    this cannot be told, because the registration of a run is missing or damaged."""
     known = registrations_by_time(findings)
     damaged = any(rundir.REGISTERED in line for cell in findings.cells.values() for line in cell.get("damage", []))
     return (
@@ -87,8 +89,9 @@ def unchanged_sentence(findings: Findings) -> str:
 
 
 def expectation(findings: Findings) -> str:
-    """The expectation of the study as text, and whether it was registered in the runs before their first step, but for
-    those of one arm, which may be from an earlier study, since studies share their baseline."""
+    """The expectation of the study as text, with when it was written. It counts as written before the runs if all runs,
+    but for those of at most one arm, registered it before their first step. The runs of that arm may be from an earlier
+    study."""
     expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
@@ -103,8 +106,9 @@ def expectation(findings: Findings) -> str:
 
 
 def summary(findings: Findings) -> dict[str, Any]:
-    """The registration of the study for the record's run.json: {"before_the_first_step": how many runs registered it
-    before that, "runs": how many there are, "changed": sentences}; empty for a collection."""
+    """The registration of the study for the record's run.json: {"before_the_first_step": the number of runs that
+    registered it before their first step, "runs": the number of all runs, "changed": sentences on what has changed
+    since}. Empty for a collection."""
     if not findings.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in registrations_by_time(findings).values())

@@ -46,9 +46,9 @@ def section(findings: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """A power law, loss = scale x compute ** -exponent, fitted to the lower envelope of points (compute, loss) by least
-    squares in logarithms: {"scale", "exponent", "points": how many are on the envelope}. None where fewer than three
-    are.
+    """A power law, loss = scale x compute ** -exponent, fitted by least squares in logarithms to the lower envelope of
+    `points`, (compute in FLOPs, loss). Returns {"scale", "exponent", "points": how many are on the envelope}; None
+    where fewer than three are.
 
     A point is on the envelope when no point with at most its compute has a lower loss.
     """

@@ -36,7 +36,8 @@ def fixed_settings(findings: Findings) -> Section:
 
 
 def configurations(findings: Findings) -> dict[str, dict[str, Any]]:
-    """The settings of each arm that has a run: {arm: {setting: value}}, without seed, layout and name of the size."""
+    """The settings of each arm that has a run: {arm: {setting: value}}, without the seed, the layout and the name of
+    the size."""
     configs = {
         arm: flatten(next(c["run"]["config"] for c in seeds.values()))
         for arm, seeds in findings.cells_with("run").items()
@@ -45,7 +46,8 @@ def configurations(findings: Findings) -> dict[str, dict[str, Any]]:
 
 
 def shared_settings(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The settings that have the same value in all configurations: {setting: value as text}."""
+    """The settings that have the same value in all configurations: {setting: value as text}. `configs`: {arm: {setting:
+    value}}."""
     first, *others = configs.values() or [{}]
     return {
         key: in_one_line(value)

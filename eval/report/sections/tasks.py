@@ -42,8 +42,8 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
 
 
 def suite_means(findings: Findings) -> list[Block]:
-    """A paragraph and a table of the three means of the suite of tasks (see eval/tasks/tasks.yaml), over the runs that
-    were evaluated like the first one; empty where no run has the suite."""
+    """A paragraph and a table of the three means over the suite of tasks (see eval/tasks/tasks.yaml), by arm. Only runs
+    that were evaluated like the first run count; empty where none of these runs has the suite."""
     comparable = next(iter(evaluation_classes(findings.cells)), [])
     evaluations = {run: findings.cells[run]["eval"] for run in comparable if findings.cells[run]["eval"].get("suite")}
     together = suite(list(evaluations.values())) if evaluations else None
@@ -101,11 +101,12 @@ def section(findings: Findings) -> Section:
 
 
 def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
-    """What the scores on the tasks of copying do not show, as a paragraph and a list; empty without these tasks:
-    arms that are no better with the snippet than without it, and arms whose input is cut before the snippet.
+    """Notes on what the scores on the tasks of copying do not show, as a paragraph and a list. They name arms that are
+    no better with the snippet than without it, and arms whose input is cut before the snippet. Empty where no arm is
+    named.
 
     Args:
-        evaluated: {run: {task: its entry of eval.json}}.
+        evaluated: {(arm, seed): {task: its entry of eval.json}}.
     """
     tasks = dict.fromkeys(task for of_run in evaluated.values() for task in of_run)
     sentences = []
@@ -133,8 +134,9 @@ def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
 def lacks_evidence_of_copying(
     findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]
 ) -> bool:
-    """Whether an arm's score on a task is not above that on its control by more than STANDARD_ERRORS standard errors,
-    taken as independent. False where the arm was not asked both."""
+    """Whether an arm's score on a task is not above its score on the control task by more than STANDARD_ERRORS standard
+    errors of the difference. The two scores are taken as independent. False where the arm was not asked both tasks.
+    `control`: the control task; `evaluated`: {(arm, seed): {task: its entry of eval.json}}."""
     seeds = [
         seed for (run_arm, seed), of_run in evaluated.items() if run_arm == arm and {task, control} <= of_run.keys()
     ]
@@ -148,7 +150,8 @@ def lacks_evidence_of_copying(
 
 
 def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
-    """The score of an arm on a task, as text and as a cell of the heat map. `entries`: {run: entry of the task}."""
+    """The score of an arm on a task, as text and as a cell of the heat map; "-" and None where the arm was not asked
+    the task. `entries`: {(arm, seed): the task's entry in eval.json}."""
     seeds = [seed for run_arm, seed in entries if run_arm == arm]
     if not seeds:
         return "-", None
@@ -163,7 +166,8 @@ def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) 
 
 
 def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
-    """A figure of the accuracies against chance, {task: a cell for each arm}."""
+    """A figure of the accuracies, coloured by their distance from chance. `cells`: {task: for each arm (text, colour: a
+    number above 0 for above chance, tooltip), or None for an empty cell}."""
     corpora = {task.rpartition("/")[0] for task in cells} - {""}
     names = [task.rpartition("/")[2] if len(corpora) == 1 else task for task in cells]
     columns = [arm.split("=", 1)[-1] if findings.controlled else arm for arm in findings.study.arms]
@@ -188,8 +192,8 @@ def task_columns(task: str, entry: dict) -> list[str]:
 
 
 def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) -> float:
-    """The standard error of an arm's score on a task, averaged over seeds: over items, or over clusters of items that
-    are not independent. NaN where there are no items."""
+    """The standard error of an arm's score on a task, averaged over the given seeds: over items, or over clusters of
+    items that are not independent. NaN where the runs have no items in common."""
     items = item_scores(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")

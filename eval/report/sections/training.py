@@ -24,7 +24,8 @@ def section(findings: Findings) -> Section:
 
 
 def loss_curves(findings: Findings) -> list[str]:
-    """Figures (SVG) of the training loss of all arms, one for each axis: thin lines are seeds, thick ones means."""
+    """Figures (SVG) of the training loss of all arms, one for each axis (AXES, or AXES_BY_CLOCK). Thin lines are seeds,
+    thick ones means over seeds. Arms with unknown cost on an axis are left out of its figure."""
     cells = findings.cells_with("metrics")
     clock = all_by_clock(cells)
     figures = []
@@ -51,13 +52,14 @@ def loss_curves(findings: Findings) -> list[str]:
 
 
 def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
-    """Whether the budget of all runs, {arm: {seed: run}}, is a wall clock."""
+    """Whether the budget of all runs is a wall clock. `cells`: {arm: {seed: content of the run directory}}."""
     return all(budget_seconds(cell) for seeds in cells.values() for cell in seeds.values())
 
 
 def cost_per_token_or_second(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """The cost of a token of a run (with `clock` of a second of training), averaged over the whole run; None where
-    unknown. `axis`: the unit of the cost: "tokens", "seconds", "FLOPs" or "hours" (of all processors)."""
+    """The cost of a token of a run, averaged over the whole run; with `clock` the cost of a second of training. None
+    where the cost is unknown. `cell`: the content of the run directory; `axis`: the unit of the cost, "tokens",
+    "seconds", "FLOPs" or "hours" (of all processors)."""
     expense = cost_so_far(cell)
     total, units = expense[axis.lower()], expense["seconds" if clock else "tokens"]
     return total / units if total and units else None
@@ -65,7 +67,7 @@ def cost_per_token_or_second(cell: dict[str, Any], axis: str, clock: bool) -> fl
 
 def paired_curves(findings: Findings) -> list[str]:
     """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
-    seed; empty where training losses cannot be compared."""
+    seed. Empty where training losses cannot be compared, or the baseline has none."""
     cells = findings.cells_with("metrics")
     if findings.caution_on_losses() or findings.baseline not in cells:
         return []

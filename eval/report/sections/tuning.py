@@ -56,8 +56,9 @@ def section(findings: Findings) -> Section:
 
 
 def terminal_blocks(findings: Findings) -> list[str | Table]:
-    """A table for the terminal of the verdicts with each arm at its own best learning rate, which may contradict those
-    of the main table, at the common rate."""
+    """A list with a table for the terminal: the verdicts with each arm at its own best learning rate. These may
+    contradict the verdicts of the main table, which are at the common rate. Empty where no arm can be compared at its
+    best rate."""
     rows = [
         [
             arm,
@@ -73,8 +74,8 @@ def terminal_blocks(findings: Findings) -> list[str | Table]:
 
 
 def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
-    """The learning rate with the least loss, from {learning rate: loss}, as text, which says so if that rate is at an
-    end of the grid."""
+    """The learning rate with the least loss as text, with a warning if that rate is at an end of the grid. `losses`:
+    {learning rate: loss}; `rates`: all rates of the grid, rising."""
     best = min(losses, key=losses.__getitem__)
     return (
         f"{best:g}, at an end of the grid: a better one may lie beyond"
@@ -106,7 +107,9 @@ def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> li
 
 
 def agreement_text(common: str, best: str) -> str:
-    """Whether the verdicts at the common learning rate and at each arm's best, given by their kinds, are the same."""
+    """A text on whether two verdicts on an arm agree, such as "yes" or "no: better at the common rate, ...". `common`:
+    the kind of the verdict ("better", "worse", "equivalent" or "undecided") with all arms at the common learning rate;
+    `best`: the kind with each arm at its own best rate."""
     if common == best:
         return "yes"
     if {common, best} == {"better", "worse"}:
@@ -115,8 +118,8 @@ def agreement_text(common: str, best: str) -> str:
 
 
 def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
-    """The loss of each arm at each learning rate, and the verdicts at its best rate, as they are stored in the record's
-    run.json; empty where learning rates were not tuned."""
+    """For each arm its loss at each learning rate, and its verdicts with each arm at its best rate, as they are stored
+    in the record's run.json. Empty where learning rates were not tuned."""
     if not (tuning := findings.study.tuning):
         return []
     best = {name: comparisons_at_best_rate(findings, name) for name in findings.results}
