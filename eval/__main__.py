@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_task_names(tasks: list[str]) -> None:
     """Check that names are those of tasks, groups or patterns of lm-eval that can be run here. The data of the tasks is
-    not needed; names in eval/tasks/tasks.yaml are checked without lm-eval, which takes seconds to import. Raises
+    not needed. Names in eval/tasks/tasks.yaml are checked without lm-eval, which takes seconds to import. Raises
     ValueError where a name is not known, or its tasks cannot be run here."""
     if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions

@@ -124,7 +124,7 @@ def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
     """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. They must be prepared already.
 
-    Where the source files of the corpus are not on this machine, since OUT was copied, prepared text with the name of
+    Where OUT was copied, the source files of the corpus may not be on this machine. Then prepared text with the name of
     the corpus is used, if the store has only one such text.
 
     Args:

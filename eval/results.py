@@ -39,7 +39,7 @@ SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version"
     of this project's tasks, "lm_eval": the version of lm-eval, "weights_sha256", "corpora"}. `run`: the content of
-    run.json."""
+    run.json; `weights`: the evaluated weights."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -103,8 +103,9 @@ def current_result(
 
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
-    """Whether a stored result has every requested task of lm-eval whose data can be read, with the requested number of
-    examples in the prompt, and on data that has not changed since. `result`: the content of eval.json."""
+    """Whether a stored result has every requested task of lm-eval whose data can be read. A task counts only with the
+    requested number of examples in the prompt, and if its data has not changed since. `result`: the content of
+    eval.json; `requested`: the tasks."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False

@@ -34,8 +34,8 @@ NANO_TOKENS_PER_SECOND, WHOLE_OVER_TRAINING = 11_700.0, 1.45
 
 
 class Device(NamedTuple):
-    """The kind of device on which a study would run: the unit of its hours, the model sizes that are considered on it,
-    and the number of hours that a run takes."""
+    """The kind of device on which a study would run (a GPU or a CPU core): the unit of its hours, the model sizes that
+    are considered on it, and a function that gives the hours of a run."""
 
     unit: str  # "GPU-hours" or "core-hours"
     sizes: tuple[str, ...]  # the largest first
@@ -59,8 +59,9 @@ class Offer(NamedTuple):
 
 
 def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
-    """The `Device` for a GPU. A run is counted on one GPU; on a whole node of `per_node` GPUs where it does not fit on
-    one GPU, or would take longer than `longest` seconds there."""
+    """The `Device` for a kind of GPU. A run is counted on one GPU, or on a whole node where it does not fit on one GPU
+    or would take too long there. `per_node`: the number of GPUs in a node; `longest`: the largest number of seconds of
+    a run."""
     speed = site_speed.read_site_speed(gpu)
 
     def hours(run: Run) -> float:
@@ -163,7 +164,8 @@ def write_offers(out: Document, device: Device, found: list[Offer], hours: float
     """Add to the document `out` a table of the offered studies, and what they can and cannot tell about a larger model.
 
     Args:
-        found: the studies from `offers`; none: the document says that no study fits.
+        device: the kind of device on which the studies would run.
+        found: the studies, from `offers`; where there are none, the document says that no study fits.
         hours: the hours of the budget, in the unit of the device.
         target: the larger model, in words for the text.
     """

@@ -236,8 +236,8 @@ def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
 
 def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     """A hint to append to the message that no shape of these sizes fits on the cluster: the largest smaller number of
-    nodes on which a shape fits. "" where there is none among at most MAX_TRIES numbers down to the share MIN_NODE_SHARE
-    of the working nodes. `sizes`: the least and the largest number of parameters."""
+    nodes on which a shape fits. "" where there is none down to the share MIN_NODE_SHARE of the working nodes, or among
+    the first MAX_TRIES numbers. `sizes`: the least and the largest number of parameters; `machines`: the cluster."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:

@@ -62,8 +62,8 @@ class Extrapolation:
     @property
     def verdict(self) -> str:
         """The verdict on the arm at the target: "better" or "worse" than the baseline where the interval leaves out 0,
-        else "undecided". It is also "undecided" where the predicted sign was not observed at any size, since the fitted
-        line continues a difference that shrinks towards 0 to the other side of 0."""
+        else "undecided". It is also "undecided" where no size that was run has the predicted sign, since a line through
+        a difference that shrinks towards 0 goes on to the other side of 0."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property

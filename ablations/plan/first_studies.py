@@ -23,17 +23,18 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
     """The cost of each study of decoders in ablations/studies at STUDY_SIZE, with one node for each run, and the least
     difference that it detects.
 
-    Studies that can detect their published effect come first, then studies without one, last those for which MOST_SEEDS
-    seeds would not be enough; within each kind the cheapest comes first.
+    Studies that can detect their published effect come first, then studies without a published effect, last those for
+    which MOST_SEEDS seeds would not be enough. Within each kind the cheapest comes first. Differences are in points
+    (percent) of the mean score on BigScience's 27 tasks.
 
     Args:
-        machines: the cluster, a node of which each run gets.
+        machines: the cluster.
 
     Returns:
         (a row for each study, the source of the predicted hours as text). A row is {"study": name, "arms", "seeds" of
-        each arm, "runs", "gpu_hours" of all runs, "least": the least difference that it detects, in points of the mean
-        of 27 tasks, "effect": the published effect in such points or None, "sees": whether it can detect that effect,
-        "within": whether the rows down to this one cost at most the share STUDY_SHARE of the budget}.
+        each arm, "runs", "gpu_hours" of all runs, "least": the least difference that the study detects, "effect": the
+        published difference or None, "sees": whether the study can detect it, "within": whether the rows down to this
+        one cost at most the share STUDY_SHARE of the budget}.
     """
     gpu = machines.gpu
     precision = "bf16" if gpu.bf16 else "fp16"
@@ -78,14 +79,15 @@ def decoder_studies() -> list[tuple[str, int]]:
 
 @functools.cache
 def least_detectable(arms: int, seeds: int) -> float:
-    """The least difference that a study detects, in points of the mean of 27 tasks. `arms`: the number of arms with the
-    baseline; `seeds`: the number of seeds of each arm."""
+    """The least difference that a study detects, in points (percent) of the mean score on BigScience's 27 tasks.
+    `arms`: the number of arms with the baseline; `seeds`: the number of seeds of each arm."""
     return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
 def seeds_needed(effect: float, arms: int) -> int | None:
     """The number of seeds of each arm with which a study detects a difference; None where MOST_SEEDS seeds are not
-    enough. `effect`: the difference in points of the mean of 27 tasks; `arms`: the number of arms with the baseline."""
+    enough. `effect`: the difference in points (percent) of the mean score on BigScience's 27 tasks; `arms`: the number
+    of arms with the baseline."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
     if least_detectable(arms, MOST_SEEDS) > effect:
         return None

@@ -94,8 +94,8 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
 
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The results of a ladder as lines of text: a table, then a line for each arm that is undecided. `ladder`: the
-    study at each size; `target`: the study at the target size."""
+    """The results of a ladder as lines of text: a table, then a line for each arm that is undecided. `results`: the
+    extrapolated difference of each arm; `ladder`: the study at each size; `target`: the study at the target size."""
     aim = baseline_run_flops(target)
     cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
@@ -133,7 +133,8 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
     """Draw the measured differences from the baseline against FLOPs, the fitted line of each arm, and the intervals at
-    the target, side by side. Returns SVG text. `target`: the FLOPs of a run at the target."""
+    the target, side by side. Returns SVG text. `pairs`: the measured losses; `results`: the extrapolated difference of
+    each arm; `target`: the FLOPs of a run at the target."""
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -154,8 +155,8 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
 
 
 def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """Compare the verdicts of a ladder with the losses of runs at the target size. `target`: the pairs at the target
-    size.
+    """Compare the verdicts of a ladder with the losses of runs at the target size. `results`: the extrapolated
+    difference of each arm; `target`: the losses at the target size.
 
     Returns:
         {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from its largest size
@@ -279,8 +280,8 @@ def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: St
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
     """The outcome of a registered prediction by the verdicts at the target: "held", "failed", "undecided", or "not
-    decided by a ladder". A ladder decides only the order in loss of two arms of which one is the baseline. `baseline`:
-    the label of the baseline arm."""
+    decided by a ladder". A ladder decides only the order in loss of two arms of which one is the baseline. `results`:
+    the extrapolated difference of each arm; `baseline`: the label of the baseline arm."""
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:

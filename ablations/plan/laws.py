@@ -40,7 +40,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 
     Raises:
         ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated on other text or in another way than the first; the message names it.
+            evaluated differently from the first; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:

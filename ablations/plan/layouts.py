@@ -21,8 +21,8 @@ LAYOUTS_SHOWN = 4
 
 @dataclass(frozen=True)
 class FittingLayout:
-    """A parallel layout in which all arms of a study fit, with the predicted step time of each arm (`steps`), and the
-    memory of a GPU for the arm that needs the most (`gib`, in GiB)."""
+    """A parallel layout in which all arms of a study fit. `steps`: the predicted step time of each arm; `gib`: the
+    memory of a GPU in GiB, for the arm that needs the most."""
 
     layout: Layout
     steps: tuple[Prediction, ...]  # one for each run that was asked about

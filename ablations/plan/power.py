@@ -47,7 +47,8 @@ NODES, ITEM_NODES = 64, 400
 
 @cache
 def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points and weights of Gauss-Legendre quadrature from -1 to 1: (points, weights), each [nodes]."""
+    """The points and weights of Gauss-Legendre quadrature from -1 to 1: (points, weights), each [nodes]. `nodes`: the
+    number of points."""
     import numpy as np
 
     return np.polynomial.legendre.leggauss(nodes)
@@ -268,9 +269,15 @@ def describe_detectable(
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the difference in the mean of 27 tasks that a study can detect, by the noise of
-    BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock ends, and fewer than two
-    arms or seeds. `run`: the run of the baseline."""
+    """A line of `make plan` on the least difference that a study detects in the mean score on BigScience's 27 tasks, by
+    the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock ends, and
+    fewer than two arms or seeds.
+
+    Args:
+        run: the run of the baseline.
+        arms: the number of arms, including the baseline.
+        seeds: the number of seeds of each arm.
+    """
     if run.size not in SUITE_SIZES or run.ends_by_clock or run.model.needs_mask_token or min(arms, seeds) < 2:
         return ""
     least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)

@@ -89,14 +89,15 @@ def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) ->
 
 
 def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs with a fixed ratio D / N: (N, D)."""
+    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs, with D = `tokens_per_parameter` x N: (N,
+    D)."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs, by the law E + a / N^alpha +
-    b / D^beta (Hoffmann's approach 3): (N, D). N and D do not depend on E."""
+    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs: (N, D). The law is Hoffmann's
+    approach 3, E + a / N^alpha + b / D^beta; N and D do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 

@@ -35,9 +35,9 @@ def loss_of(law: Hoffmann, n: float) -> float:
 
 
 def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw arms whose differences from the baseline have the same sign at all sizes: an arm differs in two constants of
-    the law of the loss. Returns for each arm a function from the number of parameters to log(loss of the arm / loss of
-    the baseline)."""
+    """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes: an arm differs in two
+    constants of the law of the loss. Returns for each arm a function from the number of parameters to log(loss of the
+    arm / loss of the baseline)."""
 
     def gap(arm: Hoffmann, n: float) -> float:
         return math.log(loss_of(arm, n) / loss_of(BASE, n))
@@ -49,9 +49,9 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
 
 
 def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw arms whose differences from the baseline change their sign at a random amount of compute, between 1/20 of
-    the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns for each arm a
-    function from the number of parameters to log(loss of the arm / loss of the baseline)."""
+    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute. It lies
+    between 1/20 of the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns
+    for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline)."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)

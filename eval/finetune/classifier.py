@@ -162,7 +162,8 @@ def is_causal(folder: Path) -> bool:
 
 def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
     """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier by the tokenizer of a
-    Hugging Face checkpoint, with the tokenizer's template for one text or, where text_b is not "", two.
+    Hugging Face checkpoint. The tokenizer's template for two texts is used where text_b is not "", else that for one
+    text.
 
     Args:
         folder: the folder of the checkpoint.

@@ -161,10 +161,11 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
 @contextmanager
 def show_progress(items: list[FineTuning]) -> Iterator[Callable[[int, str], None]]:
     """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere a line for each one
-    that ends.
+    that ends. `items`: the fine-tunings.
 
-    Yields a function to be called as the work proceeds, with the number of optimizer steps that all fine-tunings
-    together have finished so far, and the label of the fine-tuning that has just ended, or "" where none has.
+    Yields a function to be called as the work proceeds. Its arguments are the number of optimizer steps that all
+    fine-tunings together have finished so far, and the label of the fine-tuning that has just ended, or "" where none
+    has.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -46,9 +46,9 @@ def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str
 
 
 def check_tasks(requested: TaskRequest) -> int:
-    """Check that tasks can be run, by building the first requests of each, without a model. Returns the number of tasks
-    that can be run. Raises ValueError where a task that was requested by its own name cannot be run, no task of a
-    requested group can, or a task's own code fails on the data."""
+    """Check that requested tasks can be run, by building the first requests of each, without a model. Returns the
+    number of tasks that can be run. Raises ValueError where a task that was requested by its own name cannot be run, no
+    task of a requested group can, or a task's own code fails."""
     from eval.tasks import harness
 
     definitions, _ = available_tasks(requested)

@@ -364,8 +364,8 @@ def without_snippet(item: dict) -> dict:
 
 
 def multiple_choice_item(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item {"context", "choices", "target"}: the choices are the true answer and the wrong ones in random order, the
-    target is the index of the true one."""
+    """An item {"context", "choices", "target"}: the choices are the text `true` and the texts `wrong` in random order,
+    the target is the index of `true` among them. `rng`: the random numbers that order them."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}

@@ -55,8 +55,8 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     """Distribute inputs over rows of a batch. Inputs with a common beginning share a row where that saves work. Longer
     rows come first.
 
-    The work of a row of n tokens is estimated as n + n^2 / (2 x hidden), for its matrix products and for attention,
-    which computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
+    The work of a row of n tokens is estimated as n for its matrix products plus n^2 / (2 x hidden) for attention, which
+    computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
     counted three times because it runs slower (untuned).
 
     Args:
