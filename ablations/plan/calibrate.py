@@ -2,9 +2,10 @@
 
 python -m ablations.plan.calibrate            # the table; with --write also ablations/plan/calibration.json
 
-The rows (published.csv) are of three sources, named in it: BigScience's 20 final-round shapes on 384 A100, its 1.3B
-layouts on 8 V100, and llm-foundry's tables for 125M to 70B on A100 and H100 (sequences up to 8192). Rows of BigScience
-from the days before the final round, of other layouts, in fp16 and with uneven stages, are never fitted: they check.
+The rows (published.csv) are from three sources: BigScience's 20 final-round shapes on 384 A100, BigScience's 1.3B
+layouts on 8 V100, and llm-foundry's tables for 125M to 70B on A100 and H100 (sequences up to 8192). BigScience's rows
+from the days before the final round, of other layouts, in fp16 and with uneven stages, are never fitted, and serve as
+checks.
 """
 
 import argparse

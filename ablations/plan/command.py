@@ -1,10 +1,10 @@
 """`make plan` with ON= or BUDGET=: what a study costs on hardware, and what a budget can train.
 
 make plan STUDY=position SIZE=1b3 ON=a100             one node for each run; ON="8x8 a100": eight nodes of eight
-make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      its share of that
+make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      and its share of the budget
 make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and report.html: what to train
-make plan BUDGET="..." NEED=300B-400B                             tokens that it must see; by default BigScience's
-make plan BUDGET="500 GPU-hours, a100"                which studies that pays, and at which size; "40 core-hours" too
+make plan BUDGET="..." NEED=300B-400B                 tokens that the model must see; by default as BigScience's
+make plan BUDGET="500 GPU-hours, a100"                the studies that it pays for, and their sizes; "40 core-hours" too
 """
 
 import os

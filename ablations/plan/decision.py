@@ -1,8 +1,8 @@
 """What to train with a budget of hardware: the counterpart of the last section of "What Language Model to Train if You
 Have One Million GPU Hours?". decision_report.py makes the document, which says of every number where it is from:
 
-measured: here, on this site. published: in a source that was read. secondary: in a source that others quote.
-unverified: recalled, not read. assumed: by us. computed: from other numbers.
+measured: here, on this site. published: in a source that was read. secondary: as others quote the source. unverified:
+recalled, not read. assumed: by us. computed: from other numbers.
 """
 
 import math

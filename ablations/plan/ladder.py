@@ -160,8 +160,8 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
 
     Returns:
         {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from its largest size
-        alone}, each {"hits", "misses", "open" (undecided): numbers of verdicts, "order_accuracy": see `order_accuracy`,
-        or None}.
+        alone}. Scores are {"hits", "misses", "open" (undecided): numbers of verdicts, "order_accuracy": the share of
+        pairs of arms in the right order, None where all arms are equal}.
     """
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()

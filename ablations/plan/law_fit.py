@@ -28,7 +28,8 @@ class Point:
     """A trained model, to which a law is fitted: n parameters, d tokens, and the loss, in any unit that all points
     share.
 
-    `run`: the name of the run, where one run gave several points; "" where this is the only point of its run.
+    `run`: the name of the run that gave the point; points with the same name are resampled together. "": a run of its
+    own.
     """
 
     n: float

@@ -59,8 +59,8 @@ def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
 
 
 def fit_in_words(gib: float, gpu: GPU) -> str:
-    """A judgement of whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" (by less than the estimate's
-    error), or "does not fit"."""
+    """A judgement of whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" (they fit, but by less than the
+    error of the estimate), or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"
     return "at the edge" if gib <= gpu.memory else "does not fit"

@@ -168,8 +168,9 @@ def inverse_of_increasing(rising: Callable[[float], float], value: float, start:
 def recorded_noise(
     size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens"
 ) -> dict[str, Any] | None:
-    """The noise (from seeds and from evaluated items) that an earlier study of the same size recorded; None where no
-    record has it. Of several records, the one with the nearest number of tokens (by ratio).
+    """The noise (from seeds and from the sample of evaluated items) that an earlier study of the same size recorded;
+    None where no record has it. Of several records the one counts whose number of training tokens is the nearest, by
+    ratio.
 
     Args:
         size: the name of the size.
@@ -179,9 +180,10 @@ def recorded_noise(
             setting are used.
 
     Returns:
-        {"record": its name, "tokens": its training tokens, "noise": {metric: {"seed_sd": standard deviation between
-        seeds, "dof": its degrees of freedom, "items": standard error of a difference from the items, "items_dof",
-        "unit"}}}.
+        {"record": its name, "tokens": its training tokens, "noise": {metric: noise}}. Noise is {"seed_sd": the standard
+        deviation between seeds, "dof": its degrees of freedom, "items": the part of the standard error of a difference
+        between two arms that is due to the sample of items, "items_dof": its degrees of freedom, "unit": of the
+        metric}.
     """
     candidates = []
     for path in sorted(records.glob("*/run.json")):

@@ -1,6 +1,6 @@
 """Checkpoint intervals, and the cost of failures: by formula, and by simulation where there is no formula.
 
-python -m ablations.plan.reliability        # the two clusters of docs/reliability.md
+python -m ablations.plan.reliability        # prints the cost for the clusters of docs/reliability.md
 """
 
 import heapq

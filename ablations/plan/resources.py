@@ -124,7 +124,8 @@ class Budget:
 
 
 def duration_in_words(seconds: float) -> str:
-    """A duration as text in the largest unit that fits: "18 weeks", "3.5 days", "20 hours"."""
+    """A duration as text: in weeks where their number is whole, else in the largest smaller unit of which there is at
+    least one: "18 weeks", "3.5 days", "20 hours"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
