@@ -1,7 +1,8 @@
 """Evaluation of finished runs and reports of studies: reads run directories, writes eval.json and records.
 
-`from eval import harness, mirror` gives programs that fill a folder of task data the definitions of lm-eval's tasks and
-the format of the folder. These modules are loaded on first use, since lm-eval takes seconds to import.
+Programs that fill a folder of task data may use `from eval import harness, mirror`: harness has the definitions of
+lm-eval's tasks, mirror the format of the folder. Both modules are loaded on first use, since lm-eval takes seconds to
+import.
 """
 
 import importlib

@@ -1,12 +1,12 @@
-"""python -m eval RUN_DIR ...: evaluates runs; writes samples.jsonl.gz, then eval.json, into the directory of each.
+"""python -m eval RUN_DIR ...: evaluates runs; writes samples.jsonl.gz, then eval.json, into each run directory.
 
 Weights saved during training (layout.eval_at) are evaluated too, also while the run is still training; their scores are
 in eval-step_N.json. Every run is evaluated on the tasks made from held-out text (eval/tasks/probes.py), and with
---tasks also on tasks of lm-eval, with data on this machine (eval/tasks/mirror.py). Without a run, the command says
-whether these tasks could be run; without --data too, whether there are such tasks.
+--tasks also on tasks of lm-eval, with data on this machine (eval/tasks/mirror.py). Without a run directory, the command
+says whether the tasks of --tasks could be run; without --data as well, whether lm-eval has such tasks.
 
 Exit codes: 0; 1 when a run could not be evaluated, or not on all tasks; 2 when the command is not valid, or a directory
-is not that of a run that can be evaluated. A run that fails is named; the others are evaluated all the same.
+is not that of a run that can be evaluated. A run that fails is named; all other runs are evaluated.
 """
 
 import argparse

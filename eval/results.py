@@ -51,7 +51,7 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
     """The stored result of an evaluation (the content of eval.json, or of eval-step_N.json); None where the files are
     missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
-    directory; `weights`: of the end of training or of a step, which says what file to read."""
+    directory; `weights`: the weights, whose step says which file is read."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
@@ -121,8 +121,9 @@ def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
 
 
 def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
-    """The requested tasks of lm-eval, preceded by those tasks of the stored result that can still be run. An evaluation
-    writes eval.json anew, and must not lose earlier results because other tasks are requested."""
+    """The request, extended by the tasks of lm-eval in the stored result. An evaluation writes eval.json anew, and must
+    not lose earlier results because other tasks are requested. Earlier tasks that can no longer be run are left out,
+    and named on the terminal."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in earlier:

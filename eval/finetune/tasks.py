@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) and their data, in the formats in which it is distributed.
+"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461), and their data in the formats in which it is distributed.
 
 A folder of data has each task in one of these formats, each also with .gz; the first one that exists is read:
 

@@ -194,7 +194,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
-    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
+    "inputs_version": the version of the encoding of inputs, "model_sha256", "data_sha256": {split: sha256}}.
 
     Args:
         name: the task.

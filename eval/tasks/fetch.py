@@ -27,7 +27,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
     Args:
         source: the split.
         spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one). Where the library datasets
-            cannot read the data set, it has also "files" (a pattern in the repository) with "format", or "github".
+            cannot read the data set, it has also "files" (a pattern in the repository) with "format", or "github" (a
+            file in its authors' repository on GitHub).
         local: a folder with copies of the hub's repositories, named organisation__name, to read from instead; None: the
             hub is read.
     """
@@ -56,8 +57,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def why_unreachable() -> str:
-    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. It is asked
-    once, before its data sets are, since each of thousands of data sets would be tried again and again otherwise."""
+    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. This is
+    asked once, before data sets are read: otherwise each of thousands of data sets would be tried again and again."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

@@ -130,7 +130,7 @@ def text_sample(text: str, nats: float, unknown: int, mask_rate: float) -> dict[
 
     Args:
         text: the text.
-        nats: the loss of its masked tokens.
+        nats: the loss of its masked tokens, in nats.
         unknown: the number of bytes of the text that the tokenizer cannot represent, which count 8 bits each.
         mask_rate: the share of the text that is masked.
     """
