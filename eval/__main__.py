@@ -100,7 +100,7 @@ def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.
     """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each. Raises ValueError
     where a task failed; the results of the others are written."""
     from eval import results
-    from eval.judge import evaluate_weights
+    from eval.evaluation import evaluate_weights
 
     run = location.read_run_json(directory)
     failed: dict[str, str] = {}

@@ -65,7 +65,7 @@ STARTED = {  # a file -> the commands that it starts in processes of their own: 
     },
     "launch/slurm/submit.py": {"eval", "eval.export", "eval.report"},
     "ablations/plan/checks.py": {"eval", "eval.exportable", "eval.finetune"},
-    "eval/judge.py": {"eval"},  # itself, on each GPU
+    "eval/evaluation.py": {"eval"},  # itself, on each GPU
 }
 FOLDERS = sorted({package.split(".")[0] for package in MAY})
 MODULES = {

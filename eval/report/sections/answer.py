@@ -20,7 +20,7 @@ is multiplied by the number of pairs of arms, {pairs}; against the baseline the 
 
 def answer(findings: Findings) -> str:
     """The answer to the study's question in a sentence or two. "" where no arm is compared with the baseline yet, or
-    where runs that were not planned as one study are compared (sections/places.py ranks these)."""
+    where runs that were not planned as one study are compared (sections/ranking.py ranks these)."""
     metric = findings.primary
     compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
