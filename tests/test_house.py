@@ -206,6 +206,13 @@ def made(*words: str, environment: dict[str, str] | None = None) -> subprocess.C
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
 
 
+def test_no_conflict_of_a_merge_was_committed() -> None:
+    markers = re.compile("^(<{7} |>{7} )", re.M)
+    for pattern in ("*.md", "*.yaml", "*.sh", "Makefile", "*/*.md", "*/*.yaml", "*/*/*.yaml"):
+        for path in ROOT.glob(pattern):
+            assert not markers.search(path.read_text()), path
+
+
 def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:
     names = "OUT SET WORKERS FROM KIND OPTIONS POS ARGS ON NODES SITE EVAL_DATA FORMAT".split()
     elsewhere = {name: "elsewhere" for name in names}

@@ -31,7 +31,7 @@ def answer(findings: Findings) -> str:
         text, kinds = answer_for_several_arms(findings)
     if findings.study.tuning:
         text = f"At the common learning rate: {text}"
-    if any(findings.chosen_late(kind, metric) for kind in kinds):
+    if any(findings.is_exploratory_kind(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
     rest = f" Not compared: {listed(missing)}." if missing else ""
