@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_task_names(tasks: list[str]) -> None:
-    """Check the names of tasks, without their data. Those in eval/tasks/tasks.yaml are checked without lm-eval, which
-    takes seconds to import. Raises ValueError where a name is no task, group or pattern of lm-eval, or names tasks that
-    cannot be run here."""
+    """Check that names are those of tasks, groups or patterns of lm-eval that can be run here. The data of the tasks is
+    not needed; names in eval/tasks/tasks.yaml are checked without lm-eval, which takes seconds to import. Raises
+    ValueError where a name is not known, or its tasks cannot be run here."""
     if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
@@ -84,8 +84,8 @@ def check_task_names(tasks: list[str]) -> None:
 
 
 def check_run(directory: Path) -> None:
-    """Check that a directory is that of a run with weights that can be evaluated. Raises ValueError where it is not, or
-    has no such weights yet."""
+    """Check that a directory is a run directory with weights that can be evaluated. Raises ValueError where it is no
+    run directory, is damaged, or has no such weights yet."""
     location.read_run_json(directory)
     if weights_of(directory):
         return
@@ -97,8 +97,9 @@ def check_run(directory: Path) -> None:
 
 
 def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.Namespace) -> None:
-    """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each. Raises ValueError
-    where a task failed; the results of the others are written."""
+    """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each set of weights.
+    `requested`: tasks of lm-eval to run besides those made from held-out text; `args`: the parsed command line. Raises
+    ValueError where a task failed; the results of all other tasks are written."""
     from eval import results
     from eval.judge import evaluate_weights
 

@@ -1,5 +1,5 @@
-"""The numbers of eval.json: the entry of each task with its standard error and chance level, and the means over
-tasks."""
+"""The numbers of eval.json, computed from the results of tasks: the entry of each task with its standard error and
+chance level, and the means over tasks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,9 +22,9 @@ Samples = list[dict[str, Any]]  # the outcomes of a task's items, as they are wr
 
 
 def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """Make the entries of eval.json for the tasks made from held-out text. Returns {task: entry}, and the lines of
-    samples.jsonl.gz. `tasks`: {task: (its entry in tasks.yaml, its items)}; `outcomes`: {task: its result from
-    `harness.evaluate`}."""
+    """Make the entries of eval.json for the tasks made from held-out text. `tasks`: {task: (the task's entry in
+    tasks.yaml, its items)}; `outcomes`: {task: result from `harness.evaluate`}. Returns ({task: entry of eval.json},
+    the lines of samples.jsonl.gz)."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         spec, items = tasks[name]
@@ -52,8 +52,8 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
 
 
 def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """Make the entries of eval.json for tasks of lm-eval. Returns {task: entry}, and the lines of samples.jsonl.gz.
-    `outcomes`: {task: its result from `harness.evaluate_named`}."""
+    """Make the entries of eval.json for tasks of lm-eval. `outcomes`: {task: result from `harness.evaluate_named`}.
+    Returns ({task: entry of eval.json}, the lines of samples.jsonl.gz)."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         samples = outcome["samples"]
@@ -68,9 +68,9 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
 
 
 def document_loss(samples: Samples) -> dict[str, Any]:
-    """The loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each byte has the
-    same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`: [{"nats",
-    "bytes"}] of the documents."""
+    """The held-out loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each
+    byte has the same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`:
+    {"id", "nats", "bytes", maybe "cluster"} of each document."""
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
@@ -81,8 +81,8 @@ def document_loss(samples: Samples) -> dict[str, Any]:
 
 
 def stratum(samples: Samples) -> Stratum:
-    """The results of one task, with the items that share a passage, a document or another source summed into one.
-    `samples`: [{"id", "value"} or {"id", "nats", "bytes"}, with "cluster" where items share something]."""
+    """The results of one task by cluster: items that share a passage, a document or another source are summed into one.
+    `samples`: {"id", "value"} or {"id", "nats", "bytes"} of each item, with "cluster" where items share something."""
     whole_texts = any("nats" in sample for sample in samples)
     values = [sample["nats"] / LN2 if whole_texts else sample["value"] for sample in samples]
     weights = [sample["bytes"] if whole_texts else 1.0 for sample in samples]
@@ -91,14 +91,14 @@ def stratum(samples: Samples) -> Stratum:
 
 
 def stderr(tasks: Iterable[Samples]) -> float | None:
-    """The standard error of the unweighted mean over tasks, which may share clusters of items; None where one of them
-    has fewer than two clusters. `tasks`: the samples of each task."""
+    """The standard error of the unweighted mean over tasks, which may share clusters of items; None where a task has
+    fewer than two clusters. `tasks`: the samples of each task, as `stratum` takes them."""
     return finite_or_none(stderr_over_tasks([stratum(samples) for samples in tasks]))
 
 
 def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """The held-out loss of each domain: {corpus: {domain: loss}}. `outcomes`: {"corpus/domain": its result from
-    `harness.evaluate`}."""
+    """The held-out loss of each domain: {corpus: {domain: what `document_loss` returns}}. `outcomes`: {"corpus/domain":
+    result from `harness.evaluate`}."""
     return {
         corpus: {
             name.removeprefix(f"{corpus}/"): document_loss(outcome["samples"])
@@ -110,15 +110,16 @@ def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[
 
 
 def mean_loss(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None]:
-    """The mean loss over corpora: {"value": bits per byte, "stderr"}. `tasks`: the entries in eval.json by task;
-    `rows`: the lines of samples.jsonl.gz."""
+    """The unweighted mean of the held-out loss over corpora: {"value": bits per byte, "stderr"}. `tasks`: {task: entry
+    of eval.json}; `rows`: the lines of samples.jsonl.gz."""
     losses = [name for name, entry in tasks.items() if entry["metric"] == "bits_per_byte"]
     return {"value": mean_over_tasks([tasks[name] for name in losses], "value"), "stderr": stderr_of(losses, rows)}
 
 
 def zero_shot(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None] | None:
-    """The mean over the tasks that count in it, in percent: {"value", "stderr", "chance"}; None where there are none.
-    `tasks`: the entries in eval.json by task; `rows`: the lines of samples.jsonl.gz."""
+    """The mean score in percent over the tasks that are marked "mean" in tasks.yaml: {"value", "stderr", "chance"};
+    None where no such task was evaluated. `tasks`: {task: entry of eval.json}; `rows`: the lines of
+    samples.jsonl.gz."""
     counted = [name for name, entry in tasks.items() if entry["mean"]]
     if not counted:
         return None
@@ -128,7 +129,8 @@ def zero_shot(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None] 
 
 
 def stderr_of(names: list[str], rows: Samples) -> float | None:
-    """`stderr` of the tasks with these names. `rows`: the lines of samples.jsonl.gz, of these and other tasks."""
+    """The standard error of the unweighted mean over the tasks `names`, as `stderr` computes it. `rows`: lines of
+    samples.jsonl.gz; those of other tasks are ignored."""
     samples: dict[str, Samples] = {name: [] for name in names}
     for row in rows:
         if row["task"] in samples:
@@ -137,9 +139,9 @@ def stderr_of(names: list[str], rows: Samples) -> float | None:
 
 
 def suite_scores(result: dict[str, Any], rows: Samples) -> dict[str, Any] | None:
-    """The scores of BigScience's suite of tasks in one evaluation, with NaN replaced by None, which JSON can hold; None
-    where the evaluation has no task of the suite. `result`: the content of eval.json; `rows`: the lines of
-    samples.jsonl.gz."""
+    """The scores of BigScience's suite of 27 tasks in one evaluation, as `eval.tasks.suite.suite` returns them, with
+    NaN replaced by None, which JSON can hold. None where the evaluation has no task of the suite. `result`: the content
+    of eval.json; `rows`: the lines of samples.jsonl.gz."""
     scores = suite([result])
     if scores is None:
         return None
@@ -151,7 +153,7 @@ def suite_scores(result: dict[str, Any], rows: Samples) -> dict[str, Any] | None
 
 
 def mean_over_tasks(entries: list[dict], key: str) -> float | None:
-    """The unweighted mean over tasks of the values under `key` in their entries of eval.json; None where one of the
-    values is None."""
+    """The unweighted mean over tasks of one number of their entries in eval.json; None where a task has None. `key`:
+    the name of the number, such as "value" or "chance"."""
     values = [entry[key] for entry in entries]
     return None if None in values else float(np.mean(values))

@@ -1,7 +1,7 @@
 """python -m eval.export RUN_DIR --to DIR: writes a finished run as a Hugging Face checkpoint, and verifies it.
 
-Without --to it is written to the folder `hub` of the run directory. An export of the run's present weights that is
-there already is kept; one of other weights is replaced.
+Without --to the checkpoint is written to the folder `hub` of the run directory. An export of the run's present weights
+that is there already is kept; an export of other weights of the run is replaced.
 """
 
 import os
@@ -46,10 +46,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
-    `to`: the folder to create; None: HUB in the run directory, replacing an earlier export of this run; `store`: the
-    store of prepared data; None: that of the run's OUT folder. Raises ValueError where the run is not finished or is
-    damaged, `to` exists, Hugging Face has no such architecture, or the checkpoint's outputs differ from the run's. The
-    checkpoint is then removed."""
+
+    Args:
+        directory: the run directory.
+        to: the folder to create; None: the folder `hub` in the run directory, replacing an earlier export of this run.
+        store: the store of prepared data; None: that of the run's OUT folder.
+
+    Raises:
+        ValueError: the run is not finished or is damaged, the folder exists, Hugging Face has no such architecture, or
+            the checkpoint's outputs differ from the run's. No checkpoint is left then.
+    """
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:
         raise ValueError(f"{directory} has no {rundir.DONE}: only a finished run can be exported")
@@ -112,13 +118,16 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 def _save_tokenizer(
     tokenizer: Any, folder: Path, longest: int | None, causal: bool, texts: list[str], encoded: list[list[int]]
 ) -> None:
-    """Write a tokenizer into the folder of a checkpoint, and check that it is read back as the same one.
+    """Write a tokenizer into the folder of a checkpoint in Hugging Face's format, read it back, and compare it with the
+    original.
 
     Args:
+        tokenizer: the original, of data/tokenizer.py.
+        folder: the folder of the checkpoint.
         longest: the longest input of the model, in tokens; None: unlimited.
         causal: whether the model is a decoder.
-        texts: held-out documents, on which the two are compared.
-        encoded: the token ids of each of these texts.
+        texts: held-out documents on which the two tokenizers are compared.
+        encoded: the token ids of each of these documents by the original tokenizer.
 
     Raises:
         ValueError: the tokenizer that is read back gives other ids or other text.
@@ -131,17 +140,24 @@ def _save_tokenizer(
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an export of this run (the content of its run.json), perhaps of weights that have been
-    replaced since."""
+    """Whether a folder has an exported checkpoint of this run, perhaps of weights that have been replaced since. `run`:
+    the content of run.json."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
     """The first SEQUENCES_COMPARED sequences of held-out text as token ids, [SEQUENCES_COMPARED][seq]; where there is
-    less text, one shorter sequence. `encoded`: the token ids of each held-out document; `eod`: the id of the
-    end-of-document token, which is put before each document; `seq`: the training length. Raises ValueError where there
-    is no held-out text."""
+    less text, one sequence of at most `seq` tokens.
+
+    Args:
+        encoded: the token ids of each held-out document.
+        eod: the id of the end-of-document token, which is put before each document.
+        seq: the training length in tokens.
+
+    Raises:
+        ValueError: there is no held-out text.
+    """
     stream: list[int] = []
     for ids in encoded:
         stream += [eod, *ids]

@@ -1,4 +1,5 @@
-"""Tokenizers as Hugging Face's: converted, and compared with the originals."""
+"""Conversion of this project's tokenizers to Hugging Face's format, and comparison of the results with the
+originals."""
 
 import os
 from typing import Any
@@ -7,16 +8,18 @@ from data.tokenizer import reason_not_exportable
 
 
 def convert_tokenizer(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
-    """Convert a tokenizer of data/tokenizer.py to a transformers.PreTrainedTokenizerFast that gives the same ids for
-    every text.
+    """Convert a tokenizer to a transformers.PreTrainedTokenizerFast that gives the same ids for every text.
 
     The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
     WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK].
 
-    The two differ in decoding ids whose bytes together are not UTF-8, which no text gives: the converted tokenizer
-    decodes each of these bytes as U+FFFD, the original only the invalid ones. `longest`: the longest input, in tokens;
-    None: unlimited; `causal`: whether the model is a decoder. For an encoder the mask token is declared, where there is
-    one.
+    The two tokenizers differ only in decoding ids whose bytes together are not UTF-8, which no text gives: the
+    converted one decodes each of these bytes as U+FFFD, the original only the invalid ones.
+
+    Args:
+        tokenizer: a tokenizer of data/tokenizer.py.
+        longest: the longest input of the model, in tokens; None: unlimited.
+        causal: whether the model is a decoder. For an encoder the mask token is declared, where the tokenizer has one.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -45,8 +48,12 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
     [SEP], and a pair as [CLS] text [SEP] second text [SEP], as eval/finetune does, without token types.
 
     BertTokenizerFast is not used: when it is loaded, it replaces the file's normaliser and word splitting by BERT's
-    own, which gives other ids (transformers 5.23). `tokenizer`: the WordPiece of data/wordpiece.py; `backend`: the same
-    as a tokenizers.Tokenizer, which is changed; `longest`: the longest input, in tokens; None: unlimited.
+    own, which gives other ids (transformers 5.23).
+
+    Args:
+        tokenizer: the WordPiece tokenizer of data/wordpiece.py.
+        backend: the same tokenizer as a tokenizers.Tokenizer, which is changed in place.
+        longest: the longest input of the model, in tokens; None: unlimited.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +82,8 @@ def from_wordpiece(tokenizer: Any, backend: Any, longest: int | None) -> Any:
 
 
 def from_sentencepiece(tokenizer: Any) -> Any:
-    """A tokenizers.Tokenizer with a BPE model that has the vocabulary of a SentencePiece model trained here.
+    """Convert a SentencePiece tokenizer trained by this project to a tokenizers.Tokenizer with a BPE model of the same
+    vocabulary.
 
     The pieces contain spaces themselves, and U+2581 is encoded as bytes like any character without a piece, so no pre-
     or post-processing is needed. Raises ValueError where the tokenizer cannot be exported.
@@ -94,8 +102,9 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 
 def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The list of BPE merges, best first, for a vocabulary of which only scores are known, {piece: score}: every way to
-    divide each piece into two pieces of the vocabulary.
+    """The list of BPE merges, best first, for a vocabulary of which only scores are known: every way to divide each
+    piece into two pieces of the vocabulary. `scores`: {piece: score}, a higher score for a piece that is joined
+    earlier.
 
     SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. Up to
     the moment at which a span of text becomes a piece, nothing was joined across the span's borders, so it was joined
@@ -108,9 +117,18 @@ def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts
-    or, where the original is lossy, to the text that the original decodes. `encoded`: the ids of each text by the
-    original tokenizer. Raises ValueError where the two differ; the message shows where."""
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts.
+    Where the original is lossy, the ids must be decoded to the text that the original gives.
+
+    Args:
+        ours: the original tokenizer, of data/tokenizer.py.
+        theirs: the exported one, a transformers tokenizer.
+        texts: the texts to encode.
+        encoded: the ids of each text by the original tokenizer.
+
+    Raises:
+        ValueError: the two differ; the message shows where.
+    """
     name, end = (
         ("separator", theirs.sep_token_id) if ours.kind == "wordpiece" else ("end of document", theirs.eos_token_id)
     )

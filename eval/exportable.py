@@ -1,7 +1,7 @@
 """python -m eval.exportable POS=alibi ...: prints, before training, which arms of a study cannot be exported as Hugging
 Face checkpoints, and why.
 
-Exit codes: 0, all can be exported; 2, some cannot, or the words are not valid.
+Exit codes: 0, all arms can be exported; 2, an arm cannot, or the words of the command are not valid.
 """
 
 import sys
@@ -15,8 +15,8 @@ from data.tokenizer import reason_setting_not_exportable
 
 
 def reason_not_exportable(run: Run) -> str:
-    """Why a run with these settings cannot be exported, since transformers has no such architecture or tokenizer; ""
-    where it can."""
+    """The reason why a run with these settings cannot be exported: transformers has no such architecture or tokenizer.
+    "" where it can be exported."""
     from model import hub
 
     try:

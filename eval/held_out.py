@@ -1,4 +1,5 @@
-"""The evaluation tasks made from the held-out text of a run, and the scores of masked language models on them."""
+"""The evaluation tasks made from the held-out text of a run's corpora, and the losses of masked language models on
+it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from eval.tasks import probes
 
 
 class HeldOutText(NamedTuple):
-    """The held-out text of the corpora that a run is evaluated on (its setting eval.corpora).
+    """The held-out text of the corpora that a run is evaluated on (its setting eval.corpora), and the tasks made from
+    it.
 
-    tasks: {"corpus/task": (its entry in tasks.yaml, items)}.
+    tasks: {"corpus/task": (the task's entry in tasks.yaml, its items)}.
     domains: {"corpus/domain": (the entry of bits_per_byte in tasks.yaml, items)}, for the loss of each domain.
     documents: {corpus: its held-out documents}.
     """
@@ -22,8 +24,9 @@ class HeldOutText(NamedTuple):
     documents: dict[str, list[str]]
 
     def masked(self, mask_rate: float) -> "HeldOutText":
-        """The same text with the tasks for a masked language model: only the losses. Names contain the mask rate, since
-        losses at different rates cannot be compared."""
+        """The same text with only the tasks that measure held-out loss, for a masked language model. The names of the
+        tasks get the mask rate (the share of tokens that are masked) appended, since losses at different rates cannot
+        be compared."""
 
         def losses(tasks: Tasks) -> Tasks:
             rate = f"masked_{mask_rate:.0%}"
@@ -33,12 +36,13 @@ class HeldOutText(NamedTuple):
 
     @property
     def omitted(self) -> list[str]:
-        """The names of the tasks for which the text gives too few items."""
+        """The names of the tasks that have no items, since the text gives too few."""
         return [name for name, (_, items) in self.tasks.items() if not items]
 
 
 def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
-    """The held-out text of a run. `run`: the content of run.json; `store`: the store of prepared data."""
+    """The held-out text on which a run is evaluated. `run`: the content of run.json; `store`: the folder of prepared
+    data."""
     spec = probes.specification()["tasks"]
     text = HeldOutText({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
@@ -55,8 +59,14 @@ def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
 def masked_outcomes(
     model: Any, tokenizer: Any, tasks: Tasks, progress: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
-    """The held-out loss on masked tokens of each task, in the form of `harness.evaluate`. `model`: a GPT with objective
-    mlm; `progress`: called with the number of finished tokens and of all tokens."""
+    """The held-out loss of a masked language model on each task: {task: result}, in the form of `harness.evaluate`.
+
+    Args:
+        model: a GPT with objective mlm.
+        tokenizer: the tokenizer of the run.
+        tasks: {task: (its entry in tasks.yaml, its items)}.
+        progress: a function that is called with the number of finished tokens and of all tokens of a task.
+    """
     from eval.tasks.harness import sha256
     from eval.tasks.masked import masked_loss
 

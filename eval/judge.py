@@ -26,9 +26,11 @@ NO_LIKELIHOOD = (
 class Outcomes(NamedTuple):
     """The results of all tasks of an evaluation, from which the scores in eval.json are computed.
 
-    held_out, domains: of tasks made from held-out text, and of the held-out text by domain: {name: result of
-    `harness.evaluate`}. lm_eval: of lm-eval's tasks, {name: result of `harness.evaluate_named`}. failed: {lm-eval task:
-    why it failed}. curves: the loss by position, one curve for each corpus.
+    held_out: {task made from held-out text: result of `harness.evaluate`}.
+    domains: {"corpus/domain": result of `harness.evaluate` on the held-out text of the domain}.
+    lm_eval: {task of lm-eval: result of `harness.evaluate_named`}.
+    failed: {task of lm-eval: why it failed}.
+    curves: for each corpus what `position.loss_by_position` returned.
     """
 
     held_out: dict[str, dict]
@@ -47,15 +49,18 @@ def evaluate_weights(
     processes: int = 0,
     rank: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate the weights of a run; returns what is written to eval.json, or to eval-step_N.json.
+    """Evaluate the weights of a run, and write the result into the run directory. Returns the content of eval.json, or
+    of eval-step_N.json for weights of step N.
 
     Args:
-        weights: the weights, those at the end of training or those of a step.
-        requested: tasks of lm-eval to run besides those made from held-out text.
+        directory: the run directory.
+        weights: the weights at the end of training, or those saved at a step.
+        requested: tasks of lm-eval to run besides those made from held-out text; None: no such tasks.
         store: the store of prepared data; None: that of the run's OUT folder.
-        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
-        processes: how many processes share the work, each with a GPU of its own where there are GPUs; 0: one per GPU.
-        rank: the number of this process. Number 0 starts the others, and writes the result; the others return {}.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, fp32 elsewhere.
+        processes: how many processes share the work, each with a GPU of its own where there are GPUs; 0: one for each
+            GPU, or one without GPUs.
+        rank: the number of this process. Number 0 starts all others and writes the result; the others return {}.
 
     Raises:
         ValueError: the run cannot be evaluated, or a score is NaN. Nothing is written then. A task of lm-eval that
@@ -115,14 +120,15 @@ def run_tasks(
     requested: TaskRequest | None,
     by_position: bool,
 ) -> Outcomes:
-    """Run all tasks of a model that gives likelihoods of text.
+    """Run all tasks of an evaluation on a model that gives likelihoods of text.
 
     Args:
         scorer: the model (eval/tasks/scorer.py).
-        text: the held-out text.
-        tasks: {task of lm-eval: definition}, those that can be run.
-        requested: where the data of these tasks is; None where there are none.
-        by_position: whether the loss by position is measured too.
+        tokenizer: the tokenizer of the run.
+        text: the held-out text and the tasks made from it.
+        tasks: {task of lm-eval that can be run: definition}.
+        requested: the request for lm-eval's tasks, which says where their data is; None: none was made.
+        by_position: whether the loss by number of context tokens is measured too.
     """
     from eval.tasks import harness
 
@@ -137,7 +143,8 @@ def run_tasks(
 
 
 def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
-    """The scores in eval.json, of each task and over tasks, and the lines of samples.jsonl.gz."""
+    """The scores of an evaluation: (the entries of eval.json with the scores of each task and the means over tasks, the
+    lines of samples.jsonl.gz)."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
     tasks, rows = tasks | others, rows + other_rows
@@ -154,8 +161,17 @@ def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], en
 def additional_scores(
     scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
-    """The entries of eval.json that not every evaluation has: the share of bytes that unknown tokens stand for, the
-    loss by position, and for lm-eval's tasks which were requested, missing or failed, with the score of the suite."""
+    """The entries of eval.json that not every evaluation has: "unknown_bytes", the share of bytes that unknown tokens
+    stand for; "by_position", the loss by number of context tokens; where tasks of lm-eval were requested,
+    "lm_eval_tasks" and "suite".
+
+    Args:
+        scores: the other entries of eval.json.
+        rows: the lines of samples.jsonl.gz.
+        outcomes: the results of all tasks.
+        requested: the request for lm-eval's tasks; None: none was made.
+        missing: the requested tasks whose data is missing.
+    """
     more: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
         sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]
@@ -172,14 +188,15 @@ def additional_scores(
 def load_model(
     directory: Path, weights: Weights, run: dict[str, Any], store: Path, precision: str | None, rank: int
 ) -> tuple[Any, Any, str, int]:
-    """The model with its trained weights, its tokenizer, the precision in which it computes ("fp32" or "bf16"), and the
-    number of GPUs.
+    """Load a run's model with trained weights: (the model, its tokenizer, the precision in which it computes ("fp32" or
+    "bf16"), the number of GPUs of this machine).
 
     Args:
-        weights: the weights to read, those at the end of training or those of a step.
+        directory: the run directory.
+        weights: the weights at the end of training, or those saved at a step.
         run: the content of run.json.
         store: the store of prepared data, with the tokenizer.
-        precision: fp32 or bf16; None: bf16 on a GPU, fp32 elsewhere.
+        precision: "fp32" or "bf16"; None: bf16 on a GPU, fp32 elsewhere.
         rank: the number of this process, which picks its GPU.
 
     Raises:
@@ -213,8 +230,17 @@ def load_model(
 def start_ranks(
     directory: Path, weights: Weights, requested: TaskRequest | None, store: Path, precision: str, processes: int
 ) -> list[subprocess.Popen]:
-    """Start the same evaluation in other processes, numbers 1 to `processes` - 1, which share the work with this one.
-    `requested`: tasks of lm-eval besides those made from held-out text; `store`: the store of prepared data."""
+    """Start the other processes of an evaluation, numbers 1 to `processes` - 1, which share the work with this process.
+    Returns these processes.
+
+    Args:
+        directory: the run directory.
+        weights: the weights to evaluate.
+        requested: tasks of lm-eval to run besides those made from held-out text; None: no such tasks.
+        store: the store of prepared data.
+        precision: "fp32" or "bf16".
+        processes: the number of all processes, with this one.
+    """
     words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
     words += ["--store", str(store)]
     if requested:
@@ -228,8 +254,8 @@ def start_ranks(
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A context with a progress bar on the terminal. Yields the function that moves it, whose arguments are the number
-    of finished tokens and of all tokens. `name`: what is evaluated."""
+    """A context with a progress bar on the terminal. Yields a function that moves the bar; its arguments are the number
+    of finished tokens and of all tokens. `name`: what is evaluated, shown beside the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,9 +1,9 @@
 """Finds the files of a run: in its run directory and in the store of prepared data, never at the paths in run.json.
 
-A run directory may have been copied to another disk or machine, or may come from somebody else, so the absolute paths
-in its run.json are only a record of where files were, and must not be opened. Of such a path only the last two names
-(folder and file of the store) are used. They are looked up in the store of the OUT folder that the run directory is in
-(a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
+A run directory may have been copied to another disk or machine, or may come from somebody else. So the absolute paths
+in its run.json only record where files were, and must not be opened. Of such a path only the last two names are used,
+those of the folder in the store and of the file. They are looked up in the store of the OUT folder that the run
+directory is in (a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
 """
 
 import hashlib
@@ -39,15 +39,9 @@ def read_run_json(directory: Path) -> dict[str, Any]:
 
 
 def model_config(directory: Path, run: dict[str, Any]) -> ModelConfig:
-    """The configuration of the model that a run trained.
-
-    Args:
-        directory: the run directory, for the message.
-        run: the content of run.json.
-
-    Raises:
-        Damaged: this version cannot make such a model; or a setting is of another type, or out of its range.
-    """
+    """The configuration of the model that a run trained. `directory`: the run directory, for the error message; `run`:
+    the content of run.json. Raises Damaged where this version cannot make such a model, or a setting has another type
+    or is out of its range."""
     try:
         return ModelConfig(**run["config"]["model"])
     except (TypeError, ValueError) as error:
@@ -56,10 +50,16 @@ def model_config(directory: Path, run: dict[str, Any]) -> ModelConfig:
 
 
 def data_store(directory: Path, store: Path | None = None) -> Path:
-    """The store of prepared data (data/store.py) of a run, with symbolic links resolved. `store`: the folder that the
-    command line names, which may be anywhere; None: the folder `data` of the output root, which is two levels above the
-    run directory. Raises ValueError where the folder is not there; or, without `store`, it is a link to a place outside
-    the output root."""
+    """The folder with the store of prepared data (data/store.py) of a run, with symbolic links resolved.
+
+    Args:
+        directory: the run directory.
+        store: the folder that the command line names, which may be anywhere; None: the folder `data` of the output
+            root, which is two levels above the run directory.
+
+    Raises:
+        ValueError: the folder is missing, or without `store` it is a link to a place outside the output root.
+    """
     out = directory.resolve().parent.parent
     folder = store or out / "data"
     how = "Say where the prepared data of this run is: --store FOLDER"
@@ -71,16 +71,24 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def path_in_store(store: Path, recorded: str) -> Path:
-    """Where a file of prepared data is now, in `store`, from the path that it had when the run was trained. Raises
-    ValueError where it is a link that leads out of the store."""
+    """The present path in `store` of a file of prepared data. `recorded`: the path that the file had when the run was
+    trained, of which only the last two names count. Raises ValueError where the present path is a link that leads out
+    of the store."""
     path = Path(recorded)
     return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
 
 def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
-    """The tokenizer that a run was trained with. `directory`: the run directory, for messages; `run`: the content of
-    run.json; `store`: the store of prepared data. Raises ValueError where the tokenizer is not in the store, or the
-    store has another one in its place."""
+    """The tokenizer that a run was trained with.
+
+    Args:
+        directory: the run directory, for error messages.
+        run: the content of run.json.
+        store: the store of prepared data, which has the tokenizer.
+
+    Raises:
+        ValueError: the tokenizer is not in the store, or its file differs from the one that the run was trained with.
+    """
     from data import tokenizer as tokenizers
 
     recorded = run["data"]["tokenizer"]
@@ -94,15 +102,15 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
 
 
 def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
-    """The files with the held-out text of the corpus that a run was trained on, in the store.
+    """The files in the store with the held-out text of the corpus that a run was trained on.
 
     Args:
-        directory: the run directory, for messages.
+        directory: the run directory, for error messages.
         run: the content of run.json.
         store: the store of prepared data.
 
     Raises:
-        ValueError: run.json does not name them, or the store does not have them.
+        ValueError: run.json does not name such files, or the store does not have them.
     """
     recorded = run["data"].get("valid")
     if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
@@ -114,11 +122,18 @@ def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
-    """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. Nothing is prepared.
+    """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. They must be prepared already.
 
-    Where the files of the corpus are not on this machine, because OUT was copied, the prepared text with the name of
-    the corpus is used, if the store has only one. `corpus`: its name or path; `run`: the content of run.json; `store`:
-    the store of prepared data. Raises ValueError where the store does not have this text.
+    Where the source files of the corpus are not on this machine, since OUT was copied, prepared text with the name of
+    the corpus is used, if the store has only one such text.
+
+    Args:
+        corpus: the name or path of the corpus.
+        run: the content of run.json.
+        store: the store of prepared data.
+
+    Raises:
+        ValueError: the store does not have this text.
     """
     from data.corpus import MissingData
     from data.prepare import validation_files
@@ -140,7 +155,8 @@ def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
 
 
 def _is_default_text(folder: Path) -> bool:
-    """Whether a folder of the store has text prepared by the default recipe, as held-out text always is."""
+    """Whether a folder of the store has text that was prepared with the default cleaning recipe (data/filters.py), as
+    held-out text always is."""
     from data.filters import DEFAULT_RECIPE
 
     try:

@@ -1,7 +1,7 @@
 """The files that an evaluation writes into a run directory: eval.json (or eval-step_N.json) and samples.jsonl.gz.
 
-eval.json           scores by task and their means; written last, so that a complete one implies complete samples
-eval-step_N.json    the same for weights saved during training; there are no samples of these
+eval.json           scores of each task and means over tasks; written last, so that a whole one implies whole samples
+eval-step_N.json    such scores for weights saved at step N of training, without samples
 samples.jsonl.gz    a line for each item: {"task", "id", "value"} or {"task", "id", "nats", "bytes"}; with "cluster"
                     where items share a passage, a document or another source, so that they are not independent
 
@@ -37,8 +37,9 @@ SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a 
 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on besides the tasks and the precision: {"version" of our
-    tasks, "lm_eval": its version, "weights_sha256", "corpora"}. `run`: the content of run.json."""
+    """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version"
+    of this project's tasks, "lm_eval": the version of lm-eval, "weights_sha256", "corpora"}. `run`: the content of
+    run.json."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -48,8 +49,9 @@ def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The stored result of these weights' evaluation, which may be of other tasks or of weights that were replaced;
-    None where the files are missing or damaged."""
+    """The stored result of an evaluation (the content of eval.json, or of eval-step_N.json); None where the files are
+    missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
+    directory; `weights`: of the end of training or of a step, which says what file to read."""
     try:
         result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
@@ -84,9 +86,15 @@ def current_result(
     requested: TaskRequest | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result of an evaluation, if it is up to date: if an evaluation with these arguments would give the
-    same result. Else None. `run`: the content of run.json; `requested`: tasks of lm-eval that it has to have, on data
-    that has not changed since; `precision`: the precision of the evaluation; None: any."""
+    """The stored result of an evaluation, if an evaluation with these arguments would give the same result; else None.
+
+    Args:
+        directory: the run directory.
+        run: the content of run.json.
+        weights: the evaluated weights.
+        requested: tasks of lm-eval that the result must have, on data that has not changed since; None: no such tasks.
+        precision: the precision of the evaluation, "fp32" or "bf16"; None: any.
+    """
     result = read(directory, weights)
     if result is None:
         return None
@@ -95,8 +103,8 @@ def current_result(
 
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
-    """Whether a result (the content of eval.json) has every requested task whose data can be read, with the requested
-    number of examples in the prompt and on unchanged data."""
+    """Whether a stored result has every requested task of lm-eval whose data can be read, with the requested number of
+    examples in the prompt, and on data that has not changed since. `result`: the content of eval.json."""
     judged = result.get("lm_eval_tasks")
     if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
         return False
@@ -112,8 +120,8 @@ def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
 
 
 def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
-    """The requested tasks, preceded by those tasks of the stored result that can still be run. An evaluation writes
-    eval.json again, and must not lose earlier results because other tasks are requested."""
+    """The requested tasks of lm-eval, preceded by those tasks of the stored result that can still be run. An evaluation
+    writes eval.json anew, and must not lose earlier results because other tasks are requested."""
     earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in earlier:
@@ -126,9 +134,17 @@ def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest
 
 
 def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write eval.json, and before it samples.jsonl.gz; for weights of an earlier step only eval-step_N.json. `result`:
-    the content of eval.json; `rows`: the lines of samples.jsonl.gz. Raises ValueError where a number is NaN or
-    infinite; the message says where. Nothing is written then."""
+    """Write samples.jsonl.gz and then eval.json; for weights of an earlier step only eval-step_N.json.
+
+    Args:
+        directory: the run directory.
+        weights: the evaluated weights.
+        result: the content of eval.json; the hash of samples.jsonl.gz is added to it.
+        rows: the lines of samples.jsonl.gz.
+
+    Raises:
+        ValueError: a number is NaN or infinite; the message says where. Nothing is written then.
+    """
     if wrong := not_finite({"scores": result, "items": rows}):
         raise ValueError(f"{directory}: not a number, and therefore not written: {', '.join(wrong[:5])}")
     if weights.step is None:
@@ -140,8 +156,8 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:
-    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: of
-    `value` itself, in recursive calls."""
+    """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: the path
+    of `value` itself, in recursive calls."""
     if isinstance(value, dict):
         return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
@@ -150,7 +166,8 @@ def not_finite(value: Any, path: str = "") -> list[str]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, suite, seconds."""
+    """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, score of the suite,
+    seconds. `result`: the content of eval.json."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
     text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
@@ -168,5 +185,5 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def plus_minus(stderr: float | None, digits: int) -> str:
-    """A standard error as text, such as " ± 0.012"; "" where it is None."""
+    """A standard error as text with `digits` decimals, such as " ± 0.012"; "" where it is None."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

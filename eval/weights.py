@@ -1,8 +1,9 @@
-"""The weights of a run that can be evaluated: those at its end, and those saved at layout.eval_at during training.
+"""The weights of a run that can be evaluated: those at the end of training, and those saved during training
+(layout.eval_at).
 
-Weights saved during training are in `checkpoints/weights_N` (written by launch/checkpoint.py): safetensors files with
-pieces of the flattened fp32 parameters, named `parameter|weight|start`, with `|rank|size` appended where tensor
-parallelism cut the parameter; and `checkpoint.json`, without which the folder is not complete.
+Weights saved at step N are in the folder `checkpoints/weights_N` (written by launch/checkpoint.py). It has safetensors
+files with pieces of the flattened fp32 parameters, named `parameter|weight|start`, with `|rank|size` appended where
+tensor parallelism cut the parameter. It also has `checkpoint.json`, without which the folder is not complete.
 """
 
 import functools
@@ -21,7 +22,8 @@ PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run at one point of training. `step` and `tokens` are None for those at its end."""
+    """The weights of a run at one point of training. `step` and `tokens` (trained on so far) are None at the end of
+    training; `path` is a file then, otherwise a folder."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None
@@ -34,7 +36,8 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """A hash that identifies the weights: of the file, or of the hashes of a folder's files."""
+        """A hash that identifies the weights: the sha256 of the file, or a sha256 over the hashes of a folder's
+        files."""
         if self.step is not None:
             files = read_manifest(self.path)["files"]
             return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
@@ -43,10 +46,13 @@ class Weights:
 
     def check(self) -> str:
         """Check that the file with the weights at the end of training is the one that training wrote, by the sha256 in
-        the file `done`. Weights saved during training are checked in `read`.
+        the file `done`. Nothing is checked for weights saved during training, which `read` checks.
 
-        Returns: "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it. Raises
-        ValueError where the sha256 differs, so the file is damaged or another one.
+        Returns:
+            "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it.
+
+        Raises:
+            ValueError: the sha256 differs, so that the file is damaged or another one.
         """
         if self.step is not None:
             return ""  # `read` checks each file against the manifest beside it
@@ -60,8 +66,8 @@ class Weights:
         return ""
 
     def check_size(self, cfg: ModelConfig) -> None:
-        """Check that the files are large enough for the parameters of a model, before memory for the model is
-        allocated: a run.json that is damaged or of unknown origin may name any size.
+        """Check that the files are large enough for the parameters of a model with configuration `cfg`, before memory
+        is allocated for it: a run.json that is damaged or of unknown origin may name any size.
 
         Raises:
             Damaged: there are fewer bytes than parameters.
@@ -74,10 +80,16 @@ class Weights:
             )
 
     def read(self, run: dict, model: Any) -> dict[str, Any]:
-        """The weights as a state_dict for `model`. Those saved during training are rounded to the precision in which
-        the run computed. `run`: the content of run.json; `model`: the GPT with the configuration of the run; None is
-        allowed for weights at the end of training. Raises ValueError where a file is not what was written, or a
-        parameter is missing."""
+        """The weights as a state_dict for `model`. Weights saved during training are rounded to the precision in which
+        the run computed.
+
+        Args:
+            run: the content of run.json.
+            model: the GPT with the configuration of the run; None is allowed for weights at the end of training.
+
+        Raises:
+            ValueError: a file is not what was written, or a parameter is missing.
+        """
         if self.step is None:
             self.check()
             return _load(self.path)
@@ -111,9 +123,10 @@ class Weights:
 
 
 def weights_of(directory: Path) -> list[Weights]:
-    """The weights of a run that can be evaluated, in the order of training: those saved during training, and last those
-    at its end, if the run is finished. Saved weights whose checkpoint.json is damaged are left out; if training
-    continues, it writes them again. Raises ValueError where `done` is damaged, or a path leads out of the directory."""
+    """The weights of a run that can be evaluated, in the order of training: those saved during training, then those at
+    the end, if the run is finished. Weights whose checkpoint.json is damaged are left out; a continued training writes
+    them again. `directory`: the run directory. Raises ValueError where the file `done` is damaged, or a path leads out
+    of the directory."""
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
         safe_files.path_inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))
@@ -130,8 +143,8 @@ def weights_of(directory: Path) -> list[Weights]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of checkpoint.json in a folder of weights. Earlier versions wrote it without a hash of itself, which
-    is accepted. Raises Damaged where the file is missing, or differs from what was written."""
+    """The content of checkpoint.json in a folder of weights. A file without a hash of its own content is accepted,
+    since earlier versions wrote it so. Raises Damaged where the file is missing, or differs from its hash."""
     manifest = safe_files.read_json(
         folder / rundir.CHECKPOINT, ["step", "tokens", "files"], {"step": int, "files": dict}
     )
@@ -153,5 +166,5 @@ def _load(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """The sha256 of a file, remembered as long as its size and time of change stay the same."""
+    """The sha256 of a file, remembered as long as its size (in bytes) and its time of change (in ns) stay the same."""
     return safe_files.sha256(path)

@@ -1,9 +1,10 @@
 """python -m eval.finetune RUN_DIR --data FOLDER: fine-tunes a run on GLUE; or with --external FOLDER --to FOLDER a
-checkpoint of Hugging Face's, for comparison. Without either it says on which tasks of --data a run could be fine-tuned;
-with --tasks alone, whether there are such tasks.
+checkpoint of Hugging Face's, for comparison. Without a run and a checkpoint the command says on which tasks of --data a
+run could be fine-tuned; with --tasks alone, whether there are such tasks.
 
-Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all.
-After a kill the same command continues with the missing ones. All tasks are trained with the same settings.
+Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all
+results. After a kill the same command continues with the missing tasks and seeds. All tasks are trained with the same
+settings.
 """
 
 import argparse
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Run the fine-tuning that the parsed command line asks for. Returns the exit code. Raises ValueError where the
-    command is not valid, or no task could be fine-tuned."""
+    """Run the fine-tuning that the parsed command line asks for. Returns the exit code: 0, or 1 where a fine-tuning
+    failed. Raises ValueError where the command is not valid, or no task could be fine-tuned."""
     if args.run is None and args.external is None and (args.data or args.tasks):
         from eval.finetune.tasks import parse_task_names
 
@@ -103,7 +104,8 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Check the command line for contradictions, such as both a run and a checkpoint. Raises ValueError for one."""
+    """Check the parsed command line. Raises ValueError where options contradict each other, such as both a run and a
+    checkpoint, or a number is out of range."""
     if (args.run is None) == (args.external is None):
         raise ValueError("give the directory of a run, or --external and --to")
     if args.external and not args.to:
@@ -115,10 +117,17 @@ def check_words(args: argparse.Namespace) -> None:
 
 
 def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
-    """For each task of GLUE, everything that a result depends on besides the seed (data, settings, model): {task:
-    identity}. Tasks whose data is missing are left out and named on the terminal. `setting`: an
-    eval.finetune.train.Setting; `sha256`: of the pretrained model. Raises ValueError where data is missing for a task
-    that the user named, or for all tasks."""
+    """Everything that the result of fine-tuning on each task of GLUE depends on besides the seed: {task: identity, from
+    `train.identity`}. Tasks whose data is missing are left out and named on the terminal.
+
+    Args:
+        args: the parsed command line.
+        setting: the hyperparameters, an eval.finetune.train.Setting.
+        sha256: the hash of the pretrained model.
+
+    Raises:
+        ValueError: data is missing for a task that the user named, or for all tasks.
+    """
     from eval.finetune.tasks import parse_task_names
     from eval.finetune.train import identity
 
@@ -138,9 +147,15 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
 def stored_and_missing(
     args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["FineTuning"]]:
-    """The results that are stored in a folder, {(task, seed): result}, and the fine-tunings that are still to run.
-    `setting`: the hyperparameters; `identities`: {task: what its result depends on, such as the hashes of its data and
-    of the weights}. A stored result of another identity does not count: its fine-tuning is to run again."""
+    """The results that are stored in a folder and up to date, and the fine-tunings that are still to run: ({(task,
+    seed): result}, fine-tunings). A stored result with another identity does not count.
+
+    Args:
+        args: the parsed command line.
+        setting: the hyperparameters, an eval.finetune.train.Setting.
+        identities: {task: everything that its result depends on besides the seed, from `train.identity`}.
+        folder: the folder of the results.
+    """
     from eval.finetune.tasks import load_split
     from eval.finetune.work import FineTuning, stored_result
 
@@ -157,10 +172,16 @@ def stored_and_missing(
 
 
 def print_available_tasks(folders: list[Path], names: list[str], every: bool = False) -> int:
-    """Print on which tasks of GLUE a run could be fine-tuned, without a run. Returns the exit code 0. `folders`: with
-    data of GLUE; `names`: the tasks to look for; `every`: whether each of them must have its data, because the user
-    named them. Raises ValueError where a folder does not exist, a file is damaged, no task has its data, or with
-    `every` not all have it."""
+    """Print on which tasks of GLUE a run could be fine-tuned. Returns the exit code 0.
+
+    Args:
+        folders: folders with data of GLUE.
+        names: the tasks to look for.
+        every: whether each of these tasks must have its data, because the user named them.
+
+    Raises:
+        ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` a task lacks data.
+    """
     from eval.finetune.tasks import TASKS, find_split, load_split
 
     for folder in folders:
@@ -183,8 +204,8 @@ def print_available_tasks(folders: list[Path], names: list[str], every: bool = F
 
 
 def table_text(table: dict[str, Any]) -> str:
-    """The results as text for a terminal: for each task the median and the spread over seeds, and for each kind of
-    metric the two means over GLUE. `table`: from `eval.finetune.train.summarise`."""
+    """The results of fine-tuning as text for a terminal: for each task the median and the range over seeds, and for
+    each kind of metric the two means over GLUE. `table`: what `eval.finetune.train.summarise` returned."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

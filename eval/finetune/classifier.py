@@ -1,8 +1,8 @@
 """A classifier on top of the hidden states of a model, which is a GPT of this project (encoder or decoder) or a model
 of Hugging Face's.
 
-A backbone turns token ids into hidden states. Padding has no effect, on either side: positions are counted from the
-first real token, and no real token sees padding.
+A backbone is a module that turns token ids into hidden states. Padding on either side has no effect: positions are
+counted from the first real token, and no real token sees padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,16 @@ POOLINGS = ("first", "mean", "last")  # of the hidden states of real tokens
 
 
 class PaddedBatch(NamedTuple):
-    """A batch of padded sequences: token ids [B, T], and bool [B, T], False for padding."""
+    """A batch of padded sequences: token ids `tokens_BT`, and `real_BT`, True for tokens and False for padding, both
+    [B, T]."""
 
     tokens_BT: Tensor
     real_BT: Tensor
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right") -> PaddedBatch:
-    """Rows of token ids as one batch, padded with id 0. `side`: where padding goes, "right" or "left"."""
+    """Make one batch of sequences of token ids, padded with id 0 to the longest. `side`: where padding goes, "right" or
+    "left"."""
     B, T = len(rows), max(map(len, rows))
     tokens_BT, real_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
@@ -34,7 +36,7 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right") -> PaddedBatch:
 
 
 class GPTBackbone(nn.Module):
-    """A GPT of this project (model/gpt.py), of any objective, as a backbone."""
+    """A GPT of this project (model/gpt.py), with any objective, as a module that turns token ids into hidden states."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -42,7 +44,7 @@ class GPTBackbone(nn.Module):
         self.width = model.cfg.hidden
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        """The hidden states [B, T, D] of a batch."""
+        """The hidden states [B, T, D] of the last layer for a batch."""
         from model.attention import Arrangement
 
         objective, (B, T) = self.model.objective, batch.tokens_BT.shape
@@ -59,7 +61,7 @@ class GPTBackbone(nn.Module):
 
 
 class HuggingFaceBackbone(nn.Module):
-    """A model of Hugging Face's, from a folder on this machine, as a backbone."""
+    """A model of Hugging Face's, from a folder on this machine, as a module that turns token ids into hidden states."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -82,9 +84,10 @@ class Classifier(nn.Module):
     Args:
         backbone: `GPTBackbone` or `HuggingFaceBackbone`.
         outputs: the number of classes, or 1 for a regression.
-        pooling: "first": the state of the first real token, which in an encoder depends on the whole text; "mean": the
-            mean over all real tokens; "last": the state of the last real token, which in a decoder is the only one that
-            depends on the whole text.
+        pooling: the hidden state that is classified. "first": that of the first real token, which in an encoder depends
+            on the whole text; "mean": the mean over all real tokens; "last": that of the last real token, the only one
+            that depends on the whole text in a decoder.
+        dropout: the dropout probability of the head.
         seed: the seed of the head's initial weights.
     """
 
@@ -124,7 +127,7 @@ def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int
     Inputs of more than `longest` tokens are truncated as Hugging Face's tokenizers do it ("longest_first"): the longer
     text is cut, and where that is not enough both texts to half the length.
 
-    When these inputs change, rundir.GLUE_INPUTS_VERSION is increased, so that earlier results are not used.
+    When the encoding is changed, rundir.GLUE_INPUTS_VERSION must be increased, so that earlier results are not used.
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -142,7 +145,8 @@ def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether a checkpoint of Hugging Face's is a decoder, in which only the last token sees the whole text.
+    """Whether a checkpoint of Hugging Face's in a folder is a decoder, in which only the last token sees the whole
+    text.
 
     A model counts as an encoder if transformers has a masked language model of its type, unless its configuration says
     otherwise. The names in `architectures` are not enough: a decoder that was saved without its head is called
@@ -157,8 +161,13 @@ def is_causal(folder: Path) -> bool:
 
 
 def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """As `input_encoder`, but for a Hugging Face checkpoint: the token ids are made by that checkpoint's tokenizer,
-    with its template for one or two texts."""
+    """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier by the tokenizer of a
+    Hugging Face checkpoint, with the tokenizer's template for one text or, where text_b is not "", two.
+
+    Args:
+        folder: the folder of the checkpoint.
+        longest: the number of tokens to which inputs are truncated.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

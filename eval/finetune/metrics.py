@@ -1,8 +1,8 @@
 """Metrics of GLUE. Ties between classes are divided evenly, so that a model with constant outputs scores exactly
 chance.
 
-An item whose k likeliest classes have equal logits counts as 1/k of each of them, in accuracy and in the confusion
-matrix of F1 and of Matthews' correlation.
+Where the k likeliest classes of an item have equal logits, the item counts as 1/k of each of these classes, in accuracy
+and in the confusion matrix of F1 and of Matthews' correlation.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ def predicted_shares(logits_NC: np.ndarray) -> np.ndarray:
 
 def classification_metrics(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """The metrics of a classification: {"accuracy"}; for two classes also "f1" (of class 1) and "mcc" (Matthews'
-    correlation). `labels_N`: the true class of each item."""
+    correlation). `logits_NC`: the logits of N items for C classes; `labels_N`: the index of the true class of each
+    item."""
     share_NC = predicted_shares(logits_NC)
     scores = {"accuracy": float(share_NC[np.arange(len(labels_N)), labels_N].mean())}
     if logits_NC.shape[1] == 2:
@@ -35,7 +36,8 @@ def classification_metrics(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[
 
 
 def regression_metrics(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
-    """The correlations {"pearson", "spearman"} of predictions and targets; 0 where all predictions are equal."""
+    """The correlations of predictions and targets, {"pearson", "spearman"}; 0 where all predictions, or all targets,
+    are equal."""
     from scipy.stats import rankdata
 
     return {
@@ -51,15 +53,16 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def chance_metrics(labels: Sequence[float], classes: int) -> dict[str, float]:
-    """The metrics of a model with constant outputs, {name of the metric: value}. `labels`: the true class, or the
-    target, of each item; `classes`: how many there are; 0 for a regression."""
+    """The metrics of a model whose outputs are the same for every item, {name of the metric: value}. `labels`: the
+    class index, or the regression target, of each item; `classes`: the number of classes; 0 for a regression."""
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
     return classification_metrics(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
 def is_collapsed(outputs: np.ndarray) -> bool:
-    """Whether training failed: every item is predicted the same class or, in a regression, the same score."""
+    """Whether all items are predicted the same class or, in a regression, the same score, which means that training
+    failed. `outputs`: logits [N, C] of N items, or scores [N]."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = predicted_shares(outputs)
@@ -70,13 +73,14 @@ NINE_SCORES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli",
 
 
 def glue_means(scores: dict[str, float]) -> dict[str, Any]:
-    """The two means over GLUE: of nine numbers, in which MNLI counts twice, as in "Cramming"; and of eight tasks, in
-    which MNLI's two evaluation sets are averaged first, as on the leaderboard.
+    """The two means over GLUE: over nine numbers, in which MNLI counts twice, as in "Cramming"; and over eight tasks,
+    for which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
     Args:
-        scores: {name of NINE_SCORES: score}; some may be missing.
+        scores: {name in NINE_SCORES: score}; a mean is taken over the scores that are there.
 
-    Returns: {"nine_numbers", "eight_tasks": a mean, or None without scores; "numbers": how many scores there are}.
+    Returns:
+        {"nine_numbers", "eight_tasks": the two means, or None without scores; "numbers": how many scores there are}.
     """
     there = {name: scores[name] for name in NINE_SCORES if name in scores}
     if not there:

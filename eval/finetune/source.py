@@ -14,10 +14,16 @@ CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weight
 
 class Source:
     """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. The object can
-    be pickled for worker processes. `run`: the run directory; None for a checkpoint; `external`: the folder of the
-    checkpoint; None for a run; `store`: the store with the run's prepared data; None: that of the run's OUT folder.
-    Raises ValueError where the run is not finished or is damaged, its store is missing, or the folder is not a
-    checkpoint."""
+    be pickled for worker processes.
+
+    Args:
+        run: the run directory; None for a checkpoint.
+        external: the folder of the checkpoint; None for a run.
+        store: the store with the run's prepared data; None: that of the run's OUT folder.
+
+    Raises:
+        ValueError: the run is not finished or is damaged, its store is missing, or the folder is not a checkpoint.
+    """
 
     def __init__(self, run: Path | None, external: Path | None, store: Path | None):
         self.run, self.external, self.store = run, external, store
@@ -30,8 +36,8 @@ class Source:
             self.store = location.data_store(run, store)
 
     def sha256(self) -> str:
-        """The sha256 of a run's weights, or of all files of a checkpoint, including the tokenizer's. Raises ValueError
-        where the weights of the run are damaged."""
+        """A hash that identifies the model: the sha256 of a run's weights, or one over all files of a checkpoint,
+        tokenizer included. Raises ValueError where the weights of the run are damaged."""
         if self.run:
             from eval.weights import Weights
 
@@ -45,7 +51,7 @@ class Source:
 
     def pooling(self) -> str:
         """The default pooling of the classifier: "last" for a decoder, in which only the last token sees the whole
-        text; else "first"."""
+        text, else "first"."""
         from eval.finetune import classifier
 
         if self.run:
@@ -75,9 +81,9 @@ class Source:
         """A new backbone (classifier.py) with the pretrained weights.
 
         Args:
-            setting: the `train.Setting`, whose dropout a run's model gets; a model of Hugging Face's has that of its
-                own configuration.
-            seed: of the initial weights of a run's model, which are replaced by the pretrained ones.
+            setting: the hyperparameters, a `train.Setting`. Its dropout is used for a run's model; a model of Hugging
+                Face's has the dropout of its own configuration.
+            seed: the seed of the initial weights of a run's model, which are then replaced by the pretrained weights.
         """
         from eval.finetune import classifier
 

@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) and their data, in the formats in which it is passed around.
+"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) and their data, in the formats in which it is distributed.
 
 A folder of data has each task in one of these formats, each also with .gz; the first one that exists is read:
 
@@ -23,7 +23,8 @@ from ablations.values import did_you_mean
 
 
 class Example(NamedTuple):
-    """An item of a task. text_b is "" in tasks with single sentences; the label is a class index or STS-B's score."""
+    """An item of a task. `text_b` is "" in tasks with single sentences; `label` is a class index, or for STS-B a
+    score."""
 
     id: str
     text_a: str
@@ -35,14 +36,14 @@ class Task(NamedTuple):
     """A task of GLUE.
 
     Args:
-        folder: its name in GLUE's own files.
-        labels: names of the classes, in the order of the hub's ClassLabel; () for a regression.
-        columns: the columns of the TSV files that have text_a, text_b ("" where there is none) and the label. CoLA's
-            files have no header, and its columns are numbers.
-        hub_columns: the columns of the hub's rows that have text_a and text_b ("" where there is none).
-        study: the metric in "Cramming" (Geiping and Goldstein 2022), table 3.
+        folder: the name of its folder in GLUE's own files.
+        labels: the names of the classes, in the order of the hub's ClassLabel; () for a regression.
+        columns: the columns of the TSV files with text_a, text_b ("" where there is none) and the label. CoLA's files
+            have no header, so its columns are given as numbers.
+        hub_columns: the columns of the hub's rows with text_a and text_b ("" where there is none).
+        study: the metric that "Cramming" reports (Geiping and Goldstein 2022, table 3).
         leaderboard: the metrics that gluebenchmark.com averages.
-        splits: the evaluation sets.
+        splits: the names of the evaluation sets.
     """
 
     folder: str
@@ -75,8 +76,8 @@ HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mis
 
 
 def parse_task_names(text: str) -> list[str]:
-    """The task names in a text with commas between them; all where it is empty. Raises ValueError where a name is not a
-    task of GLUE."""
+    """The names of tasks of GLUE in a text with commas between them; all tasks where the text is empty. Raises
+    ValueError where a name is not a task of GLUE."""
     names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
     for name in names:
         if name not in TASKS:
@@ -86,8 +87,9 @@ def parse_task_names(text: str) -> list[str]:
 
 
 def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
-    """The file of a split of a task, in the first of the folders that has one; None where none has. `split`: "train",
-    "dev", "dev_matched" or "dev_mismatched"."""
+    """The file with a split of a task, from the first of the folders that has the split; None where no folder has it.
+    `name`: the task; `split`: "train", "dev", "dev_matched" or "dev_mismatched"; `folders`: folders with data of
+    GLUE."""
     patterns = [f"{split}.tsv", f"{split}.jsonl"] + (["train_*.jsonl"] if split == "train" else [])
     for folder in folders:
         for pattern in patterns:
@@ -104,8 +106,17 @@ def find_split(name: str, split: str, folders: Sequence[Path]) -> Path | None:
 
 
 def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
-    """The items of a split of a task, from the first of the folders that has it. Raises ValueError where no folder has
-    the split, or its file is damaged, has no rows or has a row in another format; the message names file and row."""
+    """The items of a split of a task, from the first of the folders that has the split.
+
+    Args:
+        name: the task.
+        split: "train", "dev", "dev_matched" or "dev_mismatched".
+        folders: folders with data of GLUE.
+
+    Raises:
+        ValueError: no folder has the split, or its file is damaged, has no rows, or has a row in another format; the
+            message names file and row.
+    """
     path = find_split(name, split, folders)
     if path is None:
         places = ", ".join(map(str, folders)) or "no folder"
@@ -124,8 +135,8 @@ def load_split(name: str, split: str, folders: Sequence[Path]) -> list[Example]:
 
 
 def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
-    """(text_a, text_b, label) of each row of a file, the label as it is written there. Raises ValueError where a row or
-    the header lacks a column."""
+    """The rows of a file of a task, each (text_a, text_b, label), with the label as the file has it: a class name, a
+    class number or a score. Raises ValueError where a row or the header lacks a column."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig") as lines:  # some editors write a byte order mark
         if ".jsonl" in path.name:
@@ -160,9 +171,16 @@ def _rows(task: Task, path: Path) -> Iterable[tuple[Any, Any, Any]]:
 
 
 def _label(task: Task, label: Any, where: str) -> float:
-    """The label of an item as a number: the index of its class, or in a regression its score. `label`: as it is written
-    in the file: a class name, a class number or a score; `where`: file and row, for the message. Raises ValueError
-    where it is not a label of this task."""
+    """The label of an item as a number: the index of its class, or in a regression its score.
+
+    Args:
+        task: the task.
+        label: the label as the file has it: a class name, a class number or a score.
+        where: file and row, for the error message.
+
+    Raises:
+        ValueError: the label is not one of this task.
+    """
     if not task.labels:
         try:
             score = math.nan if isinstance(label, bool) else float(label)

@@ -40,7 +40,7 @@ class Setting:
     pooling: str = "last"
 
     def steps(self, items: int) -> int:
-        """The number of optimizer steps for so many training items."""
+        """The number of optimizer steps of a fine-tuning. `items`: the number of training items."""
         return self.epochs * -(-items // self.batch)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,8 @@ class Setting:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step (from 0) as a share of the peak: linear warm-up, then a cosine to 0."""
+    """The learning rate of a step as a share of the peak: linear warm-up from 0, then a cosine to 0. `step`: the number
+    of the step, from 0; `steps`: the number of all steps; `warmup`: the share of the steps that warm up."""
     rising = int(warmup * steps)
     if step < rising:
         return step / max(1, rising)
@@ -62,8 +63,13 @@ def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[li
     """The batches of an epoch in the order of training, each a list of indices of items.
 
     Items are shuffled; within pools of BATCHES_PER_POOL batches they are sorted by length, to reduce padding; then the
-    batches are shuffled. The order depends on seed and epoch only. `lengths`: the number of tokens of each item;
-    `size`: items in a batch.
+    batches are shuffled. The order depends on the lengths, the seed and the epoch only.
+
+    Args:
+        lengths: the number of tokens of each item.
+        size: the number of items of a batch.
+        seed: the seed of the fine-tuning.
+        epoch: the number of the epoch, from 0.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -80,7 +86,8 @@ BATCHES_PER_POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The training loss of a batch: cross-entropy; for a regression, which has one output, the mean squared error."""
+    """The training loss of a batch: the cross-entropy, or where there is one output (a regression) the mean squared
+    error. `labels_B`: class indices, or regression targets."""
     if logits_BC.shape[1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B)
     return F.cross_entropy(logits_BC, labels_B.long())
@@ -94,13 +101,15 @@ def train(
     seed: int,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> list[float]:
-    """Fine-tune a classifier in place; returns the loss of each step.
+    """Fine-tune a classifier in place. Returns the loss of each step.
 
     Args:
+        model: the classifier.
         rows: the token ids of each training item.
-        labels: the class index, or the target, of each training item.
-        seed: of the order of items and of dropout.
-        progress: called after every step with the number of finished steps and of all steps.
+        labels: the class index, or the regression target, of each training item.
+        setting: the hyperparameters.
+        seed: the seed of the order of items and of dropout.
+        progress: a function that is called after every step with the number of finished steps and of all steps.
 
     Raises:
         ValueError: the loss is NaN or infinite.
@@ -134,8 +143,14 @@ def train(
 
 @torch.inference_mode()
 def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
-    """Logits [N, C] of N items, computed in batches of similar length. `rows`: the token ids of each item; `side`:
-    where padding goes, "right" or "left"; `batch`: items in a batch."""
+    """The logits [N, C] of N items, in the order of `rows`. They are computed in batches of items of similar length.
+
+    Args:
+        model: the classifier.
+        rows: the token ids of each item.
+        side: where padding goes, "right" or "left".
+        batch: the number of items of a batch.
+    """
     device = next(model.parameters()).device
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -179,8 +194,17 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
 
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
-    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}. Raises ValueError where the data of a split is
-    missing."""
+    "inputs_version", "model_sha256", "data_sha256": {split: sha256}}.
+
+    Args:
+        name: the task.
+        folders: folders with data of GLUE.
+        setting: the hyperparameters.
+        model_sha256: the hash of the pretrained model.
+
+    Raises:
+        ValueError: the data of a split is missing.
+    """
     data = {}
     for split in ("train", *TASKS[name].splits):
         path = find_split(name, split, folders)
@@ -207,15 +231,18 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune a model on a task and score it: {"sets": {split: result of `score`}, "train_items": number of training
-    items}.
+    """Fine-tune a model on a task and score it: {"sets": {evaluation set: result of `score`}, "train_items": number of
+    training items}.
 
     Args:
-        folders: with data of GLUE.
-        make: a function of the seed that returns a new backbone with the pretrained weights.
+        name: the task.
+        folders: folders with data of GLUE.
+        make: a function of the seed that returns a new backbone (classifier.py) with the pretrained weights.
         encode: a function that returns the token ids for text_a and text_b.
-        seed: of the classifier's initial weights, of the order of items and of dropout.
-        progress: called after every step with the number of finished steps and of all steps.
+        setting: the hyperparameters.
+        seed: the seed of the classifier's initial weights, of the order of items and of dropout.
+        device: the torch device, such as "cuda".
+        progress: a function that is called after every step with the number of finished steps and of all steps.
     """
     task = TASKS[name]
     examples = load_split(name, "train", folders)
@@ -230,14 +257,16 @@ def finetune(
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The table of GLUE, in points (percent).
+    """The table of GLUE over seeds, in points (percent).
 
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
-    Returns: {"scores": {name: {"study" and "leaderboard", by whose metrics: {"median", "lowest", "highest", "seeds",
-    "metric", "chance"}, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the two means
-    over GLUE of the medians, from `metrics.glue_means`}. "mnli-mm" is the name of MNLI's mismatched set.
+    Returns:
+        {"scores": {task: {"study": scores by the metric of "Cramming", "leaderboard": scores by the leaderboard's
+        metrics, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the means over GLUE of
+        the medians by these metrics, from `metrics.glue_means`}. Scores are {"median", "lowest", "highest": over seeds;
+        "seeds": their number; "metric"; "chance"}. MNLI's mismatched set is the task "mnli-mm".
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():

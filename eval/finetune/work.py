@@ -1,5 +1,5 @@
-"""Runs several fine-tunings (tasks and seeds) in parallel, with a progress bar; each result is written as soon as it is
-finished."""
+"""Runs several fine-tunings (tasks and seeds) in parallel, with a progress bar. Each result is written as soon as its
+fine-tuning is finished."""
 
 import ctypes
 import multiprocessing
@@ -46,8 +46,8 @@ class SharedInputs(NamedTuple):
 
 
 def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
-    """The stored result of a task and seed, if it is undamaged and of the same model, data and setting; else None.
-    `depends`: everything that the result depends on, the seed included."""
+    """The stored result of a fine-tuning, if the file is undamaged and everything that the result depends on is as in
+    `depends`; else None. `path`: the file of the result; `depends`: task, seed, model, data and setting."""
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
     except safe_files.Damaged as error:
@@ -57,8 +57,9 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task and seed, write the result to its file, and return it. `progress`: called after every step
-    with the number of finished steps and of all steps."""
+    """Fine-tune on one task with one seed, write the result to its file, and return it. `work`: the inputs that all
+    fine-tunings share; `item`: the fine-tuning; `progress`: a function that is called after every step with the number
+    of finished steps and of all steps."""
     import torch
 
     from eval.finetune.train import finetune
@@ -79,8 +80,14 @@ def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int,
 def run_all(
     work: SharedInputs, items: list[FineTuning], jobs: int, results: dict[tuple[str, int], dict[str, Any]]
 ) -> list[str]:
-    """Fine-tune on all items, and add their results to `results`, {(task, seed): result}. Returns a sentence for each
-    failure. `jobs`: how many items run at a time, each in a process of its own; with 1 they run in this process."""
+    """Run several fine-tunings. Returns a sentence for each one that failed.
+
+    Args:
+        work: the inputs that all fine-tunings share.
+        items: the fine-tunings.
+        jobs: how many fine-tunings run at a time, each in a process of its own; with 1 they run in this process.
+        results: {(task, seed): result}, to which the results are added.
+    """
     failed: list[str] = []
 
     def done(item: FineTuning, make: Callable[[], dict[str, Any]]) -> None:
@@ -118,8 +125,14 @@ def run_all(
 
 
 def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
-    """Show that the current fine-tuning has finished `step` steps, in addition to the `before` steps of earlier
-    fine-tunings."""
+    """Update the progress display after a step of a fine-tuning.
+
+    Args:
+        show: the function that `show_progress` yields.
+        before: the number of steps of the fine-tunings that are finished.
+        step: the number of finished steps of the present fine-tuning.
+        _: the number of all its steps, not used.
+    """
     show(before + step, "")
 
 
@@ -127,15 +140,16 @@ _steps: Any = None  # in a process of the pool: the steps that all of them have 
 
 
 def _set_up_worker(steps: Any) -> None:
-    """Set up a worker process: give it the counter of finished steps, shared by all, and have the kernel kill it when
-    its parent dies (Linux: PR_SET_PDEATHSIG)."""
+    """Set up a worker process: keep the counter of finished steps that all workers share, and have the kernel kill the
+    process when its parent dies (Linux: PR_SET_PDEATHSIG). `steps`: the counter, a multiprocessing Value."""
     global _steps
     _steps = steps
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
-    """Run one fine-tuning in a worker process, counting its steps in the counter that all workers share."""
+    """Run one fine-tuning in a worker process, and count its steps in the counter that all workers share. Returns the
+    result."""
 
     def progress(step: int, _: int) -> None:
         with _steps.get_lock():
@@ -146,10 +160,11 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
 
 @contextmanager
 def show_progress(items: list[FineTuning]) -> Iterator[Callable[[int, str], None]]:
-    """A context that shows the progress of fine-tuning: on a terminal a bar, elsewhere a line for each item.
+    """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere a line for each one
+    that ends.
 
-    Yields a function to be called as the work proceeds, with the number of optimizer steps that all items together have
-    finished so far, and the name of the item that has just ended, or "" where none has.
+    Yields a function to be called as the work proceeds, with the number of optimizer steps that all fine-tunings
+    together have finished so far, and the label of the fine-tuning that has just ended, or "" where none has.
     """
     from rich.console import Console
     from rich.progress import Progress

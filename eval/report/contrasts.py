@@ -39,9 +39,9 @@ def effects(
 
 
 def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
-    """The weighted sum of arms as a Comparison with 0, over the seeds that all of these arms have and the tasks on
-    which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed): content
-    of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
+    """The weighted sum of arms as a Comparison with 0. It is taken over the seeds that all of these arms have and the
+    tasks on which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed):
+    content of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))

@@ -118,9 +118,9 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and metric not in self.registered_margins)
 
     def missing_seeds(self, arm: str, metric: str) -> str:
-        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, if the difference
-        and the noise stay the same, and what the seeds would cost. "" where this is unknown, as for runs that were not
-        planned as one study."""
+        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, and what these
+        seeds would cost. The difference and the noise are assumed to stay the same. "" where this is unknown, as for
+        runs that were not planned as one study."""
         comparison, results = self.comparisons[metric][arm], self.results[metric]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:

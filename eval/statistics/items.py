@@ -70,8 +70,8 @@ def independent_items(strata: list[Stratum]) -> int | None:
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """The number of items of equal weight that would give an equally good estimate of the variance as items with these
-    weights, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2)."""
+    """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): so many items
+    of equal weight would give an equally good estimate of the variance. `weights`: of the items."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 

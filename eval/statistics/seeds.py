@@ -168,8 +168,8 @@ def noise_floor(results: Results) -> Variance | None:
 
 
 def level_stderr(results: Results, arm: str, items: Variance) -> float:
-    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items), where v is the
-    variance between the seeds of an arm, pooled over all arms (0 where none has two seeds), and n the arm's seeds.
-    `results`: {arm: {seed: result}}; `arm`: the arm; `items`: the variance that the items give to this mean."""
+    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items). n is the number of
+    the arm's seeds; v is the variance between the seeds of an arm, pooled over all arms, or 0 where no arm has two
+    seeds. `results`: {arm: {seed: result}}; `items`: the variance that the items give to this mean."""
     floor = noise_floor(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

@@ -39,8 +39,8 @@ def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
 
 @functools.cache
 def alpha_levels(total: float, most: int) -> list[float]:
-    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds, such that a normal
-    mean whose true value is 0 is significant at any of the analyses with probability `total`."""
+    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds. With these levels, a
+    normal mean whose true value is 0 is significant at any of the analyses with probability `total`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 

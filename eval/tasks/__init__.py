@@ -1,4 +1,4 @@
-"""Zero-shot tasks: their data, their requests to a model, and how these are scored."""
+"""Zero-shot tasks: their data, the requests that they make to a model, and the scoring of its answers."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The tasks of lm-eval that an evaluation is asked for, and those of them that can be run."""
+"""The tasks of lm-eval that a user requests for an evaluation, and those of them that can be run."""
 
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 class TaskRequest(NamedTuple):
-    """The tasks of lm-eval that an evaluation is asked for."""
+    """The tasks of lm-eval that a user requests for an evaluation. `names`: of tasks, groups or tags, or patterns such
+    as mmlu_*; `data`: the folder of task data; `shots`: the number of examples in each prompt; None: as each task's
+    definition says."""
 
     names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
     data: Mirror  # the folder of task data
@@ -18,10 +20,10 @@ class TaskRequest(NamedTuple):
 
 
 def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
-    """The tasks that can be run, because their data is in the folder and undamaged: {task: lm-eval's definition};
-    and the names of the requested tasks that cannot be run. `tell`: whether to print which tasks of a group are left
-    out and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a
-    group can."""
+    """Find the requested tasks whose data is in the folder and undamaged: ({task that can be run: its lm-eval
+    definition}, the names of the tasks that cannot be run). `tell`: whether to print which tasks of a group cannot be
+    run, and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a
+    requested group can."""
     from eval.tasks.definitions import definitions as defined
 
     members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
@@ -44,9 +46,9 @@ def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str
 
 
 def check_tasks(requested: TaskRequest) -> int:
-    """Check that tasks can be run, by making the first requests of each as in the evaluation of a trained run. Returns
-    the number of tasks that can be run. Raises ValueError where a task that was requested by its own name cannot be
-    run, no task of a group can, or a task's own code fails on the data."""
+    """Check that tasks can be run, by building the first requests of each, without a model. Returns the number of tasks
+    that can be run. Raises ValueError where a task that was requested by its own name cannot be run, no task of a
+    requested group can, or a task's own code fails on the data."""
     from eval.tasks import harness
 
     definitions, _ = available_tasks(requested)

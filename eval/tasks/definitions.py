@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: which tasks a name stands for, their definitions, and the data sets that they read."""
+"""Tasks of lm-eval: the tasks that a name stands for, their definitions, and the data sets that they read."""
 
 import contextlib
 import fnmatch
@@ -28,7 +28,8 @@ FAILURES = (Exception, SystemExit)
 
 
 class Definition(NamedTuple):
-    """A task of lm-eval: its resolved YAML, with `num_fewshot` as requested, and the split on which it is evaluated."""
+    """The definition of a task of lm-eval. `config`: its resolved YAML, with `num_fewshot` as requested; `source`: the
+    split of a data set on which it is evaluated."""
 
     config: dict
     source: Source
@@ -40,25 +41,31 @@ class Definition(NamedTuple):
 
     @property
     def examples(self) -> Source | None:
-        """The split from which the examples in the prompts are taken; None where the definition itself contains them,
-        or there are none."""
+        """The split from which the examples in the prompts are taken; None where the definition contains the examples
+        itself, or prompts have none."""
         split = _examples_split(self.config) if self.shots else None
         return self.source._replace(split=split) if split else None
 
     @property
     def sources(self) -> list[Source]:
-        """The splits that the task reads: that of the items and that of the examples."""
+        """The different splits that the task reads: the split of the items and, where there is one, the split of the
+        examples."""
         return [self.source] + ([self.examples] if self.examples and self.examples != self.source else [])
 
 
 def definitions(names: list[str], shots: int | None = None) -> dict[str, Definition]:
-    """The definitions of tasks of lm-eval, {task: definition}. Tasks that match a pattern and cannot be run here are
+    """The definitions of tasks of lm-eval, {task: definition}. Tasks that match a pattern but cannot be run here are
     left out, and named on the terminal.
 
-    Tasks of the suite are read directly. For other tasks lm-eval's index of its 14,000 files is built first, which
-    takes 3 s. `names`: of tasks, groups or tags, or patterns such as mmlu_*; `shots`: examples in each prompt; None: as
-    the definition says, which for most tasks is none. Raises ValueError where lm-eval does not know a name, or a task
-    cannot be run here.
+    Tasks of the suite (eval/tasks/tasks.yaml) are read directly. For other tasks lm-eval's index of its 14,000 files is
+    built first, which takes 3 s.
+
+    Args:
+        names: names of tasks, groups or tags, or patterns such as mmlu_*.
+        shots: the number of examples in each prompt; None: as the task's definition says, which for most tasks is none.
+
+    Raises:
+        ValueError: lm-eval does not know a name, or a task that is not named by a pattern cannot be run here.
     """
     known = suite()
     tasks: dict[str, Definition] = {}
@@ -89,9 +96,17 @@ def is_pattern(name: str) -> bool:
 
 
 def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> Definition:
-    """The definition of one task of lm-eval. `path`: lm-eval's file with its definition; `spec`: the task's entry in
-    eval/tasks/tasks.yaml; None where it has none; `shots`: examples in each prompt; None: as the definition says.
-    Raises ValueError where the task cannot be run here, or is not the version that tasks.yaml names."""
+    """The definition of one task of lm-eval.
+
+    Args:
+        name: the name of the task.
+        path: lm-eval's file with its definition.
+        spec: the task's entry in eval/tasks/tasks.yaml; None where it has none.
+        shots: the number of examples in each prompt; None: as the task's definition says.
+
+    Raises:
+        ValueError: the task cannot be run here, or is not of the version that tasks.yaml names.
+    """
     try:
         config = load_yaml(path)
     except FAILURES as error:  # it may import what is not installed, or include itself
@@ -118,7 +133,8 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
 
 
 def _examples_split(config: dict) -> str | None:
-    """The split from which lm-eval takes the examples of a prompt; None where the definition contains them itself."""
+    """The name of the split from which lm-eval takes the examples of a prompt; None where the definition contains the
+    examples itself. `config`: the resolved YAML of the task."""
     fewshot = config.get("fewshot_config") or {}
     if split := fewshot.get("split") or config.get("fewshot_split"):
         return split
@@ -129,8 +145,9 @@ def _examples_split(config: dict) -> str | None:
 
 @functools.cache
 def _index() -> dict:
-    """lm-eval's index of tasks: {name of a task, group or tag: where it is defined}. It is that of its TaskManager,
-    which reads a file once for each file that includes it and so takes three times as long."""
+    """lm-eval's index of tasks: {name of a task, group or tag: lm-eval's entry that says where it is defined}. It
+    equals the index of lm-eval's TaskManager, which takes three times as long, since it reads a file once for each file
+    that includes it."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of names that its own files define twice
     index: dict[str, Any] = {}
     for path in TaskIndex._iter_yaml_files(TASKS):
@@ -141,13 +158,14 @@ def _index() -> dict:
 
 @functools.cache
 def _loader(folder: Path) -> type[yaml.Loader]:
-    """lm-eval's reader of YAML files in a folder, which leaves functions as text."""
+    """lm-eval's YAML loader for the files in a folder; references to Python functions are left as text."""
     return _make_loader(folder, resolve_funcs=False)
 
 
 @functools.cache
 def _unresolved_config(path: Path) -> dict:
-    """A YAML file of lm-eval with what it includes; its own keys win. Functions are not imported."""
+    """The content of a YAML file of lm-eval, merged with the files that it includes. Where a key is in both, the value
+    of the including file counts. References to Python functions are left as text."""
     with path.open("rb") as file:
         config = yaml.load(file, Loader=_loader(path.parent))  # noqa: S506  # a safe loader, with a tag more
     includes = config.pop("include", [])
@@ -160,10 +178,17 @@ def _unresolved_config(path: Path) -> dict:
 
 
 def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
-    """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the name
-    itself. `index`: lm-eval's index of tasks; `above`: the groups that contain this one, to detect groups that contain
-    themselves. Raises ValueError where lm-eval has no such task, or a group is defined in a way that cannot be run
-    here."""
+    """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the task
+    itself.
+
+    Args:
+        name: the name of a task, group or tag, or a pattern.
+        index: lm-eval's index of tasks, from `_index`.
+        above: in recursive calls the groups that contain this one, to detect groups that contain themselves.
+
+    Raises:
+        ValueError: lm-eval has no such task, or a group is defined in a way that cannot be run here.
+    """
     if name not in index and is_pattern(name):
         tasks = [task for task in fnmatch.filter(sorted(index), name) if "group" not in (index[task].cfg or {})]
         if tasks := [task for task in tasks if index[task].yaml_path]:
@@ -197,7 +222,8 @@ def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[
 
 
 def _source(name: str, config: dict, split: str) -> Source:
-    """The split on the hub from which a task reads its items. Raises ValueError where its data is not on the hub."""
+    """The split of a data set on the hub from which a task reads its items. `name`: the task, for the error message;
+    `config`: its YAML; `split`: the name of the split. Raises ValueError where the data is not on the hub."""
     path = config.get("dataset_path")
     if not isinstance(path, str):
         raise ValueError(f"{name} names no data set of the hub, and cannot be mirrored")
@@ -211,10 +237,11 @@ def _source(name: str, config: dict, split: str) -> Source:
 
 
 def is_greedy(settings: dict) -> bool:
-    """Whether the generation settings of a task ask for greedy decoding, the only kind that is implemented."""
+    """Whether the generation settings of a task (lm-eval's `generation_kwargs`) ask for greedy decoding, the only kind
+    that is implemented here."""
     return not settings.get("do_sample") and settings.get("num_beams", 1) == 1
 
 
 def error_in_one_line(error: BaseException) -> str:
-    """The message of an error of lm-eval or of a task's code in one line, at most 300 characters."""
+    """The type and the message of an error on one line; the message is cut to 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

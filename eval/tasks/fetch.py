@@ -22,12 +22,14 @@ LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{fi
 
 
 def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
-    """Read a split from the hub: (a datasets.Dataset, its revision, None for a local copy).
+    """Read a split of a data set from the hub: (a datasets.Dataset, its revision; None for a local copy).
 
     Args:
-        spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one); and where the library datasets
-            cannot read the data set, "files" (a pattern in the repository) with "format", or "github".
-        local: a folder with copies of repositories of the hub, named organisation__name, to read from instead.
+        source: the split.
+        spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one). Where the library datasets
+            cannot read the data set, it has also "files" (a pattern in the repository) with "format", or "github".
+        local: a folder with copies of the hub's repositories, named organisation__name, to read from instead; None: the
+            hub is read.
     """
     from datasets import Dataset, load_dataset
 
@@ -54,8 +56,8 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
 
 
 def why_unreachable() -> str:
-    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. The hub is asked only once,
-    since otherwise each of thousands of data sets would be tried again and again."""
+    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. It is asked
+    once, before its data sets are, since each of thousands of data sets would be tried again and again otherwise."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -68,9 +70,9 @@ def why_unreachable() -> str:
 
 
 def parse_logiqa(text: str) -> list[dict]:
-    """The rows of LogiQA, {"label", "context", "question", "options"}, from the text of its authors' file, which has
-    blocks of eight lines. The hub's copy needs a script (EleutherAI/logiqa), which datasets does not run from version 4
-    on."""
+    """The rows of the data set LogiQA, each {"label", "context", "question", "options"}. `text`: the content of its
+    authors' file, which has blocks of eight lines. (The hub's copy EleutherAI/logiqa needs a script, which the library
+    datasets does not run from version 4 on.)"""
     lines = text.split("\n")
     rows = []
     for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
@@ -81,15 +83,16 @@ def parse_logiqa(text: str) -> list[dict]:
 
 
 def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
-    """Write splits of data sets to a folder of task data, with a manifest. A split that is there already, undamaged and
-    with the right revision, is kept.
+    """Write splits of data sets to a folder of task data, with a manifest. A split that is in the folder already,
+    undamaged and with the right revision, is kept.
 
     Args:
         splits: {task: (split, the task's entry in tasks.yaml)}.
         to: the folder of task data.
-        local: a folder with copies of repositories of the hub to read from; None: the hub is read.
+        local: a folder with copies of the hub's repositories to read from; None: the hub is read.
 
-    Returns: {task: why its split could not be read}, for those that failed.
+    Returns:
+        {task: why its split could not be read}, for the tasks that failed.
     """
     to.mkdir(parents=True, exist_ok=True)
     path = to / "manifest.json"

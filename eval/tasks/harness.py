@@ -1,5 +1,5 @@
-"""Runs tasks through lm-eval: the tasks of this project, whose items are made from held-out text, and tasks of
-lm-eval."""
+"""Runs tasks through lm-eval: the tasks of this project, whose items are made from held-out text, and lm-eval's own
+tasks."""
 
 import hashlib
 import json
@@ -29,8 +29,8 @@ PASSAGE_COLUMNS = ("paragraph", "passage", "article", "context", "story", "premi
 
 
 def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
-    """A task made from held-out text as an lm-eval task. `spec`: its entry in tasks.yaml, which says how it is scored;
-    `items`: as eval/tasks/probes.py makes them."""
+    """An lm-eval task object for a task made from held-out text. `spec`: the task's entry in tasks.yaml, which says how
+    it is scored; `items`: the task's items, from eval/tasks/probes.py."""
     kind = spec["output_type"]
     metrics = {spec["metric"]: "bits_per_byte" if kind == "loglikelihood_rolling" else "mean"}
     if kind == "loglikelihood":
@@ -65,14 +65,15 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
     Args:
         scorer: the model.
-        tasks: {name: (the task's entry in tasks.yaml, its items)}.
+        tasks: {task: (its entry in tasks.yaml, its items)}.
 
-    Returns {name: result}, where a result has:
-        value: the metric of the task.
-        acc, perplexity: accuracy where the task has choices, and perplexity where it predicts words.
-        context_tokens: [smallest, largest] number of tokens of an item's context.
+    Returns {task: result}, where a result has:
+        value: the value of the task's metric.
+        acc, perplexity: accuracy where the task has choices, and perplexity where it predicts words, unless that is the
+            metric.
+        context_tokens: [smallest, largest] number of tokens of an item's context; not for whole texts.
         prompts_sha256, items_sha256: hashes of the prompts and of the items.
-        samples: in the order of the items, {"id", "cluster", "value": 0 or 1}, or for whole texts {"id", "cluster",
+        samples: for each item in their order {"id", "cluster", "value": 0 or 1}, or for a whole text {"id", "cluster",
             "nats", "bytes", and "unknown_bytes" where there are any}.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -109,8 +110,8 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
 
 
 def build_task(definition: Definition, mirror: Mirror) -> ConfigurableTask:
-    """A task of lm-eval that reads only the data on this machine. Splits that are not needed are removed from the
-    definition, since lm-eval would load them."""
+    """An lm-eval task object that reads only task data on this machine. Splits that the task does not need are removed
+    from its definition, since lm-eval would load them. `mirror`: the folder of task data."""
     config, shots, examples = definition.config, definition.shots, definition.examples
     tables = {split.split: mirror.table(split) for split in definition.sources}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
@@ -129,8 +130,9 @@ def build_task(definition: Definition, mirror: Mirror) -> ConfigurableTask:
 
 
 def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
-    """Why a task cannot be run on the data in the folder; "" where it can. The task and its first requests are built
-    without a model, so that errors are found before a run is trained."""
+    """The reason why a task cannot be run on the data in the folder, as text; "" where it can. The task and its first
+    requests are built without a model, so that errors are found before a run is trained. `mirror`: the folder of task
+    data."""
     settings = definition.config.get("generation_kwargs") or {}
     if not isinstance(settings, dict) or not is_greedy(settings):
         return "it asks for sampled answers, or several beams, and only greedy ones are made here"
@@ -145,19 +147,19 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
 def evaluate_named(
     scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror
 ) -> tuple[dict[str, dict], dict[str, str]]:
-    """Run tasks of lm-eval. A task that fails does not affect the others.
+    """Run tasks of lm-eval. A task that fails does not affect other tasks.
 
     Args:
         scorer: the model.
-        tasks: {name: definition}.
+        tasks: {task: definition}.
         mirror: the folder of task data.
 
-    Returns {name: result}, and {name: reason} of the tasks that failed. A result has:
+    Returns ({task: result}, {task that failed: reason}). A result has:
         metric, value: the name and the value of the task's main metric; other metrics are entries by their names.
         version, shots: the version of the task, and the number of examples in each prompt.
         n: the number of items.
         chance, guess: the scores of two ways to answer without knowing anything.
-        data, examples: the files of the items and of the examples in the prompts.
+        data, examples: the splits of the items and of the examples in the prompts, with their hashes.
         context_tokens: [smallest, largest] number of tokens of an item's context.
         prompts_sha256, items_sha256: hashes of the prompts and of the items.
         samples: [{"id", "value", "cluster"}, ...], one for each item.
@@ -195,8 +197,8 @@ def evaluate_named(
 
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {name:
-    result}."""
+    """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {task:
+    result in the form of `evaluate_named`}."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -204,14 +206,15 @@ def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict
 
 
 def _data_origin(mirror: Mirror, source: Source) -> dict:
-    """Where the data of a split comes from: its name on the hub, number of rows, hash and revision."""
+    """The origin of the data of a split: its path, configuration and split name on the hub, number of rows, hash and
+    revision. `mirror`: the folder of task data."""
     entry = mirror.entries[source]
     return {**source._asdict(), **{key: entry.get(key) for key in ("rows", "sha256", "revision")}}
 
 
 def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
     """The result of one task, in the form of `evaluate_named`. `run`: what lm-eval returned for all tasks that were run
-    together. Raises ValueError where the metric of the task is not finite."""
+    together; `name`: the name of the task. Raises ValueError where the value of its main metric is not finite."""
     values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()
@@ -254,13 +257,13 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
 
 
 def sha256(value: Any) -> str:
-    """The sha256 of a value as JSON; parts that are not JSON are converted by str()."""
+    """The sha256 of a value written as JSON, with sorted keys; parts that JSON cannot hold are converted by str()."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def passage_cluster(doc: Any) -> dict[str, str]:
-    """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which other items may share; {}
-    for a row of a data set without such a text."""
+    """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which several items may share;
+    {} where the item has no such text. `doc`: the item's row of the data set."""
     if not isinstance(doc, dict):
         return {}
     for column in PASSAGE_COLUMNS:
@@ -270,15 +273,19 @@ def passage_cluster(doc: Any) -> dict[str, str]:
 
 
 def scores_without_knowledge(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
-    """The scores of two ways to answer without knowing anything, {"chance", "guess"}; None for metrics other than
-    accuracy and exact match.
+    """The scores of two ways to answer without knowing anything, {"chance", "guess"} as fractions of 1; both are None
+    for metrics other than accuracy and exact match.
 
     "chance" is the score of a random option: the mean over items of 1 / number of options; 0 where the answer is free
     text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
-    the most common answer is the option number that is right most often: with yes and no it is the more common of the
+    the most common answer is the option number that is right most often. With yes and no it is the more common of the
     two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text. `kind`: lm-eval's output_type; `rows`: lm-eval's
-    logged samples, one for each item.
+    little above chance. With free text it is the most common text.
+
+    Args:
+        kind: lm-eval's output_type of the task.
+        metric: the name of its main metric.
+        rows: lm-eval's logged samples, one for each item.
     """
     written_out = metric == "exact_match" or kind == "loglikelihood"
     if not (written_out or (kind == "multiple_choice" and metric == "acc")):

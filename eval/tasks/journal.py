@@ -1,5 +1,5 @@
-"""Stores the outcomes of scored requests while an evaluation runs, so that the evaluation can continue after a kill,
-and several processes can share the work."""
+"""Stores the outcomes of scored requests (likelihoods, continuations) while an evaluation runs, so that the evaluation
+can continue after a kill, and several processes can share the work."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ from ablations import safe_files
 
 
 def _line(content: Any) -> bytes:
-    """A line of the journal: a hash of the JSON that follows it, with which `Journal.refresh` notices damage."""
+    """A value as a line of the journal file: a hash, then the value as JSON. By the hash `Journal.refresh` notices
+    damage."""
     text = json.dumps(content).encode() + b"\n"
     return _digest(text) + b" " + text
 
@@ -25,21 +26,22 @@ def _digest(text: bytes) -> bytes:
 
 
 def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
-    """The key of a request in the journal: a hash of the token ids of context and continuation."""
+    """The key of a request in the journal: a hash of the token ids of its context and of its continuation."""
     return hashlib.sha256(np.array([len(context), *context, *continuation], np.int64).tobytes()).hexdigest()[:24]
 
 
 class Journal:
-    """Outcomes by the key of the request, in memory and, with a folder, also in a file to which every batch is
-    appended.
+    """The outcomes of requests by their keys, in memory and, with a folder, also in a file to which the outcomes of
+    every batch are appended.
 
     After a kill, the next process starts with the outcomes in the folder. Several processes with the same requests
-    divide the batches among them; rank 0 waits for the others and reads what they wrote.
+    divide the batches among them; rank 0 waits for the other ranks and reads what they wrote.
 
     Args:
         folder: where each process writes a file of its own; None: outcomes are kept in memory only.
-        identity: what the outcomes depend on, such as the hash of the weights; files of another identity are ignored.
-        rank, ranks: the number of this process, and how many there are.
+        identity: what the outcomes depend on, such as the hash of the weights; files with another identity are ignored.
+        rank: the number of this process, from 0.
+        ranks: the number of processes.
         working: a function that returns whether all other processes are still running.
     """
 
@@ -66,16 +68,17 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of the request `key`. Where the outcome is unknown, ranks above 0, whose results are not used,
-        get `default`, and rank 0 gets a KeyError."""
+        """The outcome of the request with key `key`. Where it is not known, rank 0 gets a KeyError, and other ranks,
+        whose results are not used, get `default`."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def batches_of_rank(self, batches: list[Any]) -> list[Any]:
-        """The batches that this process has to score: every `ranks`-th, so that each gets long and short ones."""
+        """The batches that this process has to score: every `ranks`-th of `batches`, so that each process gets long and
+        short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
-        """Store the outcomes of a batch, {key: outcome}."""
+        """Store the outcomes of a batch, {key of the request: outcome}."""
         self.known |= outcomes
         if self.folder:
             self._write_line(outcomes)
@@ -86,7 +89,7 @@ class Journal:
 
     def refresh(self) -> None:
         """Read the outcomes that all processes have written since the last call. Damaged files, damaged lines and
-        incomplete lines, which a kill may leave, are skipped, and their requests are scored again."""
+        incomplete lines, which a kill may leave, are skipped, and the requests in them are scored again."""
         assert self.folder is not None
         head = _line({"identity": self.identity})
         for path in sorted(self.folder.glob("*.jsonl")):
@@ -103,9 +106,9 @@ class Journal:
                         self.known |= json.loads(text)
 
     def wait_until_complete(self, keys: list[str]) -> bool:
-        """On rank 0: wait until the outcomes of all keys are known, and return True. Returns False where another
-        process has ended without finishing its share, which this process then has to score itself. Other ranks, whose
-        results are not used, return True at once."""
+        """Wait on rank 0 until the outcomes of all keys are known, and return True. Return False where another process
+        has ended without finishing its share, which this process then has to score itself. Other ranks, whose results
+        are not used, return True at once."""
         if self.rank:
             return True
         while self.ranks > 1 and not all(key in self.known for key in keys):

@@ -1,9 +1,11 @@
-"""Held-out loss of a masked language model: fixed tokens of held-out text are masked, and predicted from all others.
+"""Held-out loss of a masked language model: fixed tokens of held-out text are masked, and predicted from all other
+tokens.
 
 As in training, texts are joined end to end, each after an end-of-document token, and cut into sequences of the training
-length; the last one is padded with end-of-document tokens. The share of masked tokens is that of training, at positions
-that depend only on the number of the sequence. All of them are replaced by the mask token, so that none can be read
-from the input. The loss is therefore somewhat higher than in training, where one in ten keeps its token.
+length; the last sequence is padded with end-of-document tokens. The share of masked tokens is that of training, at
+positions that depend only on the number of the sequence. All masked tokens are replaced by the mask token, so that none
+can be read from the input. The loss is therefore somewhat higher than in training, where one masked token in ten is
+left unchanged.
 
 Bits per byte are relative to the bytes of the masked text, estimated as the text's bytes times the share of its tokens
 that is masked. They can be compared between tokenizers, but not between mask rates, since with more masked tokens there
@@ -36,8 +38,12 @@ def masked_loss(
 
     Args:
         model: a GPT with objective mlm, in evaluation mode, on any device.
-        specials: ids to which no text is encoded; they are never masked.
-        progress: called after every forward pass with the number of finished tokens and of all tokens.
+        texts: the held-out texts.
+        tokenizer: the tokenizer of the model.
+        mask: the id of the mask token.
+        specials: the ids of special tokens, to which no text is encoded; they are never masked.
+        progress: a function that is called after every forward pass with the number of finished tokens and of all
+            tokens.
 
     Returns:
         nats: the loss per masked token.
@@ -46,7 +52,7 @@ def masked_loss(
         masked: the number of tokens that were predicted.
         bytes: the bytes of the masked text, estimated as the bytes of the texts times the mask rate, so that they are
             the same for models with different tokenizers.
-        samples: [{"nats", "bytes"}] of each text, with "unknown_bytes" where there are any.
+        samples: {"nats", "bytes"} of each text, with "unknown_bytes" where there are any.
 
     Raises:
         ValueError: the model has another objective, or there is no text.
@@ -89,9 +95,10 @@ def positions_in_batch(cfg: ModelConfig, rows: np.ndarray, first: int, specials:
     """The masked positions of a batch of sequences, as ascending indices into the flattened batch: int64 [N].
 
     Args:
+        cfg: the configuration of the model, with the mask rate.
         rows: token ids, [sequences, seq].
-        first: the number of the first of these sequences among all.
-        specials: ids to which no text is encoded.
+        first: the number of the batch's first sequence among all sequences.
+        specials: the ids of special tokens, which are not masked.
     """
     positions = []
     for i, row in enumerate(rows):
@@ -118,11 +125,13 @@ def masked_token_losses(model: Any, rows: np.ndarray, positions_N: np.ndarray, m
 
 
 def text_sample(text: str, nats: float, unknown: int, mask_rate: float) -> dict[str, float]:
-    """The outcome of one text: {"nats", "bytes"} of its masked share, and "unknown_bytes" where there are any.
+    """The outcome of one text: {"nats", "bytes"} of the masked share of the text, and "unknown_bytes" where there are
+    any.
 
     Args:
+        text: the text.
         nats: the loss of its masked tokens.
-        unknown: the bytes of the text that the tokenizer cannot represent, which count 8 bits each.
+        unknown: the number of bytes of the text that the tokenizer cannot represent, which count 8 bits each.
         mask_rate: the share of the text that is masked.
     """
     sample = {"nats": nats, "bytes": len(text.encode()) * mask_rate}
@@ -133,8 +142,9 @@ def text_sample(text: str, nats: float, unknown: int, mask_rate: float) -> dict[
 
 
 def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
-    """The texts joined and cut into sequences, each text after an end-of-document token: (token ids, for each token the
-    number of its text), both int64 [sequences, seq]. End-of-document tokens have the number -1."""
+    """Join texts, each after an end-of-document token, and cut them into sequences of `seq` tokens: (token ids, for
+    each token the number of its text), both int64 [sequences, seq]. End-of-document tokens and padding have the number
+    -1."""
     ids: list[int] = []
     owners: list[int] = []
     for number, encoded in enumerate(tokenizer.encode_batch(list(texts))):
@@ -147,14 +157,14 @@ def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarra
 
 
 def masked_positions(row: np.ndarray, number: int, count: int, specials: Sequence[int]) -> np.ndarray:
-    """The positions of a sequence that are masked, in ascending order: random, but the same for every model. Special
-    tokens are masked only where there are too few others.
+    """The positions of a sequence that are masked, in ascending order: random, but equal for every model. Special
+    tokens are masked only where there are fewer than `count` other tokens.
 
     Args:
         row: the token ids of the sequence.
-        number: of the sequence, which decides on the positions.
-        count: how many positions are masked.
-        specials: ids to which no text is encoded.
+        number: the number of the sequence, which seeds the random choice.
+        count: the number of positions to mask.
+        specials: the ids of special tokens.
     """
     keys = np.random.default_rng([SEED, number]).random(len(row)) + np.isin(row, list(specials))
     return np.sort(np.argsort(keys, kind="stable")[:count])

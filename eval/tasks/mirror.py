@@ -2,7 +2,7 @@
 
 Evaluation reads only such a folder, so that compute nodes need no network; fetch.py (`make eval-data`) fills it.
 manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features", ...}.
-Where a manifest has no "features", the types of the columns are those that the card beside the files declares.
+Where an entry has no "features", the types of the columns are read from the data set's card beside its files.
 """
 
 import functools
@@ -21,7 +21,7 @@ REQUIRED_KEYS = ("dataset_path", "config", "split", "file", "sha256")  # of an e
 
 
 class Source(NamedTuple):
-    """A split of a data set on the hub, such as the one on which a task is evaluated."""
+    """A split of a data set on the hub, such as the split with the items of a task."""
 
     path: str  # organisation/name
     config: str  # "default" where the data set has only one
@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 
 class Mirror:
-    """A folder of task data. `entries` is its manifest, {split: entry}. Raises ValueError where there is no such
-    folder, or its manifest is missing or damaged."""
+    """A folder of task data, a local mirror of splits on the hub. `entries`: {split: its entry in manifest.json}.
+    Raises ValueError where there is no such folder, or its manifest is missing or damaged."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -62,13 +62,15 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, read: dict[str, Any]) -> bool:
-        """Whether the data of a task has changed since an evaluation, whose entry "data" or "examples" in eval.json is
-        given. A split that is no longer in the folder counts as unchanged."""
+        """Whether a split has other data now than at an earlier evaluation. `read`: the task's entry "data" or
+        "examples" in eval.json, which has the hash of the split then. A split that is no longer in the folder counts as
+        unchanged."""
         entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
         return entry is not None and entry["sha256"] != read["sha256"]
 
     def why_unusable(self, source: Source) -> str:
-        """Why a split cannot be used: its file is missing, differs from the manifest, or is empty; "" if it can."""
+        """The reason why a split cannot be used, as text: its file is missing, damaged or empty, or differs from the
+        manifest; "" where it can be used."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
@@ -88,12 +90,13 @@ class Mirror:
             return f"{path} is damaged: {error}"
 
     def why_any_unusable(self, sources: Iterable[Source]) -> str:
-        """Why one of several splits cannot be used; "" where all of them can."""
+        """The reason why the first unusable one of several splits cannot be used, as text; "" where all of them can be
+        used."""
         return next((why for source in sources if (why := self.why_unusable(source))), "")
 
     def table(self, source: Source) -> Any:
-        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing or does not have
-        the hash in the manifest."""
+        """The rows of a split as a typed datasets.Dataset. Raises ValueError where the file is missing, or has another
+        hash than in the manifest."""
         if why := self.why_unusable(source):
             raise ValueError(why)
         from datasets import Dataset, Features
@@ -112,13 +115,13 @@ class Mirror:
 
 
 def suite() -> dict[str, dict]:
-    """The tasks of the group `suite` in tasks.yaml: {name: entry}."""
+    """BigScience's suite of 27 tasks, the group `suite` in tasks.yaml: {task: its entry there}."""
     return groups()["suite"]
 
 
 @functools.cache
 def groups() -> dict[str, Any]:
-    """The groups of tasks that tasks.yaml defines: {group: {task: entry}}."""
+    """The groups of tasks that tasks.yaml defines, `suite` and `multilingual`: {group: {task: its entry there}}."""
     content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
     return {name: content[name]["tasks"] for name in ("suite", "multilingual")}
 
@@ -129,5 +132,6 @@ def names_in_groups() -> set[str]:
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """The names with the groups `suite` and `multilingual` replaced by those of their tasks."""
+    """The requested names, in which the groups `suite` and `multilingual` are replaced by the names of their tasks; no
+    name is there twice."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -1,12 +1,13 @@
-"""Held-out loss by context length, up to four times the training length, always for the same tokens.
+"""Held-out loss by the number of context tokens, up to four times the training length, always for the same predicted
+tokens.
 
 A piece of held-out text is read in windows that begin half a training length apart. So every scored block of half a
 training length is once at the beginning of a window, once after one block, once after two, and so on up to the end of a
 window. Along the curve only the length of the context differs, and not the predicted tokens. All arms are measured on
 the same text.
 
-`BEYOND_TRAINING_LENGTH` says how each position scheme works beyond the training length; nothing is trained or changed
-for it.
+`BEYOND_TRAINING_LENGTH` says how each position scheme works beyond the training length, for which nothing is trained or
+changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,15 +36,16 @@ BEYOND_TRAINING_LENGTH = {
 
 
 class Piece(NamedTuple):
-    """A piece of held-out text: its token ids, and the UTF-8 bytes of its scored blocks, end-of-document excluded."""
+    """A piece of held-out text. `ids`: its token ids; `size`: the UTF-8 bytes of the blocks whose loss is measured,
+    end-of-document tokens excluded."""
 
     ids: list[int]  # [tokens_per_piece(seq)]
     size: int
 
 
 def tokens_per_piece(seq: int) -> int:
-    """The tokens of a piece for the training length `seq`: the scored blocks, the context of the first one in the
-    longest window, and a token at the beginning, which is never predicted."""
+    """The number of tokens of a piece of held-out text: the scored blocks, the context of the first of them in the
+    longest window, and a token at the beginning, which is never predicted. `seq`: the training length in tokens."""
     return (WINDOW_LENGTHS * BLOCKS_PER_LENGTH - 1 + SCORED_BLOCKS) * (seq // BLOCKS_PER_LENGTH) + 1
 
 
@@ -52,8 +54,12 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     then shorter documents joined by end-of-document tokens, as in training.
 
     Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
-    unknown token is not known. `texts`: documents in the order of `probes.documents`; `tokenizer`: the tokenizer of the
-    run; `seq`: the training length in tokens.
+    unknown token is not known.
+
+    Args:
+        texts: documents in the order of `probes.documents`.
+        tokenizer: the tokenizer of the run.
+        seq: the training length in tokens.
     """
     unknown = getattr(tokenizer, "unknown", None)
     n, w = tokens_per_piece(seq), seq // BLOCKS_PER_LENGTH
@@ -80,18 +86,18 @@ def loss_by_position(
     longest: int | None,
     score: Callable[[list[tuple[list[int], list[int]]]], list[tuple[float, bool]]],
 ) -> dict | None:
-    """The loss in bits per byte by the number of tokens of context.
+    """The loss in bits per byte as a function of the number of tokens of context.
 
     Args:
         pieces: pieces of held-out text.
         seq: the training length in tokens.
         longest: the model's longest input, in tokens; None: unlimited.
-        score: a function that returns for pairs (context, continuation) of token ids the log-likelihoods in nats of the
-            continuations, as `Scorer.score`.
+        score: a function that takes pairs (context, continuation) of token ids and returns for each the log-likelihood
+            of the continuation in nats, and whether it is the greedy one; such as `Scorer.score`.
 
     Returns:
         {"positions": the numbers of tokens before the middle of the scored block; "bits_per_byte" and "stderr" (over
-        pieces), a number for each position; "tokens" and "bytes", the numbers of scored ones}; None where there are no
+        pieces), a number for each position; "tokens" and "bytes": the size of the scored text}; None where there are no
         pieces.
     """
     w, bins = seq // BLOCKS_PER_LENGTH, WINDOW_LENGTHS * BLOCKS_PER_LENGTH
@@ -119,8 +125,8 @@ def loss_by_position(
 
 
 def mean_curve(curves: list[dict | None]) -> dict | None:
-    """The unweighted mean of the curves of several corpora, just as the held-out loss is averaged over corpora. None
-    where there is no curve."""
+    """The unweighted mean over corpora of their curves of loss by position; None where no corpus has a curve. `curves`:
+    for each corpus what `loss_by_position` returned."""
     present = [curve for curve in curves if curve]
     if not present:
         return None

@@ -1,16 +1,16 @@
 """Zero-shot tasks of this project: their items are made from held-out documents, as text, and are the same for every
 tokenizer.
 
-An item is {"id", "cluster", "context", "target"} or {"id", "cluster", "context", "choices", "target": index};
-tasks.yaml describes each task. Items of the same `cluster_of` are statistically dependent: they are made from the same
-document, or from documents of the same package or repository where the corpus names it.
+An item is {"id", "cluster", "context", "target": text} or {"id", "cluster", "context", "choices", "target": index of
+the right choice}; tasks.yaml describes each task. Items of the same cluster are statistically dependent: they are made
+from the same document, or from documents of the same package or repository where the corpus names it.
 
-The order of documents and every choice follow from hashes of the text, so that the same documents always give the same
-items, whatever their files and order. An id is a hash of its item: two runs have an id in common exactly when they
-answered the same question.
+The order of documents and every random choice follow from hashes of the text, so that the same documents always give
+the same items, whatever their files and order. An id is a hash of its item: two runs have an id in common exactly when
+they answered the same question.
 
 Words are recognised by Unicode's rules, in every script with spaces between words. For text without spaces (Chinese,
-Japanese, Thai) there are held-out loss and continuations, but not the tasks about single words.
+Japanese, Thai) there are the tasks of held-out loss and continuations, but not the tasks about single words.
 """
 
 import functools
@@ -62,19 +62,21 @@ CONTINUATION_START = regex.compile(
 
 @functools.cache
 def specification() -> dict:
-    """The content of tasks.yaml: {"version": int, "tasks": {name: {...}}}."""
+    """The content of tasks.yaml: {"version": int, "tasks": {name of a task made from held-out text: its entry},
+    ...}."""
     return yaml.safe_load(TASKS.read_text(encoding="utf-8"))
 
 
 def documents(paths: Iterable[str | Path]) -> list[str]:
-    """The texts of the documents in .jsonl.gz files, each text once, in the order of their hashes."""
+    """The different texts of the documents in .jsonl.gz files, sorted by their hashes; empty texts are left out. Raises
+    ValueError where a file is damaged; the message names the file."""
     return list(clusters_of(paths))
 
 
 def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
-    to, or else the hash of the text}, in the order of `documents`. Raises ValueError where a file is damaged; the
-    message names it."""
+    to, or else the hash of the text}, sorted by the hashes of the texts. Empty texts are left out. Raises ValueError
+    where a file is damaged; the message names the file."""
     clusters: dict[str, str] = {}
     for document in read_documents(paths):
         text, labels = document["text"], document.get("metadata") or {}
@@ -84,8 +86,8 @@ def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The documents {"text", "metadata", ...} of .jsonl.gz files. Raises ValueError where a file is damaged; the
-    message names it."""
+    """The documents in .jsonl.gz files, each {"text", maybe "metadata", ...}. Raises ValueError where a file is
+    damaged; the message names the file."""
     for path in paths:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -98,12 +100,15 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
-    """The items for the held-out loss of each domain, {domain: items}, as `held_out_items` makes them. Empty where
-    there is only one domain.
+    """The items for the held-out loss of each domain, {domain: items}, as `held_out_items` makes them; {} where there
+    is only one domain.
 
-    The domain of a document is the one that its corpus names (The Pile's pile_set_name). In a blend of corpora without
-    such names it is the corpus, known from the folder of its files, NAME-HASH. `paths`: .jsonl.gz files with held-out
-    documents; `most`: the largest number of bytes of each domain.
+    The domain of a document is the one that its metadata names (The Pile's pile_set_name). Where the metadata names
+    none it is the corpus, known from the folder of the file, NAME-HASH.
+
+    Args:
+        paths: .jsonl.gz files with held-out documents.
+        most: the largest number of bytes of each domain.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -117,8 +122,8 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
 
 
 def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """The items of every task of tasks.yaml, {task: items}. A task has none where fewer than MIN_ITEMS could be made,
-    since there is little text or `seq` is very short.
+    """The items of every task of tasks.yaml that is made from held-out text, {task: items}. A task has no items where
+    fewer than MIN_ITEMS could be made, since there is little text or `seq` is very short.
 
     Args:
         texts: documents in the order of `documents`.
@@ -151,11 +156,8 @@ def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = Non
 
 
 def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
-    """Check the entries of tasks.yaml.
-
-    Raises:
-        ValueError: an entry lacks a key or has an unknown one; the message names the entry.
-    """
+    """Check that the entries of tasks.yaml for tasks made from held-out text have exactly the keys that are needed.
+    Raises ValueError where a key is missing or not known; the message names the entry. `tasks`: {task: entry}."""
     for name, entry in tasks.items():
         sizes = {"bytes", "domain_bytes"} if name == "bits_per_byte" else {"chance", "items", "mean"}
         allowed = {"output_type", "metric", "higher_is_better", "prompt", *sizes}
@@ -209,7 +211,8 @@ def held_out_items(
 
 
 def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
-    """The cluster of a document; the hash of its text where `clusters` does not name one."""
+    """The cluster of the document with this text. `clusters`: {text of a document: its cluster}; for a document that it
+    does not have, or with None, the hash of the text is the cluster."""
     return (clusters or {}).get(text) or digest(text)
 
 
@@ -219,8 +222,11 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
     LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
     pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little. `n`: the number of items that will be used, from which this limit
-    follows.
+    giving the most common answer scores little.
+
+    Args:
+        texts: documents in the order of `documents`.
+        n: the number of items that will be used, of which a word may answer at most n // 20.
     """
     known: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -242,8 +248,9 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
 
 
 def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to choose the true continuation of a text from four. The other three are
-    pieces of other documents, whose lengths in bytes differ from that of the true one by a tenth at most."""
+    """Pairs (document, item) of the task to choose the true continuation of a text among four. The three wrong choices
+    are pieces of other documents, whose lengths in bytes differ from the true one's by a tenth at most. `texts`:
+    documents in the order of `documents`."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
     for text, rng in repeated_passes(usable):
@@ -259,9 +266,9 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of each piece of a text that can be a choice of `continuation`. A piece begins at a match of GAP
-    after 100 characters, and ends at the first space after 48 of its own, where one comes before the 64th; in scripts
-    without spaces after 48 characters."""
+    """The begin and end, as character indices, of each piece of a text that can be a choice of `continuation`. A piece
+    begins between two words after the first 100 characters, and ends at the first space between its 48th and 64th
+    character. In scripts without spaces it ends after 48 characters."""
     for gap in CONTINUATION_START.finditer(text):
         start, end = gap.span()
         if start <= 100:
@@ -275,11 +282,11 @@ def piece_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to choose the word that is left out of running text. Each choice is a word
-    followed by the same text.
+    """Pairs (document, item) of the task to choose the word that is left out of running text. Each choice is a
+    candidate for the word, followed by the text after the gap. `texts`: documents in the order of `documents`.
 
     As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
-    also about as common as the true one.
+    also about as common as the right one.
     """
     common: Counter[str] = Counter()
     for text in texts:
@@ -297,13 +304,17 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the copying tasks: after a snippet, text of other documents, and the first six words of
-    the snippet again, choose the word that comes next. This is induction, ... A B ... A -> B (Olsson et al. 2022), in
-    running text instead of random tokens.
+    """Pairs (document, item) of the copying tasks. The context is a snippet of the document, text of other documents,
+    and the first six words of the snippet again; the task is to choose the word that comes next. This is induction, ...
+    A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
 
-    All four choices occur in the snippet exactly once, and none in the text between, so that only a word's place in the
-    snippet shows which one is right. Either `longest` or `between` is given. `longest`: the largest number of bytes of
-    a whole item; `between`: the number of bytes of the text between snippet and question.
+    All four choices occur in the snippet exactly once, and none in the text after it, so that only a word's place in
+    the snippet shows which choice is right. Either `longest` or `between` is given.
+
+    Args:
+        texts: documents in the order of `documents`.
+        longest: the largest number of bytes of a whole item; 0: not limited.
+        between: the number of bytes of text between the snippet and its repetition; 0: as much as `longest` allows.
     """
     for text, rng in repeated_passes(texts):
         words = text.split()
@@ -324,8 +335,16 @@ def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tu
 
 
 def text_of_other_documents(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
-    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40. `but`: a
-    document that is not used; `without`: words that are left out; `rng`: chooses the documents."""
+    """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40, or the
+    documents have too little text.
+
+    Args:
+        texts: the documents to take text from.
+        but: the text of the document that is not used.
+        without: words that are left out of the text.
+        size: the length in bytes.
+        rng: the random numbers that choose the documents.
+    """
     avoided = {word.lower() for word in without}
     chosen: list[str] = []
     for other in rng.choices(texts, k=100 if size >= 40 else 0):
@@ -339,29 +358,30 @@ def text_of_other_documents(texts: list[str], but: str, without: set[str], size:
 
 
 def without_snippet(item: dict) -> dict:
-    """A control for an item of `copying`: the item without the snippet to copy and the text after it, so that its
+    """A control for an item of `copying`: the item without the snippet and the text of other documents, so that its
     answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
 def multiple_choice_item(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item whose choices are the true answer and wrong ones in random order; its target is the true one's index."""
+    """An item {"context", "choices", "target"}: the choices are the true answer and the wrong ones in random order, the
+    target is the index of the true one."""
     choices = [*wrong, true]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(true)}
 
 
 def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random number generator) that go MAX_PASSES times over all documents, so that every document
-    gives one item before any gives a second one."""
+    """Pairs (document, random numbers seeded for it) that go MAX_PASSES times over all documents, so that every
+    document gives one item before any document gives a second one."""
     for turn in range(MAX_PASSES):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
 def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `most` different items, each with its "id" and "cluster". `rows`: pairs (document, item); `clusters`:
-    {text of a document: its cluster}; None: each document is a cluster."""
+    """The first `most` different items, each with its "id" and "cluster" added. `rows`: pairs (text of a document, item
+    made from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
@@ -372,7 +392,7 @@ def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[s
 
 
 def whole_words(text: str, most: int) -> str:
-    """The last `most` characters of a text, or fewer, beginning with a whole word."""
+    """The end of a text, of at most `most` characters, beginning with a whole word."""
     return text if len(text) <= most else text[-most:].split(maxsplit=1)[-1]
 
 
@@ -382,16 +402,16 @@ def digest(text: str) -> str:
 
 
 def chance_accuracy(rows: list[dict], rule: float | str) -> float:
-    """The accuracy of guessing on multiple-choice items. `rule`: the accuracy itself, as tasks.yaml states it; or
-    "commonest", for the accuracy of always answering with the choice that is right most often, such as the first."""
+    """The accuracy of guessing on multiple-choice items, as a fraction of 1. `rows`: the items; `rule`: the accuracy
+    itself, as tasks.yaml states it, or "commonest" for always choosing the index that is right most often."""
     if rule == "commonest":
         return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
     return float(rule)
 
 
 def main() -> int:
-    """Check that each task has both an entry in tasks.yaml and code in `make_items`; a study runs `python -m
-    eval.tasks.probes` before anything is trained."""
+    """Check that each task made from held-out text has both an entry in tasks.yaml and code in `make_items`. Returns
+    the exit code, 0 or 2. A study runs `python -m eval.tasks.probes` before anything is trained."""
     try:
         make_items([], seq=1)
     except ValueError as error:

@@ -1,9 +1,10 @@
 """Packs the inputs of a model into rows and batches, so that common beginnings of several inputs are computed once.
 
 Inputs with the same beginning (the choices after the context of a question, the questions about one passage) share a
-row of the batch, which consists of a stem and branches that continue it. A token of a branch has the same position as
-in its own input, and sees only the stem and its own branch (`Arrangement` in model/attention.py). So the model computes
-the same for it as for the input alone. Rows of similar length form a batch.
+row of the batch. The row consists of a stem, the common beginning, and branches, which continue it. A token of a branch
+has the same position as in its own input, and sees only the stem and its own branch (`Arrangement` in
+model/attention.py). So the model computes the same outputs for it as for the input alone. Rows of similar length form a
+batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,14 +21,16 @@ Tokens = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A sequence of token ids that a model reads."""
+    """A sequence of token ids that a model reads. `extent`: the length of its bidirectional prefix; 0 where the
+    objective of the model is causal."""
 
     tokens: Tokens
     extent: int  # the length of the prefix, from `Objective.extent`; 0 where the objective is causal
 
 
 class Row(NamedTuple):
-    """A row of a batch: inputs that share their first `stem` tokens."""
+    """A row of a batch: inputs that share their first `stem` tokens. Its length is that of the stem plus those of all
+    branches."""
 
     stem: int
     inputs: list[Input]
@@ -37,8 +40,8 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """The input whose forward pass each input shares: {input: a longer input of which it is a prefix, or the input
-    itself}. In lexicographic order a prefix comes right before the inputs that it begins."""
+    """The input whose forward pass serves each input: {input: a longer input of which it is a prefix, or the input
+    itself}."""
     representative: dict[Input, Input] = {}
     after = Input((), 0)
     for sequence in sorted(set(inputs), key=lambda x: (x.extent, x.tokens), reverse=True):
@@ -49,13 +52,17 @@ def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
 
 
 def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
-    """Distribute inputs over rows. Inputs with a common beginning share a row where that saves work. Longer rows come
-    first.
+    """Distribute inputs over rows of a batch. Inputs with a common beginning share a row where that saves work. Longer
+    rows come first.
 
     The work of a row of n tokens is estimated as n + n^2 / (2 x hidden), for its matrix products and for attention,
     which computes the scores of the whole row. Per token the products take 24 hidden^2 FLOPs and attention 4 n hidden,
-    counted three times because it runs slower (untuned). `inputs`: the inputs, all different; `most`: the largest
-    number of tokens of a row that several inputs share.
+    counted three times because it runs slower (untuned).
+
+    Args:
+        inputs: the inputs, all different.
+        hidden: the width of the model.
+        most: the largest number of tokens of a row that several inputs share.
     """
 
     def work(n: int) -> float:
@@ -77,7 +84,7 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
 
 
 def common_prefix_length(a: Tokens, b: Tokens, most: int) -> int:
-    """The number of tokens that two inputs have in common at their beginning, at most `most`."""
+    """The number of tokens that two inputs have in common at their beginning, counted up to `most`."""
     n = min(len(a), len(b), most)
     if a[:n] == b[:n]:
         return n
@@ -85,7 +92,8 @@ def common_prefix_length(a: Tokens, b: Tokens, most: int) -> int:
 
 
 def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Divide rows, sorted by falling length, into batches of at most `most` tokens with padding, or of one row."""
+    """Divide rows into batches of at most `most` tokens, padding included; a longer row is a batch alone. `rows`:
+    sorted by falling length."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0]) > most:
@@ -97,10 +105,15 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
 
 
 def batch_inputs(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
-    """The arguments of `GPT.hidden` for a batch of rows: token ids [B, T], padded on the right; and the arrangement of
-    positions and mask, or None for plain causal sequences, where position and mask follow from the order of the tokens.
-    `group`: the rows, the longest first; `device`: where the tensors go; `objective`: the objective of the model, which
-    says which tokens see each other."""
+    """The arguments of `GPT.hidden` for a batch of rows: (token ids [B, T], padded on the right; the arrangement of
+    positions and attention mask). The arrangement is None for causal rows of a single input each, where positions and
+    mask follow from the order of the tokens.
+
+    Args:
+        group: the rows of the batch, the longest first.
+        device: the device of the tensors.
+        objective: the objective of the model, which says which tokens see each other.
+    """
     B, T = len(group), max(map(len, group))
     tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
     for b, row in enumerate(group):

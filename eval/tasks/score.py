@@ -37,17 +37,19 @@ def likelihoods(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[Score]:
-    """For each pair of token ids (context, continuation): log p(continuation | context) in nats, and whether greedy
-    decoding from the context would give the continuation.
+    """The scores of pairs (context, continuation) of token ids: for each pair (log p(continuation | context) in nats,
+    whether greedy decoding from the context would give the continuation).
 
     Where the model has a longest input, the beginning of the context is cut off to fit. A continuation that is longer
     than that input is scored in pieces of half its length. With the prefix objective, the context is the prefix.
 
     Args:
         model: a GPT in evaluation mode, on any device.
+        pairs: the pairs of token ids.
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called after every forward pass with the number of finished tokens and of all tokens.
-        journal: scores that are known already; new ones are added to it.
+        progress: a function that is called after every forward pass with the number of finished tokens and of all
+            tokens.
+        journal: scores that are known already; new scores are added to it.
 
     Raises:
         ValueError: the model's objective gives no likelihood of a text from left to right, or a score is NaN.
@@ -92,8 +94,9 @@ def likelihoods(
 def input_of_pair(
     context: Sequence[int], continuation: Sequence[int], longest: int | None, objective: Objective
 ) -> Input:
-    """What the model reads to score a continuation: all tokens but the last, which is only predicted. Where these are
-    more than `longest`, the beginning of the context is left out."""
+    """The input that the model reads to score a continuation: context and continuation without the last token, which is
+    only predicted. `longest`: the model's longest input, in tokens, to which the beginning of the context is cut; None:
+    unlimited; `objective`: the objective of the model."""
     tokens = (*context, *continuation)[:-1]
     tokens = tokens[-longest:] if longest else tokens
     return Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
@@ -105,14 +108,14 @@ def output_positions(
     inputs: Sequence[Input],
     pairs_of: Mapping[Input, Sequence[int]],
 ) -> dict[int, np.ndarray]:
-    """The outputs of a batch of rows that predict the continuation of each pair, {number of the pair: positions in the
+    """The outputs of a batch of rows that predict the continuation of each pair: {number of the pair: positions in the
     flattened batch}.
 
     Args:
-        group: the rows, the longest first.
-        pairs: (context, continuation) of each pair.
+        group: the rows of the batch, the longest first.
+        pairs: all pairs (context, continuation) of token ids.
         inputs: the input of each pair.
-        pairs_of: {input that is run: numbers of the pairs whose scores its outputs give}.
+        pairs_of: {input that is run: numbers of the pairs whose scores follow from its outputs}.
     """
     positions = {}
     for b, row in enumerate(group):
@@ -128,8 +131,9 @@ def output_positions(
 def split_to_fit(
     context: Sequence[int], continuation: Sequence[int], longest: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Split a pair (context, continuation) whose continuation has more than `longest` tokens into pairs with pieces of
-    half that length, each with everything before the piece as its context. A shorter pair is returned alone."""
+    """Split a pair (context, continuation) whose continuation has more than `longest` tokens. Each resulting pair has a
+    piece of longest / 2 tokens as its continuation, and everything before the piece as its context. A pair that needs
+    no split is returned unchanged, as the only one."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -138,10 +142,15 @@ def split_to_fit(
 
 
 def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probability (float64, in nats) of each target token, and whether it is the likeliest token of its output:
-    two arrays [targets]. An output that several targets use is multiplied with the output matrix once. `x_ND`: outputs
-    of the model's last layer; `index`: [targets], the row of `x_ND` that predicts each target; `target`: [targets],
-    their token ids."""
+    """The scores of target tokens: (the log-probability of each in nats, float64 [targets]; whether it is the likeliest
+    token of its output, bool [targets]). An output that several targets use is multiplied with the output matrix once.
+
+    Args:
+        model: a GPT.
+        x_ND: outputs of the model's last layer.
+        index: [targets], for each target the row of `x_ND` that predicts it.
+        target: [targets], the token ids.
+    """
     order = np.argsort(index, kind="stable")
     logp, greedy = np.empty(len(index)), np.empty(len(index), bool)
     step = ROWS_GPU if x_ND.is_cuda else ROWS_CPU
@@ -155,9 +164,14 @@ def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray
 
 
 def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
-    """Whether greedy decoding takes token `v` at output `n`: bool [targets]. Of equally likely tokens greedy decoding
-    takes the first. `logp_NV`: the log-probabilities of the outputs; `n`: int64 [targets], the output of each target;
-    `v`: int64 [targets], its token id."""
+    """Whether greedy decoding would take the target token at its output, for each target: bool [targets]. Of equally
+    likely tokens greedy decoding takes the one with the lowest id.
+
+    Args:
+        logp_NV: the log-probabilities of the outputs.
+        n: int64 [targets], the row of `logp_NV` of each target.
+        v: int64 [targets], the token id of each target.
+    """
     if logp_NV.is_cuda:
         return logp_NV.argmax(-1)[n] == v
     # on a CPU argmax takes longer than log_softmax, and amax a tenth of it
@@ -180,18 +194,20 @@ def continuations(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding, with a cache of keys and values: the token ids of the continuation of each context.
+    """The greedy continuation of each context as token ids, computed with a cache of keys and values.
 
     The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
 
     Args:
-        contexts: token ids, at least one each.
-        new: the largest number of tokens of a continuation.
-        ended: a function of the ids of a continuation so far: whether it ends here.
         model: a GPT in evaluation mode, on any device.
+        contexts: token ids, at least one in each context.
+        new: the largest number of tokens of a continuation.
+        ended: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
+            them.
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called after every batch with the number of tokens of finished contexts and of all contexts.
-        journal: continuations that are known already; new ones are added to it.
+        progress: a function that is called after every batch with the number of tokens of finished contexts and of all
+            contexts.
+        journal: continuations that are known already; new continuations are added to it.
     """
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
@@ -218,8 +234,15 @@ def continuations(
 
 
 def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
-    """The greedy continuations of the contexts of one batch, as token ids. `group`: the contexts, the longest first;
-    `new`: the most tokens of a continuation; `ended`: whether a continuation ends with the ids so far."""
+    """The greedy continuation of each context of one batch, as token ids.
+
+    Args:
+        model: a GPT in evaluation mode.
+        group: the contexts, the longest first.
+        new: the largest number of tokens of a continuation.
+        ended: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
+            them.
+    """
     device, objective = next(model.parameters()).device, model.objective
     decoded: list[list[int]] = [[] for _ in group]
     length, P = torch.tensor([len(ids) for ids in group], device=device), len(group[0])

@@ -1,4 +1,4 @@
-"""A GPT of this project with lm-eval's interface: it scores continuations and texts, and continues contexts
+"""A GPT of this project with lm-eval's model interface: it scores continuations and whole texts, and continues contexts
 greedily."""
 
 import functools
@@ -19,16 +19,16 @@ MAX_NEW_TOKENS = 256  # tokens of a continuation where the task names no number;
 
 
 class Scorer(TemplateLM):
-    """Log-likelihoods of text under a GPT, in nats, and greedy continuations, through lm-eval's interface of a model.
+    """Log-likelihoods of text under a GPT, in nats, and greedy continuations, through lm-eval's model interface.
 
     Args:
         model: a GPT (model/gpt.py) on any device.
-        tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id that begins a document.
+        tokenizer: has `encode(text) -> ids`, `decode(ids) -> text` and `eod`, the id of the token before each document.
         window: the number of tokens that the model reads at a time for held-out loss: the training length, in every
             arm.
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
-        progress: called with the number of finished tokens and of all tokens.
-        journal: scores that are known already; new ones are added to it.
+        progress: a function that is called with the number of finished tokens and of all tokens.
+        journal: scores that are known already; new scores are added to it.
     """
 
     def __init__(
@@ -58,11 +58,15 @@ class Scorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of each whole text, in nats: every token is predicted once, in disjoint windows, the first
-        one after the end-of-document token.
+        """The log-likelihood of each whole text, in nats. Every token is predicted once, in disjoint windows; the first
+        token of a text is predicted from the end-of-document token.
 
         Each byte of a text that the tokenizer cannot represent counts 8 bits, the cost of writing it out. Otherwise a
         tokenizer without pieces for the script of a text would have almost nothing to predict.
+
+        Args:
+            requests: lm-eval's requests, each with a text.
+            disable_tqdm: ignored; part of lm-eval's interface.
         """
         windows = [
             [
@@ -83,8 +87,13 @@ class Scorer(TemplateLM):
         return self._unknown(text)[1] if self._unknown else 0
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of
-        document. Raises ValueError where a task asks for sampling or for several beams."""
+        """The greedy continuation of each context as text, up to the first of the task's stop strings or the end of the
+        document. Raises ValueError where a task asks for sampling or for several beams.
+
+        Args:
+            requests: lm-eval's requests, each with a context and the task's generation settings.
+            disable_tqdm: ignored; part of lm-eval's interface.
+        """
         numbers_by_settings: dict[str, list[int]] = {}  # of the requests; those of equal settings make batches
         for i, request in enumerate(requests):
             numbers_by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -112,7 +121,8 @@ class Scorer(TemplateLM):
         return self.decode(ids[: ids.index(self.eod)] if self.eod in ids else ids)
 
     def _has_ended(self, ids: list[int], stops: list[str]) -> bool:
-        """Whether a continuation has reached the end of the document or contains one of the stop strings."""
+        """Whether a continuation, the token ids so far, has reached the end of the document or contains one of the stop
+        strings."""
         return ids[-1] == self.eod or any(stop in self._text(ids) for stop in stops)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
@@ -122,6 +132,6 @@ class Scorer(TemplateLM):
         return self.score([(context or [self.eod], continuation) for _, context, continuation in requests])
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """The log-likelihood in nats of each continuation given its context, both as token ids, and whether greedy
-        decoding would give it."""
+        """The scores of pairs (context, continuation) of token ids: for each pair (the log-likelihood of the
+        continuation in nats, whether greedy decoding from the context would give the continuation)."""
         return score.likelihoods(self.model, pairs, **self.options)

@@ -1,4 +1,5 @@
-"""The overall scores of BigScience's suite of 27 tasks (eval/tasks/tasks.yaml), of one evaluation or of several."""
+"""The overall scores of BigScience's suite of 27 tasks (eval/tasks/tasks.yaml), in one evaluation or averaged over
+several."""
 
 from typing import Any
 
@@ -11,20 +12,20 @@ STANDARD_ERRORS_ABOVE_GUESS = 2
 
 
 def suite(evaluations: list[dict]) -> dict[str, Any] | None:
-    """The scores of the suite in points, averaged over the tasks that every evaluation has, and over the evaluations
-    (of one run, or of all runs compared).
+    """The scores of the suite in points (percent), averaged over the tasks that every evaluation has, and over the
+    evaluations.
 
     Args:
-        evaluations: contents of eval.json; a task of the suite has "suite": true, and "value", "stderr", "chance" and
-            "guess" as fractions of 1.
+        evaluations: contents of eval.json, of one run or of all runs compared. A task of the suite has "suite": true,
+            and "value", "stderr", "chance" and "guess" as fractions of 1.
 
     Returns None where the evaluations share no task of the suite, else:
         value, stderr, chance: unweighted means over the tasks; stderr is the standard error over items.
         corrected, corrected_stderr: the mean of (value - chance) / (1 - chance), and its standard error.
         tasks, of: the number of tasks that were counted, and the number of tasks in the suite.
         runs: the number of evaluations.
-        able, able_value: the tasks on which the runs together are significantly better than guessing (see tasks.yaml),
-            and the mean score over them, None where there are none.
+        able: the tasks on which the runs together are significantly better than guessing (see tasks.yaml).
+        able_value: the mean score over these tasks; None where there are none.
     """
     entries = [
         {name: entry for name, entry in evaluation["tasks"].items() if entry.get("suite")} for evaluation in evaluations

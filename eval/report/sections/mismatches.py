@@ -151,9 +151,10 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
 
 
 def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each edge of a factorial whose two runs of a seed differ in more than one factor, in the
-    configuration or in the value that was in effect. An edge is a pair of combinations that should differ in one factor
-    only. Empty where there is no such edge, or the study is no factorial."""
+    """A sentence for each edge of a factorial whose two runs of a seed differ in more than one factor, as configured or
+    in effect. An edge is a pair of combinations that should differ in one factor only. Empty where there is no such
+    edge, or the study is no factorial. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run
+    directory}."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:

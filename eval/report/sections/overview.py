@@ -212,7 +212,7 @@ def notes_on_tasks_left_out(findings: Findings) -> list[str]:
 
 def uneven_seeds(findings: Findings) -> list[str]:
     """A sentence for each metric and arm whose results scatter significantly more between seeds than those of the other
-    arms (F test), so that one variance pooled over all arms does not fit. Empty where the arms may differ from the
+    arms (F test). One variance pooled over all arms does not fit such arms. Empty where the arms may differ from the
     baseline in more than one line of configuration."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "

@@ -89,8 +89,9 @@ def unchanged_sentence(findings: Findings) -> str:
 
 
 def expectation(findings: Findings) -> str:
-    """The expectation of the study as text, with when it was written. It counts as written before the runs if all runs
-    registered it before their first step, but for those of at most one arm, which may be from an earlier study."""
+    """The expectation of the study as text, with when it was written. It counts as written before the runs if all runs,
+    but for those of at most one arm, registered it before their first step. The runs of that arm may be from an earlier
+    study."""
     expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
