@@ -60,10 +60,10 @@ def reason_without_known_gain(run: Run) -> str:
 
 
 def seconds_saved(run: Run) -> float:
-    """The seconds of training that a run saves by being compiled: CPU seconds divided by layout.threads. The seconds
-    that compiling takes are not subtracted."""
+    """The CPU seconds of training, over all threads, that a run saves by being compiled. The seconds that compiling
+    takes are not subtracted."""
     model = run.model
-    return SECONDS_SAVED[run.train.precision] * run.tokens * model.layers * model.hidden / run.layout.threads
+    return SECONDS_SAVED[run.train.precision] * run.tokens * model.layers * model.hidden
 
 
 def compile_seconds(runs: Sequence[Run]) -> float:

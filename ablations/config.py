@@ -1,5 +1,5 @@
-"""Resolves the settings of a run: those of the baseline, overridden by those of a size, overridden by those that the
-user types. Imports no torch."""
+"""Resolves the settings of a run: the baseline's settings, overridden by those of a size, overridden by what the user
+types. Imports no torch."""
 
 import functools
 from collections.abc import Iterable

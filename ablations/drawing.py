@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
 
 def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high` for an axis, about `most` of them. `log`: whether the axis is logarithmic."""
+    """Round numbers from `low` to `high` for an axis, about `most` numbers. `log`: whether the axis is logarithmic."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -240,7 +240,8 @@ def forest_plot(
     title: str, effects: list[tuple[str, float, float, str, str]], xlabel: str, largest: float = math.inf
 ) -> str:
     """Draw differences from the baseline with their intervals (a forest plot). Returns the figure as SVG text; ""
-    without effects. An interval that is far wider than the others ends in arrows, so that the others can be read.
+    without effects. An interval that is far wider than most is cut, and ends in arrows, so that the other intervals can
+    be read.
 
     Args:
         title: the heading of the figure.

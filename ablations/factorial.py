@@ -134,7 +134,8 @@ class Factorial:
         ]
 
     def aliases_in_words(self, effect: int) -> str:
-        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d"; only those with the fewest factors."""
+        """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d". Only the aliases with the fewest factors
+        are named."""
         shares = self.aliases(effect)
         least = min(map(order, shares))
         return ", ".join(

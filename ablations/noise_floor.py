@@ -1,8 +1,8 @@
 """A stored noise floor: how much the results of runs vary that differ only in the seed, and on which runs that was
 measured.
 
-`make noise` writes one (eval/report/noise.py). In a study that names it with NOISE_FLOOR=file, its degrees of freedom
-are added to those of the study's own seeds.
+`make noise` writes a noise floor to a file (eval/report/noise.py). In a study with NOISE_FLOOR=file, its degrees of
+freedom are added to those of the study's own seeds.
 """
 
 import hashlib

@@ -36,8 +36,8 @@ class Prediction(NamedTuple):
 
 
 def distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions without those that claim what an earlier one claims already, since a study file and PREDICT= may
-    agree."""
+    """The predictions without repetitions: a prediction is left out where an earlier one makes the same claim. A study
+    file and PREDICT= may agree."""
     claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}
     return [p for p in predictions if claims[p.metric, p.kind, p.arms, p.interval] is p]
 

@@ -96,9 +96,9 @@ def in_words(key: str, value: Any) -> str:
 
 
 def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
-    """A sentence for each value in which the present registration of a study differs from those written before its
-    runs. `now`: the present registration of the study; `then`: {name of a run: the study's first registration in that
-    run}, the earliest registration first; `planned`: the number of runs of the study."""
+    """A sentence for each value in which the present registration of a study differs from the registrations that were
+    written before its runs. `now`: the present registration of the study; `then`: {name of a run: the study's first
+    registration in that run}, the earliest registration first; `planned`: the number of runs of the study."""
     sentences = []
     for key, name in FIELDS.items():
         earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}

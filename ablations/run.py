@@ -16,8 +16,8 @@ from model.setting import Setting, settings_of
 
 @dataclass(frozen=True)
 class Run:
-    """All settings of a run. Those under `layout` say how it is executed and must not change its result; the others
-    determine it."""
+    """All settings of a run. The settings under `layout` say how the run is executed and must not change its result;
+    all other settings determine the result."""
 
     size: Annotated[
         str,

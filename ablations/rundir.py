@@ -209,9 +209,9 @@ def step_of(folder: Path) -> int | None:
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The folders of the complete checkpoints of a run, those that hold a checkpoint.json, the newest first. `folder`:
-    the folder `checkpoints` of a run directory; `kind`: "step" for the checkpoints from which training continues,
-    "weights" for weights kept for evaluation."""
+    """The folders of the complete checkpoints of a run, the newest first. A checkpoint is complete where its folder
+    holds a checkpoint.json. `folder`: the folder `checkpoints` of a run directory; `kind`: "step" for the checkpoints
+    from which training continues, "weights" for weights kept for evaluation."""
     folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
     steps = {folder: step for folder, step in folders.items() if step is not None}
     return sorted(steps, key=steps.__getitem__, reverse=True)

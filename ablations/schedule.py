@@ -80,7 +80,7 @@ def budget_triangle2(t: float, warmup: float) -> float:
 
 def budget_inverse_sqrt(t: float, warmup: float) -> float:
     """Rises linearly from 0 to the peak in the first twentieth of the budget, then falls as one over the square root of
-    t ("inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches)."""
+    t. This is "inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches."""
     return min(t / RISE, math.sqrt(RISE / t)) if t else 0.0
 
 

@@ -116,8 +116,8 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings for all runs of a study file: those of another study where `base` is {"study": name}, else `base`
-    itself. `base`: the entry of that name in the study file; `file`: the name of the file, for messages. Raises
+    """The settings for all runs of a study file: the settings of another study where `base` is {"study": name}, else
+    `base` itself. `base`: the entry of that name in the study file; `file`: the name of the file, for messages. Raises
     ConfigError where there is no such study, or its base has no settings of its own."""
     if "study" not in base:
         return base

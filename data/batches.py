@@ -30,11 +30,11 @@ class Batches:
     """Training batches from several sources, blended by their weights.
 
     A sample has `seq` + 1 tokens. Documents are put end to end in random order and cut every `seq` tokens; the samples
-    are then shuffled. Each epoch of a source has an order of its own and uses every token once as input, except the
-    last tokens, at most `seq`, which do not fill a sample.
+    are then shuffled. Each epoch of a source has an order of its own and uses every token once as input. Only the last
+    tokens, at most `seq`, are left out, as they do not fill a sample.
 
-    Indices are kept in memory: 12 bytes per sample and 4 per document of an epoch, and for a blend of several sources
-    10 bytes per sample up to the last one that was read. No file is written.
+    Indices are kept in memory: 12 bytes per sample and 4 per document of an epoch. A blend of several sources takes 10
+    further bytes per sample, up to the last sample that was read. No file is written.
 
     Args:
         sources: [(path of a .bin and .idx file without the extension, weight), ...].

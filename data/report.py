@@ -58,8 +58,8 @@ def notes(
 
 
 def compared_documents(text: dict[str, Any]) -> int:
-    """The number of documents that were compared to find duplicates: those that remain, and the removed copies. `text`:
-    the manifest of the text, from `prepared_text`."""
+    """The number of documents that were compared to find duplicates: the remaining documents and the removed copies.
+    `text`: the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 

@@ -116,10 +116,10 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     """The data files at a path, in a folder or of a glob, sorted by path; and a sentence about each kind of file that
     is left out.
 
-    Of a folder, hidden files (HIDDEN_PREFIXES) and notes (README, LICENSE, checksums) are left out. Of the other files
-    those of the format with the most bytes are taken, and the rest counts as notes. `pattern`: a file, a folder or a
-    glob. Raises ValueError where no file remains, a second format has more than NOTE_SHARE of the bytes, or a file is
-    there both compressed and uncompressed.
+    Of a folder, only the files of one format are taken, the format with the most bytes. Hidden files (HIDDEN_PREFIXES),
+    notes (README, LICENSE, checksums) and small files of other formats are left out. `pattern`: a file, a folder or a
+    glob. Raises ValueError where no file remains, files of another format have more than NOTE_SHARE of the bytes, or a
+    file is there both compressed and uncompressed.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")

@@ -78,7 +78,7 @@ def read(path: str | Path) -> tuple[str, bytes]:
             OpenAI's names encoder.json and vocab.bpe.
 
     Raises:
-        ValueError: there is none of these; the message names them.
+        ValueError: there is no such tokenizer at `path`; the message says what is needed.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent

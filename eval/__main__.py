@@ -101,7 +101,7 @@ def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.
     `requested`: tasks of lm-eval to run besides those made from held-out text; `args`: the parsed command line. Raises
     ValueError where a task failed; the results of all other tasks are written."""
     from eval import results
-    from eval.judge import evaluate_weights
+    from eval.evaluation import evaluate_weights
 
     run = location.read_run_json(directory)
     failed: dict[str, str] = {}

@@ -39,32 +39,32 @@ def divergence_reason(run: Run, step: int, recent: list[float], loss: float, nor
 
 
 def roll_back(
-    cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, complaint: str, batch_size: int
+    cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, reason: str, batch_size: int
 ) -> TrainingState:
     """After a divergence: load a checkpoint of at least train.skip steps before it, and skip the data that led to it
     (Chowdhery et al. 2022, section 5.1). The clock of the run does not go back. `state`: the state at the step that
-    diverged; `complaint`: the sentence that `divergence_reason` returned; `batch_size`: sequences of the batch that
+    diverged; `reason`: the sentence that `divergence_reason` returned; `batch_size`: sequences of the batch that
     diverged. Returns the state to continue from. Raises manifest.Diverged where the run has gone back
     train.rollbacks times already (at 0 it never does), or there is no checkpoint early enough."""
     train, cure = cell.run.train, "Try a lower train.lr or a longer train.warmup."
     if not train.rollbacks:
-        raise manifest.Diverged(f"{complaint}. {cure}")
+        raise manifest.Diverged(f"{reason}. {cure}")
     if len(state.rollbacks) == train.rollbacks:
-        raise manifest.Diverged(f"{complaint}, after going back {train.rollbacks} times. {cure}")
+        raise manifest.Diverged(f"{reason}, after going back {train.rollbacks} times. {cure}")
     checkpoints.wait()
     saved = engine.load(checkpoints, before=state.step - train.skip + 1)
     if saved is None:
         before = f"no checkpoint at least train.skip={train.skip} steps before"
-        raise manifest.Diverged(f"{complaint}, and there is {before}. {cure}")
+        raise manifest.Diverged(f"{reason}, and there is {before}. {cure}")
     earlier = TrainingState.from_checkpoint(cell.run, saved)
     first = earlier.samples
     earlier.skipped = state.skipped + state.samples - first + train.skip * batch_size
     left_out = [first + state.skipped, first + earlier.skipped]
-    rollback = {"why": complaint, "back_to": earlier.step, "samples_left_out": left_out}
+    rollback = {"why": reason, "back_to": earlier.step, "samples_left_out": left_out}
     earlier.rollbacks = [*state.rollbacks, rollback]
     earlier.seconds = state.seconds
     manifest.record_rollbacks(cell, earlier.rollbacks)
     record_event(
-        cell.dir, state.step, "rollback", f"{complaint}; back to step {earlier.step}, samples {left_out} left out"
+        cell.dir, state.step, "rollback", f"{reason}; back to step {earlier.step}, samples {left_out} left out"
     )
     return earlier

@@ -28,7 +28,7 @@ from launch.clock import Clock
 from launch.divergence import divergence_reason, roll_back
 from launch.lock import run_lock
 from launch.training_state import TrainingState
-from launch.watch import StopTraining, Watch, stop_file
+from launch.watch import StopTraining, Watch, stop_reason
 
 if TYPE_CHECKING:
     from data.batches import Batches
@@ -110,7 +110,7 @@ def train(cell: Cell, out: Path) -> None:
             log_due = state.step % run.layout.log_every == 0
             # whatever is written down is of steps that are known to be good
             results = read_steps(
-                session, all_of_them=not reads_late or save_due or log_due or state.budget_is_used_up(run)
+                session, wait_for_all=not reads_late or save_due or log_due or state.budget_is_used_up(run)
             )
             if results.divergence:
                 return_to_checkpoint(session, results)
@@ -230,19 +230,19 @@ def launch_step(session: Session) -> None:
         )
 
 
-def read_steps(session: Session, all_of_them: bool) -> StepResults:
+def read_steps(session: Session, wait_for_all: bool) -> StepResults:
     """Wait for launched steps, add their losses to the session's state, and return their combined results. At a
-    divergence no further step is read; the state then has the number of the step that diverged. `all_of_them`: whether
+    divergence no further step is read; the state then has the number of the step that diverged. `wait_for_all`: whether
     to wait for all launched steps; if not, the last one goes on while the host works, unless a rank wants a checkpoint
     or training to stop."""
     state, unread = session.state, session.unread
     norm, save, stop, complaint, batch_size = math.nan, False, False, "", 0
-    while unread and not complaint and (all_of_them or len(unread) > 1):
+    while unread and not complaint and (wait_for_all or len(unread) > 1):
         launched = unread.popleft()
         batch_size = launched.batch_size
         loss, norm, wants_save, wants_stop, state.seconds = launched.pending.read()
         save, stop = save or wants_save, stop or wants_stop
-        all_of_them = all_of_them or save or stop
+        wait_for_all = wait_for_all or save or stop
         if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
@@ -297,7 +297,7 @@ def stop_training(session: Session) -> None:
     with session.watch.storing():
         session.checkpoints.wait()
         dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
-    code = Exit.KILLED if stop_file(session.out) else Exit.RESUBMIT
+    code = Exit.KILLED if stop_reason(session.out) else Exit.RESUBMIT
     raise StopTraining(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
@@ -354,7 +354,7 @@ def main(argv: list[str]) -> int:
             print(f"{cell.name} is finished")
             return Exit.FINISHED
         check_compiler(cell.run)
-        if reason := stop_file(study.out):
+        if reason := stop_reason(study.out):
             raise StopTraining(reason, Exit.KILLED)
         with run_lock(cell.dir):
             if os.environ.get("RANK", "0") == "0":

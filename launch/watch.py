@@ -196,7 +196,7 @@ class Watch:
 SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
-def stop_file(folder: Path) -> str:
+def stop_reason(folder: Path) -> str:
     """A text about the stop file in `folder`, a run directory or the output root: "path: content", or the path alone
     where the file is empty; "" where there is no such file."""
     path = folder / rundir.STOP

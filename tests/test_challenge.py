@@ -131,7 +131,7 @@ def test_a_damaged_end_is_named_and_takes_nothing_with_it(crammed: Study, tmp_pa
 
 
 def test_losses_at_other_mask_rates_are_not_compared(tmp_path: Path) -> None:
-    """Each rate is a task of its own (eval/judge.py), so that no verdict is given on them."""
+    """Each rate is a task of its own (eval/evaluation.py), so that no verdict is given on them."""
     study = make(Study(tmp_path / "runs"))
     for arm, rate in (("pos=learned", "15%"), ("pos=alibi", "40%")):
         for seed in study.seeds:

@@ -73,6 +73,7 @@ def test_the_decision_is_where_what_is_saved_equals_what_compiling_takes() -> No
     assert (below, above) == ("never", "always")
     both = [nano(seed=seed, train__tokens=round(0.99 * even)) for seed in (1, 2)]  # the second finds the first's code
     assert choose_compilation(both).mode == "always"
+    assert compilation.seconds_saved(nano(layout__threads=2)) == compilation.seconds_saved(nano())  # CPU seconds of all
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""eval/tasks/harness.py against lm-eval's own Hugging Face backend; eval/tasks/probes.py; eval/judge.py and its command
-on a run directory."""
+"""eval/tasks/harness.py against lm-eval's own Hugging Face backend; eval/tasks/probes.py; eval/evaluation.py and its
+command on a run directory."""
 
 import copy
 import gzip

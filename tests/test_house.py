@@ -65,7 +65,7 @@ STARTED = {  # a file -> the commands that it starts in processes of their own: 
     },
     "launch/slurm/submit.py": {"eval", "eval.export", "eval.report"},
     "ablations/plan/checks.py": {"eval", "eval.exportable", "eval.finetune"},
-    "eval/judge.py": {"eval"},  # itself, on each GPU
+    "eval/evaluation.py": {"eval"},  # itself, on each GPU
 }
 FOLDERS = sorted({package.split(".")[0] for package in MAY})
 MODULES = {
@@ -204,6 +204,13 @@ def made(*words: str, environment: dict[str, str] | None = None) -> subprocess.C
     env = {name: value for name, value in env.items() if not name.startswith(("MAKE", "MFLAGS"))}  # of `make test`
     command = ["make", "-n", "-o", ".venv/ready", *words]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_no_conflict_of_a_merge_was_committed() -> None:
+    markers = re.compile("^(<{7} |>{7} )", re.M)
+    for pattern in ("*.md", "*.yaml", "*.sh", "Makefile", "*/*.md", "*/*.yaml", "*/*/*.yaml"):
+        for path in ROOT.glob(pattern):
+            assert not markers.search(path.read_text()), path
 
 
 def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment() -> None:

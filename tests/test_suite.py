@@ -1,5 +1,5 @@
 """The suite of 27 tasks: its data (eval/tasks/mirror.py), its speed without loss (eval/tasks/score.py), its results
-(eval/judge.py)."""
+(eval/evaluation.py)."""
 
 import gzip
 import hashlib

@@ -17,7 +17,7 @@ from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
 from launch.preflight import MAX_CLOCK_DIFFERENCE, MIN_SHARED_BYTES, Node, check_memory, checkpoint_bytes, unfit_nodes
-from launch.watch import STORAGE_SECONDS, Watch, stop_file
+from launch.watch import STORAGE_SECONDS, Watch, stop_reason
 from model.memory import estimate_memory
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
@@ -123,9 +123,9 @@ def test_a_stop_file_is_heard(tmp_path: Path) -> None:
         while not w.stop_reason and time.monotonic() < end:
             time.sleep(0.05)
         assert "10 minutes left" in w.stop_reason
-    assert not stop_file(tmp_path)
+    assert not stop_reason(tmp_path)
     (tmp_path / "stop").write_text("everybody out")
-    assert "everybody out" in stop_file(tmp_path)
+    assert "everybody out" in stop_reason(tmp_path)
 
 
 def test_a_stop_file_that_cannot_be_read_now_is_read_later(tmp_path: Path) -> None:

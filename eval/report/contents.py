@@ -3,22 +3,22 @@
 from eval.report.blocks import Section
 from eval.report.findings import Findings
 from eval.report.sections import (
-    beyond,
     challenge,
     composition,
+    context_length,
     corpora,
     cost,
     differences,
     domains,
+    during_training,
     factorial,
     glue,
-    on_the_way,
     overview,
-    places,
     proofs,
     published,
-    redo,
+    ranking,
     registered,
+    reproduction,
     scaling,
     settings,
     tasks,
@@ -33,7 +33,7 @@ tokenizer, commit, versions, hardware and layout."""
 SECTIONS = (
     overview.section,
     registered.section,
-    places.section,
+    ranking.section,
     settings.differing_settings,
     composition.section,
     settings.fixed_settings,
@@ -41,8 +41,8 @@ SECTIONS = (
     factorial.section,
     tuning.section,
     training.section,
-    on_the_way.section,
-    beyond.section,
+    during_training.section,
+    context_length.section,
     domains.section,
     corpora.section,
     scaling.section,
@@ -55,7 +55,7 @@ SECTIONS = (
     lambda findings: Section(
         "What does not match", ["\n".join(f"* {line}" for line in findings.mismatches) or NO_MISMATCH]
     ),
-    redo.section,
+    reproduction.section,
 )
 
 

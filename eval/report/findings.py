@@ -92,7 +92,7 @@ class Findings(NamedTuple):
 
     def decision(self, arm: str, metric: str) -> Verdict:
         """The verdict on an arm, from its comparison with the baseline."""
-        return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds(arm, metric))
+        return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds_in_words(arm, metric))
 
     def verdict(self, arm: str, metric: str) -> str:
         """The verdict on an arm in words, with a mark if the verdict is exploratory, and the number of tasks that the
@@ -105,9 +105,9 @@ class Findings(NamedTuple):
     def exploratory(self, arm: str, metric: str) -> bool:
         """Whether the verdict on an arm depends on something that was not named before the runs: a metric other than
         the primary one, a margin, or a stored noise floor. Never true of an undecided verdict."""
-        return self.chosen_late(self.decision(arm, metric).kind, metric)
+        return self.is_exploratory_kind(self.decision(arm, metric).kind, metric)
 
-    def chosen_late(self, kind: str, metric: str) -> bool:
+    def is_exploratory_kind(self, kind: str, metric: str) -> bool:
         """Whether a verdict on a metric is exploratory, because the metric, the margin or the noise floor was chosen
         after the runs. `kind`: the kind of the verdict, "better", "worse", "equivalent" or "undecided"; False for the
         last."""
@@ -117,7 +117,7 @@ class Findings(NamedTuple):
         late_floor = self.study.criteria.noise_floor is not None and not self.noise_floor_registered
         return not is_primary or late_floor or (kind == "equivalent" and metric not in self.registered_margins)
 
-    def missing_seeds(self, arm: str, metric: str) -> str:
+    def missing_seeds_in_words(self, arm: str, metric: str) -> str:
         """A sentence on how many more seeds would decide the comparison of an arm with the baseline, and what these
         seeds would cost. The difference and the noise are assumed to stay the same. "" where this is unknown, as for
         runs that were not planned as one study."""

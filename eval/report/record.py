@@ -78,7 +78,7 @@ def terminal_text(findings: Findings) -> str:
         count = len(findings.mismatches)
         notes.append(f"{count} {'things do' if count > 1 else 'thing does'} not match: see the report.")
     effects: list[str] = []
-    for block in [*factorial.terminal_blocks(findings), *tuning.terminal_blocks(findings)]:
+    for block in [*factorial.blocks_for_terminal(findings), *tuning.blocks_for_terminal(findings)]:
         effects += ["", plain_text(block) if isinstance(block, Table) else block]
     return printable("\n".join([plain_text(table), *effects, "", *(note.replace("**", "") for note in notes)]))
 

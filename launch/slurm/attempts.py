@@ -22,7 +22,7 @@ from ablations.status import CLOCKS_APART, SILENT_SECONDS
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
 from launch.repair import is_trained, repair
-from launch.watch import stop_file
+from launch.watch import stop_reason
 
 MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
 LEAVING_SECONDS = (
@@ -45,7 +45,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
     if rundir.read_done(cell.dir) is not None:
         print_with_time(f"{cell.name} is finished: {cell.dir}")
         return Exit.FINISHED
-    if reason := stop_file(out):
+    if reason := stop_reason(out):
         print_with_time(f"nothing starts until this file is removed: {reason}")
         if rundir.read_attempts(cell.dir)[0]:  # else it would count as queued since it was submitted
             why = f"by the file {out / rundir.STOP}"

@@ -29,7 +29,7 @@ from ablations.words import change_to_checkout
 from launch.local import check_tasks, prepare
 from launch.repair import is_trained
 from launch.slurm.attempts import bad_nodes, record_attempt
-from launch.watch import stop_file
+from launch.watch import stop_reason
 
 NO_SLURM = "there is no sbatch on this machine: is this a login node of a Slurm cluster?"
 # In the script of a job: the Python that the site file names, as in launch/run.sh, or the one that submitted the job.
@@ -101,7 +101,7 @@ def _check_study(study: Study, ranks: int) -> None:
         except Damaged as error:  # the run's job repairs it, or fails alone
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
         fit_micro_batch(cell.run, max(1, ranks // cell.run.layout.tp))
-    if reason := stop_file(study.out):
+    if reason := stop_reason(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
     check_tasks(study)
 

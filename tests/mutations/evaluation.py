@@ -2,7 +2,7 @@
 
 from tests.mutations.mutation import one
 
-JUDGED_BYTES = "tests/test_judge.py::test_bytes_are_counted_and_not_characters"
+JUDGED_BYTES = "tests/test_evaluation.py::test_bytes_are_counted_and_not_characters"
 CONTROL = ""
 MUTATIONS = [
     one(
@@ -13,7 +13,7 @@ MUTATIONS = [
         "eval/tasks/scorer.py",
         "self.model, self.window, self.eod = model.eval(), window",
         "self.model, self.window, self.eod = model, window",
-        "tests/test_judge.py::test_a_model_is_judged_without_dropout",
+        "tests/test_evaluation.py::test_a_model_is_judged_without_dropout",
     ),
     one(
         "bytes are counted as characters in bits per byte by position",
@@ -33,7 +33,7 @@ MUTATIONS = [
         "eval/tasks/probes.py",
         "end = start + len(part.encode())",
         "end = start + len(part)",
-        "tests/test_judge.py::test_few_long_documents_are_many_items_of_their_own_clusters",
+        "tests/test_evaluation.py::test_few_long_documents_are_many_items_of_their_own_clusters",
     ),
     one(
         "held-out loss is the mean of the documents' ratios",
@@ -43,7 +43,7 @@ MUTATIONS = [
         "eval/entries.py",
         "float(nats.sum() / LN2 / sizes.sum())",
         "float((nats / LN2 / sizes).mean())",
-        "tests/test_judge.py::test_standard_errors_that_are_not_known_are_none",
+        "tests/test_evaluation.py::test_standard_errors_that_are_not_known_are_none",
     ),
     one(
         "bytes that the tokenizer does not know are free",
@@ -53,7 +53,7 @@ MUTATIONS = [
         "eval/tasks/scorer.py",
         "8 * LN2 * self.unknown_bytes",
         "0 * LN2 * self.unknown_bytes",
-        "tests/test_judge.py::test_bytes_that_a_tokenizer_does_not_know_are_charged",
+        "tests/test_evaluation.py::test_bytes_that_a_tokenizer_does_not_know_are_charged",
     ),
     one(
         "weights are not compared with their hash",
@@ -63,7 +63,7 @@ MUTATIONS = [
         "eval/weights.py",
         'if done["weights"].get("sha256") != self.sha256:',
         "if False:",
-        "tests/test_judge.py::test_one_flipped_bit_in_the_weights_is_not_judged",
+        "tests/test_evaluation.py::test_one_flipped_bit_in_the_weights_is_not_judged",
     ),
     one(
         "items are not compared with their hash",
@@ -73,7 +73,7 @@ MUTATIONS = [
         "eval/results.py",
         'return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None',
         "return result",
-        "tests/test_judge.py::test_what_is_damaged_counts_as_not_judged",
+        "tests/test_evaluation.py::test_what_is_damaged_counts_as_not_judged",
     ),
     one(
         "every item is its own cluster",
@@ -83,7 +83,7 @@ MUTATIONS = [
         "eval/tasks/harness.py",
         'return {"cluster": digest(" ".join(doc[column].split()))}',
         'return {"cluster": digest(json.dumps(doc, default=str))}',
-        "tests/test_judge.py::test_items_of_one_passage_are_one_cluster",
+        "tests/test_evaluation.py::test_items_of_one_passage_are_one_cluster",
     ),
     one(
         "no examples where the definition asks for some",
@@ -93,7 +93,7 @@ MUTATIONS = [
         "eval/tasks/definitions.py",
         'number = int(config.get("num_fewshot") or 0) if shots is None else shots',
         "number = 0 if shots is None else shots",
-        "tests/test_judge.py::test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked",
+        "tests/test_evaluation.py::test_examples_are_in_the_prompt_as_the_definition_says_or_as_asked",
     ),
     one(
         "a folder in a run directory is replaced by its export, whatever it is",
@@ -183,7 +183,7 @@ MUTATIONS = [
         "eval/tasks/journal.py",
         "                    if digest == _digest(text):",
         "                    if True:",
-        "tests/test_judge.py::test_a_damaged_line_of_the_journal_is_scored_again",
+        "tests/test_evaluation.py::test_a_damaged_line_of_the_journal_is_scored_again",
     ),
     one(
         "a settings value of another type makes a model",
@@ -193,7 +193,7 @@ MUTATIONS = [
         "model/config.py",
         '        check_types("model", self)\n',
         "",
-        "tests/test_judge.py::test_a_run_json_of_another_form_is_named",
+        "tests/test_evaluation.py::test_a_run_json_of_another_form_is_named",
     ),
     one(
         "a label of GLUE that is NaN is a score",
@@ -213,7 +213,7 @@ MUTATIONS = [
         "eval/entries.py",
         """names = [sample.get("cluster") or f"{SINGLE_ITEM_PREFIX}{sample['id']}" for sample in samples]""",
         """names = [f"{SINGLE_ITEM_PREFIX}{sample['id']}" for sample in samples]""",
-        "tests/test_judge.py::test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report",
+        "tests/test_evaluation.py::test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report",
     ),
     one(
         "of two exports at once the second fails",
@@ -233,6 +233,6 @@ MUTATIONS = [
         "eval/tasks/position.py",
         "float(piece_nats.sum() / LN2 / sizes.sum())",
         "float((piece_nats / LN2 / sizes).mean())",
-        "tests/test_judge.py::test_loss_by_position_is_a_ratio_of_sums_over_pieces_of_different_sizes",
+        "tests/test_evaluation.py::test_loss_by_position_is_a_ratio_of_sums_over_pieces_of_different_sizes",
     ),
 ]

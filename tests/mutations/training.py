@@ -38,8 +38,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "all_of_them=not reads_late or save_due or log_due",
-        "all_of_them=not reads_late or log_due",
+        "wait_for_all=not reads_late or save_due or log_due",
+        "wait_for_all=not reads_late or log_due",
         GPU_STEP,
     ),
     one(

@@ -20,7 +20,7 @@ is multiplied by the number of pairs of arms, {pairs}; against the baseline the 
 
 def answer(findings: Findings) -> str:
     """The answer to the study's question in a sentence or two. "" where no arm is compared with the baseline yet, or
-    where runs that were not planned as one study are compared (sections/places.py ranks these)."""
+    where runs that were not planned as one study are compared (sections/ranking.py ranks these)."""
     metric = findings.primary
     compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
@@ -31,7 +31,7 @@ def answer(findings: Findings) -> str:
         text, kinds = answer_for_several_arms(findings)
     if findings.study.tuning:
         text = f"At the common learning rate: {text}"
-    if any(findings.chosen_late(kind, metric) for kind in kinds):
+    if any(findings.is_exploratory_kind(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
     rest = f" Not compared: {listed(missing)}." if missing else ""

@@ -66,7 +66,8 @@ def section(findings: Findings) -> Section:
             f"these arms if they have several seeds: {findings.noise}."
         )
     return Section(
-        title, blocks + decision_paragraphs(findings) + undecided_paragraphs(findings) + noise_floors(findings)
+        title,
+        blocks + decision_paragraphs(findings) + undecided_paragraphs(findings) + noise_floor_paragraphs(findings),
     )
 
 
@@ -197,7 +198,7 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
     return [head, "\n".join(lines)]
 
 
-def noise_floors(findings: Findings) -> list[Block]:
+def noise_floor_paragraphs(findings: Findings) -> list[Block]:
     """A paragraph for each metric: how far two runs that differ only in the seed lie apart at most, 19 times in 20; and
     the differences that studies with 2, 3, 5 and 10 seeds would detect."""
     lines: list[Block] = []

@@ -55,7 +55,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     ]
 
 
-def terminal_blocks(findings: Findings) -> list[str | Table]:
+def blocks_for_terminal(findings: Findings) -> list[str | Table]:
     """The table of effects for the terminal, or a sentence that there are none yet; empty where the study is no
     factorial."""
     design = findings.study.factorial
@@ -88,7 +88,7 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    late = findings.chosen_late(decision.kind, metric)
+    late = findings.is_exploratory_kind(decision.kind, metric)
     sentence = f"exploratory: {sentence}" if late or metric != findings.primary else sentence
     return f"**{sentence}**" if c.is_significant else sentence
 

@@ -110,7 +110,7 @@ def arms_without_effect(findings: Findings) -> list[str]:
 def cautions(findings: Findings) -> list[str]:
     """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
     that are left out of a comparison, and arms that scatter more than the other arms. Empty where nothing limits it."""
-    return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *uneven_seeds(findings)]
+    return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *notes_on_uneven_seeds(findings)]
 
 
 def notes(findings: Findings) -> list[str]:
@@ -210,7 +210,7 @@ def notes_on_tasks_left_out(findings: Findings) -> list[str]:
     ]
 
 
-def uneven_seeds(findings: Findings) -> list[str]:
+def notes_on_uneven_seeds(findings: Findings) -> list[str]:
     """A sentence for each metric and arm whose results scatter significantly more between seeds than those of the other
     arms (F test). One variance pooled over all arms does not fit such arms. Empty where the arms may differ from the
     baseline in more than one line of configuration."""

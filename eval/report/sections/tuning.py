@@ -55,7 +55,7 @@ def section(findings: Findings) -> Section:
     return Section(title, blocks)
 
 
-def terminal_blocks(findings: Findings) -> list[str | Table]:
+def blocks_for_terminal(findings: Findings) -> list[str | Table]:
     """A list with a table for the terminal: the verdicts with each arm at its own best learning rate. These may
     contradict the verdicts of the main table, which are at the common rate. Empty where no arm can be compared at its
     best rate."""

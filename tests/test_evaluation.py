@@ -1,5 +1,5 @@
-"""Judging runs (eval/judge.py, results.py, location.py): damage, strangers' directories, copies of OUT, other scripts,
-lossy tokenizers, tasks that fail."""
+"""Judging runs (eval/evaluation.py, results.py, location.py): damage, strangers' directories, copies of OUT, other
+scripts, lossy tokenizers, tasks that fail."""
 
 import gzip
 import hashlib
