@@ -92,8 +92,7 @@ class BatchSizes:
         return stages
 
     def samples(self, step: int) -> range:
-        """The numbers of the samples (sequences) in the batch of step number `step`. Samples and steps are counted from
-        0."""
+        """The indices, from 0, of the samples (sequences) in the batch of step `step`, also from 0."""
         stage = [stage for stage in self.stages if stage.step <= step][-1]
         begin = stage.sample + (step - stage.step) * stage.size
         return range(begin, begin + stage.size)

@@ -71,14 +71,14 @@ def from_args(words: list[str]) -> Study:
         setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
     words = [f"{name}={value}" for name, value in values.items()]
 
-    def study(count: int) -> Study:
-        seeds = list(range(first, first + count))
+    def study_with_seeds(number: int) -> Study:
+        seeds = list(range(first, first + number))
         built = build_study(
             factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates, recipe
         )
         return replace(built, predictions=_predictions(values, file, built.arms))
 
-    planned = study(count)
+    planned = study_with_seeds(count)
     _check_used(planned, dict(set_words))
     if "TASKS" in values and any(cell.run.model.objective == "mlm" for cell in planned.cells):
         raise ConfigError(
@@ -86,7 +86,7 @@ def from_args(words: list[str]) -> Study:
             "its held-out loss on masked tokens is always measured, and fine-tuning on GLUE is possible (make glue)"
         )
     more = _seeds_added(planned, criteria.seeds - count) if criteria.sequential else 0
-    return study(count + more) if more else planned
+    return study_with_seeds(count + more) if more else planned
 
 
 def _settings_of_all_runs(

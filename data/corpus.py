@@ -188,8 +188,8 @@ def _checked_specification(path: Path, spec: dict[str, Any], variant: str) -> di
 
 def _checked_file_corpus(where: str, spec: dict[str, Any], variant: str) -> dict[str, Any]:
     """Check the specification of a corpus of files, fill in defaults, and return it, as `_checked_specification` does.
-    `where`: the name of the specification file, for messages; `variant`: what replaces {} in the globs; "": the default
-    variant."""
+    `where`: the name of the specification file, for messages; `variant`: the text put for {} in the
+    globs; "": the variant that the specification names as its default."""
     layout = spec.setdefault("layout", "auto")
     if layout not in readers.LAYOUTS:
         raise ValueError(f"{where}: layout is {layout!r}; allowed are {', '.join(readers.LAYOUTS)}")
@@ -230,8 +230,8 @@ def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Pa
 
 
 def _recorded_folders(store: Path) -> dict[str, str]:
-    """The folders that `record_folder` wrote into a store, {name of a corpus: folder}. Raises ValueError where the file
-    is damaged."""
+    """The folder of each corpus as `record_folder` noted it in the store, {name of a corpus: path of its folder}. Raises
+    ValueError where the file with them is damaged."""
     path = store / "sources.json"
     try:
         folders = json.loads(path.read_text("utf-8")) if path.exists() else {}

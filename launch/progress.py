@@ -102,8 +102,8 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of a run as text: in training step, loss, speed and time left; of a finished run its scores; else
-        the state's name."""
+        """The state of a run as text. While it trains: its step, loss, speed and time left; once it is finished: its
+        scores; otherwise the state's name."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]

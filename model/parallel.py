@@ -119,14 +119,14 @@ class TensorParallel(RankGroup):
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        def call(q: Tensor, *rest: Tensor, **named: Any) -> Tensor:
+        def attend_with_seed_of_rank(q: Tensor, *rest: Tensor, **named: Any) -> Tensor:
             # drawn from the numbers that all ranks share, so that these stay in step, and other in each call
             seed = int(torch.randint(2**62, ()))
             with torch.random.fork_rng([q.device] if q.is_cuda else []):
                 torch.manual_seed(seed + self.rank)
                 return attend(q, *rest, **named)
 
-        return call
+        return attend_with_seed_of_rank
 
     def gather(self, name: str, part: Tensor) -> Tensor:
         return unshard(name, self._parts(part)) if shard_dimension(name) is not None else part

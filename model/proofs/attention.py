@@ -135,8 +135,8 @@ def proof_length(model: Any) -> tuple[int, str]:
 
 
 def position(model: Any) -> Proof:
-    """Prove `model.pos`: the configured position scheme acts in every layer's attention and on the embeddings, and no
-    other scheme does."""
+    """Prove `model.pos`: the attention scores of every layer and what is added to the embeddings are those of the
+    configured position scheme, which may leave one of the two as it is without positions."""
     cfg = model.cfg
     wrong, worst = [], 0.0
     T, same = proof_length(model)

@@ -102,8 +102,8 @@ def compile_mode(launch: dict[str, Any]) -> str:
 
 
 def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
-    """The layout settings of a run (how it was divided over processes and computed), {name: value} as in its run.json,
-    but with the value of "compile" that was in effect. The reason is that the meaning of "auto" depends on the machine
+    """The layout settings of a run (its split over processes, and how it was computed), {name: value} as in its
+    run.json. Where "compile" was set to "auto", the value is what "auto" resolved to, since that depends on the machine
     and on the length of a study's runs. `run`: the content of run.json."""
     layout = run["config"]["layout"]
     mode = compile_mode(run)
