@@ -76,7 +76,8 @@ class Run:
         return BatchSizes(sizes, 0 if by_clock else round(train.ramp_share * (train.tokens // self.model.seq)))
 
     def samples(self, step: int) -> range:
-        """The indices, from 0, of the samples (sequences) in the batch of step `step`, also from 0. For budgets in tokens."""
+        """With a budget in tokens: the indices, from 0, of the samples (sequences) in the batch of step `step`, also from
+        0."""
         return self.batch_sizes.samples(step)
 
     @property

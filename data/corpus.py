@@ -230,8 +230,8 @@ def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Pa
 
 
 def _recorded_folders(store: Path) -> dict[str, str]:
-    """The folder of each corpus as `record_folder` noted it in the store, {name of a corpus: path of its folder}. Raises
-    ValueError where the file with them is damaged."""
+    """The folder of each corpus as `record_folder` noted it in the store, {name of a corpus: path of its folder}.
+    Raises ValueError where the file with them is damaged."""
     path = store / "sources.json"
     try:
         folders = json.loads(path.read_text("utf-8")) if path.exists() else {}

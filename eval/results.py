@@ -38,8 +38,8 @@ SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a 
 
 def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version":
-    of this project's tasks, "lm_eval": of lm-eval, "weights_sha256", "corpora": the names of the held-out texts}. `run`: the content of
-    run.json; `weights`: the evaluated weights."""
+    of this project's tasks, "lm_eval": of lm-eval, "weights_sha256", "corpora": the names of the
+    held-out texts}. `run`: the content of run.json; `weights`: the evaluated weights."""
     return {
         "version": probes.specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),

@@ -138,8 +138,8 @@ def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float
 
 
 def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """How the compute-optimal number of parameters N grows with the compute C in FLOPs, by Hoffmann's approaches 1 and 2,
-    as lines of text. `ways`: {approach: (a, b) of N = a C^b, or the reason why it has no result}."""
+    """How the compute-optimal number of parameters N grows with the compute C in FLOPs, by Hoffmann's approaches 1 and
+    2, as lines of text. `ways`: {approach: (a, b) of N = a C^b, or the reason why it has no result}."""
     return [
         f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
         for name, way in ways.items()
