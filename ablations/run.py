@@ -76,8 +76,8 @@ class Run:
         return BatchSizes(sizes, 0 if by_clock else round(train.ramp_share * (train.tokens // self.model.seq)))
 
     def samples(self, step: int) -> range:
-        """With a budget in tokens: the indices, from 0, of the samples (sequences) in the batch of step `step`, also from
-        0."""
+        """With a budget in tokens: the indices, from 0, of the samples (sequences) in the batch of a step, which is
+        counted from 0 too."""
         return self.batch_sizes.samples(step)
 
     @property

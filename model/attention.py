@@ -237,8 +237,8 @@ def arranged_attention(
     position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
 ) -> Attend:
     """Make a function attend(q, k, v), each [B, H, T, K] as is its result, for tokens at the positions that
-    `arrangement` gives, such as with a cache. A token attends to the tokens, cached or of the batch, where `arrangement.sees_BTS` is
-    true. The other arguments are those of `make_attention`."""
+    `arrangement` gives, such as with a cache. A token attends to the tokens, cached or of the batch, where
+    `arrangement.sees_BTS` is true. The other arguments are those of `make_attention`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
