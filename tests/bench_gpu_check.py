@@ -165,7 +165,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     model, there = model.to(device, DTYPES[run.train.precision]), batch.to(torch.device(device))
     model.attention_kernel = kernel
     attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
-    with mock.patch.object(attention, "prepare", written):
+    with mock.patch.object(attention, "make_attention", written):
         written_out = reading(model, there, model.loss)
     prepare_to_compile()
     ours = reading(model, there, torch.compile(model.loss) if device == "cuda" else model.loss)

@@ -63,12 +63,15 @@ def test_what_has_a_bias_goes_to_flex_and_so_does_what_is_asked_for(
 ) -> None:
     cfg = replace(SMALL, pos=pos)
     called: list[str] = []
-    for name in ("unbiased", "fused", "plain", "masked"):
+    for name in ("maskless_attention", "flexattention", "plain_attention", "masked_attention"):
         monkeypatch.setattr(attention, name, lambda *args, name=name: called.append(name))
     x = on_gpu(torch.empty(2, 32, cfg.hidden, dtype=torch.bfloat16))
     attention.make_attention(POSITIONS[pos](cfg), 6, x, objective=Objective(cfg), kernel_name=kernel)
     attention.make_attention(POSITIONS[pos](cfg), 6, x, objective=Prefix(cfg), extents_B=torch.tensor([1, 5]))
-    assert called == ["fused" if pos in BIASED or kernel == attention.FLEX else "unbiased", "fused"]
+    assert called == [
+        "flexattention" if pos in BIASED or kernel == attention.FLEX else "maskless_attention",
+        "flexattention",
+    ]
 
 
 @pytest.mark.parametrize("pos", POSITIONS)

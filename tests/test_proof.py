@@ -429,7 +429,12 @@ def test_another_activation_in_the_graph_fires(monkeypatch: MonkeyPatch, no_code
 
 @mark.parametrize(
     "pos, attn_dropout, executor",
-    [("learned", 0.0, "unbiased"), ("alibi", 0.0, "fused"), ("learned", 0.1, "plain"), ("alibi", 0.1, "plain")],
+    [
+        ("learned", 0.0, "maskless_attention"),
+        ("alibi", 0.0, "flexattention"),
+        ("learned", 0.1, "plain_attention"),
+        ("alibi", 0.1, "plain_attention"),
+    ],
 )
 def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
     monkeypatch: MonkeyPatch, pos: str, attn_dropout: float, executor: str
@@ -440,7 +445,7 @@ def test_what_is_proved_on_a_gpu_is_the_executor_that_trains(
     model = GPT(cfg(pos=pos, attn_dropout=attn_dropout)).bfloat16()
     for mode in (model.train(), model.eval()):
         mode(torch.zeros(1, 8, dtype=torch.long))
-    for kind in ("unbiased", "fused", "masked", "plain"):
+    for kind in ("maskless_attention", "flexattention", "masked_attention", "plain_attention"):
         monkeypatch.setattr(attention, kind, lambda *args, kind=kind: kind)
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # as far as the choice goes
     assert [prepare(p, heads, on_gpu, *rest) for p, heads, _, *rest in given] == [executor] * 2
