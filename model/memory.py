@@ -11,6 +11,8 @@ from model.count import parameters
 
 MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
+# position schemes that add nothing to the scores of attention; any other is counted with a bias for each head
+UNBIASED = ("none", "learned", "rotary", "sinusoidal", "scaled-sinusoidal")
 QUERIES = 128  # queries at a time on a CPU: QUERIES_AT_ONCE of model/attention.py
 
 
@@ -130,7 +132,7 @@ def activation_bytes(
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width
     rank_unit = unit // tp  # of this rank's heads
-    alibi, rotary = cfg.pos == "alibi", cfg.pos == "rotary"
+    biased, rotary = cfg.pos not in UNBIASED, cfg.pos == "rotary"
     if gpu and not cfg.attn_dropout and not cfg.qk_scaling:  # fused: q, k, v, the output, and a number for each row
         attention, working = (4 + 2 * rotary) * rank_unit + B * H * T * 4, 3 * rank_unit
     elif precision != "fp32":  # plain: of the scores, those that blocks of queries see; one block is at work
@@ -156,7 +158,7 @@ def activation_bytes(
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             layer -= rank_unit
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)
-    mask = (H if alibi else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
+    mask = (H if biased else 1) * (B if cfg.objective == "prefix" else 1) * T * T * width
     ends = norm + mask + (unit if cfg.embnorm else 0) + (unit if cfg.dropout else 0)
     if recompute:
         return cfg.layers * unit + ends, layer + max(working, 2 * inner) + unit

@@ -401,6 +401,7 @@ def test_array_ranges() -> None:
 def test_the_sites_mtbf_reaches_the_runs_unless_they_name_one() -> None:
     given = {"NODE_MTBF_HOURS": "99"}
     assert add_mtbf(["POS=alibi", "SET=a=1"], given) == ["POS=alibi", "SET=a=1 layout.mtbf=99"]
+    assert add_mtbf(["POS=alibi"], given) == ["POS=alibi", "SET=layout.mtbf=99"]
     assert add_mtbf(["SET=layout.mtbf=1"], given) == ["SET=layout.mtbf=1"]
     assert add_mtbf(["POS=alibi"], {}) == ["POS=alibi"]
     study = from_args(add_mtbf(["POS=alibi", "SIZE=nano"], given))

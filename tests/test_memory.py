@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ablations.config import Run, resolve
 from launch import deepspeed_setup, engine, run_model
 from model.gpt import GPT
-from model.memory import estimate_memory
+from model.memory import UNBIASED, estimate_memory
 from model.objective import SpecialTokens
+from model.position import POSITIONS, Position
 from tests.test_fp8 import NEEDS_FP8
 
 SMALL = {"size": "nano", "train.batch": 4, "layout.micro_batch": 4}
@@ -117,3 +118,8 @@ def test_sums_of_gradients_that_come_and_go_change_nothing(micro: int, monkeypat
     held, theirs = trained()
     assert held > 0
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_no_scheme_with_a_bias_is_counted_without_one() -> None:
+    assert {pos for pos in UNBIASED if POSITIONS[pos].bias is not Position.bias} == set()
+    assert "alibi" not in UNBIASED

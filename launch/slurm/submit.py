@@ -280,8 +280,9 @@ def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
     words set layout.mtbf already, `words` are returned unchanged."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
-    settings = next((w for w in words if w.startswith("SET=")), "SET=")
-    return [*(w for w in words if w != settings), f"{settings} layout.mtbf={variables['NODE_MTBF_HOURS']}"]
+    settings = [w.removeprefix("SET=") for w in words if w.startswith("SET=")]
+    settings.append(f"layout.mtbf={variables['NODE_MTBF_HOURS']}")
+    return [*(w for w in words if not w.startswith("SET=")), "SET=" + " ".join(settings)]
 
 
 def _index_ranges(numbers: list[int]) -> str:
