@@ -222,7 +222,7 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
         for step in range(1, 6):
             time.sleep(0.3)
             w.step_ended(step)
-        assert w.limit == 5 * statistics.median(w.durations) and w.limit >= 5 * 0.3
+        assert w.limit == 5 * statistics.median(w.durations) > 1.0  # a sleep may end a little early, by this clock
         time.sleep(1.0)  # and still here
 
 
@@ -237,7 +237,7 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
             assert w.limit == STORAGE_SECONDS
             began = w.last_progress
             time.sleep(1.0)  # twice what a step may take
-        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= began + 1.0
+        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress > began + 0.9
     assert not hangs
 
 
