@@ -19,11 +19,12 @@ from data import prepare
 from eval import export
 from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
-from eval.report import calibration, noise
-from eval.report.blocks import Section, Table
-from eval.report.gather import gather
+from eval.report import noise
+from eval.report.comparison.gather import gather
+from eval.report.document.blocks import Section, Table
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
+from eval.report.simulated import calibration
 from eval.tasks import fetch
 from launch import local
 from launch.slurm import submit

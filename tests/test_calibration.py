@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ablations.factorial import parse_factorial
-from eval.report import calibration, error_rates
-from eval.report.contrasts import contrast_variance
-from eval.report.formats import markdown_table
-from eval.report.gather import corrected_comparisons
+from eval.report.comparison.contrasts import contrast_variance
+from eval.report.comparison.gather import corrected_comparisons
+from eval.report.document.formats import markdown_table
 from eval.report.sections import published
+from eval.report.simulated import calibration, error_rates
 from eval.statistics import simulation
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.items import Stratum, noise_parts

@@ -10,8 +10,10 @@ from typing import Any
 from ablations import answers
 from ablations.factorial import parse_factorial
 from ablations.safe_files import write_text
-from eval.report.blocks import Section, Table
-from eval.report.error_rates import (
+from eval.report.document.blocks import Section, Table
+from eval.report.document.formats import markdown
+from eval.report.sections import published
+from eval.report.simulated.error_rates import (
     EFFECTS,
     ITEMS_PER_CLUSTER,
     LADDER_KINDS,
@@ -28,8 +30,6 @@ from eval.report.error_rates import (
     wrong_verdicts_with_clusters,
     wrong_verdicts_with_few_groups,
 )
-from eval.report.formats import markdown
-from eval.report.sections import published
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import FEWEST_ITEMS
 from eval.statistics.parts import LEVEL
@@ -90,8 +90,8 @@ A report opens with a sentence such as "of 6 arms pos=alibi has the lowest bits/
 cannot be told from pos=rotary and is ahead of every other arm". Against the baseline it repeats the verdicts. Whether
 the leading arm is ahead of another one is a claim of its own, and the leader was chosen by its result, so these
 p-values are multiplied by the number of all pairs of arms. Of simulated studies of equal arms (2,000 each of 3, 4 and 6
-arms with 3 or 5 seeds; `eval/report/leading.py`) 0.8 to 3.1 % called the leader better than another arm, 3.2 to 23 %
-would have without the correction; in 4.1 to 6.2 % table and answer together had any wrong claim."""
+arms with 3 or 5 seeds; `eval/report/comparison/leading.py`) 0.8 to 3.1 % called the leader better than another arm, 3.2
+to 23 % would have without the correction; in 4.1 to 6.2 % table and answer together had any wrong claim."""
 
 DEGREES_OF_FREEDOM = (1, 2, 3, 4, 6, 10, 20, 60)  # of the table beside WORDS
 
@@ -368,7 +368,7 @@ def tables(parts: list[Section]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = answers.Parser(prog="python -m eval.report.calibration", description=__doc__)
+    parser = answers.Parser(prog="python -m eval.report.simulated.calibration", description=__doc__)
     answers.add_format(parser)
     args = parser.parse_args(argv)
     parts = sections()
