@@ -293,9 +293,9 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/report/comparison/predictions.py",
-        "max(-most, c.difference - half), min(most, c.difference + half)",
-        "c.difference - half, c.difference + half",
+        "eval/report/comparison/compare.py",
+        "max(-most, difference - half_width), min(most, difference + half_width)",
+        "difference - half_width, difference + half_width",
         "tests/test_report_noise.py::test_no_interval_of_scores_is_wider_than_scores_can_be",
     ),
     one(
