@@ -95,7 +95,7 @@ def interaction(findings: Findings, prediction: Prediction) -> Comparison | None
     return contrast(findings.cells, results, weights, prediction.metric)
 
 
-def interval_of(c: Comparison, metric: str, factors: int) -> str:
+def interval_of(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
     noise is unknown. `factors`: the number of factors whose interaction the difference is; 1: a difference of two
     arms."""
