@@ -10,7 +10,7 @@ from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, convert_value, did_you_mean, flatten
+from ablations.values import ConfigError, convert_value, did_you_mean, flatten, unknown_choice
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
@@ -49,7 +49,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         size = "14m" if has_gpu() else "nano"
     sizes = sizes_and_presets()
     if size not in sizes:
-        raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
+        raise unknown_choice("size", size, sizes)
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
     flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":

@@ -11,6 +11,7 @@ from ablations.safe_files import json_digest
 from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
 from ablations.values import ConfigError
 from model.config import ModelConfig
+from model.count import flops_per_token
 from model.setting import Setting, settings_of
 
 
@@ -97,6 +98,21 @@ class Run:
     def tokens(self) -> int:
         """The number of tokens of all steps. Raises ValueError where a wall clock ends the run."""
         return self.tokens_after(self.steps)
+
+    @property
+    def known_tokens(self) -> int | None:
+        """The number of tokens of all steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.tokens
+
+    @property
+    def known_steps(self) -> int | None:
+        """The number of optimizer steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.steps
+
+    @property
+    def known_flops(self) -> float | None:
+        """The FLOPs of all steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.tokens * flops_per_token(self.model)
 
     @property
     def horizon(self) -> int:

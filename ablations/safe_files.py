@@ -216,7 +216,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
     """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN,
     Infinity and numbers beyond LARGEST_NUMBER are not accepted, unlike in Python's own parser."""
     try:
-        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_number)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         return None
     return value if isinstance(value, dict) else None
@@ -225,15 +225,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 def _number(text: str) -> float:
     """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite or too large to compute
     with."""
-    value = float(text)
-    if not abs(value) <= LARGEST_NUMBER:
-        raise ValueError(text)
-    return value
-
-
-def _whole_number(text: str) -> int:
-    """The whole number that `text` in a JSON file denotes. Raises ValueError where it is too large to compute with."""
-    value = int(text)
+    value = int(text) if text.lstrip("-").isdigit() else float(text)
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
     return value

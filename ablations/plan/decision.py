@@ -165,8 +165,7 @@ class Decision:
         too_dear = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
         if not too_dear:
             return []
-        found = affordable.offers(self.device, self.study_hours, affordable.precision_on(self.machines.gpu))
-        return [offer for offer in found if offer.study in too_dear]
+        return [offer for offer in affordable.offers(self.device, self.study_hours) if offer.study in too_dear]
 
     @property
     def gpu_hours_by_use(self) -> dict[str, float]:
@@ -251,6 +250,11 @@ def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     return ""
 
 
+def finite_or_none(value: Any) -> Any:
+    """`value`, or None where it is an infinite number, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_json(decision: Decision) -> dict[str, Any]:
     chosen = decision.chosen
     return {
@@ -287,17 +291,12 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
-        "gpu_hours_by_use": {
-            use: hours if math.isfinite(hours) else None for use, hours in decision.gpu_hours_by_use.items()
-        },
+        "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},
         "goodput": decision.goodput.shares,
         "smaller_studies": [
             offer._asdict() | {"command": affordable.command_of(offer)} for offer in decision.smaller_studies
         ],
-        "studies": [
-            {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
-            for entry in decision.studies
-        ],
+        "studies": [{key: finite_or_none(value) for key, value in entry.items()} for entry in decision.studies],
     }
 
 
@@ -305,14 +304,9 @@ def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict
     training, layout = decision.training(chosen), chosen.layout
     return {
         "tokens": training.tokens,
-        **{
-            name: seconds / TIMES["week"] if math.isfinite(seconds) else None
-            for name, seconds in (
-                ("weeks", training.seconds),
-                ("weeks_low", training.fast),
-                ("weeks_high", training.slow),
-            )
-        },
+        "weeks": finite_or_none(training.seconds / TIMES["week"]),
+        "weeks_low": finite_or_none(training.fast / TIMES["week"]),
+        "weeks_high": finite_or_none(training.slow / TIMES["week"]),
         "gpus": layout.gpus,
         "data_parallel": layout.dp,
         "tensor_parallel": layout.tp,

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ablations import safe_files
+from ablations.rundir import NUMBER
 from ablations.safe_files import Damaged
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of t
 # With few groups of items the detected differences are many times the noise, and take more points. Measured: five
 # digits are those of 1,000 points from 0.6 degrees of freedom of the items on.
 NODES, ITEM_NODES = 64, 400
+NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUMBER}  # of a metric, in a record
 
 
 @cache
@@ -205,15 +207,10 @@ def recorded_noise(
 def is_noise(noise: Any) -> bool:
     """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
     with at least one metric."""
-    keys = ("seed_sd", "items")
     return bool(noise) and all(
-        isinstance(of_metric, dict)
-        and isinstance(of_metric.get("unit"), str)
-        and all(isinstance(of_metric.get(key), int | float) and 0 <= of_metric[key] < inf for key in keys)
-        and (
-            of_metric.get("items_dof") is None
-            or (isinstance(of_metric["items_dof"], int | float) and 0 < of_metric["items_dof"] < inf)
-        )
+        not safe_files.first_misfit(of_metric, NOISE_FORM)
+        and min(of_metric["seed_sd"], of_metric["items"]) >= 0
+        and (of_metric.get("items_dof") is None or of_metric["items_dof"] > 0)
         for of_metric in noise.values()
     )
 

@@ -108,20 +108,6 @@ class Budget:
             f"BUDGET={self.text!r} has no GPU-hours: a number of them, or a cluster for a time, is needed"
         )
 
-    def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget. `per_gpu`: the model FLOP/s of a GPU, needed unless the budget is model FLOPs;
-        `price`: the price of a GPU-hour, needed where the budget is money. Raises ConfigError where FLOPs do not follow
-        from the budget; the message says what is missing."""
-        if self.kind == "model-flops":
-            return self.amount
-        if self.kind in ("tokens", "steps"):
-            raise ConfigError(
-                f"BUDGET={self.text!r} is {self.kind}: FLOPs follow from a model's size, not from these alone"
-            )
-        if not per_gpu:
-            raise ConfigError(f"BUDGET={self.text!r} is hardware: the FLOP/s of one GPU are missing")
-        return self.gpu_hours(price) * HOUR * per_gpu
-
 
 def duration_in_words(seconds: float) -> str:
     """A duration as text: in weeks where their number is whole, else in the largest smaller unit of which there is at

@@ -51,12 +51,9 @@ class ShapeCandidate:
 def levine_depth(parameters: float) -> float:
     """The number of layers L that Levine et al. 2020 advise for N parameters: the solution of N = 12 L e^(2 x 5.039)
     e^(2 x 0.0555 L)."""
-    low, high = 1.0, 500.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        size = 12 * middle * math.exp(2 * 5.039 + 2 * 0.0555 * middle)
-        low, high = (middle, high) if size < parameters else (low, middle)
-    return low
+    from scipy.special import lambertw
+
+    return float(lambertw(2 * 0.0555 * parameters / (12 * math.exp(2 * 5.039))).real / (2 * 0.0555))
 
 
 def candidate_shapes(

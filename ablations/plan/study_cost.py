@@ -14,7 +14,7 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_of_each_kind, fitting_layouts
+from ablations.plan.layouts import FittingLayout, best_layout, best_of_each_kind, fitting_layouts
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
@@ -80,6 +80,10 @@ class StudyCost:
     runs: list[RunCost]
     refused: list[str]
     notes: list[str]
+
+    @property
+    def best(self) -> FittingLayout | None:
+        return best_layout(self.candidates)
 
     @property
     def gpu_hours(self) -> float:
@@ -150,23 +154,22 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
-    usable = [candidate for candidate in candidates if not candidate.layout.recompute]
+    best = best_layout(candidates)
     refused, notes = _reasons_against_and_notes(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
         refused += reasons
-    elif not usable:
+    elif best and best.layout.recompute:
         refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
     widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
     if widest < gpus and candidates:
         sizes = min(first[0].batch_sizes.sizes)
         notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
-    best = next(iter(usable or candidates), None)
     runs: list[RunCost] = []
     if best:
         step_of = dict(zip(study.arms, best.steps, strict=True))
-        suite = any(word.startswith("TASKS=") for word in study.words)
+        suite = bool(study.value("TASKS"))
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
@@ -229,14 +232,13 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
 def _is_execution_machine(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
     cluster is configured. False for example on a laptop, where a study is planned for other machines."""
-    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
+    return bool(study.value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
     """Lines on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
     base = study.base
-    tokens = None if base.ends_by_clock else base.tokens
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
@@ -246,7 +248,13 @@ def detectable_text(study: Study) -> str:
     if study.criteria.sequential:
         seeds = study.criteria.seeds
     line = power.describe_detectable(
-        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.number_of_tests or None, effects=squares
+        base.size,
+        base.known_tokens,
+        arms,
+        seeds,
+        budget=base.train.budget,
+        tests=study.number_of_tests or None,
+        effects=squares,
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
@@ -308,11 +316,10 @@ def figure(cost: StudyCost) -> str:
         "communication": ("tensor", "network"),
         "launching": ("launch",),
     }
-    best = next(iter([*(c for c in cost.candidates if not c.layout.recompute), *cost.candidates]), None)
-    if not best:
+    if not cost.best:
         return ""
     rows = []
-    for arm, step in zip(cost.study.arms, best.steps, strict=True):
+    for arm, step in zip(cost.study.arms, cost.best.steps, strict=True):
         arm_runs = [run for run in cost.runs if run.arm == arm]
         hours = sum(run.gpu_hours for run in arm_runs)
         parts = [hours * sum(step.parts[name] for name in names) / step.seconds for names in groups.values()]

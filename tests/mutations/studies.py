@@ -357,7 +357,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/safe_files.py",
-        "parse_int=_whole_number",
+        "parse_int=_number",
         "parse_int=int",
         "tests/test_rundir.py::test_a_damaged_json_file_is_named",
     ),
