@@ -129,7 +129,7 @@ def offers(device: Device, hours: float) -> list[Offer]:
 def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
     """The least difference that a study of `arms` arms with SEEDS seeds detects at the size of `run`, by the noise in a
     stored record: (bits per byte, the name of the record); (None, "") where no record has the noise at this size."""
-    known = power.recorded_noise(run.size, run.tokens)
+    known = power.recorded_noise(run)
     noise = known["noise"].get("bits/byte") if known else None
     if not known or not noise:
         return None, ""

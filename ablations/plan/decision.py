@@ -11,7 +11,7 @@ from typing import Any
 
 from ablations.plan import affordable, published_laws, shapes
 from ablations.plan.first_studies import STUDY_SHARE, first_studies
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, save_interval, simulate
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, simulate
 from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
@@ -45,15 +45,14 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
     cluster's nodes that are spare, in place of its own number; all other nodes work."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
-    every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
     between = cluster.mtbf + cluster.detect + cluster.restart  # failures
     histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
     seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * between)
-    runs = [simulate(cluster, seconds, every, seed) for seed in range(histories)]
+    runs = [simulate(cluster, seconds, cluster.save_interval, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
     shares["failures"] *= machines.seconds / seconds
-    return Timeline(shares, every, trained[histories // 10], trained[-histories // 10 - 1], histories)
+    return Timeline(shares, cluster.save_interval, trained[histories // 10], trained[-histories // 10 - 1], histories)
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         reason = f"models below {MIN_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
+            candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, machines.per_node)
         except ConfigError as error:
             reason = str(error) + hint_of_fewer_nodes(sizes, machines)
     return Decision(
@@ -240,9 +239,7 @@ def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:
-            candidates = shapes.candidate_shapes(
-                *sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node
-            )
+            candidates = shapes.candidate_shapes(*sizes, machines.gpu, nodes * machines.per_node, machines.per_node)
         except ConfigError:
             continue
         if any(not candidate.rejected for candidate in candidates):

@@ -15,7 +15,7 @@ from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import FittingLayout, best_layout, best_of_each_kind, fitting_layouts
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, safe_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
 from ablations.plan.throughput import Prediction
@@ -206,7 +206,7 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    every = max(save_interval(ASSUMED["stall"], mtbf), 2 * ASSUMED["write"])
+    every = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     read = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
@@ -247,15 +247,7 @@ def detectable_text(study: Study) -> str:
     arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
-    line = power.describe_detectable(
-        base.size,
-        base.known_tokens,
-        arms,
-        seeds,
-        budget=base.train.budget,
-        tests=study.number_of_tests or None,
-        effects=squares,
-    )
+    line = power.describe_detectable(base, arms, seeds, tests=study.number_of_tests, effects=squares)
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))

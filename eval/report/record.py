@@ -9,6 +9,7 @@ from typing import Any
 
 from ablations import drawing, safe_files
 from ablations.safe_files import Damaged, printable
+from data.disk import wait_until_on_disk
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
@@ -63,7 +64,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    safe_files.sync_folder(folder)
+    wait_until_on_disk(folder, deep=False)
 
 
 def terminal_text(findings: Findings) -> str:

@@ -55,7 +55,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "ablations/safe_files.py",
+        "data/disk.py",
         "                os.fsync(file.fileno())\n        os.replace",
         "                pass\n        os.replace",
         RUNDIR,
