@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
 from ablations.safe_files import json_digest
@@ -12,22 +12,18 @@ from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
 from ablations.values import ConfigError
 from model.config import ModelConfig
 from model.count import flops_per_token
-from model.setting import Setting, settings_of
+from model.setting import Setting, setting, settings_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All settings of a run. The settings under `layout` say how the run is executed and must not change its result;
     all other settings determine the result."""
 
-    size: Annotated[
-        str,
-        Setting(
-            "a bundle of ablations/sizes.yaml or a file of ablations/presets; auto: nano on a CPU, 14m where there is "
-            "a GPU"
-        ),
-    ]
-    seed: Annotated[int, Setting("draws the weights (by name) and the order of the data")]
+    size: str = setting(
+        "a bundle of ablations/sizes.yaml or a file of ablations/presets; auto: nano on a CPU, 14m where there is a GPU"
+    )
+    seed: int = setting("draws the weights (by name) and the order of the data")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
@@ -209,7 +205,7 @@ for _field in fields(Run):
         SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_section).items()}
         KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_section).items()}
     else:
-        SETTINGS[_field.name] = get_type_hints(Run, include_extras=True)[_field.name].__metadata__[0]
+        SETTINGS[_field.name] = _field.metadata["setting"]
         KEYS[_field.name] = get_type_hints(Run)[_field.name]
 ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}
 for _key, _setting in SETTINGS.items():

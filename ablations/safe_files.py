@@ -25,7 +25,8 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from ablations.values import ConfigError
-from data.disk import write_bytes
+from data.disk import wait_until_on_disk as wait_until_on_disk
+from data.disk import write_bytes as write_bytes
 
 LARGEST_FILE = (
     1 << 30

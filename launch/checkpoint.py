@@ -35,7 +35,6 @@ from torch import Tensor
 from ablations import rundir, safe_files
 from ablations.rundir import FragmentKey, step_of
 from ablations.safe_files import Damaged
-from data.disk import wait_until_on_disk
 from launch.manifest import RunFailed
 from model.shard import full_shape, shard, shard_dimension, unshard
 
@@ -171,7 +170,7 @@ class Checkpoints:
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
         files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in sums}
-        wait_until_on_disk(target.parent, deep=False)
+        safe_files.wait_until_on_disk(target.parent, deep=False)
         seconds = time.perf_counter() - began
         rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
         for path in sums:

@@ -9,7 +9,6 @@ from typing import Any
 
 from ablations import drawing, safe_files
 from ablations.safe_files import Damaged, printable
-from data.disk import wait_until_on_disk
 from eval.report.blocks import Table
 from eval.report.compare import METRICS
 from eval.report.contents import contents
@@ -64,7 +63,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    wait_until_on_disk(folder, deep=False)
+    safe_files.wait_until_on_disk(folder, deep=False)
 
 
 def terminal_text(findings: Findings) -> str:
