@@ -16,7 +16,9 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -28,9 +30,9 @@ from ablations.values import ConfigError
 from data.disk import wait_until_on_disk as wait_until_on_disk
 from data.disk import write_bytes as write_bytes
 
-LARGEST_FILE = (
-    1 << 30
-)  # bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
+# bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
+LARGEST_FILE = 1 << 30
+ABANDONED_SECONDS = 86_400  # untuned: a draft is written in seconds, one of an export in minutes
 LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is computed, ends at 3.4e38
 
 
@@ -84,6 +86,19 @@ def remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f"{path.name}.*tmp"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the drafts that killed processes have left in a folder: the files and folders of a glob pattern that have
+    not changed for a day. Younger ones may be of a process that is at work. What cannot be removed stays."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime < ABANDONED_SECONDS:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def path_inside(folder: Path, name: str | Path) -> Path:

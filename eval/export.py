@@ -4,6 +4,7 @@ Without --to the checkpoint is written to the folder `hub` of the run directory.
 that is there already is kept; an export of other weights of the run is replaced.
 """
 
+import glob
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
+from data.disk import wait_until_on_disk
 from data.tokenizer import PARITY_TEXTS, reason_not_exportable
 from eval import location
 from eval.export_tokenizer import compare_tokenizers, convert_tokenizer
@@ -89,6 +91,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     texts = documents(location.valid_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
+    safe_files.remove_abandoned(to.parent, f".{glob.escape(to.name)}.*")
     draft = to.with_name(f".{to.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
@@ -97,6 +100,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
         hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
         _save_tokenizer(tokenizer, draft, cfg.seq if cfg.pos == "learned" else None, form.causal, texts, encoded)
         difference = hub.verify(draft, cfg, state, rows_BT)
+        wait_until_on_disk(draft)
         if earlier:
             shutil.rmtree(to, ignore_errors=True)
         try:

@@ -136,8 +136,13 @@ def test_of_two_exports_of_a_run_at_once_the_second_finds_the_first(
         return verify(draft, *rest)
 
     monkeypatch.setattr(hub, "verify", overtaken)
+    drafts = [run / f".{rundir.HUB}.{number}" for number in (7, 8)]  # of a process that was killed, and one at work
+    for draft in drafts:
+        draft.mkdir()
+        (draft / "model.safetensors").write_text("half")
+    os.utime(drafts[0], (0, 0))
     assert export.main([str(run)]) == 0, capsys.readouterr().err
-    assert rundir.is_exported(run) and not list(run.glob(f".{rundir.HUB}*"))
+    assert rundir.is_exported(run) and list(run.glob(f".{rundir.HUB}*")) == [drafts[1]]
 
 
 @pytest.mark.parametrize("value", ["0", "yes", "hub"])

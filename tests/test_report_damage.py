@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import xml.dom.minidom
 
 import pytest
@@ -37,6 +41,22 @@ def test_what_is_no_run_is_refused_by_name(study, tmp_path, capsys):
             assert main(request) == 2
             message = capsys.readouterr().err
             assert str(path) in message and words in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to give up its rights")
+@pytest.mark.parametrize("module", ["eval.report", "eval.report.noise", "eval.report.undecided"])
+def test_runs_of_another_user_that_cannot_be_read_are_named(study, tmp_path, module):
+    """As on a shared disk, where a colleague works with `umask 077`."""
+    shutil.copytree(study.root, tmp_path / "shared/nano")
+    folder = tmp_path / "shared/nano" / study.cell("pos=alibi", 2).dir.name
+    os.chown(folder, 65534, 65534)
+    folder.chmod(0o700)
+    command = [sys.executable, "-m", module, "POS=alibi", "SEEDS=3", f"OUT={tmp_path}/shared"]
+    process = subprocess.run(
+        ["setpriv", "--inh-caps=-all", "--bounding-set=-all", *command], capture_output=True, text=True
+    )
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
+    assert f"error: [Errno 13] Permission denied: '{folder}" in process.stderr
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
 
     two = ["pos=learned", "pos=alibi"]
     assert reported(two, [1, 2]) == (True, False)  # there was none
-    assert reported(two, [1, 2]) == (True, False) and "stays" not in capsys.readouterr().out
+    left = record / ".report.md.7.tmp"  # by a report that was killed
+    left.write_text("hal")
+    os.utime(left, (0, 0))
+    assert reported(two, [1, 2]) == (True, False) and "stays" not in capsys.readouterr().out and not left.exists()
     assert reported(two, [1, 2, 3]) == (True, False)  # more
     assert reported(two, [1, 2]) == (False, True)  # fewer
     printed = capsys.readouterr().out

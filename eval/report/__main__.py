@@ -17,6 +17,7 @@ from pathlib import Path
 from ablations import answers
 from ablations.rundir import Exit
 from ablations.safe_files import printable, storage_error
+from ablations.words import change_to_checkout, check_folder
 from eval.report import record, request, track_record
 from eval.report.findings import Findings
 from eval.report.gather import gather
@@ -28,9 +29,9 @@ RECORDS = Path("ablations/records")
 def main(argv: list[str] | None = None) -> int:
     """Write the record of a study and print its table.
 
-    Exit codes: 0; 1, the record cannot be written; 2, the words are not valid; 3, the record is written, but some runs
-    are not compared since they were evaluated differently. With FORMAT=json or VERDICT=1 the exit code is the outcome
-    of the study by its primary metric: 0 decided, 3 undecided, 2 refused.
+    Exit codes: 0; 1, the record cannot be written; 2, the words are not valid or a run cannot be read; 3, the record is
+    written, but some runs are not compared since they were evaluated differently. With FORMAT=json or VERDICT=1 the
+    exit code is the outcome of the study by its primary metric: 0 decided, 3 undecided, 2 refused.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -43,10 +44,12 @@ def main(argv: list[str] | None = None) -> int:
         if not words or all(word.startswith("OUT=") for word in words):
             if by_verdict:
                 raise ValueError("VERDICT=1 needs a study, or runs: make report POS=alibi VERDICT=1")
+            if words:
+                check_folder(request.out_folder(words))
             return print_predictions(words, as_json)
         requested = request.parse(words)
         findings = gather(requested.study, requested.noise, requested.beside, requested.external)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         answers.print_error(str(error), as_json)
         return Exit.INVALID
     try:
@@ -115,6 +118,4 @@ def print_predictions(words: list[str], as_json: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    from ablations.words import change_to_checkout
-
     sys.exit(main(change_to_checkout(sys.argv[1:])))

@@ -80,7 +80,7 @@ def main(words: list[str]) -> int:
             return Exit.FINISHED
         study = request.parse(words).study
         content = noise_floor_content(gather(study))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         answers.print_error(str(error), as_json)
         return Exit.INVALID
     for folder in (FOLDER, request.out_folder(words) / "noise"):

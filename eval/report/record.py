@@ -52,6 +52,8 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
     written."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in texts:
+        safe_files.remove_abandoned(folder, f".{name}.*.tmp")
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():

@@ -2,8 +2,8 @@
 would decide.
 
 The verdicts are those of the report by the primary metric. Exit codes: 0, there is no arm that more seeds may decide;
-3, there is such an arm; 2, the words are not valid, or the metric, the margin or the noise floor was chosen after the
-runs had begun. With --criteria the arms are not looked at, and the exit code is 0 or 2.
+3, there is such an arm; 2, the words are not valid, a run cannot be read, or the metric, the margin or the noise floor
+was chosen after the runs had begun. With --criteria the arms are not looked at, and the exit code is 0 or 2.
 """
 
 import sys
@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
         findings = gather(requested.study, requested.noise, requested.beside)
         check_criteria(findings)
         arms, of_items = ({}, {}) if CRITERIA_ONLY in words else undecided_arms(findings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.INVALID
     for arm, verdict in of_items.items():

@@ -158,7 +158,8 @@ def _index() -> dict:
 
 @functools.cache
 def _loader(folder: Path) -> type[yaml.Loader]:
-    """lm-eval's YAML loader for the files in a folder; references to Python functions are left as text."""
+    """lm-eval's YAML loader for the files in a folder: PyYAML's CSafeLoader (FullLoader where libyaml is missing) and
+    the tag `!function`, whose references to Python functions are left as text here: nothing is imported."""
     return _make_loader(folder, resolve_funcs=False)
 
 
@@ -167,7 +168,7 @@ def _unresolved_config(path: Path) -> dict:
     """The content of a YAML file of lm-eval, merged with the files that it includes. Where a key is in both, the value
     of the including file counts. References to Python functions are left as text."""
     with path.open("rb") as file:
-        config = yaml.load(file, Loader=_loader(path.parent))  # noqa: S506  # a safe loader, with a tag more
+        config = yaml.load(file, Loader=_loader(path.parent))  # noqa: S506  # files of the installed lm-eval alone
     includes = config.pop("include", [])
     merged: dict = {}
     for name in includes if isinstance(includes, list) else [includes]:
