@@ -232,7 +232,7 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
     Args:
         value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
-            `RUN` in eval/report/runs.py is an example.
+            `RUN` in eval/report/reading/runs.py is an example.
         path: the path of `value` itself, in recursive calls.
     """
     if not isinstance(shape, dict):

@@ -12,7 +12,7 @@ DEFAULT_MULTIPLES = (
     2.0,
 )  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
 MOST_RATES = 9
-MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/tuned.py)
+MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/comparison/tuned.py)
 LARGEST_MULTIPLE = 1024.0
 
 

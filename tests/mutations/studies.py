@@ -336,7 +336,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/report/sections/mismatches.py",
+        "eval/report/comparison/mismatches.py",
         'return layout | {"compile": mode} if mode else layout',
         "return layout",
         "tests/test_report_mismatches.py::test_everything_that_does_not_match_is_said",
