@@ -5,7 +5,7 @@ tests/test_calibration.py checks the page.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def spending_table() -> Table:
     return Table(["most seeds", *(f"look at {n}" for n in range(2, 11))], rows, "Level of each look, two arms")
 
 
-def rates_table(head: list[str], rates: Callable[..., list[float]], *cases: Sequence, studies: int = 0) -> Table:
+def rates_table(head: list[str], rates: Callable[..., list[float]], *cases: Iterable, studies: int = 0) -> Table:
     """A table of rates in percent, with a row for each combination of cases. `rates`: a function of a case and the
     number of studies; `cases`: the values of each of its other arguments; `studies`: how many are simulated of each
     kind; 0: STUDIES."""
