@@ -149,7 +149,7 @@ def show(study: Study) -> None:
 
 
 def reference(args: argparse.Namespace, as_json: bool) -> int:
-    from ablations.reference import reference_page, write_comments
+    from ablations.reference import BASELINE, reference_page, with_comments
 
     if args.words:
         raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -158,7 +158,7 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     if as_json:
         print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
     elif args.write:
-        write_comments()
+        BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print(reference_page(), end="")
     return 0

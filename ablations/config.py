@@ -9,6 +9,7 @@ from typing import Any
 from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
+from ablations.safe_files import first_misfit
 from ablations.strict_yaml import read_yaml
 from ablations.values import ConfigError, convert_value, did_you_mean, flatten, unknown_choice
 from model import count
@@ -89,10 +90,7 @@ def sizes_and_presets() -> dict[str, dict[str, Any]]:
         tree = dict(read_yaml(path))
         bundles[path.stem] = {"params": tree.pop("params", None), "set": flatten(tree)}
     for name, bundle in bundles.items():
-        whole = (
-            isinstance(bundle, dict) and isinstance(bundle.get("params"), int) and isinstance(bundle.get("set"), dict)
-        )
-        if not whole:
+        if first_misfit(bundle, {"params": int, "set": dict}):
             raise ConfigError(f"size {name} in ablations needs params, the number of its parameters, and its settings")
     return bundles
 

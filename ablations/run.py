@@ -191,23 +191,17 @@ def fit_micro_batch(run: Run, ranks: int) -> Run:
     return replace(run, layout=replace(run.layout, micro_batch=micro))
 
 
-def _sections() -> dict[str, type]:
-    """The sections of a run's settings: {"model": ModelConfig, ...}."""
-    return {name: cls for name, cls in get_type_hints(Run).items() if isinstance(cls, type) and is_dataclass(cls)}
-
-
-SECTIONS: dict[str, type] = _sections()
+SECTIONS: dict[str, type] = {}  # of the settings: {"model": ModelConfig, ...}
 SETTINGS: dict[str, Setting] = {}  # every key of a run -> what it means
 KEYS: dict[str, Any] = {}  # every key of a run -> its type
 for _field in fields(Run):
-    if _field.name in SECTIONS:
-        _section = SECTIONS[_field.name]
-        SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_section).items()}
-        KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_section).items()}
+    _type = get_type_hints(Run)[_field.name]
+    if isinstance(_type, type) and is_dataclass(_type):
+        SECTIONS[_field.name] = _type
+        SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_type).items()}
+        KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_type).items()}
     else:
         SETTINGS[_field.name] = _field.metadata["setting"]
-        KEYS[_field.name] = get_type_hints(Run)[_field.name]
+        KEYS[_field.name] = _type
+KEYS |= {key: Literal[setting.choices] for key, setting in SETTINGS.items() if setting.choices}
 ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}
-for _key, _setting in SETTINGS.items():
-    if _setting.choices:
-        KEYS[_key] = Literal[_setting.choices]

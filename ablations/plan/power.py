@@ -76,6 +76,7 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
     return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * u * weights * (high - low)
 
 
+@cache
 def two_sided_t_quantile(dof: float, level: float) -> float:
     """The value that the absolute value of Student's t exceeds with probability `level`. `dof`: the degrees of freedom;
     inf: the quantile of a standard normal."""

@@ -29,9 +29,8 @@ WEIGHT_BYTES = 4  # bytes a parameter that stay of a finished run
 # Tokens that an evaluation reads forward, and at which share of the peak: the 27 tasks as counted from their data sets'
 # sizes (performance notes, derived), the held-out text and its probes assumed.
 SUITE_TOKENS, PROBE_TOKENS, EVAL_UTILISATION = 25e6, 3e6, 0.3
-MAX_PARAMETER_DIFFERENCE = (
-    0.01  # of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
-)
+# of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
+MAX_PARAMETER_DIFFERENCE = 0.01
 OWN_PARAMETERS = {  # factors whose parameters are the variant itself
     "model.pos": "a learned table is the variant itself",
     "model.embnorm": "the norm is the variant itself",
