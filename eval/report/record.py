@@ -65,7 +65,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    safe_files.sync_folder(folder)
+    safe_files.wait_until_on_disk(folder, deep=False)
 
 
 def terminal_text(findings: Findings) -> str:
