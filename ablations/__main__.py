@@ -16,7 +16,7 @@ from ablations.config import ConfigError, Run, resolve, sizes_and_presets
 from ablations.site import read_site
 from ablations.status import table, watch
 from ablations.study import Study, from_args
-from ablations.values import did_you_mean
+from ablations.values import unknown_choice
 from ablations.words import COMMON_SETTINGS, FACTORS, HELP, change_to_checkout
 
 COMMANDS = {
@@ -149,7 +149,7 @@ def show(study: Study) -> None:
 
 
 def reference(args: argparse.Namespace, as_json: bool) -> int:
-    from ablations.reference import reference_page, write_comments
+    from ablations.reference import BASELINE, reference_page, with_comments
 
     if args.words:
         raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -158,7 +158,7 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     if as_json:
         print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
     elif args.write:
-        write_comments()
+        BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print(reference_page(), end="")
     return 0
@@ -180,10 +180,7 @@ def diff(words: list[str], as_json: bool) -> int:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(sizes_and_presets())}")
     for side in "AB":
         if names[side] not in sizes_and_presets():
-            known = ", ".join(sizes_and_presets())
-            raise ConfigError(
-                f"{side}={names[side]} is not one of {known}{did_you_mean(names[side], sizes_and_presets())}"
-            )
+            raise unknown_choice(side, names[side], sizes_and_presets())
     runs = [resolve([("size", names[side])]) for side in "AB"]
     content = answers.difference(names["A"], names["B"], *runs)
     if as_json:

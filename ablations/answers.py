@@ -13,7 +13,7 @@ from ablations.config import KEYS, SETTINGS, Run
 from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study
-from ablations.values import ConfigError, did_you_mean
+from ablations.values import ConfigError, unknown_choice
 from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
 from data.answers import error as error_answer
 
@@ -27,9 +27,7 @@ def extract_format(words: list[str]) -> tuple[bool, list[str]]:
     if len(formats) > 1:
         raise ConfigError("FORMAT is given twice")
     if formats and formats[0] not in FORMATS:
-        raise ConfigError(
-            f"FORMAT={formats[0][:60]} is not one of {', '.join(FORMATS)}{did_you_mean(formats[0], FORMATS)}"
-        )
+        raise unknown_choice("FORMAT", formats[0], FORMATS)
     return formats == ["json"], [word for word in words if not word.startswith("FORMAT=")]
 
 
@@ -60,7 +58,7 @@ def plan(study: Study) -> dict[str, Any]:
     The entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
     is decided (MORE=auto); it is null where the number of seeds is fixed.
     """
-    from model.count import flops_per_token, parameters
+    from model.count import parameters
 
     cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
@@ -75,9 +73,9 @@ def plan(study: Study) -> dict[str, Any]:
                 "delta": cell.delta,
                 "fingerprint": run.fingerprint,
                 "parameters": parameters(run.model),
-                "tokens": None if run.ends_by_clock else run.tokens,
-                "steps": None if run.ends_by_clock else run.steps,
-                "flops": None if run.ends_by_clock else run.tokens * flops_per_token(run.model),
+                "tokens": run.known_tokens,
+                "steps": run.known_steps,
+                "flops": run.known_flops,
                 "directory": str(cell.dir),
                 "state": str(state(cell)["state"]),
             }
@@ -127,14 +125,14 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
         a, b: the names of the two sizes or presets.
         run_a, run_b: the runs with the settings of `a` and of `b`.
     """
-    from model.count import flops_per_token, parameters
+    from model.count import parameters
 
     first, second = run_a.flat(), run_b.flat()
     settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
     derived = {
         "parameters": [parameters(run.model) for run in (run_a, run_b)],
-        "steps": [None if run.ends_by_clock else run.steps for run in (run_a, run_b)],
-        "flops": [None if run.ends_by_clock else run.tokens * flops_per_token(run.model) for run in (run_a, run_b)],
+        "steps": [run.known_steps for run in (run_a, run_b)],
+        "flops": [run.known_flops for run in (run_a, run_b)],
     }
     return {"a": a, "b": b, "settings": settings, "derived": derived}
 

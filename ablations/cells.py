@@ -177,7 +177,7 @@ class Study:
     @property
     def exports(self) -> bool:
         """Whether the study was asked to export every run as a Hugging Face checkpoint when it ends."""
-        return any(word.startswith("EXPORT=") for word in self.words)
+        return bool(self.value("EXPORT"))
 
     def value(self, name: str) -> str:
         """The value of the NAME=VALUE word `name`; "" where it is not among the words of the study."""

@@ -9,8 +9,9 @@ from typing import Any
 from ablations import rules
 from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
+from ablations.safe_files import first_misfit
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, convert_value, did_you_mean, flatten
+from ablations.values import ConfigError, convert_value, did_you_mean, flatten, unknown_choice
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
@@ -49,7 +50,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
         size = "14m" if has_gpu() else "nano"
     sizes = sizes_and_presets()
     if size not in sizes:
-        raise ConfigError(f"size={size} is not one of {', '.join(sizes)}{did_you_mean(size, sizes)}")
+        raise unknown_choice("size", size, sizes)
     bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
     flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":
@@ -89,10 +90,7 @@ def sizes_and_presets() -> dict[str, dict[str, Any]]:
         tree = dict(read_yaml(path))
         bundles[path.stem] = {"params": tree.pop("params", None), "set": flatten(tree)}
     for name, bundle in bundles.items():
-        whole = (
-            isinstance(bundle, dict) and isinstance(bundle.get("params"), int) and isinstance(bundle.get("set"), dict)
-        )
-        if not whole:
+        if first_misfit(bundle, {"params": int, "set": dict}):
             raise ConfigError(f"size {name} in ablations needs params, the number of its parameters, and its settings")
     return bundles
 

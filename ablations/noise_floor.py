@@ -6,12 +6,13 @@ freedom are added to those of the study's own seeds.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablations import safe_files
+from ablations.rundir import NUMBER
+from ablations.safe_files import first_misfit
 from ablations.values import ConfigError
 
 KEYS = {  # of the file
@@ -65,11 +66,7 @@ def read_noise_floor(path: str) -> NoiseFloor:
     if not isinstance(commits, list) or not all(isinstance(commit, dict) for commit in commits):
         raise ConfigError(f"NOISE_FLOOR={path}: commits is not what a noise floor has there")
     for name, metric in content["metrics"].items():
-        whole = isinstance(metric, dict) and all(isinstance(metric.get(key), kind) for key, kind in METRIC_KEYS.items())
-        if not whole or not all(map(_is_finite, metric["results"].values())):
+        wrong = first_misfit(metric, METRIC_KEYS)
+        if wrong or first_misfit(metric["results"], dict.fromkeys(metric["results"], NUMBER)):
             raise ConfigError(f"NOISE_FLOOR={path}: {name} is not what a noise floor has there")
     return NoiseFloor(file.name, hashlib.sha256(data).hexdigest(), content)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,7 @@ So one line of a study can take a whole group of settings from another recipe, a
 from typing import Any
 
 from ablations.config import parse, presets, setting_needed_for_effect, sizes_and_presets
-from ablations.values import ConfigError, did_you_mean
+from ablations.values import ConfigError, unknown_choice
 
 # Of settings that lie in another section than their part: as in the study, whose training configuration has dropout
 # and the masks, and whose data configuration has the vocabulary and the length of sequences.
@@ -38,7 +38,7 @@ def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) ->
     where there is no such preset, or nothing differs."""
     names = presets()
     if preset not in names:
-        raise ConfigError(f"{part}={preset} is not one of {', '.join(names)}{did_you_mean(str(preset), names)}")
+        raise unknown_choice(part, preset, names)
     size_settings = {} if size in names else sizes_and_presets()[size]["set"]
     values = {key: parse(key, value) for key, value in sizes_and_presets()[preset]["set"].items()}
     part_settings = {key: value for key, value in values.items() if part_of(key) == part and key not in size_settings}

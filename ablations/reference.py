@@ -70,11 +70,6 @@ def with_comments(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_comments() -> None:
-    """Make the comments of baseline.yaml anew from the settings' declarations."""
-    BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 def reference_page() -> str:
     """The reference page: every setting, size and schedule, as Markdown."""
     baseline = resolve([("size", "nano")]).flat()

@@ -63,7 +63,6 @@ def content(study: Any) -> Content:
     """The registration of a study: its question, expectation, criteria and plan, under the keys of FIELDS, as an object
     for JSON. The entry "study" names the study, since several studies may share a run. `study`: an
     ablations.cells.Study."""
-    values = dict(word.split("=", 1) for word in study.words)
     criteria = study.criteria
     return {
         "study": study.factor,
@@ -73,7 +72,7 @@ def content(study: Any) -> Content:
         "arms": {arm: study.cell(arm, study.seeds[0]).delta for arm in study.arms},
         "seeds": [study.seeds[0], study.seeds[0] + criteria.seeds - 1],
         "design": study.design,
-        "tasks": values.get("TASKS", "").strip(),
+        "tasks": study.value("TASKS"),
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED_SEEDS,

@@ -26,13 +26,9 @@ def check(run: Run) -> None:
     fit_micro_batch(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)
 
 
-def rollbacks_need_skip(run: Run) -> str:
+def rollbacks_and_skip_need_each_other(run: Run) -> str:
     if run.train.rollbacks and not run.train.skip:
         return "train.rollbacks without train.skip: the same batches would lead to the same spike"
-    return ""
-
-
-def skip_needs_rollbacks(run: Run) -> str:
     if run.train.skip and not run.train.rollbacks:
         return "train.skip without train.rollbacks: nothing is skipped unless the run goes back"
     return ""
@@ -150,8 +146,7 @@ def evaluation_corpus_is_named(run: Run) -> str:
 
 # In this order: a rule may rely on those above it.
 RULES: tuple[Callable[[Run], str], ...] = (
-    rollbacks_need_skip,
-    skip_needs_rollbacks,
+    rollbacks_and_skip_need_each_other,
     qk_scaling_needs_fp16,
     fp8_has_no_tensor_parallelism,
     fp8_needs_multiples,

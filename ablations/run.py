@@ -4,29 +4,26 @@ import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ablations.budget import BatchSizes, Budget, ClockBudget, TokenBudget, clock_seconds
 from ablations.safe_files import json_digest
 from ablations.settings import DataConfig, EvalConfig, LayoutConfig, TrainConfig
 from ablations.values import ConfigError
 from model.config import ModelConfig
-from model.setting import Setting, settings_of
+from model.count import flops_per_token
+from model.setting import Setting, setting, settings_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All settings of a run. The settings under `layout` say how the run is executed and must not change its result;
     all other settings determine the result."""
 
-    size: Annotated[
-        str,
-        Setting(
-            "a bundle of ablations/sizes.yaml or a file of ablations/presets; auto: nano on a CPU, 14m where there is "
-            "a GPU"
-        ),
-    ]
-    seed: Annotated[int, Setting("draws the weights (by name) and the order of the data")]
+    size: str = setting(
+        "a bundle of ablations/sizes.yaml or a file of ablations/presets; auto: nano on a CPU, 14m where there is a GPU"
+    )
+    seed: int = setting("draws the weights (by name) and the order of the data")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
@@ -97,6 +94,21 @@ class Run:
     def tokens(self) -> int:
         """The number of tokens of all steps. Raises ValueError where a wall clock ends the run."""
         return self.tokens_after(self.steps)
+
+    @property
+    def known_tokens(self) -> int | None:
+        """The number of tokens of all steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.tokens
+
+    @property
+    def known_steps(self) -> int | None:
+        """The number of optimizer steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.steps
+
+    @property
+    def known_flops(self) -> float | None:
+        """The FLOPs of all steps; None where a wall clock ends the run."""
+        return None if self.ends_by_clock else self.tokens * flops_per_token(self.model)
 
     @property
     def horizon(self) -> int:
@@ -179,23 +191,17 @@ def fit_micro_batch(run: Run, ranks: int) -> Run:
     return replace(run, layout=replace(run.layout, micro_batch=micro))
 
 
-def _sections() -> dict[str, type]:
-    """The sections of a run's settings: {"model": ModelConfig, ...}."""
-    return {name: cls for name, cls in get_type_hints(Run).items() if isinstance(cls, type) and is_dataclass(cls)}
-
-
-SECTIONS: dict[str, type] = _sections()
+SECTIONS: dict[str, type] = {}  # of the settings: {"model": ModelConfig, ...}
 SETTINGS: dict[str, Setting] = {}  # every key of a run -> what it means
 KEYS: dict[str, Any] = {}  # every key of a run -> its type
 for _field in fields(Run):
-    if _field.name in SECTIONS:
-        _section = SECTIONS[_field.name]
-        SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_section).items()}
-        KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_section).items()}
+    _type = get_type_hints(Run)[_field.name]
+    if isinstance(_type, type) and is_dataclass(_type):
+        SECTIONS[_field.name] = _type
+        SETTINGS |= {f"{_field.name}.{name}": setting for name, setting in settings_of(_type).items()}
+        KEYS |= {f"{_field.name}.{name}": hint for name, hint in get_type_hints(_type).items()}
     else:
-        SETTINGS[_field.name] = get_type_hints(Run, include_extras=True)[_field.name].__metadata__[0]
-        KEYS[_field.name] = get_type_hints(Run)[_field.name]
+        SETTINGS[_field.name] = _field.metadata["setting"]
+        KEYS[_field.name] = _type
+KEYS |= {key: Literal[setting.choices] for key, setting in SETTINGS.items() if setting.choices}
 ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}
-for _key, _setting in SETTINGS.items():
-    if _setting.choices:
-        KEYS[_key] = Literal[_setting.choices]

@@ -27,6 +27,8 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from ablations.values import ConfigError
+from data.disk import wait_until_on_disk as wait_until_on_disk
+from data.disk import write_bytes as write_bytes
 
 # bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
 LARGEST_FILE = 1 << 30
@@ -37,30 +39,6 @@ LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is comp
 class Damaged(ConfigError):
     """A file is damaged: its content differs from what was written, or has the wrong form. The message names the file,
     and may say how to repair it."""
-
-
-def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file so that, even after a power loss, it has either its old content or the whole new one.
-
-    A symbolic link at `path` is replaced, not followed. Two processes may write the same file at once. `content`: the
-    new content; `durable`: whether to wait until the content is on the disk. If False, a power loss may damage the
-    file.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,15 +78,6 @@ def append(path: Path, text: str) -> None:
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a .jsonl file, as one line of JSON."""
     append(path, json.dumps(row) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on the disk; otherwise a power loss may undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -231,7 +200,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
     """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN,
     Infinity and numbers beyond LARGEST_NUMBER are not accepted, unlike in Python's own parser."""
     try:
-        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_number)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         return None
     return value if isinstance(value, dict) else None
@@ -240,15 +209,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 def _number(text: str) -> float:
     """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite or too large to compute
     with."""
-    value = float(text)
-    if not abs(value) <= LARGEST_NUMBER:
-        raise ValueError(text)
-    return value
-
-
-def _whole_number(text: str) -> int:
-    """The whole number that `text` in a JSON file denotes. Raises ValueError where it is too large to compute with."""
-    value = int(text)
+    value = int(text) if text.lstrip("-").isdigit() else float(text)
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
     return value
@@ -271,7 +232,7 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
     Args:
         value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
-            `RUN` in eval/report/runs.py is an example.
+            `RUN` in eval/report/reading/runs.py is an example.
         path: the path of `value` itself, in recursive calls.
     """
     if not isinstance(shape, dict):

@@ -11,9 +11,8 @@ from ablations.study import Cell, Study
 from ablations.values import short_number
 
 SILENT_SECONDS = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
-STARTUP_SECONDS = (
-    900.0  # seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
-)
+# seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
+STARTUP_SECONDS = 900.0
 CLOCKS_APART = 300.0  # seconds that a node's clock may be ahead of ours; munge, and so Slurm, refuses more (its TTL)
 UPDATE_SECONDS = 2.0  # seconds between updates of a live view
 REPAIR_HINT = "The same command repairs it."

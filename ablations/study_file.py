@@ -8,7 +8,7 @@ from ablations.criteria import PRIMARY, check_metric, margins_of_file
 from ablations.parts import PARTS
 from ablations.run import SETTINGS
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, did_you_mean
+from ablations.values import ConfigError, did_you_mean, unknown_choice
 
 STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
@@ -52,9 +52,7 @@ def read_study(name: str) -> StudyFile:
     study file; the message names the file and what it must contain."""
     names = study_names()
     if name not in names:
-        raise ConfigError(
-            f"STUDY={_shortened_text(name)} is not one of {', '.join(names)}{did_you_mean(name[:100], names)}"
-        )
+        raise unknown_choice("STUDY", name, names)
     path = STUDIES / f"{name}.yaml"
     content = read_yaml(path)
     if unknown := content.keys() - set(KEYS):
@@ -123,16 +121,12 @@ def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
         return base
     other = str(base["study"])
     if other not in study_names():
-        raise ConfigError(f"{file}: base: study: {_shortened_text(other)} is not one of {', '.join(study_names())}")
+        raise unknown_choice(f"{file}: base: study", other, study_names())
     shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
     if not isinstance(shared, dict) or "study" in shared:
-        raise ConfigError(f"{file}: base: study: {_shortened_text(other)} has no settings of its own in its base")
+        raise ConfigError(f"{file}: base: study={other} has no settings of its own in its base")
     return shared
 
 
 def _is_single_setting(arm: Any) -> bool:
     return isinstance(arm, dict) and len(arm) == 1 and isinstance(next(iter(arm)), str)
-
-
-def _shortened_text(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 from ablations.values import ConfigError, typed_number
 
-DEFAULT_MULTIPLES = (
-    0.5,
-    1.0,
-    2.0,
-)  # LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
+# LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
+DEFAULT_MULTIPLES = (0.5, 1.0, 2.0)
 MOST_RATES = 9
-MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/tuned.py)
+MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/comparison/tuned.py)
 LARGEST_MULTIPLE = 1024.0
 
 

@@ -44,8 +44,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice) or str(value) == str(choice):
                 return choice
-        names, text = [str(choice) for choice in choices], str(value)[:MOST_SHOWN]
-        raise ConfigError(f"{key}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
+        raise unknown_choice(key, value, [str(choice) for choice in choices])
     try:
         return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
@@ -126,6 +125,12 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     key."""
     nothing = object()
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
+
+
+def unknown_choice(name: str, value: Any, options: Iterable[str]) -> ConfigError:
+    """The error about a value of `name`, a word or a setting, that is not one of the `options`, which it names."""
+    text, names = str(value)[:MOST_SHOWN], list(options)
+    return ConfigError(f"{name}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -30,21 +30,33 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to a file so that the file is either complete or absent, even where several processes on several
-    machines write it, or power is lost. Raises OSError where the file cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file so that, even after a power loss, it has either its old content or the whole new one.
+
+    A symbolic link at `path` is replaced, not followed. Several processes, on this machine or others, may write the
+    same file at once. `content`: the new content; `durable`: whether to wait until the content is on the disk. If
+    False, a power loss may damage the file.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        wait_until_on_disk(path.parent, deep=False)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, and its folder where that is missing, as `write_bytes` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())
 
 
 def wait_until_on_disk(folder: Path, deep: bool = True) -> None:

@@ -170,7 +170,7 @@ class Checkpoints:
         while not all(path.exists() for path in sums):
             time.sleep(0.02)
         files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in sums}
-        safe_files.sync_folder(target.parent)
+        safe_files.wait_until_on_disk(target.parent, deep=False)
         seconds = time.perf_counter() - began
         rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
         for path in sums:

@@ -20,7 +20,7 @@ from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
 from ablations.compilation import check_compiler
 from ablations.config import ConfigError, Run, fit_micro_batch
-from ablations.plan.reliability import save_interval
+from ablations.plan.reliability import safe_interval
 from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
@@ -336,7 +336,7 @@ def seconds_between_saves(session: Session) -> float:
     if not checkpoints.seconds:
         return 30.0  # the first save measures what one costs
     mtbf = layout.mtbf * 3600 / len(set(session.hosts))
-    return max(save_interval(checkpoints.stall, mtbf), 2 * checkpoints.seconds)
+    return safe_interval(checkpoints.stall, checkpoints.seconds, mtbf)
 
 
 def main(argv: list[str]) -> int:

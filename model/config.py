@@ -1,9 +1,9 @@
 """The shape of a model and the variant of each of its factors. No torch here: planning needs it."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from model.setting import Setting, check_ranges, check_types
+from model.setting import check_ranges, check_types, setting
 
 GATED = ("swiglu", "swiglu-unmatched", "geglu")  # activations with a third matrix, the gate
 
@@ -13,113 +13,81 @@ class ModelConfig:
     """The configuration of one transformer. Every field is an axis that a study may vary.
 
     Fields with a default were added later; a run that was recorded before a field existed counts as having its default
-    (`Setting.absent`). Raises ValueError where the fields do not fit together; the message says which values would.
+    (`absent`). Raises ValueError where the fields do not fit together; the message says which values would.
     """
 
-    layers: Annotated[int, Setting("transformer blocks", at_least=1)]
-    hidden: Annotated[int, Setting("width of the residual stream", at_least=1)]
-    heads: Annotated[int, Setting("attention heads per block; must divide model.hidden", at_least=1)]
-    seq: Annotated[int, Setting("training length", "tokens", at_least=1)]
-    vocab: Annotated[int, Setting("size of the tokenizer, before padding", "tokens", at_least=1)]
-    vocab_multiple: Annotated[
-        int, Setting("the embedding has as many rows as the next multiple of this", "rows", "Megatron", at_least=1)
-    ]
-    pos: Annotated[
-        Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"],
-        Setting("position scheme", source="GPT-2"),
-    ]
-    act: Annotated[
-        Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"],
-        Setting(
-            "activation; swiglu and geglu are matched in parameters at 2/3 of the inner width, swiglu-unmatched is not",
-            source="GPT-2",
-        ),
-    ]
-    ffn_width: Annotated[
-        int, Setting("inner width of the MLP; 0: what model.act says", "columns", "GPT-2", at_least=0, absent=0)
-    ] = 0
-    norm: Annotated[Literal["layernorm", "rmsnorm"], Setting("normalisation layers", source="GPT-2")]
-    block: Annotated[
-        Literal["pre-ln", "post-ln", "parallel"],
-        Setting("order of a block; parallel: attention and MLP side by side after one norm", source="GPT-2"),
-    ]
-    objective: Annotated[
-        Literal["causal", "prefix", "mlm"],
-        Setting(
-            "what is predicted; prefix: tokens of a prefix see each other both ways, and only the rest is predicted; "
-            "mlm: all tokens see each other, and masked ones are predicted"
-        ),
-    ]
-    mask_rate: Annotated[
-        float,
-        Setting(
-            "share of each sequence's tokens that is masked and predicted",
-            source="Devlin et al. 2019",
-            at_least=0.15,
-            at_most=0.6,
-            absent=0.15,
-            only_with={"model.objective": ("mlm",)},
-        ),
-    ] = 0.15
-    qk_scaling: Annotated[
-        bool, Setting("fp16 only: scores are divided by the layer's number, and multiplied back in fp32 (Megatron)")
-    ]
-    embnorm: Annotated[bool, Setting("LayerNorm after the token lookup, before positions", source="GPT-2")]
-    sumnorm: Annotated[
-        bool,
-        Setting("norm of the sum of token embeddings and positions (BERT, Cramming)", source="GPT-2", absent=False),
-    ] = False
-    final_norm: Annotated[
-        bool,
-        Setting(
-            "norm after the last block; post-ln blocks end with one anyway",
-            source="GPT-2",
-            absent=True,
-            only_with={"model.block": ("pre-ln", "parallel")},
-        ),
-    ] = True
-    head_transform: Annotated[
-        Literal["none", "linear", "bert"],
-        Setting(
-            "before the output matrix; linear: a linear layer; bert: a linear layer, GELU and a norm",
-            source="GPT-2",
-            absent="none",
-        ),
-    ] = "none"
-    output_bias: Annotated[bool, Setting("a bias of the logits (BERT)", source="GPT-2", absent=False)] = False
-    qkv_bias: Annotated[bool, Setting("biases of the query, key and value projections", source="GPT-2")]
-    linear_bias: Annotated[bool, Setting("biases of all other linear layers", source="GPT-2")]
-    tied: Annotated[bool, Setting("the output matrix is the token embedding", source="GPT-2")]
-    dropout: Annotated[
-        float,
-        Setting(
-            "dropout of the embeddings and of what attention and MLP add to the residual stream",
-            source="untuned; BigScience's runs had 0.1",
-            at_least=0,
-            below=1,
-        ),
-    ]
-    attn_dropout: Annotated[
-        float,
-        Setting(
-            "dropout of the attention probabilities", source="untuned; BigScience's runs had 0.1", at_least=0, below=1
-        ),
-    ]
-    rotary_base: Annotated[
-        float,
-        Setting(
-            "base of the rotary wavelengths", source="Su et al. 2021", above=0, only_with={"model.pos": ("rotary",)}
-        ),
-    ]
-    init_std: Annotated[
-        float,
-        Setting(
-            "standard deviation of the initial weights",
-            source="Megatron's default, used by BigScience's 1.3B runs",
-            above=0,
-        ),
-    ]
-    norm_eps: Annotated[float, Setting("added to the variance in each norm", source="GPT-2", above=0)]
+    layers: int = setting("transformer blocks", at_least=1)
+    hidden: int = setting("width of the residual stream", at_least=1)
+    heads: int = setting("attention heads per block; must divide model.hidden", at_least=1)
+    seq: int = setting("training length", "tokens", at_least=1)
+    vocab: int = setting("size of the tokenizer, before padding", "tokens", at_least=1)
+    vocab_multiple: int = setting(
+        "the embedding has as many rows as the next multiple of this", "rows", "Megatron", at_least=1
+    )
+    pos: Literal["none", "learned", "rotary", "alibi", "sinusoidal", "scaled-sinusoidal"] = setting(
+        "position scheme", source="GPT-2"
+    )
+    act: Literal["gelu", "swiglu", "swiglu-unmatched", "geglu"] = setting(
+        "activation; swiglu and geglu are matched in parameters at 2/3 of the inner width, swiglu-unmatched is not",
+        source="GPT-2",
+    )
+    ffn_width: int = setting("inner width of the MLP; 0: what model.act says", "columns", "GPT-2", at_least=0, absent=0)
+    norm: Literal["layernorm", "rmsnorm"] = setting("normalisation layers", source="GPT-2")
+    block: Literal["pre-ln", "post-ln", "parallel"] = setting(
+        "order of a block; parallel: attention and MLP side by side after one norm", source="GPT-2"
+    )
+    objective: Literal["causal", "prefix", "mlm"] = setting(
+        "what is predicted; prefix: tokens of a prefix see each other both ways, and only the rest is predicted; "
+        "mlm: all tokens see each other, and masked ones are predicted"
+    )
+    mask_rate: float = setting(
+        "share of each sequence's tokens that is masked and predicted",
+        source="Devlin et al. 2019",
+        at_least=0.15,
+        at_most=0.6,
+        absent=0.15,
+        only_with={"model.objective": ("mlm",)},
+    )
+    qk_scaling: bool = setting(
+        "fp16 only: scores are divided by the layer's number, and multiplied back in fp32 (Megatron)"
+    )
+    embnorm: bool = setting("LayerNorm after the token lookup, before positions", source="GPT-2")
+    sumnorm: bool = setting(
+        "norm of the sum of token embeddings and positions (BERT, Cramming)", source="GPT-2", absent=False
+    )
+    final_norm: bool = setting(
+        "norm after the last block; post-ln blocks end with one anyway",
+        source="GPT-2",
+        absent=True,
+        only_with={"model.block": ("pre-ln", "parallel")},
+    )
+    head_transform: Literal["none", "linear", "bert"] = setting(
+        "before the output matrix; linear: a linear layer; bert: a linear layer, GELU and a norm",
+        source="GPT-2",
+        absent="none",
+    )
+    output_bias: bool = setting("a bias of the logits (BERT)", source="GPT-2", absent=False)
+    qkv_bias: bool = setting("biases of the query, key and value projections", source="GPT-2")
+    linear_bias: bool = setting("biases of all other linear layers", source="GPT-2")
+    tied: bool = setting("the output matrix is the token embedding", source="GPT-2")
+    dropout: float = setting(
+        "dropout of the embeddings and of what attention and MLP add to the residual stream",
+        source="untuned; BigScience's runs had 0.1",
+        at_least=0,
+        below=1,
+    )
+    attn_dropout: float = setting(
+        "dropout of the attention probabilities", source="untuned; BigScience's runs had 0.1", at_least=0, below=1
+    )
+    rotary_base: float = setting(
+        "base of the rotary wavelengths", source="Su et al. 2021", above=0, only_with={"model.pos": ("rotary",)}
+    )
+    init_std: float = setting(
+        "standard deviation of the initial weights",
+        source="Megatron's default, used by BigScience's 1.3B runs",
+        above=0,
+    )
+    norm_eps: float = setting("added to the variance in each norm", source="GPT-2", above=0)
 
     def __post_init__(self) -> None:
         check_types("model", self)

@@ -1,6 +1,6 @@
 """How a setting explains itself: meaning, unit, range and source, attached to the field of a settings dataclass.
 
-    dropout: Annotated[float, Setting("dropout probability of the residual stream", at_least=0, below=1)]
+    dropout: float = setting("dropout probability of the residual stream", at_least=0, below=1)
 
 The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml are
 made from these explanations. The choices are those of the type (`Literal`), or of a table.
@@ -9,7 +9,7 @@ made from these explanations. The choices are those of the type (`Literal`), or 
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -46,17 +46,20 @@ class Setting:
         )
 
 
+def setting(meaning: str, unit: str = "", source: str = "", absent: Any = None, **rest: Any) -> Any:
+    """A field of a settings dataclass, with the `Setting` that has these entries. Its default is `absent`, where that
+    is given: the field was added later, and runs that were recorded without it had this value."""
+    explanation = Setting(meaning, unit, source, absent=absent, **rest)
+    return field(default=MISSING if absent is None else absent, metadata={"setting": explanation})
+
+
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """The explanations of the fields of a settings dataclass: {field: Setting}. Raises TypeError where a field is not
-    `Annotated` with exactly one Setting."""
-    settings = {}
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        explanations = [extra for extra in get_args(hint)[1:] if isinstance(extra, Setting)]
-        if len(explanations) != 1:
-            raise TypeError(f"{cls.__name__}.{name} needs one Setting(...): what it means, its unit, range and source")
-        settings[name] = explanations[0]
-    return settings
+    declared by `setting`."""
+    if silent := [field.name for field in fields(cls) if "setting" not in field.metadata]:
+        raise TypeError(f"{cls.__name__}.{silent[0]} needs setting(...): what it means, its unit, range and source")
+    return {field.name: field.metadata["setting"] for field in fields(cls)}
 
 
 def check_types(section: str, values: Any) -> None:

@@ -15,7 +15,7 @@ from ablations import rundir
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
-from eval.report.gather import gather
+from eval.report.comparison.gather import gather
 from eval.report.record import terminal_text, write
 from eval.report.sections import published
 

@@ -19,11 +19,12 @@ from data import prepare
 from eval import export
 from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
-from eval.report import calibration, noise
-from eval.report.blocks import Section, Table
-from eval.report.gather import gather
+from eval.report import noise
+from eval.report.comparison.gather import gather
+from eval.report.document.blocks import Table
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
+from eval.report.simulated import calibration
 from eval.tasks import fetch
 from launch import local
 from launch.slurm import submit
@@ -215,12 +216,13 @@ def test_the_tables_of_the_calibration_are_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calibration, "PAGE", tmp_path / "statistics.md")
-    parts = [Section("Räten", ["Words.", Table(["seeds", "wrong"], [["2", "4.9 %"]])])]
-    monkeypatch.setattr(calibration, "sections", lambda: parts)
+    (tmp_path / "statistics.md").write_text("# Page\n\n## Räten\n\nWords.\n\n| seeds |\n|---|\n\nMore words.\n")
+    monkeypatch.setattr(calibration, "make_tables", lambda: {"Räten": [Table(["seeds", "wrong"], [["2", "4.9 %"]])]})
     assert calibration.main(["--format", "json"]) == 0
     (table,) = checked(capsys.readouterr().out)["tables"]
     assert table["section"] == "Räten" and table["rows"] == [["2", "4.9 %"]]
-    assert "| 2 | 4.9 % |" in (tmp_path / "statistics.md").read_text()
+    page = "# Page\n\n## Räten\n\nWords.\n\n| seeds | wrong |\n|---|---|\n| 2 | 4.9 % |\n\nMore words.\n"
+    assert (tmp_path / "statistics.md").read_text() == page
 
 
 def without_make() -> dict[str, str]:

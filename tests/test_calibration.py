@@ -1,21 +1,23 @@
 """The rates that docs/statistics.md states: simulated studies are judged as real ones are, and the page is what
 `make calibrate` writes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ablations.factorial import parse_factorial
-from eval.report import calibration, error_rates
-from eval.report.contrasts import contrast_variance
-from eval.report.formats import markdown_table
-from eval.report.gather import corrected_comparisons
+from eval.report.comparison.contrasts import contrast_variance
+from eval.report.comparison.gather import corrected_comparisons
+from eval.report.document.blocks import Table
+from eval.report.document.formats import markdown_table
 from eval.report.sections import published
+from eval.report.simulated import calibration, error_rates
 from eval.statistics import simulation
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import FEWEST_ITEMS, compare, corrected_family
 from eval.statistics.items import Stratum, noise_parts
-from eval.statistics.parts import Variance
+from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import seed_variance
 from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
 from eval.statistics.verdicts import verdict
@@ -128,24 +130,39 @@ def rates(cells: list[str]) -> list[float]:
     return [float(cell.split(" %")[0]) for cell in cells]
 
 
-def test_the_words_of_the_page_are_those_of_the_command():
-    words = (
-        "HEAD",
-        "WORDS",
-        "ANSWER",
-        "GROUPS",
-        "FIXED",
-        "POWER",
-        "SEQUENTIAL",
-        "FACTORIALS",
-        "CLUSTERS",
-        "FEW_GROUPS",
-        "FLOOR",
-        "LADDER",
-        "PUBLISHED",
-        "SAVES",
+def test_the_page_says_how_many_studies_were_simulated_and_by_what_rules():
+    for words in (
+        f"{calibration.STUDIES:,} studies of each kind",
+        f"{calibration.STUDIES_OF_ITEMS:,}\nstudies of each kind",
+        f"{calibration.LADDERS:,} simulated ladders of each kind",
+        f"at most {LEVEL:.0%} by design",
+        f"{error_rates.ITEMS_PER_CLUSTER} questions to a passage",
+        f"fewer than {FEWEST_ITEMS}\nindependent items decide nothing",
+    ):
+        assert words in PAGE
+
+
+def test_the_tables_of_a_page_are_replaced_and_its_words_stay():
+    new = Table(["n"], [["2"]])
+    page = "# T\n\n## A\n\n| n |\n|---|\n| 1 |\n\nwords | of it\n\n## B\n\nnone\n"
+    assert calibration.with_tables(page, {"A": [new]}) == page.replace("| 1 |", "| 2 |")
+    for tables in ({}, {"B": [new]}, {"A": [new, new]}, {"A": [new], "C": [new]}):
+        with pytest.raises(ValueError, match="tables"):
+            calibration.with_tables(page, tables)
+
+
+def test_the_command_makes_every_table_of_the_page(monkeypatch):
+    """With few studies: all but the rates is as on the page."""
+    for name in ("STUDIES", "STUDIES_OF_ITEMS", "LADDERS"):
+        monkeypatch.setattr(calibration, name, 20)
+    made, page = (
+        re.sub(r"[\d.]+(?= %| seeds)", "", text)
+        for text in (calibration.with_tables(PAGE, calibration.make_tables()), PAGE)
     )
-    assert [name for name in words if getattr(calibration, name) not in PAGE] == []
+    assert made == page
+
+
+def test_the_tables_that_are_quickly_made_are_those_of_the_page():
     computed = (
         calibration.ratio_table,
         calibration.published_table,

@@ -8,7 +8,7 @@ import pytest
 
 from ablations.__main__ import main
 from ablations.plan.hardware import peak_flops
-from eval.report.expense import cost_so_far
+from eval.report.reading.expense import cost_so_far
 from tests.made_study import Study, change, make, report, section
 
 GLUE_ENTRY = {

@@ -11,10 +11,10 @@ import pytest
 from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, changes
+from eval.report.comparison.criteria import seeds_planned
+from eval.report.comparison.gather import gather
 from eval.report.contents import contents
-from eval.report.criteria import seeds_planned
-from eval.report.formats import markdown
-from eval.report.gather import gather
+from eval.report.document.formats import markdown
 from eval.report.record import terminal_text
 from tests import made_study
 

@@ -8,7 +8,7 @@ import yaml
 
 from data import corpus as corpora
 from data import prepare
-from eval.report.gather import gather
+from eval.report.comparison.gather import gather
 from eval.report.record import record
 from eval.report.sections import composition
 from tests.made_study import Study, change, full, make, report, study  # noqa: F401  # a fixture

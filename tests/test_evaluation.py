@@ -593,8 +593,8 @@ def test_standard_errors_that_are_not_known_are_none(run):
 
 def test_the_errors_of_an_evaluation_are_those_of_its_documents_as_in_a_report(run):
     """Its tasks are made from the same documents, each of which is left out of all of them at once."""
-    from eval.report.runs import read_samples
-    from eval.report.scores import checked_scores
+    from eval.report.reading.runs import read_samples
+    from eval.report.reading.scores import checked_scores
 
     assert main([str(run)]) == 0
     result = scores(run)

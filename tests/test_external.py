@@ -8,7 +8,7 @@ import pytest
 
 from ablations import rundir
 from eval.report.__main__ import main
-from eval.report.external import reason_not_comparable
+from eval.report.reading.external import reason_not_comparable
 from tests.made_study import Study, make, section
 from tests.test_glue_report import table
 

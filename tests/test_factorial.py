@@ -14,9 +14,9 @@ from ablations.factorial import Factorial, order, parse_factorial
 from ablations.prediction import parse_prediction
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
-from eval.report import predictions
-from eval.report.contrasts import contrast_variance
-from eval.report.gather import gather
+from eval.report.comparison import predictions
+from eval.report.comparison.contrasts import contrast_variance
+from eval.report.comparison.gather import gather
 from eval.report.record import terminal_text, write
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width

@@ -22,7 +22,7 @@ from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, tasks, train
 from eval.finetune.classifier import Classifier, GPTBackbone, HuggingFaceBackbone, pad
 from eval.finetune.source import Source
-from eval.report.external import conditions, read_external, reason_not_comparable
+from eval.report.reading.external import conditions, read_external, reason_not_comparable
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_answers import checked

@@ -1,5 +1,5 @@
-"""The answer at the top of a report (eval/report/sections/answer.py, eval/report/leading.py): the same sentence as from
-loops written out, and how often it claims what is not so."""
+"""The answer at the top of a report (eval/report/sections/answer.py, eval/report/comparison/leading.py): the same
+sentence as from loops written out, and how often it claims what is not so."""
 
 import json
 from itertools import combinations
@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from ablations.criteria import Criteria
-from eval.report.findings import Findings
-from eval.report.leading import corrected_for_pairs, leading_arm
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.leading import corrected_for_pairs, leading_arm
 from eval.report.sections.answer import answer
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import Variance

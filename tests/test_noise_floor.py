@@ -14,7 +14,7 @@ from ablations.criteria import Criteria
 from ablations.noise_floor import NoiseFloor, read_noise_floor
 from ablations.study import from_args
 from eval.report import noise
-from eval.report.gather import gather
+from eval.report.comparison.gather import gather
 from eval.report.record import write
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import combined_with_floor

@@ -29,9 +29,8 @@ def test_each_study_fits_and_its_next_larger_size_does_not(budget: str) -> None:
     parsed = parse_budget(budget)
     device, hours = affordable.device_of(parsed), parsed.amount
     assert device
-    precision = affordable.precision_on(parsed.gpu)
-    runs = affordable.runs_by_size(device, precision)
-    found = affordable.offers(device, hours, precision)
+    runs = affordable.runs_by_size(device)
+    found = affordable.offers(device, hours)
     assert found and [offer.hours for offer in found] == sorted(offer.hours for offer in found)
     for offer in found:
         assert offer.runs == offer.arms * offer.seeds and offer.hours <= hours

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from ablations.config import resolve
 from ablations.factorial import parse_factorial
 from ablations.plan import power
 from eval.statistics import simulation
@@ -102,6 +103,10 @@ def test_more_seeds_and_fewer_arms_see_more():
     assert power.detectable(1, 0.1, 2, 1) == inf and power.detectable(0, 0, 2, 3) == 0
 
 
+def planned(size, tokens):
+    return resolve([("size", size), ("train.tokens", tokens)])
+
+
 def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     for name, size, tokens, sd in [("a", "nano", 10**6, 0.01), ("b", "nano", 10**7, 0.001), ("c", "1b3", 10**6, 9.0)]:
         (tmp_path / name).mkdir()
@@ -115,13 +120,13 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     for name, content in broken:
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)
-    assert power.recorded_noise("nano", 2 * 10**6, tmp_path)["record"] == "a"
-    assert power.recorded_noise("nano", 8 * 10**6, tmp_path)["record"] == "b"
-    said = power.describe_detectable("nano", 10**6, 2, 3, tmp_path)
+    assert power.recorded_noise(planned("nano", 2 * 10**6), tmp_path)["record"] == "a"
+    assert power.recorded_noise(planned("nano", 8 * 10**6), tmp_path)["record"] == "b"
+    said = power.describe_detectable(planned("nano", 10**6), 2, 3, tmp_path)
     assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
-    crossed = power.describe_detectable("nano", 10**6, 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
+    crossed = power.describe_detectable(planned("nano", 10**6), 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
     assert f"differences of {power.detectable(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
-    assert "unknown" in power.describe_detectable("14m", 10**6, 2, 3, tmp_path)
-    assert "nothing" in power.describe_detectable("nano", 10**6, 2, 1, tmp_path)
-    assert "nothing is compared" in power.describe_detectable("nano", 10**6, 1, 3, tmp_path)
+    assert "unknown" in power.describe_detectable(planned("14m", 10**6), 2, 3, tmp_path)
+    assert "nothing" in power.describe_detectable(planned("nano", 10**6), 2, 1, tmp_path)
+    assert "nothing is compared" in power.describe_detectable(planned("nano", 10**6), 1, 3, tmp_path)

@@ -13,9 +13,10 @@ from ablations.prediction import distinct, parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
-from eval.report import predictions, track_record
+from eval.report import track_record
 from eval.report.__main__ import main
-from eval.report.gather import gather
+from eval.report.comparison import predictions
+from eval.report.comparison.gather import gather
 from eval.report.record import write
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Variance

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from eval.report.__main__ import main
-from eval.report.collection import collect_runs
+from eval.report.reading.collection import collect_runs
+from eval.report.reading.short_names import shortest_ends
 from eval.report.request import parse
-from eval.report.short_names import shortest_ends
 from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, report, section, study  # noqa: F401  # a fixture
 
 

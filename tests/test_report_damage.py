@@ -13,9 +13,9 @@ import pytest
 
 from ablations import drawing
 from eval.report.__main__ import main
-from eval.report.blocks import Section, Table
-from eval.report.formats import latex, markdown, plain_text, to_csv
-from eval.report.page import page
+from eval.report.document.blocks import Section, Table
+from eval.report.document.formats import latex, markdown, plain_text, to_csv
+from eval.report.document.page import page
 from tests.made_study import FILES, change, report, section, study  # noqa: F401  # a fixture
 
 

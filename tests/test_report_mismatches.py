@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from eval.report.__main__ import main
+from eval.report.comparison.mismatches import mismatches
+from eval.report.reading.runs import read
 from eval.report.request import parse
-from eval.report.runs import read
-from eval.report.sections.mismatches import mismatches
 from tests.made_study import ARMS, TASK, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
 
 

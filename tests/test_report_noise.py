@@ -11,13 +11,13 @@ import pytest
 from scipy import stats
 
 from ablations.criteria import Criteria
+from eval.report.comparison.findings import recorded_noise
+from eval.report.comparison.gather import gather
+from eval.report.comparison.predictions import interval_in_words
 from eval.report.contents import contents
-from eval.report.findings import recorded_noise
-from eval.report.formats import markdown
-from eval.report.gather import gather
-from eval.report.predictions import interval_in_words
+from eval.report.document.formats import markdown
+from eval.report.reading.runs import read
 from eval.report.request import parse
-from eval.report.runs import read
 from eval.report.sections.differences import largest_difference, noise_cells
 from eval.report.sections.overview import verdict_clauses
 from eval.statistics.comparison import compare, corrected_family

@@ -13,11 +13,11 @@ import pytest
 
 from ablations import drawing
 from ablations.values import short_number
-from eval.report.blocks import Figure, Section, Table
-from eval.report.curves import BINS, average_in_bins, loss_curve, subtract
-from eval.report.formats import latex, markdown
-from eval.report.page import page
-from eval.report.runs import budget_seconds
+from eval.report.document.blocks import Figure, Section, Table
+from eval.report.document.formats import latex, markdown
+from eval.report.document.page import page
+from eval.report.reading.curves import BINS, average_in_bins, loss_curve, subtract
+from eval.report.reading.runs import budget_seconds
 from tests.made_study import ARMS, FILES, Study, full, make, report
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.report import expense
-from eval.report.gather import gather
+from eval.report.comparison.gather import gather
+from eval.report.reading import expense
 from eval.report.record import write
 from eval.report.sections import published
 from eval.report.sections.scaling import power_law

@@ -14,7 +14,7 @@ import pytest
 from ablations import safe_files
 from ablations.study import from_args
 from eval.report.__main__ import main
-from eval.report.collection import run_directories
+from eval.report.reading.collection import run_directories
 from eval.report.request import Request
 from tests.made_study import ARMS, Study, change, make, shift, study  # noqa: F401  # a fixture
 

@@ -56,7 +56,9 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_retu
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
     safe_files.write_json(tmp_path / "a.json", {"x": 1})
-    assert happened == [str(tmp_path / f"a.json.{os.getpid()}.tmp"), "replace", str(tmp_path)]
+    written, *after = happened
+    assert written.startswith(str(tmp_path / "a.json.")) and written.endswith(".tmp")
+    assert after == ["replace", str(tmp_path)]
 
 
 def test_a_line_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     folder, secret = tmp_path / "run", tmp_path / "secret"
     folder.mkdir()
     secret.write_text("mine")
-    for name in (rundir.METRICS, rundir.LOCK, rundir.RUN, f"{rundir.RUN}.{os.getpid()}.tmp"):
+    for name in (rundir.METRICS, rundir.LOCK, rundir.RUN):
         (folder / name).symlink_to(secret)
     with pytest.raises(OSError):
         safe_files.append_row(folder / rundir.METRICS, {"step": 1})

@@ -11,7 +11,7 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.study import from_args
 from eval.report import undecided as undecided_command
-from eval.report.gather import gather
+from eval.report.comparison.gather import gather
 from eval.report.request import Request
 from eval.report.undecided import undecided_arms
 from eval.statistics import sequential, simulation

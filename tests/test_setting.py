@@ -3,7 +3,7 @@
 import contextlib
 import io
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from ablations.config import KEYS, SETTINGS, ConfigError, resolve
 from ablations.run import SECTIONS
 from ablations.schedule import SCHEDULES
 from ablations.words import HELP
-from model.setting import Setting, check_ranges, settings_of
+from model.setting import check_ranges, setting, settings_of
 
 NANO = resolve([("size", "nano")])
 VALUES = {name: getattr(NANO, name) for name in ("model", "data", "train", "layout")}  # eval has no numbers
@@ -22,11 +22,11 @@ VALUES = {name: getattr(NANO, name) for name in ("model", "data", "train", "layo
 
 @dataclass
 class Example:
-    share: Annotated[float, Setting("a share", at_least=0, below=1)]
-    rate: Annotated[float, Setting("a rate", above=0)]
-    marks: Annotated[list[float], Setting("shares", above=0, below=1)]
-    power: Annotated[int, Setting("a power", at_least=0, at_most=32)]
-    name: Annotated[str, Setting("a name")]
+    share: float = setting("a share", at_least=0, below=1)
+    rate: float = setting("a rate", above=0)
+    marks: list[float] = setting("shares", above=0, below=1)
+    power: int = setting("a power", at_least=0, at_most=32)
+    name: str = setting("a name")
 
 
 GOOD = Example(0.0, 0.1, [0.5, 0.9], 32, "ä")
@@ -59,7 +59,7 @@ def test_a_field_without_an_explanation_is_an_error() -> None:
     class Silent:
         width: int
 
-    with pytest.raises(TypeError, match="Silent.width needs one Setting"):
+    with pytest.raises(TypeError, match="Silent.width needs setting"):
         settings_of(Silent)
 
 
@@ -68,18 +68,18 @@ def test_every_range_of_every_setting_is_enforced(section: str) -> None:
     """Just outside each limit, through the same door as a user's words."""
     step = {int: 1, float: 1e-9}
     tried = 0
-    for name, setting in settings_of(type(VALUES[section])).items():
+    for name, explanation in settings_of(type(VALUES[section])).items():
         kind = KEYS[f"{section}.{name}"]
         kind = get_args(kind)[0] if get_origin(kind) is list else kind
         outside = []
-        if setting.at_least is not None:
-            outside.append(setting.at_least - step.get(kind, 1e-9))
-        if setting.at_most is not None:
-            outside.append(setting.at_most + step.get(kind, 1e-9))
-        outside += [limit for limit in (setting.above, setting.below) if limit is not None]
+        if explanation.at_least is not None:
+            outside.append(explanation.at_least - step.get(kind, 1e-9))
+        if explanation.at_most is not None:
+            outside.append(explanation.at_most + step.get(kind, 1e-9))
+        outside += [limit for limit in (explanation.above, explanation.below) if limit is not None]
         for number in outside:
             text = f"{number:.12g}"
-            with pytest.raises(ConfigError, match=f"{section}.{name}=.*: must be {setting.range}"):
+            with pytest.raises(ConfigError, match=f"{section}.{name}=.*: must be {explanation.range}"):
                 resolve([("size", "nano"), (f"{section}.{name}", text)])
             tried += 1
     assert tried

@@ -1,4 +1,5 @@
-"""Tuned arms (ablations/tuning.py, eval/report/tuned.py): each at its own best rate, chosen without what is judged."""
+"""Tuned arms (ablations/tuning.py, eval/report/comparison/tuned.py): each at its own best rate, chosen without what
+is judged."""
 
 import json
 import re
@@ -11,11 +12,11 @@ import pytest
 from ablations.study import from_args
 from ablations.tuning import DEFAULT_MULTIPLES, Tuning
 from ablations.values import ConfigError, difference
-from eval.report import tuned
-from eval.report.gather import gather
+from eval.report.comparison import tuned
+from eval.report.comparison.gather import gather
+from eval.report.comparison.tuned import Candidates, Task
 from eval.report.record import terminal_text, write
 from eval.report.sections.tuning import agreement_text
-from eval.report.tuned import Candidates, Task
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL
 from tests import made_study

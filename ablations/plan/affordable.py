@@ -14,7 +14,7 @@ from ablations.plan import power, site_speed
 from ablations.plan.document import Document
 from ablations.plan.first_studies import STUDY_SIZE, decoder_studies
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import fitting_layouts
+from ablations.plan.layouts import training_time
 from ablations.plan.published_laws import TOKENS_PER_PARAMETER
 from ablations.plan.resources import HOUR, Budget, amount_text
 from ablations.study_file import read_study
@@ -39,6 +39,7 @@ class Device(NamedTuple):
 
     unit: str  # "GPU-hours" or "core-hours"
     sizes: tuple[str, ...]  # the largest first
+    precision: str  # the setting train.precision of its runs
     hours: Callable[[Run], float]  # of a run; inf where it does not fit
     basis: str  # of these hours, in words
 
@@ -66,18 +67,16 @@ def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
 
     def hours(run: Run) -> float:
         for gpus in dict.fromkeys((1, per_node)):
-            usable = [fit for fit in fitting_layouts([run], gpu, gpus, speed)[0] if not fit.layout.recompute]
-            if usable:
-                seconds = run.tokens / (run.train.batch * run.model.seq) * usable[0].steps[0].seconds
-                if seconds <= longest:
-                    return max(LEAST_GPU_HOURS, seconds / HOUR * gpus)
+            seconds, _ = training_time(run, gpu, gpus, speed)
+            if math.isfinite(seconds) and seconds <= longest:
+                return max(LEAST_GPU_HOURS, seconds / HOUR * gpus)
         return math.inf
 
     basis = (
         f"predicted, on one GPU, or a node of {per_node} where one does not hold it; below {SMALLEST_WITH_ROWS} "
         f"extrapolated, and no run counts as less than {LEAST_GPU_HOURS:g} (assumed)"
     )
-    return Device("GPU-hours", GPU_SIZES, hours, basis)
+    return Device("GPU-hours", GPU_SIZES, gpu.precision, hours, basis)
 
 
 def core_device() -> Device:
@@ -92,16 +91,16 @@ def core_device() -> Device:
         f"measured for nano on one core of an AMD EPYC with AVX512-BF16: {NANO_TOKENS_PER_SECOND:,.0f} tokens/s, "
         f"{WHOLE_OVER_TRAINING:g} times that with evaluation and report; other sizes by their FLOPs (assumed)"
     )
-    return Device("core-hours", CORE_SIZES, hours, basis)
+    return Device("core-hours", CORE_SIZES, "bf16", hours, basis)
 
 
-def runs_by_size(device: Device, precision: str) -> list[Run]:
+def runs_by_size(device: Device) -> list[Run]:
     """The run of the baseline at each size of the device, the largest size first. Sizes other than STUDY_SIZE get
     TOKENS_PER_PARAMETER tokens for each parameter where their own budget is larger; STUDY_SIZE is there twice, with its
-    own budget and with that number. `precision`: the setting train.precision."""
+    own budget and with that number."""
     runs = []
     for size in device.sizes:
-        settings = [("size", size), ("train.precision", precision)]
+        settings = [("size", size), ("train.precision", device.precision)]
         own = resolve(settings)
         few = int(float(f"{TOKENS_PER_PARAMETER * sizes_and_presets()[size]['params']:.2g}"))  # as a command can say it
         if size == STUDY_SIZE:
@@ -110,15 +109,15 @@ def runs_by_size(device: Device, precision: str) -> list[Run]:
     return runs
 
 
-def offers(device: Device, hours: float, precision: str = "bf16") -> list[Offer]:
+def offers(device: Device, hours: float) -> list[Offer]:
     """The studies of ablations/studies that train decoders, each at the largest size at which `hours` hours on the
-    device pay for it, the cheapest study first. Studies for which the hours are too few at every size are left out.
-    `precision`: the setting train.precision of the runs."""
-    costs = [(run, device.hours(run)) for run in runs_by_size(device, precision)]
+    device pay for it, the cheapest study first. Studies for which the hours are too few at every size are left out."""
+    costs = [(run, device.hours(run)) for run in runs_by_size(device)]
     found = []
     for name, arms in decoder_studies():
         count = arms * SEEDS
-        most = LARGE if compares_text(name) else math.inf  # tokens
+        compares_text = any(key == "data.corpus" for key, _ in read_study(name).arms)
+        most = LARGE if compares_text else math.inf  # tokens: the corpora that are compared are small
         fitting = next(((run, cost) for run, cost in costs if cost * count <= hours and run.tokens <= most), None)
         if fitting:
             run, cost = fitting
@@ -127,16 +126,10 @@ def offers(device: Device, hours: float, precision: str = "bf16") -> list[Offer]
     return sorted(found, key=lambda offer: offer.hours)
 
 
-def compares_text(study: str) -> bool:
-    """Whether the arms of a study differ in the corpus (data.corpus). Such studies get runs of at most LARGE tokens,
-    since the corpora are small. `study`: its name in ablations/studies."""
-    return any(key == "data.corpus" for key, _ in read_study(study).arms)
-
-
 def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
     """The least difference that a study of `arms` arms with SEEDS seeds detects at the size of `run`, by the noise in a
     stored record: (bits per byte, the name of the record); (None, "") where no record has the noise at this size."""
-    known = power.recorded_noise(run.size, run.tokens)
+    known = power.recorded_noise(run)
     noise = known["noise"].get("bits/byte") if known else None
     if not known or not noise:
         return None, ""
@@ -248,18 +241,12 @@ def document(budget: Budget, device: Device, hours: float) -> Document:
         f"{amount_text(hours)} {device.unit} say how much, not how fast: what to train needs machines for a time, such "
         "as BUDGET='2 weeks, 1x8 a100'. Which studies they pay, each at the largest size at which it fits:"
     )
-    found = offers(device, hours, precision_on(budget.gpu))
-    write_offers(out, device, found, hours, "a larger model")
+    write_offers(out, device, offers(device, hours), hours, "a larger model")
     return out
-
-
-def precision_on(gpu: GPU | None) -> str:
-    return "bf16" if gpu is None or gpu.bf16 else "fp16"
 
 
 def as_json(budget: Budget, device: Device, hours: float) -> dict[str, Any]:
     """The studies for which a budget of hours pays, as an object for FORMAT=json. `hours`: the hours of the budget, in
     the unit of the device."""
-    found = offers(device, hours, precision_on(budget.gpu))
-    rows = [offer._asdict() | {"command": command_of(offer)} for offer in found]
+    rows = [offer._asdict() | {"command": command_of(offer)} for offer in offers(device, hours)]
     return {"budget": budget.text, "unit": device.unit, "hours": hours, "studies": rows}

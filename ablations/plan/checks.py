@@ -23,17 +23,12 @@ def check_request(study: Study) -> None:
             read(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    if tasks := _tasks_option(study.eval_options):
+    if tasks := study.value("TASKS"):
         _run_check("-m", "eval", "--tasks", tasks)
-    if tasks := _tasks_option(study.glue_options):
+    if tasks := study.value("GLUE_TASKS"):
         _run_check("-m", "eval.finetune", "--tasks", tasks)
     if study.exports:
         _run_check("-m", "eval.exportable", *study.words)
-
-
-def _tasks_option(options: list[str]) -> str:
-    """The value of the option --tasks among command-line words; "" where the option is missing."""
-    return options[options.index("--tasks") + 1] if "--tasks" in options else ""
 
 
 def _run_check(*words: str) -> None:

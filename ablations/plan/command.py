@@ -27,7 +27,7 @@ from ablations.plan.resources import (
     positive_number,
 )
 from ablations.study import from_args
-from ablations.values import ConfigError, did_you_mean, short_number
+from ablations.values import ConfigError, short_number, unknown_choice
 from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
@@ -80,9 +80,7 @@ def plan_elsewhere(words: list[str]) -> int | None:
         return None
     answer_format = options.get("FORMAT", "table")
     if answer_format not in FORMATS:
-        raise ConfigError(
-            f"FORMAT={answer_format} is not one of {', '.join(FORMATS)}{did_you_mean(answer_format, FORMATS)}"
-        )
+        raise unknown_choice("FORMAT", answer_format, FORMATS)
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:

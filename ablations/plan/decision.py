@@ -11,7 +11,7 @@ from typing import Any
 
 from ablations.plan import affordable, published_laws, shapes
 from ablations.plan.first_studies import STUDY_SHARE, first_studies
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, save_interval, simulate
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, simulate
 from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
@@ -45,15 +45,14 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
     cluster's nodes that are spare, in place of its own number; all other nodes work."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
-    every = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
     between = cluster.mtbf + cluster.detect + cluster.restart  # failures
     histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
     seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * between)
-    runs = [simulate(cluster, seconds, every, seed) for seed in range(histories)]
+    runs = [simulate(cluster, seconds, cluster.save_interval, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
     shares["failures"] *= machines.seconds / seconds
-    return Timeline(shares, every, trained[histories // 10], trained[-histories // 10 - 1], histories)
+    return Timeline(shares, cluster.save_interval, trained[histories // 10], trained[-histories // 10 - 1], histories)
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ class Decision:
         too_dear = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
         if not too_dear:
             return []
-        found = affordable.offers(self.device, self.study_hours, affordable.precision_on(self.machines.gpu))
-        return [offer for offer in found if offer.study in too_dear]
+        return [offer for offer in affordable.offers(self.device, self.study_hours) if offer.study in too_dear]
 
     @property
     def gpu_hours_by_use(self) -> dict[str, float]:
@@ -200,7 +198,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         reason = f"models below {MIN_SIZE / 1e9:g}B parameters need no pipeline, and the rules are for those that do"
     else:
         try:
-            candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, per_node=machines.per_node)
+            candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, machines.per_node)
         except ConfigError as error:
             reason = str(error) + hint_of_fewer_nodes(sizes, machines)
     return Decision(
@@ -241,14 +239,17 @@ def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:
-            candidates = shapes.candidate_shapes(
-                *sizes, machines.gpu, nodes * machines.per_node, per_node=machines.per_node
-            )
+            candidates = shapes.candidate_shapes(*sizes, machines.gpu, nodes * machines.per_node, machines.per_node)
         except ConfigError:
             continue
         if any(not candidate.rejected for candidate in candidates):
             return f"; on {nodes} nodes there is one: {machines.nodes - nodes} spare"
     return ""
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value`, or None where it is an infinite number, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
@@ -287,17 +288,12 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "chosen": chosen.words if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
-        "gpu_hours_by_use": {
-            use: hours if math.isfinite(hours) else None for use, hours in decision.gpu_hours_by_use.items()
-        },
+        "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},
         "goodput": decision.goodput.shares,
         "smaller_studies": [
             offer._asdict() | {"command": affordable.command_of(offer)} for offer in decision.smaller_studies
         ],
-        "studies": [
-            {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in entry.items()}
-            for entry in decision.studies
-        ],
+        "studies": [{key: finite_or_none(value) for key, value in entry.items()} for entry in decision.studies],
     }
 
 
@@ -305,14 +301,9 @@ def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict
     training, layout = decision.training(chosen), chosen.layout
     return {
         "tokens": training.tokens,
-        **{
-            name: seconds / TIMES["week"] if math.isfinite(seconds) else None
-            for name, seconds in (
-                ("weeks", training.seconds),
-                ("weeks_low", training.fast),
-                ("weeks_high", training.slow),
-            )
-        },
+        "weeks": finite_or_none(training.seconds / TIMES["week"]),
+        "weeks_low": finite_or_none(training.fast / TIMES["week"]),
+        "weeks_high": finite_or_none(training.slow / TIMES["week"]),
         "gpus": layout.gpus,
         "data_parallel": layout.dp,
         "tensor_parallel": layout.tp,

@@ -19,14 +19,6 @@ SHAPES_SHOWN = 12  # shapes
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
 
 
-def billions(number: float) -> str:
-    """A number as text in billions or trillions, such as "392B" or "1.16T"; below a billion in millions, such as
-    "12.5M"."""
-    if number >= 1e12:
-        return f"{number / 1e12:,.3g}T"
-    return f"{number / 1e9:.3g}B" if number >= 1e9 else short_number(number)
-
-
 def _two_digit_ratio(number: float) -> str:
     """A ratio as text with two significant digits: 0.42, 20, 130."""
     return f"{float(f'{number:.2g}'):,g}"
@@ -65,7 +57,7 @@ def document(decision: Decision) -> Document:
 def _sizes_in_words(decision: Decision) -> str:
     """The range of model sizes as text, with the range of tokens from which it follows."""
     return (
-        f"{billions(decision.sizes[0])} to {billions(decision.sizes[1])} parameters, which follow from "
+        f"{short_number(decision.sizes[0])} to {short_number(decision.sizes[1])} parameters, which follow from "
         f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_why})"
     )
 
@@ -115,7 +107,7 @@ def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[li
     return [
         [
             "What to train",
-            f"{chosen.words} (layers x width x heads): {billions(shape.parameters)} parameters",
+            f"{chosen.words} (layers x width x heads): {short_number(shape.parameters)} parameters",
             "predicted: the fastest shape that nothing speaks against",
         ],
         [
@@ -225,8 +217,8 @@ def _optimum(out: Document, decision: Decision) -> None:
         [
             [
                 optimum.law.name,
-                billions(optimum.parameters),
-                f"{billions(optimum.low)} to {billions(optimum.high)}",
+                short_number(optimum.parameters),
+                f"{short_number(optimum.low)} to {short_number(optimum.high)}",
                 short_number(optimum.tokens),
                 _two_digit_ratio(optimum.tokens / optimum.parameters),
                 f"{optimum.law.status}: {optimum.law.source}",
@@ -270,13 +262,13 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
     by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
     smaller, longer = besiroglu.optimum(saved * 6 * n * d)
     out.text(
-        f"Expected loss of {billions(n)} parameters on {short_number(d)} tokens: {by_law}, in nats a token on their "
-        "text with their tokenizer (computed). On other text losses differ by more than that."
+        f"Expected loss of {short_number(n)} parameters on {short_number(d)} tokens: {by_law}, in nats a token on "
+        "their text with their tokenizer (computed). On other text losses differ by more than that."
     )
     out.text(
         f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
-        f"{billions(smaller)} parameters on {short_number(longer)} tokens, if there is so much text (computed). What "
-        "other numbers of tokens give at the planned compute, by both laws of the loss:"
+        f"{short_number(smaller)} parameters on {short_number(longer)} tokens, if there is so much text (computed). "
+        "What other numbers of tokens give at the planned compute, by both laws of the loss:"
     )
     choices = [("the chosen size", float(n), compute / (6 * n))]
     choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
@@ -287,7 +279,7 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
             [
                 name,
                 short_number(tokens),
-                billions(size),
+                short_number(size),
                 *(f"{law.loss(size, tokens):.3f}" for law in LOSS_LAWS.values()),
             ]
             for name, size, tokens in choices
@@ -334,7 +326,7 @@ def _shapes(out: Document, decision: Decision) -> None:
             [
                 [
                     candidate.words,
-                    billions(candidate.shape.parameters),
+                    short_number(candidate.shape.parameters),
                     f"{candidate.layout.dp} / {candidate.layout.tp} / {candidate.layout.pp}",
                     str(candidate.layout.micro_batch),
                     f"{candidate.gib:.0f}",

@@ -18,7 +18,7 @@ def epochs_of_text(study: Study) -> list[str]:
     from data.prepare import epochs, prepare
 
     lines: list[str] = []
-    distinct = {repr((run.data_request, run.model.seq, _tokens(run))): run for run in (c.run for c in study.cells)}
+    distinct = {repr((run.data_request, run.model.seq, run.known_tokens)): run for run in (c.run for c in study.cells)}
     for run in distinct.values():
         data = run.data
         try:
@@ -28,7 +28,7 @@ def epochs_of_text(study: Study) -> list[str]:
             continue
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        lines += [_epochs_sentence(source, run) for source in epochs(manifest, _tokens(run), run.model.seq)]
+        lines += [_epochs_sentence(source, run) for source in epochs(manifest, run.known_tokens, run.model.seq)]
         plain = data.recipe == type(data.recipe)()
         lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
     foreign = {run.data.tokenizer for run in distinct.values() if run.data.tokenizer_kind != "file"}
@@ -57,7 +57,7 @@ def _unjudged_sentence(run: Run) -> str:
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     """A sentence on how often a run reads one source of its text. `source`: the source's entry in what
     `data.prepare.epochs` returns: its corpus, tokens, epochs and share of the run's text."""
-    tokens = _tokens(run)
+    tokens = run.known_tokens
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
     left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
@@ -66,8 +66,3 @@ def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
     epochs = f"{source['epochs']:.3g} epochs of its {short_number(source['tokens'])}"
     return f"{text} {short_number(tokens)} tokens is {epochs}{repeated}{left}"
-
-
-def _tokens(run: Run) -> int | None:
-    """The number of tokens that a run is trained on; None where the budget of the run is a wall-clock time."""
-    return None if run.ends_by_clock else run.tokens

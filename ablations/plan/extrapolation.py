@@ -7,7 +7,6 @@ noise is pooled over the arms; intervals are Student's. The result is given besi
 the order of the arms at the largest size that was run.
 """
 
-import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -77,18 +76,6 @@ def _verdict(low: float, high: float) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 
-_two_sided_t_quantile = functools.cache(power.two_sided_t_quantile)
-
-
-@dataclass(frozen=True)
-class FittedLine:
-    """The straight line that was fitted to the gaps of an arm (differences from the baseline, see `Pair.gap`), against
-    the logarithm of compute."""
-
-    level: float  # at the target
-    slope: float  # for each factor e of compute
-
-
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     """Extrapolate the difference of every arm from the baseline to a larger run. `pairs`: the losses of all arms at
     several sizes and seeds; `target`: the FLOPs of the larger run. Returns a result for each arm. Raises ConfigError
@@ -102,26 +89,26 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     _check_complete(by_arm, computes, seeds)
     lines, error = _fit_lines(by_arm, target)
     count = len(by_arm[arms[0]])
-    t = _two_sided_t_quantile(count - 2, LEVEL)
+    t = power.two_sided_t_quantile(count - 2, LEVEL)
     gaps = {arm: [pair.gap for pair in by_arm[arm] if pair.compute == computes[-1]] for arm in arms}
     pooled = statistics.fmean(statistics.variance(values) for values in gaps.values())
-    half = _two_sided_t_quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
+    half = power.two_sided_t_quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
     result = []
-    for arm, line in lines.items():
+    for arm, (level, slope) in lines.items():
         single = statistics.fmean(gaps[arm])
         means = [statistics.fmean(p.gap for p in by_arm[arm] if p.compute == compute) for compute in computes]
         result.append(
             Extrapolation(
                 arm,
-                line.level,
-                line.level - t * error,
-                line.level + t * error,
-                line.slope,
+                level,
+                level - t * error,
+                level + t * error,
+                slope,
                 single,
                 single - half,
                 single + half,
-                _seeds_needed(line.level, error, len(seeds)),
-                all(mean * line.level < 0 for mean in means),
+                _seeds_needed(level, error, len(seeds)),
+                all(mean * level < 0 for mean in means),
             )
         )
     return result
@@ -145,10 +132,10 @@ def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], se
             raise ConfigError(f"{arm} has not been run at every size and seed that others were")
 
 
-def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, FittedLine], float]:
-    """Fit a line to the gaps of each arm by least squares: ({arm: line}, the standard error of a line's value at the
-    target, pooled over the arms). `by_arm`: {arm: its pairs}, the same sizes and seeds in each; `target`: the FLOPs of
-    the target."""
+def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, tuple[float, float]], float]:
+    """Fit a line to the gaps of each arm, against the logarithm of compute, by least squares: ({arm: (value of the line
+    at the target, slope for each factor e of compute)}, the standard error of the value, pooled over the arms).
+    `by_arm`: {arm: its pairs}, the same sizes and seeds in each; `target`: the FLOPs of the target."""
     pairs = next(iter(by_arm.values()))  # all arms have the same sizes and seeds
     x = [math.log(pair.compute / target) for pair in pairs]
     middle = statistics.fmean(x)
@@ -159,7 +146,7 @@ def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, 
         slope = sum((a - middle) * b for a, b in zip(x, y, strict=True)) / spread
         level = statistics.fmean(y) - slope * middle  # at the target, where x is 0
         residuals += sum((b - level - slope * a) ** 2 for a, b in zip(x, y, strict=True))
-        lines[arm] = FittedLine(level, slope)
+        lines[arm] = level, slope
     # the arms share a baseline, so that their residuals are not independent: the degrees of freedom are those of one
     variance = residuals / (len(by_arm) * (len(x) - 2))
     return lines, math.sqrt(variance * (1 / len(x) + middle**2 / spread))
@@ -174,7 +161,7 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
         error: its standard error in the present ladder.
         seeds: the number of seeds of the present ladder.
     """
-    z = _two_sided_t_quantile(math.inf, LEVEL) + _two_sided_t_quantile(math.inf, 2 * (1 - power.POWER))
+    z = power.two_sided_t_quantile(math.inf, LEVEL) + power.two_sided_t_quantile(math.inf, 2 * (1 - power.POWER))
     needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
 

@@ -3,12 +3,11 @@ detect, and the effect that was published for it."""
 
 import bisect
 import functools
-import math
 from typing import Any
 
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.layouts import fitting_layouts
+from ablations.plan.layouts import training_time
 from ablations.plan.resources import HOUR, Cluster
 from ablations.study_file import read_study, study_names
 
@@ -37,15 +36,10 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
         one cost at most the share STUDY_SHARE of the budget}.
     """
     gpu = machines.gpu
-    precision = "bf16" if gpu.bf16 else "fp16"
-    run = resolve([("size", STUDY_SIZE), ("train.precision", precision)])
-    layouts, _ = fitting_layouts([run], gpu, machines.per_node, site_speed.read_site_speed(gpu))
-    usable = [candidate for candidate in layouts if not candidate.layout.recompute]
-    hours, basis = math.inf, f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
-    if usable:
-        step = usable[0].steps[0]
-        hours = run.tokens / (run.train.batch * run.model.seq) * step.seconds / HOUR * machines.per_node
-        basis = step.basis
+    run = resolve([("size", STUDY_SIZE), ("train.precision", gpu.precision)])
+    seconds, basis = training_time(run, gpu, machines.per_node, site_speed.read_site_speed(gpu))
+    hours = seconds / HOUR * machines.per_node
+    basis = basis or f"{STUDY_SIZE} does not fit on {machines.per_node} {gpu.name}"
     result: list[dict[str, Any]] = []
     for name, arms in decoder_studies():
         effect = EFFECTS.get(name)

@@ -37,6 +37,11 @@ class GPU:
     source: str
     switched: bool = True  # whether a single GPU of the node can be reached at the full rate of `link`
 
+    @property
+    def precision(self) -> str:
+        """The setting train.precision of runs on this accelerator."""
+        return "bf16" if self.bf16 else "fp16"
+
     def link_among(self, ranks: int) -> float:
         """The total bandwidth from one GPU to the other GPUs of a group within its node, in bytes per second and one
         direction. `ranks`: the number of GPUs in the group, this one included."""

@@ -12,13 +12,9 @@ from ablations.safe_files import Damaged
 
 TOLERANCE = 1e-6  # of a loss: sums in another order, and numbers rounded to 15 digits in a file
 FORM = {"bits_per_byte": {"value": rundir.NUMBER}, "tasks?": dict}
-EVALUATION_KEYS = ("version", "lm_eval", "precision", "corpora")  # of an evaluation, and
-TASK_KEYS = (
-    "version",
-    "n",
-    "bytes",
-    "items_sha256",
-)  # of its tasks: what has to be equal for a comparison of two losses
+# what has to be equal for a comparison of two losses: of their evaluations, and of the tasks of these
+EVALUATION_KEYS = ("version", "lm_eval", "precision", "corpora")
+TASK_KEYS = ("version", "n", "bytes", "items_sha256")
 
 
 class HeldOutLoss(NamedTuple):

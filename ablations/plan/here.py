@@ -4,7 +4,6 @@ from typing import Any
 
 from ablations import answers, rundir
 from ablations.config import fit_micro_batch
-from ablations.factorial import Factorial
 from ablations.machine import has_gpu
 from ablations.study import Study, arms_left_out
 from ablations.values import short_number
@@ -24,7 +23,11 @@ def plan_here(study: Study) -> list[str]:
         out.append(f"  left out, the baseline has it already: {', '.join(already)}")
     out.append("")
     if study.design:
-        out += [study.design, *_aliasing_lines(study.factorial), ""]
+        out.append(study.design)
+        if study.factorial and (aliasing := study.factorial.aliasing):
+            out.append("What is told together, and how much of the other is in it:")
+            out += [f"  {line}" for line in aliasing]
+        out.append("")
     out += [*_run_table(study, plan["cells"]), "", _length_and_memory_sentence(study, plan["cells"])]
     if study.criteria.sequential:
         flops = "" if study.base.ends_by_clock else f", {plan['at_most']['flops']:.2e} FLOPs in all"
@@ -41,14 +44,6 @@ def plan_here(study: Study) -> list[str]:
     if at := study.base.milestones:
         out.append(f"weights are kept, and judged, at {', '.join(map(short_number, at.values()))} tokens too")
     return [*out, *schedule_drawings(study), *epochs_of_text(study), detectable_text(study)]
-
-
-def _aliasing_lines(design: Factorial | None) -> list[str]:
-    """Lines that say which effects of a fractional factorial are aliased (cannot be told apart); no line where the
-    design is None or a full factorial."""
-    if not design or not design.generators:
-        return []
-    return ["What is told together, and how much of the other is in it:", *(f"  {line}" for line in design.aliasing)]
 
 
 def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:

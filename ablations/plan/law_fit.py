@@ -8,6 +8,7 @@ nothing.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,10 +116,7 @@ def check(points: Sequence[Point], form: str) -> None:
 
 def _correlation(points: Sequence[Point]) -> float:
     """The correlation over the runs of log N and log D, where N is the number of parameters and D that of tokens."""
-    x, y = [math.log(point.n) for point in points], [math.log(point.d) for point in points]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
-    return sxy / math.sqrt(sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
+    return statistics.correlation([math.log(point.n) for point in points], [math.log(point.d) for point in points])
 
 
 def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:

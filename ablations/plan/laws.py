@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
-from ablations.values import ConfigError, did_you_mean, short_number
+from ablations.values import ConfigError, short_number, unknown_choice
 from model.config import ModelConfig
 from model.count import parameters
 
@@ -106,7 +107,7 @@ def describe(law: Fit) -> list[str]:
     """A fitted law as lines of text: each constant with its bootstrap interval."""
     out = []
     for name, value in law.values.items():
-        low, high = law.interval(lambda values, name=name: values[name])  # type: ignore[misc]
+        low, high = law.interval(itemgetter(name))
         out.append(f"{name:6} {value:.4g}  ({low:.4g} to {high:.4g}, {COVERAGE:.0%} of {len(law.samples)} resamples)")
     return out
 
@@ -150,7 +151,7 @@ def irreducible_loss_may_be_zero(law: Fit) -> bool:
     """Whether a fitted law is of the form "hoffmann", and its irreducible loss E cannot be told from 0. False for other
     forms."""
     least = min(point.loss for point in law.points)
-    return law.form == "hoffmann" and law.interval(lambda values: values["E"])[0] < NO_FLOOR_SHARE * least
+    return law.form == "hoffmann" and law.interval(itemgetter("E"))[0] < NO_FLOOR_SHARE * least
 
 
 def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
         left_out: the points of the largest size, from `error_on_the_largest`.
         errors: the relative error of the law at each of them, where it is fitted to the other points.
     """
-    intervals = {name: law.interval(lambda values, name=name: values[name]) for name in law.values}  # type: ignore[misc]
+    intervals = {name: law.interval(itemgetter(name)) for name in law.values}
     ways = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
     return {
         "form": law.form,
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answers.extract_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
-            raise ConfigError(f"FORM={args.form} is not one of {', '.join(FORMS)}{did_you_mean(args.form, FORMS)}")
+            raise unknown_choice("FORM", args.form, FORMS)
         if args.figure and not args.figure.absolute().parent.is_dir():
             raise ConfigError(f"TO={args.figure}: there is no folder {args.figure.parent}")
         if not args.runs:

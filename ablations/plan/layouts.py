@@ -5,6 +5,7 @@ Every layout that is returned fits into memory by model/memory.py, and divides e
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def fitting_layouts(
     """
     fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
-    least_memory = float("inf")
+    least_memory = math.inf
     for tp, zero, recompute, micro in itertools.product((1, 2, 4, 8), (1, 2), (False, True), MICRO_BATCHES):
         if gpus % tp or tp > min(gpu.node, gpus):
             continue
@@ -111,6 +112,16 @@ def fitting_layouts(
     return fitting, [reason for reason in refused.values() if reason]
 
 
+def training_time(run: Run, gpu: GPU, gpus: int, site: SiteSpeed | None) -> tuple[float, str]:
+    """The seconds that a run trains in the fastest layout that our engine has: (seconds, the basis of the prediction in
+    words); (inf, "") where none fits. The arguments are those of `fitting_layouts`."""
+    best = best_layout(fitting_layouts([run], gpu, gpus, site)[0])
+    if not best or best.layout.recompute:
+        return math.inf, ""
+    step = best.steps[0]
+    return run.tokens / (run.train.batch * run.model.seq) * step.seconds, step.basis
+
+
 def _indivisible_reason(run: Run, tp: int) -> str:
     """The reason why tensor parallelism over `tp` ranks cannot divide the model of a run, as a sentence; "" where it
     can."""
@@ -132,6 +143,12 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
             return f"{where}, {size}, is no multiple of {dp} replicas x micro-batch {micro}"
     return ""
+
+
+def best_layout(candidates: list[FittingLayout]) -> FittingLayout | None:
+    """The fastest of the candidates that our engine has, which are those without recomputation, else the fastest; None
+    where there are no candidates. `candidates`: the layouts, the fastest first."""
+    return min(candidates, key=lambda candidate: candidate.layout.recompute, default=None)
 
 
 def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ablations import safe_files
+from ablations.rundir import NUMBER
 from ablations.safe_files import Damaged
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of t
 # With few groups of items the detected differences are many times the noise, and take more points. Measured: five
 # digits are those of 1,000 points from 0.6 degrees of freedom of the items on.
 NODES, ITEM_NODES = 64, 400
+NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUMBER}  # of a metric, in a record
 
 
 @cache
@@ -74,6 +76,7 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
     return s, np.exp(log_scale + (dof - 1) * np.log(s) - dof * s * s / 2) * u * weights * (high - low)
 
 
+@cache
 def two_sided_t_quantile(dof: float, level: float) -> float:
     """The value that the absolute value of Student's t exceeds with probability `level`. `dof`: the degrees of freedom;
     inf: the quantile of a standard normal."""
@@ -107,13 +110,7 @@ def power(
 
 
 def detectable(
-    sd: float,
-    items: float,
-    arms: int,
-    seeds: int,
-    tests: int | None = None,
-    squares: float = TWO_ARMS,
-    items_dof: float = inf,
+    sd: float, items: float, arms: int, seeds: int, tests: int = 0, squares: float = TWO_ARMS, items_dof: float = inf
 ) -> float:
     """The least difference from the baseline that a study detects with probability POWER, in the units of the metric;
     inf with one seed or one arm. The significance level LEVEL is divided by the number of comparisons (Bonferroni, the
@@ -125,7 +122,7 @@ def detectable(
             items, in the units of the metric.
         arms: the number of arms of the study, including the baseline.
         seeds: the number of seeds of each arm.
-        tests: the number of comparisons; None: one for each arm besides the baseline.
+        tests: the number of comparisons; 0: one for each arm besides the baseline.
         squares: the sum of the squared weights of the arms: TWO_ARMS for a difference between two arms, another number
             for an effect of a factorial.
         items_dof: the degrees of freedom of the estimate of `items`; inf: `items` is known exactly, as with very many
@@ -165,19 +162,14 @@ def inverse_of_increasing(rising: Callable[[float], float], value: float, start:
     return high
 
 
-def recorded_noise(
-    size: str, tokens: int | None, records: Path = RECORDS, budget: str = "tokens"
-) -> dict[str, Any] | None:
-    """The noise (from seeds and from the sample of evaluated items) that an earlier study of the same size recorded;
-    None where no record has it. Of several records the one counts whose number of training tokens is the nearest, by
-    ratio.
+def recorded_noise(run: Run, records: Path = RECORDS) -> dict[str, Any] | None:
+    """The noise (from seeds and from the sample of evaluated items) that an earlier study of the same size, and with an
+    equal setting train.budget, recorded; None where no record has it. Of several records the one counts whose number of
+    training tokens is the nearest, by ratio.
 
     Args:
-        size: the name of the size.
-        tokens: the number of training tokens of the planned runs; None where a wall clock ends them.
+        run: a planned run.
         records: the folder of the records of earlier studies.
-        budget: the setting train.budget of the planned runs: "tokens" or a wall-clock time. Only records with an equal
-            setting are used.
 
     Returns:
         {"record": its name, "tokens": its training tokens, "noise": {metric: noise}}. Noise is {"seed_sd": the standard
@@ -192,11 +184,12 @@ def recorded_noise(
             record = safe_files.read_json(path, types={"tokens": int, "noise": dict})
         if (
             record
-            and record.get("size") == size
-            and record.get("budget", "tokens") == budget
+            and record.get("size") == run.size
+            and record.get("budget", "tokens") == run.train.budget
             and is_noise(record.get("noise"))
         ):
             candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
+    tokens = run.known_tokens
     return min(
         candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)) if tokens else 0.0, default=None
     )
@@ -205,49 +198,39 @@ def recorded_noise(
 def is_noise(noise: Any) -> bool:
     """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
     with at least one metric."""
-    keys = ("seed_sd", "items")
     return bool(noise) and all(
-        isinstance(of_metric, dict)
-        and isinstance(of_metric.get("unit"), str)
-        and all(isinstance(of_metric.get(key), int | float) and 0 <= of_metric[key] < inf for key in keys)
-        and (
-            of_metric.get("items_dof") is None
-            or (isinstance(of_metric["items_dof"], int | float) and 0 < of_metric["items_dof"] < inf)
-        )
+        not safe_files.first_misfit(of_metric, NOISE_FORM)
+        and min(of_metric["seed_sd"], of_metric["items"]) >= 0
+        and (of_metric.get("items_dof") is None or of_metric["items_dof"] > 0)
         for of_metric in noise.values()
     )
 
 
 def describe_detectable(
-    size: str,
-    tokens: int | None,
+    run: Run,
     arms: int,
     seeds: int,
     records: Path = RECORDS,
-    budget: str = "tokens",
-    tests: int | None = None,
+    tests: int = 0,
     effects: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why that is
     unknown.
 
     Args:
-        size: the name of the size.
-        tokens: the number of training tokens of a run; None where a wall clock ends the runs.
+        run: the run of the baseline.
         arms: the number of arms, including the baseline.
         seeds: the number of seeds of each arm.
         records: the folder of the records of earlier studies.
-        budget: the setting train.budget: "tokens" or a wall-clock time.
-        tests: the number of comparisons; None: one for each arm besides the baseline.
+        tests: the number of comparisons; 0: one for each arm besides the baseline.
         effects: the effects of a factorial, {name: sum of the squared weights of the arms}, as `squares` of
             `detectable`.
     """
-    known = recorded_noise(size, tokens, records, budget)
+    known = recorded_noise(run, records)
     if not known:
-        return (
-            f"what it can see: unknown, no record in {records.parent.name}/{records.name} has the noise at size {size}"
-            + ("" if budget == "tokens" else f" under a budget of {budget}")
-        )
+        under = "" if run.train.budget == "tokens" else f" under a budget of {run.train.budget}"
+        folder = f"{records.parent.name}/{records.name}"
+        return f"what it can see: unknown, no record in {folder} has the noise at size {run.size}{under}"
     if arms < 2:
         return "what it can see: nothing is compared"
     if seeds < 2:

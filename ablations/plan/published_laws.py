@@ -42,11 +42,9 @@ class Hoffmann:
     def compute_for(self, loss: float) -> float:
         """The least FLOPs with which a model of any size reaches the loss `loss`, which must be above the irreducible
         loss `e`."""
-        low, high = 1.0, 1e40
-        while high / low > 1 + 1e-9:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.least_loss(middle) < loss else (middle, high)
-        return high
+        # at the best sizes both reducible parts fall with the same power of compute
+        reducible = self.least_loss(1.0) - self.e
+        return float((reducible / (loss - self.e)) ** (1 / self.alpha + 1 / self.beta))
 
 
 HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded

@@ -15,6 +15,12 @@ from ablations.rundir import read_checkpoint
 from ablations.safe_files import Damaged
 
 
+def safe_interval(stall: float, write: float, mtbf: float) -> float:
+    """The interval between two checkpoints, in seconds of training: that of `save_interval`, but no shorter than twice
+    the time that a save takes, `write` seconds, so that a save is complete before the next one."""
+    return max(save_interval(stall, mtbf), 2 * write)
+
+
 def save_interval(stall: float, mtbf: float) -> float:
     """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
     37, whose first term is Young's formula (1974).
@@ -47,7 +53,7 @@ def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
             break
     if cost is None:
         return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
-    seconds = max(save_interval(cost["stall"], mtbf * 3600 / nodes), 2 * cost["seconds"])
+    seconds = safe_interval(cost["stall"], cost["seconds"], mtbf * 3600 / nodes)
     why = f"a stall of {cost['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
     return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {why}"
 
@@ -76,6 +82,10 @@ class UnreliableCluster:
     def mtbf(self) -> float:
         """The mean seconds between two failures of the whole job."""
         return self.node_mtbf / self.nodes
+
+    @property
+    def save_interval(self) -> float:
+        return safe_interval(self.stall, self.write, self.mtbf)
 
 
 def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
@@ -115,15 +125,11 @@ def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: 
         life = min(rng.expovariate(1 / cluster.mtbf), seconds - now)  # until the next failure, or the end
         cycle = interval + cluster.stall
         saves = int(life // cycle)
-        # the last save counts only when it was whole before the failure
-        surviving = (
-            saves - 1
-            if saves and life - saves * cycle < cluster.write - cluster.stall and now + life < seconds
-            else saves
-        )
         ended = now + life >= seconds
+        # the last save counts only when it was whole before the failure
+        lost = saves and life - saves * cycle < cluster.write - cluster.stall
         work = life - saves * cluster.stall
-        good = work if ended else surviving * interval
+        good = work if ended else (saves - 1 if lost else saves) * interval
         spend("trained", good)
         spend("redone", work - good)
         spend("saving", saves * cluster.stall)
@@ -159,13 +165,11 @@ def main() -> None:
     print(f"{weeks} weeks, mean of {histories} simulated histories, checkpoints at Daly's interval")
     print(f"{'':44} saves every  failures  trained  saving  redone   down  waiting")
     for name, cluster in CLUSTERS:
-        # no sooner than the one before is whole
-        interval = max(save_interval(cluster.stall, cluster.mtbf), 2 * cluster.write)
-        runs = [simulate(cluster, weeks * WEEK, interval, seed) for seed in range(histories)]
+        runs = [simulate(cluster, weeks * WEEK, cluster.save_interval, seed) for seed in range(histories)]
         mean = {k: sum(r[k] for r in runs) / histories for k in runs[0]}
-        down = mean["detecting"] + mean["restarting"]
+        down, minutes = mean["detecting"] + mean["restarting"], cluster.save_interval / 60
         print(
-            f"{name:44}{interval / 60:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"
+            f"{name:44}{minutes:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"
             f"{mean['redone']:8.2%}{down:7.2%}{mean['waiting']:9.2%}"
         )
 

@@ -88,7 +88,6 @@ class Budget:
     text: str
     cluster: Cluster | None = None
     gpu: GPU | None = None
-    currency: str = ""
 
     def gpu_hours(self, price: float | None = None) -> float:
         """The GPU-hours of the budget, without those of spare nodes. `price`: the price of a GPU-hour in the budget's
@@ -107,20 +106,6 @@ class Budget:
         raise ConfigError(
             f"BUDGET={self.text!r} has no GPU-hours: a number of them, or a cluster for a time, is needed"
         )
-
-    def flops(self, per_gpu: float | None = None, price: float | None = None) -> float:
-        """The model FLOPs of the budget. `per_gpu`: the model FLOP/s of a GPU, needed unless the budget is model FLOPs;
-        `price`: the price of a GPU-hour, needed where the budget is money. Raises ConfigError where FLOPs do not follow
-        from the budget; the message says what is missing."""
-        if self.kind == "model-flops":
-            return self.amount
-        if self.kind in ("tokens", "steps"):
-            raise ConfigError(
-                f"BUDGET={self.text!r} is {self.kind}: FLOPs follow from a model's size, not from these alone"
-            )
-        if not per_gpu:
-            raise ConfigError(f"BUDGET={self.text!r} is hardware: the FLOP/s of one GPU are missing")
-        return self.gpu_hours(price) * HOUR * per_gpu
 
 
 def duration_in_words(seconds: float) -> str:
@@ -215,7 +200,7 @@ class _BudgetParts:
     nodes: tuple[int, int] | None = None  # how many, and the GPUs in each
     spare: int | None = None
     gpu: GPU | None = None
-    amounts: list[tuple[str, float, str]] = field(default_factory=list)  # as `_amount_in_base_unit` returns them
+    amounts: list[tuple[str, float]] = field(default_factory=list)  # as `_amount_in_base_unit` returns them
 
     @property
     def word(self) -> str:
@@ -275,12 +260,12 @@ class _BudgetParts:
     def _amount_budget(self) -> Budget:
         if self.spare is not None:
             raise ConfigError(f"{self.word}: spare nodes belong to a cluster, e.g. 52x8 A100-80, 4 spare")
-        kind, amount, currency = self.amounts[0]
+        kind, amount = self.amounts[0]
         if not LEAST <= amount <= MOST[kind]:
             raise ConfigError(f"{self.word}: {kind} from {LEAST:g} to {MOST[kind]:g} can be planned with")
         if kind == "peak-flops" and not self.gpu:
             raise ConfigError(f"{self.word}: FLOPs at the peak need the hardware, e.g. '1e22 peak FLOP, A100-80'")
-        return Budget(kind, amount, self.text, None, self.gpu, currency)
+        return Budget(kind, amount, self.text, None, self.gpu)
 
     def _cluster_budget(self) -> Budget:
         if self.seconds is None or not self.nodes or not self.gpu:
@@ -301,8 +286,8 @@ class _BudgetParts:
         return Budget("cluster", cluster.gpu_hours, self.text, cluster, self.gpu)
 
 
-def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, float, str]:
-    """An amount in the base unit of its kind: (kind of the budget, amount, currency or ""). `number`, `unit`: such as
+def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, float]:
+    """An amount in the base unit of its kind: (kind of the budget, amount). `number`, `unit`: such as
     4500 and "PF-days"; `text`: the whole budget, for the error message. Raises ConfigError for an unknown unit."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
@@ -310,16 +295,15 @@ def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, floa
         first, word = word.split(" ", 1)
         kind = "model-flops" if first == "model" else "peak-flops"
     if (flops := word.removesuffix("s")) in FLOPS:
-        return kind, number * FLOPS[flops], ""
+        return kind, number * FLOPS[flops]
     if kind == "peak-flops":
         raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit of FLOPs: {', '.join(FLOPS)}")
     scaled = re.fullmatch(r"([kmbt]?)\s*(tokens?|steps?|gpu[- ]?hours?|gpu[- ]?h|core[- ]?hours?|core[- ]?h)", word)
     if scaled:
         what = "tokens" if scaled[2].startswith("token") else "steps" if scaled[2].startswith("step") else "gpu-hours"
         what = "core-hours" if scaled[2].startswith("core") else what
-        return what, number * SCALES[scaled[1]], ""
-    money = re.fullmatch(r"([kmb]?)\s*(eur|usd|euros?|dollars?|€|\$)", word)
-    if money:
-        return "money", number * SCALES[money[1]], "EUR" if money[2][0] in "e€" else "USD"
+        return what, number * SCALES[scaled[1]]
+    if money := re.fullmatch(r"([kmb]?)\s*(eur|usd|euros?|dollars?|€|\$)", word):
+        return "money", number * SCALES[money[1]]
     words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "core-hours", "EUR", "USD", "spare"]
     raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit; units: {UNITS}{did_you_mean(word, words)}")

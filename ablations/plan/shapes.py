@@ -25,6 +25,7 @@ TENSOR_PARALLEL_SIZES = (4, 8)  # within a node of 8
 MICRO_BATCHES = (1, 2, 4)
 VOCAB = 250_880  # BLOOM's
 SEQ = 2048
+BATCH = 2048  # sequences of a step
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,12 @@ class ShapeCandidate:
 def levine_depth(parameters: float) -> float:
     """The number of layers L that Levine et al. 2020 advise for N parameters: the solution of N = 12 L e^(2 x 5.039)
     e^(2 x 0.0555 L)."""
-    low, high = 1.0, 500.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        size = 12 * middle * math.exp(2 * 5.039 + 2 * 0.0555 * middle)
-        low, high = (middle, high) if size < parameters else (low, middle)
-    return low
+    from scipy.special import lambertw
+
+    return float(lambertw(2 * 0.0555 * parameters / (12 * math.exp(2 * 5.039))).real / (2 * 0.0555))
 
 
-def candidate_shapes(
-    low: float, high: float, gpu: GPU, gpus: int, batch: int = 2048, vocab: int = VOCAB, per_node: int = 8
-) -> list[ShapeCandidate]:
+def candidate_shapes(low: float, high: float, gpu: GPU, gpus: int, per_node: int = 8) -> list[ShapeCandidate]:
     """The shapes of models between `low` and `high` parameters that the rules of thumb allow and that fit into memory,
     each in its fastest layout, the shortest step first.
 
@@ -70,8 +66,6 @@ def candidate_shapes(
         high: the largest number of parameters.
         gpu: the kind of GPU.
         gpus: the number of GPUs.
-        batch: the number of sequences of a step.
-        vocab: the number of rows of the embedding.
         per_node: the number of GPUs of a node; a tensor parallel group does not go beyond a node.
 
     Raises:
@@ -91,19 +85,19 @@ def candidate_shapes(
                     layers = slots * pp - 2  # embeddings take a layer's place each
                     if layers < pp or not ASPECT_RATIOS[0] <= hidden / layers <= ASPECT_RATIOS[1]:
                         continue
-                    if not low <= Shape(layers, hidden, 1, SEQ, vocab, 4 * hidden).parameters <= high:
+                    if not low <= Shape(layers, hidden, 1, SEQ, VOCAB, 4 * hidden).parameters <= high:
                         continue
                     most_heads = max(MOST_HEADS, hidden // HEAD_LIMIT)
                     for head_dim in HEAD_DIMS:
                         heads, rest = divmod(hidden, head_dim)
-                        if rest or heads % tp or heads // tp % 4 or heads > most_heads or head_dim % 8:
+                        if rest or heads % tp or heads // tp % 4 or heads > most_heads:
                             continue
-                        shape = Shape(layers, hidden, heads, SEQ, vocab, 4 * hidden)
+                        shape = Shape(layers, hidden, heads, SEQ, VOCAB, 4 * hidden)
                         for micro in MICRO_BATCHES:
                             tried += 1
-                            if batch % (dp * micro):
+                            if BATCH % (dp * micro):
                                 continue
-                            layout = Layout(gpus, tp, pp, micro, batch, 1, True, True)
+                            layout = Layout(gpus, tp, pp, micro, BATCH, 1, True, True)
                             gib = peak_memory(shape, layout)
                             if fit_in_words(gib, gpu) != "fits":
                                 continue

@@ -14,8 +14,8 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_of_each_kind, fitting_layouts
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, save_interval
+from ablations.plan.layouts import FittingLayout, best_layout, best_of_each_kind, fitting_layouts
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, safe_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
 from ablations.plan.throughput import Prediction
@@ -29,9 +29,8 @@ WEIGHT_BYTES = 4  # bytes a parameter that stay of a finished run
 # Tokens that an evaluation reads forward, and at which share of the peak: the 27 tasks as counted from their data sets'
 # sizes (performance notes, derived), the held-out text and its probes assumed.
 SUITE_TOKENS, PROBE_TOKENS, EVAL_UTILISATION = 25e6, 3e6, 0.3
-MAX_PARAMETER_DIFFERENCE = (
-    0.01  # of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
-)
+# of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
+MAX_PARAMETER_DIFFERENCE = 0.01
 OWN_PARAMETERS = {  # factors whose parameters are the variant itself
     "model.pos": "a learned table is the variant itself",
     "model.embnorm": "the norm is the variant itself",
@@ -80,6 +79,10 @@ class StudyCost:
     runs: list[RunCost]
     refused: list[str]
     notes: list[str]
+
+    @property
+    def best(self) -> FittingLayout | None:
+        return best_layout(self.candidates)
 
     @property
     def gpu_hours(self) -> float:
@@ -150,23 +153,22 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     site = site_speed.read_site_speed(gpu, speeds)
     first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     candidates, reasons = fitting_layouts(first, gpu, gpus, site)
-    usable = [candidate for candidate in candidates if not candidate.layout.recompute]
+    best = best_layout(candidates)
     refused, notes = _reasons_against_and_notes(study)
     if first[0].train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
         refused += reasons
-    elif not usable:
+    elif best and best.layout.recompute:
         refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
     widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
     if widest < gpus and candidates:
         sizes = min(first[0].batch_sizes.sizes)
         notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
-    best = next(iter(usable or candidates), None)
     runs: list[RunCost] = []
     if best:
         step_of = dict(zip(study.arms, best.steps, strict=True))
-        suite = any(word.startswith("TASKS=") for word in study.words)
+        suite = bool(study.value("TASKS"))
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(first[0].budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
@@ -203,7 +205,7 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    every = max(save_interval(ASSUMED["stall"], mtbf), 2 * ASSUMED["write"])
+    every = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     read = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
@@ -229,14 +231,13 @@ def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite
 def _is_execution_machine(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
     cluster is configured. False for example on a laptop, where a study is planned for other machines."""
-    return any(word.startswith("OUT=") for word in study.words) or sees_gpu() or find_site_file() is not None
+    return bool(study.value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
     """Lines on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
     base = study.base
-    tokens = None if base.ends_by_clock else base.tokens
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
@@ -245,9 +246,7 @@ def detectable_text(study: Study) -> str:
     arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
-    line = power.describe_detectable(
-        base.size, tokens, arms, seeds, budget=base.train.budget, tests=study.number_of_tests or None, effects=squares
-    )
+    line = power.describe_detectable(base, arms, seeds, tests=study.number_of_tests, effects=squares)
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))
@@ -308,11 +307,10 @@ def figure(cost: StudyCost) -> str:
         "communication": ("tensor", "network"),
         "launching": ("launch",),
     }
-    best = next(iter([*(c for c in cost.candidates if not c.layout.recompute), *cost.candidates]), None)
-    if not best:
+    if not cost.best:
         return ""
     rows = []
-    for arm, step in zip(cost.study.arms, best.steps, strict=True):
+    for arm, step in zip(cost.study.arms, cost.best.steps, strict=True):
         arm_runs = [run for run in cost.runs if run.arm == arm]
         hours = sum(run.gpu_hours for run in arm_runs)
         parts = [hours * sum(step.parts[name] for name in names) / step.seconds for names in groups.values()]

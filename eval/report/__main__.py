@@ -6,8 +6,8 @@ record consists of report.md, report.html, results.csv, table.tex, figure.svg an
 ablations/records/NAME; or to OUT/records/NAME where ablations/records cannot be written, or has a record with finished
 runs that would be lost.
 
-request.py parses the words; runs.py and collection.py read; comparable.py and compare.py compare; contents.py and
-sections/ make the text; blocks.py, formats.py and page.py its appearance.
+request.py parses the words; reading/ reads the runs; comparison/ compares them; contents.py and sections/ make the
+text; document/ its appearance.
 """
 
 import errno
@@ -19,8 +19,8 @@ from ablations.rundir import Exit
 from ablations.safe_files import printable, storage_error
 from ablations.words import change_to_checkout, check_folder
 from eval.report import record, request, track_record
-from eval.report.findings import Findings
-from eval.report.gather import gather
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.gather import gather
 from eval.report.outcome import EXIT_CODES, outcome
 
 RECORDS = Path("ablations/records")

@@ -15,10 +15,10 @@ from ablations.rundir import Exit
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from eval.report import request
-from eval.report.compare import METRICS
-from eval.report.findings import Findings
-from eval.report.floor import identity_of_runs, tasks_digest
-from eval.report.gather import gather
+from eval.report.comparison.compare import METRICS
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.floor import identity_of_runs, tasks_digest
+from eval.report.comparison.gather import gather
 from eval.statistics.seeds import noise_floor
 
 FOLDER = Path("ablations/noise")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ablations.rundir import Exit
-from eval.report.findings import Findings
+from eval.report.comparison.findings import Findings
 
 EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "refused": int(Exit.INVALID)}
 

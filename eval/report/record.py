@@ -9,14 +9,14 @@ from typing import Any
 
 from ablations import drawing, safe_files
 from ablations.safe_files import Damaged, printable
-from eval.report.blocks import Table
-from eval.report.compare import METRICS
+from eval.report.comparison.compare import METRICS
+from eval.report.comparison.findings import Findings, recorded_noise
+from eval.report.comparison.predictions import checked_predictions
 from eval.report.contents import contents
-from eval.report.findings import Findings, recorded_noise
-from eval.report.formats import latex, markdown, plain_text, to_csv
-from eval.report.page import page
-from eval.report.predictions import checked_predictions
-from eval.report.runs import Cells, runs_in_words
+from eval.report.document.blocks import Table
+from eval.report.document.formats import latex, markdown, plain_text, to_csv
+from eval.report.document.page import page
+from eval.report.reading.runs import Cells, runs_in_words
 from eval.report.sections import answer, composition, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest_plot
 from eval.report.sections.training import loss_curves, paired_curves
@@ -65,7 +65,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    safe_files.sync_folder(folder)
+    safe_files.wait_until_on_disk(folder, deep=False)
 
 
 def terminal_text(findings: Findings) -> str:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.words import parse_folders
-from eval.report.collection import collect_runs, run_directories
-from eval.report.external import External, read_all_external
+from eval.report.reading.collection import collect_runs, run_directories
+from eval.report.reading.external import External, read_all_external
 
 CRITERIA = ("METRIC", "MARGIN")  # words of a study that any runs may be judged by
 BESIDE = ("checked", "all", "none")

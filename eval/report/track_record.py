@@ -5,9 +5,9 @@ from typing import Any
 
 from ablations import safe_files
 from ablations.safe_files import Damaged
-from eval.report.blocks import Table
-from eval.report.formats import plain_text
-from eval.report.predictions import FAILED, HELD, UNDECIDED
+from eval.report.comparison.predictions import FAILED, HELD, UNDECIDED
+from eval.report.document.blocks import Table
+from eval.report.document.formats import plain_text
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -11,9 +11,9 @@ import sys
 from ablations.rundir import Exit
 from ablations.safe_files import printable
 from eval.report import request
-from eval.report.criteria import criteria_chosen_late
-from eval.report.findings import Findings
-from eval.report.gather import gather
+from eval.report.comparison.criteria import criteria_chosen_late
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.gather import gather
 from eval.statistics.verdicts import seeds_cannot_decide
 
 

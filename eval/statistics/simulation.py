@@ -93,8 +93,8 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
     """The variance that the seeds give to weighted sums of arms, [studies, contrasts], as `contrast_variance` in
-    eval/report/contrasts.py has it for one study. `x`: results [studies, arms, seeds]; `weights`: the weights of the
-    arms in each sum, [contrasts, arms]."""
+    eval/report/comparison/contrasts.py has it for one study. `x`: results [studies, arms, seeds]; `weights`: the
+    weights of the arms in each sum, [contrasts, arms]."""
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
     pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)

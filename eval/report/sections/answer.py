@@ -1,14 +1,14 @@
 """The answer to a study's question in one sentence at the top of the report.
 
 Against the baseline it says what the verdicts say. Whether the leading arm is ahead of another arm is no verdict of the
-table: eval/report/leading.py compares them, with a correction for having chosen the leader by its result.
+table: eval/report/comparison/leading.py compares them, with a correction for having chosen the leader by its result.
 """
 
 from ablations.values import listed
-from eval.report.blocks import Table
-from eval.report.compare import METRICS
-from eval.report.findings import Findings
-from eval.report.leading import leading_arm
+from eval.report.comparison.compare import METRICS
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.leading import leading_arm
+from eval.report.document.blocks import Table
 from eval.statistics.verdicts import with_unit
 
 OPPOSITE_KINDS = {"better": "worse", "worse": "better"}

@@ -4,10 +4,10 @@ rules a run breaks, and what it spent."""
 from typing import Any
 
 from ablations.budget import clock_seconds
-from eval.report.blocks import Section, Table
-from eval.report.expense import cost_so_far
-from eval.report.findings import Findings
-from eval.report.runs import has_clock_budget, in_one_line
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Section, Table
+from eval.report.reading.expense import cost_so_far
+from eval.report.reading.runs import has_clock_budget, in_one_line
 
 LONGEST = 24 * 3600.0  # seconds
 MOST_EPOCHS = 5  # of fine-tuning

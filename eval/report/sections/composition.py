@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ablations.safe_files import first_misfit
 from ablations.values import listed
-from eval.report.blocks import Block, Code, Section, Table
-from eval.report.findings import Findings
-from eval.report.runs import NUMBER, in_one_line
-from eval.report.short_names import shortest_ends
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Block, Code, Section, Table
+from eval.report.reading.runs import NUMBER, in_one_line
+from eval.report.reading.short_names import shortest_ends
 
 TITLE = "Corpora"
 PART = {"corpus": str, "weight": NUMBER, "tokens": int, "documents?": int}

@@ -5,8 +5,8 @@ import numpy as np
 
 from ablations import drawing
 from ablations.drawing import Line
-from eval.report.blocks import Figure, Section, Table
-from eval.report.findings import Findings
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Figure, Section, Table
 from eval.tasks.position import BEYOND_TRAINING_LENGTH
 
 MULTIPLES = (1, 2, 4)  # of the training length, for which the table has a column

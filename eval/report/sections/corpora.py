@@ -3,10 +3,10 @@
 import numpy as np
 
 from ablations import drawing
-from eval.report.blocks import Figure, Section, Table, plus_minus
-from eval.report.comparable import all_tasks
-from eval.report.compare import item_scores
-from eval.report.findings import Findings
+from eval.report.comparison.comparable import all_tasks
+from eval.report.comparison.compare import item_scores
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Figure, Section, Table, plus_minus
 from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, level_stderr

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from eval.report.blocks import Section, Table
-from eval.report.expense import cost_so_far
-from eval.report.findings import Findings
-from eval.report.runs import in_one_line
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Section, Table
+from eval.report.reading.expense import cost_so_far
+from eval.report.reading.runs import in_one_line
 
 HEAD = [
     "run",

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from eval.report.blocks import Block, Section, Table
-from eval.report.compare import METRICS, largest_effect
-from eval.report.findings import Findings
+from eval.report.comparison.compare import METRICS, largest_effect
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Block, Section, Table
 from eval.statistics.comparison import Comparison
 
 WORDS = """\

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.blocks import Section, Table
-from eval.report.external import External, reason_not_comparable, remarks
-from eval.report.findings import Findings
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Section, Table
+from eval.report.reading.external import External, reason_not_comparable, remarks
 from eval.report.sections.challenge import MARK, broken_rules
 
 TASKS = {

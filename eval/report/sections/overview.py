@@ -5,9 +5,9 @@ from math import nan
 import numpy as np
 
 from ablations.values import listed
-from eval.report.blocks import Figure, Image, Section, Table, plus_minus
-from eval.report.compare import METRICS, arm_strata
-from eval.report.findings import Findings
+from eval.report.comparison.compare import METRICS, arm_strata
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot

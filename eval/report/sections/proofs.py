@@ -1,8 +1,8 @@
 """Section: the activity proofs, which were measured before the first step to show that each factor acts."""
 
-from eval.report.blocks import Section, Table
-from eval.report.findings import Findings
-from eval.report.runs import in_one_line
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Section, Table
+from eval.report.reading.runs import in_one_line
 
 
 def section(findings: Findings) -> Section:

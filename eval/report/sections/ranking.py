@@ -3,12 +3,12 @@
 import numpy as np
 
 from ablations.values import short_number
-from eval.report.blocks import Block, Section, Table
-from eval.report.comparable import evaluation_classes
-from eval.report.compare import METRICS, rankings
-from eval.report.findings import Findings
+from eval.report.comparison.comparable import evaluation_classes
+from eval.report.comparison.compare import METRICS, rankings
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Block, Section, Table
+from eval.report.reading.short_names import shortest_ends
 from eval.report.sections.settings import configurations
-from eval.report.short_names import shortest_ends
 
 
 def section(findings: Findings) -> Section:

@@ -4,11 +4,11 @@ from typing import Any
 
 from ablations import rundir
 from ablations.registration import NOTHING_EXPECTED, changes
-from eval.report.blocks import Block, Section, Table
-from eval.report.criteria import first_registrations
-from eval.report.findings import Findings
-from eval.report.predictions import checked_predictions
-from eval.report.runs import runs_in_words
+from eval.report.comparison.criteria import first_registrations
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.predictions import checked_predictions
+from eval.report.document.blocks import Block, Section, Table
+from eval.report.reading.runs import runs_in_words
 
 HEAD = """\
 What a study asks and expects is written into the directory of each run before its first step, with a hash."""

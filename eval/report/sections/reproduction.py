@@ -1,8 +1,8 @@
 """Section: how to reproduce the study: command, commits and versions."""
 
-from eval.report.blocks import Code, Section
-from eval.report.findings import Findings
-from eval.report.runs import in_one_line
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Code, Section
+from eval.report.reading.runs import in_one_line
 
 
 def section(findings: Findings) -> Section:

@@ -4,9 +4,9 @@ import numpy as np
 
 from ablations import drawing
 from ablations.drawing import Line
-from eval.report.blocks import Figure, Section
-from eval.report.expense import cost_so_far
-from eval.report.findings import Findings
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Figure, Section
+from eval.report.reading.expense import cost_so_far
 from eval.report.sections import published
 
 MIN_COMPUTES = 3  # compute, rounded to a tenth of a decade, has to have so many values

@@ -3,10 +3,10 @@
 from typing import Any
 
 from ablations.values import flatten
-from eval.report.blocks import Section, Table
-from eval.report.collection import is_setting
-from eval.report.findings import Findings
-from eval.report.runs import in_one_line
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Section, Table
+from eval.report.reading.collection import is_setting
+from eval.report.reading.runs import in_one_line
 
 
 def differing_settings(findings: Findings) -> Section:

@@ -6,11 +6,11 @@ import numpy as np
 
 from ablations import drawing
 from ablations.drawing import Line
-from eval.report.blocks import Figure, Section
-from eval.report.curves import average_in_bins, loss_curve, subtract
-from eval.report.expense import cost_so_far
-from eval.report.findings import Findings
-from eval.report.runs import budget_seconds
+from eval.report.comparison.findings import Findings
+from eval.report.document.blocks import Figure, Section
+from eval.report.reading.curves import average_in_bins, loss_curve, subtract
+from eval.report.reading.expense import cost_so_far
+from eval.report.reading.runs import budget_seconds
 
 AXES = ("tokens", "FLOPs", "hours")
 AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs is a wall clock

@@ -4,10 +4,10 @@ from typing import Any
 
 from ablations import drawing
 from ablations.drawing import Line
-from eval.report.blocks import Block, Figure, Section, Table
-from eval.report.compare import METRICS
-from eval.report.findings import Findings
-from eval.report.tuned import CHOICE_METRIC, comparisons_at_best_rate, losses_by_rate, sensitivity
+from eval.report.comparison.compare import METRICS
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.tuned import CHOICE_METRIC, comparisons_at_best_rate, losses_by_rate, sensitivity
+from eval.report.document.blocks import Block, Figure, Section, Table
 from eval.statistics.comparison import Comparison
 
 WORDS = """\
@@ -22,7 +22,7 @@ these rates; small is a wide basin (Wortsman et al. 2023, arXiv:2309.14322)."""
 BEST = """\
 Each arm at its own best: the rate is chosen by held-out loss, on other seeds and the other half of the documents than
 are judged, and the halves are swapped, so that a lucky run does not judge itself. The noise counts what choosing adds
-(eval/report/tuned.py)."""
+(eval/report/comparison/tuned.py)."""
 
 
 def section(findings: Findings) -> Section:

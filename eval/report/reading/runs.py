@@ -12,7 +12,7 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
-from eval.report.scores import Outcome, checked_scores
+from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}

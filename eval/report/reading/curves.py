@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.runs import budget_seconds
+from eval.report.reading.runs import budget_seconds
 
 GRID_POINTS = 200  # points in time, equally far apart, at which a run is read whose budget is a wall clock
 BINS = 48  # equal in log tokens; one training batch is far noisier than the differences looked for

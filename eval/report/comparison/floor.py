@@ -5,9 +5,9 @@ from typing import Any
 from ablations.noise_floor import NoiseFloor
 from ablations.run import ABSENT
 from ablations.values import flatten
-from eval.report.collection import is_setting
-from eval.report.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
-from eval.report.runs import Cells
+from eval.report.comparison.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
+from eval.report.reading.collection import is_setting
+from eval.report.reading.runs import Cells
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import noise_floor
 

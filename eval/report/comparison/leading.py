@@ -11,8 +11,8 @@ from dataclasses import replace
 from math import comb
 from typing import Any
 
-from eval.report.compare import METRICS, compare_pair, share_of_alpha
-from eval.report.runs import Cells
+from eval.report.comparison.compare import METRICS, compare_pair, share_of_alpha
+from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.seeds import Results

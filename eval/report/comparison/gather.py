@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.report.collection import Collection, collect_runs
-from eval.report.comparable import arms_with_other_text, arms_without_effect, exclude_copies, refusals
-from eval.report.compare import METRICS, compare_with_baseline
-from eval.report.contrasts import effects
-from eval.report.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
-from eval.report.external import External
-from eval.report.findings import Findings
-from eval.report.floor import noise_floor_variance, reason_floor_not_usable
-from eval.report.leading import compare_leader
-from eval.report.runs import Cells, in_one_line, read_all, runs_in_words
-from eval.report.sections.mismatches import mismatches
-from eval.report.short_names import with_short_names
+from eval.report.comparison.comparable import arms_with_other_text, arms_without_effect, exclude_copies, refusals
+from eval.report.comparison.compare import METRICS, compare_with_baseline
+from eval.report.comparison.contrasts import effects
+from eval.report.comparison.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
+from eval.report.comparison.findings import Findings
+from eval.report.comparison.floor import noise_floor_variance, reason_floor_not_usable
+from eval.report.comparison.leading import compare_leader
+from eval.report.comparison.mismatches import mismatches
+from eval.report.reading.collection import Collection, collect_runs
+from eval.report.reading.external import External
+from eval.report.reading.runs import Cells, in_one_line, read_all, runs_in_words
+from eval.report.reading.short_names import with_short_names
 from eval.statistics.comparison import Comparison, corrected_family
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results

@@ -1,11 +1,11 @@
-"""Section: everything that violates a controlled comparison, such as runs on different hardware or with different
+"""Everything that violates a controlled comparison, such as runs on different hardware or with different
 versions."""
 
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.report.comparable import flat_evaluation
-from eval.report.runs import Cells, in_one_line
+from eval.report.comparison.comparable import flat_evaluation
+from eval.report.reading.runs import Cells, in_one_line
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
-from eval.report.runs import Cells
+from eval.report.reading.runs import Cells
 
 
 def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:

@@ -13,7 +13,7 @@ from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, short_number
-from eval.report.runs import in_one_line, read_manifest
+from eval.report.reading.runs import in_one_line, read_manifest
 
 FAMILIAR_SETTINGS = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, item_scores
-from eval.report.findings import Findings
+from eval.report.comparison.comparable import Run, same_text, shared_tasks
+from eval.report.comparison.compare import METRICS, item_scores
+from eval.report.comparison.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance

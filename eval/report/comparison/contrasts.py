@@ -4,9 +4,9 @@ and items."""
 import numpy as np
 
 from ablations.factorial import Factorial
-from eval.report.comparable import Run, same_text, shared_tasks
-from eval.report.compare import METRICS, item_scores, results_on_tasks
-from eval.report.runs import Cells
+from eval.report.comparison.comparable import Run, same_text, shared_tasks
+from eval.report.comparison.compare import METRICS, item_scores, results_on_tasks
+from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance

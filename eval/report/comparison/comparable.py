@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
-from eval.report.runs import Cells, in_one_line, runs_in_words
+from eval.report.reading.runs import Cells, in_one_line, runs_in_words
 
 EVALUATION_KEYS = ("version", "lm_eval", "precision")  # of an evaluation
 TASK_KEYS = ("metric", "version", "chance", "mean", "suite", "higher_is_better")  # of a task in eval.json

@@ -6,11 +6,11 @@ import numpy as np
 
 from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
-from eval.report.collection import Collection
-from eval.report.compare import METRICS, pairing
-from eval.report.expense import cost_so_far
-from eval.report.external import External
-from eval.report.runs import Cells
+from eval.report.comparison.compare import METRICS, pairing
+from eval.report.reading.collection import Collection
+from eval.report.reading.expense import cost_so_far
+from eval.report.reading.external import External
+from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.seeds import Results
 from eval.statistics.verdicts import MAX_SEEDS_NAMED, Verdict, items_alone_leave_undecided, seeds_to_decide, verdict

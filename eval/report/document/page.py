@@ -6,7 +6,7 @@ import re
 
 from ablations.drawing import STYLE
 from ablations.safe_files import printable
-from eval.report.blocks import Code, Figure, Section, Table
+from eval.report.document.blocks import Code, Figure, Section, Table
 
 CSS = """\
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--faint:#5f6670;--grid:#e4e6ea;--tint:#f5f6f8;--link:#0b62a8}

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from ablations.prediction import INTERACTION, Prediction, distinct
-from eval.report.compare import METRICS, compare_pair, largest_effect, share_of_alpha
-from eval.report.contrasts import contrast
-from eval.report.criteria import registered_contents
-from eval.report.findings import Findings
+from eval.report.comparison.compare import METRICS, compare_pair, largest_effect, share_of_alpha
+from eval.report.comparison.contrasts import contrast
+from eval.report.comparison.criteria import registered_contents
+from eval.report.comparison.findings import Findings
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL, interval_half_width
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.safe_files import Damaged, printable
-from eval.report.runs import in_one_line, read_glue_table
+from eval.report.reading.runs import in_one_line, read_glue_table
 
 # What of a setting follows from the model: which token has seen all of a text, and how many tokens it can read.
 MODEL_SETTINGS = ("pooling", "longest")

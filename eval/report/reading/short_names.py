@@ -7,8 +7,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from eval.report.collection import Collection
-from eval.report.runs import Cells
+from eval.report.reading.collection import Collection
+from eval.report.reading.runs import Cells
 
 COPIED_PROPERTIES = ("name", "title", "seeds", "command", "question", "expect", "criteria")  # of a study, as they are
 

@@ -9,7 +9,7 @@ import io
 import re
 
 from ablations.safe_files import printable
-from eval.report.blocks import Code, Figure, Image, Section, Table
+from eval.report.document.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:

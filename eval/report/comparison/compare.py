@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ablations.criteria import Criteria
-from eval.report.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
-from eval.report.runs import Cells
+from eval.report.comparison.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
+from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance

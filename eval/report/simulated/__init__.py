@@ -1,0 +1,1 @@
+"""Simulated error rates and power of the verdicts, and docs/statistics.md, which they are for."""
