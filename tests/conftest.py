@@ -5,6 +5,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +99,14 @@ def trained(run_dir: Path) -> None:
 class Launch:
     """`python -m launch.train ARGV` on some ranks, each a real process, forked from one that has imported torch."""
 
-    def __init__(self, context: multiprocessing.context.BaseContext, argv: list[str], ranks: int, log: Path):
+    def __init__(
+        self,
+        context: multiprocessing.context.BaseContext,
+        argv: list[str],
+        ranks: int,
+        log: Path,
+        prepare: Callable[[], None] | None,
+    ):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = str(s.getsockname()[1])
@@ -116,7 +124,7 @@ class Launch:
                 if ranks > 1
                 else {}
             )
-            process = context.Process(target=_train, args=(argv, group, log))  # type: ignore[attr-defined]
+            process = context.Process(target=_train, args=(argv, group, log, prepare))  # type: ignore[attr-defined]
             process.start()
             self.processes.append(process)
 
@@ -132,7 +140,7 @@ class Launch:
             process.kill()
             process.join()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """The exit code: the first that is not 0."""
         end = time.monotonic() + seconds
         for process in self.processes:
@@ -140,14 +148,23 @@ class Launch:
         assert not self.running(), f"still running after {seconds} s: {self.said}"
         return next((p.exitcode for p in self.processes if p.exitcode), 0)
 
+    def wait_for_kill(self, seconds: float = 120) -> None:
+        """Until the first rank has ended itself (tests/moments.py); then the others, which wait for it, are killed."""
+        first = self.processes[0]
+        first.join(seconds)
+        assert first.exitcode == -signal.SIGKILL, (first.exitcode, self.said)
+        self.kill()
 
-def _train(argv: list[str], group: dict[str, str], log: Path) -> None:
+
+def _train(argv: list[str], group: dict[str, str], log: Path, prepare: Callable[[], None] | None) -> None:
     os.environ.update(group)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     from launch.train import main
 
+    if prepare:
+        prepare()
     code = main(argv)
     os._exit(code)  # as quickly as it ends: what must be on the disk is there
 
@@ -157,8 +174,8 @@ def launch() -> Iterator[Callable[..., Launch]]:
     context = multiprocessing.get_context("forkserver")
     launched: list[Launch] = []
 
-    def start(argv: list[str], log: Path, ranks: int = 1) -> Launch:
-        launched.append(Launch(context, argv, ranks, log))
+    def start(argv: list[str], log: Path, ranks: int = 1, prepare: Callable[[], None] | None = None) -> Launch:
+        launched.append(Launch(context, argv, ranks, log, prepare))
         return launched[-1]
 
     yield start

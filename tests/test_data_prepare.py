@@ -364,15 +364,20 @@ import json, sys
 from pathlib import Path
 from data import corpus, prepare
 corpus.CORPORA = Path(sys.argv[1])  # with no guard on __name__: the workers must not run this again
+if sys.argv[3:]:  # the task of this number, and each after it, waits to be killed
+    from time import sleep
+    from datatrove.executor import LocalPipelineExecutor as Tasks
+    run = Tasks._run_for_rank
+    Tasks._run_for_rank = lambda self, rank, *rest: sleep(240) if rank >= int(sys.argv[3]) else run(self, rank, *rest)
 print(json.dumps(prepare.prepare("some", "some", 400, Path(sys.argv[2]))))
 """
 
 
-def start(place, store, stderr=subprocess.PIPE):
+def start(place, store, *waits_from_task, stderr=subprocess.PIPE):
     environment = os.environ | {"PYTHONPATH": f"{place / 'site'}{os.pathsep}{ROOT}"}
     (place / "call.py").write_text(CALL)
     return subprocess.Popen(
-        [sys.executable, place / "call.py", place / "specs", store],
+        [sys.executable, place / "call.py", place / "specs", store, *map(str, waits_from_task)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -389,7 +394,7 @@ def test_a_corpus_may_have_as_long_a_name_as_a_file(tmp_path, letter):
 
 def test_processes_at_once_build_once(made, store, place, tmp_path):
     calls = [start(place, tmp_path) for _ in range(2)]
-    outs = [call.communicate(timeout=120) for call in calls]
+    outs = [call.communicate(timeout=240) for call in calls]
     assert [call.returncode for call in calls] == [0, 0]
     assert json.loads(outs[0][0]) == json.loads(outs[1][0])
     assert contents(tmp_path).items() <= contents(store).items()
@@ -397,29 +402,28 @@ def test_processes_at_once_build_once(made, store, place, tmp_path):
 
 
 def test_a_killed_process_leaves_neither_lock_nor_process(made, store, place, tmp_path):
-    killed = start(place, tmp_path)
+    killed = start(place, tmp_path, 3)
     while len(list(tmp_path.glob("partial-*/logs/reading/completions/*"))) < 3:
         assert killed.poll() is None
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)  # returns only when no child holds the pipes any more
-    finished = len(list(tmp_path.glob("partial-*/logs/reading/completions/*")))
+    killed.communicate(timeout=240)  # returns only when no child holds the pipes any more
     (tmp_path / "prepare.log").unlink()
     again = start(place, tmp_path)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
-    assert f"Skipping {finished} already completed tasks" in (tmp_path / "prepare.log").read_text()
+    assert "Skipping 3 already completed tasks" in (tmp_path / "prepare.log").read_text()
     assert json.loads(out)["sha256"] == made["sha256"]
     assert contents(tmp_path).items() <= contents(store).items()
 
 
 def test_what_another_version_of_the_code_has_begun_is_not_gone_on_with(made, store, place, tmp_path):
-    killed = start(place, tmp_path)
+    killed = start(place, tmp_path, 0)
     while not (left := list(tmp_path.glob("partial-*/scratch"))):
         assert killed.poll() is None
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=240)
     (work,) = {path.parent for path in left}
     assert len((work / "code").read_text()) == 64
     (work / "code").write_text("of last week")
@@ -449,7 +453,7 @@ def test_a_store_of_somebody_else_is_named_with_what_helps(tmp_path):
         "--store",
         store,
     ]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"{store}/.lock is not yours to write" in done.stderr and "umask 002" in done.stderr
 
@@ -474,19 +478,19 @@ corpus.record_folder(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
         subprocess.Popen([sys.executable, "-c", script, name, tmp_path / name, tmp_path / "store"], cwd=ROOT)
         for name in names
     ]
-    assert [call.wait(60) for call in calls] == [0, 0]
+    assert [call.wait(240) for call in calls] == [0, 0]
     assert json.loads((tmp_path / "store/sources.json").read_text()).keys() == names.keys()
 
 
 def test_a_terminal_shows_progress_and_nothing_else(made, place, tmp_path):
     main, terminal = pty.openpty()
-    call = start(place, tmp_path, terminal)
+    call = start(place, tmp_path, stderr=terminal)
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
         while more := os.read(main, 4096):
             shown += more
-    assert call.wait(60) == 0
+    assert call.wait(240) == 0
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
     assert any("data: some, reading" in line for line in lines)
     assert [line for line in lines if line.strip() and "data: some" not in line] == []
@@ -497,7 +501,7 @@ def test_a_terminal_shows_progress_and_nothing_else(made, place, tmp_path):
 def test_command_line(place, store):
     def call(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, timeout=60, capture_output=True, text=True
+            [sys.executable, "-m", "data.prepare", *arguments], cwd=ROOT, timeout=240, capture_output=True, text=True
         )
 
     assert "pydocs" in call("--help").stdout

@@ -1,8 +1,9 @@
 """Weights kept on the way (layout.eval_at): what they are, what they survive, and who judges them."""
 
 import json
-import time
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from tests.conftest import Launch
 from tests.forked import Command
+from tests.moments import after_outcomes, after_save, in_save
 from tests.test_checkpoint import load, on, pieces, save  # noqa: F401
-from tests.test_resume import begin, folder, text, train, until
+from tests.test_resume import begin, folder, text, train
 from tests.tiny_run import TINY, words
 
 Start = Callable[..., Launch]
@@ -98,17 +100,14 @@ def test_what_is_kept_survives_kills_and_stays_when_checkpoints_go(
     assert len(files(calm)) == 2 and [p.name for p in (calm / "checkpoints").glob("step_*")] == ["step_24"]
     argv = words(corpus, folder(tmp_path / "stormy", store), **WAY)
     run = from_args(argv).cells[1].dir
-    moments = [
-        lambda: (run / "checkpoints/weights_6").exists(),  # just begun
-        lambda: (run / "checkpoints/weights_6/checkpoint.json").exists(),  # whole, its checkpoint maybe not
-        lambda: (run / "checkpoints/step_9/checkpoint.json").exists(),
-        lambda: (run / "checkpoints/weights_17").exists(),
-        lambda: (run / "checkpoints/weights_17/rank_0.safetensors").exists(),
-    ]
-    for moment in moments:
-        started = begin(launch, argv)
-        until(moment, started)
-        started.kill()
+    for moment in (
+        partial(in_save, "weights_6", tensors_written=False),
+        partial(after_save, "weights_6"),  # its checkpoint may not be
+        partial(after_save, "step_9"),
+        partial(in_save, "weights_17", tensors_written=False),
+        partial(in_save, "weights_17", tensors_written=True),
+    ):
+        begin(launch, argv, prepare=moment).wait_for_kill()
     assert train(launch, argv) == run
     assert files(run) == files(calm)
     # and a run that is continued elsewhere keeps them too, now on two ranks
@@ -125,8 +124,8 @@ def test_a_past_that_did_not_happen_is_not_judged(tmp_path: Path) -> None:
         "weights_10",
         "weights_2",
     ]
-    first, second = (tmp_path / f"checkpoints/{name}_10/checkpoint.json" for name in ("weights", "step"))
-    assert first.stat().st_mtime_ns < second.stat().st_mtime_ns  # else a kill between them would lose it
+    order = (tmp_path / "order").read_text().split()
+    assert order == ["weights_2", "step_2", "step_9", "weights_10", "step_10"]  # else a kill between two would lose one
     on(1, load, tmp_path, 9, 10)  # back to step 9
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_9", "weights_2"]
 
@@ -135,6 +134,14 @@ def keep(rank: int, ranks: int, where: Path) -> None:
     from launch.checkpoint import Checkpoints
     from tests.test_checkpoint import state as made
 
+    write_checkpoint = rundir.write_checkpoint
+
+    def noted(path: Path, index: dict[str, Any]) -> None:
+        write_checkpoint(path, index)
+        with open(where / "order", "a") as file:
+            file.write(path.name + "\n")
+
+    rundir.write_checkpoint = noted
     checkpoints = Checkpoints(where / "checkpoints", keep=2, milestones={2: 20, 10: 100})
     for step in (2, 9, 10):
         checkpoints.save(step, pieces(made(step), rank, ranks), {"losses": [0.1, 1 / 3], "step": step})
@@ -230,11 +237,11 @@ def test_an_evaluation_that_is_killed_is_continued(trained: Any, tmp_path: Path)
     expected = results(run)
     for path in run.glob("eval*.json"):
         path.unlink()
-    process = Command(tmp_path / "printed", "eval", [run, "--store", run.parents[1] / "data"])
-    while not any(len(path.read_bytes().splitlines()) > 2 for path in run.glob("eval-step_17.parts/*")):
-        assert process.running()
-        time.sleep(0.005)
-    process.kill()
+    words = [run, "--store", run.parents[1] / "data"]
+    process = Command(tmp_path / "printed", "eval", words, prepare=partial(after_outcomes, "eval-step_17.parts", 2))
+    assert process.wait().returncode == -signal.SIGKILL
+    (part,) = run.glob("eval-step_17.parts/*")
+    assert len(part.read_bytes().splitlines()) == 3  # the first names the weights
     assert "eval-step_17.json" not in results(run)
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert results(run) == expected and not list(run.glob("*.parts"))

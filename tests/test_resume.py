@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ablations.safe_files import Damaged
 from ablations.study import from_args
 from launch.repair import repair
 from tests.conftest import Launch
+from tests.moments import after_row, after_save, before_done, in_save
 from tests.tiny_run import result, words
 
 Start = Callable[..., Launch]
@@ -33,10 +35,10 @@ def folder(out: Path, store: Path) -> Path:
     return out
 
 
-def begin(launch: Start, argv: list[str], ranks: int = 1) -> Launch:
+def begin(launch: Start, argv: list[str], ranks: int = 1, prepare: Callable[[], None] | None = None) -> Launch:
     cell = from_args(argv).cells[1]
     cell.dir.mkdir(parents=True, exist_ok=True)
-    return launch(["--cell", "1", *argv], cell.dir / "test.log", ranks)
+    return launch(["--cell", "1", *argv], cell.dir / "test.log", ranks, prepare)
 
 
 def train(launch: Start, argv: list[str], ranks: int = 1) -> Path:
@@ -76,22 +78,14 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     folder = from_args(stormy).cells[1].dir
     rng = random.Random(precision)
 
-    def at_step(n: int) -> Any:
-        return lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= n
-
-    moments = [
-        at_step(rng.randrange(1, 8)),  # before there is a checkpoint
-        # inside a save
-        lambda: (at8 := folder / "checkpoints/step_8").exists() and not (at8 / "checkpoint.json").exists(),
-        at_step(rng.randrange(9, 24)),
-        lambda: (folder / "checkpoints/step_24").exists(),  # around the last save, the weights and `done`
-    ]
-    for moment in moments:
-        process = launch(["--cell", "1", *stormy], tmp_path / "log")
-        while process.running() and not moment():
-            time.sleep(0.0005)
-        process.kill()
-        assert not (folder / "done").exists() or moment is moments[-1]
+    for moment in (
+        partial(after_row, rng.randrange(1, 8)),  # before there is a checkpoint
+        partial(in_save, "step_8", tensors_written=True),
+        partial(after_row, rng.randrange(9, 24)),
+        before_done,
+    ):
+        launch(["--cell", "1", *stormy], tmp_path / "log", prepare=moment).wait_for_kill()
+        assert not (folder / "done").exists()
     process = launch(["--cell", "1", *stormy], tmp_path / "log")
     assert process.wait() == 0, process.said
     weights, metrics = result(folder)
@@ -232,19 +226,14 @@ def test_any_width_and_zero_stage_continues_any_other(
     calm = train(launch, words(corpus, folder(tmp_path / "calm", store), **fixed))
     out = folder(tmp_path / "wide", store)
     for ranks, zero, stop in ((1, 1, 4), (2, 2, 10), (4, 1, 16), (2, 2, 24)):
-        # a budget is part of what a run is: stop with checkpoints at these steps, and take the later part away
+        # a budget is part of what a run is: it is killed when the checkpoint of the step is whole
         every = {"layout.processes": ranks, "layout.zero": zero, "layout.save_every": stop}
         argv = words(corpus, out, **(fixed | every))
         run = from_args(argv).cells[1].dir
-        started = begin(launch, argv, ranks)
         if stop == 24:
-            assert started.wait() == 0, started.said
-            break
-        until(lambda: (run / f"checkpoints/step_{stop}/checkpoint.json").exists(), started)  # noqa: B023
-        started.kill()
-        for path in (run / "checkpoints").glob("step_*"):
-            if int(path.name[5:]) > stop:
-                (path / "checkpoint.json").unlink(missing_ok=True)
+            train(launch, argv, ranks)
+        else:
+            begin(launch, argv, ranks, partial(after_save, f"step_{stop}")).wait_for_kill()
     record = json.loads((run / "run.json").read_text())
     assert [c["hardware"]["ranks"] for c in record["continued"]] == [2, 4, 2]
     rel = 2e-5 if precision == "fp32" else 5e-3

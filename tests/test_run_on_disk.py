@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,22 @@ def test_one_process_owns_a_run(tmp_path: Path) -> None:
         pass
 
 
-def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path) -> None:
-    """A shared lock for a moment, as in ablations/status.py."""
+def test_who_looks_whether_a_run_is_locked_is_no_other_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared lock for a moment, as in ablations/status.py: it is gone after the first two pauses."""
     from launch.lock import run_lock
+
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            look.close()
 
     look = open(tmp_path / "lock", "w")  # noqa: SIM115
     fcntl.flock(look, fcntl.LOCK_SH)
-    threading.Timer(0.3, look.close).start()
+    monkeypatch.setattr("launch.lock.time.sleep", pause)
     with run_lock(tmp_path):
-        pass
+        assert len(pauses) == 2
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

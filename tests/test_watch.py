@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,31 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
         free(0.9)
 
 
-def watch(folder: Path, rank: int = 0, hosts: tuple[str, ...] = ("a", "b"), patience: float = 60.0) -> Watch:
+def watch(
+    folder: Path, rank: int = 0, hosts: tuple[str, ...] = ("a", "b"), patience: float = 60.0, hang: float = 5
+) -> Watch:
     (folder / "run").mkdir(exist_ok=True)
-    return Watch(folder / "run", folder, steps=100, rank=rank, hosts=hosts, hang=5, patience=patience)
+    return Watch(folder / "run", folder, steps=100, rank=rank, hosts=hosts, hang=hang, patience=patience)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def has_looked(w: Watch) -> None:
+    """Wait until the thread of a watch has looked at everything once more, from beginning to end."""
+    looks, look = [], w._stop_file
+
+    def counted() -> str:
+        reason = look()
+        looks.append(reason)
+        return reason
+
+    w._stop_file = counted  # type: ignore[method-assign]
+    until(lambda: len(looks) >= 2)
 
 
 def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> None:
@@ -116,12 +139,10 @@ def test_the_heartbeat_says_where_a_run_is_and_goes_with_it(tmp_path: Path) -> N
 
 def test_a_stop_file_is_heard(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
-        time.sleep(1.2)
+        has_looked(w)
         assert not w.stop_reason
         (tmp_path / "run/stop").write_text("10 minutes left")
-        end = time.monotonic() + 10
-        while not w.stop_reason and time.monotonic() < end:
-            time.sleep(0.05)
+        until(lambda: w.stop_reason)
         assert "10 minutes left" in w.stop_reason
     assert not stop_reason(tmp_path)
     (tmp_path / "stop").write_text("everybody out")
@@ -132,19 +153,17 @@ def test_a_stop_file_that_cannot_be_read_now_is_read_later(tmp_path: Path) -> No
     """The thread that looks for it goes on: it is also what finds hangs."""
     with watch(tmp_path) as w:
         (tmp_path / "run/stop").mkdir()  # an error that is not "no such file", as of a network file system
-        time.sleep(1.2)
+        has_looked(w)
         (tmp_path / "run/stop").rmdir()
         (tmp_path / "run/stop").write_bytes(b"caf\xe9")
-        end = time.monotonic() + 10
-        while not w.stop_reason and time.monotonic() < end:
-            time.sleep(0.05)
+        until(lambda: w.stop_reason)
         assert "caf" in w.stop_reason and w.thread.is_alive()
 
 
 def test_sigterm_asks_for_a_stop(tmp_path: Path) -> None:
     with watch(tmp_path) as w:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.05)
+        until(lambda: w.stop_reason)
         assert w.stop_reason == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -156,22 +175,21 @@ import time
 from pathlib import Path
 from launch.watch import Watch
 def waits_for_ever():
-    time.sleep(60)
+    time.sleep(240)
 with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"] * 4, hang=5, patience=1.0) as w:
     for step in range(1, 20):
-        time.sleep(0.02)
         w.step_ended(step)
     waits_for_ever()
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 75, process.stderr  # before its minute is over: then it would be 0
+    assert process.returncode == 75, process.stderr  # before its sleep is over: then it would be 0
     stacks = (tmp_path / "stacks/rank_3.txt").read_text()
     assert "waits_for_ever" in stacks and "after step 19" in stacks
     assert events(tmp_path)[-1]["event"] == "hang"
 
 
-@pytest.mark.parametrize(("disk", "code"), [("refuses", 75), ("hangs", 1)])
-def test_a_hang_ends_also_where_nothing_can_be_written(tmp_path: Path, disk: str, code: int) -> None:
+@pytest.mark.parametrize(("disk", "dump_timeout", "code"), [("refuses", 60, 75), ("hangs", 3, 1)])
+def test_a_hang_ends_also_where_nothing_can_be_written(tmp_path: Path, disk: str, dump_timeout: int, code: int) -> None:
     """A network file system that is away is what makes steps hang."""
     if disk == "refuses":
         (tmp_path / "stacks").touch()  # a folder cannot be made there
@@ -182,13 +200,13 @@ def test_a_hang_ends_also_where_nothing_can_be_written(tmp_path: Path, disk: str
 import time
 from pathlib import Path
 from launch import watch
-watch.DUMP_TIMEOUT = 1.0
+watch.DUMP_TIMEOUT = {dump_timeout}
 with watch.Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 9, 3, ["a"] * 4, hang=5, patience=0.2) as w:
     for step in range(1, 9):
         w.step_ended(step)
-    time.sleep(60)
+    time.sleep(240)
 """
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == code, process.stderr
     assert events(tmp_path)[-1]["event"] == "hang"
 
@@ -218,12 +236,16 @@ with Watch(Path({str(tmp_path)!r}), Path({str(tmp_path.parent)!r}), 100, 3, ["a"
 
 
 def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
-    with watch(tmp_path, patience=0.5) as w:
+    hangs: list[float] = []
+    with watch(tmp_path, patience=0.5, hang=1000) as w:
+        w._end_hung_process = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
-            time.sleep(0.3)
+            time.sleep(0.2)  # a thousand of them are minutes
             w.step_ended(step)
-        assert w.limit == 5 * statistics.median(w.durations) > 1.0  # a sleep may end a little early, by this clock
-        time.sleep(1.0)  # and still here
+        assert w.limit == 1000 * statistics.median(w.durations) > 60.0
+        until(lambda: time.monotonic() > w.last_progress + w.patience)
+        has_looked(w)
+    assert not hangs
 
 
 def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
@@ -231,13 +253,13 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
     with watch(tmp_path, patience=0.5) as w:
         w._end_hung_process = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
-            time.sleep(0.01)
             w.step_ended(step)
         with w.storing():
             assert w.limit == STORAGE_SECONDS
-            began = w.last_progress
-            time.sleep(1.0)  # twice what a step may take
-        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress > began + 0.9
+            until(lambda: time.monotonic() > w.last_progress + w.patience)  # longer than a step may take
+            has_looked(w)
+            stored = time.monotonic()
+        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= stored
     assert not hangs
 
 
