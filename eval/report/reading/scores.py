@@ -53,7 +53,9 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
         chance = chances.get(key, np.nan)
         if claimed and np.isfinite(chance) and claimed.get("chance") is not None:
             if not abs(claimed["chance"] - chance) <= TOLERANCE * max(1.0, abs(chance)):
-                raise Damaged(f"{EVAL} has a chance of {claimed['chance']:.6g} for {key}, and its tasks give {chance:.6g}")
+                raise Damaged(
+                    f"{EVAL} has a chance of {claimed['chance']:.6g} for {key}, and its tasks give {chance:.6g}"
+                )
         if claimed and any(has_clusters(outcomes.get(name, {})) for name in names):
             error = stderr_of_mean([tasks[name] for name in names], [outcomes.get(name, {}) for name in names])
             result[key] = claimed | {"stderr": finite_or_none((1.0 if key == "bits_per_byte" else 100.0) * error)}
