@@ -33,9 +33,6 @@ def build_study(
     arm_values: list[tuple[str, Any]],
     seeds: list[int],
     out: Path,
-    jobs: int | None = None,
-    words: list[str] | None = None,
-    criteria: Criteria | None = None,
     cross: str = "",
     multiples: tuple[float, ...] = (),
     recipe: Recipe | None = None,
@@ -51,9 +48,6 @@ def build_study(
             from).
         seeds: the seeds of each arm.
         out: the output root.
-        jobs: how many runs to train at a time; None: as many as the machine allows.
-        words: the NAME=VALUE words of the command line that asked for the study.
-        criteria: what the study is decided by.
         cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
             these; "": each pair is an arm.
         multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: only the
@@ -77,9 +71,8 @@ def build_study(
     design = _cross_arms(deltas, cross) if cross else None
     tuning = _add_learning_rates(deltas, multiples, base.train.lr) if multiples else None
     cells = _cells(base, values, deltas, seeds, out / stage)
-    criteria = criteria or Criteria(seeds=len(seeds))
-    arms, typed = list(deltas), list(words or [])
-    study = Study(factor, question, expect, base, arms, cells, seeds, stage, out, jobs, typed, criteria, design, tuning)
+    criteria = Criteria(seeds=len(seeds))
+    study = Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, criteria, design, tuning)
     _check_factorial_edges(study)
     return study if base.layout.compile != "auto" or has_gpu() else _with_compilation_decided(study)
 

@@ -79,11 +79,11 @@ class Study:
     seeds: list[int]
     stage: str  # the folder of the run directories, named after what all runs set: "nano", "nano,tokens=2M"
     out: Path  # the output root, in which that folder is
-    jobs: int | None  # how many runs to train at a time; None: as many as the machine allows
-    words: list[str] = field(default_factory=list)  # the command line that made it
-    criteria: Criteria = field(default_factory=Criteria)  # what it is decided by, named before the runs
+    criteria: Criteria  # what it is decided by, named before the runs
     factorial: Factorial | None = None  # arms are combinations of factors
     tuning: Tuning | None = None  # arms are factors at several learning rates
+    jobs: int | None = None  # how many runs to train at a time; None: as many as the machine allows
+    words: list[str] = field(default_factory=list)  # the command line that made it
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
     compiled_why: str = ""  # whether layout.compile=auto compiles the runs, and why; "" where that was not the question
 

@@ -73,10 +73,9 @@ def from_args(words: list[str]) -> Study:
 
     def study_with_seeds(number: int) -> Study:
         seeds = list(range(first, first + number))
-        built = build_study(
-            factor, question, expect, setting, arms, seeds, out, jobs, words, criteria, cross, rates, recipe
-        )
-        return replace(built, predictions=_predictions(values, file, built.arms))
+        built = build_study(factor, question, expect, setting, arms, seeds, out, cross, rates, recipe)
+        predictions = _predictions(values, file, built.arms)
+        return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
 
     planned = study_with_seeds(count)
     _check_used(planned, dict(set_words))

@@ -127,6 +127,12 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
     crossed = power.describe_detectable(planned("nano", 10**6), 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
     assert f"differences of {power.detectable(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
+    noise = {"zero-shot": {"seed_sd": 0.5, "items": 2.0, "items_dof": 0.6, "unit": "points"}}  # of few groups of items
+    (tmp_path / "b" / "run.json").write_text(json.dumps({"size": "mini", "tokens": 10**6, "noise": noise}))
+    assert power.detectable(0.5, 2.0, 2, 3, items_dof=0.6) > 100  # points, of which a metric has no more
+    assert "differences of none in points (zero-shot);" in power.describe_detectable(
+        planned("mini", 10**6), 2, 3, tmp_path
+    )
     assert "unknown" in power.describe_detectable(planned("14m", 10**6), 2, 3, tmp_path)
     assert "nothing" in power.describe_detectable(planned("nano", 10**6), 2, 1, tmp_path)
     assert "nothing is compared" in power.describe_detectable(planned("nano", 10**6), 1, 3, tmp_path)

@@ -44,6 +44,7 @@ TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of t
 # With few groups of items the detected differences are many times the noise, and take more points. Measured: five
 # digits are those of 1,000 points from 0.6 degrees of freedom of the items on.
 NODES, ITEM_NODES = 64, 400
+LARGEST_DIFFERENCE = {"points": 100.0}  # {unit: the largest difference that there can be}
 NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUMBER}  # of a metric, in a record
 
 
@@ -241,7 +242,8 @@ def describe_detectable(
         for name, noise in known["noise"].items():
             dof = noise.get("items_dof") or inf  # of records that do not have it: as if many groups had been seen
             least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares, dof)
-            parts.append(f"{least:.2g} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
+            amount = f"{least:.2g}" if least <= LARGEST_DIFFERENCE.get(noise["unit"], inf) else "none in"
+            parts.append(f"{amount} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
         return " and ".join(parts)
 
     detected = [f"differences of {sizes(TWO_ARMS)}", *(f"{name} of {sizes(s)}" for name, s in effects.items())]
