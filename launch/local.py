@@ -238,16 +238,18 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
         except CommandFailed:
             if not rundir.is_locked(cell.dir):  # else another process was first, by a moment
                 raise
-    folder = str(cell.dir)
-    commands = [("evaluating", rundir.EVAL_LOG, ["-m", "eval", folder, *study.eval_options])]
+    phases[cell.dir] = "evaluating"
+    store = str(study.out / rundir.DATA)
+    command = [sys.executable, "-m", "eval", *study.eval_options, "--store", store, str(cell.dir)]
+    processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
     if study.glue_options:
-        commands.append(("fine-tuning", rundir.GLUE_LOG, ["-m", "eval.finetune", folder, *study.glue_options]))
+        phases[cell.dir] = "fine-tuning"
+        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.glue_options, "--store", store]
+        processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
     if study.exports:
-        commands.append(("exporting", rundir.EXPORT_LOG, ["-m", "eval.export", folder]))
-    for phase, log, words in commands:
-        phases[cell.dir] = phase
-        command = [sys.executable, *words, "--store", str(study.out / rundir.DATA)]
-        processes.run(command, cell.dir / log, 1, threads)
+        phases[cell.dir] = "exporting"
+        command = [sys.executable, "-m", "eval.export", str(cell.dir), "--store", store]
+        processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
 
 
 def run_until_decided(
