@@ -167,7 +167,8 @@ def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]
     if layout == "parquet":
         import pyarrow
 
-        return EOFError, OSError, pyarrow.ArrowException
+        # UnicodeDecodeError: a damaged name of a column
+        return EOFError, OSError, pyarrow.ArrowException, UnicodeDecodeError
     return EOFError, OSError, zlib.error
 
 
@@ -423,6 +424,8 @@ def _parquet_rows(
                 yield number, {column: value.as_py() for column, value in zip(needed, row, strict=True)}
             except UnicodeDecodeError as error:  # parquet says UTF-8 and checks nothing
                 ledger.add_problem(f"{path}:{number}", f"not UTF-8: {error}")
+            except (OverflowError, ValueError) as error:  # such as a date after the year 9999
+                ledger.add_problem(f"{path}:{number}", f"a value cannot be read: {error}")
 
 
 _LAYOUTS = {

@@ -174,11 +174,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        if manifest.pop("sha256") == digest(manifest):
+        if isinstance(manifest, dict) and manifest.pop("sha256", None) == digest(manifest):
             return manifest
     except FileNotFoundError:
         raise damage_error(path, "it is not there") from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, RecursionError):
         pass
     raise damage_error(path, "its content is not what its hash says")
 

@@ -67,9 +67,14 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         **({"substring": recipe.substring} if recipe.substring else {}),
     }
     check_problem_count(wrong, recipe.allow_errors)
-    folder, manifest = prepared_folder(
-        store, folder_label(name), inputs, partial(_make_text, spec, files, recipe, wrong)
-    )
+
+    def make(work: Path, run: RunStage) -> dict[str, Any]:
+        entries = _make_text(spec, files, recipe, wrong, work, run)
+        if source_identity(name, store) != source:
+            raise ValueError(f"the files of {name} changed while they were read: give the same command again")
+        return entries
+
+    folder, manifest = prepared_folder(store, folder_label(name), inputs, make)
     check_problem_count(manifest["problems"], recipe.allow_errors)
     manifest |= {"source": source, "left_out": spec.get("left_out", []), "mismatch": ""}
     if recorded and recorded != manifest["sha256"] and recipe._replace(allow_errors=0) == DEFAULT_RECIPE:

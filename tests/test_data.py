@@ -1,6 +1,7 @@
 """Corpora: what is read, what is refused, what is held out. Packages and files here are made for the test."""
 
 import dataclasses
+import datetime
 import gzip
 import importlib.metadata
 import inspect
@@ -230,6 +231,31 @@ def test_columns_of_parquet_with_the_same_name_are_refused(tmp_path):
     columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
     parquet.write_table(pyarrow.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match='a.parquet: several columns are called "text"'):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_row_of_parquet_whose_date_python_cannot_hold_is_named_and_the_others_are_read(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    dates = pyarrow.array([0, 10**18, 0], pyarrow.timestamp("us"))  # the second is in the year 33,658
+    texts = pyarrow.array(["one", "zwei", "drei"]).dictionary_encode()
+    parquet.write_table(pyarrow.table({"text": texts, "date": dates}), tmp_path / "a.parquet")
+    ledger = readers.Ledger(1)
+    where = {"date": [datetime.datetime(1970, 1, 1)]}
+    rows = readers.documents(tmp_path / "a.parquet", "a.parquet", "auto", ledger, where=where)
+    assert [text for _, text, _ in rows] == ["one", "drei"]
+    assert "a.parquet:2: a value cannot be read" in ledger.problems[0]
+
+
+def test_a_damaged_name_of_a_column_of_parquet_is_damage_of_the_file(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["one"], "weather": [1]}), tmp_path / "a.parquet", store_schema=False)
+    content = (tmp_path / "a.parquet").read_bytes().replace(b"weather", b"weath\xffr")
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet: damaged or cut short: 'utf-8' codec"):
         read(tmp_path / "a.parquet")
 
 

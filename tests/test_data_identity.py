@@ -268,6 +268,8 @@ DAMAGES = {
         path := found("*-tokens-*/manifest.json"), path.read_bytes().index(b'"train": ') + 9
     ),
     "half of the manifest": lambda found: os.truncate(found("*-tokens-*/manifest.json"), 400),
+    "a manifest that is a list": lambda found: found("*-tokens-*/manifest.json").write_bytes(b"[]"),
+    "a manifest nested too deep": lambda found: found("*-tokens-*/manifest.json").write_bytes(b"[" * 100_000),
     "an emptied manifest": lambda found: found("*-tokens-*/manifest.json").write_bytes(b""),
 }
 

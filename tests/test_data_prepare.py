@@ -535,6 +535,36 @@ def test_prepared_data_is_told_in_lines_unless_json_is_asked_for(store, capsys):
     assert lines[-1].split() == ["report", manifest["reports"][0]]
 
 
+@pytest.mark.parametrize("change", ["a document more", "another file", "a file less"])
+def test_a_corpus_that_changes_while_it_is_read_is_not_taken_for_what_it_was(change, tmp_path, monkeypatch):
+    """Its folder would bear the hash of the text that was there before."""
+    from data import text
+
+    folder, store = tmp_path / "füße", tmp_path / "store"
+    for number in range(2):
+        save(folder / f"{number}.jsonl", [prose(f"{number} ä{i}") for i in range(100)])
+    remove_duplicates = text._remove_duplicates
+
+    def meanwhile(*arguments):
+        if change == "a document more":
+            with open(folder / "1.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"text": prose("ö")}) + "\n")
+        elif change == "another file":
+            save(folder / "2.jsonl", [prose("ö")])
+        else:
+            (folder / "1.jsonl").unlink()
+        return remove_duplicates(*arguments)
+
+    with monkeypatch.context() as during:
+        during.setattr(text, "_remove_duplicates", meanwhile)
+        with pytest.raises(ValueError, match="changed while they were read: give the same command again"):
+            prepared_text(str(folder), filters.DEFAULT_RECIPE, Store(store))
+    assert not list(store.glob("*/manifest.json"))
+    _, about = prepared_text(str(folder), filters.DEFAULT_RECIPE, Store(store))
+    documents = about["train"]["documents"] + about["valid"]["documents"]
+    assert documents == {"a document more": 201, "another file": 201, "a file less": 100}[change]
+
+
 # The embedded corpus itself
 
 

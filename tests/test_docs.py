@@ -41,8 +41,8 @@ MADE_UP = {
 # pattern fits too. The first pattern that fits a command counts.
 RUN_BY = {
     r"make ablation .*ON=slurm": "tests/slurm/test_study.py::test_a_study_from_submission_to_report",
-    r"make ablation .*EXPORT=1": "tests/test_export_study.py::test_a_study_is_trained_judged_and_exported_once",
-    r"make ablation .*eval_at=": "tests/test_during_training.py::test_a_study_is_trained_judged_on_the_way_and_drawn",
+    r"make ablation .*EXPORT=1": "tests/test_during_training.py::test_a_study_is_judged_on_the_way_exported_and_drawn",
+    r"make ablation .*eval_at=": "tests/test_during_training.py::test_a_study_is_judged_on_the_way_exported_and_drawn",
     r"make ablation .*TASKS=": "tests/test_hub_data.py::test_task_data_from_the_hub_and_a_run_judged_on_it",
     r"make ablation .*NOISE_FLOOR=": "tests/test_noise_floor.py::test_a_floor_that_was_registered_decides",
     r"make ablation .*tokenizer_kind=file": ".ci/commands",
@@ -50,7 +50,7 @@ RUN_BY = {
     r"make ablation .*MORE=auto": ".ci/commands",
     r"make ablation .*CROSS=1": ".ci/commands",
     r"make ablation .*LR=": ".ci/commands",
-    r"make ablation .*DATA='": "tests/test_during_training.py::test_a_study_is_trained_judged_on_the_way_and_drawn",
+    r"make ablation .*DATA='": "tests/test_during_training.py::test_a_study_is_judged_on_the_way_exported_and_drawn",
     r"make ablation": ".ci/commands",
     r"make cram .*GLUE=": "tests/test_finetune.py::test_a_run_is_fine_tuned_and_what_is_there_is_kept",
     r"make cram": "tests/test_clock.py::test_a_run_ends_with_the_first_step_past_its_time_and_follows_the_clock",

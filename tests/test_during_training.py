@@ -14,14 +14,17 @@ from safetensors.torch import load_file
 from ablations import rundir
 from ablations.config import ConfigError, resolve
 from ablations.rundir import steps_to_evaluate
-from ablations.status import state
+from ablations.status import state, table
 from ablations.study import from_args
 from eval.__main__ import main
 from eval.weights import Weights, weights_of
+from launch import local
+from model import hub
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.conftest import Launch
 from tests.forked import Command
+from tests.made_study import report
 from tests.moments import after_outcomes, after_save, in_save
 from tests.test_checkpoint import load, on, pieces, save  # noqa: F401
 from tests.test_resume import begin, folder, text, train
@@ -269,20 +272,34 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
         weights_of(run)[0].read(record, deeper)
 
 
-def test_a_study_is_trained_judged_on_the_way_and_drawn(corpus: str, store: Path, tmp_path: Path) -> None:
+def test_a_study_is_judged_on_the_way_exported_and_drawn(
+    corpus: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `make ablation` does, each in a process of its own."""
-    from ablations.status import table
-    from launch.local import run as execute
-    from tests.made_study import report
-
-    study = from_args(words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"}))
-    assert execute(study) == []
+    _, *typed = words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"})
+    study = from_args(["POS=rotary", *typed, "EXPORT=1"])
+    assert local.run(study) == []
     for cell in study.cells:
         assert steps_to_evaluate(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
+        assert rundir.is_exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
+        assert not list(cell.dir.glob(f".{rundir.HUB}*"))
+        _, exported = hub.load(cell.dir / rundir.HUB)
+        trained = load_file(cell.dir / rundir.WEIGHTS)
+        assert all(exported[name].equal(trained[name]) for name in trained) and exported.keys() == trained.keys()
     assert table(study).count("2 of 2 on the way") == 2
     report(study, tmp_path / "report")
     drawn = (tmp_path / "report/report.html").read_text()
     assert "Score against tokens" in drawn and "bits/byte against tokens" in drawn
+
+    # what is there is not made again
+    begun: list[str] = []
+    monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
+    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
+    assert local.run(study) == [] and begun == []
+    (study.cells[1].dir / rundir.HUB / "config.json").unlink()
+    assert local.run(from_args(study.words[:-1])) == [] and begun == []
+    assert local.run(study) == [] and begun == [study.cells[1].name]
 
     # what was evaluated differently than the end is no point of its curve
     for cell in study.cells:

@@ -23,8 +23,6 @@ from tests.conftest import trained
 from tests.schemas import checked
 from tests.test_attempts import command, commands  # noqa: F401  # a fixture
 from tests.test_hub import SMALL, run_directory
-from tests.test_resume import folder
-from tests.tiny_run import words
 
 NANO = ["SIZE=nano", "SEEDS=1", "EXPORT=1"]
 
@@ -66,32 +64,6 @@ def test_a_file_with_a_tokenizer_is_read_before_training(tmp_path: Path, capsys:
         assert (code, "kind unigram is not exported" in error) == ((2, True) if kind == "unigram" else (0, False)), (
             error
         )
-
-
-def test_a_study_is_trained_judged_and_exported_once(
-    corpus: str,  # noqa: F811
-    store: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    typed = words(corpus, folder(tmp_path / "out", store), **{"train.tokens": 4 * 4 * 32})
-    study = from_args(["STUDY=baseline", *typed[1:], "EXPORT=1"])
-    assert local.run(study) == []
-    (cell,) = study.cells
-    assert rundir.is_exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
-    assert not list(cell.dir.glob(f".{rundir.HUB}*"))
-    _, state = hub.load(cell.dir / rundir.HUB)
-    weights = load_file(cell.dir / rundir.WEIGHTS)
-    assert all(state[name].equal(weights[name]) for name in weights) and state.keys() == weights.keys()
-
-    begun = []
-    monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
-    monkeypatch.setattr(local, "prepare", lambda *_: None)
-    monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
-    assert local.run(study) == [] and begun == []
-    (cell.dir / rundir.HUB / "config.json").unlink()
-    assert local.run(from_args(study.words[:-1])) == [] and begun == []
-    assert local.run(study) == [] and begun == [cell.name]
 
 
 def test_in_the_run_directory_an_export_of_earlier_weights_is_replaced_and_nothing_else(

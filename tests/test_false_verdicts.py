@@ -183,12 +183,12 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
         x, both = y.mean((0, 3)), ({}, {})
         for a in range(1, arms):
             part = seed_variance(table(x), str(a), "0")
-            for family, clusters in zip(both, (names, ()), strict=True):
+            for family, clusters in list(zip(both, (names, ()), strict=True))[: 2 if before else 1]:
                 noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
         new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
-    assert wrong / 600 <= 0.067 and careless / 600 >= before
+    assert wrong / 600 <= 0.067 and (not before or careless / 600 >= before)
 
 
 @pytest.mark.parametrize("noisy, seeds, at_most", [(1, 5, 0.055), (0, 5, 0.065), (1, 3, 0.1), (1, 2, 0.1)])

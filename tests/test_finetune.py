@@ -404,6 +404,53 @@ def test_a_run_is_fine_tuned_and_what_is_there_is_kept(run: Path, glue: Path, ca
     assert len(json.loads((folder / "cola-1.json").read_text())["sets"]["dev"]["items"]) == 17
 
 
+@pytest.mark.parametrize(
+    "keys, value",
+    [
+        (["sets"], {}),
+        (["sets", "dev"], []),
+        (["sets", "dev", "metrics"], {}),
+        (["sets", "dev", "metrics", "mcc"], "1"),
+        (["sets", "dev", "chance"], None),
+        (["sets", "dev", "collapsed"], 3),
+    ],
+)
+def test_a_result_of_another_form_is_made_again(keys: list[str], value: Any, run: Path, glue: Path, capsys) -> None:  # noqa: F811
+    assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
+    path = run / "glue/cola-1.json"
+    before = path.read_bytes()
+    content = json.loads(before)
+    *above, last = keys
+    at = content
+    for key in above:
+        at = at[key]
+    at[last] = value
+    path.write_text(json.dumps(content))
+    assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
+    assert "cola-1.json is damaged: sets" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_data_that_changes_while_it_is_fine_tuned_on_gives_no_result(
+    run: Path,  # noqa: F811
+    glue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A result says on which data it was made, by the hashes at the beginning of the command."""
+    training = train.train
+
+    def meanwhile(*arguments: Any) -> list[float]:
+        with open(glue / "CoLA/dev.tsv", "a", encoding="utf-8") as file:
+            file.write("gj04\t1\t\tещё одна\n")
+        return training(*arguments)
+
+    with monkeypatch.context() as during:
+        during.setattr(train, "train", meanwhile)
+        assert command.main([str(run), "--data", str(glue), "--seeds", "1", "--epochs", "1", "--tasks", "cola"]) == 2
+    assert "its data changed while it was fine-tuned on" in capsys.readouterr().err
+    assert not (run / "glue/cola-1.json").exists()
+
+
 def test_results_of_inputs_made_otherwise_are_made_again(run: Path, glue: Path) -> None:  # noqa: F811
     """As after the odd token of a pair that is cut went to the other text: nothing else of a result shows it."""
     from launch.repair import is_fine_tuned

@@ -370,6 +370,14 @@ configs:
 """
 
 
+def test_a_folder_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "copies").mkdir()
+    words = ["--to", str(tmp_path / "file" / "mirror"), "--from", str(tmp_path / "copies"), "--tasks", "copa"]
+    assert fetch.main(words) == 2
+    assert "Choose another OUT" in capsys.readouterr().err
+
+
 def test_without_a_network_the_hub_is_asked_once(tmp_path, monkeypatch):
     """Thousands of data sets, as of mmlu_*, would each be tried again and again."""
     asked = []

@@ -48,9 +48,8 @@ def test_every_variant_proves_itself(variant: ModelConfig, dtype: torch.dtype) -
 def test_rounding_fails_no_honest_model(pos: str) -> None:
     """At the nano size, in bf16, over seeds: a proof that cries wolf would be switched off."""
     for seed in range(1, 9):
-        for embnorm in (False, True):
-            nano = cfg(layers=4, hidden=128, heads=4, seq=256, vocab=4096, pos=pos, embnorm=embnorm)
-            assert failing(GPT(nano, seed).bfloat16()) == {}
+        nano = cfg(layers=4, hidden=128, heads=4, seq=256, vocab=4096, pos=pos, embnorm=seed % 2 == 0)
+        assert failing(GPT(nano, seed).bfloat16()) == {}
 
 
 @mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -68,6 +68,7 @@ def test_runs_of_another_user_that_cannot_be_read_are_named(study, tmp_path, mod
             "eval.json has 1 for bits_per_byte, and the items in samples.jsonl.gz give 2.39",
         ),
         (["zero_shot", "value"], 99.0, "eval.json has 99 for zero_shot, and the items"),
+        (["zero_shot", "chance"], 5.0, "eval.json has a chance of 5 for zero_shot, and its tasks give"),
         (["tasks", "pydocs/last_word", "value"], 0.99, "eval.json has 0.99 for pydocs/last_word, and the items"),
         (
             ["tasks", "pydocs/other"],

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from eval.__main__ import main
 from eval.tasks import fetch, harness, mirror, rows, score
@@ -185,6 +186,23 @@ def test_the_group_of_other_languages():
     xnli = {name.rpartition("_")[2] for name in found if name.startswith("xnli")}
     assert xnli == {"en", "zh", "es", "fr", "vi", "ar", "hi", "ur"}  # the columns of the study's table
     assert mirror.names(["copa", "multilingual", "copa"]) == ["copa", *mirror.groups()["multilingual"]]
+
+
+@pytest.mark.parametrize("name", ["{0}/task.yaml", "{0}/task", "task", "../{0}/task", "{0}/*"])
+def test_no_task_of_a_stranger_is_loaded(name, tmp_path, monkeypatch):
+    """A definition of lm-eval may name code, which is imported. A command and the eval.json of a stranger's run name
+    tasks; a name that is a path leads nowhere."""
+    text = "task: task\noutput_type: multiple_choice\ndoc_to_text: !function code.run\n"
+    (tmp_path / "task.yaml").write_text(text)
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef run(doc): pass\n")
+    load_yaml(tmp_path / "task.yaml")
+    assert (tmp_path / "ran").exists()  # lm-eval itself would
+    (tmp_path / "ran").unlink()
+    (tmp_path / "code.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no task"):
+        definitions([name.format(tmp_path)])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_any_task_of_lm_eval_by_name():

@@ -48,8 +48,15 @@ class SharedInputs(NamedTuple):
 def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result of a fine-tuning, if the file is undamaged and everything that the result depends on is as in
     `depends`; else None. `path`: the file of the result; `depends`: task, seed, model, data and setting."""
+    from eval.finetune.tasks import TASKS
+
+    task = TASKS[depends["task"]]
+    scores = dict.fromkeys((task.study, *task.leaderboard), (int, float))
+    form = {"metrics": scores, "chance": scores, "collapsed": bool, "items": list}
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
+        if result and (key := safe_files.first_misfit(result["sets"], dict.fromkeys(task.splits, form), "sets")):
+            raise safe_files.Damaged(f"{path} is damaged: {key} is not what a result has there.")
     except safe_files.Damaged as error:
         print(f"{error} It is made again.", file=sys.stderr)
         return None
@@ -59,10 +66,11 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Fine-tune on one task with one seed, write the result to its file, and return it. `work`: the inputs that all
     fine-tunings share; `item`: the fine-tuning; `progress`: a function that is called after every step with the number
-    of finished steps and of all steps."""
+    of finished steps and of all steps. Raises ValueError where the task's data has changed since the command began,
+    since the result would be recorded as one on the data of then."""
     import torch
 
-    from eval.finetune.train import finetune
+    from eval.finetune.train import finetune, identity
 
     source, setting = work.source, work.setting
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,6 +80,8 @@ def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int,
         return source.backbone(setting, seed)
 
     result = finetune(item.name, work.data, make, encode, setting, item.seed, device, progress)
+    if identity(item.name, work.data, setting, item.depends["model_sha256"]) != item.depends:
+        raise ValueError("its data changed while it was fine-tuned on: give the same command again")
     result = item.depends | {"seed": item.seed} | result
     safe_files.write_json(item.file(work.folder), result)
     return result

@@ -108,6 +108,8 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
         ValueError: the task cannot be run here, or is not of the version that tasks.yaml names.
     """
     try:
+        # This imports the code that `!function` names. `path` is a file of the installed lm-eval, never a stranger's:
+        # commands and run directories name tasks, which are looked up among the files below TASKS alone.
         config = load_yaml(path)
     except FAILURES as error:  # it may import what is not installed, or include itself
         raise ValueError(f"{name} cannot be loaded: {error_in_one_line(error)}") from error

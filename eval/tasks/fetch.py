@@ -168,7 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         answers.print_error(str(error), args.format == "json")
         return 2
-    failed = write_mirror(splits, args.to, args.local)
+    try:
+        failed = write_mirror(splits, args.to, args.local)
+    except OSError as error:  # of the disk: what is complete there is kept
+        answers.print_error(safe_files.storage_error(error) or str(error), args.format == "json")
+        return 2
     tasks_of: dict[str, list[str]] = {}
     for task, why in failed.items():
         tasks_of.setdefault(why, []).append(task)

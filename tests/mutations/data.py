@@ -14,6 +14,26 @@ TOKENIZER = "tests/test_tokenizer.py::test_added_tokens_are_those_of_hugging_fac
 CONTROL = f"{DATA} {DEDUP} {COUNTS} {ORDERS} {TOKENIZER}"
 MUTATIONS = [
     one(
+        "a corpus that changed while it was read is taken for what it was before",
+        "",
+        "",
+        "",
+        "data/text.py",
+        "if source_identity(name, store) != source:",
+        "if False:",
+        "tests/test_data_prepare.py::test_a_corpus_that_changes_while_it_is_read_is_not_taken_for_what_it_was",
+    ),
+    one(
+        "a manifest that is no object ends in a traceback",
+        "",
+        "",
+        "",
+        "data/store.py",
+        'if isinstance(manifest, dict) and manifest.pop("sha256", None) == digest(manifest):',
+        'if manifest.pop("sha256") == digest(manifest):',
+        IDENTITY,
+    ),
+    one(
         "the first of repeated stretches goes too",
         "",
         "",

@@ -6,6 +6,16 @@ JUDGED_BYTES = "tests/test_evaluation.py::test_bytes_are_counted_and_not_charact
 CONTROL = ""
 MUTATIONS = [
     one(
+        "a result on GLUE is recorded with the hashes of data that changed meanwhile",
+        "",
+        "",
+        "",
+        "eval/finetune/work.py",
+        'if identity(item.name, work.data, setting, item.depends["model_sha256"]) != item.depends:',
+        "if False:",
+        "tests/test_finetune.py::test_data_that_changes_while_it_is_fine_tuned_on_gives_no_result",
+    ),
+    one(
         "evaluation with dropout on",
         "",
         "",

@@ -239,6 +239,16 @@ MUTATIONS = [
         RECOMPUTED,
     ),
     one(
+        "a headline's chance is believed, whatever its tasks are",
+        "",
+        "",
+        "",
+        "eval/report/reading/scores.py",
+        '            if not abs(claimed["chance"] - chance) <= TOLERANCE',
+        "            if False and TOLERANCE",
+        RECOMPUTED,
+    ),
+    one(
         "control characters reach the report",
         "",
         "",

@@ -38,6 +38,10 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
     counted = [name for name, entry in tasks.items() if entry.get("mean")]
     of_suite = [name for name, entry in tasks.items() if entry.get("suite")]
     overall = suite([result])
+    chances = {
+        "zero_shot": 100 * mean([tasks[name] for name in counted], "chance"),
+        "suite": overall["chance"] if overall else np.nan,
+    }
     for key, names, value in (
         ("bits_per_byte", losses, mean([tasks[name] for name in losses])),
         ("zero_shot", counted, 100 * mean([tasks[name] for name in counted])),
@@ -46,6 +50,12 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
         claimed = result.get(key)
         if claimed and not abs(claimed["value"] - value) <= TOLERANCE * max(1.0, abs(value)):
             raise disagreement_error(key, claimed["value"], value)
+        chance = chances.get(key, np.nan)
+        if claimed and np.isfinite(chance) and claimed.get("chance") is not None:
+            if not abs(claimed["chance"] - chance) <= TOLERANCE * max(1.0, abs(chance)):
+                raise Damaged(
+                    f"{EVAL} has a chance of {claimed['chance']:.6g} for {key}, and its tasks give {chance:.6g}"
+                )
         if claimed and any(has_clusters(outcomes.get(name, {})) for name in names):
             error = stderr_of_mean([tasks[name] for name in names], [outcomes.get(name, {}) for name in names])
             result[key] = claimed | {"stderr": finite_or_none((1.0 if key == "bits_per_byte" else 100.0) * error)}
@@ -110,10 +120,11 @@ def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:
     return len(set(names)) < len(names)
 
 
-def mean(entries: list[dict[str, Any]]) -> float:
-    """The unweighted mean of the scores of tasks; NaN where there are no tasks. `entries`: the tasks' entries in
-    eval.json."""
-    return float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
+def mean(entries: list[dict[str, Any]], key: str = "value") -> float:
+    """The unweighted mean over tasks of a number of their entries in eval.json; NaN where there are no tasks, or one
+    has no such number. `key`: the name of the number, "value" or "chance"."""
+    numbers = [entry.get(key) for entry in entries]
+    return float(np.mean(np.array(numbers, float))) if entries else float("nan")  # None becomes nan
 
 
 def disagreement_error(name: str, claimed: float, value: float) -> Damaged:
