@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
     elif args.command == "status":
         print(table(study))
     else:
-        show(study)
+        print_configurations(study)
     return 0
 
 
@@ -138,7 +138,7 @@ def plan(words: list[str], as_json: bool) -> int:
     return 0
 
 
-def show(study: Study) -> None:
+def print_configurations(study: Study) -> None:
     """Print the complete configuration of the baseline, and of each arm the line that makes it."""
     content = answers.configuration(study)
     print(json.dumps(content["baseline"], indent=2))

@@ -31,7 +31,7 @@ def card(run_dir: Path) -> dict[str, Any]:
 
     done = read(lambda: rundir.read_done(run_dir))
     scores = read(lambda: safe_files.read_json(run_dir / rundir.EVAL, types={"tasks": dict}))
-    registered, problem = rundir.read_registered(run_dir)
+    registered, problem = rundir.read_registrations(run_dir)
     if problem:
         damaged.append(problem)
     return {

@@ -151,7 +151,7 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
     """Append the registration `content` of a study (ablations/registration.py makes it) to registered.jsonl
     (REGISTERED) of a run. Nothing is appended where the study's last registration there is the same. `step`: the last
     step that the run has trained."""
-    lines, _ = read_registered(run_dir)
+    lines, _ = read_registrations(run_dir)
     as_read = json.loads(json.dumps(content))
     of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
     if of_study and of_study[-1] == as_read:
@@ -161,7 +161,7 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
     append_row(run_dir / REGISTERED, line | {"sha256": json_digest(line)})
 
 
-def read_registered(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
+def read_registrations(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Lines whose own hash is wrong, or that
     do not contain the hash of the line before, are left out. Returns (the lines, a sentence about what is wrong with
     the file). The sentence is "" where nothing is wrong."""

@@ -192,9 +192,9 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """The number of seeds that MORE=auto has already added to a study, at most `most`. A seed counts as added where an
-    arm has a run directory for it or for a higher seed. The baseline's directories do not count, since other studies
-    share them."""
+    """How many seeds after the last one of a study have begun already, at most the number `most`. MORE=auto adds seeds
+    in order, so a seed counts where an arm has a run directory for it or for a later one. The baseline's directories do
+    not count, since other studies share them."""
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [

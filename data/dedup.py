@@ -226,8 +226,8 @@ def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def duplicate_filter(removed: Path, rank: int) -> Callable[[Any], str]:
-    """The filter (data/filters.py) that removes the documents of task `rank` that `choose_removals` has written to the
-    folder `removed`."""
+    """A filter (see data/filters.py) for the datatrove task with the number `rank`. It removes the documents of that
+    task that `choose_removals` has listed in the folder `removed`."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
     why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}

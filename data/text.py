@@ -132,8 +132,8 @@ def _tasks_hash(recipe: Recipe, store: Store) -> str:
 
 
 class WorkFolders(NamedTuple):
-    """The folders in which each step of preparing a text writes files for later steps, below the folder of the
-    unfinished text."""
+    """The folders for intermediate files, one for each step of preparing a text, inside the folder in which the text is
+    being made."""
 
     read: Path  # the documents that the filters kept, a .jsonl file for each task, and their digests
     signatures: Path  # MinHash signatures

@@ -51,12 +51,14 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
 
     Args:
         directory: the run directory.
-        to: the folder to create; None: the folder `hub` in the run directory, replacing an earlier export of this run.
-        store: the store of prepared data; None: that of the run's OUT folder.
+        to: the folder to create; None: the folder `hub` in the run directory, where an earlier export of this run is
+            replaced.
+        store: the folder of prepared data; None: the folder `data` two levels above the run directory.
 
     Raises:
-        ValueError: the run is not finished or is damaged, the folder exists, Hugging Face has no such architecture, or
-            the checkpoint's outputs differ from the run's. No checkpoint is left then.
+        ValueError: the run is not finished or is damaged, the folder `to` exists already, Hugging Face has no such
+            architecture, or the checkpoint's outputs differ from the run's. No new checkpoint is left then, and an
+            earlier one stays.
     """
     run = location.read_run_json(directory)
     if rundir.read_done(directory) is None:

@@ -151,7 +151,7 @@ def registration_sha(cell: Cell) -> str:
     before training): the one in its run.json; before there is a run.json, the first one in the run directory. "" where
     there is none, as in runs of versions that did not register."""
     before = cell.run_json()
-    lines, _ = rundir.read_registered(cell.dir)
+    lines, _ = rundir.read_registrations(cell.dir)
     if before:
         return str(before.get("registered", ""))
     return str(lines[0]["sha256"]) if lines else ""

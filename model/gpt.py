@@ -218,8 +218,8 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where model.tied is true; under tensor parallelism
-        this rank's rows."""
+        """The output matrix [V, D], which is the token embedding where model.tied is true. Under tensor parallelism
+        it has this rank's rows only."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def test_a_registration_that_was_deleted_is_told(tmp_path: Path) -> None:
     study = study_with(tmp_path)
     for arm in study.arms:
         folder = study.cell(arm, 2).dir
-        first = rundir.read_registered(folder)[0][0]["sha256"]
+        first = rundir.read_registrations(folder)[0][0]["sha256"]
         made_study.change(folder / rundir.RUN, "registered", to=first)
         (folder / rundir.REGISTERED).unlink()
     text = report_of(study)

@@ -16,7 +16,7 @@ from ablations.plan import calibrate
 from ablations.plan.hardware import GPUS, hardware
 from ablations.plan.pipeline_memory import fit_in_words, peak_memory
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, parse_budget
-from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict
+from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict_step
 from ablations.values import ConfigError
 from model.count import flops_per_token, parameters
 
@@ -212,7 +212,7 @@ def test_rows_of_other_layouts_and_days_are_within_a_tenth_and_make_the_interval
     rows = [row for row in calibrate.published_rows() if row.checks]
     ratios = []
     for row in rows:
-        prediction = predict(row.shape, row.layout, hardware(row.gpu), row.stack)
+        prediction = predict_step(row.shape, row.layout, hardware(row.gpu), row.stack)
         ratios.append((row.seconds or 0) / prediction.seconds)
     assert len(rows) == 29 and sorted(abs(1 / ratio - 1) for ratio in ratios)[14] < 0.10
     low, high = json.loads(CALIBRATION.read_text())["Megatron-DeepSpeed, a100-80"]["interval"]
@@ -232,7 +232,7 @@ def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone()
     assert GPUS["mi300x"].link_among(2) == pytest.approx(64e9) and GPUS["mi300x"].link_among(8) == 448e9
     assert GPUS["a100-80"].link_among(2) == GPUS["a100-80"].link_among(8) == 300e9
     layout = Layout(8, 2, 1, 1, 512, 1, False)
-    pair = predict(GPT3_1B3, layout, GPUS["v100-32"])
+    pair = predict_step(GPT3_1B3, layout, GPUS["v100-32"])
     assert pair.seconds == pytest.approx(39, rel=0.1)  # bigscience experiments/tr3m-1B3.md; 32 by a link of 150 GB/s
 
 
@@ -251,7 +251,7 @@ def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone()
     ],
 )
 def test_other_stacks_are_near(shape, layout, gpu, tokens_per_second, tolerance) -> None:
-    seconds = predict(shape, layout, hardware(gpu)).seconds
+    seconds = predict_step(shape, layout, hardware(gpu)).seconds
     assert layout.batch * shape.seq / seconds / layout.gpus == pytest.approx(tokens_per_second, rel=tolerance)
 
 
@@ -279,7 +279,7 @@ def test_memory_of_published_layouts_and_those_that_ran_out() -> None:
 def test_more_work_takes_longer(gpu: str, layers: int, heads: int, micro: int, tp: int) -> None:
     layout = Layout(16, tp, 1, micro, 512, 1, False)
     times = [
-        predict(Shape(count, heads * 128, heads, 2048, 50304, heads * 512), layout, hardware(gpu))
+        predict_step(Shape(count, heads * 128, heads, 2048, 50304, heads * 512), layout, hardware(gpu))
         for count in (layers, layers + 1)
     ]
     assert 0 < times[0].seconds < times[1].seconds and times[0].low < times[0].seconds < times[0].high

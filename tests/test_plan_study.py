@@ -18,7 +18,7 @@ from ablations.plan.command import parse_hardware, split_words
 from ablations.plan.hardware import GPUS, accelerator, hardware
 from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
 from ablations.plan.study_cost import detectable_text, figure, study_cost
-from ablations.plan.throughput import Layout, Shape, predict
+from ablations.plan.throughput import Layout, Shape, predict_step
 from ablations.study import from_args
 from ablations.values import ConfigError
 from model.memory import estimate_memory
@@ -72,7 +72,7 @@ def test_recomputation_keeps_less_and_a_step_costs_a_third_more_products() -> No
     ]
     assert kept[1] < kept[0] / 5
     layouts = [Layout(8, 1, 1, 8, 512, 1, recompute) for recompute in (False, True)]
-    slow = [predict(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]
+    slow = [predict_step(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]
     assert 1.25 < slow[1] / slow[0] <= 4 / 3
 
 
@@ -168,7 +168,7 @@ def measured(path: Path, factor: float) -> None:
     lines: list[dict[str, Any]] = [{"case": "alibi, head 64", "faults": [], "device": "NVIDIA H100 80GB HBM3"}]
     for micro, loop, slower in ((8, "engine", factor), (16, "engine", factor), (16, "bare torch", 9 * factor)):
         layout = Layout(1, 1, 1, micro, 16 * micro, 1, False)
-        speed = layout.batch * shape.seq / predict(shape, layout, gpu).seconds / slower
+        speed = layout.batch * shape.seq / predict_step(shape, layout, gpu).seconds / slower
         row = {"size": "1b3", "position": "alibi", "precision": "bf16", "loop": loop, "micro_batch": micro}
         lines.append(row | {"accumulate": 16, "device": "NVIDIA H100 80GB HBM3", "tokens_per_second": speed})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"size": "1b')

@@ -117,13 +117,13 @@ def test_a_registration_is_a_chain_of_hashes_and_the_same_is_not_written_twice(t
     other = content(from_args(["ACT=swiglu", "SIZE=nano"]))
     for step, what in enumerate([first, first, other, first, later]):
         rundir.register(tmp_path, what, step)
-    lines, problem = rundir.read_registered(tmp_path)
+    lines, problem = rundir.read_registrations(tmp_path)
     assert not problem
     assert [(line["step"], line["content"]) for line in lines] == [(0, first), (2, other), (4, later)]
 
     path = tmp_path / rundir.REGISTERED
     path.write_text(path.read_text().replace("ALiBi at or above rotary", "Rotary at or above ALiBi", 1))
-    lines, problem = rundir.read_registered(tmp_path)
+    lines, problem = rundir.read_registrations(tmp_path)
     assert "changed after it was written" in problem and not lines
 
 
@@ -140,7 +140,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
         rundir.write_done(cell.dir, {"steps": 7})
 
     def lines() -> int:
-        return sum(len(rundir.read_registered(cell.dir)[0]) for cell in study.cells)
+        return sum(len(rundir.read_registrations(cell.dir)[0]) for cell in study.cells)
 
     assert local.main([*words, "TASKS=helaswag"]) == 2 and lines() == 0
     assert "no task 'helaswag' in lm-eval (did you mean hellaswag?)" in capfd.readouterr().err
@@ -154,7 +154,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     monkeypatch.setattr(local, "prepare", lambda study, cells: None)
     monkeypatch.setattr(local, "finish_run", lambda *_: None)
     assert local.run(study) == [] and lines() == 2
-    assert [line["step"] for line in rundir.read_registered(study.cells[0].dir)[0]] == [7]
+    assert [line["step"] for line in rundir.read_registrations(study.cells[0].dir)[0]] == [7]
 
 
 def test_of_several_ranks_one_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_of_several_ranks_one_registers(tmp_path: Path, monkeypatch: pytest.Monk
     for rank, lines in (("1", 0), ("0", 1)):
         monkeypatch.setenv("RANK", rank)
         assert training.main(["--cell", "0", *words]) == 0
-        assert len(rundir.read_registered(from_args(words).cells[0].dir)[0]) == lines
+        assert len(rundir.read_registrations(from_args(words).cells[0].dir)[0]) == lines
 
 
 def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path)
     path = tmp_path / rundir.REGISTERED
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2])
-    kept, problem = rundir.read_registered(tmp_path)
+    kept, problem = rundir.read_registrations(tmp_path)
     assert len(kept) == 1 and "hash differs" in problem
 
 

@@ -27,7 +27,7 @@ def test_a_diverging_run_stops_and_says_why(
     cell = from_args(argv).cells[1]
     assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
     assert not (cell.dir / "done").exists()
-    lines, _ = rundir.read_registered(cell.dir)  # before the first step, whatever became of the run
+    lines, _ = rundir.read_registrations(cell.dir)  # before the first step, whatever became of the run
     assert [(line["step"], line["content"]) for line in lines] == [(0, from_args(argv).registration)]
 
 

@@ -175,7 +175,7 @@ def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: P
     rundir.register(cell.dir, study(corpus, tmp_path).registration, 0)  # as launch.train does before
     in_process(cell, store)
     record = json.loads((cell.dir / "run.json").read_text())
-    assert record["registered"] == rundir.read_registered(cell.dir)[0][0]["sha256"]
+    assert record["registered"] == rundir.read_registrations(cell.dir)[0][0]["sha256"]
     assert record["fingerprint"] == cell.run.fingerprint and record["delta"] == {"model.pos": "alibi"}
     assert {p["factor"] for p in record["proofs"]} == {
         "model.pos",

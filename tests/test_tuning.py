@@ -169,7 +169,7 @@ def test_the_variance_that_choosing_adds_is_counted() -> None:
 
 
 def test_sensitivity_is_the_mean_height_above_the_least() -> None:
-    assert tuned.sensitivity({0.001: 2.5, 0.002: 2.4, 0.004: 2.9}) == pytest.approx((0.1 + 0.0 + 0.5) / 3)
+    assert tuned.learning_rate_sensitivity({0.001: 2.5, 0.002: 2.4, 0.004: 2.9}) == pytest.approx((0.1 + 0.0 + 0.5) / 3)
 
 
 # ------------------------------------------------------------------------------------------------ the report

@@ -13,7 +13,7 @@ from ablations.config import Run
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
 from ablations.plan.site_speed import SiteSpeed, predict_at_site
-from ablations.plan.throughput import Layout, Prediction, Shape, calibration
+from ablations.plan.throughput import Layout, PredictedStep, Shape, calibration
 from model.memory import estimate_memory
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -26,7 +26,7 @@ class FittingLayout:
     memory of a GPU in GiB, for the arm that needs the most."""
 
     layout: Layout
-    steps: tuple[Prediction, ...]  # one for each run that was asked about
+    steps: tuple[PredictedStep, ...]  # one for each run that was asked about
     gib: float
 
     @property
@@ -40,7 +40,7 @@ class FittingLayout:
         return f"dp {layout.dp} x tp {layout.tp}, micro-batch {layout.micro_batch}, ZeRO {layout.zero}{again}"
 
     @property
-    def settings(self) -> str:
+    def settings_text(self) -> str:
         """This layout as KEY=VALUE settings with spaces between them, as SET= takes them on the command line."""
         layout = self.layout
         return (

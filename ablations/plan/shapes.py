@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ablations.plan.hardware import GPU
 from ablations.plan.pipeline_memory import fit_in_words, peak_memory
-from ablations.plan.throughput import Layout, Prediction, Shape, predict
+from ablations.plan.throughput import Layout, PredictedStep, Shape, predict_step
 from ablations.values import ConfigError
 
 TILE = 1024  # multiples of 128 fill a tile of a matrix product; of 1024 so for each of up to 8 tensor parallel ranks
@@ -35,7 +35,7 @@ class ShapeCandidate:
 
     shape: Shape
     layout: Layout
-    step: Prediction
+    step: PredictedStep
     gib: float
     rejected: str  # why not, though it is fast; "" where nothing speaks against it
 
@@ -101,7 +101,7 @@ def candidate_shapes(low: float, high: float, gpu: GPU, gpus: int, per_node: int
                             gib = peak_memory(shape, layout)
                             if fit_in_words(gib, gpu) != "fits":
                                 continue
-                            step = predict(shape, layout, gpu, "Megatron-DeepSpeed")
+                            step = predict_step(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""
                             option = ShapeCandidate(shape, layout, step, gib, rejected)
                             key = (layers, hidden, heads)

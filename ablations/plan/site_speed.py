@@ -13,7 +13,7 @@ from typing import Any
 
 from ablations.config import resolve
 from ablations.plan.hardware import GPU, accelerator
-from ablations.plan.throughput import Layout, Prediction, Shape, predict
+from ablations.plan.throughput import Layout, PredictedStep, Shape, predict_step
 from ablations.values import ConfigError
 
 MEASUREMENTS = Path(__file__).parents[2] / "runs/bench-gpu.jsonl"
@@ -72,13 +72,13 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
         raise ValueError("a number is not above 0")
     model = resolve([("size", row["size"]), ("model.pos", row["position"])]).model
     layout = Layout(1, 1, 1, micro, micro * accumulate, 1, False)
-    return layout.batch * model.seq / speed / predict(Shape.of(model), layout, gpu).seconds
+    return layout.batch * model.seq / speed / predict_step(Shape.of(model), layout, gpu).seconds
 
 
-def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> Prediction:
+def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
     """The predicted seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site;
     None: the prediction is not corrected."""
-    prediction = predict(shape, layout, gpu)
+    prediction = predict_step(shape, layout, gpu)
     if site is None:
         return prediction
     return prediction.scaled(site.factor, site.spread, f"measured here: {site.rows} rows on one {site.device}")

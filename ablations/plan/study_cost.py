@@ -18,7 +18,7 @@ from ablations.plan.layouts import FittingLayout, best_layout, best_of_each_kind
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, safe_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
-from ablations.plan.throughput import Prediction
+from ablations.plan.throughput import PredictedStep
 from ablations.site import find_site_file
 from ablations.study import Study
 from ablations.values import short_number
@@ -118,7 +118,7 @@ class StudyCost:
             "gpus_per_run": self.gpus,
             "layouts": [
                 {
-                    "settings": candidate.settings,
+                    "settings": candidate.settings_text,
                     "recompute": candidate.layout.recompute,
                     "seconds_per_step": candidate.steps[0].seconds,
                     "low": candidate.steps[0].low,
@@ -182,7 +182,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
-def _run_cost(cell: Cell, step: Prediction, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
+def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, suite: bool) -> RunCost:
     """The cost of one run.
 
     Args:

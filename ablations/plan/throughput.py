@@ -138,7 +138,7 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedStep:
     """The predicted seconds of a step. `low` and `high`: an interval that contained 80% of held-out rows; `basis`: the
     measurements on which the prediction is based, in words; `parts`: the seconds of each term."""
 
@@ -148,10 +148,10 @@ class Prediction:
     basis: str
     parts: dict[str, float]
 
-    def scaled(self, factor: float, spread: float, basis: str) -> "Prediction":
+    def scaled(self, factor: float, spread: float, basis: str) -> "PredictedStep":
         seconds = self.seconds * factor
         parts = {name: part * factor for name, part in self.parts.items()}
-        return Prediction(seconds, seconds / spread, seconds * spread, basis, parts)
+        return PredictedStep(seconds, seconds / spread, seconds * spread, basis, parts)
 
 
 @functools.cache
@@ -178,7 +178,7 @@ UNMEASURED_SPREAD = 1.36
 MIN_HIDDEN = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
 
 
-def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Prediction:
+def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> PredictedStep:
     """Predict the seconds of one optimizer step.
 
     Args:
@@ -212,4 +212,4 @@ def predict(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Predicti
     if shape.hidden < MIN_HIDDEN:
         low, high = low / UNMEASURED_SPREAD, high * UNMEASURED_SPREAD
         basis += f"; none as narrow as {shape.hidden}"
-    return Prediction(seconds, seconds * low, seconds * high, basis, parts)
+    return PredictedStep(seconds, seconds * low, seconds * high, basis, parts)

@@ -233,8 +233,8 @@ def factorial_decisions(x: np.ndarray, weights: np.ndarray, families: list[list[
 
 @dataclass(frozen=True)
 class SequentialOutcome:
-    """The outcome of simulated studies that add seeds: the decisions, and the number of seeds at which each study
-    stopped."""
+    """The outcome of simulated studies that add seeds until they are decided: the decisions, and the number of seeds at
+    which each study stopped."""
 
     decisions: np.ndarray  # [studies, arms - 1]
     seeds: np.ndarray  # [studies]

@@ -179,7 +179,7 @@ def changes_beyond(allowed: dict[str, Any], one: dict[str, Any], other: dict[str
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
     """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
-    leave out runs that do not have the key, which else counts as the value "none"."""
+    for each key, compare only the runs that have it; otherwise a missing key counts as the value "none"."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

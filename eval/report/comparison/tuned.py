@@ -207,7 +207,7 @@ def losses_by_rate(findings: Findings, arm: str) -> dict[float, float]:
     return {rate: float(np.mean([results[label][seed] for seed in seeds])) for rate, label in labels.items()}
 
 
-def sensitivity(losses: dict[float, float]) -> float:
+def learning_rate_sensitivity(losses: dict[float, float]) -> float:
     """How much the loss exceeds its minimum, averaged over the grid of learning rates, which are evenly spaced in their
     logarithm: the LR sensitivity of Wortsman et al. 2023 (arXiv:2309.14322), but without diverged runs, which the paper
     counts with the initial loss. `losses`: {learning rate: loss}."""

@@ -168,7 +168,7 @@ def _read(directory: Path) -> dict[str, Any]:
             damage = f"{rundir.METRICS} is damaged: {len(rows) - len(possible)} lines have numbers that no run has"
         cell["metrics"] = list({row["step"]: row for row in possible}.values())
         cell["damage"] += [damage] if damage else []
-    cell["registered"], damage = rundir.read_registered(directory)
+    cell["registered"], damage = rundir.read_registrations(directory)
     first = cell["registered"][0]["sha256"] if cell["registered"] else ""
     if not damage and cell["run"].get("registered", first) != first:
         damage = f"{rundir.REGISTERED} does not begin with what {rundir.RUN} says was registered first"

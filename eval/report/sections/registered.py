@@ -35,7 +35,10 @@ def section(findings: Findings) -> Section:
             HEAD,
             "\n".join(
                 f"* {line}."
-                for line in [*when_registered(findings), *(changes_since(findings) or [unchanged_sentence(findings)])]
+                for line in [
+                    *registration_sentences(findings),
+                    *(changes_since(findings) or [unchanged_sentence(findings)]),
+                ]
             ),
         ]
     if checked := checked_predictions(findings):
@@ -53,7 +56,7 @@ def registrations_by_time(findings: Findings) -> dict[tuple[str, int], dict[str,
     return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 
-def when_registered(findings: Findings) -> list[str]:
+def registration_sentences(findings: Findings) -> list[str]:
     """Sentences on how many runs registered this study before their first step, which runs registered it later, and
     which did not."""
     first = registrations_by_time(findings)

@@ -6,7 +6,12 @@ from ablations import drawing
 from ablations.drawing import Line
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.tuned import CHOICE_METRIC, comparisons_at_best_rate, losses_by_rate, sensitivity
+from eval.report.comparison.tuned import (
+    CHOICE_METRIC,
+    comparisons_at_best_rate,
+    learning_rate_sensitivity,
+    losses_by_rate,
+)
 from eval.report.document.blocks import Block, Figure, Section, Table
 from eval.statistics.comparison import Comparison
 
@@ -38,7 +43,7 @@ def section(findings: Findings) -> Section:
             arm,
             *(f"{losses[rate]:.{digits}f}" if rate in losses else "missing" for rate in tuning.rates),
             best_rate(losses, tuning.rates),
-            f"{sensitivity(losses):.{digits}f}" if len(losses) > 1 else "-",
+            f"{learning_rate_sensitivity(losses):.{digits}f}" if len(losses) > 1 else "-",
         ]
         for arm, losses in basins.items()
     ]
@@ -128,7 +133,7 @@ def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
         losses = losses_by_rate(findings, arm)
         line: dict[str, Any] = {"arm": arm, "bits_per_byte": {f"{rate:g}": loss for rate, loss in losses.items()}}
         if losses:
-            line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": sensitivity(losses)}
+            line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": learning_rate_sensitivity(losses)}
         line["at_best"] = {
             METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.verdict_on(c[arm], name).words}
             | (

@@ -55,7 +55,7 @@ def fixed_seed_rates(arms: int, seeds: int, studies: int, key: int = 1) -> list[
     Args:
         arms, seeds: how many arms (with the baseline) and seeds each study has.
         studies: the number of simulated studies.
-        key: part of the seed of the random numbers.
+        key: selects the random numbers: the same key gives the same studies.
 
     Returns:
         1. The share in which any arm is called better or worse, where all arms are equal.
@@ -90,13 +90,14 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
     """Error rates over simulated studies that add seeds until every arm is decided: a list of four shares of the
-    studies. An error at any interim analysis counts.
+    studies. A wrong verdict at any interim analysis counts
+    as an error.
 
     Args:
         arms: the number of arms of each study, with the baseline.
         most: the largest number of seeds.
         studies: the number of simulated studies.
-        key: part of the seed of the random numbers.
+        key: selects the random numbers: the same key gives the same studies.
 
     Returns:
         1. The share in which any arm is called better or worse, where all arms are equal and there is no margin.
@@ -124,7 +125,7 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         fraction: the fraction of the combinations that is run, such as "1/2".
         seeds: the number of seeds of each study.
         studies: the number of simulated studies.
-        key: part of the seed of the random numbers.
+        key: selects the random numbers: the same key gives the same studies.
 
     Returns:
         1. The share with any wrong verdict, where nothing has an effect, and all decisions are corrected as one family.
