@@ -207,8 +207,8 @@ def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tupl
 
 
 def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float) -> list[str]:
-    """SVG elements for the ticks of the horizontal axis at `values`, with their numbers. A number that would overlap the
-    one before is left out. `X`: maps a value to its horizontal coordinate; `bottom`: the vertical coordinate of the
+    """SVG elements for the ticks of the horizontal axis at `values`, with their numbers. A number that would overlap
+    the one before is left out. `X`: maps a value to its horizontal coordinate; `bottom`: the vertical coordinate of the
     axis."""
     out, last = [], -99.0
     for value in values:
