@@ -99,7 +99,7 @@ class Cluster:
         text = self.run("scontrol", "--oneliner", "show", "job", ident).splitlines()[-1]
         return dict(re.findall(r"(\S+?)=(.*?)(?= [A-Z][A-Za-z/:]*=|$)", text))
 
-    def wait(self, ident: str, *states: str, seconds: float = 60) -> dict[str, str]:
+    def wait(self, ident: str, *states: str, seconds: float = 240) -> dict[str, str]:
         """Until the job is in one of `states`; by default until it has ended for good.
 
         Raises:
@@ -118,7 +118,7 @@ class Cluster:
         self.run("scancel", "--user=root", check=False)
         for node in self.nodes:
             self.plug(node) if self.has_power(node) else self.power_on(node)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not self.idle():
             if time.monotonic() > end:
                 raise TimeoutError(f"the nodes are not idle: {self.run('sinfo')}\n{self.run('squeue')}")
