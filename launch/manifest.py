@@ -113,12 +113,12 @@ def _prove_configuration(
     """Prove that all factors act and that the settings in effect are the configured ones. Returns three entries for
     run.json: (a row {"name", "shape", "decayed"} for each parameter, the proofs, {setting: value in effect}). `data`:
     what `prepare_data` returned. Raises Mismatch where a proof fails, or a setting differs."""
-    from launch import effective as live
+    from launch.effective import settings_in_effect
     from model import proof
 
     rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
     proofs = [*proof.prove(engine.model), groups, *engine.proofs]
-    effective = live.settings_in_effect(engine) | {
+    effective = settings_in_effect(engine) | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
         **{f"data.{name}": value for name, value in data["recipe"].items()},

@@ -25,14 +25,12 @@ from model.memory import estimate_memory
 
 # Untuned, on the careful side: a healthy node must not be turned away.
 MIN_SPEED_SHARE = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
-MAX_CLOCK_DIFFERENCE = (
-    30.0  # seconds between a node's clock and the median; wrong clocks break make, Slurm and the reading of logs
-)
+# Seconds between a node's clock and the median: wrong clocks break make, Slurm and the reading of logs.
+MAX_CLOCK_DIFFERENCE = 30.0
 MIN_SHARED_BYTES = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
 MIN_LINK_SHARE = 0.25  # of the median node's link
-MAX_MEMORY_SHARE = (
-    0.95  # of a device's memory may be needed by estimate, which is within 10 % and errs to the high side
-)
+# Of a device's memory, what a run may need by estimate: the estimate is within 10 % and errs to the high side.
+MAX_MEMORY_SHARE = 0.95
 MAX_MICRO_BATCH_GPU, MAX_MICRO_BATCH_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
 MIN_FREE_SHARE = 0.9  # of a GPU's memory that must be free: else a process that should have ended holds the rest
 
@@ -215,14 +213,14 @@ def check_memory(run: Run, ranks: int) -> None:
     micro-batch; `ranks`: the number of ranks. Raises ConfigError where the run does not fit; the message names the
     largest micro-batch with which it would."""
     total = device_memory()
-    if bytes_needed(run, run.layout.micro_batch, ranks) <= MAX_MEMORY_SHARE * total:
+    needed = bytes_needed(run, run.layout.micro_batch, ranks)
+    if needed <= MAX_MEMORY_SHARE * total:
         return
     fits = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
     if fits:
         cure = f"layout.micro_batch={fits} would need {bytes_needed(run, fits, ranks) / 1e9:.3g} GB"
-    needed = bytes_needed(run, run.layout.micro_batch, ranks) / 1e9
-    raise ConfigError(f"the run needs {needed:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
+    raise ConfigError(f"the run needs {needed / 1e9:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
 
 
 def choose_micro_batch(run: Run, ranks: int) -> Run:

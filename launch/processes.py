@@ -28,6 +28,8 @@ from ablations.study import ROOT
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
 RANK_VARIABLES |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"}  # torchrun's
 
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>: the signal that a process gets when its parent dies
+
 
 class CommandFailed(RuntimeError):
     """A command exited with an error; the message is the last error in its log."""
@@ -51,19 +53,13 @@ def restart_in_utf8_mode(module: str, words: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *words], child_environment())
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (Linux: PR_SET_PDEATHSIG). For the argument `preexec_fn`
-    of subprocess.Popen."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def ignore_ctrl_c_and_die_with_parent() -> None:
     """Ignore SIGINT and SIGHUP, which a terminal sends to every process, and have the kernel kill this process when its
     parent dies. The parent handles the signals and ends its children. For the argument `preexec_fn` of
     subprocess.Popen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    die_with_parent()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def gpu_count() -> int:

@@ -21,6 +21,7 @@ HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats; untuned
 DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
 STARTUP_SECONDS = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
 STORAGE_SECONDS = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
+SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 class StopTraining(RuntimeError):
@@ -191,9 +192,6 @@ class Watch:
             times = busy[slowest] / middle
             who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
         record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
-
-
-SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
 
 
 def stop_reason(folder: Path) -> str:

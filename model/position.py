@@ -17,9 +17,8 @@ class Position(nn.Module):
     calls all three, whatever the scheme."""
 
     max_length: int | None = None  # tokens; None: no limit
-    first_head = (
-        0  # the index, among all heads of a layer, of this rank's first head (tensor parallelism divides heads)
-    )
+    # Of this rank's heads, the index of the first among all heads of a layer: tensor parallelism divides them.
+    first_head = 0
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()

@@ -25,13 +25,9 @@ from launch.repair import is_trained, repair
 from launch.watch import stop_reason
 
 MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
-LEAVING_SECONDS = (
-    SILENT_SECONDS + 15
-)  # seconds to wait for another job's attempt to leave the run, or for its heartbeat to fall silent
-MAX_TRIES, PAUSE_SECONDS = (
-    30,
-    20.0,
-)  # how often a Slurm controller that does not answer is asked, and the seconds between; untuned
+LEAVING_SECONDS = SILENT_SECONDS + 15  # to wait for another job's attempt to leave, or its heartbeat to fall silent
+MAX_TRIES = 30  # how often a Slurm controller that does not answer is asked; untuned
+PAUSE_SECONDS = 20.0  # seconds between these tries; untuned
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 

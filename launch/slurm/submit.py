@@ -254,7 +254,6 @@ def resources_of(job: str) -> list[str]:
         "Features": "constraint",
         "Reservation": "reservation",
         "ExcNodeList": "exclude",
-        "NtasksPerN:B:S:C": "",
         "CPUs/Task": "cpus-per-task",
         "MinMemoryNode": "mem",
         "MinMemoryCPU": "mem-per-cpu",
@@ -262,7 +261,7 @@ def resources_of(job: str) -> list[str]:
     options = [
         f"--{o}={fields[k].split('-')[0] if k == 'NumNodes' else fields[k]}"
         for k, o in names.items()
-        if o and fields.get(k, "(null)") not in ("(null)", "N/A")
+        if fields.get(k, "(null)") not in ("(null)", "N/A")
     ]
     per_node = fields.get("NtasksPerN:B:S:C", "0").split(":")[0]
     if per_node not in ("0", ""):
