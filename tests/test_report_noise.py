@@ -13,7 +13,7 @@ from scipy import stats
 from ablations.criteria import Criteria
 from eval.report.comparison.findings import recorded_noise
 from eval.report.comparison.gather import gather
-from eval.report.comparison.predictions import interval_in_words
+from eval.report.comparison.predictions import interval_of
 from eval.report.contents import contents
 from eval.report.document.formats import markdown
 from eval.report.reading.runs import read
@@ -74,9 +74,9 @@ def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
     """With one degree of freedom a difference of 5.5 points may have an interval of 760."""
     half = stats.t.isf(0.025, 1) * 30.0
     c = corrected_family({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
-    assert interval_in_words(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
-    assert interval_in_words(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
-    assert interval_in_words(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
+    assert interval_of(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
+    assert interval_of(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
+    assert interval_of(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
     findings = gather(study)
     mean = values(study, "zero_shot").mean(1)[0]
     most = largest_difference(findings, "zero-shot")

@@ -40,10 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
     add("--epochs", type=int, metavar="N", help="5 at most (default)")
-    add("--format", default="text", help="text or json")
+    answers.add_format(parser)
     args = parser.parse_args(argv)
     try:
-        answers.extract_format([f"FORMAT={args.format}"])
         return run_command(args)
     except (ValueError, OSError) as error:
         answers.print_error(str(error), args.format == "json")

@@ -110,7 +110,11 @@ def run_all(
         if jobs == 1:
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
-                done(item, partial(finetune_item, work, item, partial(_show_step, show, before)))
+
+                def progress(step: int, _: int, before: int = before) -> None:
+                    show(before + step, "")
+
+                done(item, partial(finetune_item, work, item, progress))
                 show(before + item.steps, item.label)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
@@ -132,18 +136,6 @@ def run_all(
                     child.terminate()
                 raise
     return failed
-
-
-def _show_step(show: Callable[[int, str], None], before: int, step: int, _: int) -> None:
-    """Update the progress display after a step of a fine-tuning.
-
-    Args:
-        show: the function that `show_progress` yields.
-        before: the number of steps of the fine-tunings that are finished.
-        step: the number of finished steps of the present fine-tuning.
-        _: the number of all its steps, not used.
-    """
-    show(before + step, "")
 
 
 _steps: Any = None  # in a process of the pool: the steps that all of them have done

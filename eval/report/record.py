@@ -140,7 +140,6 @@ def run_length(findings: Findings) -> dict[str, Any]:
 def record(findings: Findings) -> dict[str, Any]:
     """The content of the record's run.json: the study, its runs, and their results and comparisons."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
-    configs = [cell["run"]["config"] for cell in findings.cells.values() if "run" in cell]
     runs = []
     for (arm, seed), cell in findings.cells.items():
         run = {"arm": arm, "seed": seed, "state": cell["state"] or "finished"}
@@ -157,13 +156,11 @@ def record(findings: Findings) -> dict[str, Any]:
                 line["without"] = left_out
             if name in findings.margins:
                 line["margin"] = findings.margins[name]
-            if c.seeds and c.enough_items:
-                line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
-            comparisons.append(line)
+            comparisons.append(line | factorial.noise_for_record(c))
     return {
         **{key: getattr(findings.study, key) for key in ("name", "title", "question", "expect", "command")},
         "answer": answer.answer(findings).removeprefix("**Answer.** "),
-        "size": configs[0].get("size") if configs else None,
+        "size": findings.runs[0]["config"].get("size") if findings.runs else None,
         **run_length(findings),
         "noise": recorded_noise(findings),
         "registration": registered.summary(findings),

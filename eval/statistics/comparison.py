@@ -87,8 +87,7 @@ def compare(
     planned: tuple[Variance, Variance] | None = None,
     items_alone: Variance | None = None,
 ) -> Comparison:
-    """A comparison of two arms from their difference and its noise, without multiple-comparison correction. The p-value
-    is the level at which the confidence interval of the difference just touches zero.
+    """A comparison of two arms from their difference and its noise, without multiple-comparison correction.
 
     Args:
         difference: one arm minus the other, in the unit of the metric.
@@ -103,43 +102,39 @@ def compare(
             and `items`.
         items_alone: the variance from the items without the interaction of seeds and items; None where it is unknown.
     """
-    from scipy.optimize import brentq
-
     known = seeds or Variance(0.0, inf)
-    threshold = interval_half_width(LEVEL, known, items)
-    size = abs(difference)
-    low, high = 1e-15, 1 - 1e-12
-    if size == 0:  # a tie, also where nothing scatters
-        p = 1.0
-    elif size >= interval_half_width(low, known, items):
-        p = low
-    elif size <= interval_half_width(high, known, items):
-        p = 1.0
-    else:
-        p = float(
-            brentq(
-                lambda alpha: interval_half_width(alpha, known, items) - size,
-                low,
-                high,
-                xtol=1e-16,
-                maxiter=MAX_ITERATIONS,
-            )
-        )
-    if independent is not None and independent < FEWEST_ITEMS:
-        p = nan
-    replicated = replicated and seeds is not None
+    too_few = independent is not None and independent < FEWEST_ITEMS
     return Comparison(
         difference,
         seeds,
         items,
-        threshold,
-        p,
-        replicated=replicated,
+        threshold=interval_half_width(LEVEL, known, items),
+        p=nan if too_few else p_value(abs(difference), known, items),
+        replicated=replicated and seeds is not None,
         independent=independent,
         share=share,
         planned=planned,
         items_alone=items_alone,
     )
+
+
+def p_value(size: float, seeds: Variance, items: Variance) -> float:
+    """The two-sided p-value of a difference of this size, whose variance is the sum of one from the seeds and one from
+    the items: the level at which its confidence interval just touches zero, from 1e-15 to 1."""
+    from scipy.optimize import brentq
+
+    def excess(level: float) -> float:
+        """By how much the half-width of the interval at a level exceeds the difference."""
+        return interval_half_width(level, seeds, items) - size
+
+    low, high = 1e-15, 1 - 1e-12
+    if size == 0:  # a tie, also where nothing scatters
+        return 1.0
+    if excess(low) <= 0:
+        return low
+    if excess(high) >= 0:
+        return 1.0
+    return float(brentq(excess, low, high, xtol=1e-16, maxiter=MAX_ITERATIONS))
 
 
 def holm(p: list[float]) -> list[float]:

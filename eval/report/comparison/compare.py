@@ -41,6 +41,14 @@ def largest_effect(metric: str, factors: int = 1) -> float:
     return 2.0 ** (factors - 1) * METRICS[metric].largest
 
 
+def interval_in_words(difference: float, half_width: float, metric: str, factors: int = 1) -> str:
+    """A confidence interval as text, such as "+0.012 to +0.034", cut at the largest effect that the metric allows.
+    `factors`: the number of factors whose interaction the difference is; 1: a difference of two arms."""
+    most, digits = largest_effect(metric, factors), METRICS[metric].digits + 1
+    low, high = max(-most, difference - half_width), min(most, difference + half_width)
+    return f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
 class Items(NamedTuple):
     """The items of a task that all of several runs have in common, sorted by name."""
 

@@ -5,7 +5,9 @@ A criterion also counts as registered before the runs where the runs of a single
 have been made for an earlier study, since studies share their baseline.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ablations.criteria import METRICS, PRIMARY, Criteria
@@ -28,12 +30,11 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     typed = any(word.startswith("MARGIN=") for word in getattr(study, "words", ()))
     if margins and not typed:
         criteria = replace(criteria, margins=next(iter(margins.values())))
-    before = set()
-    for metric, margin in criteria.margins.items():
-        runs = [run for run, cell in cells.items() if "run" in cell]
-        late = {arm for arm, seed in runs if margins.get((arm, seed), {}).get(metric) != margin}
-        if margins and len(late) <= 1:
-            before.add(metric)
+    before = {
+        metric
+        for metric, margin in criteria.margins.items()
+        if margins and len(late_arms(study, cells, partial(has_margin, metric=metric, margin=margin))) <= 1
+    }
     most = [seeds for content in registered.values() if (seeds := registered_most_seeds(content))]
     if most:
         criteria = replace(criteria, sequential=True, seeds=max(most))
@@ -44,10 +45,8 @@ def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether all runs, but for those of at most one arm, registered the noise floor that the study uses before their
     first step. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
-    registered = registered_contents(study, cells)
-    runs = [run for run, cell in cells.items() if "run" in cell]
-    late = {run[0] for run in runs if not floor or registered.get(run, {}).get("noise_floor") != floor.identity}
-    return bool(registered) and len(late) <= 1
+    late = late_arms(study, cells, lambda content: floor is not None and content.get("noise_floor") == floor.identity)
+    return bool(registered_contents(study, cells)) and len(late) <= 1
 
 
 def registered_metric(study: Any, cells: Cells) -> str:
@@ -63,24 +62,14 @@ def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
     Verdicts that depend on these criteria are exploratory, however many seeds are added. `study`: a Study or a
     Collection; `cells`: {(arm, seed): content of the run directory}."""
     criteria: Criteria = study.criteria
-    registered = registered_contents(study, cells)
-    runs = [run for run, cell in cells.items() if "run" in cell]
     margin = criteria.margins.get(criteria.metric)
     floor = criteria.noise_floor.identity if criteria.noise_floor else None
-    late = {
-        "metric": {
-            arm for arm, seed in runs if registered.get((arm, seed), {}).get("metric", PRIMARY) != criteria.metric
-        },
-        "margin": {
-            arm
-            for arm, seed in runs
-            if margin and registered_margins(registered.get((arm, seed), {})).get(criteria.metric) != margin
-        },
-        "noise floor": {
-            arm for arm, seed in runs if floor and registered.get((arm, seed), {}).get("noise_floor") != floor
-        },
+    checks: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "metric": lambda content: content.get("metric", PRIMARY) == criteria.metric,
+        "margin": lambda content: not margin or has_margin(content, criteria.metric, margin),
+        "noise floor": lambda content: not floor or content.get("noise_floor") == floor,
     }
-    return [name for name, arms in late.items() if len(arms) > 1]
+    return [name for name, holds in checks.items() if len(late_arms(study, cells, holds)) > 1]
 
 
 def seeds_planned(study: Any, cells: Cells) -> int | None:
@@ -119,6 +108,20 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
     content of the run directory}."""
     lines = first_registrations(study, cells)
     return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
+
+
+def late_arms(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
+    """The arms with a run that has begun and did not register something before its first step. `study`: a Study or a
+    Collection; `cells`: {(arm, seed): content of the run directory}; `holds`: whether the content of a registration, {}
+    of a run without one, has it."""
+    registered = registered_contents(study, cells)
+    return {run[0] for run, cell in cells.items() if "run" in cell and not holds(registered.get(run, {}))}
+
+
+def has_margin(content: dict[str, Any], metric: str, margin: float) -> bool:
+    """Whether a registration has this margin of equivalence for a metric. `content`: the content of the
+    registration."""
+    return registered_margins(content).get(metric) == margin
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:

@@ -58,6 +58,11 @@ class Findings(NamedTuple):
     def controlled(self) -> bool:
         return self.study.controlled
 
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The contents of run.json of all runs that have begun."""
+        return [cell["run"] for cell in self.cells.values() if "run" in cell]
+
     def colour(self, arm: str) -> int:
         return self.study.arms.index(arm) % SERIES
 

@@ -48,15 +48,12 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         lines += [f"{name}, text: {in_one_line(line)}" for line in run["data"].get("mismatch") or []]
 
     text = {name: {f"text of {run['config']['data']['corpus']}": run["data"]["sha256"]} for name, run in runs.items()}
-    tokenizers = {name: run["data"]["tokenizer"] for name, run in runs.items()}
     lines += differing_values(text, only_shared=True)
-    lines += differing_values(
-        {
-            name: {f"tokenizer of {tokenizer['corpus']} with {tokenizer['vocab']} pieces": tokenizer["sha256"]}
-            for name, tokenizer in tokenizers.items()
-        },
-        only_shared=True,
-    )
+    tokenizers = {}
+    for name, run in runs.items():
+        tokenizer = run["data"]["tokenizer"]
+        tokenizers[name] = {f"tokenizer of {tokenizer['corpus']} with {tokenizer['vocab']} pieces": tokenizer["sha256"]}
+    lines += differing_values(tokenizers, only_shared=True)
 
     lines += differing_values({name: {"evaluation": flat_evaluation(cell)} for name, cell in evaluated.items()})
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
@@ -131,14 +128,9 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
             ),
         }
         for what, (one, other, allowed) in tests.items():
-            changes = difference(flatten(one), flatten(other))
-            more = [
-                f"{key}={in_one_line(value)}"
-                for key, value in changes.items()
-                if key not in allowed and not key.startswith("layout.") and key != "size"
-            ]
-            if more:
-                lines.append(f"{name}: {what}: {', '.join(more)}")
+            if more := changes_beyond(allowed, one, other):
+                changes = ", ".join(f"{key}={in_one_line(value)}" for key, value in more.items())
+                lines.append(f"{name}: {what}: {changes}")
         # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
         proved = {factor: proof["passed"] for proof in run["proofs"] for factor in proof["factor"].split(", ")}
         lines += [f"{name}: the activity proof of {factor} failed" for factor, passed in proved.items() if not passed]
@@ -167,15 +159,22 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
                 continue
             allowed = study.cell(design.factors[number], seed).delta
             for what in ("config", "effective"):
-                changes = difference(*(flatten(run[what]) for run in runs if run))
-                more = [
-                    key for key in changes if key not in allowed and not key.startswith("layout.") and key != "size"
-                ]
-                if more:
+                if more := changes_beyond(allowed, *(run[what] for run in runs if run)):
                     lines.append(
                         f"{second}, seed {seed}: {what}: differs from {first} in more than one line: {', '.join(more)}"
                     )
     return lines
+
+
+def changes_beyond(allowed: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which two configurations differ although they are not in `allowed`: {setting: its value in
+    `other`}. Layout and the name of the size are left out."""
+    changes = difference(flatten(one), flatten(other))
+    return {
+        key: value
+        for key, value in changes.items()
+        if key not in allowed and not key.startswith("layout.") and key != "size"
+    }
 
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ablations.prediction import INTERACTION, Prediction, distinct
-from eval.report.comparison.compare import METRICS, compare_pair, largest_effect, share_of_alpha
+from eval.report.comparison.compare import METRICS, compare_pair, interval_in_words, share_of_alpha
 from eval.report.comparison.contrasts import contrast
 from eval.report.comparison.criteria import registered_contents
 from eval.report.comparison.findings import Findings
@@ -66,7 +66,7 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     digits = METRICS[metric].digits + 1
     factors = 2 if prediction.kind == INTERACTION else 1
     measured = "; ".join(
-        f"{name}: {c.difference:+.{digits}f}{interval_in_words(c, metric, factors)}" for name, c in known.items()
+        f"{name}: {c.difference:+.{digits}f}{interval_of(c, metric, factors)}" for name, c in known.items()
     )
     comparisons = list(known.values())
     if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
@@ -95,19 +95,14 @@ def interaction(findings: Findings, prediction: Prediction) -> Comparison | None
     return contrast(findings.cells, results, weights, prediction.metric)
 
 
-def interval_in_words(c: Comparison, metric: str, factors: int = 1) -> str:
+def interval_of(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
-    noise is unknown. The interval is cut at the largest difference that the metric allows.
-
-    Args:
-        factors: the number of factors whose interaction the difference is; 1: a difference of two arms.
-    """
+    noise is unknown. `factors`: the number of factors whose interaction the difference is; 1: a difference of two
+    arms."""
     if not c.seeds or not c.enough_items:
         return ""
-    half, most = interval_half_width(c.share * LEVEL, c.seeds, c.items), largest_effect(metric, factors)
-    low, high = max(-most, c.difference - half), min(most, c.difference + half)
-    digits = METRICS[metric].digits + 1
-    return f", 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
+    half_width = interval_half_width(c.share * LEVEL, c.seeds, c.items)
+    return f", 95 % interval {interval_in_words(c.difference, half_width, metric, factors)}"
 
 
 def order_outcome(differences: list[Comparison]) -> str:

@@ -1,7 +1,7 @@
 """Collections: runs of several studies, or of none, that RUNS= names; grouped into arms for a report."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ablations.tuning import Tuning
 from ablations.values import difference, flatten, short_number
 from eval.report.reading.runs import in_one_line, read_manifest
 
-FAMILIAR_SETTINGS = ("model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
+FAMILIAR_SETTINGS = ("size", "model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CollectedRun:
 
     dir: Path
     config: dict[str, Any]
-    delta: dict[str, Any]  # {setting: value} of the settings in which it differs from the baseline
+    delta: dict[str, Any] = field(default_factory=dict)  # {setting: value}: what differs from the baseline
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,18 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             if runs[seed].dir.resolve() == directory.resolve():
                 continue  # studies share their baseline
             raise ValueError(f"{runs[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
-        runs[seed] = CollectedRun(directory, run["config"], {})
+        runs[seed] = CollectedRun(directory, run["config"])
     if not groups:
         raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
     names = short_arm_names(groups, origins)
     first_group = next(iter(groups.values()))
-    base = next(iter(first_group.values())).config
-    runs_by_name = {
-        (names[arm], seed): CollectedRun(run.dir, run.config, changed_settings(base, run.config))
-        for arm, runs in groups.items()
-        for seed, run in runs.items()
-    }
+    base = flatten(next(iter(first_group.values())).config)
+    runs_by_name = {}
+    for arm, runs in groups.items():
+        for seed, collected in runs.items():
+            changes = difference(base, flatten(collected.config))
+            delta = {key: value for key, value in changes.items() if is_setting(key)}
+            runs_by_name[names[arm], seed] = replace(collected, delta=delta)
     digest = hashlib.sha256("".join(sorted(groups)).encode()).hexdigest()[:6]
     return Collection(
         name=f"comparison-{digest}",
@@ -108,13 +109,6 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             f"{directory.name}: left out: {message.replace(f'{directory}/', '')}" for message, directory in damaged
         ],
     )
-
-
-def changed_settings(base: dict, config: dict) -> dict[str, Any]:
-    """The settings in which a configuration differs from `base`, another configuration: {setting: its value in
-    `config`}. Seed, layout and the name of the size are left out."""
-    changes = difference(flatten(base), flatten(config))
-    return {key: value for key, value in changes.items() if is_setting(key)}
 
 
 def is_setting(key: str) -> bool:
@@ -138,7 +132,8 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
     ]
     values = {key: [in_one_line(config[key]) for config in flat_configs] for key in keys}
     differing = [key for key in keys if len(set(values[key])) > 1]
-    differing.sort(key=lambda key: (key != "size", rank_of_setting(key)))
+    rank = {key: number for number, key in enumerate(FAMILIAR_SETTINGS)}
+    differing.sort(key=lambda key: rank.get(key, len(rank)))
 
     def distinct(chosen: list[str]) -> int:
         """The number of arms that can be told apart by the chosen settings alone."""
@@ -163,12 +158,6 @@ def short_setting(key: str, value: Any) -> str:
     if key == "train.tokens":
         return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"
-
-
-def rank_of_setting(key: str) -> int:
-    """The rank of a setting for use in names of arms: 0 for the most familiar setting, and the same largest number for
-    all that are not in FAMILIAR_SETTINGS. `key`: the full name of the setting, such as "model.pos"."""
-    return FAMILIAR_SETTINGS.index(key) if key in FAMILIAR_SETTINGS else len(FAMILIAR_SETTINGS)
 
 
 def run_directories(name: str) -> list[Path]:

@@ -15,8 +15,8 @@ from ablations.safe_files import Damaged, first_misfit, printable
 from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
+NUMBER = rundir.NUMBER
 Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
-NUMBER = (int, float)
 
 # What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN_FORM: dict[str, Any] = {

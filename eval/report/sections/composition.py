@@ -76,14 +76,13 @@ def names_shown(findings: Findings) -> Callable[[str], str]:
     """A function from the name of a corpus, or the path of a corpus or tokenizer file, to the name that the report
     shows: absolute paths are cut to their ends."""
     names: set[str] = set()
-    for seeds in findings.cells_with("run").values():
-        for cell in seeds.values():
-            config, data = cell["run"]["config"], cell["run"]["data"]
-            values = [*config["data"].values(), *config["eval"]["corpora"], data["tokenizer"]["corpus"]]
-            values += [entry["corpus"] for entry in list_in(data, "train") if not first_misfit(entry, PART)]
-            for key in ("sources", "corpora"):
-                values += data[key] if isinstance(data.get(key), dict) else ()
-            names |= {value for value in values if isinstance(value, str)}
+    for run in findings.runs:
+        config, data = run["config"], run["data"]
+        values = [*config["data"].values(), *config["eval"]["corpora"], data["tokenizer"]["corpus"]]
+        values += [entry["corpus"] for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+        for key in ("sources", "corpora"):
+            values += data[key] if isinstance(data.get(key), dict) else ()
+        names |= {value for value in values if isinstance(value, str)}
     ends = shortest_ends(sorted(names))
     return lambda name: in_one_line(ends.get(name, name) if Path(name).is_absolute() else name)
 
@@ -166,27 +165,20 @@ def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
     of the tokenizer)]."""
     shown = names_shown(findings)
     tokenizers: dict[str, tuple[str, str]] = {}
-    for seeds in findings.cells_with("run").values():
-        for cell in seeds.values():
-            tokenizer, data = cell["run"]["data"]["tokenizer"], cell["run"]["config"]["data"]
-            name, kind = shown(tokenizer["corpus"]), in_one_line(data.get("tokenizer_kind", "bpe"))
-            origin = f"the file {name}" if kind == "file" else f"{kind}, trained on {name}"
-            words = f"{origin}, {tokenizer['vocab']:,} pieces, sha256 {in_one_line(tokenizer['sha256'])}"
-            tokenizers.setdefault(words, (name, words))
+    for run in findings.runs:
+        tokenizer, data = run["data"]["tokenizer"], run["config"]["data"]
+        name, kind = shown(tokenizer["corpus"]), in_one_line(data.get("tokenizer_kind", "bpe"))
+        origin = f"the file {name}" if kind == "file" else f"{kind}, trained on {name}"
+        words = f"{origin}, {tokenizer['vocab']:,} pieces, sha256 {in_one_line(tokenizer['sha256'])}"
+        tokenizers.setdefault(words, (name, words))
     return list(tokenizers.values())
 
 
 def evaluated_corpora(findings: Findings) -> list[str]:
     """The different corpora in the setting eval.corpora of the runs, by the names that the report shows."""
     shown = names_shown(findings)
-    return list(
-        dict.fromkeys(
-            shown(str(name))
-            for seeds in findings.cells_with("run").values()
-            for cell in seeds.values()
-            for name in cell["run"]["config"]["eval"]["corpora"]
-        )
-    )
+    names = (name for run in findings.runs for name in run["config"]["eval"]["corpora"])
+    return list(dict.fromkeys(shown(str(name)) for name in names))
 
 
 def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
@@ -195,14 +187,13 @@ def blend_files(findings: Findings, texts: list[Text]) -> list[str]:
     the study."""
     shown = names_shown(findings)
     files: dict[str, str] = {}
-    for seeds in findings.cells_with("run").values():
-        for cell in seeds.values():
-            recorded = cell["run"]["data"].get("corpora")
-            for name, entry in recorded.items() if isinstance(recorded, dict) else ():
-                if not first_misfit(entry, BLEND_FILE) and (blend := entry.get("blend")):
-                    parts = {shown(str(part)): blend[part] for part in blend} if isinstance(blend, dict) else None
-                    content = parts or [shown(str(part)) for part in blend]
-                    files.setdefault(shown(name), blend_file(shown(name), content, entry.get("alpha")))
+    for run in findings.runs:
+        recorded = run["data"].get("corpora")
+        for name, entry in recorded.items() if isinstance(recorded, dict) else ():
+            if not first_misfit(entry, BLEND_FILE) and (blend := entry.get("blend")):
+                parts = {shown(str(part)): blend[part] for part in blend} if isinstance(blend, dict) else None
+                content = parts or [shown(str(part)) for part in blend]
+                files.setdefault(shown(name), blend_file(shown(name), content, entry.get("alpha")))
     for text in texts:
         if len(text.parts) > 1:
             weights = {part.source: part.share for part in text.parts}

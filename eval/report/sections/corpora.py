@@ -1,13 +1,14 @@
 """Section: bits per byte on each corpus of the models trained on each corpus, with the noise."""
 
+from math import inf
+
 import numpy as np
 
 from ablations import drawing
 from eval.report.comparison.comparable import all_tasks
-from eval.report.comparison.compare import item_scores
 from eval.report.comparison.findings import Findings
 from eval.report.document.blocks import Figure, Section, Table, plus_minus
-from eval.statistics.items import ratio_stderr, stratum_of_clusters
+from eval.report.sections.tasks import standard_error
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, level_stderr
 
@@ -29,9 +30,8 @@ def section(findings: Findings) -> Section:
             arm: {seed: cell["eval"]["tasks"][task]["value"] for seed, cell in evaluated[arm].items()} for arm in arms
         }
         for arm in arms:
-            items = item_scores(findings.cells, arm, sorted(results[arm]), task)
-            sums, sizes, _ = stratum_of_clusters(items.values.mean(0, keepdims=True), items.weights, items.clusters)
-            error = level_stderr(results, arm, Variance(ratio_stderr(sums[0], sizes) ** 2, len(sizes)))
+            of_items = Variance(standard_error(findings, arm, sorted(results[arm]), task) ** 2, inf)
+            error = level_stderr(results, arm, of_items)
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
     lines, colours = [], []
     for arm in arms:

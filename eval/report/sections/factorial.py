@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.report.comparison.compare import METRICS, largest_effect
+from eval.report.comparison.compare import METRICS, interval_in_words
 from eval.report.comparison.findings import Findings
 from eval.report.document.blocks import Block, Section, Table
 from eval.statistics.comparison import Comparison
@@ -27,11 +27,7 @@ def section(findings: Findings) -> Section:
         return Section("Main effects and interactions", [])
     rows = effect_rows(findings)
     words_of_design = design.in_words[0].upper() + design.in_words[1:]
-    blocks: list[Block] = [WORDS.format(design=words_of_design)]
-    if rows:
-        blocks.append(Table(HEAD, rows))
-    else:
-        blocks.append(NONE_YET)
+    blocks: list[Block] = [WORDS.format(design=words_of_design), Table(HEAD, rows) if rows else NONE_YET]
     if design.aliasing:
         blocks.append(
             "**Aliased.** In a fraction, an effect is told together with others, of which its estimate has so much:"
@@ -75,9 +71,8 @@ def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.enough_items:
         return [estimate, "unknown", "unknown", "-"]
-    most = largest_effect(metric, factors)
-    low, high = max(-most, c.difference - c.threshold), min(most, c.difference + c.threshold)
-    return [estimate, f"{low:+.{digits}f} to {high:+.{digits}f}", f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
+    ends = interval_in_words(c.difference, c.threshold, metric, factors)
+    return [estimate, ends, f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
 
 
 def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) -> str:
@@ -93,6 +88,13 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
     return f"**{sentence}**" if c.is_significant else sentence
 
 
+def noise_for_record(c: Comparison) -> dict[str, float]:
+    """The noise of a comparison as it is stored in the record's run.json; empty where the noise is unknown."""
+    if not c.seeds or not c.enough_items:
+        return {}
+    return {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
+
+
 def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The effects as they are stored in the record's run.json, a dictionary for each metric and effect; empty where the
     study is no factorial."""
@@ -102,14 +104,9 @@ def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
         return lines
     for name in findings.results:
         for effect, c in findings.effects.get(name, {}).items():
-            line: dict[str, Any] = {
-                "effect": design.name(effect),
-                "metric": METRICS[name].key,
-                "estimate": c.difference,
-            }
+            line = {"effect": design.name(effect), "metric": METRICS[name].key, "estimate": c.difference}
             line["verdict"] = verdict_text(findings, name, effect, c).replace("**", "")
-            if c.seeds and c.enough_items:
-                line |= {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
+            line |= noise_for_record(c)
             if shares := design.aliases(effect):
                 line["aliased_with"] = {design.name(other): share for other, share in shares.items()}
             lines.append(line)

@@ -55,14 +55,9 @@ def section(findings: Findings) -> Section:
     arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with("glue").items()}
     if not arms:
         return Section(title, [NOTHING_TO_COMPARE] if findings.external else [])
-    entries = [entry for tables in arms.values() for table in tables for entry in table["scores"].values()]
-    names = [name for name in TASKS if any(name in table["scores"] for tables in arms.values() for table in tables)]
-    metrics: dict[str, str] = {}
-    chance: dict[str, float] = {}
-    for tables in arms.values():
-        for table in tables:
-            for name, entry in table["scores"].items():
-                metrics[name], chance[name] = entry["study"]["metric"], entry["study"]["chance"]
+    runs = [table for tables in arms.values() for table in tables]
+    study_scores = {name: entry["study"] for table in runs for name, entry in table["scores"].items()}
+    names = [name for name in TASKS if name in study_scores]
     marked = {
         arm: f"{arm} {MARK}" if any(broken_rules(cell) for cell in seeds.values()) else arm
         for arm, seeds in findings.cells_with("glue").items()
@@ -75,22 +70,20 @@ def section(findings: Findings) -> Section:
         ]
         for arm, tables in arms.items()
     ]
-    external_lines, notes = external_rows(
-        findings.external, [table for tables in arms.values() for table in tables], names
-    )
+    external_lines, notes = external_rows(findings.external, runs, names)
     lines += external_lines
-    lines.append(["chance", *(f"{chance[name]:.1f}" for name in names), *("" for _ in MEANS)])
+    lines.append(["chance", *(f"{study_scores[name]['chance']:.1f}" for name in names), *("" for _ in MEANS)])
     for row in published():
         if findings.published_shown == "none" or (row["mark"] == "unverified" and findings.published_shown != "all"):
             continue
         numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
         lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_tasks(row), "-"])
-    counts = sorted({entry["study"]["seeds"] for entry in entries})
-    runs = max(len(tables) for tables in arms.values())
+    counts = sorted({entry["study"]["seeds"] for table in runs for entry in table["scores"].values()})
+    most_runs = max(map(len, arms.values()))
     text = INTRODUCTION.format(
         seeds=" or ".join(map(str, counts)),
-        runs="one run of each arm" if runs == 1 else f"{runs} runs of each arm",
-        metrics=", ".join(f"{TASKS[name]}: {metrics[name]}" for name in names),
+        runs="one run of each arm" if most_runs == 1 else f"{most_runs} runs of each arm",
+        metrics=", ".join(f"{TASKS[name]}: {study_scores[name]['metric']}" for name in names),
     )
     if any(name != arm for arm, name in marked.items()):
         text += f" {MARK}: breaks a rule of the challenge (Rules of Cramming)."

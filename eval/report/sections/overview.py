@@ -162,7 +162,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
 def held_out_loss(findings: Findings) -> str:
     """What the metric bits/byte means in this study, as a phrase of its note: the loss of the whole held-out text
     or, for masked language models, that of the masked tokens."""
-    models = [cell["run"]["config"]["model"] for cell in findings.cells.values() if "run" in cell]
+    models = [run["config"]["model"] for run in findings.runs]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:
         return "held-out loss"

@@ -3,6 +3,7 @@ by how well its source was verified."""
 
 import csv
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +132,24 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
     return compare(float(difference.mean()), None, items), [Stratum(np.array([[d]]), np.ones(1)) for d in difference]
 
 
+def compared_corpora(sign: str) -> list[list[str]]:
+    """A row for each pair of published corpora: its name, the difference, the noise from the items, the 95 % interval
+    over tasks as there could be, and the verdict. `sign`: between the names of a pair."""
+    rows = []
+    for one, other in combinations(load_published()["per_task"]["columns"][1:], 2):
+        c, strata = task_difference(one, other)
+        low, high = interval(bootstrap(strata, tasks=True), len(strata))
+        ends = f"{low:+.2f} to {high:+.2f}"
+        words = verdict(c, True, 2).words
+        rows.append([f"{one} {sign} {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, words])
+    return rows
+
+
 def corpus_comparison() -> list[Block]:
     """The corpora of the published study: their differences, judged by the rules of this report, their mean accuracies
     during training, and their accuracies on every task."""
     known, paths = load_published()["per_task"], load_published()["trajectories"]
-    names = known["columns"][1:]
-    lines = []
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            c, parts = task_difference(one, other)
-            low, high = interval(bootstrap(parts, tasks=True), len(parts))
-            ends = f"{low:+.2f} to {high:+.2f}"
-            lines.append(
-                [f"{one} minus {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, verdict(c, True, 2).words]
-            )
-    head = ["", "difference", "noise from the items", "95 % over tasks", "verdict"]
+    head, lines = ["", "difference", "noise from the items", "95 % over tasks", "verdict"], compared_corpora("minus")
     curves = [drawing.Line(name, i, paths["tokens"], values) for i, (name, values) in enumerate(paths["rows"].items())]
     figure = drawing.lines("BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks")
     cells = [

@@ -4,7 +4,7 @@ from typing import Any
 
 from ablations import rundir
 from ablations.registration import NOTHING_EXPECTED, changes
-from eval.report.comparison.criteria import first_registrations
+from eval.report.comparison.criteria import first_registrations, late_arms, registered_contents
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.predictions import checked_predictions
 from eval.report.document.blocks import Block, Section, Table
@@ -95,13 +95,14 @@ def expectation(findings: Findings) -> str:
     expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
-    first = registrations_by_time(findings)
-    before = {run for run, line in first.items() if line["step"] == 0 and line["content"].get("expected") == expect}
-    late = {run[0] for run, cell in findings.cells.items() if "run" in cell and run not in before}
-    if before and len(late) <= 1:
+    study, cells = findings.study, findings.cells
+    registered = [content.get("expected") for content in registered_contents(study, cells).values()]
+    if expect in registered and len(late_arms(study, cells, lambda content: content.get("expected") == expect)) <= 1:
         when = "written before the runs"
+    elif first_registrations(study, cells):
+        when = "written after the runs had begun"
     else:
-        when = "written after the runs had begun" if first else "not registered before the runs"
+        when = "not registered before the runs"
     return f"**Expected, {when}.** {expect}"
 
 

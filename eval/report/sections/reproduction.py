@@ -6,7 +6,7 @@ from eval.report.reading.runs import in_one_line
 
 
 def section(findings: Findings) -> Section:
-    runs = [cell["run"] for cell in findings.cells.values() if "run" in cell]
+    runs = findings.runs
     commits = ", ".join(sorted({in_one_line(run["commit"]["sha"]) for run in runs})) or "unknown"
     versions = " | ".join(dict.fromkeys(in_one_line(run["versions"]) for run in runs)) or "unknown"
     return Section("How to redo it", [Code(findings.study.command), f"Commit: {commits}. Versions: {versions}."])

@@ -31,11 +31,9 @@ from eval.report.simulated.error_rates import (
     wrong_verdicts_with_clusters,
     wrong_verdicts_with_few_groups,
 )
-from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.parts import LEVEL
 from eval.statistics.sequential import alpha_share
 from eval.statistics.simulation import BETTER, EQUIVALENT, simulate_sequential
-from eval.statistics.verdicts import verdict
 
 PAGE = Path("docs/statistics.md")
 STUDIES = 20_000  # of each kind: a rate of 5 % has a standard error of 0.15 %
@@ -112,14 +110,7 @@ def cluster_table() -> Table:
 
 
 def published_table() -> Table:
-    names = published.load_published()["per_task"]["columns"][1:]
-    rows = []
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            c, strata = published.task_difference(one, other)
-            low, high = interval(bootstrap(strata, tasks=True), len(strata))
-            ends = f"{low:+.2f} to {high:+.2f}"
-            rows.append([f"{one} − {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", verdict(c, True, 2).words, ends])
+    rows = [[pair, points, noise, words, ends] for pair, points, noise, ends, words in published.compared_corpora("−")]
     return Table(["", "points", "noise of the items", "verdict", "95 % over tasks"], rows)
 
 
