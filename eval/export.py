@@ -36,7 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     is_new = bool(args.to) or not rundir.is_exported(args.run)
     try:
         verified = export(args.run, args.to, args.store) if is_new else "it is there already"
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        # safetensors and tokenizers, written in Rust, raise types of their own where a disk is full
+        if not isinstance(error, ValueError | OSError) and "(os error " not in str(error):
+            raise
         answers.print_error(str(error), args.format == "json")
         return 2
     if args.format == "json":

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import resource
 import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
@@ -572,6 +573,20 @@ def test_a_run_is_exported(run: Path, ours: SentencePiece, capsys: pytest.Captur
     trained = load_file(run / "weights.safetensors")
     assert all(state[k].equal(x) for k, x in trained.items()) and state.keys() == trained.keys()
     assert export.main([str(run), "--to", str(to)]) == 2 and "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("largest", [500, 20_000, 60_000])  # bytes of a file: the settings, tokenizer or weights fail
+def test_a_disk_that_takes_no_more_is_said_in_a_line(
+    largest: int, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        assert export.main([str(run), "--to", str(run.parent / "out" / "exported")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in capsys.readouterr().err
+    assert not list((run.parent / "out").iterdir())
 
 
 def broken(run: Path, what: str) -> None:
