@@ -1,9 +1,15 @@
 """The section GLUE of a report: both means by name, published rows with their marks, collapsed seeds."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from ablations.safe_files import Damaged
 from eval.finetune.train import summarise
+from eval.report.reading.runs import read_glue_table
 from eval.report.sections import glue
 
 CHANCE = dict.fromkeys(("accuracy", "f1", "mcc", "pearson", "spearman"), 0.0)
@@ -54,3 +60,24 @@ def test_the_eight_task_means_of_the_published_rows() -> None:
     assert got["RoBERTa-base (published)"][-3:-1] == ["85.1", "85.0"]
     assert got["crammed v1, A6000 (published)"][-3:-1] == ["78.6", "77.9"]
     assert got["crammed v2, A6000 (secondary)"][-3:-1] == ["80.4", "-"]
+
+
+def test_a_table_whose_means_or_medians_are_not_those_of_its_scores_is_damage(tmp_path: Path) -> None:
+    whole = table(0.8, 0.79, 0.6, 0.7)
+    path = tmp_path / "glue.json"
+    path.write_text(json.dumps(whole))
+    assert read_glue_table(path) == whole
+    for keys, value, why in (
+        (("study", "nine_numbers"), 99.0, "the means of study are not those of its scores"),
+        (("leaderboard", "eight_tasks"), None, "the means of leaderboard are not those of its scores"),
+        (("scores", "cola", "study", "median"), 99.0, "the median of cola is not between its lowest and highest score"),
+    ):
+        forged = json.loads(path.read_text())
+        *above, last = keys
+        entry = forged
+        for key in above:
+            entry = entry[key]
+        entry[last] = value
+        (tmp_path / "forged.json").write_text(json.dumps(forged))
+        with pytest.raises(Damaged, match=why):
+            read_glue_table(tmp_path / "forged.json")

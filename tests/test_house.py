@@ -32,7 +32,7 @@ MAY = {  # a package -> the packages that its files may import
     "eval.finetune": {"ablations", "eval", "model"},
     "eval.tasks": {"ablations", "data", "eval.statistics", "model"},
     "eval.report.document": {"ablations"},
-    "eval.report.reading": {"ablations", "ablations.plan", "eval.statistics", "eval.tasks", "model"},
+    "eval.report.reading": {"ablations", "ablations.plan", "eval.finetune", "eval.statistics", "eval.tasks", "model"},
     "eval.report.comparison": {"ablations", "eval.report.reading", "eval.statistics"},
     "eval.report.sections": {
         "ablations",

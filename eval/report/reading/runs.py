@@ -5,6 +5,7 @@ other runs. Functions that read one file raise Damaged where the file is not wha
 needs.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
+from eval.finetune.metrics import glue_means
 from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
@@ -220,7 +222,7 @@ def _training_summary(path: Path) -> dict[str, Any]:
 
 def read_glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
-    Damaged where it is not such a table."""
+    Damaged where it is not such a table, or its scores and means do not fit together."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
@@ -231,7 +233,20 @@ def read_glue_table(path: Path) -> dict[str, Any] | None:
         )
     if key:
         raise Damaged(f"{path} is damaged: {key}")
+    for kind in ("study", "leaderboard"):
+        scores = {name: entry[kind] for name, entry in table["scores"].items()}
+        for name, score in scores.items():
+            if not score["lowest"] <= score["median"] <= score["highest"]:
+                raise Damaged(f"{path} is damaged: the median of {name} is not between its lowest and highest score")
+        means = glue_means({name: score["median"] for name, score in scores.items()})
+        if any(not _is_equal(table[kind].get(key), value) for key, value in means.items()):
+            raise Damaged(f"{path} is damaged: the means of {kind} are not those of its scores")
     return table
+
+
+def _is_equal(a: float | None, b: float | None) -> bool:
+    """Whether two numbers are equal up to rounding, or both are None."""
+    return a is b is None or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-9))
 
 
 def _without_path(message: Damaged | str, directory: Path) -> str:
