@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 EOD_NAMES = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
 MASK_NAMES = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
 UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
+MAX_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
-MAX_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
 MAX_CACHE_BYTES = 1 << 28
 
 

@@ -236,14 +236,14 @@ def _english_tokenizer() -> Any:
 
 
 def task_files(folder: str) -> dict[str, list[Path]]:
-    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz. Files whose names
-    begin with "train" are left out."""
+    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz, in the order of
+    the names of the tasks. Files whose names begin with "train" are left out."""
     root = Path(folder)
     files: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.jsonl"), *root.rglob("*.jsonl.gz")]):
         if not path.name.startswith("train"):
             files.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
-    return files
+    return dict(sorted(files.items()))  # paths are in another order than names: glue/cola before glue-x
 
 
 def index_tasks(folder: str, to: Path) -> dict[str, Any]:

@@ -187,6 +187,18 @@ def test_decontamination_finds_what_a_loop_over_words_finds(tmp_path, store, tex
     assert report(made)["tasks"]["one"]["short"] == 1
 
 
+def test_a_task_in_a_nested_folder_is_named_as_itself(tmp_path):
+    """glue/cola comes before glue-x as a path, and after it as text."""
+    from datatrove.data import Document
+
+    items = {"glue/cola": " ".join(prose(1.5, 40)), "glue-x": " ".join(prose(2.5, 40)) + " každý řádek"}
+    for task, text in items.items():
+        save(tmp_path / "tasks" / task / "validation.jsonl", [text])
+    filters.index_tasks(str(tmp_path / "tasks"), tmp_path / "index")
+    why = filters.decontamination_filter(tmp_path / "index", 0)
+    assert {task: why(Document(text, "0")) for task, text in items.items()} == {task: task for task in items}
+
+
 @real
 def test_real_overlap_is_found(tmp_path):
     """Rows of RTE and BoolQ whose words stand in wikinews or wikipedia, against a loop; the words are cut alike but for

@@ -290,6 +290,16 @@ MUTATIONS = [
         "tests/test_data.py::test_data_of_a_kind_that_is_not_read_is_not_passed_over",
     ),
     one(
+        "of tasks in nested folders another one is named as contaminated",
+        "found here",
+        "",
+        "",
+        "data/filters.py",
+        "return dict(sorted(files.items()))",
+        "return files",
+        "tests/test_data_recipe.py::test_a_task_in_a_nested_folder_is_named_as_itself",
+    ),
+    one(
         "what a tokenizer drops before it splits text is not said",
         "found here",
         "",

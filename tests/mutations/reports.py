@@ -19,6 +19,16 @@ CONTROL += f" {ASKED_MORE}"
 CONTROL += " tests/test_verdicts.py::test_few_independent_items_give_no_verdict"
 MUTATIONS = [
     one(
+        "means over GLUE that are not those of the scores are shown",
+        "found here",
+        "",
+        "",
+        "eval/report/reading/runs.py",
+        "if any(not _is_equal(table[kind].get(key), value) for key, value in means.items()):",
+        "if False:",
+        "tests/test_glue_report.py::test_a_table_whose_means_or_medians_are_not_those_of_its_scores_is_damage",
+    ),
+    one(
         "a run on two devices keeps the rules",
         "",
         "",
