@@ -196,13 +196,14 @@ def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
 
 
 def rescore(folder: Path) -> None:
-    """Makes the headlines of eval.json the means of its tasks."""
+    """Makes the headlines of eval.json, and the chance level of the zero-shot mean, the means of its tasks."""
     result = json.loads((folder / "eval.json").read_text())
     tasks = result["tasks"].values()
     losses = [task["value"] for task in tasks if task["metric"] == "bits_per_byte"]
-    scores = [task["value"] for task in tasks if task["mean"]]
+    counted = [task for task in tasks if task["mean"]]
     change(folder / "eval.json", "bits_per_byte", "value", to=float(np.mean(losses)))
-    change(folder / "eval.json", "zero_shot", "value", to=100 * float(np.mean(scores)))
+    change(folder / "eval.json", "zero_shot", "value", to=100 * float(np.mean([task["value"] for task in counted])))
+    change(folder / "eval.json", "zero_shot", "chance", to=100 * float(np.mean([task["chance"] for task in counted])))
 
 
 def shift(folder: Path, bits_per_byte: float) -> None:
