@@ -1,10 +1,12 @@
 """One thread per process: the suite runs on as many processes as there are cores."""
 
+import contextlib
 import gc
 import inspect
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import time
@@ -96,6 +98,16 @@ def trained(run_dir: Path) -> None:
     rundir.write_done(run_dir, {"steps": 512})
 
 
+def free_port() -> str:
+    """A port at which nothing listens. The kernel gives a connection a port of its own from 32768 on, as Linux is set:
+    it takes none of these before the ranks listen."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return str(port)
+
+
 class Launch:
     """`python -m launch.train ARGV` on some ranks, each a real process, forked from one that has imported torch."""
 
@@ -107,9 +119,7 @@ class Launch:
         log: Path,
         prepare: Callable[[], None] | None,
     ):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = str(s.getsockname()[1])
+        port = free_port()
         self.log = log
         self.processes = []
         for rank in range(ranks):

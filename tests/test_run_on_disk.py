@@ -5,7 +5,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from ablations.config import resolve
 from ablations.safe_files import Damaged
 from ablations.study import from_args
+from tests.conftest import free_port
 from tests.forked import Command
 from tests.tiny_run import in_process, study, words
 
@@ -92,9 +92,7 @@ def test_ranks_leave_when_the_checkpoint_of_all_is_whole(corpus: str, store: Pat
         corpus, tmp_path, **{"train.tokens": 2000 * 4 * 32, "layout.micro_batch": 2, "layout.save_every": 10000}
     )
     run = from_args(argv).cells[1].dir
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     both = [
         Command(
             tmp_path / f"printed {rank}",
