@@ -98,6 +98,14 @@ def test_the_command_of_a_record_makes_its_runs(path, monkeypatch, tmp_path):
     assert planned.name == path.parent.name
 
 
+def test_no_record_is_of_data_at_a_place_of_one_machine():
+    """As that of a trial is, which was committed with others once."""
+    records = sorted((ROOT / "ablations/records").glob("*/run.json"))
+    assert records
+    for path in records:
+        assert not re.search(r'[\s"=,:]/\w', path.read_text(encoding="utf-8")), path
+
+
 def test_a_study_of_many_long_arms_has_a_short_name_of_its_own(tmp_path):
     """The folders of its runs are a format, and keep their names."""
     files = [tmp_path / f"корпус-{number}-{'x' * 40}.txt" for number in range(6)]
