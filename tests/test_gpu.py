@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from launch import attention_kernel
+from launch.manifest import RunFailed
 from model import attention, proof
 from model.gpt import GPT
 from model.objective import OBJECTIVES, Objective, Prefix, SpecialTokens
@@ -114,37 +115,110 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
     assert not proof.position(model).passed and not proof.objective(model).passed
 
 
-def test_kernels_that_a_device_lacks_are_left_out_and_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def model_on_gpu(**change: Any) -> GPT:
+    """A model that says it is on a GPU."""
+    model = GPT(replace(SMALL, **change)).bfloat16()
+    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    return model
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A GPU that has the kernels cudnn, flash and Flex, in this order, and the seconds that each of them takes."""
+    seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
+    names = list(seconds)
+    torch_kernels = {name: attention.TORCH_KERNELS["flash"] for name in ("cudnn", "flash")}  # a CPU has flash
+    monkeypatch.setattr(attention, "TORCH_KERNELS", torch_kernels)
+    monkeypatch.setattr(attention, "flexattention", attention.plain_attention)
+    monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
+
+    def step_seconds(attend: Any, inputs: Any, grad: torch.Tensor) -> float:
+        assert [x.shape for x in (*inputs, grad)] == [(2, 6, 32, 8)] * 4 and all(x.requires_grad for x in inputs)
+        return seconds[names.pop(0)]
+
+    monkeypatch.setattr(attention_kernel, "_step_seconds", step_seconds)
+    return seconds
+
+
+def test_kernels_that_a_device_lacks_are_left_out() -> None:
     """Of these a CPU has flash; Flex has no backward there."""
     model = GPT(replace(SMALL, pos="rotary")).bfloat16()
     assert list(attention_kernel.time_kernels(model, 2)) == ["flash"]
     assert attention_kernel.choose_kernel(model, 2) == {} and model.attention_kernel is None  # a CPU has no choice
-    monkeypatch.setattr(attention_kernel.dist, "get_world_size", lambda: 1)
-    seconds = {"cudnn": 3.0, "flash": 1.0, attention.FLEX: 2.0}
 
-    def least(attend: Any, inputs: Any) -> float:
-        assert [x.shape for x in inputs] == [(2, 6, 32, 8)] * 3 and all(x.requires_grad for x in inputs)
-        return seconds.pop(next(iter(seconds)))
 
-    monkeypatch.setattr(attention_kernel, "_step_seconds", least)
-    monkeypatch.setattr(
-        attention, "TORCH_KERNELS", {name: attention.TORCH_KERNELS[name] for name in ("cudnn", "flash")}
-    )
-    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
-    assert list(attention_kernel.choose_kernel(model, 2).items()) == [
-        ("flash", 1.0),
-        (attention.FLEX, 2.0),
-        ("cudnn", 3.0),
-    ]
+def test_the_fastest_kernel_is_taken(timed: dict[str, float]) -> None:
+    model = model_on_gpu(pos="rotary")
+    expected = [("flash", 1.0), (attention.FLEX, 2.0), ("cudnn", 3.0)]
+    assert list(attention_kernel.choose_kernel(model, 2).items()) == expected
     assert model.attention_kernel == "flash"
 
 
-@pytest.mark.parametrize(
-    "change", [{"pos": "alibi"}, {"objective": "prefix"}, {"attn_dropout": 0.1}, {"qk_scaling": True}], ids=str
-)
+def test_a_kernel_whose_gradients_are_wrong_is_not_taken(
+    timed: dict[str, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, wrong_kernels = attention.maskless_attention, ["flash"]
+
+    def wrong(position: Any, objective: Any, kernel: str, or_plain: bool) -> attention.Attend:
+        attend = real(position, objective, "flash", or_plain)
+        if kernel not in wrong_kernels:
+            return attend
+        return lambda q, k, v: attend(q, k, v) + 0.3 * (v - v.detach())  # right output
+
+    monkeypatch.setattr(attention, "maskless_attention", wrong)
+    model = model_on_gpu(pos="rotary")
+    assert list(attention_kernel.choose_kernel(model, 2)) == [attention.FLEX, "cudnn"]
+    assert model.attention_kernel == attention.FLEX
+    assert "attention by flash is left out: its results are off by " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"pos": "rotary"}, {"pos": "alibi"}], ids=str)
+def test_a_run_without_any_right_kernel_is_refused(
+    change: dict[str, str], timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_kernel, "TOLERANCE", 0.0)
+    if change["pos"] == "alibi":
+        monkeypatch.setattr(attention_kernel, "_step_seconds", lambda *_: 1.0)
+    with pytest.raises(RunFailed, match="computes attention and its gradients right"):
+        attention_kernel.choose_kernel(model_on_gpu(**change), 2)
+
+
+def test_with_a_bias_flex_alone_is_tried(timed: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernel, "_step_seconds", lambda *_: 2.5)
+    model = model_on_gpu(pos="alibi")
+    assert attention_kernel.choose_kernel(model, 2) == {attention.FLEX: 2.5}
+    assert model.attention_kernel == attention.FLEX
+
+
+def test_kernels_are_timed_on_the_memory_layout_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 keeps what cuDNN has compiled for a layout of queries, keys and values, and takes it for any layout of
+    the output's gradient: a kernel that was timed on another one computes wrong gradients from then on."""
+    real = attention.maskless_attention
+    layouts: list[Any] = []
+
+    def watched(*args: Any, **named: Any) -> attention.Attend:
+        attend = real(*args, **named)
+
+        def watch(*inputs: torch.Tensor) -> torch.Tensor:
+            out = attend(*inputs)
+            strides = [x.stride() for x in inputs]
+            out.register_hook(lambda grad: layouts.append((*strides, grad.stride())))
+            return out
+
+        return watch
+
+    monkeypatch.setattr(attention, "maskless_attention", watched)
+    model = GPT(replace(SMALL, pos="none", layers=1)).bfloat16()
+    attention_kernel.time_kernels(model, 2)
+    x_BTD = on_gpu(torch.zeros(2, SMALL.seq, SMALL.hidden, dtype=torch.bfloat16))
+    attend = attention.make_attention(model.position, SMALL.heads, x_BTD, objective=model.objective)
+    model.blocks[0](x_BTD.as_subclass(torch.Tensor), attend).sum().backward()
+    assert len(layouts) > 2 and len(set(layouts)) == 1
+
+
+@pytest.mark.parametrize("change", [{"objective": "prefix"}, {"attn_dropout": 0.1}, {"qk_scaling": True}], ids=str)
 def test_where_one_executor_alone_is_right_nothing_is_timed(change: dict[str, Any]) -> None:
-    model = GPT(replace(SMALL, **change))
-    model.embed.weight = torch.nn.Parameter(on_gpu(model.embed.weight.detach()))
+    model = model_on_gpu(**change)
     assert attention_kernel.choose_kernel(model, 2) == {} and model.attention_kernel is None
 
 

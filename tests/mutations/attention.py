@@ -11,6 +11,27 @@ ATTENTION = "model/attention.py"
 # tests that also run with nothing broken
 CONTROL = f"{OBJECTIVE} {MLM}"
 MUTATIONS = [
+    # kernels of a GPU
+    one(
+        "kernels are timed on another memory layout than the model's",
+        "torch 2.11 with cuDNN 9.19",
+        "",
+        "",
+        "launch/attention_kernel.py",
+        "torch.randn_like(qkv[:, :, 0]).transpose(1, 2)",
+        "torch.randn_like(qkv[:, :, 0].transpose(1, 2).contiguous())",
+        GPU,
+    ),
+    one(
+        "a kernel whose gradients are wrong is taken",
+        "",
+        "",
+        "",
+        "launch/attention_kernel.py",
+        "if error <= TOLERANCE:",
+        "if error > -1:",
+        GPU,
+    ),
     # positions
     one(
         "ALiBi is accepted and means none",
