@@ -35,7 +35,8 @@ def start(run: Run) -> tuple[int, int]:
         torch.cuda.set_device(local)
     deepspeed, backend = import_deepspeed(), "nccl" if cuda else "gloo"
     if "RANK" not in os.environ and not dist.is_initialized():  # no port, no network
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        gpu = torch.device("cuda", local) if cuda else None  # NCCL guesses it otherwise, and warns
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=gpu)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size()
 

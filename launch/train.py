@@ -97,6 +97,8 @@ def train(cell: Cell, out: Path) -> None:
         StopTraining: training was asked to stop and has saved a checkpoint; or a node is unfit.
         manifest.RunFailed: the run cannot go on; the message says why.
     """
+    import torch.distributed as dist
+
     session = start_session(cell, out)
     run, log, watch, checkpoints = session.run, session.log, session.watch, session.checkpoints
     reads_late = reads_loss_a_step_late(session.engine, run)
@@ -128,6 +130,8 @@ def train(cell: Cell, out: Path) -> None:
         with watch.storing():
             checkpoints.wait()
     write_results(session)
+    if session.engine.device.type == "cuda":
+        dist.destroy_process_group()  # NCCL warns of leaks otherwise
 
 
 def start_session(cell: Cell, out: Path) -> Session:

@@ -77,12 +77,14 @@ def cases(device: str, positions: Iterable[str], fp8: bool, everything: bool) ->
 
 
 def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor]:
-    """The loss and all gradients, in fp32 on the CPU."""
+    """The loss and all gradients, in fp32 on the CPU. In fp16 the loss is scaled while gradients are computed, as in
+    training: most of them are too small for fp16 otherwise."""
     model.zero_grad()
     value = loss(batch)
-    value.backward()
-    found = [value, *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [t.detach().float().cpu() for t in found]
+    scale = 2.0**12 if model.embed.weight.dtype == torch.float16 else 1.0
+    (value * scale).backward()
+    grads = [p.grad.float() / scale for p in model.parameters() if p.grad is not None]
+    return [t.detach().float().cpu() for t in (value, *grads)]
 
 
 def larger(run: Run, layers: Layers | None = None) -> GPT:

@@ -25,6 +25,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(variable, "1")
 os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of a CPU; tests/gpu.sh is for a GPU
 # Otherwise each process that compiles starts a pool of further processes, which import torch, to compile in.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A process has one server that its tests fork from: it imports what takes long, once.

@@ -14,12 +14,12 @@ slice=${1:?pack, or a slice from a to i}
 PY=${PY:-python3} OUT=${OUT:-runs/gpu} WORK=${WORK:-/tmp/gpu} REHEARSE=${REHEARSE:-} DRY=${DRY:-}
 CARRY=runs/carry
 SITE=$WORK/site
-CALL=570 # seconds that a slice may take, with a margin for what surrounds it
+CALL=${CALL:-570} # seconds that a slice may take, with a margin for what surrounds it
 
 pack() { # TEXT TASKS
   local text=$1 tasks=$2 py=.venv/bin/python pins name pin new
   # what trains; what evaluates; what the identity of prepared text names
-  local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken zstandard orjson deepspeed
+  local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken awkward awkward-cpp zstandard orjson deepspeed
     lm-eval datasets evaluate dill multiprocess more-itertools pytablewriter DataProperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy chardet sqlitedict word2number rouge-score sacrebleu nltk xxhash
     portalocker tabulate colorama lxml absl-py six protobuf datatrove loguru fasteners"
@@ -121,15 +121,22 @@ quiet="layout.wandb=disabled layout.keep=1"
 case $slice in
   a)
     run "$PY" -c 'import torch, ablations.machine as m; print(torch.__version__, m.installed_gpus(), "GPUs", torch.cuda.is_available() and torch.cuda.get_device_properties(0))'
-    bench --check
+    checks=()
+    for part in 1 2 3 4; do # most of the time is compilation, by one core
+      bench --check --part $part/4 &
+      checks+=($!)
+    done
+    complete=1
+    for check in "${checks[@]}"; do wait "$check" || complete=; done
+    [ -n "$complete" ]
     ;;
   b) bench "${rotary[@]}" --how engine --micro-batch "${micros[@]}" ;;
   c) bench --positions alibi none learned --precision bf16 --how engine --micro-batch $micro ;;
   d) bench --positions rotary alibi --precision bf16 --how bare --micro-batch $micro ;;
-  e) bench "${rotary[@]}" --how engine --micro-batch $micro --steps 2 --profile ;;
+  e) bench "${rotary[@]}" --how engine --micro-batch $micro --profile ;;
   f) bench --positions rotary --precision fp8 --how engine bare --micro-batch $micro ;;
   g)
-    run "$PY" -m launch.train --cell 0 POS=alibi SIZE=$size_of_evaluation SEEDS=1 TOKENS=$one_step "DATA=$text" "OUT=$WORK/runs" "SET=$quiet layout.micro_batch=0"
+    run "$PY" -m launch.train --cell 0 POS=alibi SIZE=$size_of_evaluation SEEDS=1 TOKENS=$one_step "DATA=$text" "OUT=$WORK/runs" "SET=$quiet layout.micro_batch=4 layout.compile=never"
     [ -n "$DRY" ] || echo "+ evaluation begins $SECONDS s after the start" | tee -a "$OUT/$slice.log"
     for finished in "$WORK"/runs/$size_of_evaluation*/baseline,seed=1/done; do
       run "$PY" -m eval "${finished%/done}" --tasks suite --data $CARRY/tasks

@@ -45,7 +45,12 @@ def test_what_a_slice_runs_is_accepted(
             settings, set_words = line.split("\n")
             study = [word for word in settings.split(" ") if not word.startswith("DATA=")]
             assert len(from_args([*study, f"DATA={text}", set_words]).cells) >= 2
-    expected = {"g": ["launch.train", "eval"], "h": ["launch.local"], "i": ["tests.bench_gpu"] * 2}
+    expected = {
+        "a": ["tests.bench_gpu"] * 4,
+        "g": ["launch.train", "eval"],
+        "h": ["launch.local"],
+        "i": ["tests.bench_gpu"] * 2,
+    }
     assert programs == expected.get(slice_, ["tests.bench_gpu"])
 
 
