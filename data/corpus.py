@@ -13,9 +13,9 @@ from typing import Any
 from data import readers
 from data.disk import locked, write_whole
 from data.documents import documents
-from data.readers import EXTENSIONS
+from data.readers import EXTENSIONS, SourceFile
 from data.sources import MissingData as MissingData
-from data.sources import SourceFile, check_name, common_folder, data_files, distribution, matching_files, source_files
+from data.sources import check_name, common_folder, data_files, distribution, matching_files, source_files
 from data.strict_yaml import read_yaml
 
 CORPORA = Path(__file__).parent / "corpora"

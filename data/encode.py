@@ -245,20 +245,8 @@ def _join_in_order(
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.copy_documents(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
-        moved = int((ordered != left).sum())
-        counts = [len(left), int(sizes[left].sum())]
-        steps.append(
-            {
-                "step": recipe.order,
-                "in": counts,
-                "out": counts,
-                "changed": 0,
-                "moved": moved,
-                "reasons": {},
-                "examples": [],
-                "lengths": {"in": {}, "out": {}},
-            }
-        )
+        same = filters.step_report(recipe.order, sizes[left], sizes[left])  # no document is removed
+        steps.append(same | {"moved": int((ordered != left).sum()), "lengths": {"in": {}, "out": {}}})
     return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
@@ -291,17 +279,6 @@ def _compression_report(
                 "text": document["text"][: filters.EXCERPT_CHARACTERS],
             }
         )
-
-    def length_histogram(sizes: Any) -> dict[int, int]:
-        powers, counts = np.unique(np.log2(sizes).astype(int), return_counts=True)
-        return dict(zip(powers.tolist(), counts.tolist(), strict=True))
-
-    return {
-        "step": "compress",
-        "in": [len(dense), int(sizes.sum())],
-        "out": [int((~dense).sum()), int(sizes[~dense].sum())],
-        "changed": 0,
-        "reasons": {why: int(dense.sum())} if dense.any() else {},
-        "examples": examples,
-        "lengths": {"in": length_histogram(sizes), "out": length_histogram(sizes[~dense])},
-    }
+    return filters.step_report(
+        "compress", sizes, sizes[~dense], {why: int(dense.sum())} if dense.any() else {}, examples
+    )

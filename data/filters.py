@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,25 +99,22 @@ def filter_names(recipe: Recipe) -> list[str]:
 
 
 class FilterStep:
-    """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report for each task,
-    that is, for each shard of the corpus. Held-out documents pass unchanged, except where they are duplicates.
+    """A filter as a step of datatrove's pipeline. It removes training documents; held-out documents pass unchanged,
+    except in the filter "duplicates". Each task of the pipeline reads one shard of the corpus, and writes its
+    `step_report` to `folder`/<number of the task>.json.
 
-    The report, `folder`/<number of the task>.json, is {"in" and "out": [documents, bytes], "changed": number of
-    documents that were shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"},
-    ...], "lengths": {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the
-    filter; `make`: a function that returns the filter for the task with a given number; `folder`: where the reports of
-    the tasks go.
+    Args:
+        name: the name of the filter.
+        make: a function from the number of a task to the filter for that task.
+        folder: the folder for the reports.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
         self.name, self.make, self.folder = name, make, folder
 
     def __call__(self, documents: Any, rank: int, _: int) -> Iterator[Any]:
-        import numpy as np
-
         reason_to_remove = self.make(rank)
-        counts = np.zeros((2, 2), np.int64)
-        lengths: list[Counter[int]] = [Counter(), Counter()]
+        sizes_before, sizes_after = array("q"), array("q")  # UTF-8 bytes of each training document
         reasons: Counter[str] = Counter()
         examples, changed = [], 0
         for document in documents:
@@ -126,15 +124,13 @@ class FilterStep:
             before, size = document.text, len(document.text.encode())
             training = document.metadata["split"] == "train"
             if training:  # held-out documents are not counted; they come here as duplicates only
-                counts[0] += (1, size)
-                lengths[0][size.bit_length() - 1] += 1
+                sizes_before.append(size)
             reason = reason_to_remove(document)
             if not reason:
                 new_size = size if document.text is before else len(document.text.encode())
                 changed += int(new_size != size)
                 if training:
-                    counts[1] += (1, new_size)
-                    lengths[1][new_size.bit_length() - 1] += 1
+                    sizes_after.append(new_size)
                 yield document
                 continue
             reason += "" if training else ", held out"
@@ -142,25 +138,55 @@ class FilterStep:
             if reasons[reason] <= EXAMPLES:
                 examples.append({"id": document.id, "why": reason, "text": before[:EXCERPT_CHARACTERS]})
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{rank:05d}.json").write_text(
-            json.dumps(
-                {
-                    "in": counts[0].tolist(),
-                    "out": counts[1].tolist(),
-                    "changed": int(changed),
-                    "reasons": dict(reasons),
-                    "examples": examples,
-                    "lengths": {"in": dict(lengths[0]), "out": dict(lengths[1])},
-                }
-            ),
-            "utf-8",
-        )
+        report = step_report(self.name, sizes_before, sizes_after, reasons, examples, changed)
+        (self.folder / f"{rank:05d}.json").write_text(json.dumps(report), "utf-8")
 
 
-def summed_report(name: str, folder: Path) -> dict[str, Any]:
-    """The sum of the reports of all tasks of a filter. It has the keys of a single report (see `FilterStep`) and
-    "step", the name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the
-    filter; `folder`: the folder with the reports."""
+def step_report(
+    step: str,
+    sizes_before: Any,
+    sizes_after: Any,
+    reasons: dict[str, int] | None = None,
+    examples: list[dict[str, str]] | None = None,
+    changed: int = 0,
+) -> dict[str, Any]:
+    """The report on a step that removes or shortens training documents, as a JSON object.
+
+    Args:
+        step: the name of the step.
+        sizes_before, sizes_after: [documents], the UTF-8 bytes of each training document before and after the step.
+        reasons: {reason: number of documents removed for it}; None: no document was removed.
+        examples: removed documents, each {"id", "why": the reason, "text": the beginning of the text}; None: no
+            example.
+        changed: the number of documents that were shortened.
+
+    Returns {"step", "in" and "out": [documents, bytes], "changed", "reasons", "examples", "lengths": {"in" and "out":
+    the `length_histogram` of the bytes}}. "in" means before the step, and "out" after it.
+    """
+    import numpy as np
+
+    sides = {"in": sizes_before, "out": sizes_after}
+    return {
+        "step": step,
+        **{side: [len(sizes), int(np.sum(sizes))] for side, sizes in sides.items()},
+        "changed": changed,
+        "reasons": reasons or {},
+        "examples": examples or [],
+        "lengths": {side: length_histogram(sizes) for side, sizes in sides.items()},
+    }
+
+
+def length_histogram(lengths: Any) -> dict[int, int]:
+    """A histogram of positive lengths, {k: number of lengths from 2^k to 2^(k+1) - 1}. `lengths`: [documents]."""
+    import numpy as np
+
+    powers, counts = np.unique(np.frexp(lengths)[1] - 1, return_counts=True)
+    return dict(zip(powers.tolist(), counts.tolist(), strict=True))
+
+
+def summed_report(folder: Path) -> dict[str, Any]:
+    """The sum of the reports that the tasks of a `FilterStep` have written to a folder, in the form of `step_report`.
+    It has the first EXAMPLES examples of each reason."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -171,7 +197,7 @@ def summed_report(name: str, folder: Path) -> dict[str, Any]:
             examples.append(example)
     lengths = {side: sum((Counter(report["lengths"][side]) for report in reports), Counter()) for side in ("in", "out")}
     return {
-        "step": name,
+        "step": reports[0]["step"],
         **{side: np.sum([report[side] for report in reports], axis=0).tolist() for side in ("in", "out")},
         "changed": sum(report["changed"] for report in reports),
         "reasons": dict(sorted(reasons.items())),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,24 +93,24 @@ def _prepare(
     corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe, mask: bool
 ) -> dict[str, Any]:
     _check_request(corpus, tokenizer, vocab, store, kind, recipe)
-    plain = Recipe(allow_errors=recipe.allow_errors)
-    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
+    default_recipe = Recipe(allow_errors=recipe.allow_errors)
+    model, trained = prepared_tokenizer(tokenizer, vocab, kind, default_recipe, store, mask)
     spec = corpora.load(corpus, store.path)
     weights = spec.get("blend", {corpus: 1.0})
-    texts = [prepared_text(name, recipe, store) for name in weights]
-    token_files = [
-        prepared_tokens(name, folder, text, model, trained["sha256"], recipe, store)
-        for name, (folder, text) in zip(weights, texts, strict=True)
-    ]
-    # the manifests of each component
-    text_manifests, token_manifests = [manifest for _, manifest in texts], [manifest for _, manifest in token_files]
+    texts = {name: prepared_text(name, recipe, store) for name in weights}
+    token_files = {
+        name: prepared_tokens(name, folder, manifest, model, trained["sha256"], recipe, store)
+        for name, (folder, manifest) in texts.items()
+    }
+    text_manifests = {name: manifest for name, (_, manifest) in texts.items()}
+    token_manifests = {name: manifest for name, (_, manifest) in token_files.items()}
     if spec.get("alpha") is not None:
-        sizes = [manifest["train"] ** spec["alpha"] for manifest in token_manifests]
-        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
-    shas = [manifest["sha256"] for manifest in text_manifests]
+        sizes = {name: manifest["train"] ** spec["alpha"] for name, manifest in token_manifests.items()}
+        weights = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+    shas = [manifest["sha256"] for manifest in text_manifests.values()]
     if recipe.compress or recipe.order != "random":
         shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
-    mismatch = [manifest["mismatch"] for manifest in text_manifests if manifest["mismatch"]]
+    mismatch = [manifest["mismatch"] for manifest in text_manifests.values() if manifest["mismatch"]]
     for sentence in mismatch:
         warnings.warn(sentence, stacklevel=2)
     return {
@@ -119,16 +120,16 @@ def _prepare(
         "train": [
             {
                 "prefix": str(folder / "train"),
-                "weight": weight,
+                "weight": weights[name],
                 "corpus": name,
                 "tokens": manifest["train"],
                 "documents": manifest["documents"],
                 "bytes": manifest["bytes"],
             }
-            for (folder, manifest), (name, weight) in zip(token_files, weights.items(), strict=True)
+            for name, (folder, manifest) in token_files.items()
         ],
-        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
-        "sources": {name: manifest["source"] for name, manifest in zip(weights, text_manifests, strict=True)},
+        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts.values()],
+        "sources": {name: manifest["source"] for name, manifest in text_manifests.items()},
         "tokenizer": {
             "path": str(model),
             "sha256": trained["sha256"],
@@ -137,24 +138,26 @@ def _prepare(
             "kind": kind,
             **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
         },
-        "counts": _counts(text_manifests, token_manifests),
+        "counts": _counts(text_manifests.values(), token_manifests.values()),
         "steps": [
             {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
-            for name, manifest in zip(weights, token_manifests, strict=True)
+            for name, manifest in token_manifests.items()
             for step in manifest["steps"]
         ],
-        "reports": [str(folder / "report.md") for folder, _ in token_files],
-        "notes": [
-            *(
-                f"{name}: {sentence}"
-                for name, manifest in zip(weights, text_manifests, strict=True)
-                for sentence in manifest["left_out"]
-            ),
-            *(note for manifest in token_manifests for note in manifest["notes"]),
-            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
-        ],
+        "reports": [str(folder / "report.md") for folder, _ in token_files.values()],
+        "notes": _notes(text_manifests, token_manifests, trained["unexportable"]),
         "mismatch": mismatch,
     }
+
+
+def _notes(texts: dict[str, dict[str, Any]], token_files: dict[str, dict[str, Any]], unexportable: str) -> list[str]:
+    """The entry "notes" of the manifest of `prepare`. `texts`, `token_files`: {component: manifest} of its text and of
+    its token files; `unexportable`: why a run with the tokenizer cannot be exported, or ""."""
+    return [
+        *(f"{name}: {sentence}" for name, manifest in texts.items() for sentence in manifest["left_out"]),
+        *(note for manifest in token_files.values() for note in manifest["notes"]),
+        *([f"a run cannot be exported: {unexportable}"] if unexportable else []),
+    ]
 
 
 def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
@@ -170,27 +173,25 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
 
 
-def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entry "counts" of the manifest of `prepare`, summed over all components. `text_manifests`, `token_manifests`:
-    for each component the manifest of its text and that of its token files."""
-    counts: dict[str, Any] = {
-        split: {
-            "documents": sum(text[split]["documents"] for text in text_manifests),
-            "bytes": sum(text[split]["bytes"] for text in text_manifests),
-            "tokens": sum(tokens[split] for tokens in token_manifests),
-        }
-        for split in ("train", "valid")
+def _counts(texts: Collection[dict[str, Any]], token_files: Collection[dict[str, Any]]) -> dict[str, Any]:
+    """The entry "counts" of the manifest of `prepare`, summed over all components. `texts`, `token_files`: the
+    manifests of the components' texts and of their token files."""
+    coverage = sum((Coverage(**tokens["covered"]) for tokens in token_files), Coverage(0, 0, 0, 0))
+    return {
+        "train": {  # of the token files: data.compress leaves out documents once they are tokens
+            "documents": sum(tokens["documents"] for tokens in token_files),
+            "bytes": sum(tokens["bytes"] for tokens in token_files),
+            "tokens": sum(tokens["train"] for tokens in token_files),
+        },
+        "valid": {
+            "documents": sum(text["valid"]["documents"] for text in texts),
+            "bytes": sum(text["valid"]["bytes"] for text in texts),
+            "tokens": sum(tokens["valid"] for tokens in token_files),
+        },
+        "unsigned": sum(text["unsigned"] for text in texts),
+        "covered": coverage._asdict(),
+        "duplicates": {kind: sum(text["duplicates"][kind] for text in texts) for kind in ("exact", "near")},
     }
-    # the recipe may leave out documents once they are tokens
-    counts["train"]["documents"] = sum(tokens["documents"] for tokens in token_manifests)
-    counts["train"]["bytes"] = sum(tokens["bytes"] for tokens in token_manifests)
-    counts["unsigned"] = sum(text["unsigned"] for text in text_manifests)
-    coverage = (Coverage(**tokens["covered"]) for tokens in token_manifests)
-    counts["covered"] = sum(coverage, Coverage(0, 0, 0, 0))._asdict()
-    counts["duplicates"] = {
-        kind: sum(text["duplicates"][kind] for text in text_manifests) for kind in ("exact", "near")
-    }
-    return counts
 
 
 def source_identities(corpus: str, store: Path) -> dict[str, Any]:

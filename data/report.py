@@ -8,7 +8,7 @@ from typing import Any
 
 from data.coverage import Coverage
 from data.dedup import SHINGLE
-from data.filters import NGRAM, Recipe
+from data.filters import NGRAM, Recipe, length_histogram
 
 EXAMPLES_SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
 NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
@@ -86,9 +86,6 @@ def write(
         lengths: [documents], the number of tokens of each training document.
         source: the folder of the text.
     """
-    import numpy as np
-
-    keys, counts = np.unique(np.log2(np.maximum(lengths, 1)).astype(int), return_counts=True)
     rate = tokens["train"] / tokens["bytes"]  # tokens per byte of what is left
     content = {
         "corpus": name,
@@ -108,7 +105,7 @@ def write(
         "valid": text["valid"] | {"tokens": tokens["valid"]},
         "domains": tokens["domains"],
         "tasks": text["tasks"],
-        "tokens_per_document": dict(zip(keys.tolist(), counts.tolist(), strict=True)),
+        "tokens_per_document": length_histogram(lengths),
     }
     (folder / "report.json").write_text(json.dumps(content, indent=1), "utf-8")
     (folder / "report.md").write_text(_markdown(content), "utf-8")

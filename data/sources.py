@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from glob import escape, glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from data import readers
 from data.disk import write_whole
-from data.readers import EXTENSIONS
+from data.readers import EXTENSIONS, SourceFile
 
 TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # not read: fixtures and generated cases are hardly prose
 BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # not read: builds differ in them
@@ -36,16 +36,6 @@ NAMED_FILES = 5  # files that a message names
 
 class MissingData(LookupError):
     """Prepared data is missing, and the caller did not allow preparing it."""
-
-
-class SourceFile(NamedTuple):
-    """A file to read documents from."""
-
-    path: Path | str  # a str is an address on the hub
-    name: str  # the same on every machine
-    package: str  # its distribution, "" for a corpus of files
-    size: int  # bytes
-    sha256: str = ""  # of the content, where the hub says it; or git's hash, of 40 digits
 
 
 def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from data import execute
 from data.disk import cannot_write, explained_write_errors, locked, wait_until_on_disk, write_whole
 from data.execute import THIS_MACHINE, Executor
-from data.sources import MissingData, SourceFile
+from data.readers import SourceFile
+from data.sources import MissingData
 
 LAYOUT_VERSION = (
     3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes

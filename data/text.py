@@ -21,8 +21,8 @@ from data import dedup, filters, substrings
 from data.disk import write_whole
 from data.documents import documents
 from data.filters import DEFAULT_RECIPE, FilterStep, Recipe
-from data.readers import Ledger, check_problem_count
-from data.sources import SourceFile, checksums, distribution, source_files
+from data.readers import Ledger, SourceFile, check_problem_count
+from data.sources import checksums, distribution, source_files
 from data.store import RunStage, Store, content_hash, content_hashes, digest, folder_label, prepared_folder
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
@@ -188,7 +188,7 @@ def _make_text(
     copies = sum(duplicates.values())
     manifest = _gather_valid(spec, work, share, total, records, copies) | {"duplicates": duplicates}
     cuts = ["substring"] if recipe.substring else []
-    steps = [filters.summed_report(name, folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
+    steps = [filters.summed_report(folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
     filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
     emptied = sum(step["in"][0] - step["out"][0] for step in steps[len(filtering) + 1 :])
     compared = total - filtered

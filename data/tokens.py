@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from data.sources import SourceFile
+    from data.readers import SourceFile
     from data.tokenizer_base import Tokenizer
 
 MAGIC = b"MMIDIDX\0\0"
