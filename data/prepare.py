@@ -1,8 +1,7 @@
-"""Prepares a corpus for training, as three folders of the store (data/store.py): its text, a tokenizer, and token
-files.
+"""Prepares a corpus for training, as folders of three kinds in the store (data/store.py).
 
     text       train/*.jsonl, valid.jsonl.gz      read, filtered, deduplicated and split (data/text.py)
-    tokenizer  tokenizer.model or .json           trained on the training text, or a copy of one (data/encode.py)
+    tokenizer  tokenizer.model or .json           trained on the training text, or a copy (data/encode.py)
     tokens     train.bin, train.idx, report.md    in Megatron's format, with end-of-document tokens (data/encode.py)
 
 As a command: python -m data.prepare --help
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 from data import answers, execute, filters
 from data import corpus as corpora
 from data.coverage import Coverage
-from data.disk import cannot_write, explained_write_errors
+from data.disk import explained_write_errors, unwritable_message
 from data.encode import prepared_tokenizer, prepared_tokens
 from data.execute import THIS_MACHINE, Executor
 from data.filters import DEFAULT_RECIPE, Recipe
@@ -33,7 +32,7 @@ from data.wordpiece import MIN_VOCAB
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
 
-STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
+STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # entries of a report on a step that run.json records
 
 
 def prepare(
@@ -47,11 +46,11 @@ def prepare(
     build: bool = True,
     mask: bool = False,
 ) -> dict[str, Any]:
-    """Prepare a corpus for training. Whatever is in the store already is not built again; several processes may call
-    this at once.
+    """Prepare a corpus for training: its text, a tokenizer, and token files. What the store already has is not built
+    again. Several processes may prepare data in the same store at once.
 
-    Of duplicate documents a held-out one is kept, else the first. Duplicates are searched for within each component of
-    a blend.
+    Of duplicate documents a held-out one is kept, or the first where none is held out. Duplicates are searched for
+    within each component of a blend.
 
     Args:
         corpus: the name of a corpus, or a file, folder or glob, as for `data.corpus.load`.
@@ -60,30 +59,35 @@ def prepare(
         vocab: the number of the tokenizer's pieces.
         store: the folder of prepared data.
         kind: the kind of tokenizer, one of `data.tokenizer.KINDS`.
-        recipe: filters and order of the corpus. The tokenizer's text is prepared by the default recipe, so that arms
-            with different recipes share the tokenizer.
+        recipe: filters and order of the corpus. The text that the tokenizer is trained on is prepared by the default
+            recipe, so that arms with different recipes share the tokenizer.
         executor: where the tasks run.
         build: whether missing data may be built.
-        mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`). A byte-bpe trained
-            here then gets one.
+        mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`); kind="byte-bpe" is
+            then trained with one, the other kinds have one anyway.
 
-    Returns a manifest, which can be written as JSON:
-        corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
-        train: [{prefix (of .bin and .idx), weight, corpus, tokens, documents, bytes}], the weights adding up to 1
-        valid: [path of .jsonl.gz with {text, id, metadata}]
-        sources: {corpus: {files, bytes, sha256, names}} of each component; None for installed packages
-        tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
-        counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)}, duplicates:
-            {exact, near}, unsigned: documents too short to be compared with near duplicates, covered: {tokens, unknown,
-            bytes, unknown_bytes} of the validation text, see data/coverage.py}
-        steps: [{corpus, step, in, out: [documents, bytes], ...}], reports: [path of report.md]
-        notes: [a sentence for each thing to know, such as a filter that removed nothing]
-        mismatch: [a sentence for each text that is not the one its specification records]
+    Returns a manifest, a dictionary that can be written as JSON. A component is a corpus of a blend, or the corpus
+    itself where it is no blend.
+        corpus, recipe: the arguments
+        sha256: a hash of the training and validation text, and of the recipe's changes to the token files
+        train: [{prefix (path of .bin and .idx without extension), weight, corpus, tokens, documents, bytes}], an entry
+            for each component; the weights add up to 1
+        valid: [path of the .jsonl.gz file of each component, a line {text, id, metadata} for each held-out document]
+        sources: {component: {files, bytes, sha256, names} of its files, see `source_identities`}
+        tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see `tokenizer_base.Tokenizer`
+        counts: train and valid: {documents, bytes (of UTF-8), tokens (end-of-document tokens included)}; duplicates:
+            {exact, near}, the documents removed as copies; unsigned: the number of documents too short for a MinHash
+            signature; covered: the `Coverage` of the validation text
+        steps: [{corpus, step, in, out, ...}], the entries STEP_KEYS of each `filters.step_report`
+        reports: [path of the report.md of each component]
+        notes: [a sentence for each thing that the user should know, such as a filter that removed nothing]
+        mismatch: [a sentence for each component whose text is not that whose sha256 its specification records]
 
     Raises:
-        ValueError: the request is wrong, found before any work where that is possible; the message names what is
+        ValueError: an argument is wrong; where possible this is found before any work. The message names what is
             allowed.
         MissingData: something is not in the store, and `build` is false.
+        Unwritable: the store cannot be written.
     """
     with explained_write_errors(Path(store)):
         return _prepare(corpus, tokenizer, vocab, Store(Path(store), executor, build), kind, recipe, mask)
@@ -161,7 +165,8 @@ def _notes(texts: dict[str, dict[str, Any]], token_files: dict[str, dict[str, An
 
 
 def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
-    """Check the arguments of `prepare` as far as is possible before any work. Raises ValueError where one is wrong."""
+    """Check the arguments of `prepare` as far as is possible without preparing anything. Raises ValueError where an
+    argument is wrong."""
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
         corpora.check(name, store.path)
     if kind not in KINDS:
@@ -174,8 +179,8 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
 
 
 def _counts(texts: Collection[dict[str, Any]], token_files: Collection[dict[str, Any]]) -> dict[str, Any]:
-    """The entry "counts" of the manifest of `prepare`, summed over all components. `texts`, `token_files`: the
-    manifests of the components' texts and of their token files."""
+    """The entry "counts" of the manifest of `prepare`, summed over all components. `texts`: the manifests of their
+    texts; `token_files`: the manifests of their token files."""
     coverage = sum((Coverage(**tokens["covered"]) for tokens in token_files), Coverage(0, 0, 0, 0))
     return {
         "train": {  # of the token files: data.compress leaves out documents once they are tokens
@@ -195,55 +200,59 @@ def _counts(texts: Collection[dict[str, Any]], token_files: Collection[dict[str,
 
 
 def source_identities(corpus: str, store: Path) -> dict[str, Any]:
-    """The identity of the files of a corpus as they are now, with the form of "sources" in a manifest of `prepare`:
-    {component: {"files": number, "bytes", "sha256", "names"}}. Installed packages have None instead. Files that changed
-    since they were last read are read; nothing is prepared. `store`: the folder of prepared data."""
+    """The identity of the files of a corpus as they are now, to find out whether they changed: {component: {"files":
+    number of files, "bytes", "sha256", "names": the names of the first files}}; None in place of the inner dictionary
+    for installed packages. It has the form of "sources" in a manifest of `prepare`.
+
+    Files that changed since they were last hashed are read; nothing is prepared. `corpus`: as for `prepare`; `store`:
+    the folder of prepared data, which keeps hashes of files."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
-def made_of(corpus: str, store: Path) -> dict[str, Any]:
-    """What a corpus is made of, for run.json: {"sources": {component: identity of its files}}, as under "sources" in a
-    manifest of `prepare`. No document is read; components whose files were not hashed yet, or are not here, are left
-    out.
+def composition(corpus: str, store: Path) -> dict[str, Any]:
+    """The components of a corpus and the identity of their files, for run.json: {"sources": as `source_identities`
+    returns it}. No file is read: components whose files have no hash in the store, or do not exist, are left out.
 
-    For a blend there are two further entries, from which a specification file of the same blend can be written:
-    "blend", {component: weight}, and "alpha". Where alpha is a number and gives the weights, "blend" is a list of
-    components. `store`: the folder of prepared data.
+    For a blend there are two further entries, "blend" and "alpha", from which a specification file of the same blend
+    can be written. "blend" is {component: weight}; or, where "alpha" is a number and gives the weights, a list of the
+    components. `corpus`: as for `prepare`; `store`: the folder of prepared data.
     """
-    made: dict[str, Any] = {"sources": {}}
+    result: dict[str, Any] = {"sources": {}}
     spec: dict[str, Any] = {}
     with contextlib.suppress(ValueError, OSError):
         spec = corpora.load(corpus, store)
     for name in spec.get("blend", [corpus]):
         with contextlib.suppress(MissingData, ValueError, OSError):
-            made["sources"][name] = source_identity(name, Store(store, build=False))
+            result["sources"][name] = source_identity(name, Store(store, build=False))
     if "blend" in spec:
         alpha = spec["alpha"]
-        made |= {"blend": spec["blend"] if alpha is None else list(spec["blend"]), "alpha": alpha}
-    return made
+        result |= {"blend": spec["blend"] if alpha is None else list(spec["blend"]), "alpha": alpha}
+    return result
 
 
 def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of two manifests of `prepare`, `before` of an earlier and `now`
-    of a later run. Entries that one of the manifests lacks are not compared, so either may have "sources" alone. A
-    changed text is reported only where no source files changed, and a changed tokenizer only where neither did."""
+    """Compare the data of two runs: a sentence for each difference in their source files, their text or their
+    tokenizer. A changed text is reported only where no source files changed, and a changed tokenizer only where neither
+    source files nor text changed.
+
+    `before`, `now`: the manifests of `prepare` for the earlier and for the later run. A manifest may lack entries,
+    which are then not compared.
+    """
     sentences = []
-    for name, was in before.get("sources", {}).items():
-        current = now.get("sources", {}).get(name)
-        if was and current and was["sha256"] != current["sha256"]:
-            sentences.append(
-                f"the files of {name} changed: {_source_in_words(was)} then, {_source_in_words(current)} now"
-            )
+    for name, old in before.get("sources", {}).items():
+        new = now.get("sources", {}).get(name)
+        if old and new and old["sha256"] != new["sha256"]:
+            sentences.append(f"the files of {name} changed: {_source_in_words(old)} then, {_source_in_words(new)} now")
     if not sentences and "sha256" in before and "sha256" in now and before["sha256"] != now["sha256"]:
-        then, today = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
+        old, new = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
         sentences.append(
-            f"the text of {before['corpus']} changed: sha256 {before['sha256']} with {then:,} training documents then, "
-            f"{now['sha256']} with {today:,} now"
+            f"the text of {before['corpus']} changed: sha256 {before['sha256']} with {old:,} training documents then, "
+            f"{now['sha256']} with {new:,} now"
         )
     if not sentences and "tokenizer" in before and "tokenizer" in now:
-        was, current = before["tokenizer"]["sha256"], now["tokenizer"]["sha256"]
-        if was != current:
-            sentences.append(f"the tokenizer of {before['corpus']} changed: sha256 {was} then, {current} now")
+        old, new = before["tokenizer"]["sha256"], now["tokenizer"]["sha256"]
+        if old != new:
+            sentences.append(f"the tokenizer of {before['corpus']} changed: sha256 {old} then, {new} now")
     return sentences
 
 
@@ -252,34 +261,42 @@ def _source_in_words(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def cannot_write_message(error: OSError) -> str:
-    """The error message for an OSError, with what the user can do where a file or folder cannot be written."""
-    return cannot_write(error, Path(error.filename or ".").parent) or str(error)
+def os_error_message(error: OSError) -> str:
+    """The message for an OSError; where a file or folder cannot be written, with what the user can do about it."""
+    return unwritable_message(error, Path(error.filename or ".").parent) or str(error)
 
 
 def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
-    """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component. `store`: the folder of prepared data;
-    `allow_errors`: how many problems in the files are tolerated; `build`: whether missing text is prepared. Raises
-    MissingData where the text is not prepared, and `build` is false."""
-    where = Store(Path(store), build=build)
+    """The paths of the files with the validation text of a corpus: a .jsonl.gz file for each component. The text is
+    prepared by the default recipe, and therefore the same for all arms of a study.
+
+    Args:
+        corpus: as for `prepare`.
+        store: the folder of prepared data.
+        allow_errors: how many problems in the files of the corpus are tolerated.
+        build: whether missing text is prepared.
+
+    Raises:
+        MissingData: the text is not prepared, and `build` is false.
+    """
+    recipe, prepared_data = Recipe(allow_errors=allow_errors), Store(Path(store), build=build)
     return [
-        str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
-        for name in corpora.components(corpus, where.path)
+        str(prepared_text(name, recipe, prepared_data)[0] / "valid.jsonl.gz")
+        for name in corpora.components(corpus, prepared_data.path)
     ]
 
 
 def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run reads each source of its data: for each source {"corpus", "share": weight in the blend, "tokens":
-    number of tokens of the source, "epochs"}.
+    """How often a run reads the token files of each component of its data: for each component {"corpus", "share": its
+    weight in the blend, "tokens": the number of its tokens, "epochs": how often they are read}.
 
     Args:
         manifest: the manifest of the data, from `prepare`.
-        tokens: the number of tokens that the run trains; None where a wall clock ends the run, and then there is no
+        tokens: the number of tokens that the run trains on; None where a wall clock ends the run, and then there is no
             entry "epochs".
-        seq: the length of a training sequence in tokens. If given, there is a further entry "unused": the number of
-            tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since documents
-            are packed end to end.
+        seq: the length of a training sequence in tokens. Unless it is 0 there is a further entry "unused": the number
+            of tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since
+            documents are packed end to end.
     """
     return [
         {
@@ -312,8 +329,8 @@ def main(argv: list[str] | None = None) -> None:
         recipe = _recipe(dict(_key_and_value(word.removeprefix("data.")) for word in args.set))
         if args.folder:
             corpora.record_folder(args.corpus, args.folder, args.store)
-        read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
-        for sentence in [] if args.told else corpora.missing_files(read, args.store):
+        needed = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
+        for sentence in [] if args.told else corpora.missing_files(needed, args.store):
             print(f"warning: {sentence}", file=sys.stderr)
         if args.held_out:
             print("\n".join(validation_files(args.corpus, args.store, recipe.allow_errors)))
@@ -325,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         exit_with(1, str(error))
     except OSError as error:
-        exit_with(1, cannot_write_message(error))
+        exit_with(1, os_error_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
@@ -334,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """What was prepared, as lines of text for the terminal. `manifest`: from `prepare`."""
+    """A summary of the prepared data, as lines of text for the terminal. `manifest`: from `prepare`."""
     counts, tokenizer = manifest["counts"], manifest["tokenizer"]
     amounts = {
         split: f"{of['documents']:,} documents, {of['bytes']:,} bytes, {of['tokens']:,} tokens"

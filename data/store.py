@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import cannot_write, explained_write_errors, locked, wait_until_on_disk, write_whole
+from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_whole
 from data.execute import THIS_MACHINE, Executor
 from data.readers import SourceFile
 from data.sources import MissingData
@@ -275,7 +275,7 @@ def _write_note(note: Path, text: str) -> None:
     try:
         write_whole(note, text)
     except OSError as error:
-        if not cannot_write(error, note.parent):
+        if not unwritable_message(error, note.parent):
             raise
 
 

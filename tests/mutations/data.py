@@ -215,8 +215,8 @@ MUTATIONS = [
         "",
         "",
         "data/byte_bpe.py",
-        "not greedy and not spaced",
-        "not greedy",
+        "not swallows_spaces and not adds_space",
+        "not swallows_spaces",
         "tests/test_tokenizer.py::test_other_ways_to_split_text_are_those_of_hugging_face",
     ),
     one(
