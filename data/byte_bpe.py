@@ -106,8 +106,8 @@ class ByteBPE(TokenizerJSON):
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text; bytes that are
-        not UTF-8 become U+FFFD."""
+        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text;
+        bytes that are not UTF-8 become U+FFFD."""
         known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
         return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
 

@@ -205,8 +205,8 @@ MUTATIONS = [
         "",
         "",
         "data/sources.py",
-        "        if len(several) > 1:",
-        "        if len(several) > 2:",
+        "        if len(compressions) > 1:",
+        "        if len(compressions) > 2:",
         "tests/test_data_identity.py::test_a_file_that_is_there_packed_too_is_read_once",
     ),
     one(
@@ -275,8 +275,8 @@ MUTATIONS = [
         "",
         "",
         "data/sources.py",
-        "once = {os.path.realpath(path): path",
-        "once = {str(path): path",
+        "path_of_file = {os.path.realpath(path): path",
+        "path_of_file = {str(path): path",
         "tests/test_data.py::test_a_glob_finds_each_file_once_and_goes_around_in_no_link",
     ),
     one(
