@@ -287,8 +287,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/compilation.py",
-        'next(filter(None, map(reason_without_known_gain, runs)), "")',
-        "reason_without_known_gain(runs[0])",
+        'next(filter(None, map(reason_gain_is_unknown, runs)), "")',
+        "reason_gain_is_unknown(runs[0])",
         COMPILATION,
     ),
     one(
@@ -307,8 +307,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/build_study.py",
-        "sorted(begun, key=lambda cell: bool(cell.delta))",
-        "sorted(cells, key=lambda cell: not cell.delta)",
+        "sorted(study.cells, key=lambda cell: bool(cell.delta))",
+        "sorted(study.cells, key=lambda cell: not cell.delta)",
         COMPILATION,
     ),
     one(
