@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablations import compilation
+from ablations import compilation, rundir
 from ablations.cells import Cell, Study
 from ablations.config import ConfigError, Run, parse, resolve, setting_needed_for_effect
 from ablations.criteria import Criteria
@@ -76,9 +76,9 @@ def build_study(
 
 def _with_compilation_decided(study: Study) -> Study:
     """The study with layout.compile=auto replaced by the mode that `choose_compilation` chooses for all of its runs."""
-    # other studies share the baseline's runs, so these are asked first
-    by_arm = sorted(study.cells, key=lambda cell: bool(cell.delta))
-    mode_of_begun_runs = recorded_setting([cell.dir for cell in by_arm], "layout.compile")
+    begun = [cell for cell in study.cells if (cell.dir / rundir.RUN).is_file()]
+    begun.sort(key=lambda cell: bool(cell.delta))  # the baseline's first, since other studies share them
+    mode_of_begun_runs = recorded_setting([cell.dir for cell in begun], "layout.compile")
     mode, reason = compilation.choose_compilation([cell.run for cell in study.cells], mode_of_begun_runs)
 
     def decided(run: Run) -> Run:
