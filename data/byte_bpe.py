@@ -133,7 +133,7 @@ class ByteBPE(TokenizerJSON):
             return True
         try:
             self._new_gigatoken()
-        except (RuntimeError, ValueError):  # of no class of its own
+        except (RuntimeError, ValueError):  # gigatoken has no exception of its own
             return True
         return False
 
@@ -195,7 +195,7 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> byt
 
     try:
         model = models.BPE(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # refused below if no pairs
-    except Exception as error:  # of no class of its own
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(f"the vocabulary and the merges do not fit together: {error}") from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
