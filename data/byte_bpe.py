@@ -106,8 +106,6 @@ class ByteBPE(TokenizerJSON):
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text;
-        bytes that are not UTF-8 become U+FFFD."""
         known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
         return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
 
@@ -119,8 +117,9 @@ class ByteBPE(TokenizerJSON):
         return 0, 0
 
     def check(self, texts: Sequence[str]) -> None:
-        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._hugging_face_ids(texts), strict=True):
-            if ids != theirs:
+        batch, reference_batch = self.encode_batch(texts), self._hugging_face_ids(texts)
+        for text, ids, reference in zip(texts, batch, reference_batch, strict=True):
+            if ids != reference:
                 raise RuntimeError(
                     f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
                     f"text that begins {text[:40]!r}; please report it to gigatoken"
@@ -175,8 +174,8 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     )
     model = json.loads(backend.to_str())["model"]
     if len(model["vocab"]) < trained_pieces:
-        most = len(model["vocab"]) + len(specials)
-        raise ValueError(f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}")
+        largest = len(model["vocab"]) + len(specials)
+        raise ValueError(f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {largest}")
     pieces = model["vocab"] | {name: trained_pieces + number for number, name in enumerate(specials)}
     return _tokenizer_json(pieces, [tuple(pair) for pair in model["merges"]])
 

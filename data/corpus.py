@@ -111,7 +111,8 @@ def record_folder(corpus: str, folder: str, store: Path) -> None:
     name = corpus.partition(":")[0]
     spec = load(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
-        raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(_corpora_of_files())}")
+        corpora_of_files = [known for known in corpus_names() if "layout" in load(known)]
+        raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(corpora_of_files)}")
     if not Path(folder).is_dir():
         raise ValueError(f"FROM={folder} is no folder")
     matching_files(Path(folder), load(corpus)["files"])
@@ -231,11 +232,6 @@ def _checked_file_corpus(spec_name: str, spec: dict[str, Any], variant: str) -> 
 
 def _is_list_of_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _corpora_of_files() -> list[str]:
-    """The names of the corpora in data/corpora that are read from files."""
-    return [name for name in corpus_names() if "layout" in load(name)]
 
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:

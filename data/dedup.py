@@ -191,9 +191,9 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
     del records
     halves = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)
     order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
-    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    exact = set(order[1:][same].tolist())
-    equal_pairs = zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True)
+    equals_previous = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    exact = set(order[1:][equals_previous].tolist())
+    equal_pairs = zip(order[:-1][equals_previous].tolist(), order[1:][equals_previous].tolist(), strict=True)
     similar_pairs = (
         (starts[rank_a] + a, starts[rank_b] + b)
         for path in sorted(pairs.glob("*.dups"))

@@ -53,7 +53,7 @@ def prepared_tokenizer(
     """
     if kind == "file":
         return _copied_tokenizer(name, vocab, store)
-    texts = [prepared_text(part, recipe, store) for part in corpora.components(name, store.path)]
+    texts = [prepared_text(component, recipe, store) for component in corpora.components(name, store.path)]
     size = sum(manifest["train"]["bytes"] for _, manifest in texts)
     library = LIBRARIES[kind]
     file = "tokenizer.json" if library == "tokenizers" else "tokenizer.model"
@@ -143,12 +143,8 @@ def prepared_tokens(
         prefixes: list[str | Path] = [scratch / shard.stem for shard in shards]
         sizes, steps = _join_in_order(prefixes, shards, recipe, work)
         covered, held_out, lost = _held_out_coverage(load_tokenizer(model), text / "valid.jsonl.gz")
-        domains: dict[str, list[int]] = {}
-        for prefix in prefixes:
-            for domain, count in json.loads(Path(f"{prefix}.domains").read_text("utf-8")).items():
-                sum_before = domains.get(domain, [0] * len(count))
-                domains[domain] = [a + b for a, b in zip(sum_before, count, strict=True)]
-        documents = (sum(count[0] for count in domains.values()), held_out)
+        domains = tokens.summed_counts(json.loads(Path(f"{prefix}.domains").read_text("utf-8")) for prefix in prefixes)
+        documents = (sum(count.documents for count in domains.values()), held_out)
         if documents != (written := tuple(text_manifest[split]["documents"] for split in ("train", "valid"))):
             raise ValueError(
                 f"{text} holds {documents[0]:,} and {documents[1]:,} documents for training and validation, not "
@@ -192,7 +188,7 @@ def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int
     return total, count, max(0, lost - total.unknown_bytes)
 
 
-def _tokenize(folder: Path, model: Path, to: Path, count_sentences: bool, _: Any, rank: int, __: int) -> None:
+def _tokenize(folder: Path, model: Path, results: Path, count_sentences: bool, _: Any, rank: int, __: int) -> None:
     """A step of datatrove's pipeline that tokenizes one shard of the training text, and writes files named like the
     shard: a token file (.bin and .idx); the numbers of characters, bytes and sentences of each document (.npy, int64
     [3, documents]); and {domain: the `tokens.Count` of its documents} (.domains, JSON).
@@ -200,7 +196,7 @@ def _tokenize(folder: Path, model: Path, to: Path, count_sentences: bool, _: Any
     Args:
         folder: the folder with the shards of the training text.
         model: the file of the tokenizer.
-        to: the folder for the files.
+        results: the folder for the files.
         count_sentences: whether sentences are counted; else each document counts as one sentence.
         rank: the number of the task, which is that of the shard.
         _, __: the documents from an earlier step and the number of tasks; not used.
@@ -222,7 +218,7 @@ def _tokenize(folder: Path, model: Path, to: Path, count_sentences: bool, _: Any
                 sizes.append((len(text), len(text.encode()), sentences))
                 yield text, labels.get("domain", "")
 
-    prefix = to / shard.stem
+    prefix = results / shard.stem
     domains = tokens.write(prefix, texts_with_domains(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
@@ -268,8 +264,8 @@ def _join_in_order(
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.copy_documents(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
-        same = filters.step_report(recipe.order, sizes[left], sizes[left])  # no document is removed
-        steps.append(same | {"moved": int((ordered != left).sum()), "lengths": {"in": {}, "out": {}}})
+        reordering = filters.step_report(recipe.order, sizes[left], sizes[left])  # no document is removed
+        steps.append(reordering | {"moved": int((ordered != left).sum()), "lengths": {"in": {}, "out": {}}})
     return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
@@ -291,8 +287,8 @@ def _compression_report(
     for number in np.flatnonzero(dense)[: filters.EXAMPLES].tolist():
         shard = int(np.searchsorted(ends, number, "right"))
         with open(shards[shard], "rb") as file:
-            at = number - int(ends[shard - 1] if shard else 0)
-            document = json.loads(next(line for index, line in enumerate(file) if index == at))
+            line_number = number - int(ends[shard - 1] if shard else 0)
+            document = json.loads(next(line for index, line in enumerate(file) if index == line_number))
         ratio = (int(lengths[number]) - 1) / int(characters[number])
         examples.append(
             {

@@ -366,9 +366,9 @@ def manifest_text(manifest: dict[str, Any]) -> str:
         f"  tokenizer   {tokenizer['kind']}, {tokenizer['vocab']:,} pieces, of {tokenizer['corpus']}",
         f"              {tokenizer['path']}",
     ]
-    for part in manifest["train"]:
-        share = f"{part['weight']:.1%} of {part['corpus']}: " if len(manifest["train"]) > 1 else ""
-        lines.append(f"  tokens      {share}{part['prefix']}.bin and .idx")
+    for source in manifest["train"]:
+        share = f"{source['weight']:.1%} of {source['corpus']}: " if len(manifest["train"]) > 1 else ""
+        lines.append(f"  tokens      {share}{source['prefix']}.bin and .idx")
     lines += [f"  held out    {path}" for path in manifest["valid"]]
     return "\n".join([*lines, *(f"  report      {path}" for path in manifest["reports"])])
 

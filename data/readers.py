@@ -63,10 +63,10 @@ class Ledger:
         self.problems: list[str] = []
         self.counts: Counter[str] = Counter()
 
-    def add_problem(self, where: Any, what: str) -> None:
-        """Add a problem. `where`: the path of the file, or "path:line"; `what`: a description of the problem. Raises
+    def add_problem(self, location: Any, description: str) -> None:
+        """Add a problem. `location`: the path of the file, or "path:line"; `description`: what is wrong. Raises
         ValueError, which lists all problems, where there are now more than `allowed`."""
-        self.problems.append(f"{where}: {what}")
+        self.problems.append(f"{location}: {description}")
         check_problem_count(self.problems, self.allowed)
 
 
@@ -200,13 +200,13 @@ class HubFile(io.RawIOBase):
         repo, _, revision_and_path = address.removeprefix("hf://datasets/").partition("@")
         revision, _, path = revision_and_path.partition("/")
         self.url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
-        self.address, self.size, self.at = address, size, 0
+        self.address, self.size, self.position = address, size, 0
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
-    def _unreachable(self, why: str) -> Unreachable:
-        """The error for a file that cannot be read; its message has the reason `why` and what the user can do."""
+    def _unreachable(self, reason: str) -> Unreachable:
+        """The error for a file that cannot be read; its message has the given reason and what the user can do."""
         return Unreachable(
-            f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
+            f"{self.address}: {reason}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
         )
 
@@ -218,19 +218,19 @@ class HubFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self.expected = ""  # parquet is not read from start to end
-        self.at = max(0, offset + (0, self.at, self.size)[whence])
-        return self.at
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
+        return self.position
 
     def tell(self) -> int:
-        return self.at
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        size = max(0, min(len(buffer), self.size - self.at))
+        size = max(0, min(len(buffer), self.size - self.position))
         if not size:
             return 0
-        byte_range = {"Range": f"bytes={self.at}-{self.at + size - 1}"}
+        byte_range = {"Range": f"bytes={self.position}-{self.position + size - 1}"}
         try:
             response = http_backoff("GET", self.url, headers=build_hf_headers() | byte_range, timeout=60)
             hf_raise_for_status(response)
@@ -242,7 +242,7 @@ class HubFile(io.RawIOBase):
         if self.expected:
             self.hash.update(response.content)
         buffer[:size] = response.content
-        self.at += size
+        self.position += size
         return size
 
     def verify(self) -> None:
@@ -314,21 +314,19 @@ def _value_at(record: Any, keys: Iterable[str]) -> Any:
     return record
 
 
-def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
+def _text_of(record: Any, field: str, location: str, ledger: Ledger) -> str | None:
     if not isinstance(record, dict):
-        ledger.add_problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
+        ledger.add_problem(location, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
         return None
     # OSCAR 22.01 and later write "content", beside the headers of the crawl
     field = field or ("content" if "warc_headers" in record else "text")
     if isinstance(record.get(field), str):
         return record[field]
     if field not in record:
-        ledger.add_problem(where, f'no string under "{field}"; the line has {sorted(record)}')
+        ledger.add_problem(location, f'no string under "{field}"; the line has {sorted(record)}')
     else:
-        value = record[field]
-        ledger.add_problem(
-            where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string'
-        )
+        kind = "null" if record[field] is None else f"a {type(record[field]).__name__}"
+        ledger.add_problem(location, f'"{field}" is {kind}, not a string')
     return None
 
 

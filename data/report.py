@@ -136,9 +136,11 @@ def _markdown(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# The sections of report.md. Each function returns lines of Markdown, made from the content of report.json.
+
+
 def _steps_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of the documents that each step kept, and of its reasons for removing documents.
-    `content`: the content of report.json."""
+    """A table of the documents that each step kept, and of its reasons for removing documents."""
     lines = [
         "## Steps",
         "",
@@ -163,8 +165,7 @@ def _steps_table(content: dict[str, Any]) -> list[str]:
 
 
 def _left_out_sentences(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown on how much text is left for training, and how much is held out. `content`: the content of
-    report.json."""
+    """Sentences on how much text is left for training, and how much is held out."""
     left, valid, covered = content["left"], content["valid"], content["covered"]
     return [
         f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
@@ -176,8 +177,7 @@ def _left_out_sentences(content: dict[str, Any]) -> list[str]:
 
 
 def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of how many rows of each evaluation task the corpus contains. `content`: the
-    content of report.json."""
+    """A table of how many rows of each evaluation task the corpus contains."""
     rows = [
         f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
         for task, row in content["tasks"].items()
@@ -195,8 +195,7 @@ def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
 
 
 def _domains_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of the documents, bytes and tokens of each domain. `content`: the content of
-    report.json."""
+    """A table of the documents, bytes and tokens of each domain."""
     rows = [
         f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
         f"{tokens / max(words, 1):.3f} |"
@@ -207,8 +206,7 @@ def _domains_table(content: dict[str, Any]) -> list[str]:
 
 
 def _lengths_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a histogram of the training documents' lengths, before and after all steps, as a table.
-    `content`: the content of report.json."""
+    """A table with the histograms of the training documents' lengths, before and after all steps."""
     first = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
     results = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
     last: dict[Any, int] = results[-1] if results else {}
@@ -230,8 +228,7 @@ def _lengths_table(content: dict[str, Any]) -> list[str]:
 
 
 def _removed_examples(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with the beginning of some of the documents that each step removed. `content`: the content of
-    report.json."""
+    """A list of some of the documents that each step removed, with the beginning of their text."""
     lines = []
     for step in content["steps"]:
         if step["examples"]:

@@ -81,8 +81,6 @@ class SentencePiece(Tokenizer):
         return batch
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text;
-        bytes that are not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -138,9 +136,9 @@ def _training_error_message(error: str, vocab: int) -> str:
     """The message for an error in SentencePiece's training, in the project's words. `error`: SentencePiece's own
     message; `vocab`: the number of pieces that was requested."""
     if "too high" in error:
-        most = error.rsplit("<= ", 1)[1].strip(" .")
-        return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"
+        largest = error.rsplit("<= ", 1)[1].strip(" .")
+        return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {largest}"
     if "smaller than required_chars" in error:
-        least = error.rsplit(" vs ", 1)[1].split(".")[0]
-        return f"model.vocab={vocab} is too small for the characters of this text: at least {least}"
+        smallest = error.rsplit(" vs ", 1)[1].split(".")[0]
+        return f"model.vocab={vocab} is too small for the characters of this text: at least {smallest}"
     return f"the tokenizer could not be trained: {error}"

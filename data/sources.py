@@ -134,11 +134,9 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     does, and for the folder /."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
-    everything = _files_below(folder)
+    everything = sorted(path for _, paths in _walk(folder) for path in paths)
     below = [path for path in everything if readers.format_and_compression(path.name)]
-    hidden = [
-        path for path in below if any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(folder).parts)
-    ]
+    hidden = [path for path in below if _is_hidden(path.relative_to(folder))]
     _check_no_unread_data(folder, [path for path in everything if path not in set(below)])
     visible = _existing_files(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
@@ -159,12 +157,21 @@ def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     _check_no_copies(folder, paths_of.get(largest, []))
     reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
     return paths_of.get(largest, []), [
-        f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
-        + (f" and {len(paths) - NAMED_FILES} more" if len(paths) > NAMED_FILES else "")
-        + f" not read: {reason}"
+        f"{_first_names([path.relative_to(folder) for path in paths])} not read: {reason}"
         for reason, paths in reasons
         if paths
     ]
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or one of its folders is hidden (HIDDEN_PREFIXES). `path`: relative to the corpus' folder."""
+    return any(part.startswith(HIDDEN_PREFIXES) for part in path.parts)
+
+
+def _first_names(names: list[Path]) -> str:
+    """The first NAMED_FILES names and the number of the others, for a message."""
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return ", ".join(name.as_posix() for name in names[:NAMED_FILES]) + more
 
 
 def _paths_matching(pattern: str) -> list[Path]:
@@ -172,8 +179,8 @@ def _paths_matching(pattern: str) -> list[Path]:
     links lead to it. `glob.glob` instead follows a link to a folder above the link again and again, and with two such
     links does not end in any useful time."""
     head, stars, tail = pattern.partition("**")
-    whole = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else ** means the same as *
-    if not stars or not whole:
+    recursive = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else ** means the same as *
+    if not stars or not recursive:
         paths = [Path(path) for path in glob(pattern)]
     else:
         tail = tail.strip("/") or "*"
@@ -190,11 +197,6 @@ def _folders_below(folder: Path) -> list[Path]:
     with a dot. Symbolic links to folders are followed as by `_walk`."""
     below = (path for path, _ in _walk(folder))
     return [path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted. Raises ValueError where a folder cannot be read."""
-    return sorted(path for _, paths in _walk(folder) for path in paths)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -247,13 +249,10 @@ def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
     text would be missing. Notes and hidden files are ignored. `folder`: the folder that was searched; `others`: the
     files below it that no reader reads."""
     names = [path.relative_to(folder) for path in others if UNREAD_DATA.fullmatch(path.name)]
-    names = [name for name in names if not NOTE_NAMES.fullmatch(name.name)]
-    names = [name for name in names if not any(part.startswith(HIDDEN_PREFIXES) for part in name.parts)]
+    names = [name for name in names if not NOTE_NAMES.fullmatch(name.name) and not _is_hidden(name)]
     if names:
-        shown = ", ".join(name.as_posix() for name in names[:NAMED_FILES])
-        more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
         raise ValueError(
-            f"{folder} holds {shown}{more}: data of a kind that is not read, or not all there. Make it one of "
+            f"{folder} holds {_first_names(names)}: data of a kind that is not read, or not all there. Make it one of "
             f"{', '.join(EXTENSIONS)}, or name the files to read by a glob, such as '{folder}/**/*.jsonl'"
         )
 
@@ -279,12 +278,8 @@ def _check_no_copies(folder: Path, paths: list[Path]) -> None:
 def matching_files(root: Path, patterns: list[str]) -> list[Path]:
     """The files below the folder `root` that match one of the globs, sorted by path. Hidden files and files in hidden
     folders are left out. Raises ValueError where no file matches."""
-    visible = {
-        path
-        for pattern in patterns
-        for path in root.glob(pattern)
-        if not any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(root).parts)
-    }
+    matching = {path for pattern in patterns for path in root.glob(pattern)}
+    visible = [path for path in matching if not _is_hidden(path.relative_to(root))]
     paths = _existing_files(sorted(visible, key=lambda path: path.as_posix()))
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")

@@ -114,8 +114,8 @@ def _build(
 def _begin_folder(work: Path) -> None:
     """Create the folder for unfinished data, or leave the folder as it is where it exists. Raises RuntimeError where
     another version of the code has written files into it."""
-    same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
-    if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
+    is_same_code = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
+    if not is_same_code and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
             f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
             "that version finish it"
@@ -211,9 +211,10 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     note = store.path / "hashes" / digest(["folder", states])[:32]
     if _is_note_valid(note, [folder / name for name in files], store):
         return
-    for name, now in _checksums(folder, [Path(name) for name in files]).items():
-        if now["sha256"] != files[name]["sha256"]:
-            raise damage_error(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
+    for name, current in _checksums(folder, [Path(name) for name in files]).items():
+        written_sha = files[name]["sha256"]
+        if current["sha256"] != written_sha:
+            raise damage_error(folder / name, f"its sha256 is {current['sha256']}, and {written_sha} was written")
     _write_note(note, "as written")
 
 

@@ -86,18 +86,18 @@ def repeated_characters(codes: np.ndarray, ends: np.ndarray, length: int, at_onc
     for number in range(passes):
         hashes, starts = [], []
         for first in range(0, len(codes), CHUNK):
-            at = np.arange(first, min(first + CHUNK, len(codes) - length + 1))
-            if not len(at):
+            windows = np.arange(first, min(first + CHUNK, len(codes) - length + 1))  # where they begin
+            if not len(windows):
                 break
-            whole = at + length <= ends[np.searchsorted(ends, at, "right")]  # within one document
-            keys = window_hashes(codes[first : first + len(at) + length - 1], length)
-            chosen = whole & (keys % np.uint64(passes) == number)
+            in_one_document = windows + length <= ends[np.searchsorted(ends, windows, "right")]
+            keys = window_hashes(codes[first : first + len(windows) + length - 1], length)
+            chosen = in_one_document & (keys % np.uint64(passes) == number)
             hashes.append(keys[chosen])
-            starts.append(at[chosen])
+            starts.append(windows[chosen])
         if hashes:
-            again = _repeated_windows(codes, np.concatenate(hashes), np.concatenate(starts), length)
-            edges[again] += 1
-            edges[again + length] -= 1
+            repeats = _repeated_windows(codes, np.concatenate(hashes), np.concatenate(starts), length)
+            edges[repeats] += 1
+            edges[repeats + length] -= 1
     return np.cumsum(edges[:-1], dtype=np.int32) > 0
 
 

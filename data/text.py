@@ -161,10 +161,6 @@ class WorkFolders(NamedTuple):
     uncut: Path  # the documents without duplicates, before repeated stretches are cut
     spans: Path  # the repeated stretches
 
-    @classmethod
-    def below(cls, root: Path) -> WorkFolders:
-        return cls(*(root / name for name in cls._fields))
-
 
 def _make_text(
     spec: dict[str, Any], files: list[SourceFile], recipe: Recipe, known_problems: list[str], work: Path, run: RunStage
@@ -183,7 +179,7 @@ def _make_text(
         ValueError: there are more problems than allowed, no document is left, or files that a task had written are
             lost.
     """
-    folders = WorkFolders.below(work / "scratch")
+    folders = WorkFolders(*(work / "scratch" / name for name in WorkFolders._fields))
     files = files or source_files(spec)
     count = _shard_count(spec, files)
     for folder in (folders.read, folders.removed, folders.problems, folders.uncut, folders.spans):

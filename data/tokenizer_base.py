@@ -63,7 +63,8 @@ class Tokenizer:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text."""
+        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text;
+        bytes that are not UTF-8 become U+FFFD."""
         raise NotImplementedError
 
     def coverage(self, texts: Sequence[str]) -> Coverage:

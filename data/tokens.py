@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -45,6 +45,15 @@ class Count(NamedTuple):
 
     def __add__(self, other: Any) -> Count:
         return Count(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def summed_counts(parts: Iterable[Mapping[str, Iterable[int]]]) -> dict[str, Count]:
+    """The sum of the counts of each domain, {domain: Count}, over several {domain: the fields of a Count}."""
+    counts: dict[str, Count] = defaultdict(lambda: Count(0, 0, 0, 0))
+    for part in parts:
+        for domain, count in part.items():
+            counts[domain] += count
+    return dict(counts)
 
 
 def dtype(vocab: int) -> np.dtype:
@@ -212,11 +221,7 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
         join_files(list(parts), prefix)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    counts: dict[str, Count] = {}
-    for domains in counts_of_files:
-        for name, count in domains.items():
-            counts[name] = counts[name] + count if name in counts else count
-    return counts
+    return summed_counts(counts_of_files)
 
 
 def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, file: SourceFile, part: Path) -> dict[str, Count]:

@@ -59,8 +59,8 @@ MUTATIONS = [
         "",
         "",
         "data/substrings.py",
-        'whole = at + length <= ends[np.searchsorted(ends, at, "right")]',
-        "whole = at + length <= ends[-1]",
+        'in_one_document = windows + length <= ends[np.searchsorted(ends, windows, "right")]',
+        "in_one_document = windows + length <= ends[-1]",
         "tests/test_substrings.py",
     ),
     one(
@@ -165,8 +165,8 @@ MUTATIONS = [
         "",
         "",
         "data/store.py",
-        '        if now["sha256"] != files[name]["sha256"]:',
-        '        if not now["sha256"]:',
+        '        if current["sha256"] != written_sha:',
+        '        if not current["sha256"]:',
         IDENTITY,
     ),
     one(
@@ -285,8 +285,8 @@ MUTATIONS = [
         "",
         "",
         "data/sources.py",
-        "    if names:\n        shown",
-        "    if False:\n        shown",
+        "    if names:\n        raise",
+        "    if False:\n        raise",
         "tests/test_data.py::test_data_of_a_kind_that_is_not_read_is_not_passed_over",
     ),
     one(
