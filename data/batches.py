@@ -1,10 +1,10 @@
 """Training batches from token files. The tokens of a sample depend only on the files, their weights, the seed and the
 number of the sample.
 
-megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples, all depending on how
-many samples a run needs: a longer run would see other data from its first step on. Here each epoch of a source equals a
-GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
-weights and the choices before it, so that it can be extended without changing its beginning.
+megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples. All of that depends on
+the number of samples that a run needs: a longer run would see other data from its first step on. Here each epoch of a
+source equals a GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each
+sample from the weights and the choices before it, so that it can be extended without changing its beginning.
 
 The compiled functions of megatron-core that build GPTDataset's index are used here too. The class GPTDataset itself is
 not: it takes four times the memory and twice the time. No other file of data/ uses megatron-core.
@@ -98,8 +98,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find where the tokens of the samples with the given numbers lie, for the call of `batch` with these numbers,
-        and ask the operating system to read them into its page cache in the background."""
+        """Find where the tokens of the samples with the given numbers lie, for the call of `batch` with these numbers.
+        The operating system is asked to read the tokens into its page cache in the background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:

@@ -135,9 +135,9 @@ def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str
 
 
 def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
-    """The share of the documents of a corpus that is held out for validation: the "share" of its specification `spec`
-    (from `load`); without one VALID_SHARE, or less where the files have more than VALID_BYTES / VALID_SHARE bytes.
-    `files`: the files of the corpus."""
+    """The share of the documents of a corpus that is held out for validation. It is the "share" of the specification;
+    where that has none, VALID_SHARE, or less for files of more than VALID_BYTES / VALID_SHARE bytes. `spec`: the
+    specification of the corpus, from `load`; `files`: its files."""
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 

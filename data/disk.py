@@ -76,9 +76,8 @@ class Unwritable(RuntimeError):
 
 @contextlib.contextmanager
 def explained_write_errors(folder: Path) -> Iterator[None]:
-    """A context that replaces an OSError about a full disk, a read-only file system, missing permissions or the largest
-    size of a file by Unwritable, whose message says what the user can do. `folder`: the folder that is written, for the
-    message."""
+    """A context that raises Unwritable in place of an OSError for which `unwritable_message` has a message. `folder`:
+    the folder that is written, for the message."""
     try:
         yield
     except OSError as error:

@@ -270,9 +270,9 @@ def _sha256(path: Path) -> str:
 
 
 def _is_note_valid(note: Path, paths: Iterable[Path], store: Store) -> bool:
-    """Whether there is a note with a result on some files, such as a hash, and the result may be used. It may not where
-    a file had changed less than RACY_SECONDS before the note was written, since the file may have changed again without
-    a new timestamp; such a note is accepted only where `store.build` is false.
+    """Whether there is a note with a result on some files, such as a hash, and the result can be trusted. It cannot
+    where a file had changed less than RACY_SECONDS before the note was written: the file may have changed again without
+    a new timestamp. Where `store.build` is false, every note is accepted.
 
     Args:
         note: the file with the result, named by the state of the files.

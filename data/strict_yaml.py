@@ -19,10 +19,13 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that raises ValueError for features of YAML that these files do not need: two equal keys in a
-    mapping, keys that are not text, aliases (with which a small file can expand to gigabytes), tags such as
-    !!timestamp, deep nesting, control characters, and numbers that are not finite or not decimal (010 would be 8, and
-    1:30 would be 90)."""
+    """A SafeLoader that raises ValueError for features of YAML that these files do not need:
+
+    * two equal keys in a mapping, and keys that are not text;
+    * aliases, with which a small file can expand to gigabytes, and tags such as !!timestamp;
+    * deep nesting, and control characters;
+    * numbers that are not finite, or not decimal: 010 would be 8, and 1:30 would be 90.
+    """
 
     depth = 0
 

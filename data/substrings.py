@@ -27,9 +27,9 @@ BASE = 0x9E3779B97F4A7C15  # base of the polynomial hash: 2^64 divided by the go
 
 
 def find_repeats(documents_folder: Path, length: int, results_folder: Path, *_: Any) -> None:
-    """Find the stretches to cut from the training documents, and write a file <shard>.npy for each shard: int64
-    [stretches, 3] with the number of the document in the shard, the index of the stretch's first character, and the
-    index of the character after its last. Held-out documents are not counted in the numbers.
+    """Find the stretches to cut from the training documents, and write a file <shard>.npy for each shard, int64
+    [stretches, 3]. The columns are the number of the document in the shard, the index of the stretch's first character
+    in the document, and the index after its last one. Documents are numbered from 0, without the held-out ones.
 
     Args:
         documents_folder: the folder with the shards (.jsonl) of documents, which have "split" in their "metadata".

@@ -135,9 +135,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The token id that stands for a masked position in a model with a vocabulary of `vocab` ids. No text is encoded as
     this id.
 
-    It is the id of [MASK] for WordPiece; of <unk> for a SentencePiece model trained here, which encodes no text as
-    <unk>; of <mask> or [MASK] for a file that has such a piece; else the first id beyond the tokenizer's pieces. Raises
-    ValueError where `vocab` leaves no id beyond the pieces; the message says what the user can do.
+    It is `tokenizer.mask`, if that is not None: the id of [MASK] for WordPiece, of <unk> for a SentencePiece model
+    trained here, and of <mask> or [MASK] for a file with such a piece. Else it is the first id beyond the tokenizer's
+    pieces. Raises ValueError where `vocab` leaves no such id; the message says what the user can do.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -165,9 +165,10 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Where the text has more than
     SAMPLE_BYTES, the tokenizer is trained on every n-th document, with n = `stride(size)`.
 
-    The special pieces depend on the kind. bpe and unigram (SentencePiece): the 256 bytes, <unk>, and </s>, the end of a
-    document; a line end is always encoded as its byte. byte-bpe: the 256 bytes first and <|endoftext|> last, as in
-    GPT-2; with `mask` also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] first.
+    Each kind has special pieces:
+        bpe, unigram: the 256 bytes, <unk>, and </s> (the end of a document); a line end is encoded as its byte
+        byte-bpe: the 256 bytes first and <|endoftext|> last, as in GPT-2; with `mask` also <mask>
+        wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] first
 
     Args:
         documents: the texts.

@@ -79,10 +79,10 @@ class Tokenizer:
         return counts.unknown, counts.unknown_bytes
 
     def bytes_not_given_back(self, text: str) -> int:
-        """A lower bound of the number of UTF-8 bytes of a text that are lost when its tokens are decoded: the bytes of
-        unknown tokens, and those that the tokenizer changes or drops before it splits the text (case, accents, line
-        ends, repeated spaces). It is computed from how often each value of a byte occurs before and after. 0 for a
-        lossless tokenizer."""
+        """A lower bound of the number of UTF-8 bytes of a text that are lost when the text is encoded and decoded; 0
+        for a lossless tokenizer. Lost are the bytes of unknown tokens, and what the tokenizer changes or drops before
+        it splits the text (case, accents, line ends, repeated spaces). The bound follows from how often each value of
+        a byte occurs in the text and in the result."""
         if self.lossless:
             return 0
         back = self.decode(self.encode(text))
