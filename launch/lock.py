@@ -52,13 +52,13 @@ def run_lock(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if safe_files.storage_error(error):
                     raise
-                raise ConfigError(  # as Lustre says that was mounted without `flock`
+                raise ConfigError(  # such as a Lustre file system that was mounted without `flock`
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
         for name in (rundir.FAILED, rundir.HEARTBEAT):
             (folder / name).unlink(missing_ok=True)
         safe_files.remove_leftovers(folder / rundir.WEIGHTS)
-        if not under_slurm:  # there launch/run.sh does it, before Slurm can give a warning
+        if not under_slurm:  # under Slurm launch/run.sh removes it earlier, before Slurm's warning can write a new one
             (folder / rundir.STOP).unlink(missing_ok=True)
         yield

@@ -196,8 +196,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "numbers.start + state.skipped + r",
-        "numbers.start + r",
+        "samples.start + state.skipped + r",
+        "samples.start + r",
         BACK,
     ),
     one(
