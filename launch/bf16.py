@@ -1,5 +1,5 @@
-"""Changes to DeepSpeed's bf16 optimizer: less memory on a CPU; on a GPU the same update in fewer kernels, and without
-the host waiting for the device.
+"""Changes DeepSpeed's bf16 optimizer: on a CPU it takes less memory; on a GPU it makes the same update with fewer
+kernels, and without the host waiting for the device.
 
 On a GPU, DeepSpeed itself launches three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
 loop. In each step, it fills all sums with zeros twice, computes a norm for each parameter, and reads from the device
@@ -35,7 +35,7 @@ def use_device_updates(ds: Any) -> None:
     sums = [s for members in optimizer.fp32_groups_gradients for s in members]
     parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition
     adamw = optimizer.optimizer
-    ds.enable_backward_allreduce = False  # `device_step` does it
+    ds.enable_backward_allreduce = False  # `device_step` sums over ranks instead
 
     def clear_hp_grads() -> None:
         optimizer.fp32_groups_has_gradients = [[False] * len(members) for members in optimizer.bf16_groups]
@@ -48,7 +48,7 @@ def use_device_updates(ds: Any) -> None:
         else:
             torch._foreach_copy_(sums, grads)
             for flat, members in zip(optimizer.fp32_groups_gradients_flat, optimizer.bf16_groups, strict=True):
-                flat[sum(p.numel() for p in members) :].zero_()  # what fills it up
+                flat[sum(p.numel() for p in members) :].zero_()  # the padding at its end
             optimizer.fp32_groups_has_gradients = [[True] * len(members) for members in optimizer.bf16_groups]
         for p in params:
             p.grad = None  # or the next backward pass would add to it
@@ -64,7 +64,7 @@ def use_device_updates(ds: Any) -> None:
             dist.all_reduce(square, group=group)
         norm = square.sqrt()
         adamw.found_inf = (~norm.isfinite()).float()
-        # a gradient is divided by it: at most `clip` is left of the norm; 1 where it is smaller
+        # AdamW divides gradients by this scale: larger norms become `clip`, smaller ones stay as they are
         adamw.grad_scale = ((norm + CLIP_EPSILON) / clip).clamp_min(1.0)
         optimizer._global_grad_norm = torch.where(norm.isfinite(), norm, torch.inf)
         for master, part in zip(optimizer.fp32_groups_flat_partition, parts, strict=True):
@@ -103,7 +103,7 @@ def free_fp32_gradients_between_steps(optimizer: Any) -> None:
         groups = zip(flat, sizes, optimizer.fp32_groups_gradients, optimizer.bf16_groups, strict=True)
         for i, (whole, size, sums, params) in enumerate(groups):
             whole.untyped_storage().resize_(size)
-            whole[sum(p.numel() for p in params) :].zero_()  # what fills it up
+            whole[sum(p.numel() for p in params) :].zero_()  # the padding at its end
             unused = [tuple(p.shape) for p in params if p.grad is None]
             if unused:
                 raise ValueError(f"no gradient reached parameters of shapes {unused}: the loss does not depend on them")
