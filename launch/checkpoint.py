@@ -223,8 +223,8 @@ class Checkpoints:
             RunFailed: the checkpoint is of another run (see `identity` of the class).
         """
         damaged: list[Path] = []
-        # all ranks take the list of the first rank: on a network file system, another node may not see the newest yet, nor
-        # may a rank whose own part of it was written before the others'
+        # all ranks take the first rank's list: on a network file system the newest checkpoint may not be visible yet on
+        # another node, or to a rank whose own part of it was written before the others'
         candidates = [
             path for path in rundir.checkpoints(self.folder) if before is None or (step_of(path) or 0) < before
         ]

@@ -204,7 +204,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
-    failures = sorted(local.run(study))
+    failures = sorted(local.run_study(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
 
@@ -393,7 +393,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
-        failures = local.run(from_args(words))
+        failures = local.run_study(from_args(words))
         assert len(failures) == 2
         assert all(str(disk) in line and "Choose an OUT that can be written" in line for line in failures), failures
         assert train.main(["--cell", "0", *words]) == 1
@@ -420,7 +420,7 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
 def test_a_study_whose_report_fails_has_not_succeeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "run", lambda study: [])  # so that the report has nothing to say
+    monkeypatch.setattr(local, "run_study", lambda study: [])  # so that the report has nothing to say
     assert local.main(["POS=alibi", f"OUT={tmp_path}"]) == 1 and "There is no report" in capsys.readouterr().out
 
 
@@ -504,7 +504,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
     )
-    failures = sorted(local.run(study))
+    failures = sorted(local.run_study(study))
     assert len(failures) == 2 and sorted(worked) == [1, 2, 3, 4, 6, 7, 8, 9]
     assert f"{folders[5]}/weights.safetensors" in failures[0] and f"{folders[0]}/run.json is damaged" in failures[1]
     assert (folders[6] / "damaged_run.json").exists()  # nothing was trained there yet: it begins anew
