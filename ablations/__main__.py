@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         reason = safe_files.storage_error(error)
         if not isinstance(error, BrokenPipeError) and not reason:
             raise
-        # who reads has enough, as `| head` has, or the disk is full; what is left must not be written at exit either
+        # the reader has closed the pipe, as `| head` does, or the disk is full: at exit Python would write the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if reason:
             print(f"error: {reason}", file=sys.stderr)
@@ -77,7 +77,8 @@ def _parser() -> answers.Parser:
 
 
 def _run(args: argparse.Namespace, as_json: bool) -> int:
-    """Run a command. Returns the exit code. Raises ConfigError where a word or a value is not allowed."""
+    """Run the command that the user typed. Returns its exit code. `args`: the parsed command line; `as_json`: whether
+    the answer is to be one JSON object (FORMAT=json). Raises ConfigError where a word or a value is not allowed."""
     on_hardware = args.command == "plan" and any(word.startswith(("ON=", "BUDGET=")) for word in args.words)
     if not on_hardware:  # ablations/plan/command.py has formats of its own
         as_json, args.words = answers.extract_format(args.words)
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
         return show_card(args.words)
     args.words = change_to_checkout(args.words)
     if "SBATCH_GPUS_PER_NODE" in read_site():
-        os.environ.setdefault("MEGAHOUR_GPU", "1")  # what is asked about runs there, not on this login node
+        os.environ.setdefault("MEGAHOUR_GPU", "1")  # the study runs on nodes with GPUs, not on this login node
     if args.command == "diff":
         return diff(args.words, as_json)
     if args.command == "plan":
@@ -110,7 +111,8 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
 
 
 def words_help() -> str:
-    """The help text about the NAME=VALUE words: for each word the setting behind it, its meaning and its choices."""
+    """The help text about the NAME=VALUE words, a line or more for each: its name, the setting that it stands for, its
+    meaning, and the setting's choices."""
     from ablations.reference import choices
 
     lines = []
@@ -139,7 +141,8 @@ def plan(words: list[str], as_json: bool) -> int:
 
 
 def print_configurations(study: Study) -> None:
-    """Print the complete configuration of the baseline, and of each arm the line that makes it."""
+    """Print the complete configuration of the baseline as JSON, and for each arm the settings in which it differs and
+    its fingerprint."""
     content = answers.configuration(study)
     print(json.dumps(content["baseline"], indent=2))
     for name, arm in content["arms"].items():
@@ -167,10 +170,10 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
 def show_card(words: list[str]) -> int:
     from ablations.card import card
 
-    names = dict(word.partition("=")[::2] for word in words)
-    if names.keys() != {"RUN"} or len(words) != 1 or not names["RUN"]:
+    values = dict(word.partition("=")[::2] for word in words)
+    if values.keys() != {"RUN"} or len(words) != 1 or not values["RUN"]:
         raise ConfigError("card needs RUN=, a run directory such as runs/nano/baseline,seed=1")
-    print(answers.answer("card", card(Path(names["RUN"]))))
+    print(answers.answer("card", card(Path(values["RUN"]))))
     return 0
 
 
@@ -188,21 +191,21 @@ def diff(words: list[str], as_json: bool) -> int:
         return 0
     derived = content["derived"]
     rows = [(key, *map(json.dumps, values)) for key, values in content["settings"].items()]
-    for name, values, form in (
+    for name, values, number_format in (
         ("parameters", derived["parameters"], ","),
         ("steps", derived["steps"], ","),
         ("the last learning rate", map(last_learning_rate, runs), ".3g"),
         ("FLOPs", derived["flops"], ".3g"),
     ):
-        # where a clock ends a run, only training tells how many there are
-        rows.append((name, *("by clock" if value is None else format(value, form) for value in values)))
+        # None: a wall clock ends the run, and the number is not known beforehand
+        rows.append((name, *("by clock" if value is None else format(value, number_format) for value in values)))
     for key, left, right in rows:
         print(f"{key:28} {left:>20} {right:>20}")
     return 0
 
 
 def last_learning_rate(run: Run) -> float:
-    """The learning rate at the end of a run's budget."""
+    """The learning rate when the run has used up its budget."""
     return learning_rate(run.train, 1.0 if run.ends_by_clock else run.tokens / run.horizon)
 
 

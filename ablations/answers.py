@@ -32,38 +32,39 @@ def extract_format(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def error(problem: str) -> str:
-    """The JSON answer to a request that is refused or that failed, as text: {"kind": "error", "error": problem}.
-    Control characters of `problem`, which could act on a terminal, are escaped."""
+    """The JSON text that answers a request which was refused or failed: {"kind": "error", "error": problem}. Control
+    characters of the message `problem`, which could act on a terminal, are escaped."""
     return error_answer(safe_files.printable(problem))
 
 
 def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -> None:
-    """Print an error message to standard error. With `as_json` the JSON answer about the error is printed too, to
-    `answers_to` or else to standard output."""
+    """Print the error message `problem` to standard error. With `as_json` the JSON text of `error` is printed too, to
+    the stream `answers_to`; None: to standard output."""
     if as_json:
         print(error(problem), file=answers_to, flush=True)
     print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
 
 
 def study_entries(study: Study) -> dict[str, Any]:
-    """The entries that all answers about a study contain: its name, title, command and registration."""
+    """The entries that all answers about a study contain: its name, title, command and registration, {entry: value}."""
     head = {"name": study.name, "title": study.title, "command": study.command_here}
     return head | {"registration": study.registration}
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """The answer of the command `plan`: the runs of a study and what they cost. FLOPs and tokens are null where a wall
-    clock ends the runs.
+    """The answer of the command `plan`, as an object for JSON (docs/schema/plan.json): the runs of a study and what
+    they cost. FLOPs and tokens are null where a wall clock ends the runs.
 
     The entry "at_most" holds the largest numbers of seeds, runs, FLOPs and tokens where seeds are added until the study
-    is decided (MORE=auto); it is null where the number of seeds is fixed.
+    is decided (MORE=auto); it is null where the number of seeds is fixed. The entry "aliased" holds, for a fraction of
+    a factorial, {effect: {effect aliased with it: weight}}; it is empty for other studies.
     """
     from model.count import parameters
 
     cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
         run = cell.run
-        with suppress(Damaged):  # the state says so
+        with suppress(Damaged):  # the entry "state" reports damage
             cell.check_same_configuration()
         cells.append(
             {
@@ -81,25 +82,23 @@ def plan(study: Study) -> dict[str, Any]:
             }
         )
     aliased = {}
-    if study.factorial:
-        design = study.factorial
+    if (design := study.factorial) and design.generators:
         aliased = {
-            design.name(effect): {design.name(alias): share for alias, share in design.aliases(effect).items()}
+            design.name(effect): {design.name(alias): weight for alias, weight in design.aliases(effect).items()}
             for effect in design.effects
-            if design.generators
         }
     at_most = None
     if study.criteria.sequential:
-        share = study.max_runs / len(cells)
+        growth = study.max_runs / len(cells)
         at_most = {"seeds": study.criteria.seeds, "runs": study.max_runs, "flops": None, "tokens": None}
         if not study.base.ends_by_clock:
-            at_most |= {key: share * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
+            at_most |= {key: growth * sum(cell[key] for cell in cells) for key in ("flops", "tokens")}
     return study_entries(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
 def status(study: Study) -> dict[str, Any]:
-    """The answer of the command `status`: for every run its state and what else `ablations.status.state` knows of the
-    run, and the number of runs in each state."""
+    """The answer of the command `status`, as an object for JSON (docs/schema/status.json): for every run its state and
+    the other facts of `ablations.status.state`, and under "counts" the number of runs in each state."""
     runs = []
     for i, cell in enumerate(study.cells):
         facts = {key: value for key, value in state(cell).items() if value is not None}
@@ -110,20 +109,21 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def configuration(study: Study) -> dict[str, Any]:
-    """The answer of the command `show`: the settings of the baseline, and for each arm the settings in which it
-    differs."""
+    """The answer of the command `show`, as an object for JSON (docs/schema/configuration.json): all settings of the
+    baseline, and for each arm its fingerprint and the settings in which it differs."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
     arms = {arm: {"delta": cell.delta, "fingerprint": cell.run.fingerprint} for arm, cell in cells.items()}
     return study_entries(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
 def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
-    """The answer of the command `diff`: the settings in which the baselines of two sizes or presets differ, and the
-    differences in parameters, steps and FLOPs that follow.
+    """The answer of the command `diff`, as an object for JSON (docs/schema/difference.json): the settings in which the
+    baselines of two sizes or presets differ, and their numbers of parameters, steps and FLOPs. Each entry is a list of
+    two values, the first for `a`.
 
     Args:
         a, b: the names of the two sizes or presets.
-        run_a, run_b: the runs with the settings of `a` and of `b`.
+        run_a, run_b: the baselines with the settings of `a` and of `b`.
     """
     from model.count import parameters
 
@@ -138,8 +138,8 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 
 
 def reference(baseline: Run) -> dict[str, Any]:
-    """The answer of the command `reference`: the meaning and the allowed values of each setting, and its value in the
-    run `baseline`."""
+    """The answer of the command `reference`, as an object for JSON (docs/schema/reference.json): for each setting its
+    meaning, unit, source and allowed values, and its value in the run `baseline`."""
     from ablations.reference import allowed_values, choices
 
     flat = baseline.flat()

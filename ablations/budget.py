@@ -7,34 +7,33 @@ from typing import NamedTuple
 from ablations.schedule import SCHEDULES, WITH_WARMUP
 from ablations.settings import TrainConfig
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # of a wall clock, in seconds
-# A leap year: beyond it a slip is likelier than a study (untuned).
-LONGEST_CLOCK = 366 * UNITS["d"]
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # {unit of a wall clock: seconds}
+LONGEST_CLOCK = 366 * UNITS["d"]  # seconds; a longer budget is taken for a typing error. Untuned
 ALLOWED_BUDGETS = "tokens, or a time with its unit, one of s, m, h and d, such as 90s, 10m or 24h"
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A budget in tokens: the run ends with the last step that does not exceed the budget."""
+    """A budget in tokens: how far the learning-rate schedule has passed depends on the tokens that were trained."""
 
-    horizon: int  # tokens at which the schedule ends: train.decay_tokens, or those of all steps
+    horizon: int  # tokens at which the schedule ends: train.decay_tokens, or all tokens of the run
 
     def share(self, tokens: int, seconds: float) -> float:
         """The share of the schedule that has passed after `tokens` trained tokens; above 1 after the schedule's end.
-        `seconds` is not used."""
+        `seconds` is not used, but needed by ClockBudget."""
         return tokens / self.horizon
 
 
 @dataclass(frozen=True)
 class ClockBudget:
-    """A budget in seconds of training and compiling, over all launches of the run; preparing data does not count. How
-    many tokens are trained in that time depends on the machine."""
+    """A budget in seconds of wall clock. Training and compiling count, over all launches of the run; preparing data
+    does not. The number of tokens that are trained in that time depends on the machine."""
 
     seconds: float
 
     def share(self, tokens: int, seconds: float) -> float:
         """The share of the budget that has passed after `seconds` of training; at or above 1 at the end of the run.
-        `tokens` is not used."""
+        `tokens` is not used, but needed by TokenBudget."""
         return seconds / self.seconds
 
 
@@ -42,8 +41,8 @@ Budget = TokenBudget | ClockBudget
 
 
 def clock_seconds(text: str) -> float | None:
-    """The seconds of a wall clock in the setting train.budget, such as "24h"; None where the setting is "tokens".
-    Raises ValueError where the text is neither; the message names what is allowed."""
+    """The number of seconds that the setting train.budget allows, such as 86400 for "24h"; None for "tokens", where no
+    clock ends the run. Raises ValueError where the text is neither; the message names what is allowed."""
     if text == "tokens":
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.ASCII)
@@ -69,10 +68,11 @@ class RampStage(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The batch size of every step: constant, or growing from sizes[0] to sizes[-1] over the first `ramp` samples.
+    """The batch size of every step, in sequences: constant, or growing from sizes[0] to sizes[-1] over the first `ramp`
+    samples (sequences).
 
-    As in Megatron, the samples of the ramp are divided evenly among the sizes, and the size of a batch follows from the
-    number of samples before it.
+    As in Megatron, each size but the last gets the same number of samples, rounded up to whole steps. The size of a
+    batch follows from the number of samples before it.
     """
 
     sizes: tuple[int, ...]  # ascending; one size where there is no ramp
@@ -80,40 +80,45 @@ class BatchSizes:
 
     @property
     def stages(self) -> list[RampStage]:
+        """The stages of the ramp in order, one for each batch size; a stage may have no steps. The last one has no
+        end."""
         increments = len(self.sizes) - 1
         stages, step, sample = [], 0, 0
         for i, size in enumerate(self.sizes):
             stages.append(RampStage(step, sample, size))
             if i < increments:
-                # steps until (i + 1) increments' worth of samples are seen; none where a batch is larger than that
+                # steps to the end of this size's share of the ramp; none where the batches before reached beyond it
                 missing = max(0, (i + 1) * self.ramp - sample * increments)
                 count = -(-missing // (size * increments))
                 step, sample = step + count, sample + count * size
         return stages
 
     def samples(self, step: int) -> range:
-        """The indices, from 0, of the samples (sequences) in the batch of step `step`, also from 0."""
+        """The indices of the samples (sequences) in the batch of a step. Steps and samples are counted from 0."""
         stage = [stage for stage in self.stages if stage.step <= step][-1]
         begin = stage.sample + (step - stage.step) * stage.size
         return range(begin, begin + stage.size)
 
     def steps(self, samples: int) -> int:
-        """The number of steps that together use no more than `samples` samples."""
+        """The largest number of whole steps that together use at most `samples` samples."""
         stage = [stage for stage in self.stages if stage.sample <= samples][-1]
         return stage.step + (samples - stage.sample) // stage.size
 
-    def at(self, ramped: float) -> int:
-        """The batch size at a moment of a ramp by the wall clock, in which each batch size lasts equally long.
-        `ramped`: the share of the ramp that has passed."""
-        return self.sizes[min(len(self.sizes) - 1, int(ramped * (len(self.sizes) - 1)))]
+    def size_at(self, ramp_share: float) -> int:
+        """The batch size during a ramp that the wall clock drives, in which each batch size lasts equally long.
+        `ramp_share`: the share of the ramp's time that has passed; from 1 on the batch has its final size."""
+        return self.sizes[min(len(self.sizes) - 1, int(ramp_share * (len(self.sizes) - 1)))]
 
 
 def learning_rate(train: TrainConfig, t: float) -> float:
-    """The learning rate when the share `t` of the budget is used up; after t = 1 it stays the same.
+    """The learning rate when the share `t` of the budget is used up. It stays constant after t = 1.
 
-    The value of the schedule at t is scaled so that 1 becomes train.lr, and 0 becomes train.min_lr x train.lr. The
-    warm-up is linear, from 0. `train`: the settings of the section `train`; `t`: what the method `share` of the run's
-    budget returns.
+    Schedules with a warm-up first rise linearly from 0 to the peak train.lr. The value of the schedule at t, from 0 to
+    1, is then mapped to the range from train.min_lr x train.lr to train.lr.
+
+    Args:
+        train: the settings of the section `train`.
+        t: the used share of the budget, from the method `share` of TokenBudget or ClockBudget.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

@@ -1,7 +1,6 @@
 """Makes a study: the baseline and its arms, each at every seed. The arms are checked to differ from the baseline in
 nothing but the settings that they declare."""
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ from ablations.criteria import Criteria
 from ablations.factorial import Factorial, parse_factorial
 from ablations.machine import has_gpu
 from ablations.parts import PARTS, settings_of_part
-from ablations.rundir import read_run
-from ablations.safe_files import Damaged
-from ablations.stage import Recipe, path_part, stage_of_begun_study, value_text
+from ablations.stage import Recipe, path_part, recorded_setting, stage_of_begun_study, value_text
 from ablations.tuning import Tuning
 from ablations.values import difference
 
-MAX_SHOWN = 3  # factors of a study, up to which the baseline is named after its values of them
+MAX_SHOWN = 3  # with more settings varied, the baseline's label is not made of its values of them
 Deltas = dict[str, dict[str, Any]]  # {label of an arm: {setting: value} in which it differs}, the baseline first
-# Settings of which another number may have the same effect: with the values that follow from them.
+# Settings that are rounded, so that different values may have the same effect (`_values_after_rounding`).
 ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train.ramp_share", "model.vocab_multiple"}
 
 
@@ -29,7 +26,7 @@ def build_study(
     factor: str,
     question: str,
     expect: str,
-    setting: list[tuple[str, Any]],
+    common_settings: list[tuple[str, Any]],
     arm_values: list[tuple[str, Any]],
     seeds: list[int],
     out: Path,
@@ -42,25 +39,25 @@ def build_study(
     Args:
         factor: the name of what is varied, such as "position".
         question: the question of the study, as text.
-        expect: what was expected before any run.
-        setting: (key, value) of the settings of all runs.
+        expect: what was expected before any run, as text.
+        common_settings: (key, value) of the settings of all runs.
         arm_values: (key, value) of the setting that makes each arm; or (a part of a recipe, the preset to take it
-            from).
+            from), such as ("training", "bert-normal").
         seeds: the seeds of each arm.
         out: the output root.
         cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
             these; "": each pair is an arm.
-        multiples: factors of the baseline's learning rate, at each of which every arm is run; empty: only the
-            baseline's learning rate is used.
-        recipe: (name, settings) of a recipe whose settings are among `setting`: in names of folders the name stands for
-            these settings.
+        multiples: every arm is run at the baseline's learning rate times each of these numbers; empty: only at the
+            baseline's learning rate.
+        recipe: (name, {setting: value}) of a recipe whose settings are among `common_settings`: in names of folders the
+            name stands for these settings. None: no recipe.
 
     Raises:
         ConfigError: a setting is not allowed or has no effect, or two runs would be equal.
     """
-    if any(k == "seed" for k, _ in setting + arm_values):
+    if any(k == "seed" for k, _ in common_settings + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
-    values = [(k, parse(k, v)) for k, v in setting]
+    values = [(k, parse(k, v)) for k, v in common_settings]
     base = resolve(values)
     stage, base = stage_of_begun_study(base, values, recipe, seeds, out)
     for corpus in base.corpora:
@@ -78,11 +75,11 @@ def build_study(
 
 
 def _with_compilation_decided(study: Study) -> Study:
-    """The study with layout.compile=auto replaced by the chosen mode, the same in all its runs
-    (ablations/compilation.py)."""
-    mode, reason = compilation.choose_compilation(
-        [cell.run for cell in study.cells], _compile_of_begun_runs(study.cells)
-    )
+    """The study with layout.compile=auto replaced by the mode that `choose_compilation` chooses for all of its runs."""
+    begun = [cell for cell in study.cells if (cell.dir / rundir.RUN).is_file()]
+    begun.sort(key=lambda cell: bool(cell.delta))  # the baseline's first, since other studies share them
+    mode_of_begun_runs = recorded_setting([cell.dir for cell in begun], "layout.compile")
+    mode, reason = compilation.choose_compilation([cell.run for cell in study.cells], mode_of_begun_runs)
 
     def decided(run: Run) -> Run:
         return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
@@ -91,20 +88,9 @@ def _with_compilation_decided(study: Study) -> Study:
     return replace(study, base=decided(study.base), cells=cells, compiled_why=reason)
 
 
-def _compile_of_begun_runs(cells: list[Cell]) -> str:
-    """The value of layout.compile, by run.json, in one of the study's runs that have begun; "" where none has begun.
-    The baseline's runs are asked first."""
-    begun = (cell for cell in cells if (cell.dir / rundir.RUN).is_file())
-    for cell in sorted(begun, key=lambda cell: bool(cell.delta)):
-        with suppress(Damaged, ConfigError, KeyError, TypeError):
-            if recorded := read_run(cell.dir):
-                return parse("layout.compile", recorded["config"]["layout"]["compile"])
-    return ""
-
-
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The arms of a study that is no factorial, {label: {setting: value} in which the arm differs from the baseline}:
-    the baseline, and one arm for each pair in `arm_values` (see `build_study`). Raises ConfigError where a setting
+    """The baseline and the arms of a study, {label: {setting: value} in which the arm differs from the baseline}: one
+    arm for each pair in `arm_values` (see `build_study`), before arms are combined. Raises ConfigError where a setting
     cannot make an arm, has no effect, or gives the same run as the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
@@ -131,11 +117,20 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
 
 
 def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list[int], folder: Path) -> list[Cell]:
-    """The runs of a study: every arm at the first seed, then every arm at the next seed, and so on. `values`: (key,
-    value) of the settings of all runs; `deltas`: the arms, from `_deltas`; `folder`: where the run directories are.
-    Raises ConfigError where an arm differs from the baseline in more than its delta, or two runs are equal."""
+    """The runs of a study: all arms at the first seed, then all arms at the next seed, and so on.
+
+    Args:
+        base: the baseline.
+        values: (key, value) of the settings of all runs.
+        deltas: {label of an arm: {setting: value} in which the arm differs}.
+        seeds: the seeds of each arm.
+        folder: the folder in which the run directories are.
+
+    Raises:
+        ConfigError: an arm differs from the baseline in more than its delta, or two runs are equal.
+    """
     cells = []
-    names: dict[str, str] = {}  # of the cells by fingerprint
+    names: dict[str, str] = {}  # {fingerprint of a run: name of its cell}
     for seed in seeds:
         common = [*values, ("size", base.size), ("train.precision", base.train.precision), ("seed", seed)]
         reference = resolve(common).flat()
@@ -158,9 +153,9 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
-    """Make a factorial of arms that differ from the baseline in one setting each. Returns its design. `deltas`: these
-    arms and the baseline, from `_deltas`; it is changed to hold an arm for each combination. `cross`: the value of
-    CROSS=, such as "1/2". Raises ConfigError where a factor has two values, or the factors do not allow this
+    """Replace arms of one setting each by combinations of these settings. Returns the design of this factorial.
+    `deltas`: the baseline and the arms, as `_deltas` returns them; the combinations take their place. `cross`: the
+    value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values, or the factors do not allow this
     fraction."""
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
@@ -176,9 +171,10 @@ def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
 
 
 def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
-    """Have every arm run at several learning rates. Returns the design. `deltas`: the arms, from `_deltas`; an arm is
-    added for every arm at every further rate. `multiples`: the rates as multiples of the baseline's; `common`: the
-    baseline's learning rate. Raises ConfigError where an arm changes train.lr itself."""
+    """Add arms so that every arm is run at several learning rates. Returns the design. `deltas`: the baseline and the
+    arms, as `_deltas` returns them; copies of each at other learning rates are added. `multiples`: the learning rates
+    as multiples of the baseline's, 1 among them; `common`: the baseline's learning rate. Raises ConfigError where an
+    arm changes train.lr itself."""
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -194,8 +190,8 @@ def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: fl
 
 
 def _check_factorial_edges(study: Study) -> None:
-    """Raise ConfigError where two combinations of a factorial that differ in one factor differ in other settings than
-    that of the factor. Nothing is checked where the study is no factorial."""
+    """Check that two combinations of a factorial that differ in one factor differ in this factor's setting alone.
+    Raises ConfigError where they differ in other settings. A study that is no factorial passes."""
     if not (design := study.factorial):
         return
     for combination, changed, number in design.edges:
@@ -208,14 +204,16 @@ def _check_factorial_edges(study: Study) -> None:
 
 
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
-    """The values that follow from a run's ROUNDED_SETTINGS: length, budget, batch sizes, embedding rows, and the share
-    of a ramp by the clock. Two runs that differ only in ROUNDED_SETTINGS train alike where these values are equal."""
-    by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # else it is part of the batch sizes
+    """The values of a run that follow from ROUNDED_SETTINGS: its length, budget, batch sizes, rows of the embedding,
+    and the share of the budget in which a ramp by the clock ends. Two runs that differ only in ROUNDED_SETTINGS train
+    alike where these values are equal."""
+    by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # under a budget in tokens the batch sizes have it
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 
 
 def check_corpus(corpus: str) -> None:
-    """Raise ConfigError where a corpus, given by name or by a path or glob of its files, is missing or unreadable."""
+    """Check a corpus, given by its name or by a path or glob of its files. Raises ConfigError where it is missing or
+    unreadable."""
     from data.corpus import check
 
     try:

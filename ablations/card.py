@@ -20,7 +20,7 @@ def card(run_dir: Path) -> dict[str, Any]:
     run = rundir.read_run(run_dir)
     if run is None:
         raise Damaged(f"{run_dir} has no {rundir.RUN}: it is no run directory")
-    damaged: list[str] = []
+    damaged: list[str] = []  # messages about damaged files
 
     def read(reader: Callable[[], Any]) -> Any:
         try:
@@ -57,13 +57,14 @@ def card(run_dir: Path) -> dict[str, Any]:
 
 
 def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dictionary value[key]; {} where the key is missing or its value is no dictionary."""
+    """The dictionary value[key]; {} where `value` has no such key, or holds something else than a dictionary there."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
 def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The names and hashes of the text and tokenizer that a run was trained on. `run`: the content of run.json."""
+    """The names and hashes of the text and the tokenizer that a run was trained on, and the recipe of the text; None
+    for what was not recorded. `run`: the content of run.json."""
     data = dict_at(run, "data")
     tokenizer = dict_at(data, "tokenizer")
     return {
@@ -75,13 +76,13 @@ def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a run, with the versions and hashes that must be equal where they are compared with the scores of
-    another run. `scores`: the content of eval.json."""
+    """The scores of a run, and the versions and hashes that decide whether they may be compared with the scores of
+    another run. Entries that are missing are None. `scores`: the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
-    means = ("bits_per_byte", "zero_shot", "suite")
+    summary_scores = ("bits_per_byte", "zero_shot", "suite")
     tasks = {
         name: {key: entry[key] for key in SCORE_KEYS if key in entry}
         for name, entry in dict_at(scores, "tasks").items()
         if isinstance(entry, dict)
     }
-    return {**{key: scores.get(key) for key in (*versions, *means)}, "tasks": tasks}
+    return {**{key: scores.get(key) for key in (*versions, *summary_scores)}, "tasks": tasks}

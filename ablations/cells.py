@@ -18,18 +18,18 @@ from ablations.stage import MAX_NAME, hash_of_name, path_part, shortened_name
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, short_number
 
-MANY_ARMS = 4  # of a study, beyond which its title says how many there are
-MOST_OF_TITLE = 60  # characters of a title for what is varied, beyond which it says how many settings are
+MANY_ARMS = 4  # the title of a study with more arms says how many there are
+LONGEST_FACTOR = 60  # characters; for a longer name of what is varied the title says how many settings are varied
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: an arm at a seed, with its place in the file system."""
+    """One run of a study: an arm at a seed, its settings, and its run directory."""
 
     arm: str
     seed: int
     run: Run
-    delta: dict[str, Any]  # the settings, one or a part of a recipe, in which the arm differs from the baseline
+    delta: dict[str, Any]  # {setting: value} in which the arm differs from the baseline: one, or a part of a recipe
     dir: Path  # its run directory
 
     @property
@@ -41,8 +41,8 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def run_json(self) -> dict[str, Any] | None:
-        """The content of run.json in the run directory, or None before the first launch. Raises Damaged where the file
-        is incomplete, or is not that of a run."""
+        """The content of run.json in the run directory; None before the first launch. Raises Damaged where the file is
+        incomplete, or is not one that training wrote."""
         return read_run(self.dir, "The same command repairs it where there is a checkpoint; or rename that folder.")
 
     def check_same_configuration(self) -> None:
@@ -67,10 +67,10 @@ def _command(words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """One question, and all runs that answer it: the arms at every seed. The index of a run in `cells` does not depend
-    on which runs are trained already."""
+    """One question, and all runs that answer it: every arm at every seed. A run is addressed by its index in `cells`,
+    which does not change as runs are trained."""
 
-    factor: str  # "position"
+    factor: str  # what is varied: "position"
     question: str
     expect: str
     base: Run
@@ -79,13 +79,13 @@ class Study:
     seeds: list[int]
     stage: str  # the folder of the run directories, named after what all runs set: "nano", "nano,tokens=2M"
     out: Path  # the output root, in which that folder is
-    criteria: Criteria  # what it is decided by, named before the runs
-    factorial: Factorial | None = None  # arms are combinations of factors
-    tuning: Tuning | None = None  # arms are factors at several learning rates
+    criteria: Criteria  # by which the study is decided, named before the runs
+    factorial: Factorial | None = None  # the design, where arms are combinations of factors
+    tuning: Tuning | None = None  # the design, where every arm is run at several learning rates
     jobs: int | None = None  # how many runs to train at a time; None: as many as the machine allows
-    words: list[str] = field(default_factory=list)  # the command line that made it
+    words: list[str] = field(default_factory=list)  # the NAME=VALUE words that made the study
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
-    compiled_why: str = ""  # whether layout.compile=auto compiles the runs, and why; "" where that was not the question
+    compiled_why: str = ""  # why layout.compile=auto compiles the runs or not; "" for other values, and on a GPU
 
     @property
     def name(self) -> str:
@@ -112,13 +112,13 @@ class Study:
 
     @property
     def max_runs(self) -> int:
-        """The largest possible number of runs, with all seeds that MORE=auto may add."""
+        """The largest possible number of runs of the study, with all seeds that MORE=auto may add."""
         return len(self.arms) * max(self.criteria.seeds, len(self.seeds))
 
     @property
     def number_of_tests(self) -> int:
-        """The number of comparisons for which the tests of a metric are corrected: one for each arm, and in a
-        factorial one for each effect."""
+        """The number of hypothesis tests on one metric, by which its p-values are corrected for multiple testing: one
+        for each compared arm, and in a factorial one for each effect."""
         return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property
@@ -136,7 +136,7 @@ class Study:
         length = f"{short_number(self.base.tokens)} tokens" if budget == "tokens" else budget
         design = f" {self.design.partition(':')[0]}" if self.design else ""
         arms = f", {len(self.arms)} arms" if len(self.arms) > MANY_ARMS and not design else ""
-        factor = self.factor if len(self.factor) <= MOST_OF_TITLE else f"{self.factor.count('-') + 1} settings"
+        factor = self.factor if len(self.factor) <= LONGEST_FACTOR else f"{self.factor.count('-') + 1} settings"
         return f"{factor}{design}{arms}, {self.base.size}, {length} each, {seeds}"
 
     @property
@@ -158,8 +158,8 @@ class Study:
 
     @property
     def eval_options(self) -> list[str]:
-        """Options of `python -m eval` for the tasks on which the runs are evaluated besides held-out text; empty where
-        there are no tasks. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
+        """Command-line options of `python -m eval` that name the tasks of TASKS=; empty where only held-out text is
+        used. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
         tasks, shots = self.value("TASKS"), self.value("SHOTS")
         if not tasks:
             return []
@@ -168,15 +168,15 @@ class Study:
 
     @property
     def glue_options(self) -> list[str]:
-        """Options of `python -m eval.finetune` for fine-tuning the finished runs on GLUE; empty where the study names
-        no data of GLUE."""
+        """Command-line options of `python -m eval.finetune` for fine-tuning the finished runs on GLUE; empty where the
+        study has no word GLUE=."""
         names, tasks, seeds = self.value("GLUE"), self.value("GLUE_TASKS"), self.value("GLUE_SEEDS")
         folders = [part for name in names.split(",") if name.strip() for part in ("--data", name.strip())]
         return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @property
     def exports(self) -> bool:
-        """Whether the study was asked to export every run as a Hugging Face checkpoint when it ends."""
+        """Whether every finished run is to be exported as a Hugging Face checkpoint (EXPORT=1)."""
         return bool(self.value("EXPORT"))
 
     def value(self, name: str) -> str:

@@ -1,5 +1,5 @@
-"""Decides whether the runs of a study are compiled on a CPU with layout.compile=auto: if they are long enough to save
-more time than compiling takes. Either all runs of a study are compiled, or none."""
+"""Decides whether the runs of a study are compiled on a CPU under layout.compile=auto: where compiling all of them
+takes less time than it saves. Either all runs of a study are compiled, or none."""
 
 import os
 import shutil
@@ -23,19 +23,22 @@ COMPILING_MODES = ("always", "reduce-overhead")  # values of layout.compile with
 
 
 class Compilation(NamedTuple):
-    """How the runs of a study are executed: a value of layout.compile, and why, as a sentence."""
+    """How the runs of a study are executed: a value of layout.compile, and the reason for it as a sentence."""
 
     mode: str
     reason: str
 
 
 def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
-    """Choose whether the runs of a study are compiled, on a CPU and with layout.compile=auto. `runs`: all runs of the
-    study; `begun`: layout.compile of the runs that have begun; "": no run has. The remaining runs are executed in the
-    same way as those that have begun, whatever else has changed."""
+    """Choose whether the runs of a study are compiled, on a CPU and under layout.compile=auto.
+
+    Args:
+        runs: all runs of the study.
+        begun: layout.compile of those runs that have begun, which is kept for all others; "": no run has begun.
+    """
     if begun:
         return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
-    if unknown := next(filter(None, map(reason_without_known_gain, runs)), ""):
+    if unknown := next(filter(None, map(reason_gain_is_unknown, runs)), ""):
         return Compilation("never", f"not compiled: {unknown}")
     saved, taken = sum(map(seconds_saved, runs)), compile_seconds(runs)
     if saved <= taken:
@@ -46,9 +49,9 @@ def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
     return Compilation("always", f"compiled: that takes about {taken:,.0f} CPU seconds in all, and saves {saved:,.0f}")
 
 
-def reason_without_known_gain(run: Run) -> str:
-    """The reason why it is not known whether compiling a run saves time; "" where it is known."""
-    if run.ends_by_clock:  # the first run would have less of its budget left than those that find compiled code
+def reason_gain_is_unknown(run: Run) -> str:
+    """The reason why it is not known whether compiling a run saves time; "" where there are measurements of it."""
+    if run.ends_by_clock:  # the first run would compile, and have less of its budget left for training than others
         return "compiling would take a different share of each run's time"
     if run.train.precision not in SECONDS_SAVED:
         return f"no gain was measured in {run.train.precision}"
@@ -60,27 +63,27 @@ def reason_without_known_gain(run: Run) -> str:
 
 
 def seconds_saved(run: Run) -> float:
-    """The CPU seconds of training, over all threads, that a run saves by being compiled. The seconds that compiling
-    takes are not subtracted."""
+    """The CPU seconds of training, over all threads, that compiling saves in a run. The seconds of compiling itself are
+    not subtracted."""
     model = run.model
     return SECONDS_SAVED[run.train.precision] * run.tokens * model.layers * model.hidden
 
 
 def compile_seconds(runs: Sequence[Run]) -> float:
-    """The CPU seconds that compiling takes in all runs together. Each graph is compiled once, and then found in torch's
-    cache by runs that differ in seed, data or optimizer."""
-    new: dict[str, float] = {}  # {what makes a graph: the additional seconds of the first run}
+    """The CPU seconds that compiling takes in all runs together. Runs that differ only in seed, data or optimizer share
+    a graph: the first of them compiles it, and the others find the code in torch's cache."""
+    first_seconds: dict[str, float] = {}  # {settings that determine a graph: extra seconds of the first run with it}
     for run in runs:
-        new[repr((run.model, run.train.precision, run.layout.micro_batch))] = (
+        first_seconds[repr((run.model, run.train.precision, run.layout.micro_batch))] = (
             COLD_COMPILE_SECONDS - WARM_COMPILE_SECONDS
         ) * run.model.layers
-    return sum(new.values()) + sum(WARM_COMPILE_SECONDS * run.model.layers for run in runs)
+    return sum(first_seconds.values()) + sum(WARM_COMPILE_SECONDS * run.model.layers for run in runs)
 
 
 def missing_for_compiler() -> str:
-    """The program or file that torch needs to compile for a CPU and that this machine lacks; "" where nothing is
-    missing."""
-    compiler = os.environ.get("CXX", "g++")  # as torch has it
+    """What torch needs to compile for a CPU and this machine lacks, a C++ compiler or Python's headers, as a clause; ""
+    where nothing is missing."""
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
     if not shutil.which(compiler):
         return f"there is no C++ compiler ({compiler})"
     header = Path(sysconfig.get_path("include")) / "Python.h"

@@ -32,17 +32,22 @@ FOLDER = Path(__file__).parent
 
 
 def parse(key: str, value: Any) -> Any:
-    """Convert a value, given as text or read from YAML, to the type of the setting `key`. Raises ConfigError where the
-    key is unknown, or the value has the wrong type or names a variant that does not exist."""
+    """Convert a value, given as text or read from YAML, to the type of the setting `key`. Raises ConfigError where
+    there is no such setting, or the value has the wrong type or is not one of the setting's choices."""
     if key not in KEYS:
         raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, KEYS)}. Settings: {', '.join(sorted(KEYS))}")
     return convert_value(key, KEYS[key], value, SETTINGS[key].meaning)
 
 
 def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
-    """Make a run with the baseline's settings, changed by those of its size, and then by `overrides` in order.
-    `overrides`: (key, value) pairs; a value may be text as typed on a command line. Raises ConfigError where a key,
-    type or value is not allowed; the message names what is."""
+    """Make a run with the baseline's settings, replaced by those of its size, and then by `overrides` in order.
+
+    Args:
+        overrides: (key, value) pairs, such as ("model.pos", "alibi"); a value may be text as typed on a command line.
+
+    Raises:
+        ConfigError: a key, type or value is not allowed, or settings do not fit together; the message says what is.
+    """
     typed_values = [(key, parse(key, value)) for key, value in overrides]
     flat = _baseline()
     size = dict(typed_values).get("size", flat["size"])
@@ -61,7 +66,7 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
 
 @functools.cache
 def _baseline() -> dict[str, Any]:
-    """The settings in ablations/baseline.yaml, {setting: value}."""
+    """The settings in ablations/baseline.yaml, {setting: value of its type}."""
     flat = flatten(read_yaml(FOLDER / "baseline.yaml"))
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
@@ -70,15 +75,15 @@ def _baseline() -> dict[str, Any]:
 
 
 def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
-    """The setting, such as "model.pos=rotary", without which the setting `key` has no effect; "" where `key` has an
-    effect in a run with the settings `flat`, {setting: value}."""
+    """The settings without which the setting `key` has no effect, as text such as "model.pos=rotary"; "" where `key`
+    has an effect in a run with the settings `flat`, {setting: value}."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
 
 
 def presets() -> list[str]:
-    """The names of the presets, which are sizes with a whole recipe: the files of ablations/presets."""
+    """The names of the presets, the files of ablations/presets. A preset is a size that sets a whole recipe."""
     return sorted(path.stem for path in (FOLDER / "presets").glob("*.yaml"))
 
 
@@ -114,9 +119,9 @@ def _build(flat: dict[str, Any]) -> Run:
 
 
 def _check_declared_parameters(name: str, declared: int, bundle: list[tuple[str, Any]]) -> None:
-    """Raise ConfigError where a size does not have the number of parameters that its file declares (BigScience's "104B"
-    was 58B for five experiments). `name`: the size; `declared`: the number in its file; `bundle`: (key, value) of the
-    settings there."""
+    """Check that a size has the number of parameters that its file declares: BigScience's "104B" had 58B for five
+    experiments. Raises ConfigError where the numbers differ. `name`: the size; `declared`: the number in its file;
+    `bundle`: (key, value) of the settings in its file."""
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
     if count.parameters(model) != declared:

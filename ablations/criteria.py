@@ -8,22 +8,23 @@ from ablations.values import ConfigError, did_you_mean, typed_number
 
 METRICS = {"bits/byte": "bits/byte", "zero-shot": "points", "suite": "points"}  # {metric: its unit}
 UNITS = ("bits/byte", "points")
-PRIMARY = "bits/byte"  # held-out loss; unless a study names another metric
+PRIMARY = "bits/byte"  # held-out loss, the primary metric of a study that names no other
 LARGEST_MARGIN = 1000.0  # above any difference in bits per byte or points
-MAX_SEEDS = 10  # to which MORE=auto adds seeds unless MAX_SEEDS says otherwise; untuned
+MAX_SEEDS = 10  # of each arm, to which MORE=auto adds seeds unless the word MAX_SEEDS is given; untuned
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """The criteria by which a study is decided. With other criteria the same runs may give other verdicts.
+    """The criteria by which a study is decided, named before its runs. With other criteria the same runs may give other
+    verdicts.
 
     metric: the primary metric; results in other metrics are exploratory.
     margins: {metric: a difference below which two arms count as equivalent}. Without a margin, equivalence is never
         concluded.
     seeds: the number of seeds of each arm; with `sequential` the largest number.
-    noise_floor: a stored noise floor, whose degrees of freedom are added to those of the study's seeds.
-    sequential: whether seeds are added until every arm is decided. Each analysis of the results then uses a part of the
-        significance level.
+    sequential: whether seeds are added until every arm is decided. The results are then tested several times, each time
+        with a part of the significance level.
+    noise_floor: a stored noise floor, whose degrees of freedom are added to those of the study's seeds; None: none.
     """
 
     metric: str = PRIMARY
@@ -63,10 +64,10 @@ def margins_of_word(text: str) -> dict[str, float]:
     a number is not above 0."""
     try:
         numbers = [typed_number(number) for number in text.split(",")] if text.strip() else []
-        sensible = len(numbers) <= len(UNITS) and all(0 < number <= LARGEST_MARGIN for number in numbers)
+        valid = len(numbers) <= len(UNITS) and all(0 < number <= LARGEST_MARGIN for number in numbers)
     except ValueError:
-        sensible = False
-    if not sensible:
+        valid = False
+    if not valid:
         raise ConfigError(
             f"MARGIN={text[:60]}: a number above 0, in bits per byte, is needed; and after a comma one in points"
         )

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from ablations.safe_files import printable
 from ablations.values import short_number
 
-if TYPE_CHECKING:  # planning draws too, and has no time to import it
+if TYPE_CHECKING:  # importing numpy takes time, which commands that plan have no need for
     import numpy as np
 
 WIDTH, HEIGHT = 400, 270
-RIGHT = WIDTH - 14  # where plots end
-COLUMNS = 2  # of figures in a file
-WIDEST = 2.5  # an interval is drawn up to this many times the median interval or the largest difference; a choice
-MARKED_POINTS = 12  # of a line, up to which each is marked
-SERIES = 7  # colours; Okabe and Ito's, told apart under every common colour blindness; the baseline's is the text's
+RIGHT = WIDTH - 14  # horizontal coordinate of the right end of a plot
+COLUMNS = 2  # figures beside each other in a file
+WIDEST = 2.5  # intervals are cut at this many times the median half-width or largest difference; a choice
+MARKED_POINTS = 12  # a line of more points has no marks at its points
+SERIES = 7  # colours of curves: Okabe and Ito's, distinct for the colour-blind; 0, the baseline's, is that of text
 
 STYLE = """\
 .fig{color:var(--ink);--ink:#1c1e21;--paper:#fff;--faint:#8a9099;--grid:#e4e6ea;--good:#0072b2;--bad:#d55e00;
@@ -45,8 +45,9 @@ STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}
 
 
 class Line(NamedTuple):
-    """One curve of a figure, through the points (x[i], y[i]). `kind` is how the curve is drawn: "" as a line, "thin",
-    "dash" or "point". A thin curve has no place in the legend. `colour` is an index below SERIES."""
+    """One curve of a figure, through the points (x[i], y[i]). `label`: its name in the legend. `colour`: a number below
+    SERIES. `kind`: how the curve is drawn: "" as a line, "thin", "dash" (a dashed line) or "point" (points alone). A
+    thin curve is not in the legend."""
 
     label: str
     colour: int
@@ -56,7 +57,8 @@ class Line(NamedTuple):
 
 
 def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high` for an axis, about `most` numbers. `log`: whether the axis is logarithmic."""
+    """Round numbers between `low` and `high` for the ticks of an axis, about `most` of them. `log`: whether the axis is
+    logarithmic."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -73,21 +75,22 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
 
 
 def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """A function that maps a number between `low` and `high` to its coordinate between `start` and `end`. `log`:
-    whether the axis is logarithmic."""
+    """The function that maps a value of an axis to a coordinate: `low` to `start` and `high` to `end`. `log`: whether
+    the axis is logarithmic."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
 
 
 def text_width(text: str, size: float = 12) -> float:
-    """The estimated width of a text in a font of `size` units; the estimate errs on the large side."""
+    """The estimated width of a text, in units of the figure, in a font of `size` units. The estimate is rather too
+    large."""
     return 0.58 * size * len(text)
 
 
 def fitting_end(words: str, room: float, size: float = 12) -> str:
-    """As much of the end of `words` as fits into the width `room` in a font of `size` units, after "…" where the text
-    is cut. Long texts are paths and settings, which differ at their ends."""
+    """The text `words`, cut to its end after "…" where it is wider than `room` in a font of `size` units. The end is
+    kept since long texts are paths and settings, which differ at their ends."""
     most = max(2, int(room / text_width("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
@@ -104,16 +107,16 @@ def lines(
     marks: dict[str, float] | None = None,
     xticks: Sequence[float] = (),
 ) -> str:
-    """Draw curves over a common axis. Returns the figure as SVG text; "" where no curve has points.
+    """Draw curves over a common axis (a line plot). Returns the figure as SVG text; "" where no curve has points.
 
     Args:
         title: the heading of the figure.
         curves: the curves; those without points are left out.
         xlabel, ylabel: the texts at the axes.
         logx, logy: whether the horizontal and the vertical axis are logarithmic.
-        zero: whether to draw a line at zero.
+        zero: whether to draw a horizontal line at 0.
         zoom: whether to take the limits of the vertical axis from the later half of each curve.
-        marks: {name: position} of vertical lines.
+        marks: {name: position on the horizontal axis} of vertical lines; None: no lines.
         xticks: the values to name on the horizontal axis; empty: round numbers.
     """
     curves = [c for c in curves if len(c.x)]
@@ -156,7 +159,7 @@ def lines(
 
 
 def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
-    """The positions of the labels of a legend: (horizontal coordinate, number of the row) of each."""
+    """The position of each label of a legend: (horizontal coordinate, index of its row)."""
     positions, row, at = [], 0, 12.0
     for label in labels:
         if at + 20 + text_width(label) > WIDTH and at > 12:
@@ -167,8 +170,8 @@ def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
 
 
 def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
-    """The legend of the curves as SVG elements, and the number of its rows: [] and 0 where there is only a single
-    label."""
+    """The legend of the curves: (its SVG elements, the number of its rows). Where there is only one label the legend is
+    left out: ([], 0)."""
     named = [c for c in curves if c.kind != "thin" and c.label]
     entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     if len(entries) < 2:
@@ -195,8 +198,8 @@ def _x_limits(curves: Sequence[Line], log: bool, marks: dict[str, float]) -> tup
 
 
 def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tuple[float, float]:
-    """The lower and upper end of the vertical axis, which leave a margin around the values of the curves. `log`:
-    whether the axis is logarithmic; `zero`: whether 0 must be on it; `zoom`: whether only the later half of each curve
+    """The lower and the upper end of the vertical axis: the range of the curves' values with a margin. `log`: whether
+    the axis is logarithmic; `zero`: whether the axis must contain 0; `zoom`: whether only the later half of each curve
     counts."""
     ys = [float(v) for c in curves for v in (c.y[len(c.y) // 2 :] if zoom else c.y)] + ([0.0] if zero else [])
     low, high = min(ys), max(ys)
@@ -207,9 +210,9 @@ def _y_limits(curves: Sequence[Line], log: bool, zero: bool, zoom: bool) -> tupl
 
 
 def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float) -> list[str]:
-    """SVG elements for the ticks of the horizontal axis at `values`, with their numbers. A number that would overlap
-    the one before is left out. `X`: maps a value to its horizontal coordinate; `bottom`: the vertical coordinate of the
-    axis."""
+    """SVG elements for the ticks and numbers of the horizontal axis. A number that would overlap the one before is left
+    out. `values`: where the ticks are; `X`: maps a value to its horizontal coordinate; `bottom`: the vertical
+    coordinate of the axis."""
     out, last = [], -99.0
     for value in values:
         label, width = short_number(value), text_width(short_number(value))
@@ -246,10 +249,10 @@ def forest_plot(
 
     Args:
         title: the heading of the figure.
-        effects: for each arm (its label, its difference, half the width of its interval or inf, its colour as "good",
-            "bad" or "same", the text beside it).
+        effects: for each arm (its label, its difference, half the width of its interval or inf, its colour, the text
+            beside it); the colour is "good", "bad" or "same".
         xlabel: the text under the axis.
-        largest: the largest possible difference. In the tooltip the ends of an interval do not go beyond it.
+        largest: the largest possible absolute difference, to which the ends of intervals in tooltips are limited.
     """
     if not effects:
         return ""
@@ -296,9 +299,14 @@ def forest_plot(
 
 
 def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
-    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where there is nothing to draw. `rows`:
-    for each bar (label, an amount for each of `parts`, text at the end); `parts`: the names of the parts of each bar;
-    `xlabel`: the text under the figure."""
+    """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where all amounts are 0.
+
+    Args:
+        title: the heading of the figure.
+        rows: for each bar (its label, the amounts of its parts, the text at its end).
+        parts: the names of the parts, the same for all bars.
+        xlabel: the text under the figure.
+    """
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
@@ -323,18 +331,18 @@ def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str],
 
 
 def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
-    """Draw a table of coloured cells. Returns the figure as SVG text.
+    """Draw a table of coloured cells (a heat map). Returns the figure as SVG text.
 
     Args:
         title: the heading of the figure.
         rows, columns: the names of the rows and of the columns.
         cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
-            Positive strengths have the colour for good, negative ones that for bad, zero none.
+            Positive strengths have the colour for good, negative ones that for bad, and 0 has none.
     """
     side = min(170.0, 8 + max(text_width(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
     columns = [fitting_end(c, 170) for c in columns]
-    tilt = max(text_width(c) for c in columns) > step - 4
+    tilt = max(text_width(c) for c in columns) > step - 4  # whether the columns' names are written at an angle
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
     beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
     width = max(WIDTH, side + step * (len(columns) - 0.5) + beyond + 4)
@@ -366,8 +374,8 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
 
 
 def combined_figures(figures: list[str]) -> str:
-    """Combine figures, as the functions of this file draw them, into the text of one SVG file, with COLUMNS figures in
-    a row and a style sheet."""
+    """Combine figures into the text of one SVG file, with COLUMNS figures in a row and a style sheet. `figures`: SVG
+    texts from the functions of this file; empty ones are left out."""
     figures = [f for f in figures if f]
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', f)[0])) for f in figures]
     out, y, widest = [], 14.0, 0.0
@@ -402,6 +410,6 @@ def signed_text(number: float) -> str:
 
 
 def escape(words: str) -> str:
-    """A text escaped for XML, without control characters, which the names in other people's run directories may
-    contain."""
+    """A text escaped for XML, with control characters made visible: names in other people's run directories may contain
+    some."""
     return html.escape(printable(words))

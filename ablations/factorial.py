@@ -1,4 +1,4 @@
-"""A factorial: runs with every combination of several factors, or with a fraction of the combinations.
+"""Factorial designs: runs with every combination of several factors, or with a fraction of the combinations.
 
 A factor has two levels, that of the baseline and a changed one. A combination is an integer whose bits say which
 factors are changed: 0 is the baseline, 0b101 has the first and the third factor changed. An effect is such an integer
@@ -19,17 +19,17 @@ from itertools import combinations
 from ablations.values import ConfigError
 
 MOST_FACTORS = 8  # 256 combinations; untuned
-ALL_ORDERS = 3  # factors up to which interactions of all of them are reported; of more, those of two factors
+ALL_ORDERS = 3  # with more factors only interactions of two are estimated, else interactions of any number
 
 
 def order(effect: int) -> int:
-    """The number of factors in an effect: 1 for a main effect, 2 or more for an interaction."""
+    """The number of factors in an effect, an integer whose bits stand for factors: 1 for a main effect, 2 or more for
+    an interaction."""
     return effect.bit_count()
 
 
 def defining_relation(generators: Sequence[int]) -> set[int]:
-    """The defining relation of a fraction, as bit masks of factors: all symmetric differences of one or more of its
-    generators."""
+    """All defining sets of a fraction: its generators and their symmetric differences, as bit masks of factors."""
     sums = {0}
     for generator in generators:
         sums |= {generator ^ other for other in sums}
@@ -38,11 +38,11 @@ def defining_relation(generators: Sequence[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class Factorial:
-    """A factorial: which combinations of factors are run, and which effects can be estimated from them. Combinations
-    and effects are integers whose bits stand for factors (see the top of this file)."""
+    """A factorial design: which combinations of factors are run, and which effects can be estimated from them.
+    Combinations and effects are integers whose bits stand for factors (see the top of this file)."""
 
-    factors: tuple[str, ...]  # the label of each: "pos=alibi"
-    generators: tuple[int, ...] = ()  # of a fraction
+    factors: tuple[str, ...]  # the label of each factor's changed level: "pos=alibi"
+    generators: tuple[int, ...] = ()  # of a fraction, as bit masks of factors; empty: all combinations are run
 
     @cached_property
     def defining(self) -> frozenset[int]:
@@ -50,9 +50,9 @@ class Factorial:
 
     @property
     def resolution(self) -> int | None:
-        """The resolution of the design: the smallest number of factors in a defining set; None for a whole factorial.
-        With 3, main effects are aliased with interactions of two factors; with 4, such interactions are aliased with
-        each other; with 5, neither."""
+        """The resolution of a fraction, the smallest number of factors in a defining set; None where all combinations
+        are run. With 3, main effects are aliased with interactions of two factors; with 4, these interactions are
+        aliased with each other; with 5, neither."""
         return min(map(order, self.defining), default=None)
 
     @property
@@ -64,8 +64,8 @@ class Factorial:
 
     @property
     def edges(self) -> list[tuple[int, int, int]]:
-        """The pairs of combinations that differ in one factor only: (the combination without a change of the factor,
-        the combination with it, the index of the factor)."""
+        """The pairs of combinations that differ in one factor only: (the combination in which the factor is unchanged,
+        the combination in which it is changed, the index of the factor)."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
@@ -76,9 +76,9 @@ class Factorial:
 
     @property
     def effects(self) -> list[int]:
-        """The effects that are estimated: of each group of aliased effects the one with the fewest factors. Main
-        effects come first, then interactions."""
-        covered: set[int] = set(self.defining) | {0}
+        """The effects that are estimated, main effects first: of each group of aliased effects the one with the fewest
+        factors. With more than ALL_ORDERS factors, interactions of three or more are left out."""
+        covered: set[int] = set(self.defining) | {0}  # effects that are aliased with an estimated one, or with the mean
         effects = []
         most = len(self.factors) if len(self.factors) <= ALL_ORDERS else 2
         for effect in sorted(range(1, 2 ** len(self.factors)), key=lambda e: (order(e), e)):
@@ -88,14 +88,14 @@ class Factorial:
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
-        """The effects that are aliased with `effect`, {aliased effect: its weight in the estimate of `effect`}. The
-        weights are for effects in the units of `coefficients`. Effects are bit masks of factors."""
-        shares = {}
+        """The effects that are aliased with `effect`: {aliased effect: its weight in the estimate of `effect`}. Effects
+        are defined as in `coefficients`."""
+        weights = {}
         for defining in self.defining:
             other = effect ^ defining
             sign = (-1) ** order(defining)  # of the product of the defining set's factors, coded -1 and 1
-            shares[other] = sign * 2.0 ** (order(effect) - order(other))
-        return dict(sorted(shares.items(), key=lambda item: (order(item[0]), item[0])))
+            weights[other] = sign * 2.0 ** (order(effect) - order(other))
+        return dict(sorted(weights.items(), key=lambda item: (order(item[0]), item[0])))
 
     def coefficients(self, effect: int) -> dict[int, float]:
         """The weights of the combinations' results in the estimate of `effect`, {combination: weight}.
@@ -119,7 +119,7 @@ class Factorial:
 
     @property
     def in_words(self) -> str:
-        """The design as text, such as "8 of 16 combinations of 4 factors, resolution 4"."""
+        """The design as text for the plan, such as "8 of 16 combinations of 4 factors, resolution 4"."""
         runs, factors = len(self.combinations), len(self.factors)
         if not self.generators:
             return f"all {runs} combinations of {factors} factors"
@@ -127,8 +127,8 @@ class Factorial:
 
     @property
     def aliasing(self) -> list[str]:
-        """For a fraction, a line for each estimated effect that says which effects it is aliased with; [] for a whole
-        factorial."""
+        """For a fraction, a line of text for each estimated effect that names the effects aliased with it; [] where all
+        combinations are run."""
         return [
             f"{self.name(effect)}: with {self.aliases_in_words(effect)}" for effect in self.effects if self.generators
         ]
@@ -136,18 +136,24 @@ class Factorial:
     def aliases_in_words(self, effect: int) -> str:
         """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d". Only the aliases with the fewest factors
         are named."""
-        shares = self.aliases(effect)
-        least = min(map(order, shares))
+        weights = self.aliases(effect)
+        fewest = min(map(order, weights))
         return ", ".join(
-            f"{share:+g} of {self.name(other)}" for other, share in shares.items() if order(other) == least
+            f"{weight:+g} of {self.name(other)}" for other, weight in weights.items() if order(other) == fewest
         )
 
 
 def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
-    """The design that CROSS= asks for. `factors`: for each factor the label of its changed level, such as "pos=alibi";
-    `text`: the value of CROSS: "1" for all combinations, "1/2", "1/4" or "1/8" for a fraction of these. Raises
-    ConfigError where the text is none of these, or the factors are too few or too many; the message names what is
-    possible."""
+    """The factorial design that CROSS= asks for.
+
+    Args:
+        factors: for each factor the label of its changed level, such as "pos=alibi".
+        text: the value of CROSS: "1" for all combinations; "1/2", "1/4" or "1/8" for a fraction of these.
+
+    Raises:
+        ConfigError: the text is none of these, or the factors are too few or too many for it; the message names what is
+            possible.
+    """
     number = len(factors)
     if not 2 <= number <= MOST_FACTORS:
         raise ConfigError(f"CROSS crosses 2 to {MOST_FACTORS} factors, one value each, and here are {number}")
@@ -161,16 +167,16 @@ def parse_factorial(factors: Sequence[str], text: str) -> Factorial:
 
 
 def generator_choices(factors: int, p: int) -> int:
-    """The number of sets from which the generators of a fraction 1/2**p are chosen: all sets of two or more of the
-    first `factors` - p factors. `factors`: the number of factors."""
+    """The number of sets of factors from which the p generators of a fraction 1/2**p are chosen: the sets of two or
+    more of the first `factors` - p factors. `factors`: the number of factors."""
     base = factors - p
     return 2**base - 1 - base if base > 0 else 0
 
 
 def best_generators(factors: int, p: int) -> tuple[int, ...]:
-    """The generators of the best fraction 1/2**p of `factors` factors, found by exhaustive search. Best is the highest
-    resolution, and then the fewest defining sets of the smallest size (minimum aberration: Fries & Hunter 1980,
-    Technometrics 22). Generators are bit masks of factors."""
+    """The generators of the best fraction 1/2**p of a factorial, as bit masks of factors, found by exhaustive search.
+    `factors`: the number of factors. The best fraction has the highest resolution and, among such, the fewest defining
+    sets of the smallest size (minimum aberration: Fries & Hunter 1980, Technometrics 22)."""
     base = factors - p
     sets = [s for s in range(2**base) if order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]

@@ -1,4 +1,4 @@
-"""Whether this machine has a GPU, and fast bf16; determined without torch, whose import takes seconds."""
+"""Whether this machine has a GPU, and fast bf16. Torch is not asked, since its import takes seconds."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,16 @@ def installed_gpus() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible. CUDA_VISIBLE_DEVICES="" hides GPUs. MEGAHOUR_GPU=1 makes the answer True, for a
-    login node without a GPU that submits runs to nodes with one."""
+    """Whether runs have an NVIDIA GPU: whether one is visible here (`sees_gpu`) or, where the environment variable
+    MEGAHOUR_GPU is set, whether it is 1. A login node without a GPU may submit runs to nodes with one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
     return sees_gpu()
 
 
 def sees_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible on this machine, whatever MEGAHOUR_GPU claims."""
+    """Whether an NVIDIA GPU is visible on this machine, whatever MEGAHOUR_GPU says. CUDA_VISIBLE_DEVICES="" hides all
+    GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return installed_gpus() > 0

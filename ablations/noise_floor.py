@@ -15,15 +15,15 @@ from ablations.rundir import NUMBER
 from ablations.safe_files import first_misfit
 from ablations.values import ConfigError
 
-KEYS = {  # of the file
+KEYS = {  # {entry of the file: its type}
     "size": str,
     "tokens": int,
-    "settings": dict,  # of all its runs, flat; without seed and layout
-    "text": dict,  # {what is read: sha256}
+    "settings": dict,  # {setting: value} of all its runs, without seed and layout
+    "text": dict,  # {text or tokenizer that was read: sha256}
     "evaluation": dict,
     "metrics": dict,  # {metric: {"unit", "sd", "dof", "tasks", "results": {run: result}}}
     "runs": dict,  # {fingerprint: seed}
-    "commit": dict,  # of the first run; "commits", where there is one, lists those of all
+    "commit": dict,  # of the code of the first run; the entry "commits", where there is one, lists those of all runs
     "versions": dict,
     "hardware": dict,
 }
@@ -32,7 +32,9 @@ METRIC_KEYS = {"unit": str, "tasks": str, "results": dict}
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    name: str  # of the file
+    """A stored noise floor: the name, the hash and the entries (KEYS) of its file."""
+
+    name: str
     sha256: str
     content: dict[str, Any]
 

@@ -1,8 +1,8 @@
-"""The three parts of a recipe: architecture, training and data. An arm may take a part from a preset, such as the part
-`training` from the preset `bert-normal` by the line `training: bert-normal`.
+"""The three parts of a recipe: architecture, training and data. One line of a study can take a whole part from a
+preset: `training: bert-normal` takes the training of BERT.
 
-So one line of a study can take a whole group of settings from another recipe, as in "Cramming" (Geiping & Goldstein
-2023, table 5: architecture, training and data). The settings of a size and the budget are not taken from the preset.
+"Cramming" compares recipes in this way (Geiping & Goldstein 2023, table 5). The settings of a size and the budget are
+not taken from the preset.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from ablations.config import parse, presets, setting_needed_for_effect, sizes_and_presets
 from ablations.values import ConfigError, unknown_choice
 
-# Of settings that lie in another section than their part: as in the study, whose training configuration has dropout
-# and the masks, and whose data configuration has the vocabulary and the length of sequences.
+# {setting: its part} of settings whose part is not that of their section. In the configuration files of "Cramming"
+# dropout and masks belong to training, the vocabulary and the length of sequences to data.
 OTHER_PARTS = {
     "model.mask_rate": "training",
     "model.dropout": "training",
@@ -22,7 +22,7 @@ OTHER_PARTS = {
 }
 SECTIONS = {"model": "architecture", "train": "training", "data": "data"}
 PARTS = tuple(SECTIONS.values())
-# the same for all arms: how long a run is, and what the machine decides
+# settings of no part, since they are the same for all arms: the length of a run, and the precision of the machine
 EXCLUDED = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
 
 
@@ -32,10 +32,18 @@ def part_of(key: str) -> str:
 
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:
-    """The settings that an arm takes from a preset: those of one part of the preset that differ from the baseline,
-    {setting: value in the preset}. `part`: one of PARTS; `preset`: the name of the preset; `size`: the size of the
-    baseline, whose settings are not taken from the preset; `flat`: {setting: value} of the baseline. Raises ConfigError
-    where there is no such preset, or nothing differs."""
+    """The settings that an arm takes from a preset: {setting: value in the preset}, for those settings of one part that
+    differ from the baseline.
+
+    Args:
+        part: one of PARTS.
+        preset: the name of the preset.
+        size: the size of the baseline, whose settings are not taken from the preset.
+        flat: {setting: value} of the baseline.
+
+    Raises:
+        ConfigError: there is no such preset, or nothing differs.
+    """
     names = presets()
     if preset not in names:
         raise unknown_choice(part, preset, names)

@@ -11,6 +11,7 @@ An arm is named by its label (pos=alibi), by its value where no other arm has th
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ablations.criteria import METRICS, PRIMARY, check_metric
@@ -20,34 +21,34 @@ FORM = (
     f"a prediction is `A < B < C`, `A - B in [low, high]` or `A x B in [low, high]`, with {' or '.join(METRICS)} and a "
     "colon before it or not"
 )
-DIFFERENCE, INTERACTION, ORDER = " - ", " x ", " < "  # what stands between two arms
+DIFFERENCE, INTERACTION, ORDER = " - ", " x ", " < "  # the kinds of predictions, each as its sign between two arms
 
 
 class Prediction(NamedTuple):
-    """A prediction about the arms of a study; `parse_prediction` makes it from a text."""
+    """A prediction about the arms of a study, as `parse_prediction` reads it."""
 
     text: str  # as it was written
     metric: str  # one of METRICS
-    arms: tuple[str, ...]  # labels, as `kind` says
-    interval: tuple[float, float] | None = None  # None for an order
-    # ORDER: the metric rises from arm to arm. DIFFERENCE: the first arm minus the second. INTERACTION: the first arm,
-    # the second one, both together, and the baseline
+    arms: tuple[str, ...]  # the labels of the arms, in the order that `kind` needs
+    interval: tuple[float, float] | None = None  # (low, high), in the unit of the metric; None for an order
+    # ORDER: arms in which the metric rises. DIFFERENCE: the arm from which the other is subtracted, the other arm.
+    # INTERACTION: two arms, the arm with the changes of both, the baseline
     kind: str = ORDER
 
 
 def distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions without repetitions: a prediction is left out where an earlier one makes the same claim. A study
-    file and PREDICT= may agree."""
+    """The predictions without repetitions: the first of those that make the same claim. A study file and PREDICT= may
+    contain the same prediction."""
     claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}
     return [p for p in predictions if claims[p.metric, p.kind, p.arms, p.interval] is p]
 
 
 def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
-    """Read a prediction about the arms of a study from its text. `text`: a prediction, such as "alibi < learned";
-    `arms`: the labels of the study's arms, the baseline first. Raises ConfigError where the text is not a prediction,
-    or names an arm that the study does not have."""
-    first, colon, rest = text.partition(": ")
-    metric, claim = (first.strip(), rest) if colon else (PRIMARY, text)
+    """Read a prediction from its text. `text`: the prediction, such as "alibi < learned"; `arms`: the labels of the
+    study's arms, the baseline first. Raises ConfigError where the text is not a prediction, or names an arm that the
+    study does not have."""
+    before, colon, after = text.partition(": ")
+    metric, claim = (before.strip(), after) if colon else (PRIMARY, text)
     check_metric(metric, repr(text))
     left, is_interval, right = claim.partition(" in ")
     kind = ORDER if not is_interval else INTERACTION if INTERACTION in left else DIFFERENCE
@@ -68,7 +69,7 @@ def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> st
     Args:
         first, second: the labels of the two arms.
         arms: the labels of the study's arms, the baseline first.
-        text: the prediction, for the message.
+        text: the prediction, for the error message.
 
     Raises:
         ConfigError: the study has no such arm.
@@ -82,9 +83,9 @@ def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> st
 
 
 def find_arm(name: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that a prediction refers to as `name`: the label, its value alone, or "baseline". `arms`:
-    the labels of the study's arms, the baseline first; `text`: the prediction, for the message. Raises ConfigError
-    where no arm or several arms have this name; the message names the arms."""
+    """The label of the arm that a prediction calls `name`: a label such as "pos=alibi", its value alone, or "baseline".
+    `arms`: the labels of the study's arms, the baseline first; `text`: the prediction, for the error message. Raises
+    ConfigError where no arm or several arms have this name; the message names the arms."""
     if name in arms:
         return name
     if name == "baseline":
@@ -96,8 +97,9 @@ def find_arm(name: str, arms: Sequence[str], text: str) -> str:
 
 
 def parse_interval(text: str, prediction: str) -> tuple[float, float]:
-    """The two ends of an interval such as "[-0.3, -0.05]". `text`: the interval; `prediction`: the prediction that
-    contains it, for the message. Raises ConfigError where the text is not two numbers, the lower one first."""
+    """The two ends of an interval in a prediction, (low, high). `text`: the interval, such as "[-0.3, -0.05]";
+    `prediction`: the whole prediction, for the error message. Raises ConfigError where the text is not two numbers in
+    brackets, the lower one first."""
     text = text.strip()
     try:
         low, high = (typed_number(number) for number in text.removeprefix("[").removesuffix("]").split(","))
@@ -109,13 +111,10 @@ def parse_interval(text: str, prediction: str) -> tuple[float, float]:
 
 
 def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
-    """The predictions of a study file about the arms that are run. Predictions about other arms are left out, since a
-    file may have more arms than are run. `texts`: the predictions, as the file has them; `arms`: the labels of the arms
-    that are run, the baseline first."""
-    known = []
+    """The predictions of a study file that are about arms which are run; others are left out, since a file may have
+    more arms. `texts`: all predictions of the file; `arms`: the labels of the arms that are run, the baseline first."""
+    predictions = []
     for text in texts:
-        try:
-            known.append(parse_prediction(text, arms))
-        except ConfigError:
-            continue
-    return known
+        with suppress(ConfigError):
+            predictions.append(parse_prediction(text, arms))
+    return predictions

@@ -17,13 +17,13 @@ from ablations.schedule import SCHEDULES, WITH_WARMUP
 from model.count import parameters
 
 BASELINE = FOLDER / "baseline.yaml"
-COLUMN, WIDTH = 26, 120  # where comments begin in baseline.yaml, and where its lines end
+COLUMN, WIDTH = 26, 120  # characters of a line of baseline.yaml before its comment, and in all
 TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 def choices(key: str) -> tuple[str, ...]:
-    """The values that a setting may have, where its type lists them; () where it has a type or a range instead. `key`:
-    the name of the setting, such as "model.pos"."""
+    """The values among which a setting chooses, as texts; () where any value of a type or range is allowed. `key`: the
+    name of the setting, such as "model.pos"."""
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
 
 
@@ -37,7 +37,8 @@ def allowed_values(key: str) -> str:
 
 
 def setting_comment(key: str) -> str:
-    """The text of a setting's comment in baseline.yaml: choices, meaning, unit, and source of the value."""
+    """The text of a setting's comment in baseline.yaml: the setting's choices, meaning and unit, the settings that it
+    needs to have an effect, and the source of its value."""
     setting = SETTINGS[key]
     options = f"{' | '.join(choices(key))}: " if choices(key) else ""
     unit = f" [{setting.unit}]" if setting.unit and setting.unit not in setting.meaning else ""
@@ -47,14 +48,14 @@ def setting_comment(key: str) -> str:
 
 
 def with_comments(text: str) -> str:
-    """The text of baseline.yaml with the comments of all settings made anew; its header and values stay as they are.
-    `text`: the present content of baseline.yaml."""
+    """The text of baseline.yaml with the comments of all settings replaced by those of their declarations; header and
+    values stay. `text`: the present text of baseline.yaml."""
     lines: list[str] = []
     section = ""
     for line in text.splitlines():
         match = re.fullmatch(r"( *)(\w+):( +[^#]*?)?(?: *#.*)?", line)
         if not match:
-            if not (lines and re.match(r" +#", line)):  # a comment that goes on in the next line is made anew
+            if not (lines and re.match(r" +#", line)):  # the later lines of an old comment are left out
                 lines.append(line)
             continue
         indent, name, value = match[1], match[2], (match[3] or "").strip()

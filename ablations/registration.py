@@ -1,7 +1,7 @@
-"""What a study registers in the directory of each of its runs before their first step, and what was changed since.
+"""What a study registers in each of its run directories before the first step, and what was changed since.
 
-A line of registered.jsonl (ablations/rundir.py) holds all registered values, so that a report can quote the earlier
-ones. The hash of a line covers the hash of the line before it, and run.json holds the hash of the first line.
+A line of registered.jsonl (ablations/rundir.py) holds all registered values, so that a report can quote earlier ones.
+The hash of a line covers the hash of the line before it, and run.json holds the hash of the first line.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 from ablations.criteria import METRICS
 from ablations.values import listed
 
-Content = dict[str, Any]
+Content = dict[str, Any]  # a registration: {one of FIELDS or "study": value}
 
-# What is registered, and how a change of it is told. The order is that of the report.
+# {key of a registered value: what a report calls it}, in the order of the report.
 FIELDS = {
     "question": "the question",
     "expected": "the expectation",
@@ -29,40 +29,38 @@ FIELDS = {
     "noise_floor": "the noise floor",
 }
 
+NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectation where the user gave none
 
-NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectation of a study that nobody wrote down
-
-# The question of a study that was typed without one (`question_about`), in today's form and in earlier ones.
+# The questions that `question_about` makes, and those that earlier versions made.
 GENERATED_QUESTION = re.compile(
     r"Does \w[\w.]*=.* beat the baseline\?|Which \w+\.\w+ is best: .*\?|Which of these beats the baseline: .*\?"
 )
 MOST_NAMED = 8  # arms that a generated question names
-MOST_OF_NAME = 60  # characters of each, its last
+MOST_OF_NAME = 60  # characters of an arm's name in it, the last ones
 
 FIXED_SEEDS = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
 
 
 def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> str:
-    """The question of a study that was typed without one, made from its arms. `arms`: (key, value) of each arm; `base`:
-    {key: value} of the baseline's settings."""
+    """The question of a study for which the user gave none, made from its arms. `arms`: (key, value) of the setting
+    that makes each arm; `base`: {setting: value} of the baseline."""
     keys = list(dict.fromkeys(key for key, _ in arms))
     if len(arms) <= 2 or (len(keys) == 1 and keys[0] not in base):
         return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
-    one = keys[0] if len(keys) == 1 else ""
-    names = [str(value) if one else f"{key}={value}" for key, value in arms]
+    single_key = keys[0] if len(keys) == 1 else ""
+    names = [str(value) if single_key else f"{key}={value}" for key, value in arms]
     names = [name if len(name) <= MOST_OF_NAME else f"...{name[-MOST_OF_NAME:]}" for name in names]
     if len(names) > MOST_NAMED:
         names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
-    if not one:
+    if not single_key:
         return f"Which of these beats the baseline: {listed(names, 'or')}?"
-    return f"Which {one} is best: {listed([f'{base[one]} (the baseline)', *names], 'or')}?"
+    return f"Which {single_key} is best: {listed([f'{base[single_key]} (the baseline)', *names], 'or')}?"
 
 
 def content(study: Any) -> Content:
-    """The registration of a study: its question, expectation, criteria and plan, under the keys of FIELDS, as an object
-    for JSON. The entry "study" names the study, since several studies may share a run. `study`: an
-    ablations.cells.Study."""
+    """The registration of a study, an ablations.cells.Study, as an object for JSON: its question, expectation, criteria
+    and plan under the keys of FIELDS. The entry "study" names the study, since several studies may share a run."""
     criteria = study.criteria
     return {
         "study": study.factor,
@@ -81,8 +79,7 @@ def content(study: Any) -> Content:
 
 
 def in_words(key: str, value: Any) -> str:
-    """A registered value as text for a report; "none" where it is empty. `key`: one of FIELDS; `value`: the value under
-    this key of a registration."""
+    """A registered value as text for a report; "none" where it is empty. `key`: the key of the value, one of FIELDS."""
     if key == "seeds" and isinstance(value, list) and len(value) == 2:
         return f"{value[0]} to {value[1]}"
     if key == "margin" and isinstance(value, Mapping):
@@ -94,30 +91,35 @@ def in_words(key: str, value: Any) -> str:
     return str(value) if value not in ("", None) else "none"
 
 
-def changes(now: Content, then: Mapping[str, Content], planned: int) -> list[str]:
-    """A sentence for each value in which the present registration of a study differs from the registrations that were
-    written before its runs. `now`: the present registration of the study; `then`: {name of a run: the study's first
-    registration in that run}, the earliest registration first; `planned`: the number of runs of the study."""
+def changes(present: Content, registered: Mapping[str, Content], planned: int) -> list[str]:
+    """What was changed in the registration of a study after its runs had begun: a sentence for each earlier value that
+    differs from the present one.
+
+    Args:
+        present: the present registration.
+        registered: {name of a run: the first registration of the study in that run}, the earliest first.
+        planned: the number of runs of the study.
+    """
     sentences = []
     for key, name in FIELDS.items():
-        earlier: dict[tuple[str, str], int] = {}  # {(what was registered then, what it is now): runs}
-        for registered in then.values():
-            was, today = registered.get(key), now.get(key)
-            if key == "question" and registered.get("arms") == now.get("arms") and _are_generated(was, today):
-                continue  # the words of another version about the same arms
-            words = in_words(key, was), in_words(key, today)
-            if words[0] == words[1] and was and today and was != today:  # arms of the same names, of other settings
-                words = json.dumps(was, ensure_ascii=False), json.dumps(today, ensure_ascii=False)
-            if words[0] != words[1]:
-                earlier[words] = earlier.get(words, 0) + 1
-        for (was, today), runs in earlier.items():
+        runs_by_change: dict[tuple[str, str], int] = {}  # {(value before, present value): number of runs}
+        for earlier in registered.values():
+            old, new = earlier.get(key), present.get(key)
+            if key == "question" and earlier.get("arms") == present.get("arms") and _are_generated(old, new):
+                continue  # another version of this program words the question of the same arms differently
+            change = in_words(key, old), in_words(key, new)
+            if change[0] == change[1] and old and new and old != new:  # arms of the same names, of other settings
+                change = json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
+            if change[0] != change[1]:
+                runs_by_change[change] = runs_by_change.get(change, 0) + 1
+        for (old, new), runs in runs_by_change.items():
             verb = "were" if name.endswith("s") else "was"
             sentences.append(
-                f"{name} {verb} changed after {runs} of {planned} runs had begun: then `{was}`, now `{today}`"
+                f"{name} {verb} changed after {runs} of {planned} runs had begun: then `{old}`, now `{new}`"
             )
     return sentences
 
 
 def _are_generated(*questions: Any) -> bool:
-    """Whether all of these questions were made by `question_about`, and none was written by a person."""
+    """Whether all of these questions were made by `question_about`, by this version or an earlier one."""
     return all(isinstance(question, str) and GENERATED_QUESTION.fullmatch(question) for question in questions)

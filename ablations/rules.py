@@ -1,6 +1,6 @@
-"""Rules between the settings of a run. Each is a function that returns an error message, or "" where a run obeys it.
+"""Rules between the settings of a run. A rule is a function that returns an error message, or "" where a run obeys it.
 
-The range of a single setting is declared with it, in ablations/settings.py or model/config.py.
+The range of a single setting is declared with the setting, in ablations/settings.py or model/config.py.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of 
 
 
 def check(run: Run) -> None:
-    """Apply every rule to the settings of a run. Raises ConfigError where a rule is broken; the message is that of the
-    first broken rule."""
+    """Check the settings of a run against every rule. Raises ConfigError with the message of the first rule that is
+    broken."""
     for rule in RULES:
         if complaint := rule(run):
             raise ConfigError(complaint)
@@ -54,8 +54,8 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 def fp8_needs_multiples(run: Run) -> str:
     """An error message where a side of the matrices that are multiplied in FP8 is no multiple of FP8_MULTIPLE, else "".
-    One side is the number of tokens of a micro-batch. The rule requires that model.seq, which divides this number, is a
-    multiple, so that the rule does not depend on the layout."""
+    One side is the number of tokens in a micro-batch, a multiple of model.seq. So model.seq itself is checked, and the
+    rule does not depend on the layout."""
     if run.train.precision != "fp8":
         return ""
     model = run.model
@@ -105,8 +105,8 @@ def budget_is_tokens_or_a_time(run: Run) -> str:
 
 
 def clock_budget_excludes_token_counts(run: Run) -> str:
-    """An error message where a run that ends by the wall clock has a setting that is a number of tokens or samples,
-    else "". It is not known beforehand how many tokens such a run trains."""
+    """An error message where a run that a wall clock ends has a setting in tokens or samples, else "". The number of
+    tokens of such a run is not known beforehand."""
     if run.train.budget == "tokens":
         return ""
     for key, value, instead in (
@@ -144,7 +144,7 @@ def evaluation_corpus_is_named(run: Run) -> str:
     return "" if run.eval.corpora else "eval.corpora names no corpus"
 
 
-# In this order: a rule may rely on those above it.
+# The order matters: a rule may rely on the rules above it.
 RULES: tuple[Callable[[Run], str], ...] = (
     rollbacks_and_skip_need_each_other,
     qk_scaling_needs_fp16,

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def data_request(self) -> dict[str, Any]:
-        """The arguments of `data.prepare.prepare` that say which data the run reads."""
+        """{name: value} of the arguments of `data.prepare.prepare` that determine the data of the run."""
         return {
             "corpus": self.data.corpus,
             "tokenizer": self.data.tokenizer,
@@ -60,8 +60,8 @@ class Run:
 
     @cached_property
     def batch_sizes(self) -> BatchSizes:
-        """The batch sizes of the run: a constant one or a ramp. Under a budget in tokens, `BatchSizes.samples` gives
-        the batch of each step; under a wall clock, `BatchSizes.at` gives the batch size at each moment."""
+        """The batch sizes of the run, constant or a ramp. Under a budget in tokens `BatchSizes.samples` gives the batch
+        of each step; under a wall clock `BatchSizes.size_at` gives the batch size at each moment."""
         train = self.train
         if not train.ramp:
             return BatchSizes((train.batch,))
@@ -73,8 +73,8 @@ class Run:
         return BatchSizes(sizes, 0 if by_clock else round(train.ramp_share * (train.tokens // self.model.seq)))
 
     def samples(self, step: int) -> range:
-        """With a budget in tokens: the indices, from 0, of the samples (sequences) in the batch of a step, which is
-        counted from 0 too."""
+        """The indices of the samples (sequences) in the batch of a step, under a budget in tokens. Steps and samples
+        are counted from 0."""
         return self.batch_sizes.samples(step)
 
     @property
@@ -118,8 +118,8 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """The budget that ends the run, a TokenBudget or a ClockBudget. The learning rate depends on the share of the
-        budget that is used up."""
+        """The budget of the run, which says what share of the learning-rate schedule has passed: a TokenBudget or a
+        ClockBudget."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -153,9 +153,9 @@ class Run:
 
     @property
     def milestones(self) -> dict[int, int]:
-        """{step: tokens trained} of the steps at which weights are kept for evaluation: for each share of the budget in
-        layout.eval_at the first step that reaches it. The last step is left out, since the trained weights are
-        evaluated anyway."""
+        """The steps at which weights are saved for evaluation, {step: tokens trained by then}: for each share of the
+        budget in layout.eval_at the first step that reaches it. The last step is left out, since the trained weights
+        are evaluated anyway."""
         reached = {
             bisect.bisect_left(range(self.steps), share * self.tokens, key=self.tokens_after)
             for share in self.layout.eval_at  # empty where a wall clock ends the run
@@ -164,11 +164,11 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all settings that determine the result of the run; the layout and the name of the size are not
-        among them.
+        """A hash of all settings that determine the result of the run, 16 hexadecimal digits. The layout and the name
+        of the size are not among them.
 
-        A setting that was added later is left out where it has the value that was in effect before, so that earlier
-        runs keep their fingerprint.
+        A setting that was added in a later version is left out where its value is what was in effect before, so that
+        earlier runs keep their fingerprint.
         """
         identity = {
             key: value
@@ -179,9 +179,9 @@ class Run:
 
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:
-    """The run with a layout.micro_batch (sequences of a forward pass) that fits `ranks` data-parallel ranks: the
-    present one, or less where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch of the
-    run cannot be spread over the ranks in whole micro-batches."""
+    """The run with a layout.micro_batch (sequences per forward pass) that fits the number of data-parallel ranks: the
+    run's own, or a smaller one where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch
+    of the run cannot be split among `ranks` ranks in whole micro-batches."""
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
     for size in sizes:
@@ -191,9 +191,9 @@ def fit_micro_batch(run: Run, ranks: int) -> Run:
     return replace(run, layout=replace(run.layout, micro_batch=micro))
 
 
-SECTIONS: dict[str, type] = {}  # of the settings: {"model": ModelConfig, ...}
-SETTINGS: dict[str, Setting] = {}  # every key of a run -> what it means
-KEYS: dict[str, Any] = {}  # every key of a run -> its type
+SECTIONS: dict[str, type] = {}  # {section of the settings: its dataclass}, such as {"model": ModelConfig}
+SETTINGS: dict[str, Setting] = {}  # {setting, such as "model.pos": its declaration}
+KEYS: dict[str, Any] = {}  # {setting: its type}
 for _field in fields(Run):
     _type = get_type_hints(Run)[_field.name]
     if isinstance(_type, type) and is_dataclass(_type):
@@ -204,4 +204,5 @@ for _field in fields(Run):
         SETTINGS[_field.name] = _field.metadata["setting"]
         KEYS[_field.name] = _type
 KEYS |= {key: Literal[setting.choices] for key, setting in SETTINGS.items() if setting.choices}
+# {setting that was added later: the value that was in effect before}
 ABSENT = {key: setting.absent for key, setting in SETTINGS.items() if setting.absent is not None}

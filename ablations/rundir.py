@@ -1,8 +1,8 @@
-"""A run directory: its files, what each of them means, the states and exit codes, checkpoints, and the lock.
+"""A run directory: its files and what each of them means, the states of a run, exit codes, checkpoints, and the lock.
 
 Training, evaluation, Slurm jobs and reports share this directory and nothing else, so its format is defined in one
-place. It imports no torch: planning and status read run directories too. ablations/safe_files.py reads and writes the
-files themselves.
+place. This file imports no torch, since planning and status read run directories too. ablations/safe_files.py reads and
+writes the files themselves.
 """
 
 import datetime
@@ -56,7 +56,7 @@ GLUE_LOG = "glue.log"  # what fine-tuning printed
 HUB = "hub"  # a folder: the trained run as a Hugging Face checkpoint, where EXPORT=1 asks for it
 EXPORT_LOG = "export.log"  # what the export printed
 
-# of the output root, the directory that OUT names
+# files and folders of the output root, the directory that OUT names
 DATA = "data"  # prepared corpora and tokenizers
 EVAL_DATA = "eval-data"  # data of lm-eval's tasks, unless EVAL_DATA says where
 SLURM = "slurm"  # the logs of Slurm jobs
@@ -100,7 +100,7 @@ class Exit(IntEnum):
 # ------------------------------------------------------------------------------------------------ the rows of its files
 
 
-# The types of the values that are computed with, by file.
+# For each file {key: type} of the values that are computed with.
 NUMBER = (int, float)
 METRIC_TYPES = MappingProxyType(
     {"step": int, "tokens": NUMBER, "loss": NUMBER, "lr": NUMBER, "tokens_per_second": NUMBER, "seconds": NUMBER}
@@ -112,22 +112,22 @@ RUN_TYPES = MappingProxyType({"fingerprint": str, "config": dict, "data": dict, 
 
 
 def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
-    """Read the file run.json (RUN): configuration, code, machine and data of a run. Returns the object in it; None
-    where there is no such file, as before the first launch. `cure`: a sentence that is appended to the error message
-    and tells the user how to repair a damaged file. Raises Damaged where the file cannot be read, or has another form
-    than training writes."""
+    """Read the file run.json (RUN), which holds the configuration, code, machine and data of a run. Returns its object;
+    None where there is no such file, as before the first launch. `cure`: a sentence for the error message that tells
+    the user how to repair a damaged file. Raises Damaged where the file cannot be read, or is not one that training
+    wrote."""
     return read_json(run_dir / RUN, RUN_KEYS, RUN_TYPES, cure)
 
 
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The last undamaged row of metrics.jsonl (METRICS): (the row, a sentence about damaged lines after it). The row is
-    {} where there is none, the sentence "" where no line is damaged."""
+    """The last undamaged row of metrics.jsonl (METRICS), and a sentence about damaged lines after it: (row, sentence).
+    The row is {} where there is none; the sentence is "" where no line is damaged."""
     return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of attempts.jsonl (ATTEMPTS), which launch/slurm/attempts.py writes: (rows, a sentence about damaged
-    lines). The sentence is "" where no line is damaged."""
+    """The rows of attempts.jsonl (ATTEMPTS), which launch/slurm/attempts.py writes, and a sentence about damaged lines:
+    (rows, sentence). The sentence is "" where no line is damaged."""
     return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 
@@ -148,11 +148,11 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Append the registration `content` of a study (ablations/registration.py makes it) to registered.jsonl
-    (REGISTERED) of a run. Nothing is appended where the study's last registration there is the same. `step`: the last
-    step that the run has trained."""
+    """Append a study's registration to the file registered.jsonl (REGISTERED) of a run, unless it equals the last one
+    of this study in the file. `content`: the registration, from `ablations.registration.content`; `step`: the last step
+    that the run has trained."""
     lines, _ = read_registrations(run_dir)
-    as_read = json.loads(json.dumps(content))
+    as_read = json.loads(json.dumps(content))  # as the file gives it back: tuples become lists
     of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
     if of_study and of_study[-1] == as_read:
         return
@@ -162,9 +162,9 @@ def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
 
 
 def read_registrations(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
-    """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Lines whose own hash is wrong, or that
-    do not contain the hash of the line before, are left out. Returns (the lines, a sentence about what is wrong with
-    the file). The sentence is "" where nothing is wrong."""
+    """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Returns (the lines, a sentence about
+    damage of the file). The sentence is "" where there is none. A line is left out where its own hash is wrong, or it
+    does not contain the hash of the line before."""
     rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
@@ -181,15 +181,15 @@ def read_registrations(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 class FragmentKey(NamedTuple):
-    """The name of a tensor in a checkpoint. The tensor holds elements of a flattened parameter or optimizer moment,
-    from the index `start` on. As text the name is "parameter|kind|start", with "|rank|size" where tensor parallelism
-    cuts the parameter."""
+    """The name of a tensor in a checkpoint. The tensor holds consecutive elements of a flattened parameter or optimizer
+    moment, the first of which has the index `start`. As text the name is "parameter|kind|start", followed by
+    "|rank|size" where tensor parallelism cuts the parameter."""
 
     parameter: str
     kind: str  # "weight", "exp_avg" or "exp_avg_sq"
     start: int
-    rank: int = 0  # which part of the parameter, where tensor parallelism cuts it ...
-    size: int = 1  # ... into so many
+    rank: int = 0  # index of the part of the parameter, where tensor parallelism cuts it
+    size: int = 1  # number of parts of the parameter
 
     def __str__(self) -> str:
         part = f"|{self.rank}|{self.size}" if self.size > 1 else ""
@@ -210,8 +210,8 @@ def step_of(folder: Path) -> int | None:
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
     """The folders of the complete checkpoints of a run, the newest first. A checkpoint is complete where its folder
-    holds a checkpoint.json. `folder`: the folder `checkpoints` of a run directory; `kind`: "step" for the checkpoints
-    from which training continues, "weights" for weights kept for evaluation."""
+    holds a checkpoint.json. `folder`: the folder `checkpoints` of a run directory; `kind`: "step" for checkpoints from
+    which training continues, "weights" for weights that are kept for evaluation."""
     folders = {path.parent: step_of(path.parent) for path in folder.glob(f"{kind}_*/{CHECKPOINT}")}
     steps = {folder: step for folder, step in folders.items() if step is not None}
     return sorted(steps, key=steps.__getitem__, reverse=True)
@@ -223,16 +223,16 @@ def last_step(run_dir: Path) -> int:
 
 
 def write_checkpoint(folder: Path, index: dict[str, Any]) -> None:
-    """Write checkpoint.json (CHECKPOINT) into a checkpoint's folder, which makes the checkpoint complete; its tensors
-    must be on the disk. `index`: {"step": number, "tokens": number or None, "state": the state that training continues
-    from, "files": {name: `checksum`}}."""
-    as_read = json.loads(json.dumps(index))  # keys that are numbers are strings there, tuples are lists
+    """Write the file checkpoint.json (CHECKPOINT) into a checkpoint's folder, which makes the checkpoint complete. Its
+    tensors must have reached the disk. `index`: {"step": number, "tokens": number or None, "state": the state that
+    training continues from, "files": {name: `checksum`}}."""
+    as_read = json.loads(json.dumps(index))  # keys that are numbers become strings, tuples become lists
     write_json(folder / CHECKPOINT, as_read | {"sha256": json_digest(as_read)})
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read and check the checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object. Raises Damaged
-    where the file is missing, or has changed since it was written, by the sha256 that it contains."""
+    """Read and check the file checkpoint.json (CHECKPOINT) of a checkpoint's folder. Returns its object, without the
+    entry "sha256". Raises Damaged where the file is missing, or was changed after it was written."""
     path = folder / CHECKPOINT
     index = read_json(path, ["step", "files", "state", "sha256"], {"step": int, "files": dict, "state": dict})
     if index is None:
@@ -257,15 +257,15 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
 
 
 def write_done(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write the file `done` (DONE), which says that the run is trained. It holds the entries of `summary`, and the
-    checksum of the trained weights, which must be on the disk."""
+    """Write the file `done` (DONE), which marks the run as trained. It holds the entries of `summary` and the checksum
+    of the trained weights, which must have reached the disk."""
     write_json(run_dir / DONE, summary | {"weights": checksum(run_dir / WEIGHTS)})
 
 
 def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
-    """Read the file `done` (DONE), which says that the run is trained. Returns its object, with the number of steps and
-    the checksum of the weights; None while the run is not trained. `verify`: whether to compare the sha256 of the
-    weights too, for which all of them are read.
+    """Read the file `done` (DONE), which marks a run as trained. Returns its object, with the number of steps and the
+    checksum of the weights; None while the run is not trained. `verify`: whether to compare the sha256 of the weights
+    too, for which all of them are read.
 
     Raises Damaged where the file is damaged, or the weights are missing or not those that were written. `launch.local`
     then continues from the last checkpoint and writes the file and the weights again.
@@ -300,7 +300,7 @@ def is_exported(run_dir: Path) -> bool:
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of the run directory, so that no other process trains the run.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -308,13 +308,13 @@ def lock(run_dir: Path) -> Iterator[None]:
     """
     with os.fdopen(os.open(run_dir / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.utime(lock.fileno())  # since when: see ablations/status.py
+        os.utime(lock.fileno())  # ablations/status.py reads from it when the lock was taken
         yield
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a process has locked the run directory with `lock`. A lock on another machine is seen only if the file
-    system shares locks."""
+    """Whether a process holds the `lock` of a run directory. A lock on another machine is seen only if the file system
+    shares locks."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

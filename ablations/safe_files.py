@@ -30,10 +30,9 @@ from ablations.values import ConfigError
 from data.disk import wait_until_on_disk as wait_until_on_disk
 from data.disk import write_bytes as write_bytes
 
-# bytes that are read of a file; untuned: of a million logged steps metrics.jsonl has some 200 MB
-LARGEST_FILE = 1 << 30
-ABANDONED_SECONDS = 86_400  # untuned: a draft is written in seconds, one of an export in minutes
-LARGEST_NUMBER = 1e40  # in a JSON file; fp32, in which a diverging loss is computed, ends at 3.4e38
+LARGEST_FILE = 1 << 30  # bytes; untuned: metrics.jsonl of a million logged steps has some 200 MB
+ABANDONED_SECONDS = 86_400  # age from which a draft counts as abandoned; untuned: drafts are written within minutes
+LARGEST_NUMBER = 1e40  # in a JSON file; the largest fp32 number, which a diverging loss may reach, is 3.4e38
 
 
 class Damaged(ConfigError):
@@ -42,25 +41,27 @@ class Damaged(ConfigError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whatever the locale, as `write_bytes` does."""
+    """Write a text file in UTF-8, whatever the locale, as safely as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, durable: bool = True) -> None:
-    """Write a JSON file as `write_bytes` does. Raises ValueError where `value` contains NaN or infinity."""
+    """Write `value` as a JSON file, as safely as `write_bytes` does. `indent`: spaces of indentation; None: all in one
+    line. `durable`: whether to wait until the file is on the disk. Raises ValueError where `value` contains NaN or
+    infinity."""
     write_bytes(path, json.dumps(value, indent=indent, allow_nan=False).encode(), durable)
 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file for writing: to replace its content, or with `append` to add to its end. Raises OSError where that is
-    not possible or the path is a symbolic link."""
+    """Open a file in binary mode for writing, which creates it where it is missing: to replace its content or, with
+    `append`, to add to its end. Raises OSError where that is not possible, or the path is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
 
 def append(path: Path, text: str) -> None:
-    """Append `text`, whole lines, to a file: all of it, or nothing where the disk is full. Where a kill has left an
-    incomplete last line, a line end comes first, so that `text` is not damaged with that line."""
+    """Append whole lines to a file: all of `text`, or nothing where the disk is full. Where a killed process has left
+    an incomplete last line, that line is ended first, so that it does not damage `text`."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND
     with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
@@ -76,21 +77,22 @@ def append(path: Path, text: str) -> None:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a .jsonl file, as one line of JSON."""
+    """Append an object to a .jsonl file, as one line of JSON."""
     append(path, json.dumps(row) + "\n")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`. No other process may be writing
-    the file."""
+    """Remove the temporary files that killed processes left while they wrote the file `path`. No other process may be
+    writing the file."""
     for leftover in path.parent.glob(f"{path.name}.*tmp"):
         with suppress(OSError):
             leftover.unlink()
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove the drafts that killed processes have left in a folder: the files and folders of a glob pattern that have
-    not changed for a day. Younger ones may be of a process that is at work. What cannot be removed stays."""
+    """Remove the drafts that killed processes left in a folder: files and folders that have not changed for
+    ABANDONED_SECONDS. Newer ones may belong to a process that is at work. Errors are ignored. `pattern`: a glob pattern
+    that matches all drafts."""
     for path in folder.glob(pattern):
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime < ABANDONED_SECONDS:
@@ -110,8 +112,8 @@ def path_inside(folder: Path, name: str | Path) -> Path:
 
 
 def storage_error(error: OSError) -> str:
-    """The message about an error of the disk (full, read-only, no permission and the like), with what the user can do;
-    "" for errors of other kinds."""
+    """The message about an error of the disk (full, read-only, no permission and the like), which also says what the
+    user can do; "" for errors of other kinds."""
     cures = {
         errno.ENOSPC: "Make room and give the same command again.",
         errno.EDQUOT: "Make room within your quota and give the same command again.",
@@ -129,7 +131,7 @@ def storage_error(error: OSError) -> str:
 
 
 def read_bytes(path: Path, start: int = 0) -> bytes | None:
-    """The content of a regular file from the byte `start` on; None where there is no file.
+    """The content of a regular file from the byte with the index `start` on; None where there is no file.
 
     Raises:
         Damaged: the file cannot be read, is larger than LARGEST_FILE, or is a symbolic link, a pipe, a device or a
@@ -156,8 +158,8 @@ def read_bytes(path: Path, start: int = 0) -> bytes | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file, with control characters escaped and without space around it. "" where there is no
-    file; where the file cannot be read, the message that says why."""
+    """The text of a small file, without space around it and with control characters escaped: "" where there is no file,
+    and the error message where the file cannot be read."""
     try:
         return printable((read_bytes(path) or b"").decode(errors="replace")).strip()
     except Damaged as error:
@@ -165,12 +167,13 @@ def read_text(path: Path) -> str:
 
 
 # C0 and C1 control characters but tab and newline; marks that reverse the direction of text; halves of surrogate pairs
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, so that it cannot steer a terminal. Tabs and newlines stay."""
-    return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """`text` with control characters escaped, so that printing it has no effect on the terminal. Tabs and newlines
+    stay."""
+    return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def read_json(
@@ -179,9 +182,10 @@ def read_json(
     """Read a JSON file that holds an object. Returns the object as a dictionary; None where there is no file.
 
     Args:
+        path: the file.
         keys: the keys that the object must have.
-        types: {key: type, as for `isinstance`}, checked where the object has the key.
-        cure: a sentence that is appended to the error message and tells the user how to repair a damaged file.
+        types: {key: type, as for `isinstance`} of values; a key may be missing.
+        cure: a sentence for the error message that tells the user how to repair a damaged file.
 
     Raises:
         Damaged: the file holds no JSON object, the object lacks a key, or a value is of another type.
@@ -197,8 +201,8 @@ def read_json(
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """Parse `content` as a JSON object. Returns a dictionary, or None where the content is something else. NaN,
-    Infinity and numbers beyond LARGEST_NUMBER are not accepted, unlike in Python's own parser."""
+    """The JSON object in `content`, as a dictionary; None where the content is something else. Unlike in Python's own
+    parser, NaN, Infinity and numbers beyond LARGEST_NUMBER are refused."""
     try:
         value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_number)
     except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
@@ -207,8 +211,8 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _number(text: str) -> float:
-    """The number that `text` in a JSON file denotes. Raises ValueError where it is not finite or too large to compute
-    with."""
+    """The number in a JSON file that is written as `text`. Raises ValueError where it is NaN, infinite, or beyond
+    LARGEST_NUMBER."""
     value = int(text) if text.lstrip("-").isdigit() else float(text)
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(text)
@@ -216,24 +220,28 @@ def _number(text: str) -> float:
 
 
 def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What is wrong with the form of an object that was read from a file: a sentence that names the missing keys, or
-    the keys whose values are of another type; "" where nothing is wrong. `value`: the object; `keys`: the keys that it
-    must have; `types`: {key: type, as for `isinstance`}, checked where the object has the key. A bool is never of the
-    right type."""
-    if lacking := [key for key in keys if key not in value]:
-        return f"it lacks {', '.join(lacking)}"
+    """What is wrong with the form of an object from a file, as a clause that names missing keys or keys whose values
+    are of another type; "" where nothing is wrong. A bool is never of the right type.
+
+    Args:
+        value: the object.
+        keys: the keys that it must have.
+        types: {key: type, as for `isinstance`} of values; a key may be missing.
+    """
+    if missing := [key for key in keys if key not in value]:
+        return f"it lacks {', '.join(missing)}"
     wrong = [k for k, t in types.items() if k in value and (not isinstance(value[k], t) or isinstance(value[k], bool))]
     return f"the value of {', '.join(wrong)} is of another type" if wrong else ""
 
 
 def first_misfit(value: Any, shape: Any, path: str = "") -> str:
-    """The first key of a JSON value that does not fit a shape, as a path such as a.b.c; "" where all keys fit.
+    """The first key in a JSON value that does not fit a shape, as a path such as a.b.c; "" where everything fits.
 
     Args:
         value: the JSON value.
         shape: a type, a tuple of types, or {key: shape of its value}; a key that ends in "?" may be missing or null.
             `RUN` in eval/report/reading/runs.py is an example.
-        path: the path of `value` itself, in recursive calls.
+        path: the path of `value` within the whole, in recursive calls.
     """
     if not isinstance(shape, dict):
         wrong = not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool)
@@ -255,13 +263,16 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
 def read_lines(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], str]:
-    """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged lines,
-    or "" where no line is damaged).
+    """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged
+    lines); the sentence is "" where no line is damaged.
 
-    Lines that are no JSON object, lack one of `keys`, or hold a value of another type are damaged and left out. An
-    incomplete last line is left out too, but does not count as damage: a process may be writing it or was killed.
-    `path`: the file; where it does not exist there are no objects; `keys`: the keys that each object must have;
-    `types`: {key: type, as for `isinstance`}, checked where an object has the key.
+    A damaged line is left out: one that is no JSON object, lacks a key, or has a value of another type. An incomplete
+    last line is left out too, but is no damage, since a process may be writing it or was killed.
+
+    Args:
+        path: the file; where it does not exist there are no objects.
+        keys: the keys that each object must have.
+        types: {key: type, as for `isinstance`} of values; a key may be missing.
     """
     try:
         content = read_bytes(path)
@@ -285,13 +296,9 @@ def read_lines(
 def last_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
-    """Read the last undamaged object of a .jsonl file, of which only the last 16 KiB are read. Returns (the object, a
-    sentence about damaged lines after it). The object is {} where there is no such line or no file, and the sentence is
-    "" where no line is damaged.
-
-    A line is damaged where it is no JSON object, lacks one of `keys`, or holds a value of another type. `types`: {key:
-    type, as for `isinstance`}.
-    """
+    """Read the last undamaged object of a .jsonl file, within the file's last 16 KiB. Returns (the object, a sentence
+    about damaged lines after it). The object is {} where there is none; the sentence is "" where no line is damaged.
+    `keys` and `types` are those of `read_lines`."""
     lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -308,8 +315,8 @@ def last_line(
 
 
 def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects. Raises Damaged where the file
-    is missing or incomplete, or a line is no object with all `keys`."""
+    """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects. `keys`: the keys that each
+    object must have. Raises Damaged where the file is missing or incomplete, or a line is no such object."""
     content = read_bytes(path)
     if content is None:
         raise Damaged(f"{path} is missing.")
@@ -336,13 +343,13 @@ def sha256(path: Path) -> str:
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """The size and sha256 of a file, {"bytes", "sha256"}, with which `damage` can compare the file later."""
+    """The size and the sha256 of a file, {"bytes": int, "sha256": text}. `damage` compares the file with them later."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def damage(path: Path, expected: dict[str, Any]) -> str:
-    """A sentence on how a file differs from what was written; "" where it does not differ. `expected`: the `checksum`
-    of the file when it was written, {"bytes", "sha256"}."""
+    """A clause that says how a file differs from what was written; "" where it does not differ. `expected`: the
+    `checksum` of the file when it was written."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -355,5 +362,5 @@ def damage(path: Path, expected: dict[str, Any]) -> str:
 
 
 def json_digest(value: Any) -> str:
-    """The sha256 of a JSON value, which does not depend on the order of the keys of objects."""
+    """The sha256 of a JSON value, as hexadecimal digits. It does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,8 @@
-"""Learning-rate schedules: functions of t, the used share of the budget, that return the share of the peak rate. Every
-schedule takes `warmup` (train.warmup, a share of the budget) too, which most of them do not use: budget.learning_rate
-makes the linear warm-up itself, and calls the schedules of WITH_WARMUP after it.
+"""Learning-rate schedules. A schedule is a function of t, the used share of the budget, that returns the learning rate
+as a share of the peak.
+
+Every schedule also takes `warmup` (train.warmup, a share of the budget), though only some use it. The linear warm-up
+itself is made by budget.learning_rate, which calls the schedules of WITH_WARMUP for the time after it.
 
 A schedule is one function and one line in one of the two tables below, whose names are the values of `train.schedule`.
 The tests iterate over the tables.
@@ -11,13 +13,13 @@ from collections.abc import Callable
 
 Shape = Callable[[float, float], float]  # (t in [0, 1], train.warmup) -> share of the peak, in [0, 1]
 
-RISE = 0.05  # share of the budget in which budget-inverse-sqrt rises
-COOLDOWN = 0.2  # share of the budget in which warmup-stable-decay falls; Hägele et al. 2024
-DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-decay-stable has fallen; untuned
+RISE = 0.05  # the first share of the budget, in which budget-inverse-sqrt rises
+COOLDOWN = 0.2  # the last share of the budget, in which warmup-stable-decay falls; Hägele et al. 2024
+DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-decay-stable reaches 0; untuned
 
 
 def after_warmup(t: float, warmup: float) -> float:
-    """The share of the time after the warm-up that has passed at t, from 0 at t = warmup to 1 at t = 1."""
+    """The passed share of the time after the warm-up: 0 at t = warmup, 1 at t = 1."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
@@ -61,8 +63,8 @@ def warmup_stable_decay(t: float, warmup: float) -> float:
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
     """The peak after the warm-up, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once
-    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay with a budget that ends there, so that one
-    run replaces runs of several lengths: layout.eval_at=0.25,0.5 keeps and evaluates the weights at these ends."""
+    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay for a budget that ends there. One run so
+    replaces runs of several lengths: layout.eval_at=0.25,0.5 saves and evaluates the weights at these ends."""
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)
 
@@ -89,7 +91,7 @@ def ramp(t: float, warmup: float) -> float:
     return t
 
 
-# These follow a linear warm-up from 0 to the peak during the first `train.warmup` of the budget ...
+# Schedules after a linear warm-up, which rises from 0 to the peak during the first `train.warmup` of the budget.
 WITH_WARMUP: dict[str, Shape] = {
     "cosine": cosine,
     "linear": linear,
@@ -100,7 +102,7 @@ WITH_WARMUP: dict[str, Shape] = {
     "warmup-stable-decay": warmup_stable_decay,
     "warmup-stable-decay-stable": warmup_stable_decay_stable,
 }
-# ... and these rise by themselves, and do not read it.
+# Schedules that begin with a rise of their own, and do not use `train.warmup`.
 WITHOUT_WARMUP: dict[str, Shape] = {
     "one-cycle": one_cycle,
     "budget-triangle2": budget_triangle2,

@@ -1,5 +1,5 @@
-"""Every setting of a run by section, with its type and meaning. The settings of the model are in model/config.py, the
-values in baseline.yaml, whose comments are made from here."""
+"""Every setting of a run by section, with its type and meaning. The settings of the model are in model/config.py. The
+values are in baseline.yaml, whose comments are made from the declarations here."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,35 +23,35 @@ class DataConfig:
         "bpe and unigram: SentencePiece; byte-bpe: GPT-2's; wordpiece: BERT's; file: a tokenizer that exists"
     )
     dedup: filters.Dedup = setting("which copies within the corpus are removed; near: by MinHash (data/filters.py)")
-    quality: filters.Quality = setting("whose rules remove documents and lines")
+    quality: filters.Quality = setting("the filters that remove documents and lines")
     decontaminate: str = setting(
         "a folder of evaluation tasks: documents that share 13 words in a row with one are removed; none: no check",
         source="GPT-3",
     )
     compress: float = setting(
-        "documents of so many tokens per character or more are removed; 0: none",
+        "documents with at least this many tokens per character are removed; 0: none",
         "tokens per character",
         "Cramming had 0.25",
         at_least=0,
         below=10,
     )
     order: filters.Order = setting(
-        "in which order documents are read, once; prevalent-first and short-sentences-first as Cramming sorted"
+        "the order in which documents are read, each once; prevalent-first and short-sentences-first are Cramming's"
     )
     substring: int = setting(
-        "stretches of so many characters or more that stood before in the corpus are cut; 0: none",
+        "stretches of at least this many characters that occur earlier in the corpus too are cut; 0: none",
         "characters",
         "Cramming tried 50, 75 and 100",
         at_least=0,
         absent=0,
     )
     allow_errors: int = setting(
-        "how many bad lines, damaged files and the like are tolerated in a corpus on disk", at_least=0
+        "number of bad lines, damaged files and the like that are tolerated in a corpus on disk", at_least=0
     )
 
     @property
     def recipe(self) -> filters.Recipe:
-        """The settings that say how the corpus becomes training text."""
+        """The settings that determine how the corpus becomes training text, as one tuple."""
         return filters.Recipe(*(getattr(self, name) for name in filters.Recipe._fields))
 
 
@@ -69,7 +69,7 @@ class TrainConfig:
     )
     batch: int = setting("sequences per optimizer step", "sequences", at_least=1)
     ramp: list[int] = setting(
-        "[first batch, increment, samples]: the batch grows up to train.batch while so many samples are trained "
+        "[first batch, increment, samples]: the batch grows up to train.batch over this many samples "
         "(Megatron); [first batch, increment] with train.ramp_share; []: no ramp",
         at_least=1,
     )

@@ -1,4 +1,5 @@
-"""The site file of a cluster, which sets environment variables of Slurm and others. Examples are in launch/sites."""
+"""The site file of a cluster: a shell script that sets environment variables, such as those of Slurm. Examples are in
+launch/sites."""
 
 import contextlib
 import os
@@ -12,10 +13,9 @@ SITES = ROOT / "launch/sites"
 
 
 def read_site(name: str = "") -> dict[str, str]:
-    """The environment variables that a site file exports, {name: value}: those of Slurm's sbatch (SBATCH_PARTITION,
-    ...) and NODE_MTBF_HOURS. {} where there is no site file. `name`: a file of launch/sites without its extension, or a
-    path; "": the file that the environment variable SITE names, or launch/site.sh. Raises ConfigError where the named
-    site file does not exist, or bash fails on it."""
+    """The environment variables that the site file exports, {name: value}: those of Slurm's sbatch (SBATCH_PARTITION,
+    ...) and NODE_MTBF_HOURS; {} where there is no site file. `name`: see `find_site_file`. Raises ConfigError where the
+    named site file does not exist, or bash fails on it."""
     path = find_site_file(name)
     if not path:
         return {}
@@ -28,9 +28,15 @@ def read_site(name: str = "") -> dict[str, str]:
 
 
 def find_site_file(name: str = "") -> Path | None:
-    """The path of the site file; None where none is named and there is no launch/site.sh. `name`: a file of
-    launch/sites without its extension, or a path; "": the file that the environment variable SITE names, or
-    launch/site.sh. Raises ConfigError where the named site file does not exist."""
+    """The path of the site file; None where none is named and there is no launch/site.sh.
+
+    Args:
+        name: a file of launch/sites without its extension, or a path; "": the file that the environment variable SITE
+            names, or else launch/site.sh.
+
+    Raises:
+        ConfigError: the named site file does not exist.
+    """
     name = name or os.environ.get("SITE", "")
     default = ROOT / "launch/site.sh"
     if not name:

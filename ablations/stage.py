@@ -3,6 +3,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,56 +13,66 @@ from ablations.rundir import read_run
 from ablations.safe_files import Damaged
 from ablations.values import short_number
 
-FOLLOW_CORPUS = ("data.tokenizer", "eval.corpora")  # the corpus of all runs, where SET says nothing else
-MAX_NAME = 120  # bytes of a study's name and of a run's folders; file systems end at 255, and endings are added
+FOLLOW_CORPUS = ("data.tokenizer", "eval.corpora")  # settings that are the corpus of all runs unless SET names others
+MAX_NAME = 120  # bytes in the name of a study or folder; file systems allow 255, and suffixes are added
 MAX_VALUE = 100  # characters of a value in such a name
-Recipe = tuple[str, dict[str, Any]]  # its name, and its settings
+Recipe = tuple[str, dict[str, Any]]  # (its name, {setting: value})
 
 
 def stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: Recipe | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage of a study, which may have begun on another machine, and its baseline. The stage is the name of the
-    folder of the study's runs (see `stage_name`).
+    """The stage of a study, which may have begun on another machine, and its baseline: (stage, baseline). The stage is
+    the name of the folder of the study's runs (see `stage_name`).
 
-    Where no setting names the precision, it depends on the machine; the study then keeps the precision that it began
-    with. Where a setting names the precision that the study began with, the stage does not mention it, so that the same
-    run directories are found.
+    Where no setting names the precision, it depends on the machine, and the study keeps the precision that its runs
+    began with. Where a setting names just that precision, it is left out of the stage, so that the same run directories
+    are found.
 
     Args:
         base: the baseline as this machine would run it.
         values: (key, value) of the settings of all runs.
-        recipe: a recipe whose settings are among `values`, or None.
+        recipe: a recipe whose settings are among `values`; None: no recipe.
         seeds: the seeds of the study.
         out: the output root.
     """
+
+    def begun_with(stage: str) -> str:
+        return recorded_setting([out / stage / f"baseline,seed={seed}" for seed in seeds], "train.precision")
+
     stage = stage_name(base, values, recipe)
     if "train.precision" not in {**sizes_and_presets()[base.size]["set"], **dict(values)}:
-        precision = _recorded_precision(out / stage, seeds)
+        precision = begun_with(stage)
         return stage, resolve([*values, ("train.precision", precision)]) if precision else base
     unnamed = stage_name(base, [(key, value) for key, value in values if key != "train.precision"], recipe)
-    return unnamed if _recorded_precision(out / unnamed, seeds) == base.train.precision else stage, base
+    return unnamed if begun_with(unnamed) == base.train.precision else stage, base
 
 
-def _recorded_precision(folder: Path, seeds: list[int]) -> str:
-    """The precision (train.precision) of the baseline's runs in the folder of a stage, by their run.json; "" where none
-    has begun. `seeds`: the seeds of the study."""
-    for seed in seeds:
+def recorded_setting(run_dirs: Sequence[Path], key: str) -> str:
+    """The value of a setting that is text, by the first readable run.json in these run directories; "" where no run has
+    begun. `key`: the setting, such as "train.precision"."""
+    section, name = key.split(".")
+    for run_dir in run_dirs:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
-            if recorded := read_run(folder / f"baseline,seed={seed}"):
-                return parse("train.precision", recorded["config"]["train"]["precision"])
+            if recorded := read_run(run_dir):
+                return parse(key, recorded["config"][section][name])
     return ""
 
 
-def stage_name(base: Run, setting: list[tuple[str, Any]], recipe: Recipe | None) -> str:
-    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s". It has the size, the
-    name of the recipe, and the settings of all runs that differ from those of the size and the recipe. `base`: the
-    baseline; `setting`: (key, value) of the settings of all runs; `recipe`: (name, settings), or None."""
+def stage_name(base: Run, common_settings: list[tuple[str, Any]], recipe: Recipe | None) -> str:
+    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s": the size, the name of
+    the recipe, and the settings of all runs that differ from those of the size and the recipe.
+
+    Args:
+        base: the baseline.
+        common_settings: (key, value) of the settings of all runs.
+        recipe: (name, {setting: value}) of a recipe; None: no recipe.
+    """
     name, settings = recipe or ("", {})
     plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
     flat = base.flat()
     values = {}
-    for key, _ in setting:
+    for key, _ in common_settings:
         if key in FOLLOW_CORPUS and flat["data.corpus"] != plain["data.corpus"]:
             differs = value_text(flat[key]) != base.data.corpus
         else:
@@ -92,8 +103,8 @@ def value_text(value: Any) -> str:
 
 
 def path_part(text: str) -> str:
-    """`text` as a part of a path: characters that are not allowed in paths are replaced, and of a long text only the
-    end is kept. Where the text was changed, a hash is appended, so that different texts stay different."""
+    """`text` as a part of a path. Characters that are not allowed in paths are replaced, and a long text is cut to its
+    end. A hash is appended to a text that was changed, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -10,27 +10,26 @@ from ablations.safe_files import Damaged
 from ablations.study import Cell, Study
 from ablations.values import short_number
 
-SILENT_SECONDS = 60.0  # seconds without a heartbeat (there is one every 5) after which a run counts as stalled; untuned
-# seconds before the first heartbeat that are still a start: torch on a slow file system; untuned
-STARTUP_SECONDS = 900.0
-CLOCKS_APART = 300.0  # seconds that a node's clock may be ahead of ours; munge, and so Slurm, refuses more (its TTL)
+SILENT_SECONDS = 60.0  # without a heartbeat (there is one every 5 s), after which a run counts as stalled; untuned
+STARTUP_SECONDS = 900.0  # the same before the first heartbeat: a slow file system delays torch's import; untuned
+MOST_CLOCK_SKEW = 300.0  # seconds that a node's clock may be ahead of ours; Slurm refuses more (munge's TTL)
 UPDATE_SECONDS = 2.0  # seconds between updates of a live view
 REPAIR_HINT = "The same command repairs it."
 
 
 def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
-    """The state of a run according to the files of its directory.
+    """The state of a run according to the files of its directory, as {fact: value}.
 
     Args:
         cell: the run.
         now: the time in seconds since the epoch; None: the present time.
 
-    Returns "state", a `State`, and "attempts", the number of attempts under Slurm; and where known:
+    Returns the facts "state", a `State`, and "attempts", the number of attempts under Slurm; and where they are known:
         "step", "tokens", "loss", "tokens_per_second" and the rest of the last row of metrics.jsonl
-        "left": the seconds to the end of the run at this speed
+        "left": the seconds to the end of the run at its present speed
         "silent": the seconds since the last heartbeat
         "nodes": the names of the nodes, as text with commas
-        "on_the_way": [number of evaluated, number of saved] weights, of those that are saved during training
+        "on_the_way": of the weights that were saved during training, [number that are evaluated, number of all]
         "why": the reason for the state
         "bits_per_byte", "zero_shot": the scores in eval.json of a finished run
     """
@@ -48,13 +47,12 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
 
 
 def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], now: float) -> dict[str, Any]:
-    """Determine the state of a run from the files in its directory. Returns {"state": `State`} and entries that explain
-    it: "why", the scores of a finished run, or those of `_running_state`.
+    """The state of a run by the files in its directory. Returns {"state": `State`} and entries that explain it: "why",
+    the scores of a finished run, or the entries of `_running_state`.
 
     Args:
         cell: the run.
-        facts: what is known from its metrics: the last row of metrics.jsonl, {} where there is none, with "attempts"
-            and "on_the_way" as `state` returns them.
+        facts: the last row of metrics.jsonl, {} where there is none; further entries are ignored.
         attempts: the rows of attempts.jsonl, the oldest first.
         now: the time in seconds since the epoch.
     """
@@ -89,7 +87,7 @@ def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
     """The state of a run that a process has locked or Slurm has started: starting, running, or stalled where it gives
-    no sign of life. Returns the entries "state", "nodes", "silent" and "step" of `state`, and "left" where it is known.
+    no sign of life. Returns the facts "state", "nodes", "silent" and "step" of `state`, and "left" where it is known.
 
     Args:
         cell: the run.
@@ -102,12 +100,12 @@ def _running_state(
     start = starts[-1] if starts else {}
     since = (cell.dir / rundir.LOCK).stat().st_mtime if locked else start.get("time", 0.0)
     heartbeat = rundir.read_heartbeat(cell.dir)
-    # else it is the heartbeat of an attempt before; who takes the lock removes that, so that no clock is asked
+    # A heartbeat of an earlier attempt is removed by the process that takes the lock; without a lock times must tell.
     alive = bool(heartbeat) and (locked or heartbeat["time"] >= since)
     step = facts.get("step", 0)
     begun = alive
     if not alive and not locked and step > start.get("step", 0):
-        # it trained after this start, and its heartbeat went when its processes left: the job could not write its end
+        # it has trained since this start, and its processes removed the heartbeat, but the job could not write its end
         trained = (cell.dir / rundir.METRICS).stat().st_mtime
         begun, since = trained > since, max(trained, since)
     silent = now - (heartbeat["time"] if alive else since)
@@ -117,15 +115,15 @@ def _running_state(
     work: dict[str, Any] = {"nodes": nodes, "silent": silent, "step": step}
     if facts.get("tokens_per_second", 0) > 0 and (left := cell.run.seconds_left(facts)) is not None:
         work["left"] = left
-    # a time far ahead of ours was written before the clock was set back
-    if not -CLOCKS_APART <= silent <= (SILENT_SECONDS if begun else STARTUP_SECONDS):
+    # a time far ahead of ours was written before our clock was set back
+    if not -MOST_CLOCK_SKEW <= silent <= (SILENT_SECONDS if begun else STARTUP_SECONDS):
         return work | {"state": State.STALLED}
     return work | {"state": State.RUNNING if begun else State.STARTING}
 
 
 def _attempt_end_text(line: dict[str, Any]) -> str:
-    """How an attempt under Slurm ended, as text; "" where `line`, a row of attempts.jsonl, is not about the end of an
-    attempt."""
+    """How an attempt under Slurm ended, as text; "" where the row is about something else. `line`: a row of
+    attempts.jsonl."""
     if line["event"] != "end":
         return ""
     reason = f", {line['why']}" if "why" in line else ""
@@ -133,31 +131,33 @@ def _attempt_end_text(line: dict[str, Any]) -> str:
 
 
 def table(study: Study, width: int | None = None, height: int | None = None) -> str:
-    """The states of all runs of a study as text, a table with a line for each run.
+    """The states of all runs of a study as text: a title, a table with a line for each run, and the number of runs in
+    each state.
 
     Args:
-        width: characters in a line of the screen, to which lines are cut; None: no limit.
-        height: lines of the screen; None: no limit. Where not all runs fit, the runs are shown whose states come first
-            in `State`.
+        width: characters to which lines are cut, as in a line of the screen; None: no limit.
+        height: lines of the screen; None: no limit. Where not all runs fit, those are shown whose states come first in
+            `State`.
     """
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
-        s = state(cell)
-        score = f"{s['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in s else ""
+        facts = state(cell)
+        score = f"{facts['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in facts else ""
+        explanation = facts.get("why", score)
         rows.append(
             (
                 f"{i} {cell.name}",
-                s["state"],
-                cell.run.step_text(s["step"]) if "step" in s else "",
-                f"{s['loss']:.3f}" if "loss" in s else "",
-                short_number(s["tokens_per_second"]) if "tokens_per_second" in s else "",
-                duration(s["left"]) if "left" in s else "",
-                duration(s["silent"]) if "silent" in s else "",
-                str(s["attempts"] or ""),
-                s.get("nodes", ""),
-                "{} of {} on the way".format(*s["on_the_way"]) if "on_the_way" in s else "",
-                s.get("why", score).splitlines()[0] if s.get("why", score) else "",
+                facts["state"],
+                cell.run.step_text(facts["step"]) if "step" in facts else "",
+                f"{facts['loss']:.3f}" if "loss" in facts else "",
+                short_number(facts["tokens_per_second"]) if "tokens_per_second" in facts else "",
+                duration(facts["left"]) if "left" in facts else "",
+                duration(facts["silent"]) if "silent" in facts else "",
+                str(facts["attempts"] or ""),
+                facts.get("nodes", ""),
+                "{} of {} on the way".format(*facts["on_the_way"]) if "on_the_way" in facts else "",
+                explanation.splitlines()[0] if explanation else "",
             )
         )
     states = [row[1] for row in rows[1:]]
@@ -202,8 +202,8 @@ def duration(seconds: float) -> str:
 
 
 def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The two scores that a line of the status shows, {"bits_per_byte": value, "zero_shot": value}, from the content of
-    an eval.json. A score that is missing there, or no number, is left out."""
+    """The two scores that the status shows of a finished run, {"bits_per_byte": value, "zero_shot": value}, without
+    those that are missing or no number. `scores`: the content of eval.json."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

@@ -1,4 +1,4 @@
-"""YAML files of settings and studies, read strictly (data/strict_yaml.py): what is wrong with one is a ConfigError."""
+"""Reads YAML files of settings and studies (data/strict_yaml.py does the work). A fault in a file is a ConfigError."""
 
 import functools
 from pathlib import Path

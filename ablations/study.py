@@ -30,12 +30,12 @@ __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
 
 def from_args(words: list[str]) -> Study:
-    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. No file is created. Raises
-    ConfigError where a word or a value is not allowed; the message names what is."""
+    """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. Creates no file. Raises
+    ConfigError where a word or a value is not allowed; the message says what is."""
     values = parse_words(words)
     set_words = parse_assignments("SET", values.get("SET", ""))
     factor, arms, corpus = _arms_and_corpus(values)
-    setting = _settings_of_all_runs(values, set_words, corpus)
+    common_settings = _settings_of_all_runs(values, set_words, corpus)
     file, recipe = None, None
     if "STUDY" in values:
         if arms:
@@ -43,18 +43,18 @@ def from_args(words: list[str]) -> Study:
         file = read_study(values["STUDY"])
         question, expect, arms, factor = file.question, file.expect, file.arms, file.name
         values |= {name: value for name, value in file.words.items() if name not in values}
-        if dict(setting).get("size") not in presets():  # a preset is a whole recipe
-            setting, recipe = file.base + setting, file.recipe
-        arms = _without_baseline(arms, setting)
+        if dict(common_settings).get("size") not in presets():  # a preset is a whole recipe
+            common_settings, recipe = file.base + common_settings, file.recipe
+        arms = _without_baseline(arms, common_settings)
     elif arms:
-        question, expect, file = _question_and_expectation(arms, setting)
+        question, expect, file = _question_and_expectation(arms, common_settings)
         if file is None and "PREDICT" in values:
             expect = values["PREDICT"]
     else:
         factors = ", ".join(f"{name}=" for name in FACTORS)
         raise ConfigError(f"no question asked: give one of {factors} ARM=, or STUDY= one of {', '.join(study_names())}")
 
-    if "TOKENS" in values and (budget := resolve(setting).train.budget) != "tokens":
+    if "TOKENS" in values and (budget := resolve(common_settings).train.budget) != "tokens":
         raise ConfigError(f"TOKENS={values['TOKENS']} and train.budget={budget}: one of the two ends a run, give one")
     count = whole_number("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
     first = whole_number("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
@@ -65,15 +65,15 @@ def from_args(words: list[str]) -> Study:
     out = Path(values.get("OUT", "runs"))
     check_folder(out)
     corpora = [str(value) for key, value in arms if key == "data.corpus"]
-    if corpora and not any(key == "eval.corpora" for key, _ in setting):
+    if corpora and not any(key == "eval.corpora" for key, _ in common_settings):
         # arms that read different text are judged on the held-out text of all of it
-        judged = resolve(setting).eval.corpora
-        setting.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
+        judged = resolve(common_settings).eval.corpora
+        common_settings.append(("eval.corpora", judged + [c for c in dict.fromkeys(corpora) if c not in judged]))
     words = [f"{name}={value}" for name, value in values.items()]
 
     def study_with_seeds(number: int) -> Study:
         seeds = list(range(first, first + number))
-        built = build_study(factor, question, expect, setting, arms, seeds, out, cross, rates, recipe)
+        built = build_study(factor, question, expect, common_settings, arms, seeds, out, cross, rates, recipe)
         predictions = _predictions(values, file, built.arms)
         return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
 
@@ -91,28 +91,40 @@ def from_args(words: list[str]) -> Study:
 def _settings_of_all_runs(
     values: dict[str, str], set_words: list[tuple[str, str]], corpus: str
 ) -> list[tuple[str, Any]]:
-    """The settings, (key, value), that the words of a command set for all runs. `values`: all words, {name: value};
-    `set_words`: the settings in SET=; `corpus`: the corpus of all runs; "" where no word names it, or the study
-    compares corpora. Raises ConfigError where two words set the same key."""
-    setting: list[tuple[str, Any]] = [(key, values[name]) for name, key in COMMON_SETTINGS.items() if name in values]
+    """The settings that the words of a command give to all runs, as (key, value).
+
+    Args:
+        values: {name: value} of all words.
+        set_words: (key, value) of the settings in SET=.
+        corpus: the corpus of all runs; "": no word names it, or the study compares corpora.
+
+    Raises:
+        ConfigError: two words set the same key.
+    """
+    common_settings: list[tuple[str, Any]] = [
+        (key, values[name]) for name, key in COMMON_SETTINGS.items() if name in values
+    ]
     if corpus:
-        setting.append(("data.corpus", corpus))
-        setting += [(key, corpus) for key in FOLLOW_CORPUS if key not in dict(set_words)]
-    setting += set_words
-    keys = [key for key, _ in setting]
+        common_settings.append(("data.corpus", corpus))
+        common_settings += [(key, corpus) for key in FOLLOW_CORPUS if key not in dict(set_words)]
+    common_settings += set_words
+    keys = [key for key, _ in common_settings]
     if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
         words_of = COMMON_SETTINGS | ({"DATA": "data.corpus"} if corpus else {})
         names = [name for name, key in words_of.items() if name in values and key in repeated]
         names += ["SET"] if dict(set_words).keys() & set(repeated) else []
         raise ConfigError(f"{', '.join(repeated)} is set twice by {' and '.join(names)}: say it once")
-    return setting
+    return common_settings
 
 
 def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """What the words for factors (POS, ACT, ...) and ARM ask for, in this order: the names of the factors, joined by
-    hyphens; the (key, value) of each arm; the corpus of all runs. The corpus is "" unless DATA is given beside another
-    factor, and then DATA is no factor itself. `values`: all words, {name: value}. Raises ConfigError where DATA names
-    several corpora for all runs, or is combined with an arm of data.corpus."""
+    """What the words for factors (POS, ACT, ...) and ARM ask for: (the names of the factors, joined by hyphens; the
+    (key, value) of each arm; the corpus of all runs).
+
+    The corpus is "" unless DATA is given beside another factor. DATA is then no factor itself. `values`: {name: value}
+    of all words. Raises ConfigError where DATA names several corpora for all runs, or is combined with an arm of
+    data.corpus.
+    """
     factors = [name for name in FACTORS if name in values]
     corpus = ""
     if "DATA" in values and (factors != ["DATA"] or "ARM" in values or "STUDY" in values):
@@ -128,13 +140,14 @@ def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]]
         if corpus and key == "data.corpus":
             raise ConfigError("DATA beside ARM is the corpus of all runs: to compare corpora give DATA alone")
         names.append(key.split(".")[-1])
-        # a comma separates arms, as in POS=rotary,alibi, but for settings that are lists themselves
+        # a comma separates arms, as in POS=rotary,alibi, except in values that are lists themselves
         arms += [(key, value) for value in ([text] if get_origin(KEYS.get(key)) is list else text.split(","))]
     return "-".join(dict.fromkeys(names)), arms, corpus
 
 
 def _check_used(study: Study, settings: dict[str, str]) -> None:
-    """Raise ConfigError where a setting of SET= has no effect in any run. `settings`: {key: value} of SET=."""
+    """Check that each setting of SET= has an effect in at least one run. Raises ConfigError where one has none.
+    `settings`: {key: value} of SET=."""
     for key in settings:
         missing = [setting_needed_for_effect(key, cell.run.flat()) for cell in study.cells]
         if all(missing):
@@ -142,9 +155,9 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
 
 
 def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """The designs that the words CROSS and LR ask for: (the value of CROSS, the multiples of the learning rate), "" and
-    () where the word is not given. `values`: all words, {name: value}. Raises ConfigError where CROSS and LR are
-    combined with each other or with MORE=auto, or a value is not allowed."""
+    """What the words CROSS and LR ask for: (the value of CROSS, the multiples of the learning rate); "" and () where
+    the word is not given. `values`: {name: value} of all words. Raises ConfigError where CROSS and LR are combined with
+    each other or with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -158,20 +171,35 @@ def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tupl
 
 
 def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file and those of PREDICT=. Where `file` was found by its arms, and is
-    not named by STUDY=, its predictions about arms that are not run are left out. `values`: all words, {name: value};
-    `file`: the study file or None; `arms`: the labels of the arms, the baseline first. Raises ConfigError where a text
-    is no prediction, or names an arm that is not run."""
+    """The predictions of a study: those of its file, then those of PREDICT=. Where the file was not named by STUDY= but
+    found by its arms, its predictions about arms that are not run are left out.
+
+    Args:
+        values: {name: value} of all words.
+        file: the study file; None: there is none.
+        arms: the labels of the arms, the baseline first.
+
+    Raises:
+        ConfigError: a text is no prediction, or names an arm that is not run.
+    """
     lines = file.predictions if file else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
     return [*of_file, *(parse_prediction(line, arms) for line in typed)]
 
 
-def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: bool) -> Criteria:
-    """The criteria by which a study is decided: those in the words, else those in its file. `values`: all words, {name:
-    value}; `seeds`: the number of seeds of each arm, before any are added; `arms`: whether there are arms beside the
-    baseline. Raises ConfigError where a word that names a criterion is not valid, or MORE=auto cannot add seeds."""
+def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_arms: bool) -> Criteria:
+    """The criteria by which a study is decided: those of the words, else those of its file.
+
+    Args:
+        values: {name: value} of all words.
+        file: the study file; None: there is none.
+        seeds: the number of seeds of each arm, before any are added.
+        has_arms: whether there are arms beside the baseline.
+
+    Raises:
+        ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
+    """
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
     margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
@@ -184,7 +212,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
         return Criteria(metric, margins, seeds, noise_floor=floor)
     most = whole_number("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
-    if not arms:
+    if not has_arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
         raise ConfigError(f"MAX_SEEDS={most} is less than SEEDS={seeds}, or than the two that any verdict needs")
@@ -192,9 +220,11 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, arms: 
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """How many seeds after the last one of a study have begun already, at most the number `most`. MORE=auto adds seeds
-    in order, so a seed counts where an arm has a run directory for it or for a later one. The baseline's directories do
-    not count, since other studies share them."""
+    """The number of seeds that MORE=auto has added to a study already, at most `most`.
+
+    Seeds are added in order, so a seed counts where an arm has a run directory for it or for a later one. The
+    baseline's directories do not count, since other studies share them.
+    """
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]
     begun = [
@@ -203,19 +233,19 @@ def _seeds_added(study: Study, most: int) -> int:
     return max(begun, default=0)
 
 
-def _without_baseline(arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The arms of a study file without those that equal the baseline under the settings of all runs. A file is written
-    for several sizes, and what an arm changes may be the default of a size. Arms and settings are (key, value). Raises
-    ConfigError where no arm remains."""
-    flat = resolve(setting).flat()
-    left = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
-    if arms and not left:
+def _without_baseline(arms: list[tuple[str, Any]], common_settings: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The arms of a study file that differ from the baseline. A file is written for several sizes, and the value that
+    makes an arm may be the default of a size. `arms`, `common_settings`: (key, value) of the arms and of the settings
+    of all runs. Raises ConfigError where no arm remains."""
+    flat = resolve(common_settings).flat()
+    changed = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
+    if arms and not changed:
         raise ConfigError("two equal runs: all arms of the study are the baseline under these settings")
-    return left
+    return changed
 
 
 def arms_left_out(study: Study) -> list[str]:
-    """The arms of the study's file that are not run because they equal the baseline, as texts such as
+    """The arms of the study's file that are not run since they equal the baseline, as texts such as
     "model.layers=4"."""
     name = study.value("STUDY")
     flat = study.base.flat()
@@ -224,21 +254,22 @@ def arms_left_out(study: Study) -> list[str]:
 
 
 def _question_and_expectation(
-    arms: list[tuple[str, Any]], setting: list[tuple[str, Any]]
+    arms: list[tuple[str, Any]], common_settings: list[tuple[str, Any]]
 ) -> tuple[str, str, StudyFile | None]:
-    """The question and the expectation of arms that are typed without a study file, and the study file that they were
-    found in. That is the first file without settings of its own whose arms include all of `arms`.
+    """For arms that are typed without STUDY=: (the question of the study, its expectation, the study file that both
+    come from). That file is the first one without settings of its own that contains all of the arms.
 
     Where there is no such file, the question is made from the arms, the expectation is NOTHING_EXPECTED, and the file
-    is None. Study files that cannot be read are then named in the expectation, since the expectation may be in one of
-    them. `arms`: (key, value) of each arm; `setting`: (key, value) of the settings of all runs.
+    is None. The expectation then names study files that cannot be read, since one of them may contain the arms.
+
+    `arms`, `common_settings`: (key, value) of the arms and of the settings of all runs.
     """
     typed_arms = {_arm_as_text(key, value) for key, value in arms}
     unread = []
     for name in study_names():
         try:
             file = read_study(name)
-            # what is expected under other settings says nothing of these
+            # an expectation under other settings does not apply here
             if not file.base and typed_arms <= {_arm_as_text(key, value) for key, value in file.arms}:
                 return file.question, file.expect, file
         except ConfigError:
@@ -246,7 +277,7 @@ def _question_and_expectation(
     expect = NOTHING_EXPECTED
     if unread:
         expect += f" (Not readable: {', '.join(unread)}.)"
-    return question_about(arms, resolve(setting).flat()), expect, None
+    return question_about(arms, resolve(common_settings).flat()), expect, None
 
 
 def _arm_as_text(key: str, value: Any) -> tuple[str, str]:

@@ -28,19 +28,19 @@ KEYS = ("question", "expect", "arms", "base", "metric", "margin", "max_seeds", "
 
 @dataclass(frozen=True)
 class StudyFile:
-    """The content of a study file. Whether its values are allowed for the settings is checked later."""
+    """The content of a study file. Whether the settings allow its values is checked later, when the study is made."""
 
     name: str
     question: str
     expect: str
-    arms: list[tuple[str, Any]]  # (key, value), a line each
-    base: list[tuple[str, Any]]  # settings of all runs
+    arms: list[tuple[str, Any]]  # (key, value) of the setting that makes each arm
+    base: list[tuple[str, Any]]  # (key, value) of the settings of all runs
     metric: str = PRIMARY
     margins: dict[str, float] = field(default_factory=dict)  # {metric: a difference that does not matter}
     max_seeds: int | None = None  # seeds are added until every arm is decided; None: SEEDS says how many
-    predictions: list[str] = field(default_factory=list)  # as written; see ablations/prediction.py
-    words: dict[str, str] = field(default_factory=dict)  # by what the runs are judged: TASKS and SHOTS, as typed
-    recipe: tuple[str, dict[str, Any]] | None = None  # a study and its base, which this study's base begins with
+    predictions: list[str] = field(default_factory=list)  # as texts; see ablations/prediction.py
+    words: dict[str, str] = field(default_factory=dict)  # {NAME: VALUE} of the words TASKS and SHOTS
+    recipe: tuple[str, dict[str, Any]] | None = None  # (study, {setting: value} of its base) that `base` begins with
 
 
 def study_names() -> list[str]:
@@ -49,7 +49,7 @@ def study_names() -> list[str]:
 
 def read_study(name: str) -> StudyFile:
     """Read the study file ablations/studies/`name`.yaml. Raises ConfigError where there is no such file, or it is not a
-    study file; the message names the file and what it must contain."""
+    study file; the message says what a study file contains."""
     names = study_names()
     if name not in names:
         raise unknown_choice("STUDY", name, names)
@@ -78,9 +78,9 @@ def read_study(name: str) -> StudyFile:
     lines = [next(iter(arm.items())) for arm in arms]
     metric = check_metric(content.get("metric", PRIMARY), f"{path.name}: metric")
     margins = margins_of_file(content["margin"], metric, path.name) if "margin" in content else {}
-    most = content.get("max_seeds")
-    if "max_seeds" in content and (isinstance(most, bool) or not isinstance(most, int) or not 2 <= most <= 100):
-        raise ConfigError(f"{path.name}: max_seeds is {most!r}: a number of seeds from 2 to 100 is needed")
+    seeds = content.get("max_seeds")
+    if "max_seeds" in content and (isinstance(seeds, bool) or not isinstance(seeds, int) or not 2 <= seeds <= 100):
+        raise ConfigError(f"{path.name}: max_seeds is {seeds!r}: a number of seeds from 2 to 100 is needed")
     question, expect = content["question"].strip(), content["expect"].strip()
     return StudyFile(
         name,
@@ -90,7 +90,7 @@ def read_study(name: str) -> StudyFile:
         list(base.items()),
         metric,
         margins,
-        most,
+        seeds,
         predictions,
         words=_evaluation_words(path.name, content),
         recipe=(origin, shared) if shared else None,
@@ -98,9 +98,9 @@ def read_study(name: str) -> StudyFile:
 
 
 def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """The entries `tasks` and `shots` of a study file, as far as it has them, as NAME=VALUE words: {"TASKS": text,
-    "SHOTS": text}. `file`: the name of the file, for messages; `content`: the content of the file. Raises ConfigError
-    where an entry is of the wrong type."""
+    """The entries `tasks` and `shots` of a study file, as far as it has them, as the words that they stand for:
+    {"TASKS": text, "SHOTS": text}. `file`: the name of the file, for error messages; `content`: the content of the
+    file. Raises ConfigError where an entry is of the wrong type."""
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():
@@ -114,9 +114,9 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings for all runs of a study file: the settings of another study where `base` is {"study": name}, else
-    `base` itself. `base`: the entry of that name in the study file; `file`: the name of the file, for messages. Raises
-    ConfigError where there is no such study, or its base has no settings of its own."""
+    """The settings in the base of the study that `base` names by {"study": name}; `base` itself where it names none.
+    `base`: the entry of that name in a study file; `file`: the name of the file, for error messages. Returns {setting:
+    value}. Raises ConfigError where there is no such study, or its base has no settings of its own."""
     if "study" not in base:
         return base
     other = str(base["study"])

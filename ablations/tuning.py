@@ -1,12 +1,12 @@
-"""Tuned arms: every arm is run at the same multiples of the baseline's learning rate, and judged at its best learning
-rate."""
+"""The design LR=tune: every arm is run at the same multiples of the baseline's learning rate, and judged at the best of
+them."""
 
 import math
 from dataclasses import dataclass
 
 from ablations.values import ConfigError, typed_number
 
-# LR=tune: factors of two, as sweeps of the field have them; the number of points is untuned
+# of LR=tune: steps by a factor of two are common in sweeps of learning rates; how many is untuned
 DEFAULT_MULTIPLES = (0.5, 1.0, 2.0)
 MOST_RATES = 9
 MOST_SEEDS = 10  # up to which verdicts on tuned arms are calibrated (eval/report/comparison/tuned.py)
@@ -17,9 +17,9 @@ LARGEST_MULTIPLE = 1024.0
 class Tuning:
     """The design of a study in which every arm is run at several learning rates."""
 
-    rates: tuple[float, ...]  # rising
-    common: float  # that of the baseline, among them
-    arms: dict[str, tuple[str, float]]  # {label: (label of the same at the common rate, rate)}
+    rates: tuple[float, ...]  # the learning rates, rising
+    common: float  # the baseline's learning rate, one of `rates`
+    arms: dict[str, tuple[str, float]]  # {label: (label of this arm at the baseline's learning rate, learning rate)}
 
     @property
     def factors(self) -> list[str]:
@@ -27,8 +27,8 @@ class Tuning:
         return [label for label, (factor, _) in self.arms.items() if label == factor]
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
-        """{learning rate: label of the arm at this rate} for an arm and its copies at other learning rates, the lowest
-        rate first. `factor`: the label of the arm at the baseline's learning rate."""
+        """An arm at each learning rate, {learning rate: label}, the lowest rate first. `factor`: the label of the arm
+        at the baseline's learning rate."""
         return dict(sorted((rate, label) for label, (name, rate) in self.arms.items() if name == factor))
 
     @property

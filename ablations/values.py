@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class ConfigError(ValueError):
-    """The user asked for something that does not exist or is not possible; the message says what is allowed."""
+    """The user asked for something that does not exist or is not possible. The message says what is allowed."""
 
 
-DIGITS = r"(?:\d{1,3}(?:_\d{3})+|\d+)"  # 1024 or 1_024; 1_0 may be meant as 1.0
+DIGITS = r"(?:\d{1,3}(?:_\d{3})+|\d+)"  # 1024 or 1_024, but not 1_0, which may be meant as 1.0
 NUMBER = rf"([+-]?{DIGITS}(?:\.\d+)?(?:E[+-]?\d{{1,3}})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
 MOST_SHOWN = 200  # characters of a value that an error message shows
-EXAMPLES = {
+EXAMPLES = {  # {type of a setting: the values it takes, for error messages}
     bool: "true or false",
     int: "a whole number such as 512, 2M or 10B",
     float: "a number such as 3e-4",
@@ -28,13 +28,13 @@ EXAMPLES = {
 
 
 def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
-    """Convert a value of a setting, given as text or read from YAML, to the setting's type.
+    """Convert the value of a setting, given as text or read from YAML, to the setting's type.
 
     Args:
-        key: the name of the setting, for the message.
+        key: the name of the setting, for the error message.
         kind: the type: bool, int, float, str, a list of one of these, or a Literal of the allowed values.
         value: the value.
-        meaning: the meaning of the setting, for the message.
+        meaning: the meaning of the setting, for the error message.
 
     Raises:
         ConfigError: the value has the wrong type, or is not one of the allowed values.
@@ -74,8 +74,8 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    """The integer that a text such as 512, 2M or 1E6 denotes. Raises ValueError where the text is no integer, the
-    number is too large, or there is a comma, which may be meant as a decimal point or as a separator."""
+    """The integer in a text such as 512, 2M or 1E6. Raises ValueError where the text is no integer, the number is too
+    large, or it contains a comma, which may be meant as a decimal point or as a separator."""
     if isinstance(value, bool):
         raise ValueError
     match = re.fullmatch(NUMBER, str(value).strip().upper(), re.ASCII)
@@ -97,9 +97,8 @@ def _float(value: Any) -> float:
 
 
 def typed_number(text: str) -> float:
-    """The number in a text that somebody typed, in the digits 0 to 9: 3e-4, 1_000 or -inf. Raises ValueError where the
-    text is no number, or has an underscore that does not stand before three digits, which may be meant as a decimal
-    point."""
+    """The number in a text that a user typed, such as 3e-4, 1_000 or -inf. Raises ValueError where the text is no
+    number, has digits other than 0 to 9, or an underscore that may be meant as a decimal point (1_0)."""
     if not text.isascii() or ("_" in text and not re.fullmatch(rf"\s*[+-]?{DIGITS}(?:\.\d+)?\s*", text)):
         raise ValueError(text)
     return float(text)
@@ -112,8 +111,8 @@ def _str(value: Any) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix`: what all keys
-    begin with."""
+    """Flatten a nested dictionary: {"model": {"pos": "none"}} becomes {"model.pos": "none"}. `prefix`: the beginning of
+    all keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -128,15 +127,16 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_choice(name: str, value: Any, options: Iterable[str]) -> ConfigError:
-    """The error about a value of `name`, a word or a setting, that is not one of the `options`, which it names."""
+    """The error about a value that is not one of the `options`, which its message lists. `name`: the word or setting
+    that has the value."""
     text, names = str(value)[:MOST_SHOWN], list(options)
     return ConfigError(f"{name}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown word, " (did you mean ...?)"; "" where no option is similar. It
-    names the option that is spelled most like `word`, whatever its case, or that is a setting of which `word` is the
-    last part. `options`: the words that are known."""
+    """The end of an error message about an unknown word, " (did you mean ...?)"; "" where no known word is similar.
+    `word`: the unknown word; `options`: the known ones. The suggestion is the option that is spelled most like `word`,
+    whatever its case, or the setting whose name ends with `word`."""
     by_lower_case = {option.lower(): option for option in options}
     word = word.lower()
     close = [name for name in by_lower_case if name.endswith(f".{word}")]
@@ -145,12 +145,13 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """Names as text, such as "a, b and c". `last`: the word before the last name, "and" or "or"."""
+    """A list of names as text, such as "a, b and c". `last`: the word before the last name."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def short_number(number: float) -> str:
-    """A number as short text: "1.05M" for 1048576, "4.1e21" for 4.1e21."""
+    """A number as short text with three digits: "1.05M" for 1048576; with two digits and an exponent where it is very
+    large or small: "4.1e21"."""
     if number and not 1e-3 <= abs(number) < 1e15:
         mantissa, _, power = f"{number:.2g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa

@@ -14,21 +14,20 @@ from data.answers import asks_for_json, error
 
 ROOT = Path(__file__).parent.parent
 PATHS = ("DATA", "EVAL_DATA", "GLUE", "NOISE_FLOOR", "OUT")
-MOST_SHOTS = 100  # examples in a prompt; the most that a definition of lm-eval's asks for is 25
+MOST_SHOTS = 100  # examples in a prompt; no task of lm-eval asks for more than 25
 
-# What the command line may set: a variable, the setting that it stands for, and its help.
-FACTORS = {  # the question: each value is an arm, compared with the baseline
+FACTORS = {  # {word of which each value is an arm: (the setting, its name in the names of studies)}
     "POS": ("model.pos", "position"),
     "ACT": ("model.act", "activation"),
     "NORM": ("model.norm", "norm"),
     "EMBNORM": ("model.embnorm", "embedding-norm"),
     "DATA": ("data.corpus", "corpus"),
 }
-COMMON_SETTINGS = {  # the same for every arm
+COMMON_SETTINGS = {  # {word that sets something for all runs: the setting}
     "SIZE": "size",
     "TOKENS": "train.tokens",
 }
-HELP = {
+HELP = {  # {every NAME: its help text}
     "STUDY": "a file of ablations/studies: all of its arms",
     **{name: f"arm(s): {SETTINGS[key].meaning}" for name, (key, _) in FACTORS.items()},
     "DATA": "alone: arm(s), corpora against the baseline's. With another factor: the corpus of all runs",
@@ -60,7 +59,8 @@ HELP = {
 
 def parse_words(words: list[str]) -> dict[str, str]:
     """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty. Raises ConfigError where a
-    word is no NAME=VALUE of a known name, a name is given twice, or a value has control characters or is not UTF-8."""
+    word is no NAME=VALUE or its name is unknown, a name is given twice, or a value has control characters or is not
+    UTF-8."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -76,8 +76,8 @@ def parse_words(words: list[str]) -> dict[str, str]:
 
 
 def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
-    """Parse the value `text` of the word `name`, SET or ARM, which has parts key=value with spaces between them.
-    Returns the (key, value) pairs. Raises ConfigError where a part of the text is no key=value."""
+    """The settings in the value of the word SET or ARM, as (key, value) texts. `name`: SET or ARM, for error messages;
+    `text`: key=value pairs with spaces between them. Raises ConfigError where a part of the text is no key=value."""
     pairs: list[tuple[str, str]] = []
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -95,8 +95,16 @@ def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
 
 
 def whole_number(name: str, text: str, most: int, things: str, least: int = 1) -> int:
-    """The whole number in `text`, the value of the NAME=VALUE word `name`. Raises ConfigError where it is no number
-    from `least` to `most`. `things`: what the word counts, in the plural, for the message."""
+    """The whole number that a NAME=VALUE word gives.
+
+    Args:
+        name, text: the name and the value of the word.
+        most, least: the largest and the smallest allowed number.
+        things: what the word counts, in the plural, for the error message.
+
+    Raises:
+        ConfigError: the text is no whole number in this range.
+    """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{name}={text[:60]}: a number of {things} from {least} to {most} is needed")
     return int(text)
@@ -111,9 +119,8 @@ def _is_text(value: str) -> bool:
 
 
 def check_words(values: dict[str, str]) -> None:
-    """Check the words that say on which tasks the runs are evaluated, and whether they are exported. `values`: {name:
-    value} of all words. Raises ConfigError where a word names no task, lacks the word that it depends on, or has a
-    value that is not allowed."""
+    """Check the words about evaluation tasks, GLUE and export. `values`: {name: value} of all words. Raises ConfigError
+    where a word names no task, lacks the word that it depends on, or has a value that is not allowed."""
     for name in ("TASKS", "GLUE", "GLUE_TASKS"):
         if name in values and not values[name].replace(",", "").strip():
             raise ConfigError(f"{name}={values[name]} names nothing: names are needed, with commas between")
@@ -135,15 +142,15 @@ def check_words(values: dict[str, str]) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be created at `out`, without creating it. Raises ConfigError where `out` is
-    something else, or there is no permission to create a folder."""
+    """Check that `out` is a folder, or that a folder can be created there; nothing is created. Raises ConfigError where
+    it is something else, or there is no permission."""
     try:
         folder = out
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         problem = "" if folder.is_dir() else f"{folder} is no folder"
         if folder != out and not problem:
-            kernel = {*folder.resolve().parts[1:2]} & {"proc", "sys"}  # the kernel's own, without place for files
+            kernel = {*folder.resolve().parts[1:2]} & {"proc", "sys"}  # the kernel's file systems take no files
             problem = f"no folder can be made in {folder}" if kernel or not os.access(folder, os.W_OK) else ""
     except OSError as error:
         problem = str(error.strerror)
@@ -152,9 +159,9 @@ def check_folder(out: Path) -> None:
 
 
 def expand_home(paths: str) -> str:
-    """`paths`, one or several with commas between them, with ~ replaced by the user's home. Some shells leave ~ in
-    OUT=~/runs, and a folder of that name would be made. Raises ConfigError where the home is not known, as in a
-    container whose user has no account."""
+    """Paths with ~ replaced by the user's home, which some shells do not do in OUT=~/runs. `paths`: a path, or several
+    with commas between them. Raises ConfigError where the home is not known, as in a container whose user has no
+    account."""
 
     def home(_: re.Match[str]) -> str:
         try:
@@ -166,9 +173,9 @@ def expand_home(paths: str) -> str:
 
 
 def parse_folders(text: str) -> list[str]:
-    """The folders that the word RUNS, NOISE or EXTERNAL names, as paths. `text`: the value of the word: names or globs
-    with spaces between them. A name with a space has to be quoted or to be the only name. Raises ConfigError where a
-    quote is not closed, or the names are separated by commas."""
+    """The paths of the folders that the word RUNS, NOISE or EXTERNAL names. `text`: the value of the word, paths or
+    globs with spaces between them; a path that contains spaces is in quotes, or alone. Raises ConfigError where a quote
+    is not closed, or paths are separated by commas."""
     if _exists(text):
         return [text]
     try:
@@ -188,9 +195,9 @@ def _exists(name: str) -> bool:
 
 
 def change_to_checkout(words: list[str]) -> list[str]:
-    """Change to the folder of the checkout, where all commands run. Returns the NAME=VALUE words, with absolute paths
-    where the command was given in another folder. Where only the package is installed, without a checkout, the program
-    ends with an error message and exit code 2."""
+    """Change to the folder of the checkout, in which all commands run. Returns the NAME=VALUE words, in which relative
+    paths are made absolute where the command was given in another folder. Where only the package is installed, without
+    a checkout, the program ends with an error message and exit code 2."""
     if not (ROOT / "Makefile").exists():
         why = (
             "megahour works in a checkout of its repository or in an unpacked source distribution, where its runs, "

@@ -43,4 +43,4 @@ class TrainingState:
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
         ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0
-        return range(self.samples, self.samples + run.batch_sizes.at(ramped))
+        return range(self.samples, self.samples + run.batch_sizes.size_at(ramped))

@@ -27,10 +27,10 @@ def planned(capsys: pytest.CaptureFixture, *words: str) -> dict:
 )
 def test_each_study_fits_and_its_next_larger_size_does_not(budget: str) -> None:
     parsed = parse_budget(budget)
-    device, hours = affordable.device_of(parsed), parsed.amount
+    device, hours = affordable.budget_device(parsed), parsed.amount
     assert device
-    runs = affordable.runs_by_size(device)
-    found = affordable.offers(device, hours)
+    runs = affordable.candidate_runs(device)
+    found = affordable.affordable_studies(device, hours)
     assert found and [offer.hours for offer in found] == sorted(offer.hours for offer in found)
     for offer in found:
         assert offer.runs == offer.arms * offer.seeds and offer.hours <= hours
@@ -50,10 +50,10 @@ def test_the_hours_of_a_core_are_those_of_the_first_command() -> None:
 def test_the_commands_of_what_is_offered_make_those_runs(tmp_path: Path) -> None:
     for budget in ("3 core-hours", "500 GPU-hours, a100"):
         parsed = parse_budget(budget)
-        device = affordable.device_of(parsed)
+        device = affordable.budget_device(parsed)
         assert device
-        for offer in affordable.offers(device, parsed.amount):
-            study = from_args([*shlex.split(affordable.command_of(offer))[2:], f"OUT={tmp_path}"])
+        for offer in affordable.affordable_studies(device, parsed.amount):
+            study = from_args([*shlex.split(affordable.study_command(offer))[2:], f"OUT={tmp_path}"])
             assert (study.base.size, len(study.cells)) == (offer.size, offer.runs), offer
             assert study.base.train.tokens == offer.tokens, offer
 

@@ -76,8 +76,8 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
     mean, low, high = found.tokens_in_time(found.chosen)
     assert 366e9 < low < mean < high < 500e9  # BLOOM saw 366B
-    assert found.without_spares.shares["trained"] < 0.9 < found.goodput.shares["trained"]
-    shares = [value for name, value in found.goodput.shares.items() if name != "failures"]
+    assert found.timeline_without_spares.shares["trained"] < 0.9 < found.timeline.shares["trained"]
+    shares = [value for name, value in found.timeline.shares.items() if name != "failures"]
     assert sum(shares) == pytest.approx(1)
 
 
@@ -133,15 +133,15 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
 def test_tokens_and_sizes_grow_with_the_compute(power: float, more: float) -> None:
     ranges = []
     for compute in (10**power, more * 10**power):
-        (least, most), _ = decision.needed_tokens(compute)
+        (least, most), _ = decision.default_token_range(compute)
         assert least < most
         ranges.append((least, most, compute / most, compute / least))
     assert all(after >= before * (1 - 1e-12) for before, after in zip(*ranges, strict=True))
 
 
 def test_the_need_of_2022_is_kept_at_its_own_budget_and_grows_beyond() -> None:
-    assert decision.needed_tokens(4500 * 8.64e19)[0] == (300e9, 400e9)
-    assert decision.needed_tokens(4 * 4500 * 8.64e19)[0] == pytest.approx((600e9, 800e9))
+    assert decision.default_token_range(4500 * 8.64e19)[0] == (300e9, 400e9)
+    assert decision.default_token_range(4 * 4500 * 8.64e19)[0] == pytest.approx((600e9, 800e9))
 
 
 def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:

@@ -197,7 +197,7 @@ def test_the_coverage_of_an_interval_is_that_of_rows_which_had_no_part_in_it() -
 
 def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:
     group = "Megatron-DeepSpeed, a100-80"
-    rows = [row for row in calibrate.published_rows() if row.seconds and row.group == group and not row.checks]
+    rows = [row for row in calibrate.published_rows() if row.seconds and row.group == group and not row.is_check]
     predicted = calibrate.held_out_predictions(rows, calibrate.HOLD_OUT[group])
     errors = sorted(abs(p / (row.seconds or 1) - 1) for p, row in zip(predicted, rows, strict=True))
     assert len(rows) == 17 and errors[8] < 0.02 and errors[-1] < 0.10
@@ -209,7 +209,7 @@ def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> No
 
 def test_rows_of_other_layouts_and_days_are_within_a_tenth_and_make_the_interval() -> None:
     """29 rows of tensor parallel 1 to 8 and pipelines of 1 to 48 stages, which no fit has seen."""
-    rows = [row for row in calibrate.published_rows() if row.checks]
+    rows = [row for row in calibrate.published_rows() if row.is_check]
     ratios = []
     for row in rows:
         prediction = predict_step(row.shape, row.layout, hardware(row.gpu), row.stack)

@@ -156,8 +156,8 @@ def test_a_share_of_the_budget_as_ramp() -> None:
             ("layout.micro_batch", 2),
         ]
     ).batch_sizes
-    assert [sizes.at(t / 0.6) for t in (0.0, 0.19, 0.21, 0.41, 0.59, 0.61, 1.0)] == [2, 2, 4, 6, 6, 8, 8]
-    assert BatchSizes((8,)).at(0.5) == 8
+    assert [sizes.size_at(t / 0.6) for t in (0.0, 0.19, 0.21, 0.41, 0.59, 0.61, 1.0)] == [2, 2, 4, 6, 6, 8, 8]
+    assert BatchSizes((8,)).size_at(0.5) == 8
 
 
 @pytest.mark.parametrize(

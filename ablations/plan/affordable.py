@@ -1,8 +1,8 @@
-"""Studies for a budget that is too small for studies at the usual size (first_studies.STUDY_SIZE): each study at the
-largest size at which the budget pays for it, and what such a study can and cannot tell about a larger model.
+"""Plans for budgets that are too small for studies at the usual model size (first_studies.STUDY_SIZE). For each study
+the plan gives the largest size that the budget pays for, and what a study at that size can tell about a larger model.
 
-A budget of core-hours, or of GPU-hours on named hardware, is planned in this way alone. What to train is planned only
-for machines for a time (decision.py).
+A budget that is an amount of core-hours, or of GPU-hours on named hardware, gets only this kind of plan. A budget of
+machines for a time is planned by decision.py, which also says what to train.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ablations.config import Run, resolve, sizes_and_presets
 from ablations.plan import power, site_speed
 from ablations.plan.document import Document
+from ablations.plan.extrapolation import LEAST_SIZES
 from ablations.plan.first_studies import STUDY_SIZE, decoder_studies
 from ablations.plan.hardware import GPU
 from ablations.plan.layouts import training_time
@@ -24,29 +25,29 @@ from model.count import flops_per_token
 SEEDS = 3  # of each arm: with two, a study of two arms sees little (docs/planning.md); assumed
 GPU_SIZES = (STUDY_SIZE, "760m", "350m", "125m", "14m")  # the largest first
 CORE_SIZES = ("small", "mini", "nano", "pico", "femto", "atto")
-LARGE = 1e8  # tokens of a run, beyond which it does not read pydocs; assumed
-LADDER_SIZES = 3  # a ladder's least
+LARGEST_PYDOCS_RUN = 1e8  # tokens, the most that a run may read of pydocs, which has little text; assumed
 SMALLEST_WITH_ROWS = "125m"  # below it no published speed was fitted, and the prediction is extrapolated
-LEAST_GPU_HOURS = 0.1  # of a run: it starts, compiles and is evaluated; assumed
-# Measured on one core of an AMD EPYC with AVX512-BF16, two runs at a time (README): `make ablation POS=alibi` trains
-# nano at so many tokens a second; its four runs of 90 s take 260 s on two cores with data, evaluation and report.
-NANO_TOKENS_PER_SECOND, WHOLE_OVER_TRAINING = 11_700.0, 1.45
+LEAST_GPU_HOURS = 0.1  # of a run, for its start, compilation and evaluation; assumed
+# Measured on one core of an AMD EPYC with AVX512-BF16, two runs at a time (README): the tokens per second at which
+# `make ablation POS=alibi` trains nano, and the ratio of its whole time to its training. Its four runs train for 90 s
+# each, and take 260 s on two cores with data, evaluation and report.
+NANO_TOKENS_PER_SECOND, TOTAL_OVER_TRAINING = 11_700.0, 1.45
 
 
 class Device(NamedTuple):
-    """The kind of device on which a study would run (a GPU or a CPU core): the unit of its hours, the model sizes that
-    are considered on it, and a function that gives the hours of a run."""
+    """A kind of device on which studies would run, a GPU or a CPU core: the unit in which its hours are counted, the
+    model sizes that are considered on it, and a function that gives the cost of a run."""
 
     unit: str  # "GPU-hours" or "core-hours"
-    sizes: tuple[str, ...]  # the largest first
+    sizes: tuple[str, ...]  # names of sizes, the largest first
     precision: str  # the setting train.precision of its runs
-    hours: Callable[[Run], float]  # of a run; inf where it does not fit
-    basis: str  # of these hours, in words
+    hours: Callable[[Run], float]  # the cost of a run, in `unit`; inf where it does not fit
+    basis: str  # where `hours` is from, as text
 
 
-class Offer(NamedTuple):
-    """A study at the largest model size at which a budget pays for it, with its cost and the least difference that it
-    detects."""
+class AffordableStudy(NamedTuple):
+    """A study at the largest model size that a budget pays for, with its cost and the least difference between arms
+    that it can detect."""
 
     study: str
     size: str
@@ -54,15 +55,20 @@ class Offer(NamedTuple):
     arms: int
     seeds: int
     runs: int
-    hours: float
-    least: float | None  # bits per byte, the least difference that it sees; None: no record has the noise of its size
-    record: str  # from which the noise is; ""
+    hours: float  # of all runs, in the unit of the device
+    least: float | None  # the least detectable difference in bits per byte; None: no record has the noise at this size
+    record: str  # the name of the record with the noise; "" where `least` is None
 
 
 def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
-    """The `Device` for a kind of GPU. A run is counted on one GPU, or on a whole node where it does not fit on one GPU
-    or would take too long there. `per_node`: the number of GPUs in a node; `longest`: the largest number of seconds of
-    a run."""
+    """The `Device` for a kind of GPU. The cost of a run is counted on one GPU, or on a whole node where the run does
+    not fit on one GPU or would take too long there.
+
+    Args:
+        gpu: the kind of GPU.
+        per_node: the number of GPUs in a node.
+        longest: the longest time that a run may take, in seconds.
+    """
     speed = site_speed.read_site_speed(gpu)
 
     def hours(run: Run) -> float:
@@ -80,116 +86,132 @@ def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
 
 
 def core_device() -> Device:
-    """The `Device` for a CPU core of the kind on which the training of size nano was timed."""
+    """The `Device` for a CPU core of the kind on which training at size nano was timed. The cost of other sizes is in
+    proportion to their FLOPs."""
     nano = resolve([("size", "nano")]).model
-    flops = NANO_TOKENS_PER_SECOND * flops_per_token(nano) / WHOLE_OVER_TRAINING  # a second, all work counted
+    flops_per_second = NANO_TOKENS_PER_SECOND * flops_per_token(nano) / TOTAL_OVER_TRAINING
 
     def hours(run: Run) -> float:
-        return run.tokens * flops_per_token(run.model) / flops / HOUR
+        return run.tokens * flops_per_token(run.model) / flops_per_second / HOUR
 
     basis = (
         f"measured for nano on one core of an AMD EPYC with AVX512-BF16: {NANO_TOKENS_PER_SECOND:,.0f} tokens/s, "
-        f"{WHOLE_OVER_TRAINING:g} times that with evaluation and report; other sizes by their FLOPs (assumed)"
+        f"{TOTAL_OVER_TRAINING:g} times that with evaluation and report; other sizes by their FLOPs (assumed)"
     )
     return Device("core-hours", CORE_SIZES, "bf16", hours, basis)
 
 
-def runs_by_size(device: Device) -> list[Run]:
-    """The run of the baseline at each size of the device, the largest size first. Sizes other than STUDY_SIZE get
-    TOKENS_PER_PARAMETER tokens for each parameter where their own budget is larger; STUDY_SIZE is there twice, with its
-    own budget and with that number."""
+def candidate_runs(device: Device) -> list[Run]:
+    """The runs of the baseline that are considered on a device, in order of size, the largest first. A run has
+    TOKENS_PER_PARAMETER training tokens per parameter, or its size's default number of tokens where that is smaller.
+    STUDY_SIZE comes twice: first with its default number of tokens."""
     runs = []
     for size in device.sizes:
         settings = [("size", size), ("train.precision", device.precision)]
-        own = resolve(settings)
-        few = int(float(f"{TOKENS_PER_PARAMETER * sizes_and_presets()[size]['params']:.2g}"))  # as a command can say it
+        run = resolve(settings)
+        # two digits, so that the number can be written as TOKENS= of a command
+        tokens = int(float(f"{TOKENS_PER_PARAMETER * sizes_and_presets()[size]['params']:.2g}"))
         if size == STUDY_SIZE:
-            runs.append(own)
-        runs.append(resolve([*settings, ("train.tokens", few)]) if few < own.train.tokens else own)
+            runs.append(run)
+        runs.append(resolve([*settings, ("train.tokens", tokens)]) if tokens < run.train.tokens else run)
     return runs
 
 
-def offers(device: Device, hours: float) -> list[Offer]:
-    """The studies of ablations/studies that train decoders, each at the largest size at which `hours` hours on the
-    device pay for it, the cheapest study first. Studies for which the hours are too few at every size are left out."""
-    costs = [(run, device.hours(run)) for run in runs_by_size(device)]
-    found = []
+def affordable_studies(device: Device, hours: float) -> list[AffordableStudy]:
+    """The studies in ablations/studies that train decoders, each at the largest size that a budget pays for, sorted by
+    cost, the cheapest first. Studies that cost too much at every size are left out. `hours`: the budget, in the unit of
+    the device."""
+    costs = [(run, device.hours(run)) for run in candidate_runs(device)]
+    studies = []
     for name, arms in decoder_studies():
-        count = arms * SEEDS
+        runs = arms * SEEDS
         compares_text = any(key == "data.corpus" for key, _ in read_study(name).arms)
-        most = LARGE if compares_text else math.inf  # tokens: the corpora that are compared are small
-        fitting = next(((run, cost) for run, cost in costs if cost * count <= hours and run.tokens <= most), None)
-        if fitting:
-            run, cost = fitting
-            least, record = least_seen(run, arms)
-            found.append(Offer(name, run.size, run.train.tokens, arms, SEEDS, count, cost * count, least, record))
-    return sorted(found, key=lambda offer: offer.hours)
+        most_tokens = LARGEST_PYDOCS_RUN if compares_text else math.inf  # the corpora that are compared are small
+        fitting = ((run, cost) for run, cost in costs if cost * runs <= hours and run.tokens <= most_tokens)
+        if largest := next(fitting, None):
+            run, cost = largest
+            least, record = least_detectable(run, arms)
+            studies.append(
+                AffordableStudy(name, run.size, run.train.tokens, arms, SEEDS, runs, cost * runs, least, record)
+            )
+    return sorted(studies, key=lambda study: study.hours)
 
 
-def least_seen(run: Run, arms: int) -> tuple[float | None, str]:
-    """The least difference that a study of `arms` arms with SEEDS seeds detects at the size of `run`, by the noise in a
-    stored record: (bits per byte, the name of the record); (None, "") where no record has the noise at this size."""
-    known = power.recorded_noise(run)
-    noise = known["noise"].get("bits/byte") if known else None
-    if not known or not noise:
+def least_detectable(run: Run, arms: int) -> tuple[float | None, str]:
+    """The least difference between arms that a study detects at the size of `run`, with SEEDS seeds of each arm, given
+    the noise in the record of an earlier study. Returns (difference in bits per byte, name of the record); (None, "")
+    where no record has the noise at this size. `arms`: the number of arms, the baseline included."""
+    record = power.recorded_noise(run)
+    noise = record["noise"].get("bits/byte") if record else None
+    if not record or not noise:
         return None, ""
     dof = noise.get("items_dof") or math.inf
-    return power.detectable(noise["seed_sd"], noise["items"], arms, SEEDS, items_dof=dof), known["record"]
+    return power.detectable(noise["seed_sd"], noise["items"], arms, SEEDS, items_dof=dof), record["record"]
 
 
 def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str], str, float] | None:
-    """The largest ladder (the same study at several sizes, extrapolated to a larger one) for which `hours` hours on the
-    device pay: (its sizes, the smallest first; the target, which is the next larger size; the hours that the ladder
-    takes). None where the hours pay for no ladder, or the device is not a CPU core. `arms`: the number of arms of the
-    study."""
+    """The largest ladder that a budget pays for on CPU cores. A ladder is the same study at several sizes, extrapolated
+    to a larger size, the target.
+
+    Args:
+        device: the device; ladders are planned only for CPU cores.
+        hours: the budget, in the unit of the device.
+        arms: the number of arms of the study, the baseline included.
+
+    Returns:
+        (names of the sizes, the smallest first; name of the target; hours that the ladder takes). None where the budget
+        pays for no ladder, or the device is a GPU.
+    """
     if device.sizes != CORE_SIZES:
         return None
-    sizes = [*device.sizes]
-    for first in range(len(sizes) - LADDER_SIZES + 1):
-        chosen = sizes[first : first + LADDER_SIZES]
-        cost = sum(device.hours(resolve([("size", size)])) for size in chosen) * arms * SEEDS
+    sizes = device.sizes
+    for first in range(len(sizes) - LEAST_SIZES + 1):
+        ladder = sizes[first : first + LEAST_SIZES]
+        cost = sum(device.hours(resolve([("size", size)])) for size in ladder) * arms * SEEDS
         if cost <= hours:
-            return chosen[::-1], sizes[first - 1] if first else "14m", cost
+            return [*reversed(ladder)], sizes[first - 1] if first else "14m", cost
     return None
 
 
-def write_offers(out: Document, device: Device, found: list[Offer], hours: float, target: str) -> None:
-    """Add to the document `out` a table of the offered studies, and what they can and cannot tell about a larger model.
+def add_studies(out: Document, device: Device, studies: list[AffordableStudy], hours: float, larger_model: str) -> None:
+    """Add to the document `out` a table of the studies that a budget pays for, and what they can and cannot tell about
+    a larger model.
 
     Args:
-        device: the kind of device on which the studies would run.
-        found: the studies, from `offers`; where there are none, the document says that no study fits.
-        hours: the hours of the budget, in the unit of the device.
-        target: the larger model, in words for the text.
+        out: the document.
+        device: the device on which the studies would run.
+        studies: the studies, from `affordable_studies`; where the list is empty, the document says that no study fits.
+        hours: the budget, in the unit of the device.
+        larger_model: the larger model in words, such as "a larger model".
     """
-    if not found:
-        out.text(
+    if not studies:
+        out.add_text(
             f"No study of ablations/studies with {SEEDS} seeds fits into {amount_text(hours)} {device.unit}, not at "
             f"{device.sizes[-1]} either."
         )
         return
     rows = [
         [
-            offer.study,
-            offer.size,
-            short_number(offer.tokens),
-            f"{offer.arms} x {offer.seeds}",
-            amount_text(offer.hours),
-            f"{offer.hours / hours:.0%}",
-            f"{offer.least:.2g} bits/byte ({offer.record})" if offer.least is not None else "unknown",
-            command_of(offer),
+            study.study,
+            study.size,
+            short_number(study.tokens),
+            f"{study.arms} x {study.seeds}",
+            amount_text(study.hours),
+            f"{study.hours / hours:.0%}",
+            f"{study.least:.2g} bits/byte ({study.record})" if study.least is not None else "unknown",
+            study_command(study),
         ]
-        for offer in found
+        for study in studies
     ]
     head = ["study", "size", "tokens", "arms x seeds", device.unit, f"of {amount_text(hours)}", "sees", "command"]
-    out.table(head, rows)
-    out.text(f"{device.unit}: {device.basis}. Each row alone fits; together they may not.")
-    out.text(
+    out.add_table(head, rows)
+    out.add_text(f"{device.unit}: {device.basis}. Each row alone fits; together they may not.")
+    out.add_text(
         f"Sees: with a chance of {power.POWER:.0%}, by the noise of the record that is named; unknown where no record "
         "has the noise of that size (make noise measures it)."
     )
-    out.text(f"What such a study tells about {target}, and what not:")
-    ladder = affordable_ladder(device, hours, found[0].arms)
+    out.add_text(f"What such a study tells about {larger_model}, and what not:")
+    ladder = affordable_ladder(device, hours, studies[0].arms)
     points = [
         "It tells which arm is better at its own size, budget and text, with an error rate that is known; an effect "
         "that it does not see may be there all the same.",
@@ -198,11 +220,11 @@ def write_offers(out: Document, device: Device, found: list[Offer], hours: float
         "It is judged by held-out bits per byte: at these sizes most of the 27 tasks are near chance (assumed).",
     ]
     if ladder:
-        sizes, aim, cost = ladder
+        sizes, target, cost = ladder
         points.append(
-            f"A ladder extrapolates the difference, with an interval: make ladder STUDY={found[0].study} SEEDS={SEEDS} "
-            f"SIZES={','.join(sizes)} TARGET={aim} ({amount_text(cost)} {device.unit}). Of two real ones one was sure "
-            "of a wrong sign (measured: docs/planning.md)."
+            f"A ladder extrapolates the difference, with an interval: make ladder STUDY={studies[0].study} "
+            f"SEEDS={SEEDS} SIZES={','.join(sizes)} TARGET={target} ({amount_text(cost)} {device.unit}). Of two real "
+            "ones one was sure of a wrong sign (measured: docs/planning.md)."
         )
     else:
         points.append(
@@ -213,40 +235,40 @@ def write_offers(out: Document, device: Device, found: list[Offer], hours: float
         "Loss against size and tokens can be extrapolated from runs of several sizes: make laws RUNS=... gives "
         "intervals, and refuses runs that do not determine a law."
     )
-    out.bullets(points)
+    out.add_bullets(points)
 
 
-def command_of(offer: Offer) -> str:
-    """The `make ablation` command that runs an offered study. Runs of more than LARGE tokens read C4, since pydocs has
-    less text."""
-    own = resolve([("size", offer.size)]).train.tokens
-    tokens = f" TOKENS={short_number(offer.tokens)}" if offer.tokens < own else ""
-    text = " DATA=c4" if offer.tokens > LARGE else ""
-    return f"make ablation STUDY={offer.study} SIZE={offer.size}{tokens} SEEDS={offer.seeds}{text}"
+def study_command(study: AffordableStudy) -> str:
+    """The `make ablation` command that runs a study. Runs of more than LARGEST_PYDOCS_RUN tokens read the corpus C4
+    instead of pydocs, which has too little text."""
+    default_tokens = resolve([("size", study.size)]).train.tokens
+    tokens = f" TOKENS={short_number(study.tokens)}" if study.tokens < default_tokens else ""
+    text = " DATA=c4" if study.tokens > LARGEST_PYDOCS_RUN else ""
+    return f"make ablation STUDY={study.study} SIZE={study.size}{tokens} SEEDS={study.seeds}{text}"
 
 
-def device_of(budget: Budget) -> Device | None:
-    """The device of a budget that is an amount of core-hours, of GPU-hours on named hardware, or of money for named
-    hardware; None for any other budget."""
+def budget_device(budget: Budget) -> Device | None:
+    """The device that a budget pays for: a CPU core for core-hours, a GPU for GPU-hours or money with named hardware.
+    None for any other budget."""
     if budget.kind == "core-hours":
         return core_device()
     return gpu_device(budget.gpu, budget.gpu.node) if budget.gpu and budget.kind in ("gpu-hours", "money") else None
 
 
 def document(budget: Budget, device: Device, hours: float) -> Document:
-    """The document of the studies for which a budget of hours pays. `hours`: the hours of the budget, in the unit of
-    the device."""
+    """The document on the studies that a budget pays for. `hours`: the budget, in the unit of the device."""
     out = Document(f"What to ask with {budget.text}")
-    out.text(
+    out.add_text(
         f"{amount_text(hours)} {device.unit} say how much, not how fast: what to train needs machines for a time, such "
         "as BUDGET='2 weeks, 1x8 a100'. Which studies they pay, each at the largest size at which it fits:"
     )
-    write_offers(out, device, offers(device, hours), hours, "a larger model")
+    add_studies(out, device, affordable_studies(device, hours), hours, "a larger model")
     return out
 
 
 def as_json(budget: Budget, device: Device, hours: float) -> dict[str, Any]:
-    """The studies for which a budget of hours pays, as an object for FORMAT=json. `hours`: the hours of the budget, in
-    the unit of the device."""
-    rows = [offer._asdict() | {"command": command_of(offer)} for offer in offers(device, hours)]
+    """The studies that a budget pays for, as an object for FORMAT=json: {"budget": the user's text, "unit", "hours",
+    "studies": the fields of each `AffordableStudy` and its "command"}. `hours`: the budget, in the unit of the
+    device."""
+    rows = [study._asdict() | {"command": study_command(study)} for study in affordable_studies(device, hours)]
     return {"budget": budget.text, "unit": device.unit, "hours": hours, "studies": rows}

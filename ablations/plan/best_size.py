@@ -1,7 +1,8 @@
-"""The number of parameters with the least loss at each amount of compute, fitted to runs by the first two approaches of
-Hoffmann et al. 2022: the envelope of training curves, and runs of equal compute (IsoFLOP). Their third approach is in
-ablations/plan/law_fit.py."""
+"""The compute-optimal number of parameters as a power law of the compute, fitted to training runs by the first two
+approaches of Hoffmann et al. 2022: the envelope of training curves, and runs of equal compute (IsoFLOP). The third
+approach, a parametric law of the loss, is in ablations/plan/law_fit.py."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,31 +10,31 @@ from ablations.plan.law_fit import Point, UndeterminedLaw
 
 
 def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Fit N = coefficient x C^exponent, the best number of parameters N for C FLOPs, by Hoffmann's approach 1: the size
-    with the least loss in each range of compute, from the training curves of several sizes.
+    """Fit the compute-optimal number of parameters N for C FLOPs, N = coefficient x C^exponent, by Hoffmann's approach
+    1: divide the compute into bins, and take from the training curves the size with the least loss in each bin.
 
     Args:
-        points: parameters, tokens and loss at several moments of the training of each size.
-        bins: the number of ranges into which the compute of the points is divided, of equal width in log C. A range
-            whose best size is its smallest or largest is left out.
+        points: the parameters, tokens and loss at several moments in the training of each size.
+        bins: the number of bins, of equal width in log C. A bin whose best size is the smallest or largest size in it
+            is left out.
 
     Returns:
         (coefficient, exponent).
 
     Raises:
-        UndeterminedLaw: the ranges that are left have fewer than three different best sizes.
+        UndeterminedLaw: the remaining bins have fewer than three different best sizes.
     """
     import numpy as np
 
     logs = np.array([math.log(point.compute) for point in points])
     edges = np.linspace(logs.min(), logs.max() + 1e-9, bins + 1)
     best = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = [point for point, log in zip(points, logs, strict=True) if low <= log < high]
         if not inside:
             continue
         winner = min(inside, key=lambda point: point.loss)
-        # beside the smallest and the largest size of a bin there may be a better one that was not trained so far
+        # if the best size is the smallest or the largest of its bin, one that was not trained may be better still
         if min(point.n for point in inside) < winner.n < max(point.n for point in inside):
             best.append(winner)
     if len({point.n for point in best}) < 3:
@@ -45,13 +46,13 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
 
 
 def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Fit N = coefficient x C^exponent, the best number of parameters N for C FLOPs, by Hoffmann's approach 2: the
-    minimum of a parabola of the loss in log N, for each group of runs with equal compute.
+    """Fit the compute-optimal number of parameters N for C FLOPs, N = coefficient x C^exponent, by Hoffmann's approach
+    2: group the runs by compute, and take the minimum of a parabola that is fitted to loss against log N in each group.
 
     Args:
-        points: the finished runs. Groups with fewer than three sizes, or without a minimum between their sizes, are
-            left out.
-        tolerance: the relative difference in FLOPs from the least of a group, below which a run counts as one of the
+        points: the finished runs. Groups with fewer than three sizes, or whose minimum is outside the range of their
+            sizes, are left out.
+        tolerance: the largest relative difference in FLOPs between a run and the run with the least compute of its
             group.
 
     Returns:
@@ -74,9 +75,9 @@ def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, fl
         if len(set(x)) < 3:
             continue
         curve, slope, _ = np.polyfit(x, [point.loss for point in group], 2)
-        middle = -slope / (2 * curve) if curve > 0 else math.inf
-        if x.min() <= middle <= x.max():
-            minima.append((math.log(group[0].compute), middle))
+        minimum = -slope / (2 * curve) if curve > 0 else math.inf
+        if x.min() <= minimum <= x.max():
+            minima.append((math.log(group[0].compute), minimum))
     if len(minima) < 2:
         raise UndeterminedLaw(
             "fewer than two groups of equal compute have a best size inside: more sizes on both sides"

@@ -1,11 +1,12 @@
-"""Fits the weights of ablations/plan/throughput.py to published step times, and measures the errors on held-out rows.
+"""Fits the predictions of step time (ablations/plan/throughput.py) and of memory (ablations/plan/pipeline_memory.py) to
+published measurements, and computes their errors on held-out rows.
 
-python -m ablations.plan.calibrate            # the table; with --write also ablations/plan/calibration.json
+python -m ablations.plan.calibrate            # prints the table; with --write also writes calibration.json
 
 The rows (published.csv) are from three sources: BigScience's 20 final-round shapes on 384 A100, BigScience's 1.3B
 layouts on 8 V100, and llm-foundry's tables for 125M to 70B on A100 and H100 (sequences up to 8192). BigScience's rows
-from the days before the final round, of other layouts, in fp16 and with uneven stages, are never fitted, and serve as
-checks.
+from the days before the final round have other layouts, fp16 or uneven pipeline stages. They are never fitted, and
+serve as checks.
 """
 
 import argparse
@@ -22,27 +23,27 @@ from ablations.plan.pipeline_memory import FITTED, fit_in_words, memory_parts, p
 from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-# Where the weights are drawn to when rows do not say: a matrix product at three quarters of the peak, network traffic
-# of which most is hidden behind work, the rest at the data sheet's rate. Untuned.
+# The weights that the regularisation favours, which decide where the rows do not: matrix products at three quarters of
+# the peak, network traffic mostly hidden behind computation, the other terms near the data sheet's rate. Untuned.
 PRIOR = dict(zip(TERMS, (1 / 0.75, 0.1, 1.0, 1.0, 1.3, 0.3, 1.0, 1.0), strict=True))
-PRIOR_WEIGHT = 1e-4  # weight of the prior against one row; of 1e-3, 1e-4 and 1e-5 the best on held-out rows
+PRIOR_WEIGHT = 1e-4  # of the prior relative to one row; the best of 1e-3, 1e-4 and 1e-5 on held-out rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published measurement of training speed and memory. `seconds` (of a step) and `gib` (peak memory of a GPU)
-    are None where they were not published; `fits` is False where the run was out of memory."""
+    """One published measurement of training speed and memory: the software stack, the GPU, the model shape, the
+    parallel layout, and what was measured."""
 
     stack: str
     gpu: str
     shape: Shape
     layout: Layout
-    flash: bool
-    seconds: float | None
-    gib: float | None
-    fits: bool
+    flash: bool  # whether attention was one kernel that does not write the scores to memory
+    seconds: float | None  # of a step; None: not published
+    gib: float | None  # the peak memory of a GPU in GiB; None: not published
+    fits: bool  # False: the run was out of memory
     source: str
-    checks: bool  # never fitted: a row of other layouts and days, which shows how far the fit carries
+    is_check: bool  # never fitted: a row of other layouts and days, which shows how well the fit generalises
 
     @property
     def group(self) -> str:
@@ -50,8 +51,8 @@ class Row:
 
     @property
     def fp32_sums(self) -> bool:
-        """Whether gradients were summed in fp32: True except on V100s, where BigScience trained in fp16. (BigScience's
-        bf16 runs did so from 28 Feb 2022 on.)"""
+        """Whether gradients were summed in fp32: False on V100s, where BigScience trained in fp16, else True.
+        (BigScience's bf16 runs summed in fp32 from 28 Feb 2022 on.)"""
         return not self.gpu.startswith("v100")
 
     @property
@@ -63,51 +64,54 @@ def published_rows() -> list[Row]:
     rows = []
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            n = {key: int(value) for key, value in line.items() if value.isdigit()}
+            n = {column: int(value) for column, value in line.items() if value.isdigit()}
             shape = Shape(n["layers"], n["hidden"], n["heads"], n["seq"], n["vocab"], 4 * n["hidden"])
             recompute, slots = line["recompute"] == "1", line["embedding_slots"] == "1"
             layout = Layout(n["gpus"], n["tp"], n["pp"], n["micro_batch"], n["batch"], n["zero"], recompute, slots)
-            flash, fits, checks = line["attention"] == "flash", line["gb"] != "out of memory", line["use"] == "check"
+            flash, fits, is_check = line["attention"] == "flash", line["gb"] != "out of memory", line["use"] == "check"
             gib = float(line["gb"]) if fits and line["gb"] else None
             seconds = float(line["seconds"]) if line["seconds"] else None
             stack, gpu, source = line["stack"], line["gpu"], line["source"]
-            rows.append(Row(stack, gpu, shape, layout, flash, seconds, gib, fits, source, checks))
+            rows.append(Row(stack, gpu, shape, layout, flash, seconds, gib, fits, source, is_check))
     return rows
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """The weights of the terms of a step's time, fitted to measured steps: {name in TERMS: weight}. The weights are not
-    negative and minimise the squared relative errors, with a slight regularisation towards PRIOR."""
+    """Fit the weights of the terms of a step's time to measured steps, by non-negative least squares of the relative
+    errors, with slight regularisation towards PRIOR. Returns {name in TERMS: weight}. `rows`: measurements with known
+    `seconds`."""
     import numpy as np
     from scipy.optimize import nnls
 
     seconds = np.array([row.seconds for row in rows])
     design = np.array([row.terms for row in rows]) / seconds[:, None]
     prior = np.array([PRIOR[name] for name in TERMS])
-    pull = np.diag(math.sqrt(PRIOR_WEIGHT * len(rows)) / prior)
-    weights, _ = nnls(np.vstack([design, pull]), np.concatenate([np.ones(len(rows)), pull @ prior]))
+    penalty = np.diag(math.sqrt(PRIOR_WEIGHT * len(rows)) / prior)
+    weights, _ = nnls(np.vstack([design, penalty]), np.concatenate([np.ones(len(rows)), penalty @ prior]))
     return {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
 
 
-def seconds_of(row: Row, weights: dict[str, float]) -> float:
+def predicted_seconds(row: Row, weights: dict[str, float]) -> float:
+    """The predicted seconds of a step. `weights`: {name in TERMS: weight}."""
     return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
 
 
 def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds of a step for each row, by weights fitted to all rows but those of its group. `key`: a
-    function that returns the group of a row."""
-    weights = {k: fit([row for row in rows if key(row) != k]) for k in {key(row) for row in rows}}
-    return [seconds_of(row, weights[key(row)]) for row in rows]
+    """The predicted seconds of a step for each row, by weights fitted without the rows of its group (cross-validation).
+    `key`: a function that gives the group of a row."""
+    weights = {group: fit([row for row in rows if key(row) != group]) for group in set(map(key, rows))}
+    return [predicted_seconds(row, weights[key(row)]) for row in rows]
 
 
-INTERVAL_QUANTILES = (0.1, 0.9)  # quantiles of actual / predicted
+INTERVAL_QUANTILES = (0.1, 0.9)  # of actual / predicted seconds
 
 
 def _by_shape(row: Row) -> tuple[int, int]:
     return row.shape.layers, row.shape.hidden
 
 
-# What is left out at once: a shape or model with all its layouts; of the V100 rows, all of one model, one row.
+# {stack and GPU: a function that gives the group of a row}. All rows of a group are held out together: those of one
+# model shape in all its layouts; on V100s, where all rows have the same model, each row alone.
 HOLD_OUT: dict[str, Callable[[Row], object]] = {
     "Megatron-DeepSpeed, a100-80": _by_shape,
     "Megatron-DeepSpeed, v100": id,
@@ -118,9 +122,9 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 
 
 def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The share of rows whose ratio lies in the interval that is computed from the rows of the other groups. (The
-    interval in calibration.json is computed from all rows, and contains 80% of them by construction.) `keys`: the group
-    of each row; `ratio`: measured / predicted seconds of each row."""
+    """The cross-validated coverage of the prediction interval: the share of rows whose ratio is inside the interval
+    computed from the other groups. (The interval in calibration.json is computed from all rows, and contains 80% of
+    them by construction.) `keys`: the group of each row; `ratio`: [rows], measured / predicted seconds."""
     import numpy as np
 
     inside = []
@@ -131,21 +135,27 @@ def _coverage(keys: Sequence[object], ratio: Any) -> float:
 
 
 def calibrate() -> dict[str, Any]:
-    """Fit the models of step time and memory to the published measurements. Returns {"memory": what `calibrate_memory`
-    returns; "STACK, GPU": a dict with the fitted weights, the errors on held-out rows, and the interval of measured /
-    predicted seconds that contains 80% of the rows}."""
+    """Fit the models of step time and memory to the published measurements.
+
+    Returns:
+        The content of calibration.json: {"memory": the result of `calibrate_memory`; "STACK, GPU": {"weights": the
+        fitted weights, "interval": [low, high] of measured / predicted seconds, which contains 80% of the rows,
+        "coverage held out", and numbers and errors of the held-out rows}}.
+    """
     import numpy as np
     from scipy.stats import spearmanr
 
     result: dict[str, Any] = {"memory": calibrate_memory()}
-    timed = [row for row in published_rows() if row.seconds and not row.checks]
-    checks = [row for row in published_rows() if row.checks]
+    timed = [row for row in published_rows() if row.seconds and not row.is_check]
+    checks = [row for row in published_rows() if row.is_check]
     for group, key in HOLD_OUT.items():
         rows = [row for row in timed if row.group == group]
         actual = np.array([row.seconds for row in rows])
         ratio = actual / np.array(held_out_predictions(rows, key))
         weights = fit(rows)
-        check_ratio = np.array([(row.seconds or 1) / seconds_of(row, weights) for row in checks if row.group == group])
+        check_ratio = np.array(
+            [(row.seconds or 1) / predicted_seconds(row, weights) for row in checks if row.group == group]
+        )
         interval_rows = [row for row in checks if row.group == group] or rows
         interval_ratio = check_ratio if len(check_ratio) else ratio
         low, high = np.quantile(interval_ratio, INTERVAL_QUANTILES)
@@ -171,9 +181,9 @@ def calibrate() -> dict[str, Any]:
 
 
 def memory_fit(rows: list[Row]) -> dict[str, float]:
-    """The constants of the memory estimate, fitted to published measurements: {name in FITTED: value}. The constants
-    are not negative and minimise the squared relative errors. The memory was read on the first node, which has the
-    first pipeline stage in Megatron's order of ranks, so that stage is fitted."""
+    """Fit the constants of the memory estimate to published measurements, by non-negative least squares of the relative
+    errors. Returns {name in FITTED: value}. The memory was read on the first node, which has the first pipeline stage
+    in Megatron's order of ranks, so the estimate for that stage is fitted. `rows`: measurements with known `gib`."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -184,8 +194,8 @@ def memory_fit(rows: list[Row]) -> dict[str, float]:
 
 
 def calibrate_memory() -> dict[str, Any]:
-    """The fitted constants of the memory estimate ("fitted"), the number of rows ("rows"), and the relative errors when
-    each row is held out of the fit ("median error", "largest error")."""
+    """Fit the constants of the memory estimate, and compute its errors by leave-one-out cross-validation. Returns
+    {"fitted": {name in FITTED: value}, "rows": their number, "median error", "largest error": relative errors}."""
     rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:
@@ -203,19 +213,22 @@ def calibrate_memory() -> dict[str, Any]:
 
 
 def transfer_error(source: str, target: str) -> tuple[float, float]:
-    """The error of predicting the step times of the GPU `target` by weights that are fitted to rows of the GPU
-    `source`, on llm-foundry's rows: (the median relative error, the median of predicted / measured)."""
+    """The error of predicting the step times on one GPU by weights fitted to rows of another GPU, both from
+    llm-foundry. Returns (median relative error, median of predicted / measured). `source`: the GPU whose rows are
+    fitted; `target`: the GPU whose step times are predicted."""
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]
     weights = fit([row for row in timed if row.gpu == source])
-    ratio = np.array([seconds_of(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds])
+    ratio = np.array(
+        [predicted_seconds(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds]
+    )
     return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The table of a calibration for docs/planning.md, as lines of Markdown, with a row for each software stack and
-    GPU. `result`: what `calibrate` returns."""
+    """The table of a calibration for docs/planning.md as lines of Markdown, with a row for each software stack and GPU.
+    `result`: the result of `calibrate`."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
     lines = [f"| {head} | inside, held out |", "|---|---:|---:|---:|---:|---|---:|"]
     for group in HOLD_OUT:

@@ -1,8 +1,8 @@
-"""Checks of `make plan` beyond a study's settings: whether its tokenizers and evaluation tasks exist, and whether its
-arms can be exported.
+"""Checks of `make plan` that need other packages: whether a study's tokenizers and evaluation tasks exist, and whether
+its arms can be exported.
 
-The commands of evaluation and export do the checks, in processes of their own, since planning imports neither torch nor
-lm-eval.
+The commands of evaluation and export do the checks in processes of their own, because planning imports neither torch
+nor lm-eval.
 """
 
 import subprocess
@@ -14,8 +14,8 @@ from ablations.values import ConfigError
 
 def check_request(study: Study) -> None:
     """Check that tokenizers given as files can be read, that the evaluation tasks in TASKS and GLUE_TASKS exist, and,
-    where EXPORT is asked for, that every arm can be exported. The data of tasks is not checked, since the plan may be
-    for another machine. Raises ConfigError where a check fails; the message says what is wrong."""
+    where EXPORT is asked for, that every arm can be exported. The data of the tasks is not checked, since the plan may
+    be for another machine. Raises ConfigError with the reason where a check fails."""
     from data.tokenizer import read
 
     for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
@@ -32,10 +32,10 @@ def check_request(study: Study) -> None:
 
 
 def _run_check(*words: str) -> None:
-    """Run `python WORDS` as a child process. Raises ConfigError where the process exits with an error; the message is
-    what it printed to standard error."""
+    """Run `python WORDS` as a child process. Raises ConfigError with the child's error message where it exits with an
+    error."""
     process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.splitlines()
-        first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
-        raise ConfigError("\n".join(line.removeprefix("error: ") for line in lines[first:]))
+        start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
+        raise ConfigError("\n".join(line.removeprefix("error: ") for line in lines[start:]))

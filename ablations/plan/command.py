@@ -1,9 +1,9 @@
-"""`make plan` with ON= or BUDGET=: what a study costs on hardware, and what a budget can train.
+"""`make plan` with ON= or BUDGET=: what a study costs on given hardware, and what a budget can train.
 
 make plan STUDY=position SIZE=1b3 ON=a100             one node for each run; ON="8x8 a100": eight nodes of eight
 make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      and its share of the budget
 make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and report.html: what to train
-make plan BUDGET="..." NEED=300B-400B                 tokens that the model must see; by default as BigScience's
+make plan BUDGET="..." NEED=300B-400B                 tokens that the model must see; by default BigScience's number
 make plan BUDGET="500 GPU-hours, a100"                the studies that it pays for, and their sizes; "40 core-hours" too
 """
 
@@ -32,14 +32,14 @@ from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
 FORMATS = ("table", "json", "svg")
-PRICES = (1e-3, 1e5)  # of a GPU-hour; beyond them a slip is likelier than a plan
-LEAST_TOKENS = 1e6  # below them a slip is likelier than a plan: a unit is missing
+PRICES = (1e-3, 1e5)  # the least and the highest price of a GPU-hour; others are taken for a typing error
+LEAST_TOKENS = 1e6  # fewer are taken for a typing error: a missing unit
 
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Divide NAME=VALUE words into the words that only the plan uses (OPTIONS) and the words that describe the study.
-    Returns ({name: value} of the plan's words, the study's words unchanged). Raises ConfigError where a word of the
-    plan is given twice or has no value."""
+    """Divide NAME=VALUE words into options of the plan (OPTIONS) and words that describe the study. Returns ({name of
+    the option: value}, the study's words, unchanged). Raises ConfigError where an option is given twice or has no
+    value."""
     options: dict[str, str] = {}
     study_words = []
     for word in words:
@@ -56,9 +56,9 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parse_hardware(text: str) -> tuple[GPU, int]:
-    """Parse the value of ON=, the hardware of one run: (the GPU, the total number of GPUs). "a100" is one node of
-    A100s, "8x8 a100" eight nodes of eight GPUs, "4 h100" four H100s. Raises ConfigError where the hardware is unknown,
-    or a number is not above 0 or too large."""
+    """Parse the value of ON=, the hardware of one run. Returns (the kind of GPU, the total number of GPUs). "a100" is
+    one node of A100s, "8x8 a100" eight nodes of eight GPUs, "4 h100" four H100s. Raises ConfigError where the hardware
+    is unknown, or a number is not above 0 or too large."""
     check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
@@ -72,9 +72,10 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
 
 
 def plan_elsewhere(words: list[str]) -> int | None:
-    """Print the plan for the hardware (ON) or the budget (BUDGET) that the NAME=VALUE words name. Returns the exit
-    code; None where no word is one of OPTIONS, so that the plan is for this machine. Raises ConfigError where a word or
-    value is not allowed; the message says what is allowed."""
+    """Print the plan for other hardware than this machine: for the hardware in ON= or the budget in BUDGET=. Returns
+    the exit code; None where `words` have none of the OPTIONS, so that the plan is for this machine. Raises ConfigError
+    where a word or value is not allowed; the message says what is allowed. `words`: the NAME=VALUE words of the
+    command."""
     options, study_words = split_words(words)
     if not options:
         return None
@@ -107,14 +108,14 @@ def plan_elsewhere(words: list[str]) -> int | None:
 
     gpu, gpus = parse_hardware(options["ON"])
     hours = budget.gpu_hours(price) if budget else None
-    os.environ["MEGAHOUR_GPU"] = "1"  # what is asked about runs there: precision and size follow
+    os.environ["MEGAHOUR_GPU"] = "1"  # precision and size are resolved as on a machine with a GPU
     study = from_args(study_words)
     check_request(study)
     answer = study_cost.study_cost(study, gpu, gpus)
     if hours is not None and answer.most_gpu_hours > hours:
-        need, limit = amount_text(answer.most_gpu_hours), amount_text(hours)
+        cost, limit = amount_text(answer.most_gpu_hours), amount_text(hours)
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
-        answer.refused.append(f"the study needs {need} GPU-hours{seeds}, and the budget has {limit}")
+        answer.refused.append(f"the study needs {cost} GPU-hours{seeds}, and the budget has {limit}")
     if answer_format == "json":
         print(answers.answer("study-cost", answer.as_json(hours)))
     elif answer_format == "svg":
@@ -124,20 +125,21 @@ def plan_elsewhere(words: list[str]) -> int | None:
         print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
     else:
         print(*study_cost.cost_lines(answer, hours), sep="\n")
-    if answer_format != "table":  # whose last lines they are
+    if answer_format != "table":  # a table ends with them
         for reason in answer.refused:
             print(f"refused: {reason}", file=sys.stderr)
     return 2 if answer.refused else 0
 
 
 def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, price: float | None) -> int:
-    """Write and print the document on what to train with a budget. For a budget of hours or money on a device the
-    document says instead for which studies it pays.
+    """Write and print the document on what to train with a budget. Where the budget is an amount of hours or money on
+    named hardware, the document is on the studies that it pays for.
 
     Args:
-        options: {name: value} of the words that only the plan uses.
-        answer_format: the value of FORMAT; "json": only an object is printed.
-        price: the price of a GPU-hour, where the budget is money; else None.
+        budget: the budget.
+        options: {name: value} of the words in OPTIONS.
+        answer_format: the value of FORMAT; with "json" an object is printed, and no file is written.
+        price: the price of a GPU-hour where the budget is money, else None.
 
     Returns:
         The exit code, 0.
@@ -147,11 +149,11 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
 
     if answer_format == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    need = _token_range(options["NEED"]) if "NEED" in options else None
+    token_range = _token_range(options["NEED"]) if "NEED" in options else None
     if answer_format == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
-    device = affordable.device_of(budget)
-    if device and need:
+    device = affordable.budget_device(budget)
+    if device and token_range:
         raise ConfigError("NEED= is for machines for a time: this budget says which studies it pays, not what to train")
     folder = Path(options.get("TO", "runs/plan"))
     if answer_format == "table":
@@ -165,7 +167,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
             return 0
         document = affordable.document(budget, device, hours)
     else:
-        answer = decision.decide(budget, need)
+        answer = decision.decide(budget, token_range)
         if answer_format == "json":
             print(answers.answer("budget-plan", command | decision.as_json(answer)))
             return 0
@@ -177,8 +179,9 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
 
 
 def _token_range(text: str) -> tuple[float, float]:
-    """The range of tokens (least, most) in the value of NEED=: from "300B-400B", or from a single number, which stands
-    for the number / 1.1 to the number x 1.1. Raises ConfigError for other texts, and for numbers out of bounds."""
+    """Parse the value of NEED=, a range of training tokens such as "300B-400B". Returns (least, most). A single number
+    stands for the range from number / 1.1 to number x 1.1. Raises ConfigError for other texts, and for numbers out of
+    bounds."""
     check_text(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
@@ -195,8 +198,8 @@ def _token_range(text: str) -> tuple[float, float]:
     return (min(amounts), max(amounts)) if len(parts) == 2 else (amounts[0] / 1.1, amounts[0] * 1.1)
 
 
-def _tokens(text: str, whole: str) -> float:
-    """The number of tokens that a text such as "300B" stands for. `whole`: the whole word NEED=..., for the error
-    message. Raises ConfigError where the text is no number above 0."""
+def _tokens(text: str, word: str) -> float:
+    """The number of tokens in a text such as "300B". `word`: the NAME=VALUE word that contains the text, for the error
+    message. Raises ConfigError where the text has no number above 0."""
     number = text.rstrip("kmbtKMBT ")
-    return positive_number(number, whole) * SCALES[text[len(number) :].strip().lower()]
+    return positive_number(number, word) * SCALES[text[len(number) :].strip().lower()]

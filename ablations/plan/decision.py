@@ -1,8 +1,10 @@
-"""What to train with a budget of hardware: the counterpart of the last section of "What Language Model to Train if You
-Have One Million GPU Hours?". decision_report.py makes the document, which says of every number where it is from:
+"""What to train with a budget of machines for a time: the model shape, the number of tokens, and the ablations to run
+first. Counterpart of the last section of "What Language Model to Train if You Have One Million GPU Hours?"
+(BigScience). decision_report.py writes the document.
 
-measured: here, on this site. published: in a source that was read. secondary: as others quote the source. unverified:
-recalled, not read. assumed: by us. computed: from other numbers.
+The document gives the kind of source of every number. Measured: on this site. Published: in a source that was read.
+Secondary: as others quote the source. Unverified: recalled, not read. Assumed: chosen by this project. Computed: from
+other numbers.
 """
 
 import math
@@ -15,39 +17,39 @@ from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, si
 from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
-PLANNED_SHARE = 100 / 312  # of the peak: 100 model TFLOP/s on an A100, which BigScience planned with (unverified)
-SAFETY_FACTOR = 4500 / 4838.4  # of its PF-days that it planned to use (unverified)
-DEFAULT_TOKENS = (300e9, 400e9)  # BigScience's least number of tokens, for low-resource languages (published: its blog)
+PLANNED_SHARE = 100 / 312  # of the peak: BigScience planned with 100 model TFLOP/s on an A100 (unverified)
+SAFETY_FACTOR = 4500 / 4838.4  # the share of its PF-days that BigScience planned to use (unverified)
+DEFAULT_TOKENS = (300e9, 400e9)  # the least that BigScience needed, for low-resource languages (published: its blog)
 BIGSCIENCE_PF_DAYS = 4500
-MIN_NODE_SHARE = 0.75  # of the working nodes, down to which a number is looked for that has a shape
-MAX_TRIES = 32  # numbers of nodes that are looked at
-MIN_SIZE = 20e9  # parameters below which 20 tokens for each are taken instead, and no pipeline is needed: assumed
+MIN_NODE_SHARE = 0.75  # of the working nodes, down to which `fewer_nodes_hint` looks for a model shape
+MAX_TRIES = 32  # the most numbers of nodes that it tries
+MIN_SIZE = 20e9  # parameters; smaller models get 20 tokens per parameter, and need no pipeline: assumed
 HISTORIES = 40  # simulated; their mean and 10th to 90th percentile are shown
 LEAST_HISTORIES = 4
-MOST_FAILURES = 20_000  # in all histories together: of large clusters fewer and shorter ones, to answer in a second
+MOST_FAILURES = 20_000  # in all histories together; large clusters get fewer and shorter histories, to save time
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """How a long job with failures spends its time, by simulation. `shares`: the mean share of the time for each use
-    (trained, saving, waiting ...), and the mean number of "failures"; `low`, `high`: the 10th and 90th percentile of
-    the share that is trained."""
+    """How a long training job on a cluster with failures spends its time, by simulation. `shares`: {use: mean share of
+    the time} for the uses "trained", "saving", "waiting" ..., and the mean number of "failures"; `low`, `high`: the
+    10th and 90th percentile of the share that is trained."""
 
     shares: dict[str, float]
     interval: float  # seconds between saves
-    low: float  # of the trained share, 10th percentile of the histories
+    low: float
     high: float
-    histories: int  # that were simulated
+    histories: int  # the number of simulated histories
 
 
 def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
-    """Simulate how a job spends the time of a cluster, at BLOOM's published failure rate. `spare`: the number of the
-    cluster's nodes that are spare, in place of its own number; all other nodes work."""
+    """Simulate a long training job on a cluster that fails at BLOOM's published rate. `machines`: the cluster and the
+    time; `spare`: the number of spare nodes, in place of `machines.spare`; all other nodes train."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
-    between = cluster.mtbf + cluster.detect + cluster.restart  # failures
-    histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / between))))
-    seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * between)
+    failure_interval = cluster.mtbf + cluster.detect + cluster.restart
+    histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / failure_interval))))
+    seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * failure_interval)
     runs = [simulate(cluster, seconds, cluster.save_interval, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
@@ -57,20 +59,21 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """The time that training on a number of tokens takes on the whole cluster, failures included: the mean, and the
-    slow and fast ends of its range, in seconds."""
+    """The time that training on a number of tokens takes on the whole cluster, failures included, with the ends of its
+    interval."""
 
     tokens: float
-    seconds: float
-    slow: float  # seconds at the low end of the training speed, see Decision.tokens_in_time
-    fast: float
-    gpu_hours: float  # of the mean
+    seconds: float  # the mean
+    slow: float  # seconds at the low end of `Decision.tokens_in_time`
+    fast: float  # seconds at its high end
+    gpu_hours: float  # for the mean time
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low` and
-    `high`: the range of parameters that the rounding of the law's printed constants allows."""
+    """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low`,
+    `high`: the least and largest number of parameters over all constants that would be rounded to the law's printed
+    ones."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -81,95 +84,96 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to train with a budget, with the numbers that it follows from. `decide` makes it;
-    ablations/plan/decision_report.py writes the document."""
+    """What to train with a budget, and the numbers that led to it. `decide` makes it; ablations/plan/decision_report.py
+    writes the document."""
 
     budget: Budget
     machines: Cluster
-    compute: float  # FLOPs that are planned with
-    optima: list[Optimum]
-    tokens: tuple[float, float]
-    tokens_why: str  # where the range is from, a colon, and the kind of number, such as "published"
-    sizes: tuple[float, float]
-    candidates: list[shapes.ShapeCandidate]
-    reason: str  # why there are no shapes; ""
-    goodput: Timeline
-    without_spares: Timeline
-    studies: list[dict[str, Any]]
-    study_basis: str
+    compute: float  # the FLOPs that are planned to be used
+    optima: list[Optimum]  # by several published laws
+    tokens: tuple[float, float]  # (least, most) training tokens
+    tokens_source: str  # where `tokens` is from, as text "SOURCE: KIND", with a KIND of the module's docstring
+    sizes: tuple[float, float]  # (least, most) parameters, which follow from `compute` and `tokens`
+    candidates: list[shapes.ShapeCandidate]  # the fastest first
+    reason: str  # why there are no candidates; "" where there are some
+    timeline: Timeline
+    timeline_without_spares: Timeline  # if all nodes worked
+    studies: list[dict[str, Any]]  # the rows of `first_studies.first_studies`
+    study_basis: str  # where the GPU-hours of `studies` are from, as text
 
     @property
     def chosen(self) -> shapes.ShapeCandidate | None:
-        """The fastest candidate shape that nothing speaks against (`rejected` is ""); None where there is none, or
-        where failures leave no time to train."""
-        if not self.goodput.shares["trained"]:
+        """The fastest candidate shape that is not rejected; None where every candidate is rejected, there are no
+        candidates, or failures leave no time to train."""
+        if not self.timeline.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
     def tokens_in_time(self, candidate: shapes.ShapeCandidate) -> tuple[float, float, float]:
         """The number of tokens on which the candidate can train in the whole time of the budget, at its predicted speed
-        and with simulated failures: (mean, low end, high end). Low and high combine the ends of the step time's 80%
-        interval with the 10th and 90th percentile of the simulated training time."""
+        and with simulated failures: (mean, low end, high end). The ends combine the 80% interval of the step time with
+        the 10th and 90th percentile of the simulated share of time that is trained."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
-            token_seconds / step.seconds * self.goodput.shares["trained"],
-            token_seconds / step.high * self.goodput.low,
-            token_seconds / step.low * self.goodput.high,
+            token_seconds / step.seconds * self.timeline.shares["trained"],
+            token_seconds / step.high * self.timeline.low,
+            token_seconds / step.low * self.timeline.high,
         )
 
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
-        """The number of tokens to train the candidate on. It is what the planned FLOPs allow at the candidate's size,
-        but no more than the share SAFETY_FACTOR of what can be trained in the time that the ablations leave."""
+        """The number of tokens to train the candidate on: the number that the planned FLOPs allow at its size, limited
+        to what it can train on in the time that the ablations leave, with the safety margin SAFETY_FACTOR."""
         ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
-        time = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
-        return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time)
+        time_share = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
+        return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time_share)
 
     def training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
         """The time that the candidate takes to train on its `planned_tokens`."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
-            tokens / reached * self.machines.seconds if reached else math.inf
-            for reached in self.tokens_in_time(candidate)
+            tokens / possible * self.machines.seconds if possible else math.inf
+            for possible in self.tokens_in_time(candidate)
         )
         return PlannedTraining(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
     def first_studies(self) -> list[dict[str, Any]]:
-        """The studies to run first, as rows of `first_studies.first_studies`: those that can detect their published
-        effect, and whose cost, summed in the order of the rows, stays within the share STUDY_SHARE of the budget."""
+        """The studies to run first: those that can detect their published effect, and that the share STUDY_SHARE of the
+        budget still pays for after the rows before them. Rows of `first_studies.first_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property
     def unknown_studies(self) -> list[dict[str, Any]]:
-        """The studies without a published effect that the share STUDY_SHARE of the budget pays for besides those in
-        `first_studies`, as rows of `first_studies.first_studies`."""
+        """The studies without a published effect that the share STUDY_SHARE of the budget still pays for after the rows
+        before them. Rows of `first_studies.first_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
     def study_hours(self) -> float:
-        """The GPU-hours that all ablations together may take: the share STUDY_SHARE of the budget."""
+        """The most GPU-hours that all ablations together may take: the share STUDY_SHARE of the budget."""
         return STUDY_SHARE * self.machines.gpu_hours
 
     @property
     def device(self) -> affordable.Device:
-        """The device for studies at a size below STUDY_SIZE: one GPU of the cluster, or a whole node where one is not
-        enough."""
+        """The device for studies at sizes below STUDY_SIZE: one GPU of the cluster, or a whole node where a run does
+        not fit on one."""
         return affordable.gpu_device(self.machines.gpu, self.machines.per_node, self.machines.seconds)
 
     @property
-    def smaller_studies(self) -> list[affordable.Offer]:
-        """The studies that are too expensive at STUDY_SIZE for `study_hours`, each at the largest size at which
-        `study_hours` pay for it. Studies that are too expensive at every size are left out."""
-        too_dear = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
-        if not too_dear:
+    def smaller_studies(self) -> list[affordable.AffordableStudy]:
+        """The studies that cost more than `study_hours` at STUDY_SIZE, each at the largest size at which it costs less.
+        Studies that cost more at every size are left out."""
+        too_expensive = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
+        if not too_expensive:
             return []
-        return [offer for offer in affordable.offers(self.device, self.study_hours) if offer.study in too_dear]
+        affordable_studies = affordable.affordable_studies(self.device, self.study_hours)
+        return [study for study in affordable_studies if study.study in too_expensive]
 
     @property
     def gpu_hours_by_use(self) -> dict[str, float]:
-        """The GPU-hours of the budget by use: {"training", "ablations first", "ablations of unknown effect", "left"}.
-        The four add up to the whole budget."""
+        """The GPU-hours of the budget by use: {"training", "ablations first", "ablations of unknown effect", "left":
+        GPU-hours}. The four add up to the budget."""
         hours = {
             "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
             "ablations first": sum(entry["gpu_hours"] for entry in self.first_studies),
@@ -179,8 +183,15 @@ class Decision:
 
 
 def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
-    """Decide what to train with a budget. `budget`: must be a cluster for a time, or ConfigError is raised; `tokens`:
-    (least, most) tokens that the model must be trained on; None: the range from `needed_tokens`."""
+    """Decide what to train with a budget.
+
+    Args:
+        budget: a cluster for a time.
+        tokens: (least, most) training tokens that the model needs; None: the range from `default_token_range`.
+
+    Raises:
+        ConfigError: the budget is an amount, not a cluster for a time.
+    """
     machines = budget.cluster
     if machines is None:
         raise ConfigError(
@@ -190,7 +201,7 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         )
     compute = machines.flops(PLANNED_SHARE * machines.gpu.peak) * SAFETY_FACTOR
     optima = [Optimum(law, *law.optimum(compute), *law.size_range(compute)) for law in published_laws.LAWS]
-    tokens, why = (tokens, "asked for: NEED") if tokens else needed_tokens(compute)
+    tokens, tokens_source = (tokens, "asked for: NEED") if tokens else default_token_range(compute)
     sizes = (compute / (6 * tokens[1]), compute / (6 * tokens[0]))
     candidates: list[shapes.ShapeCandidate] = []
     reason = ""
@@ -200,14 +211,14 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         try:
             candidates = shapes.candidate_shapes(*sizes, machines.gpu, machines.working, machines.per_node)
         except ConfigError as error:
-            reason = str(error) + hint_of_fewer_nodes(sizes, machines)
+            reason = str(error) + fewer_nodes_hint(sizes, machines)
     return Decision(
         budget,
         machines,
         compute,
         optima,
         tokens,
-        why,
+        tokens_source,
         sizes,
         candidates,
         reason,
@@ -217,25 +228,25 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
     )
 
 
-def needed_tokens(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of tokens to train on where the user names none: ((least, most), the reason in words). It is
-    BigScience's range; for more compute than BigScience's it grows as the root of the compute, and where the models
-    would be small it is around 20 tokens a parameter. `compute`: the planned FLOPs."""
+def default_token_range(compute: float) -> tuple[tuple[float, float], str]:
+    """The range of training tokens for a budget whose user names none: ((least, most), source in words). It is
+    BigScience's range. Beyond BigScience's compute the range grows as the square root of the compute; for models below
+    MIN_SIZE it is around 20 tokens per parameter. `compute`: the planned FLOPs."""
     if compute / (6 * DEFAULT_TOKENS[0]) < MIN_SIZE:
         optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0])
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
     growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
-    if growth < 1.001:  # its own budget is rounded
+    if growth < 1.001:  # BigScience's own budget, which is rounded
         return DEFAULT_TOKENS, "what BigScience needed for languages with little text: published"
     least, most = DEFAULT_TOKENS
-    why = "what BigScience needed, grown as the root of the compute beyond its budget: assumed"
-    return (least * math.sqrt(growth), most * math.sqrt(growth)), why
+    source = "what BigScience needed, grown as the root of the compute beyond its budget: assumed"
+    return (least * math.sqrt(growth), most * math.sqrt(growth)), source
 
 
-def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
-    """A hint to append to the message that no shape of these sizes fits on the cluster: the largest smaller number of
-    nodes on which a shape fits. "" where there is none down to the share MIN_NODE_SHARE of the working nodes, or among
-    the first MAX_TRIES numbers. `sizes`: the least and the largest number of parameters; `machines`: the cluster."""
+def fewer_nodes_hint(sizes: tuple[float, float], machines: Cluster) -> str:
+    """The end of the error message where no model shape fits on the cluster: the largest smaller number of nodes on
+    which a shape fits. "" where no shape fits on any number that is tried, see MIN_NODE_SHARE and MAX_TRIES. `sizes`:
+    the least and the largest number of parameters; `machines`: the cluster."""
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:
@@ -248,11 +259,12 @@ def hint_of_fewer_nodes(sizes: tuple[float, float], machines: Cluster) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """`value`, or None where it is an infinite number, which JSON does not have."""
+    """The value, with None in place of an infinite number, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
+    """The decision as an object for FORMAT=json."""
     chosen = decision.chosen
     return {
         "budget": decision.budget.text,
@@ -289,9 +301,9 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
         "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},
-        "goodput": decision.goodput.shares,
+        "goodput": decision.timeline.shares,
         "smaller_studies": [
-            offer._asdict() | {"command": affordable.command_of(offer)} for offer in decision.smaller_studies
+            study._asdict() | {"command": affordable.study_command(study)} for study in decision.smaller_studies
         ],
         "studies": [{key: finite_or_none(value) for key, value in entry.items()} for entry in decision.studies],
     }

@@ -1,5 +1,5 @@
-"""Sections of the document of a `Decision` (what to train with a budget): the time line, the risks, and the ablations
-to start with."""
+"""Sections of the document on what to train with a budget (a `Decision`): the time line, the risks, and the ablations
+to run first."""
 
 import math
 from typing import Any
@@ -15,28 +15,28 @@ from ablations.plan.resources import TIMES, weeks_text
 from ablations.values import short_number
 
 TIME_USES = ("trained", "saving", "redone", "detecting", "restarting", "waiting")
-# How it went: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
+# BLOOM's shape, and its training: 366B tokens in 117 days from 11 March 2022 (BigScience's blog, as quoted: secondary).
 BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 
-def time_line(out: Document, decision: Decision) -> None:
+def add_time_line(out: Document, decision: Decision) -> None:
     machines = decision.machines
     duration = machines.seconds / TIMES["week"]
-    out.heading("Time line")
-    out.text(
-        f"{decision.goodput.histories} simulated histories of {duration:.3g} weeks, failures at BLOOM's rate "
+    out.add_heading("Time line")
+    out.add_text(
+        f"{decision.timeline.histories} simulated histories of {duration:.3g} weeks, failures at BLOOM's rate "
         "(published: one or two GPUs a week of 384); repair, detection, restart and saving assumed "
         "(ablations/plan/reliability.py)."
     )
-    lines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.goodput)]
+    timelines = [(f"{machines.nodes - machines.spare} nodes and {machines.spare} spare", decision.timeline)]
     if machines.spare:
-        lines.append((f"{machines.nodes} nodes, none spare", decision.without_spares))
-    out.table(
+        timelines.append((f"{machines.nodes} nodes, none spare", decision.timeline_without_spares))
+    out.add_table(
         ["", "saves every", "failures", *TIME_USES],
         [
-            [label, f"{line.interval / 60:.0f} min", f"{line.shares['failures']:.0f}"]
-            + [f"{line.shares[name]:.2%}" for name in TIME_USES]
-            for label, line in lines
+            [label, f"{timeline.interval / 60:.0f} min", f"{timeline.shares['failures']:.0f}"]
+            + [f"{timeline.shares[use]:.2%}" for use in TIME_USES]
+            for label, timeline in timelines
         ],
     )
     chosen = decision.chosen
@@ -50,15 +50,15 @@ def time_line(out: Document, decision: Decision) -> None:
         Line("low and high", 1, [0, duration], [0, high / 1e9], "dash"),
         Line("planned", 2, [0, duration], [plan / 1e9, plan / 1e9]),
     ]
-    out.figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
+    out.add_figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
     training = decision.training(chosen)
-    out.text(
+    out.add_text(
         f"The planned {short_number(plan)} tokens are trained after {weeks_text(training.seconds)} weeks. In all the "
         f"time {short_number(mean)} tokens could be ({short_number(low)} to {short_number(high)}). Low and high: "
         "the ends of the step time's interval, each with the 10th or 90th percentile of the histories."
     )
     if bloom := _bloom_progress(decision):
-        out.text(
+        out.add_text(
             f"BLOOM, this shape on these GPUs, saw {short_number(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days "
             f"(secondary): {bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. "
             "The batch ramp, slow nodes and pauses, which it had, are not in the simulation."
@@ -66,9 +66,9 @@ def time_line(out: Document, decision: Decision) -> None:
 
 
 def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
-    """The number of tokens on which BLOOM is known to have trained, as a ratio to the number predicted for the same
-    number of days: (ratio to the mean, ratio to the low end of the prediction). None where the decision is for another
-    shape than BLOOM's, or other GPUs."""
+    """The ratio of the tokens on which BLOOM is known to have trained to the tokens predicted for the same number of
+    days: (ratio to the mean, ratio to the low end). None where the decision is for another shape or other GPUs than
+    BLOOM's."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
@@ -77,10 +77,10 @@ def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
     return BLOOM_TOKENS / (mean * share), BLOOM_TOKENS / (low * share)
 
 
-def risks(out: Document, decision: Decision) -> None:
-    """Add the section on risks to the document `out`: a table of what can go wrong, how much it costs, and what
-    helps."""
-    machines, chosen, goodput = decision.machines, decision.chosen, decision.goodput
+def add_risks(out: Document, decision: Decision) -> None:
+    """Add to the document `out` a table of the risks, with a row for each: what can go wrong, how much it costs, and
+    what helps."""
+    machines, chosen, timeline = decision.machines, decision.chosen, decision.timeline
     rows = []
     if chosen:
         training = decision.training(chosen)
@@ -97,14 +97,14 @@ def risks(out: Document, decision: Decision) -> None:
                 "the same hour: a layout that runs out does so in its first step",
             ]
         )
-    waiting = f"{goodput.shares['waiting']:.1%} of the time waiting for a node"
+    waiting = f"{timeline.shares['waiting']:.1%} of the time waiting for a node"
     if machines.spare:
-        waiting += f", {decision.without_spares.shares['waiting']:.1%} if none were spare"
+        waiting += f", {decision.timeline_without_spares.shares['waiting']:.1%} if none were spare"
     rows += [
         [
             "Broken nodes",
-            f"{goodput.shares['failures']:.0f} failures (published rate); {waiting} (simulated)",
-            "spare nodes; a checkpoint every " + f"{goodput.interval / 60:.0f} minutes",
+            f"{timeline.shares['failures']:.0f} failures (published rate); {waiting} (simulated)",
+            "spare nodes; a checkpoint every " + f"{timeline.interval / 60:.0f} minutes",
         ],
         [
             "Divergence",
@@ -124,15 +124,15 @@ def risks(out: Document, decision: Decision) -> None:
             "a law fitted to runs on the text itself: make laws",
         ],
     ]
-    out.heading("What can go wrong")
-    out.table(["what", "how much", "what helps"], rows)
+    out.add_heading("What can go wrong")
+    out.add_table(["what", "how much", "what helps"], rows)
 
 
-def studies(out: Document, decision: Decision) -> None:
+def add_study_section(out: Document, decision: Decision) -> None:
     machines = decision.machines
     tokens = short_number(resolve([("size", STUDY_SIZE)]).tokens)
-    out.heading("Ablations first")
-    out.text(
+    out.add_heading("Ablations first")
+    out.add_text(
         f"Every study of decoders in ablations/studies at {STUDY_SIZE}, {tokens} tokens, a node of {machines.per_node} "
         f"for each run. What it sees, with a chance of {power.POWER:.0%}, in points of the mean of 27 tasks: from an "
         f"error of {power.SUITE_ERROR} points that the tasks' items give (computed from published results of each "
@@ -144,37 +144,37 @@ def studies(out: Document, decision: Decision) -> None:
     for entry in decision.studies:
         total += entry["gpu_hours"]
         effect = "unknown" if entry["effect"] is None else f"{entry['effect']:g} points"
-        cost, share = f"{entry['gpu_hours']:,.0f}", _share_in_words(total / machines.gpu_hours)
+        cost, share = f"{entry['gpu_hours']:,.0f}", _share_text(total / machines.gpu_hours)
         if not math.isfinite(total):
             cost = share = "unknown"
         runs = f"{entry['arms']} x {entry['seeds']}"
         rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, _advice(entry)])
-    out.table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", "advice"], rows)
+    out.add_table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", "advice"], rows)
     if rows and math.isfinite(total):
-        out.text(
+        out.add_text(
             f"GPU-hours: {decision.study_basis}. BigScience's own runs of this size, on V100, took 1.6 times what its "
             "benchmark says (12,700 GPU-hours for 112B tokens: published)."
         )
     elif rows:
-        out.text(f"GPU-hours: unknown, {decision.study_basis}.")
+        out.add_text(f"GPU-hours: unknown, {decision.study_basis}.")
     if any(not entry["gpu_hours"] <= decision.study_hours for entry in decision.studies):
-        out.heading("Ablations at a size that fits")
-        out.text(
+        out.add_heading("Ablations at a size that fits")
+        out.add_text(
             f"At {STUDY_SIZE} some studies cost more than {STUDY_SHARE:.0%} of the budget. Each of them at the largest "
             "size, or with fewer tokens, at which it fits:"
         )
         target = f"a model of {STUDY_SIZE} and more"
-        affordable.write_offers(out, decision.device, decision.smaller_studies, decision.study_hours, target)
+        affordable.add_studies(out, decision.device, decision.smaller_studies, decision.study_hours, target)
 
 
-def _share_in_words(ratio: float) -> str:
-    """The ratio of a cost to the budget as text: "12.5%", or from 10 on "12 times"."""
+def _share_text(ratio: float) -> str:
+    """A ratio of a cost to the budget as text, such as "12.5%"; from 10 on such as "12 times"."""
     return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{short_number(round(ratio))} times"
 
 
 def _advice(entry: dict[str, Any]) -> str:
-    """The advice on whether to run a study, as text for a table. `entry`: a row of `first_studies.first_studies`, with
-    the study's cost, its published effect and the least difference that it detects."""
+    """The advice on whether to run a study, as text for a table. `entry`: the study's row of
+    `first_studies.first_studies`."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
     if not math.isfinite(entry["gpu_hours"]):

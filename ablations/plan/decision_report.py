@@ -1,4 +1,4 @@
-"""The document of a `Decision` (what to train with a budget): report.md and report.html, with figures, each number with
+"""The document on what to train with a budget (a `Decision`): report.md and report.html, with figures. Each number has
 its source."""
 
 from typing import Any
@@ -7,7 +7,7 @@ from ablations.drawing import Line
 from ablations.drawing import lines as draw
 from ablations.plan import published_laws, shapes
 from ablations.plan.decision import MIN_SIZE, PLANNED_SHARE, Decision
-from ablations.plan.decision_outlook import risks, studies, time_line
+from ablations.plan.decision_outlook import add_risks, add_study_section, add_time_line
 from ablations.plan.document import Document
 from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
 from ablations.plan.hardware import GPU
@@ -15,7 +15,7 @@ from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount_text, weeks
 from ablations.plan.throughput import calibration
 from ablations.values import listed, short_number
 
-SHAPES_SHOWN = 12  # shapes
+SHAPES_SHOWN = 12
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
 
 
@@ -26,22 +26,22 @@ def _two_digit_ratio(number: float) -> str:
 
 def document(decision: Decision) -> Document:
     out = Document(f"What to train with {decision.machines}")
-    _summary(out, decision)
-    _budget(out, decision)
-    _optimum(out, decision)
-    _shapes(out, decision)
-    time_line(out, decision)
-    risks(out, decision)
-    studies(out, decision)
-    out.heading("Where the numbers come from")
+    _add_summary(out, decision)
+    _add_budget(out, decision)
+    _add_optima(out, decision)
+    _add_shapes(out, decision)
+    add_time_line(out, decision)
+    add_risks(out, decision)
+    add_study_section(out, decision)
+    out.add_heading("Where the numbers come from")
     bases = [*(candidate.step.basis for candidate in decision.candidates[:1]), decision.study_basis]
     measured = any("measured here" in basis for basis in bases)
-    out.text(
+    out.add_text(
         "Published: in a source that was read. Secondary: as others quote it. Unverified: recalled, not read. Assumed: "
         "by us. Predicted: by a model fitted to published measurements. Computed: from the others. "
         + ("Measured here: by make bench-gpu." if measured else "No speed was measured on these machines.")
     )
-    out.bullets(
+    out.add_bullets(
         [
             f"{decision.machines.gpu.name}: {decision.machines.gpu.source}",
             "step times and memory: ablations/plan/published.csv (published), fitted by ablations/plan/calibrate.py; "
@@ -54,30 +54,29 @@ def document(decision: Decision) -> Document:
     return out
 
 
-def _sizes_in_words(decision: Decision) -> str:
-    """The range of model sizes as text, with the range of tokens from which it follows."""
+def _sizes_text(decision: Decision) -> str:
+    """The range of model sizes as text, and the range of tokens from which it follows."""
     return (
         f"{short_number(decision.sizes[0])} to {short_number(decision.sizes[1])} parameters, which follow from "
-        f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_why})"
+        f"{short_number(decision.tokens[1])} to {short_number(decision.tokens[0])} tokens ({decision.tokens_source})"
     )
 
 
-def _summary(out: Document, decision: Decision) -> None:
-    """Add the summary of the decision to the document `out`: a table with a row for each question (question, answer,
-    source)."""
+def _add_summary(out: Document, decision: Decision) -> None:
+    """Add to the document `out` a table of questions about the decision, with answers and sources."""
     machines, chosen = decision.machines, decision.chosen
-    out.heading("In short")
+    out.add_heading("In short")
     if chosen:
-        rows = _rows_on_shape(decision, chosen)
+        rows = _shape_rows(decision, chosen)
     else:
-        words = f"{_sizes_in_words(decision)}; no shape is named: {decision.reason or NO_SHAPE}"
+        words = f"{_sizes_text(decision)}; no shape is named: {decision.reason or NO_SHAPE}"
         rows = [["What to train", words, "computed"]]
-    first = "; ".join(map(_study_in_words, decision.first_studies)) or (
+    first = "; ".join(map(_study_text, decision.first_studies)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
     if not decision.first_studies and (smaller := decision.smaller_studies):
-        sizes = listed(list(dict.fromkeys(offer.size for offer in smaller)), "or")
-        first += f" at {STUDY_SIZE}; at {sizes} {listed([offer.study for offer in smaller])} fit: see below"
+        sizes = listed(list(dict.fromkeys(study.size for study in smaller)), "or")
+        first += f" at {STUDY_SIZE}; at {sizes} {listed([study.study for study in smaller])} fit: see below"
     rows.append(["Which ablations first", first, "predicted; effects unverified"])
     if decision.unknown_studies:
         names = ", ".join(entry["study"] for entry in decision.unknown_studies)
@@ -93,15 +92,15 @@ def _summary(out: Document, decision: Decision) -> None:
         [
             "What is least certain",
             f"the size: the laws' optima differ by a factor of {most / least:.0f}. It follows from the tokens, which "
-            f"are {decision.tokens_why.rpartition(':')[0]}; NEED= plans for others",
+            f"are {decision.tokens_source.rpartition(':')[0]}; NEED= plans for others",
             "computed from published laws",
         ]
     )
-    out.table(["question", "answer", "source"], rows)
+    out.add_table(["question", "answer", "source"], rows)
 
 
-def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
-    """The rows of the summary on the chosen shape, each [question, answer, source]: shape, tokens, layout, time and
+def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
+    """The rows of the summary about the chosen shape, each [question, answer, source]: shape, tokens, layout, time and
     expected loss."""
     machines, shape, layout, training = decision.machines, chosen.shape, chosen.layout, decision.training(chosen)
     return [
@@ -133,26 +132,25 @@ def _rows_on_shape(decision: Decision, chosen: shapes.ShapeCandidate) -> list[li
 
 
 def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
-    """The source of the planned number of tokens, as text: whether the planned FLOPs limit it, or the time that the
-    ablations leave."""
+    """Text on what limits the planned number of tokens: the planned FLOPs, or the time that the ablations leave."""
     days = amount_text(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
         return f"computed: {days} PF-days / 6 N"
     return f"predicted: what fits beside the ablations; {days} PF-days would be more, at a speed that is not expected"
 
 
-def _losses(decision: Decision) -> dict[str, tuple[float, float]]:
+def _predicted_losses(decision: Decision) -> dict[str, tuple[float, float]]:
     """The losses in nats per token that published laws predict: {name of the law: (loss of the chosen shape on the
-    planned tokens, least loss of any size at the planned compute)}."""
+    planned tokens, loss of the best size at the planned compute)}."""
     assert decision.chosen
     n, d = decision.chosen.shape.parameters, decision.planned_tokens(decision.chosen)
     return {name: (law.loss(n, d), law.least_loss(decision.compute)) for name, law in LOSS_LAWS.items()}
 
 
 def _expected_loss_text(decision: Decision) -> str:
-    """The losses that published laws predict for the chosen shape, as text: the range over the laws, and how far above
-    each law's least loss at the same compute they are."""
-    losses = _losses(decision).values()
+    """The predicted losses of the chosen shape as text: their range over the published laws, and how far they are above
+    the loss of the best size at the same compute."""
+    losses = _predicted_losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
     return f"{low:.2f} to {high:.2f} nats a token, {min(above):.2f} to {max(above):.2f} above the laws' optima"
@@ -161,8 +159,8 @@ def _expected_loss_text(decision: Decision) -> str:
 NO_SHAPE = "something speaks against each"
 
 
-def _study_in_words(entry: dict[str, Any]) -> str:
-    """A study to run first as text, with its cost and what it detects. `entry`: a row of
+def _study_text(entry: dict[str, Any]) -> str:
+    """One of the studies to run first as text, with its cost and what it detects. `entry`: the study's row of
     `first_studies.first_studies`."""
     return (
         f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
@@ -170,7 +168,7 @@ def _study_in_words(entry: dict[str, Any]) -> str:
     )
 
 
-def _budget(out: Document, decision: Decision) -> None:
+def _add_budget(out: Document, decision: Decision) -> None:
     machines = decision.machines
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
@@ -199,20 +197,22 @@ def _budget(out: Document, decision: Decision) -> None:
     rows.append(
         ["energy of the GPUs at work", f"{energy} MWh at most", f"computed: {gpu.watts:.0f} W each (secondary)"]
     )
-    out.heading("The budget")
-    out.table(["what", "amount", "source"], rows)
+    out.add_heading("The budget")
+    out.add_table(["what", "amount", "source"], rows)
     if decision.chosen:
         total = machines.gpu_hours
         uses = [[use, amount_text(hours), f"{hours / total:.1%}"] for use, hours in decision.gpu_hours_by_use.items()]
-        out.text("What the GPU-hours at work go to, if ablations run on the same machines:")
-        out.table(["use", "GPU-hours", "share"], [*uses, ["in all", amount_text(total), "100.0%"]])
-        out.text("Left are the evaluations of the model, slower days, work by hand, and what these pages do not know.")
+        out.add_text("What the GPU-hours at work go to, if ablations run on the same machines:")
+        out.add_table(["use", "GPU-hours", "share"], [*uses, ["in all", amount_text(total), "100.0%"]])
+        out.add_text(
+            "Left are the evaluations of the model, slower days, work by hand, and what these pages do not know."
+        )
 
 
-def _optimum(out: Document, decision: Decision) -> None:
+def _add_optima(out: Document, decision: Decision) -> None:
     compute, days = decision.compute, decision.compute / PF_DAY
-    out.heading("The optimum, by each law")
-    out.table(
+    out.add_heading("The optimum, by each law")
+    out.add_table(
         ["law", "parameters", "by rounding", "tokens", "tokens a parameter", "source"],
         [
             [
@@ -226,7 +226,7 @@ def _optimum(out: Document, decision: Decision) -> None:
             for optimum in decision.optima
         ],
     )
-    out.text(
+    out.add_text(
         "By rounding: what constants allow that would be printed so (computed). The errors of the fits, which are not "
         "known here, come on top, and the spread of the laws says more. A fit to runs of one's own has intervals: "
         "make laws RUNS=..."
@@ -237,7 +237,9 @@ def _optimum(out: Document, decision: Decision) -> None:
         for i, law in enumerate(published_laws.LAWS)
     ]
     title = "Parameters of least loss"
-    out.figure("optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days}))
+    out.add_figure(
+        "optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days})
+    )
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
     loss_curves = [
         Line(name, i, [n / 1e9 for n in sizes], [law.loss(n, compute / (6 * n)) for n in sizes])
@@ -246,26 +248,26 @@ def _optimum(out: Document, decision: Decision) -> None:
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
     title = "Loss at this compute, by size"
-    out.figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
+    out.add_figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
-        _expected_loss(out, decision, chosen)
+        _add_expected_loss(out, decision, chosen)
 
 
-def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
-    """Add to the document `out` the loss that published laws predict for the chosen shape, and a table of the losses of
-    other sizes at the planned compute."""
+def _add_expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandidate) -> None:
+    """Add to the document `out` the predicted loss of the chosen shape, and a table of the losses of other sizes at the
+    planned compute."""
     compute = decision.compute
     n = chosen.shape.parameters
     d = decision.planned_tokens(chosen)
-    besiroglu, losses = published_laws.BESIROGLU, _losses(decision)
+    besiroglu, losses = published_laws.BESIROGLU, _predicted_losses(decision)
     saved = besiroglu.compute_for(losses["Besiroglu"][0]) / (6 * n * d)
     by_law = "; ".join(f"{loss:.3f}, at its optimum {least:.3f} ({name})" for name, (loss, least) in losses.items())
     smaller, longer = besiroglu.optimum(saved * 6 * n * d)
-    out.text(
+    out.add_text(
         f"Expected loss of {short_number(n)} parameters on {short_number(d)} tokens: {by_law}, in nats a token on "
         "their text with their tokenizer (computed). On other text losses differ by more than that."
     )
-    out.text(
+    out.add_text(
         f"What the number of tokens costs: by Besiroglu's law the same loss takes {saved:.0%} of the compute, with "
         f"{short_number(smaller)} parameters on {short_number(longer)} tokens, if there is so much text (computed). "
         "What other numbers of tokens give at the planned compute, by both laws of the loss:"
@@ -273,7 +275,7 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
     choices = [("the chosen size", float(n), compute / (6 * n))]
     choices += [(optimum.law.name, optimum.parameters, optimum.tokens) for optimum in decision.optima]
     choices.sort(key=lambda choice: choice[2])
-    out.table(
+    out.add_table(
         ["", "tokens", "parameters", *(f"loss, {name}" for name in LOSS_LAWS)],
         [
             [
@@ -288,8 +290,8 @@ def _expected_loss(out: Document, decision: Decision, chosen: shapes.ShapeCandid
     )
 
 
-def _accuracy_in_words(gpu: GPU) -> str:
-    """Text on the errors of the predicted speed and memory of pipeline-parallel training on this GPU, from
+def _accuracy_text(gpu: GPU) -> str:
+    """Text on the errors of the predicted speed and memory of pipeline-parallel training on a GPU, from
     calibration.json."""
     fits = calibration()
     speed = fits[f"Megatron-DeepSpeed, {'v100' if gpu.name.startswith('v100') else 'a100-80'}"]
@@ -308,20 +310,20 @@ def _accuracy_in_words(gpu: GPU) -> str:
     )
 
 
-def _shapes(out: Document, decision: Decision) -> None:
-    out.heading("Shapes")
+def _add_shapes(out: Document, decision: Decision) -> None:
+    out.add_heading("Shapes")
     chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:
         shown = decision.candidates[:SHAPES_SHOWN]
         if chosen and chosen not in shown:
             shown[-1] = chosen
-        out.text(
+        out.add_text(
             f"The fastest of {len(decision.candidates)} shapes of these sizes that keep to the rules "
             "(ablations/plan/shapes.py), each in its fastest layout. Speed: "
-            f"{decision.candidates[0].step.basis}. {_accuracy_in_words(gpu)}"
+            f"{decision.candidates[0].step.basis}. {_accuracy_text(gpu)}"
         )
         head = ["layers x width x heads", "size", "dp / tp / pp", "micro-batch", "GiB", "s a step", "80% interval"]
-        out.table(
+        out.add_table(
             [*head, "against it"],
             [
                 [
@@ -344,8 +346,8 @@ def _shapes(out: Document, decision: Decision) -> None:
             hint = (
                 f". A size of our own engine, in its layouts: make plan STUDY=baseline SIZE={STUDY_SIZE} ON={gpu.name}"
             )
-        out.text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
+        out.add_text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
-    out.text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
-    out.bullets(shapes.reasons_for_shape(chosen))
-    out.text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")
+    out.add_text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
+    out.add_bullets(shapes.reasons_for_shape(chosen))
+    out.add_text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")

@@ -1,4 +1,4 @@
-"""A document of headings, paragraphs, tables and figures, as Markdown and as one HTML page."""
+"""Documents of headings, paragraphs, tables and figures, written as Markdown and as one HTML page."""
 
 import html
 import itertools
@@ -35,19 +35,19 @@ figure{{margin:0}}svg{{max-width:34rem;width:100%}}tr,figure{{break-inside:avoid
 {body}
 </body></html>
 """
-# What a column holds that is aligned to the right: numbers, with a unit maybe, and ranges of them.
+# A number with an optional unit. Columns of such numbers, or of ranges of them, are aligned to the right.
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e\d+)?\s?(%|[KMBT]|min|points|times)?")
-SHORT_CELL = 24  # characters of a cell up to which it is one line
-LONG_CELL = 40  # characters of a cell above which it is not squeezed on a phone, where the table scrolls instead
+SHORT_CELL = 24  # characters; shorter cells stay on one line
+LONG_CELL = 40  # characters; longer cells keep a least width on a phone, where the table scrolls sideways
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a document. All cells are text; `strong` is the index of the row in bold, or None."""
+    """A table of a document. All cells are text; `strong` is the index of the row in bold; None: no row is."""
 
     head: list[str]
     rows: list[list[str]]
-    strong: int | None  # the row that stands out
+    strong: int | None
 
     def markdown(self) -> list[str]:
         rows = [
@@ -62,34 +62,36 @@ class Table:
         for i, row in enumerate(self.rows):
             start = '<tr class="strong">' if i == self.strong else "<tr>"
             out.append(f"{start}{cells_html(row, kinds, 'td')}</tr>")
-        # a table of words alone is read from top to bottom on a phone; one of numbers scrolls
-        kind = "" if any(kinds) else ' class="words"'
-        return f"<table{kind}>{''.join(out)}</table>"
+        # on a phone a table of words shows its cells below each other, and a table with numbers scrolls sideways
+        style = "" if any(kinds) else ' class="words"'
+        return f"<table{style}>{''.join(out)}</table>"
 
 
 @dataclass
 class Document:
-    """A document that is built by adding parts from top to bottom. Figures are SVG text (ablations/drawing.py)."""
+    """A document that is built by adding parts from top to bottom. Figures are SVG text, see ablations/drawing.py."""
 
     title: str
+    # (kind, content): "heading" and "text" with text, "bullets" with a list of texts, "table" with a Table, "figure"
+    # with the figure's name
     blocks: list[tuple[str, Any]] = field(default_factory=list)
-    figures: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[tuple[str, str]] = field(default_factory=list)  # (name, SVG text)
 
-    def heading(self, words: str) -> None:
+    def add_heading(self, words: str) -> None:
         self.blocks.append(("heading", words))
 
-    def text(self, words: str) -> None:
+    def add_text(self, words: str) -> None:
         self.blocks.append(("text", words))
 
-    def bullets(self, items: Sequence[str]) -> None:
+    def add_bullets(self, items: Sequence[str]) -> None:
         self.blocks.append(("bullets", list(items)))
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
+    def add_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
         """Add a table. `head`: the names of the columns; `rows`: the cells of each row; `strong`: the index of the row
-        that is printed in bold; None: no row."""
+        in bold; None: no row is."""
         self.blocks.append(("table", Table(list(head), [list(row) for row in rows], strong)))
 
-    def figure(self, name: str, svg: str) -> None:
+    def add_figure(self, name: str, svg: str) -> None:
         if svg:
             self.figures.append((name, svg))
             self.blocks.append(("figure", name))
@@ -116,7 +118,7 @@ class Document:
         content: Any
         for kind, blocks in itertools.groupby(self.blocks, key=lambda block: block[0]):
             contents = [content for _, content in blocks]
-            if kind == "figure":  # those that follow each other stand side by side where there is room
+            if kind == "figure":  # neighbouring figures stand side by side where there is room
                 figures = (f"<figure>{drawings[content]}</figure>" for content in contents)
                 out.append(f'<div class="figures">{"".join(figures)}</div>')
                 continue
@@ -133,8 +135,8 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and an SVG file for each figure into `folder`, which is created where needed.
-        Returns the paths of the files."""
+        """Write report.md, report.html and an SVG file for each figure into a folder. Returns the paths of the files.
+        `folder`: created where it does not exist."""
         make_folder(folder)
         files = {"report.md": self.markdown(), "report.html": self.page()}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
@@ -144,8 +146,7 @@ class Document:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder for a document, unless it exists. Raises ConfigError where the folder cannot be created or
-    written."""
+    """Create a folder for a document, unless it exists. Raises ConfigError where it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +160,7 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether the text of a cell is a number, a range of numbers ("3 to 5"), or empty."""
+    """Whether a cell contains a number, a range of numbers ("3 to 5"), or nothing."""
     return all(NUMBER.fullmatch(part) for part in cell.split(" to ")) if cell else True
 
 

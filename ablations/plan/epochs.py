@@ -1,5 +1,5 @@
 """How often the runs of a study read their text: the number of epochs of each source, and the tokens at its end that
-are too few for a sequence."""
+are too few to fill a sequence."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from ablations.values import ConfigError, listed, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
-    """Sentences on the text of a study's runs: for each source how many epochs of it a run reads, or that it is not
-    prepared yet. Notes are added where a tokenizer is trained on text that no run reads, and where runs are evaluated
-    only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be used as the
-    study asks."""
+    """Sentences on the text that the runs of a study read: for each source the number of epochs, or that the data is
+    not prepared yet. Notes are added where a tokenizer is trained on text that no run reads, and where runs are
+    evaluated only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be
+    used as the study asks."""
     from data.corpus import MissingData
     from data.prepare import epochs, prepare
 
@@ -29,23 +29,26 @@ def epochs_of_text(study: Study) -> list[str]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         lines += [_epochs_sentence(source, run) for source in epochs(manifest, run.known_tokens, run.model.seq)]
-        plain = data.recipe == type(data.recipe)()
-        lines += [f"note: {note}" for note in manifest["notes"] if not (plain and "removed nothing" in note)]
-    foreign = {run.data.tokenizer for run in distinct.values() if run.data.tokenizer_kind != "file"}
-    foreign -= {run.data.corpus for run in distinct.values()}
+        is_default_recipe = data.recipe == type(data.recipe)()
+        lines += [
+            f"note: {note}" for note in manifest["notes"] if not (is_default_recipe and "removed nothing" in note)
+        ]
+    tokenizer_corpora = {run.data.tokenizer for run in distinct.values() if run.data.tokenizer_kind != "file"}
+    unread = tokenizer_corpora - {run.data.corpus for run in distinct.values()}
     lines += [
-        f"NOTE: the tokenizer is trained on {name}, which no run reads (data.tokenizer)" for name in sorted(foreign)
+        f"NOTE: the tokenizer is trained on {name}, which no run reads (data.tokenizer)" for name in sorted(unread)
     ]
-    lines += [_unjudged_sentence(run) for run in distinct.values()]
+    lines += [_evaluation_note(run) for run in distinct.values()]
     return list(dict.fromkeys(filter(None, lines)))
 
 
-def _unjudged_sentence(run: Run) -> str:
-    """A sentence for a run that is not evaluated on held-out text of any corpus that it reads; "" for other runs."""
+def _evaluation_note(run: Run) -> str:
+    """A sentence for a run that is evaluated only on held-out text of corpora that it does not read; "" for other
+    runs."""
     from data.corpus import components
 
-    judged = {part for corpus in run.eval.corpora for part in components(corpus)}
-    if judged & components(run.data.corpus).keys():
+    evaluated = {part for corpus in run.eval.corpora for part in components(corpus)}
+    if evaluated & components(run.data.corpus).keys():
         return ""
     corpus, others = run.data.corpus, listed(run.eval.corpora)
     return (
@@ -55,14 +58,15 @@ def _unjudged_sentence(run: Run) -> str:
 
 
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
-    """A sentence on how often a run reads one source of its text. `source`: the source's entry in what
-    `data.prepare.epochs` returns: its corpus, tokens, epochs and share of the run's text."""
+    """A sentence on how often a run reads one source of its text. `source`: an entry of the result of
+    `data.prepare.epochs`, with the source's "corpus", "tokens", "epochs", "share" of the run's text, and "unused"
+    tokens at its end."""
     tokens = run.known_tokens
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"
-    left = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
+    unused = f"; {source['unused']:,} tokens at its end fill no sequence of {run.model.seq}" if source["unused"] else ""
     if tokens is None:
-        return f"{text} as many tokens as {run.train.budget} allow, of its {short_number(source['tokens'])}{left}"
+        return f"{text} as many tokens as {run.train.budget} allow, of its {short_number(source['tokens'])}{unused}"
     repeated = "; NOTE: more than one epoch, so text is repeated" if source["epochs"] > 1 else ""
     epochs = f"{source['epochs']:.3g} epochs of its {short_number(source['tokens'])}"
-    return f"{text} {short_number(tokens)} tokens is {epochs}{repeated}{left}"
+    return f"{text} {short_number(tokens)} tokens is {epochs}{repeated}{unused}"

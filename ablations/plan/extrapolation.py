@@ -1,9 +1,9 @@
-"""The difference of arms from the baseline, measured at several sizes, extrapolated to a larger run.
+"""The difference in loss between arms and the baseline, measured at several sizes and extrapolated to a larger run.
 
-Runs of an arm and of the baseline with the same seed and size see the same batches, and make a pair. Fitted is the
-difference of each pair, log(loss of the arm / loss of the baseline), as a straight line in the logarithm of compute.
-That is exact where both losses are powers of compute, and nearly so where both have the same irreducible loss. The
-noise is pooled over the arms; intervals are Student's. The result is given beside a simpler rule that is hard to beat:
+Runs of an arm and of the baseline with the same seed and size see the same batches, and make a pair. The difference of
+a pair, log(loss of the arm / loss of the baseline), is fitted as a straight line in the logarithm of compute. This is
+exact where both losses are power laws of compute, and nearly so where both have the same irreducible loss. The noise is
+pooled over the arms; intervals use Student's t. Beside the extrapolation stands a simpler rule that is hard to beat:
 the order of the arms at the largest size that was run.
 """
 
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from ablations.plan import power
 from ablations.values import ConfigError
 
-LEVEL = 0.1  # of intervals: 90%
-LEAST_SIZES = 3  # a line through two has nothing that could contradict it
+LEVEL = 0.1  # one minus the coverage of intervals
+LEAST_SIZES = 3  # a line through two points leaves no residuals
 LEAST_SEEDS = 2
 ONE_SEED = "a ladder needs two seeds or more: with one the noise is not known"
-MOST_SEEDS = 1000  # more would not be run: "never"
+MOST_SEEDS = 1000  # where more seeds are needed, their number is not given
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The held-out losses of an arm (`loss`) and of the baseline (`baseline`), at the same size and with the same
+    """The held-out losses of an arm (`loss`) and of the baseline (`baseline`) at the same size and with the same
     seed."""
 
     arm: str
@@ -36,38 +36,38 @@ class Pair:
 
     @property
     def gap(self) -> float:
-        """The difference of the arm from the baseline, log(loss of the arm / loss of the baseline); below 0 the arm is
-        better."""
+        """The relative difference in loss, log(loss of the arm / loss of the baseline); below 0 the arm is better."""
         return math.log(self.loss / self.baseline)
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The difference in loss of one arm from the baseline, extrapolated to the target with a 90% interval, and beside
-    it the difference at the largest size that was run. Differences are log ratios: -0.02 is a loss 2% below the
-    baseline's."""
+    """The difference in loss between one arm and the baseline, extrapolated to the target run with a 90% interval from
+    `low` to `high`, and beside it the difference at the largest size that was run. Differences are log ratios: -0.02 is
+    a loss 2% below the baseline's."""
 
     arm: str
     at_target: float
     low: float
     high: float
-    slope: float  # for each factor e of compute
-    single: float  # at the largest size that was run
-    single_low: float
+    slope: float  # of the line: the change of the difference when compute grows by the factor e
+    single: float  # the mean difference at the largest size that was run
+    single_low: float  # its 90% interval
     single_high: float
-    seeds_needed: int | None  # of the same ladder, for an interval that leaves out 0; None: not with MOST_SEEDS
-    sign_unseen: bool = False  # at_target has the opposite sign of the mean difference at every size that was run
+    seeds_needed: int | None  # of the same ladder, for an interval that leaves out 0; None: more than MOST_SEEDS
+    sign_unseen: bool = False  # whether `at_target` and the mean difference at each size have opposite signs
 
     @property
     def verdict(self) -> str:
         """The verdict on the arm at the target: "better" or "worse" than the baseline where the interval leaves out 0,
-        else "undecided". It is also "undecided" where no size that was run has the predicted sign, since a line through
-        a difference that shrinks towards 0 goes on to the other side of 0."""
+        else "undecided". It is also "undecided" where no size that was run shows the predicted sign: a line through
+        differences that shrink towards 0 crosses 0 beyond the largest size, even if the true difference only
+        vanishes."""
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
     def single_verdict(self) -> str:
-        """The verdict from the runs of the largest size alone, by their 90% interval: "better", "worse" or
+        """The verdict from the largest size that was run alone, by its 90% interval: "better", "worse" or
         "undecided"."""
         return _verdict(self.single_low, self.single_high)
 
@@ -77,9 +77,19 @@ def _verdict(low: float, high: float) -> str:
 
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
-    """Extrapolate the difference of every arm from the baseline to a larger run. `pairs`: the losses of all arms at
-    several sizes and seeds; `target`: the FLOPs of the larger run. Returns a result for each arm. Raises ConfigError
-    where there are fewer than three sizes or two seeds, or an arm lacks a size or seed that another arm has."""
+    """Extrapolate the difference between every arm and the baseline to a larger run, by the fit in the module's
+    docstring.
+
+    Args:
+        pairs: the losses of all arms and the baseline, at several sizes and with several seeds.
+        target: the FLOPs of the larger run.
+
+    Returns:
+        A result for each arm.
+
+    Raises:
+        ConfigError: there are fewer than three sizes or two seeds, or an arm lacks a size or seed that another arm has.
+    """
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     by_arm = {
         arm: sorted((p for p in pairs if p.arm == arm), key=lambda pair: (pair.compute, pair.seed)) for arm in arms
@@ -88,16 +98,15 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
     seeds = sorted({pair.seed for pair in pairs})
     _check_complete(by_arm, computes, seeds)
     lines, error = _fit_lines(by_arm, target)
-    count = len(by_arm[arms[0]])
-    t = power.two_sided_t_quantile(count - 2, LEVEL)
+    t = power.two_sided_t_quantile(len(by_arm[arms[0]]) - 2, LEVEL)
     gaps = {arm: [pair.gap for pair in by_arm[arm] if pair.compute == computes[-1]] for arm in arms}
     pooled = statistics.fmean(statistics.variance(values) for values in gaps.values())
-    half = power.two_sided_t_quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
-    result = []
+    half_width = power.two_sided_t_quantile(len(seeds) - 1, LEVEL) * math.sqrt(pooled / len(seeds))
+    extrapolations = []
     for arm, (level, slope) in lines.items():
         single = statistics.fmean(gaps[arm])
         means = [statistics.fmean(p.gap for p in by_arm[arm] if p.compute == compute) for compute in computes]
-        result.append(
+        extrapolations.append(
             Extrapolation(
                 arm,
                 level,
@@ -105,17 +114,18 @@ def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
                 level + t * error,
                 slope,
                 single,
-                single - half,
-                single + half,
+                single - half_width,
+                single + half_width,
                 _seeds_needed(level, error, len(seeds)),
                 all(mean * level < 0 for mean in means),
             )
         )
-    return result
+    return extrapolations
 
 
 def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], seeds: Sequence[int]) -> None:
-    """Raise ConfigError where there are fewer than three sizes or two seeds, or an arm lacks a pair for one of them.
+    """Raise ConfigError where there are fewer than three sizes or two seeds, or an arm lacks the pair of a size and
+    seed.
 
     Args:
         by_arm: {arm: its pairs, sorted by compute and seed}.
@@ -133,10 +143,17 @@ def _check_complete(by_arm: dict[str, list[Pair]], computes: Sequence[float], se
 
 
 def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, tuple[float, float]], float]:
-    """Fit a line to the gaps of each arm, against the logarithm of compute, by least squares: ({arm: (value of the line
-    at the target, slope for each factor e of compute)}, the standard error of the value, pooled over the arms).
-    `by_arm`: {arm: its pairs}, the same sizes and seeds in each; `target`: the FLOPs of the target."""
-    pairs = next(iter(by_arm.values()))  # all arms have the same sizes and seeds
+    """Fit a line to the differences of each arm against the logarithm of compute, by least squares.
+
+    Args:
+        by_arm: {arm: its pairs}, with the same sizes and seeds for every arm.
+        target: the FLOPs of the target.
+
+    Returns:
+        ({arm: (value of the line at the target, slope per factor e of compute)}, standard error of the value, pooled
+        over the arms).
+    """
+    pairs = next(iter(by_arm.values()))  # the same sizes and seeds in every arm
     x = [math.log(pair.compute / target) for pair in pairs]
     middle = statistics.fmean(x)
     spread = sum((value - middle) ** 2 for value in x)
@@ -147,17 +164,17 @@ def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, 
         level = statistics.fmean(y) - slope * middle  # at the target, where x is 0
         residuals += sum((b - level - slope * a) ** 2 for a, b in zip(x, y, strict=True))
         lines[arm] = level, slope
-    # the arms share a baseline, so that their residuals are not independent: the degrees of freedom are those of one
+    # the arms share a baseline, so their residuals are correlated: the degrees of freedom are those of one arm
     variance = residuals / (len(by_arm) * (len(x) - 2))
     return lines, math.sqrt(variance * (1 / len(x) + middle**2 / spread))
 
 
 def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
-    """The number of seeds with which the same ladder would detect a difference at the target with probability
-    power.POWER; None where MOST_SEEDS are not enough.
+    """The number of seeds with which the same ladder would detect the arm's difference at the target with probability
+    power.POWER; None where more than MOST_SEEDS are needed.
 
     Args:
-        level: the difference at the target.
+        level: the extrapolated difference at the target.
         error: its standard error in the present ladder.
         seeds: the number of seeds of the present ladder.
     """
@@ -168,16 +185,16 @@ def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
 
 @dataclass
 class Score:
-    """How often verdicts agree with the true differences: the numbers of right verdicts (hits), wrong verdicts
-    (misses), and verdicts "undecided" (open)."""
+    """The number of verdicts by their agreement with the true differences: right (`hits`), wrong (`misses`), and
+    "undecided" (`open`)."""
 
     hits: int = 0
     misses: int = 0
     open: int = 0
 
     def count(self, verdict: str, truth: float) -> None:
-        """Add one verdict to the score. `verdict`: "better", "worse" or "undecided"; `truth`: the true difference from
-        the baseline at the target, below 0 where the arm is better."""
+        """Add one verdict to the score. `verdict`: "better", "worse" or "undecided"; `truth`: the true difference
+        between the arm and the baseline at the target, below 0 where the arm is better."""
         if verdict == "undecided":
             self.open += 1
         elif (verdict == "better") == (truth < 0):
@@ -187,9 +204,9 @@ class Score:
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """DataDecide's decision accuracy: the share of pairs of arms that the predicted and the true differences put in the
-    same order. The baseline counts as an arm with difference 0; pairs whose true differences are equal are left out,
-    and NaN is returned where none is left. `predicted`, `true`: the difference of each arm from the baseline, in the
+    """The share of pairs of arms that the predicted and the true differences put in the same order (DataDecide's
+    decision accuracy). The baseline counts as an arm with difference 0. Pairs with equal true differences are left out;
+    NaN where no pair is left. `predicted`, `true`: the difference of each arm from the baseline, with the arms in the
     same order."""
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]

@@ -1,14 +1,13 @@
-"""The accelerators that a plan may name: peak, memory, bandwidths, power.
+"""The accelerators that a plan can name, with their peak FLOP/s, memory, bandwidths and power.
 
-Peaks, bandwidths and watts are those of the makers' data sheets as catalogues quote them (secondary). For cards up to
-the H100 the memory is what nvidia-smi shows (seen in public logs; for V100s unverified), for later cards the nominal
-one. The network bandwidth is that of the node divided by its GPUs. It differs more between sites than between GPUs; a
-site's own measurement replaces it (ablations/plan/site_speed.py).
+Peaks, bandwidths and watts are those of the makers' data sheets, as catalogues quote them (secondary). The memory of
+cards up to the H100 is what nvidia-smi shows (seen in public logs; for V100s unverified), that of later cards is
+nominal. The network bandwidth of a GPU is that of its node divided by the number of GPUs. It differs more between sites
+than between GPUs, so a site's own measurement replaces it (ablations/plan/site_speed.py).
 
-In a node of four V100s two of the six NVLinks of a GPU lead to each other GPU. On Jean Zay NCCL builds six rings that
-use all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so that two GPUs have a third of
-`link` between them. An MI300X has one link to each of seven other GPUs. The nodes of the other kinds of GPU have a
-switch.
+In a node of four V100s, each GPU has six NVLinks, two to each other GPU. On Jean Zay, NCCL builds six rings that use
+all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so two GPUs have a third of `link`
+between them. An MI300X has one link to each of the seven other GPUs. Nodes of the other GPUs have a switch.
 """
 
 import csv
@@ -22,18 +21,17 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    """An accelerator. `peak`: dense FLOP/s in the 16-bit format that is used for training; `memory` in GiB; bandwidths
-    in bytes per second; `node`: the number of GPUs in a usual node."""
+    """An accelerator, as a row of gpus.csv describes it. Bandwidths are in bytes per second."""
 
     name: str
-    peak: float
-    memory: float  # GiB that a program can have: what nvidia-smi says, less than what is printed on the card
+    peak: float  # dense FLOP/s in the 16-bit format that is used for training
+    memory: float  # GiB that a program can use, as nvidia-smi shows: less than the card's nominal memory
     bandwidth: float  # of its memory
-    link: float  # to the other GPUs of its node together, in one direction
-    network: float  # to other nodes, in one direction: its share of the node's
-    node: int  # GPUs in a node, as these are usually built
+    link: float  # to all other GPUs of its node together, in one direction
+    network: float  # to other nodes, in one direction: its share of the node's bandwidth
+    node: int  # the number of GPUs in a usual node
     watts: float  # at most
-    bf16: bool
+    bf16: bool  # whether it computes in bf16
     source: str
     switched: bool = True  # whether a single GPU of the node can be reached at the full rate of `link`
 
@@ -43,21 +41,21 @@ class GPU:
         return "bf16" if self.bf16 else "fp16"
 
     def link_among(self, ranks: int) -> float:
-        """The total bandwidth from one GPU to the other GPUs of a group within its node, in bytes per second and one
+        """The total bandwidth from one GPU to the other GPUs of a group in its node, in bytes per second and one
         direction. `ranks`: the number of GPUs in the group, this one included."""
         if self.switched or ranks <= 1:
             return self.link
         return self.link * min(1.0, (ranks - 1) / (self.node - 1))
 
 
-# The peaks of the cards of "Cramming" (2080ti, a4000, a6000) are those in which it counts budgets (Geiping & Goldstein
-# 2022, appendix B.1; of the A4000 its authors' estimate); a network of 10 Gbit/s is assumed for them.
+# For the cards of "Cramming" (2080ti, a4000, a6000) the table has the peaks by which that paper counts budgets (Geiping
+# & Goldstein 2022, appendix B.1; for the A4000 its authors' estimate), and an assumed network of 10 Gbit/s.
 TABLE = Path(__file__).parent / "gpus.csv"
 
 
 def read_gpus() -> dict[str, GPU]:
-    """The accelerators in the table gpus.csv, {name: accelerator}. The table gives memory in MiB, as nvidia-smi shows
-    it, or in nominal GB; both are converted to GiB."""
+    """Read the accelerators in gpus.csv: {name: accelerator}. The table has memory in MiB, as nvidia-smi shows it, or
+    in nominal GB; both are converted to GiB."""
     gpus = {}
     with open(TABLE, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -78,9 +76,8 @@ ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100",
 
 
 def hardware(name: str) -> GPU:
-    """The accelerator with a name of the table gpus.csv, or another usual name such as "a100", which stands for
-    "a100-80". Upper and lower case are equal. Raises ConfigError where the table has no such accelerator; the message
-    names the accelerators that it has."""
+    """Find an accelerator by its name in gpus.csv, or by an alias such as "a100" for "a100-80". Case does not matter.
+    Raises ConfigError where there is none; the message names the accelerators that there are."""
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
     if key not in GPUS:
@@ -93,8 +90,8 @@ def hardware(name: str) -> GPU:
 
 
 def accelerator(device: str) -> str:
-    """The name in the hardware table for a device name from torch, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; ""
-    where the table has no such device."""
+    """The name in gpus.csv of a device that torch names, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; "" where the
+    table has no such device."""
     text = device.upper().replace(" ", "-")
     for name in ("V100", "A100"):
         if name in text:
@@ -105,8 +102,8 @@ def accelerator(device: str) -> str:
 
 
 def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that GPUs could do at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit in which
-    "Cramming" states its budgets. None for a device that the hardware table does not have.
+    """The FLOPs that GPUs could do in a time at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit
+    in which "Cramming" states its budgets. None for a device that gpus.csv does not have.
 
     Args:
         device: the GPU's name in torch, such as "NVIDIA A100-SXM4-80GB".

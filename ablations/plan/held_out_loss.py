@@ -1,5 +1,5 @@
-"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks it against the evaluated items,
-whose mean loss it must be."""
+"""Reads the held-out loss of a finished run, for scaling laws and ladders, and checks that it equals the mean loss of
+the evaluated items."""
 
 import hashlib
 import math
@@ -10,47 +10,49 @@ from typing import Any, NamedTuple
 from ablations import rundir, safe_files
 from ablations.safe_files import Damaged
 
-TOLERANCE = 1e-6  # of a loss: sums in another order, and numbers rounded to 15 digits in a file
+TOLERANCE = 1e-6  # relative error of a loss, from the order of summation and from numbers rounded to 15 digits in files
 FORM = {"bits_per_byte": {"value": rundir.NUMBER}, "tasks?": dict}
-# what has to be equal for a comparison of two losses: of their evaluations, and of the tasks of these
+# entries that must be equal for a comparison of two losses: those of the evaluation, and those of each of its tasks
 EVALUATION_KEYS = ("version", "lm_eval", "precision", "corpora")
 TASK_KEYS = ("version", "n", "bytes", "items_sha256")
 
 
 class HeldOutLoss(NamedTuple):
+    """The held-out loss of a run, and how it was evaluated, which must be equal for two losses to be compared."""
+
     value: float  # bits per byte
-    evaluated: dict[str, Any]  # what has to be equal in two runs for a comparison of their losses
+    evaluation: dict[str, Any]  # {name: value} of the settings and data of the evaluation
 
 
 def read_held_out_loss(path: Path) -> HeldOutLoss | None:
-    """The held-out loss in the file eval.json, or eval-step_N.json, at `path`; None where there is no such file.
+    """Read the held-out loss in the file eval.json, or eval-step_N.json, at `path`; None where there is no such file.
 
     Raises:
         Damaged: the file is damaged, has no loss above 0, or its loss differs from the loss of the items in
-            samples.jsonl.gz. (Only an eval.json has such items.)
+            samples.jsonl.gz. (Only the items of an eval.json are stored.)
     """
     scores = safe_files.read_json(path)
     if scores is None:
         return None
-    if wrong := safe_files.first_misfit(scores, FORM):
-        raise Damaged(f"{path} is damaged, or of another version: {wrong} is not what an evaluation has there")
+    if misfit := safe_files.first_misfit(scores, FORM):
+        raise Damaged(f"{path} is damaged, or of another version: {misfit} is not what an evaluation has there")
     value = float(scores["bits_per_byte"]["value"])
     if value <= 0:
         raise Damaged(f"{path} is damaged: {value:g} bits per byte")
-    losses = {
+    loss_tasks = {
         name: task
         for name, task in (scores.get("tasks") or {}).items()
         if isinstance(task, dict) and task.get("metric") == "bits_per_byte"
     }
     if path.name == rundir.EVAL and "samples_sha256" in scores:
-        _check_items(path, scores, list(losses), value)
-    evaluated = {key: scores.get(key) for key in EVALUATION_KEYS}
-    evaluated |= {f"{name}: {key}": task.get(key) for name, task in sorted(losses.items()) for key in TASK_KEYS}
-    return HeldOutLoss(value, evaluated)
+        _check_items(path, scores, list(loss_tasks), value)
+    evaluation = {key: scores.get(key) for key in EVALUATION_KEYS}
+    evaluation |= {f"{name}: {key}": task.get(key) for name, task in sorted(loss_tasks.items()) for key in TASK_KEYS}
+    return HeldOutLoss(value, evaluation)
 
 
 def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
-    """Check that a loss is the mean over tasks of the losses computed from the items in samples.jsonl.gz; raise Damaged
+    """Check that a loss is the mean over tasks of the loss computed from the items in samples.jsonl.gz. Raises Damaged
     where it is not.
 
     Args:
@@ -66,8 +68,8 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
     sizes: dict[str, float] = defaultdict(float)
     for row in safe_files.read_gzip_lines(samples, ("task", "id")):
         if row["task"] in tasks:
-            if wrong := safe_files.first_misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
-                raise Damaged(f"{samples} is damaged: {wrong} is not what an item has there")
+            if misfit := safe_files.first_misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
+                raise Damaged(f"{samples} is damaged: {misfit} is not what an item has there")
             nats[row["task"]] += row["nats"]
             sizes[row["task"]] += row["bytes"]
     if not tasks or not all(sizes[task] > 0 for task in tasks):
@@ -77,12 +79,12 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
         raise Damaged(f"{path} has {value:.6g} bits per byte, and the items in {samples.name} give {mean:.6g}")
 
 
-def evaluation_differences(one: HeldOutLoss, other: HeldOutLoss) -> str:
-    """The differences in how two runs were evaluated, as text such as "precision bf16, not fp32" (the second run's
-    value, then the first run's); "" where the losses can be compared."""
-    keys = dict.fromkeys([*one.evaluated, *other.evaluated])
+def evaluation_differences(first: HeldOutLoss, second: HeldOutLoss) -> str:
+    """The differences in how two runs were evaluated, as text such as "precision bf16, not fp32" (value of the second
+    run, value of the first); "" where their losses can be compared."""
+    keys = dict.fromkeys([*first.evaluation, *second.evaluation])
     return "; ".join(
-        f"{key} {str(other.evaluated.get(key))[:60]}, not {str(one.evaluated.get(key))[:60]}"
+        f"{key} {str(second.evaluation.get(key))[:60]}, not {str(first.evaluation.get(key))[:60]}"
         for key in keys
-        if one.evaluated.get(key) != other.evaluated.get(key)
+        if first.evaluation.get(key) != second.evaluation.get(key)
     )

@@ -18,7 +18,7 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.config import ConfigError
 from ablations.rundir import Exit, is_locked, last_step
-from ablations.status import CLOCKS_APART, SILENT_SECONDS
+from ablations.status import MOST_CLOCK_SKEW, SILENT_SECONDS
 from ablations.study import Cell, Study, from_args
 from launch.local import prepare
 from launch.repair import is_trained, repair
@@ -163,7 +163,7 @@ def trained_by_another_job(folder: Path) -> bool:
     another job. Neither sign is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt
     that was just killed."""
     heartbeat = rundir.read_heartbeat(folder)
-    recent = -CLOCKS_APART <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
+    recent = -MOST_CLOCK_SKEW <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 

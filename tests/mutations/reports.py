@@ -584,7 +584,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/registration.py",
-        'if key == "question" and registered.get("arms") == now.get("arms") and _are_generated(was, today):',
+        'if key == "question" and earlier.get("arms") == present.get("arms") and _are_generated(old, new):',
         'if key == "question" and False:',
         "tests/test_registration.py::test_the_question_of_many_typed_arms_is_short_and_its_older_words_are_no_change",
     ),
