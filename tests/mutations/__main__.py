@@ -1,5 +1,5 @@
-"""Breaks the code in each recorded way, and shows which proof and which test notice: `make mutations`. ARGS="rotary bias"
-tries a few.
+"""Breaks the code in each recorded way, and shows which proof and which test notice: `make mutations`. With
+ARGS="rotary bias" only a few are tried.
 
 A mutation replaces text in a copy of the sources, which is then called a mutant. Each mutant goes through the checks
 that every run makes before its first step (the proofs, the parameter groups, the settings in effect), and through
