@@ -214,8 +214,8 @@ def shift(folder: Path, bits_per_byte: float) -> None:
 
 
 def report(study: Any, out: Path, noise: Sequence[Path] = ()) -> str:
-    """Write the record of a study to the folder `out`, and return the report's text for the terminal. `noise`: files of
-    noise floors."""
+    """Write the record of a study to the folder `out`, and return the report's text for the terminal. `noise`:
+    directories of other runs of the baseline, from which the noise of seeds is measured, too."""
     findings = gather(study, list(noise))
     write(findings, out)
     return terminal_text(findings)
