@@ -141,7 +141,7 @@ def check(args: argparse.Namespace, device: str) -> list[str]:
     }
     compare = cases(device, args.positions, "fp8" in args.precision, args.check)
     compare = dict(list(compare.items())[args.part - 1 :: args.parts])
-    for case in sorted(compare, key=faults.__contains__):  # those with a result last: a fault may end this process again
+    for case in sorted(compare, key=faults.__contains__):  # known ones last: a fault may end this process again
         if case not in faults or (faults[case] and not args.unchecked):
             began = time.monotonic()
             faults[case] = compared(compare[case])
