@@ -19,7 +19,7 @@ CALL=${CALL:-570} # seconds that a slice may take, with a margin for what surrou
 pack() { # TEXT TASKS
   local text=$1 tasks=$2 py=.venv/bin/python pins name pin new
   # what trains; what evaluates; what the identity of prepared text names
-  local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken awkward awkward-cpp zstandard orjson deepspeed
+  local names="megatron-core hjson pydantic pydantic-core annotated-types typing-inspection gigatoken awkward awkward-cpp sentencepiece zstandard orjson deepspeed
     lm-eval datasets evaluate dill multiprocess more-itertools pytablewriter DataProperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy chardet sqlitedict word2number rouge-score sacrebleu nltk xxhash
     portalocker tabulate colorama lxml absl-py six protobuf datatrove loguru fasteners"

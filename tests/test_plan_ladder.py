@@ -192,17 +192,17 @@ def test_only_runs_that_were_evaluated_alike_are_compared_and_by_their_items(tmp
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(ConfigError, match=said):
-            ladder.pairs_of(ladders)
+            ladder.read_pairs(ladders)
     with_items(path, 1.0, bits=2.6)
     with pytest.raises(ConfigError, match="has 1 bits per byte, and the items in samples.jsonl.gz give 2.6"):
-        ladder.pairs_of(ladders)
+        ladder.read_pairs(ladders)
     for cell in study.cells:
         with_items(cell.dir / "eval.json", 2.5, bits=2.5)
-    assert {pair.loss for pair in ladder.pairs_of(ladders)[0]} == {2.5}
+    assert {pair.loss for pair in ladder.read_pairs(ladders)[0]} == {2.5}
     run = json.loads((study.cells[-1].dir / "run.json").read_text())
     (study.cells[-1].dir / "run.json").write_text(json.dumps(run | {"fingerprint": "another"}))
     with pytest.raises(ConfigError, match="holds a run that means something else"):
-        ladder.pairs_of(ladders)
+        ladder.read_pairs(ladders)
 
 
 def test_an_out_that_cannot_be_written_is_named(

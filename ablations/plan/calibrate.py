@@ -200,8 +200,8 @@ def calibrate_memory() -> dict[str, Any]:
     errors = []
     for row in rows:
         fitted = memory_fit([another for another in rows if another is not row])
-        counted, *measured = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
-        total = counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
+        exact, *fitted_parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
+        total = exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
     return {

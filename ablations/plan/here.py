@@ -1,4 +1,4 @@
-"""`make plan` without ON= and BUDGET=: the runs of a study on this machine, and their cost, as text."""
+"""`make plan` without ON= and BUDGET=: the runs of a study on this machine and their cost, as text."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from ablations.values import short_number
 
 
 def plan_here(study: Study) -> list[str]:
-    """The plan of a study as lines of text: its runs, then the compute and memory that they need, and the differences
-    that they can detect."""
+    """The plan of a study on this machine as lines of text: its runs, their compute and memory, their checkpoints and
+    data, and the differences that the study can detect."""
     from ablations.plan.epochs import epochs_of_text
     from ablations.plan.reliability import describe_saves
     from ablations.plan.schedules import schedule_drawings
@@ -36,25 +36,25 @@ def plan_here(study: Study) -> list[str]:
             f"(MAX_SEEDS): {study.max_runs} runs{flops}"
         )
     layout = study.base.layout
-    known = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
+    checkpoints = [folder for cell in study.cells for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS)]
     if study.compiled_why:
         out.append(study.compiled_why)
     every = layout.save_every
-    out.append(f"checkpoints: every {every} steps" if every else describe_saves(known, layout.mtbf, 1))
-    if at := study.base.milestones:
-        out.append(f"weights are kept, and judged, at {', '.join(map(short_number, at.values()))} tokens too")
+    out.append(f"checkpoints: every {every} steps" if every else describe_saves(checkpoints, layout.mtbf, 1))
+    if milestones := study.base.milestones:
+        out.append(f"weights are kept, and judged, at {', '.join(map(short_number, milestones.values()))} tokens too")
     return [*out, *schedule_drawings(study), *epochs_of_text(study), detectable_text(study)]
 
 
 def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
-    """A table of the runs of a study, as lines of text. `cells`: the entry "cells" of what `answers.plan` returns, one
-    dict for each run."""
+    """The table of a study's runs as lines of text. `cells`: the entry "cells" of the result of `answers.plan`, a dict
+    for each run."""
     deltas = {cell.arm: cell.delta for cell in study.cells}
     names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
     width = max(map(len, names.values()))
     out = [f"{'cell':>4}  {'arm':{width}} {'seed':>4}  {'parameters':>12}  {'tokens':>8}  {'FLOPs':>8}  directory"]
     for cell in cells:
-        tokens = flops = "by clock"  # only training tells
+        tokens = flops = "by clock"  # unknown until training ends
         if cell["tokens"] is not None:
             tokens, flops = short_number(cell["tokens"]), f"{cell['flops']:.1e}"
         out.append(
@@ -65,8 +65,8 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
-    """A sentence on the number of steps of a study's runs, their FLOPs in all, and the largest memory of a rank.
-    `cells`: the entry "cells" of what `answers.plan` returns, one dict for each run."""
+    """A sentence on the number of runs, the steps of each, the FLOPs of all, and the largest memory of a rank. `cells`:
+    the entry "cells" of the result of `answers.plan`, a dict for each run."""
     from model.memory import estimate_memory
 
     layout = study.base.layout

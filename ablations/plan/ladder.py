@@ -2,7 +2,7 @@
 
 make ladder POS=alibi,rotary SIZES=nano,mini,small TARGET=14m        # trains what is missing, then fits
 
-It writes a folder, OUT/ladder-NAME, which can be copied to ablations/records, as the reports of studies are.
+It writes a folder, OUT/ladder-NAME, which can be copied to ablations/records like the report of a study.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from ablations.study import Study, from_args
 from ablations.values import ConfigError, listed, short_number
 from model.count import flops_per_token
 
-# Of the figure's axis
+# of the figure's axis: (FLOPs of the unit, name)
 FLOP_UNITS = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
 INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of the figure's logarithmic width
 
 
-def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
+def studies_by_size(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     """The same study at each size of a ladder, the least compute first. `words`: the NAME=VALUE words that describe the
     study, without SIZE; `sizes`: the names of the sizes. Raises ConfigError where there are fewer than three sizes, a
     size is given twice, `words` have a SIZE, or a wall clock ends the runs."""
@@ -50,25 +50,31 @@ def studies(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
         raise ConfigError(f"SIZES={','.join(sizes)}: a ladder needs {LEAST_SIZES} sizes or more")
     if any(word.startswith("SIZE=") for word in words):
         raise ConfigError("a ladder has SIZES=, not SIZE=")
-    results = [from_args([*words, f"SIZE={size}"]) for size in sizes]
-    if any(study.base.ends_by_clock for study in results):
+    ladder = [from_args([*words, f"SIZE={size}"]) for size in sizes]
+    if any(study.base.ends_by_clock for study in ladder):
         raise ConfigError("a ladder compares by compute, which a wall clock does not set: train.budget=tokens")
-    return sorted(results, key=baseline_run_flops)
+    return sorted(ladder, key=baseline_run_flops)
 
 
 def baseline_run_flops(study: Study) -> float:
-    """The FLOPs of one training of a study's baseline."""
+    """The FLOPs of one run of a study's baseline."""
     return study.base.tokens * flops_per_token(study.base.model)
 
 
-def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
-    """The losses of arms and baseline at each size of a ladder: (a pair for each finished and evaluated run of an arm
-    whose baseline run is finished and evaluated too; the directories of the runs that are not). `ladder`: the study at
-    each size.
+def read_pairs(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
+    """Read the held-out losses of all runs of a ladder, and pair each run of an arm with the baseline's run of the same
+    size and seed.
+
+    Args:
+        ladder: the study at each size.
+
+    Returns:
+        (the pairs whose two runs are finished and evaluated, the directories of the runs that are not finished and
+        evaluated).
 
     Raises:
-        ConfigError: a run is damaged, is of another configuration, or was evaluated differently from another run of the
-            same size.
+        ConfigError: a run is damaged, has another configuration than its study, or was evaluated differently from
+            another run of the same size.
     """
     pairs, missing = [], []
     for study in ladder:
@@ -84,24 +90,30 @@ def pairs_of(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
             if differs := evaluation_differences(first, loss):
                 raise ConfigError(f"{cell.dir} was evaluated differently from {study.cells[0].dir.name}: {differs}")
             losses[cell.arm, cell.seed] = loss.value
-        base = study.arms[0]
+        baseline = study.arms[0]
         pairs += [
-            Pair(arm, study.base.size, seed, baseline_run_flops(study), value, losses[base, seed])
+            Pair(arm, study.base.size, seed, baseline_run_flops(study), value, losses[baseline, seed])
             for (arm, seed), value in losses.items()
-            if arm != base and (base, seed) in losses
+            if arm != baseline and (baseline, seed) in losses
         ]
     return pairs, missing
 
 
 def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The results of a ladder as lines of text: a table, then a line for each arm that is undecided. `results`: the
-    extrapolated difference of each arm; `ladder`: the study at each size; `target`: the study at the target size."""
-    aim = baseline_run_flops(target)
+    """The results of a ladder as lines of text: a table of the arms, then a line for each undecided arm on what would
+    decide it.
+
+    Args:
+        results: the extrapolated difference of each arm.
+        ladder: the study at each size.
+        target: the study at the target size.
+    """
+    target_flops = baseline_run_flops(target)
     cost = sum(baseline_run_flops(study) * len(study.cells) for study in ladder)
     out = [
         f"{target.factor}: {', '.join(study.base.size for study in ladder)}, extrapolated to {target.base.size} "
-        f"({short_number(aim)} FLOPs a run; "
-        f"the largest of the ladder has {baseline_run_flops(ladder[-1]) / aim:.1%} of them)",
+        f"({short_number(target_flops)} FLOPs a run; "
+        f"the largest of the ladder has {baseline_run_flops(ladder[-1]) / target_flops:.1%} of them)",
         f"{'arm':24} {'at the target':>14} {'90% interval':>20} {'verdict':>10}   "
         f"{'largest size alone':>20} {'verdict':>10}",
     ]
@@ -125,16 +137,18 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
                 )
             else:
                 needs = f"more than {MOST_SEEDS} seeds of this ladder"
-            direct = aim * len(target.arms) * len(target.seeds)
-            itself = f"the target itself with {len(target.seeds)} seeds, {short_number(direct)}"
-            out.append(f"to be sure of {result.arm}: {needs}; {itself}")
+            direct = target_flops * len(target.arms) * len(target.seeds)
+            out.append(
+                f"to be sure of {result.arm}: {needs}; the target itself with {len(target.seeds)} seeds, "
+                f"{short_number(direct)}"
+            )
     return out
 
 
 def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
     """Draw the measured differences from the baseline against FLOPs, the fitted line of each arm, and the intervals at
     the target, side by side. Returns SVG text. `pairs`: the measured losses; `results`: the extrapolated difference of
-    each arm; `target`: the FLOPs of a run at the target."""
+    each arm; `target`: the FLOPs of a run at the target size."""
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -142,24 +156,27 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
     for i, result in enumerate(results, 1):
         arm_pairs = [pair for pair in pairs if pair.arm == result.arm]
         first = min(pair.compute for pair in arm_pairs)
-        start = 100 * (result.at_target + result.slope * math.log(first / target))
-        place = target / unit * width ** (i - 1)
+        first_gap = 100 * (result.at_target + result.slope * math.log(first / target))
+        x = target / unit * width ** (i - 1)
         gaps = [100 * pair.gap for pair in arm_pairs]
         curves += [
             Line("", i, [pair.compute / unit for pair in arm_pairs], gaps, "point"),
-            Line(result.arm, i, [first / unit, target / unit], [start, 100 * result.at_target]),
-            Line("", i, [place, place], [100 * result.low, 100 * result.high]),
+            Line(result.arm, i, [first / unit, target / unit], [first_gap, 100 * result.at_target]),
+            Line("", i, [x, x], [100 * result.low, 100 * result.high]),
         ]
     title = "Difference from the baseline, with 90% intervals"
     return draw(title, curves, f"{name} of a run", "loss, %", logx=True, zero=True, marks={"target": target / unit})
 
 
 def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """Compare the verdicts of a ladder with the losses of runs at the target size. `results`: the extrapolated
-    difference of each arm; `target`: the losses at the target size.
+    """Compare the verdicts of a ladder with the measured differences at the target size.
+
+    Args:
+        results: the extrapolated difference of each arm.
+        target: the measured losses at the target size.
 
     Returns:
-        {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from its largest size
+        {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from the largest size
         alone}. Scores are {"hits", "misses", "open" (undecided): numbers of verdicts, "order_accuracy": the share of
         pairs of arms in the right order, None where all arms are equal}.
     """
@@ -178,9 +195,10 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
     }
 
 
-def describe_comparison(checked: dict[str, dict[str, Any]]) -> list[str]:
-    """The comparison of a ladder with its target as lines of text. `checked`: what `compare_with_target` returned."""
-    ladder, single = checked["ladder"], checked["largest_size"]
+def describe_comparison(comparison: dict[str, dict[str, Any]]) -> list[str]:
+    """The comparison of a ladder with its target as lines of text. `comparison`: the result of
+    `compare_with_target`."""
+    ladder, single = comparison["ladder"], comparison["largest_size"]
     if ladder["order_accuracy"] is None:
         return ["against the target's own runs: all arms are equal there"]
     return [
@@ -192,8 +210,8 @@ def describe_comparison(checked: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def record(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
-    """The content of ladder.json: the question, the target, the result of each arm and all pairs. `target`: the study
+def ladder_content(results: Sequence[Extrapolation], pairs: Sequence[Pair], target: Study) -> dict[str, Any]:
+    """The content of ladder.json: the question, the target, the result of each arm, and all pairs. `target`: the study
     at the target size."""
     return {
         "question": target.question,
@@ -210,23 +228,23 @@ def report(
     results: Sequence[Extrapolation],
     ladder: Sequence[Study],
     target: Study,
-    checked: dict[str, dict[str, Any]] | None,
+    comparison: dict[str, dict[str, Any]] | None,
     words: Sequence[str],
 ) -> str:
-    """The content of report.md, in Markdown: question, expectation, answer, the arms and their figure; then the
-    predictions, what it would take to be sure, and how to read the table.
+    """The content of report.md, in Markdown: question, expectation, answer, table and figure of the arms, outcomes of
+    predictions, what would decide undecided arms, and how to read the table.
 
     Args:
         results: the extrapolated difference of each arm.
         ladder: the study at each size.
         target: the study at the target size.
-        checked: what `compare_with_target` returned; None where runs at the target size are missing.
+        comparison: the result of `compare_with_target`; None where runs at the target size are missing.
         words: the words of the command, without SIZES and TARGET.
     """
     sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
     outcomes = [f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}" for p in distinct(target.predictions)]
     notes = [f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]]
-    notes += [f"* {line}" for line in (describe_comparison(checked) if checked else [])]
+    notes += [f"* {line}" for line in (describe_comparison(comparison) if comparison else [])]
     rows = [
         f"| {result.arm} | {result.at_target:+.2%} | {result.low:+.2%} to {result.high:+.2%} | "
         f"{result.single:+.2%} | {result.single_verdict} | {result.verdict} |"
@@ -239,7 +257,7 @@ def report(
         f"# {target.factor}, a ladder of {listed(sizes)} to {target.base.size}, {len(target.seeds)} seeds",
         f"**Question.** {target.question}",
         expected,
-        answer(results, ladder, target),
+        answer_text(results, ladder, target),
         "\n".join(
             [
                 f"| arm | line at {target.base.size} | 90% interval | {largest} alone | its verdict | "
@@ -261,9 +279,9 @@ def report(
     return "\n\n".join(sections) + "\n"
 
 
-def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> str:
-    """The answer of a ladder in a sentence: which arms are better or worse than the baseline at the target, and which
-    are undecided. `ladder`: the study at each size; `target`: the study at the target size."""
+def answer_text(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> str:
+    """The answer of a ladder in a sentence: which arms are better or worse than the baseline at the target size, and
+    which are undecided. `ladder`: the study at each size; `target`: the study at the target size."""
     baseline = "the baseline" if target.arms[0] == "baseline" else f"the baseline ({target.arms[0]})"
     clauses = []
     for verdict, words in (
@@ -280,8 +298,8 @@ def answer(results: Sequence[Extrapolation], ladder: Sequence[Study], target: St
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
     """The outcome of a registered prediction by the verdicts at the target: "held", "failed", "undecided", or "not
-    decided by a ladder". A ladder decides only the order in loss of two arms of which one is the baseline. `results`:
-    the extrapolated difference of each arm; `baseline`: the label of the baseline arm."""
+    decided by a ladder". A ladder decides only which of an arm and the baseline has the lower loss. `results`: the
+    extrapolated difference of each arm; `baseline`: the name of the baseline arm."""
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:
@@ -302,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     as_json = answers.asks_for_json(args.words)
     try:
         _, args.words = answers.extract_format(args.words)
-        ladder = studies(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
+        ladder = studies_by_size(args.words, [size.strip() for size in args.sizes.split(",") if size.strip()])
         target = from_args([*args.words, f"SIZE={args.target}"])
         if baseline_run_flops(target) <= baseline_run_flops(ladder[-1]):
             raise ConfigError(f"TARGET={args.target} takes no more compute than {ladder[-1].base.size} of the ladder")
@@ -311,35 +329,35 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             print(*(study.base.size for study in ladder), sep="\n")
             return 0
-        pairs, missing = pairs_of(ladder)
+        pairs, missing = read_pairs(ladder)
         if missing:
             raise ConfigError(
                 f"{len(missing)} runs are not finished and judged, among them {missing[0]}: make ladder runs them"
             )
         results = extrapolate(pairs, baseline_run_flops(target))
-        target_pairs, unfinished = pairs_of([target])
+        target_pairs, unfinished = read_pairs([target])
     except ConfigError as error:
         answers.print_error(str(error), as_json)
         return 2
     folder, drawn = target.out / f"ladder-{target.name}", figure(pairs, results, baseline_run_flops(target))
-    content = record(results, pairs, target)
-    checked = None if unfinished else compare_with_target(results, target_pairs)
+    content = ladder_content(results, pairs, target)
+    comparison = None if unfinished else compare_with_target(results, target_pairs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         safe_files.write_text(folder / "figure.svg", combined_figures([drawn]))
         safe_files.write_json(folder / "ladder.json", content, indent=1)
-        safe_files.write_text(folder / "report.md", report(results, ladder, target, checked, args.words))
+        safe_files.write_text(folder / "report.md", report(results, ladder, target, comparison, args.words))
     except OSError as error:
         if not (reason := safe_files.storage_error(error)):
             raise
         answers.print_error(reason, as_json)
         return 1
     if as_json:
-        print(answers.answer("ladder", content | {"against_target": checked, "written": str(folder)}))
+        print(answers.answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
         return 0
     print(*describe(results, ladder, target), sep="\n")
-    if checked:
-        print(*describe_comparison(checked), sep="\n")
+    if comparison:
+        print(*describe_comparison(comparison), sep="\n")
     print(f"written: {folder}/report.md, figure.svg, ladder.json")
     return 0
 

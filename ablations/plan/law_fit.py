@@ -1,36 +1,40 @@
-"""Scaling laws fitted to runs, with bootstrap intervals; refused where the runs cannot determine the law.
+"""Scaling laws fitted to training runs, with bootstrap intervals. A fit is refused where the runs cannot determine the
+law.
 
-Two forms of law give the loss in parameters N and tokens D: Hoffmann et al. 2022 (eq. 2), E + A / N^alpha + B / D^beta,
-and Kaplan et al. 2020 (eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD. A third gives it in compute C alone, (Cc / C)^alpha.
-The fit minimises the sum of Huber losses of log residuals by L-BFGS from many starts: the sum, since the mean of small
-losses stops L-BFGS early. Losses are divided by their geometric mean before the fit, so that their unit changes
-nothing.
+There are three forms of law for the loss. Two are in parameters N and tokens D: "hoffmann" (Hoffmann et al. 2022, eq.
+2), E + A / N^alpha + B / D^beta; and "kaplan" (Kaplan et al. 2020, eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD. The
+third, "compute", is in the compute C alone: (Cc / C)^alpha.
+
+The fit minimises the sum of Huber losses of log residuals by L-BFGS from many starting points. It is the sum and not
+the mean, because L-BFGS stops early at the small values of a mean. Losses are divided by their geometric mean before
+the fit, so that their unit does not matter.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from ablations.plan.published_laws import Hoffmann
 from ablations.values import ConfigError
 
-HUBER = 1e-3  # of a log residual, where squares turn into absolute values: Hoffmann et al. 2022
-FIRST_ITERATIONS, BEST_STARTS = 40, 3  # iterations from every start, and how many of the best are carried to the end
+HUBER = 1e-3  # the log residual at which the Huber loss turns from quadratic to linear: Hoffmann et al. 2022
+FIRST_ITERATIONS, BEST_STARTS = 40, 3  # iterations from every start; the number of best ones that are iterated further
 RESAMPLES = 200
 COVERAGE = 0.9  # of the bootstrap's intervals
-LEAST_SPREAD = 2.0  # largest / smallest of N, and of D, below which an exponent is not fitted; untuned
-COLLINEAR = 0.97  # correlation of log N and log D above which their exponents cannot be told apart; untuned
+LEAST_SPREAD = 2.0  # the least ratio of largest to smallest N, and D, for which an exponent is fitted; untuned
+COLLINEAR = 0.97  # the highest correlation of log N and log D with which both exponents are fitted; untuned
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trained model, to which a law is fitted: n parameters, d tokens, and the loss, in any unit that all points
-    share.
+    """The loss of a model with n parameters after d training tokens, to which a law is fitted. The loss is in any unit
+    that all points share.
 
-    `run`: the name of the run that gave the point; points with the same name are resampled together. "": a run of its
-    own.
+    `run` is the name of the training run that gave the point: the bootstrap resamples points with the same name
+    together. "" stands for a run of its own.
     """
 
     n: float
@@ -45,22 +49,22 @@ class Point:
 
 
 class UndeterminedLaw(ConfigError):
-    """The data do not determine the law; the message says what is missing."""
+    """The error where runs do not determine a law; the message says what is missing."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A law fitted to runs, `values` {constant: value}, with the laws fitted to bootstrap resamples of the runs,
+class FittedLaw:
+    """A scaling law fitted to runs, with its constants, `values`, {name: value}, and those of bootstrap resamples,
     `samples`."""
 
     form: str  # "hoffmann", "kaplan" or "compute"
     values: dict[str, float]
-    samples: list[dict[str, float]]  # the same values of each resample of the runs
+    samples: list[dict[str, float]]  # as `values`, for each bootstrap resample of the runs
     points: list[Point]
 
     def loss(self, n: float, d: float, values: dict[str, float] | None = None) -> float:
-        """The loss that the law predicts for n parameters and d tokens. `values`: other constants to use, {constant:
-        value}; None: the fitted ones."""
+        """The loss that the law predicts for n parameters and d tokens. `values`: other constants, {name: value}; None:
+        the fitted ones."""
         v = values or self.values
         if self.form == "hoffmann":
             return as_hoffmann(v).loss(n, d)
@@ -69,9 +73,8 @@ class Fit:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """The bootstrap interval (low, high) of a quantity that follows from the law: it contains the share COVERAGE of
-        the values from the resamples. `quantity`: a function that computes the quantity from the law's constants,
-        {constant: value}."""
+        """The bootstrap interval with coverage COVERAGE, (low, high), of a quantity that follows from the law.
+        `quantity`: a function from the law's constants, {name: value}, to the quantity."""
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -80,26 +83,26 @@ class Fit:
 
 
 def as_hoffmann(values: dict[str, float]) -> Hoffmann:
-    """The Hoffmann law with the constants `values`, {"E", "A", "B", "alpha", "beta"}."""
+    """The Hoffmann law with the constants {"E", "A", "B", "alpha", "beta": value}."""
     return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
 
 
-def check(points: Sequence[Point], form: str) -> None:
-    """Check that runs can determine a law of a form. Raises UndeterminedLaw where there are too few of them, their
-    range is too narrow, or their tokens follow from their parameters; the message says what is missing. `form`:
-    "hoffmann", "kaplan" or "compute"."""
+def check_determined(points: Sequence[Point], form: str) -> None:
+    """Raise UndeterminedLaw where runs cannot determine a law: they are too few, their range is too narrow, or their
+    numbers of tokens follow from their numbers of parameters. The message says what is missing. `form`: "hoffmann",
+    "kaplan" or "compute"."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
             raise UndeterminedLaw(f"parameters, tokens and losses must be above 0 and finite, not {point}")
-    kinds = {"parameters": [point.n for point in points], "tokens": [point.d for point in points]}
+    variables = {"parameters": [point.n for point in points], "tokens": [point.d for point in points]}
     if form == "compute":
-        kinds = {"compute": [point.compute for point in points]}
+        variables = {"compute": [point.compute for point in points]}
     need = {"compute": 3, "kaplan": 5, "hoffmann": 6}[form]
     if len(points) < need:
         raise UndeterminedLaw(
             f"{len(points)} runs cannot determine a law of {need - 1} numbers: {need} at least are needed"
         )
-    for name, values in kinds.items():
+    for name, values in variables.items():
         distinct = sorted(set(values))
         if len(distinct) < 3:
             what = f"all runs have the same {name}" if len(distinct) == 1 else f"there are two {name} only"
@@ -115,16 +118,17 @@ def check(points: Sequence[Point], form: str) -> None:
 
 
 def _correlation(points: Sequence[Point]) -> float:
-    """The correlation over the runs of log N and log D, where N is the number of parameters and D that of tokens."""
+    """The correlation of log N and log D over the points, where N is the number of parameters and D the number of
+    tokens."""
     return statistics.correlation([math.log(point.n) for point in points], [math.log(point.d) for point in points])
 
 
-def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> Fit:
-    """Fit a law to runs: the law with the least sum of Huber losses, and further laws fitted to bootstrap resamples of
-    the runs. All points of a run are drawn together, since their noise is not independent.
+def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> FittedLaw:
+    """Fit a law to runs by minimising the sum of Huber losses, and fit it again to bootstrap resamples of the runs. All
+    points of a run are resampled together, since their noise is not independent.
 
     Args:
-        points: the runs; a run may have several points.
+        points: the points of the runs; a run may have several.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
         resamples: the number of bootstrap resamples.
         seed: the seed of the resampling.
@@ -134,13 +138,12 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     """
     import numpy as np
 
-    check(points, form)
+    check_determined(points, form)
     scale = math.exp(sum(math.log(point.loss) for point in points) / len(points))
     data = np.array([[math.log(point.n), math.log(point.d), math.log(point.loss / scale)] for point in points])
-    begun = sorted(
-        (_minimise(data, start, form, FIRST_ITERATIONS) for start in _starts(data, form)), key=lambda end: end[1]
-    )
-    best = min((_minimise(data, theta, form) for theta, _ in begun[:BEST_STARTS]), key=lambda end: end[1])
+    rough = [_minimise(data, start, form, FIRST_ITERATIONS) for start in _starting_points(data, form)]
+    rough.sort(key=itemgetter(1))
+    best, _ = min((_minimise(data, theta, form) for theta, _ in rough[:BEST_STARTS]), key=itemgetter(1))
     by_run: dict[str, list[int]] = {}
     for i, point in enumerate(points):
         by_run.setdefault(point.run or f"point {i}", []).append(i)
@@ -150,36 +153,35 @@ def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMP
     while len(samples) < resamples:
         drawn = np.concatenate([runs[i] for i in rng.integers(len(runs), size=len(runs))])
         try:
-            check([points[i] for i in drawn], form)
+            check_determined([points[i] for i in drawn], form)
         except UndeterminedLaw:
-            continue  # of three sizes one may be missing: such a draw has no law either
-        samples.append(_named_constants(_refine(data[drawn], best[0], form), scale, form))
-    return Fit(form, _named_constants(best[0], scale, form), samples, list(points))
+            continue  # the resample determines no law, for example because it lacks one of three sizes
+        samples.append(_named_constants(_refine(data[drawn], best, form), scale, form))
+    return FittedLaw(form, _named_constants(best, scale, form), samples, list(points))
 
 
 def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
-    """The logarithms of the losses that a law predicts for the runs, [runs], and their gradient, [runs, constants].
+    """The logarithms of the losses that a law predicts, [points], and their gradient, [points, constants].
 
     Args:
         theta: the constants of the law. "hoffmann": log A, log B, log E, alpha, beta; "kaplan": log Nc, log Dc, log aN,
             log aD; "compute": log Cc, alpha.
-        data: [runs, 3]: log N, log D and log loss of each run.
+        data: [points, 3]: log N, log D and log loss of each point.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
     """
     import numpy as np
 
     n, d = data[:, 0], data[:, 1]
-    if form == "compute":  # theta: log Cc, alpha
+    if form == "compute":
         gap = theta[0] - (math.log(6) + n + d)
         return theta[1] * gap, np.stack([np.full_like(n, theta[1]), gap], 1)
-    if form == "hoffmann":  # theta: log A, log B, log E, alpha, beta
+    if form == "hoffmann":
         terms = np.stack([theta[0] - theta[3] * n, theta[1] - theta[4] * d, np.full_like(n, theta[2])])
         top = terms.max(0)
         parts = np.exp(terms - top)
         total = parts.sum(0)
         share = parts / total
         return top + np.log(total), np.stack([share[0], share[1], share[2], -share[0] * n, -share[1] * d], 1)
-    # theta: log Nc, log Dc, log aN, log aD
     an, ad = math.exp(theta[2]), math.exp(theta[3])
     first, second = an / ad * (theta[0] - n), theta[1] - d
     log_sum = np.logaddexp(first, second)
@@ -189,11 +191,11 @@ def _log_loss(theta: Any, data: Any, form: str) -> tuple[Any, Any]:
 
 
 def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple[Any, float]:
-    """Minimise the sum of Huber losses with L-BFGS: (the constants that were found, the sum).
+    """Minimise the sum of Huber losses by L-BFGS. Returns (the constants at the minimum, the sum there).
 
     Args:
-        data: [runs, 3]: log N, log D and log loss of each run.
-        start: the constants to start from, in the order of `_log_loss`, as are those returned.
+        data: [points, 3]: log N, log D and log loss of each point.
+        start: the constants to start from; their order, also in the result, is that of `theta` in `_log_loss`.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
         iterations: the largest number of iterations.
     """
@@ -215,12 +217,12 @@ def _minimise(data: Any, start: Any, form: str, iterations: int = 2000) -> tuple
 
 
 def _refine(data: Any, start: Any, form: str) -> Any:
-    """Minimise the sum of Huber losses by a trust-region method, from constants near the minimum. For a bootstrap
-    resample that takes a tenth of the time of `_minimise`. Returns the constants.
+    """Minimise the sum of Huber losses by a trust-region method, starting near the minimum. For a bootstrap resample
+    this takes a tenth of the time of `_minimise`. Returns the constants at the minimum.
 
     Args:
-        data: [runs, 3]: log N, log D and log loss of each run.
-        start: the constants to start from, in the order of `_log_loss`, as are those returned.
+        data: [points, 3]: log N, log D and log loss of each point.
+        start: the constants to start from; their order, also in the result, is that of `theta` in `_log_loss`.
         form: the form of the law: "hoffmann", "kaplan" or "compute".
     """
     from scipy.optimize import least_squares
@@ -237,9 +239,9 @@ def _refine(data: Any, start: Any, form: str) -> Any:
     return result.x
 
 
-def _starts(data: Any, form: str) -> list[Any]:
-    """The sets of constants from which to start the fit: exponents on a grid, and for each of them rough values of the
-    other constants. Each set is in the order of `_log_loss`. `data`: [runs, 3], log N, log D and log loss of each run;
+def _starting_points(data: Any, form: str) -> list[Any]:
+    """The starting points of the fit: exponents on a grid, each with rough values of the other constants. The order of
+    the constants is that of `theta` in `_log_loss`. `data`: [points, 3], log N, log D and log loss of each point;
     `form`: "hoffmann", "kaplan" or "compute"."""
     import numpy as np
     from scipy.optimize import nnls
@@ -254,7 +256,7 @@ def _starts(data: Any, form: str) -> list[Any]:
         for an in (0.05, 0.1, 0.3):
             for ad in (0.05, 0.1, 0.3):
                 for share in (0.3, 0.7):
-                    # each term is that share of the sum at the middle run
+                    # at the median run the terms are the shares `share` and 1 - `share` of the sum
                     total = np.median(logs) / ad
                     log_nc = np.median(n) + (total + math.log(share)) * ad / an
                     starts.append(
@@ -263,7 +265,7 @@ def _starts(data: Any, form: str) -> list[Any]:
         return starts
     for alpha in (0.1, 0.2, 0.35, 0.5, 0.8):
         for beta in (0.1, 0.2, 0.35, 0.5, 0.8):
-            # terms are divided by their value at the middle run, to be of one size
+            # each term is divided by its value at the mean run, so that both have a similar scale
             x, y = np.exp(-alpha * (n - n.mean())), np.exp(-beta * (d - d.mean()))
             a, b, e = np.maximum(nnls(np.stack([x, y, np.ones_like(x)], 1) / loss[:, None], np.ones_like(x))[0], 1e-3)
             starts.append(
@@ -273,7 +275,7 @@ def _starts(data: Any, form: str) -> list[Any]:
 
 
 def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law, {name: value}, in the original unit of the loss. `theta`: the constants in the order of
+    """The constants of a law as {name: value}, in the original unit of the loss. `theta`: the constants in the order of
     `_log_loss`; `scale`: the number by which the losses were divided before the fit; `form`: "hoffmann", "kaplan" or
     "compute"."""
     t = [float(value) for value in theta]
@@ -283,16 +285,15 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
         a, b, e = (math.exp(value) * scale for value in t[:3])
         return {"E": e, "A": a, "B": b, "alpha": t[3], "beta": t[4]}
     an, ad = math.exp(t[2]), math.exp(t[3])
-    unit = math.log(scale)  # loss x k: both terms of the sum x k^(1 / aD)
+    unit = math.log(scale)  # a loss times k means both terms of the sum times k^(1 / aD)
     return {"Nc": math.exp(t[0] + unit / an), "Dc": math.exp(t[1] + unit / ad), "aN": an, "aD": ad}
 
 
 def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Check a law on the runs of the largest size: fit it to all other runs, and predict the losses of the largest
-    size. Returns (the points of the largest size, the relative error of the prediction for each). `form`: "hoffmann",
-    "kaplan" or "compute". Raises UndeterminedLaw where the other runs do not determine the law."""
+    """Validate a law on the largest size: fit it to the points of all smaller sizes, and predict the losses at the
+    largest. Returns (the points of the largest size, the relative error of the prediction for each). `form`:
+    "hoffmann", "kaplan" or "compute". Raises UndeterminedLaw where the smaller sizes do not determine the law."""
     top = max(point.n for point in points)
-    rest = [point for point in points if point.n < top]
-    law = fit(rest, form, resamples=1)
+    law = fit([point for point in points if point.n < top], form, resamples=1)
     left_out = [point for point in points if point.n == top]
     return left_out, [law.loss(point.n, point.d) / point.loss - 1 for point in left_out]

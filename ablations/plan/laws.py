@@ -16,25 +16,25 @@ from ablations.drawing import SERIES, Line, combined_figures
 from ablations.drawing import lines as draw
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
-from ablations.plan.law_fit import COVERAGE, Fit, Point, UndeterminedLaw, error_on_the_largest, fit
+from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, short_number, unknown_choice
 from model.config import ModelConfig
 from model.count import parameters
 
-SEVERAL_FALLS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
+SEVERAL_DECAYS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
 FORMS = ("hoffmann", "kaplan", "compute")  # see law_fit.py
-NO_FLOOR_SHARE = 0.01  # of the least loss, below which the irreducible loss is not told from 0; untuned
-SAME_MOMENT = 1e-3  # of the budget's share at which weights were kept: one step after a fall the rate is high again
+NO_FLOOR_SHARE = 0.01  # of the least loss; an irreducible loss whose interval begins below it may be 0; untuned
+SAME_MOMENT = 1e-3  # relative tolerance of the moment of a decay: one step after it the learning rate is high again
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
-    """Read finished runs for fitting a scaling law. Each run gives a point of its number of parameters, the tokens of
-    its budget and its held-out bits per byte, in the order of `folders`.
+    """Read finished runs for fitting a scaling law, in the order of `folders`. Each run gives a point: its number of
+    parameters, the tokens of its budget, and its held-out loss in bits per byte.
 
-    A run with the schedule warmup-stable-decay-stable also gives a point for each earlier decay whose weights were kept
-    and evaluated (layout.eval_at). Weights saved at other moments are left out, since the learning rate had not decayed
-    then.
+    A run with the schedule warmup-stable-decay-stable also gives a point for each earlier decay of the learning rate
+    whose weights were kept and evaluated (layout.eval_at). Weights saved at other moments are left out, since the
+    learning rate had not decayed then.
 
     Args:
         folders: the run directories, each with run.json and eval.json.
@@ -47,7 +47,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
         raise ConfigError(f"{repeated[0]} is named twice")
     points: list[Point] = []
-    judged = ""
+    first_corpora = ""
     first: HeldOutLoss | None = None
     for folder in folders:
         run = rundir.read_run(folder)
@@ -57,13 +57,13 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             )
         try:
             model = ModelConfig(**run["config"]["model"])
-            text = str(run["config"]["eval"]["corpora"])
+            corpora = str(run["config"]["eval"]["corpora"])
             train = run["config"]["train"]
             budget = train.get("budget", "tokens")
             tokens, schedule = float(train["tokens"]), str(train.get("schedule", "cosine"))
             loss = _loss(folder / rundir.EVAL)
             losses = {tokens: loss.value}
-            if schedule == SEVERAL_FALLS:
+            if schedule == SEVERAL_DECAYS:
                 for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
                     scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
@@ -75,9 +75,11 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             raise ConfigError(f"{folder}: {rundir.RUN} or {rundir.EVAL} lacks {error}") from None
         if budget != "tokens":
             raise ConfigError(f"{folder} ended by a wall clock: laws are fitted to runs of a budget in tokens")
-        if judged and text != judged:
-            raise ConfigError(f"{folder} was judged on {text}, the runs before it on {judged}: no common loss")
-        judged, first = text, first or loss
+        if first_corpora and corpora != first_corpora:
+            raise ConfigError(
+                f"{folder} was judged on {corpora}, the runs before it on {first_corpora}: no common loss"
+            )
+        first_corpora, first = corpora, first or loss
         if differs := evaluation_differences(first, loss):
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
@@ -103,7 +105,7 @@ def _write(path: Path, text: str) -> None:
         raise ConfigError(f"TO={path}: {safe_files.storage_error(error) or error.strerror}") from None
 
 
-def describe(law: Fit) -> list[str]:
+def describe(law: FittedLaw) -> list[str]:
     """A fitted law as lines of text: each constant with its bootstrap interval."""
     out = []
     for name, value in law.values.items():
@@ -112,7 +114,7 @@ def describe(law: Fit) -> list[str]:
     return out
 
 
-def figure(law: Fit) -> str:
+def figure(law: FittedLaw) -> str:
     """Draw the measured and the fitted losses against tokens, for the largest SERIES sizes: points for the runs, a line
     for each size. Returns SVG text."""
     curves = []
@@ -127,43 +129,44 @@ def figure(law: Fit) -> str:
 
 
 def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The power law of the best number of parameters, N = a C^b for C FLOPs, by Hoffmann's approaches 1 and 2: {name of
-    the approach: (a, b), or where the runs do not determine them a sentence that says why}."""
+    """The compute-optimal number of parameters as a power law, N = a C^b for C FLOPs, by Hoffmann's approaches 1 and 2.
+    Returns {name of the approach: (a, b)}; in place of (a, b) a sentence with the reason where the runs do not
+    determine them."""
     out: dict[str, tuple[float, float] | str] = {}
-    for name, way in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
+    for name, approach in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
         try:
-            out[name] = way(points)
+            out[name] = approach(points)
         except UndeterminedLaw as error:
             out[name] = str(error)
     return out
 
 
-def describe_size_laws(ways: dict[str, tuple[float, float] | str]) -> list[str]:
-    """How the compute-optimal number of parameters N grows with the compute C in FLOPs, by Hoffmann's approaches 1 and
-    2, as lines of text. `ways`: {approach: (a, b) of N = a C^b, or the reason why it has no result}."""
+def describe_size_laws(size_laws: dict[str, tuple[float, float] | str]) -> list[str]:
+    """The power laws of the compute-optimal number of parameters as lines of text. `size_laws`: the result of
+    `size_laws_by_other_methods`."""
     return [
-        f"{name}: cannot be told: {way}" if isinstance(way, str) else f"{name}: N = {way[0]:.3g} C^{way[1]:.3f}"
-        for name, way in ways.items()
+        f"{name}: cannot be told: {law}" if isinstance(law, str) else f"{name}: N = {law[0]:.3g} C^{law[1]:.3f}"
+        for name, law in size_laws.items()
     ]
 
 
-def irreducible_loss_may_be_zero(law: Fit) -> bool:
-    """Whether a fitted law is of the form "hoffmann", and its irreducible loss E cannot be told from 0. False for other
-    forms."""
+def irreducible_loss_may_be_zero(law: FittedLaw) -> bool:
+    """Whether the irreducible loss E of a fitted law cannot be told from 0. False where the law's form is not
+    "hoffmann", the only one with an E."""
     least = min(point.loss for point in law.points)
     return law.form == "hoffmann" and law.interval(itemgetter("E"))[0] < NO_FLOOR_SHARE * least
 
 
-def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
+def laws_content(law: FittedLaw, left_out: Sequence[Point], errors: Sequence[float]) -> dict[str, Any]:
     """The answer of `make laws` as an object for JSON.
 
     Args:
         law: the law fitted to all runs.
         left_out: the points of the largest size, from `error_on_the_largest`.
-        errors: the relative error of the law at each of them, where it is fitted to the other points.
+        errors: for each of these points the relative error of the law fitted to the other points.
     """
     intervals = {name: law.interval(itemgetter(name)) for name in law.values}
-    ways = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
+    size_laws = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
     return {
         "form": law.form,
         "points": [vars(point) for point in law.points],
@@ -175,8 +178,8 @@ def content(law: Fit, left_out: Sequence[Point], errors: Sequence[float]) -> dic
         "resamples": len(law.samples),
         "may_have_no_floor": irreducible_loss_may_be_zero(law),
         "other_ways": {
-            name: {"problem": way} if isinstance(way, str) else {"coefficient": way[0], "exponent": way[1]}
-            for name, way in ways.items()
+            name: {"problem": fitted} if isinstance(fitted, str) else {"coefficient": fitted[0], "exponent": fitted[1]}
+            for name, fitted in size_laws.items()
         },
         "without_largest": {"parameters": left_out[0].n, "relative_errors": list(errors)},
     }
@@ -217,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
         if as_json:
-            print(answers.answer("laws", content(law, left_out, errors)))
+            print(answers.answer("laws", laws_content(law, left_out, errors)))
             return 0
         worst = max(errors, key=abs)
         print(

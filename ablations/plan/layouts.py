@@ -1,7 +1,8 @@
-"""The parallel layouts in which a run fits on given GPUs, ordered by predicted speed. They include layouts with
-activation recomputation, which our engine does not have yet.
+"""The parallel layouts in which a run fits into the memory of given GPUs, sorted by predicted speed. They include
+layouts with activation recomputation, which our engine does not have yet.
 
-Every layout that is returned fits into memory by model/memory.py, and divides every batch of the run among its ranks.
+Every layout in a result fits into memory by the estimate of model/memory.py, and divides every batch of the run evenly
+among the ranks.
 """
 
 import itertools
@@ -26,7 +27,7 @@ class FittingLayout:
     memory of a GPU in GiB, for the arm that needs the most."""
 
     layout: Layout
-    steps: tuple[PredictedStep, ...]  # one for each run that was asked about
+    steps: tuple[PredictedStep, ...]  # one for each arm, in the order of the arms
     gib: float
 
     @property
@@ -36,8 +37,8 @@ class FittingLayout:
     @property
     def words(self) -> str:
         layout = self.layout
-        again = ", recomputed" if layout.recompute else ""
-        return f"dp {layout.dp} x tp {layout.tp}, micro-batch {layout.micro_batch}, ZeRO {layout.zero}{again}"
+        recomputed = ", recomputed" if layout.recompute else ""
+        return f"dp {layout.dp} x tp {layout.tp}, micro-batch {layout.micro_batch}, ZeRO {layout.zero}{recomputed}"
 
     @property
     def settings_text(self) -> str:
@@ -50,7 +51,7 @@ class FittingLayout:
 
 
 def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory that one rank needs in GiB: its tensors, and the overhead of a process, fitted to published
+    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
     measurements."""
     precision = run.train.precision
     tensors = estimate_memory(
@@ -71,16 +72,16 @@ def fitting_layouts(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study get the same layout, so that
-    they differ only in what the study asks.
+    they differ only in what the study compares.
 
     Args:
-        runs: the runs, such as one of each arm.
+        runs: the runs, for example one of each arm.
         gpu: the kind of GPU.
         gpus: the number of GPUs of each run.
         site: speeds measured on this kind of GPU, by which predictions are corrected; None: there are none.
 
     Returns:
-        (the layouts, the fastest first; sentences that say why other layouts were refused).
+        (the layouts, the fastest first; sentences on why other layouts were refused).
     """
     fitting: list[FittingLayout] = []
     refused: dict[str, str] = {}
@@ -96,13 +97,13 @@ def fitting_layouts(
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
-        need = max(rank_memory(run, layout) for run in runs)
-        least_memory = min(least_memory, need)
-        if need * (1 + EDGE) > gpu.memory:
+        memory = max(rank_memory(run, layout) for run in runs)
+        least_memory = min(least_memory, memory)
+        if memory * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")
             continue
         steps = tuple(predict_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
-        fitting.append(FittingLayout(layout, steps, need))
+        fitting.append(FittingLayout(layout, steps, memory))
     if not fitting and "memory" in refused:
         refused["memory"] = (
             f"does not fit: the least of all layouts is {least_memory:.1f} GiB on each of {gpus} {gpu.name}, "
@@ -113,8 +114,9 @@ def fitting_layouts(
 
 
 def training_time(run: Run, gpu: GPU, gpus: int, site: SiteSpeed | None) -> tuple[float, str]:
-    """The seconds that a run trains in the fastest layout that our engine has: (seconds, the basis of the prediction in
-    words); (inf, "") where none fits. The arguments are those of `fitting_layouts`."""
+    """The training time of a run in the fastest layout that our engine has: (seconds, the basis of the prediction in
+    words); (inf, "") where none fits. `gpus`: the number of GPUs; `site`: speeds measured on this kind of GPU, or
+    None."""
     best = best_layout(fitting_layouts([run], gpu, gpus, site)[0])
     if not best or best.layout.recompute:
         return math.inf, ""
@@ -123,8 +125,7 @@ def training_time(run: Run, gpu: GPU, gpus: int, site: SiteSpeed | None) -> tupl
 
 
 def _indivisible_reason(run: Run, tp: int) -> str:
-    """The reason why tensor parallelism over `tp` ranks cannot divide the model of a run, as a sentence; "" where it
-    can."""
+    """A sentence on why tensor parallelism over `tp` ranks cannot divide the model of a run; "" where it can."""
     for name, number in (
         ("heads", run.model.heads),
         ("inner width", run.model.ffn),
@@ -136,8 +137,8 @@ def _indivisible_reason(run: Run, tp: int) -> str:
 
 
 def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
-    """The reason why a batch of the run cannot be divided evenly among `dp` data-parallel replicas in micro-batches of
-    `micro` sequences, as a sentence; "" where all its batches can."""
+    """A sentence on why a batch of the run cannot be divided evenly among `dp` data-parallel replicas in micro-batches
+    of `micro` sequences; "" where all its batches can."""
     for size in run.batch_sizes.sizes:
         if size % (dp * micro):
             where = "the batch" if size == run.train.batch else "a batch of the ramp"
@@ -146,14 +147,14 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_layout(candidates: list[FittingLayout]) -> FittingLayout | None:
-    """The fastest of the candidates that our engine has, which are those without recomputation, else the fastest; None
-    where there are no candidates. `candidates`: the layouts, the fastest first."""
+    """The fastest candidate without recomputation, which our engine does not have, or else the fastest; None where
+    there are no candidates. `candidates`: the layouts, the fastest first."""
     return min(candidates, key=lambda candidate: candidate.layout.recompute, default=None)
 
 
 def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """Up to LAYOUTS_SHOWN of the candidates, the fastest first: the two fastest, and the fastest for each other
-    combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest first."""
+    """The candidates to show, the fastest first and at most LAYOUTS_SHOWN: the two fastest, and the fastest of each
+    other combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest first."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

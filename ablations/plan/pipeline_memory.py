@@ -1,26 +1,28 @@
-"""Memory of one GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism, which our
-engine does not have (for our engine see model/memory.py).
+"""The memory of a GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism. (Our engine
+does not have it; its memory is in model/memory.py.)
 
-Weights, gradients and the optimizer's share (ZeRO-1) are counted. Four numbers are fitted to the published measurements
-(published.csv, by ablations/plan/calibrate.py): further bytes for each weight (copies and buffers of DeepSpeed and
-NCCL), a factor on the activations, bytes for each logit, and the memory that every process takes.
+Weights, gradients and the optimizer's share (ZeRO-1) are computed exactly. Four numbers are fitted to published
+measurements (published.csv) by ablations/plan/calibrate.py: further bytes for each weight (copies and buffers of
+DeepSpeed and NCCL), a factor on the activations, bytes for each logit, and the overhead of a process.
 """
 
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.throughput import Layout, Shape, calibration
 
 FITTED = ("bytes for each weight", "activations", "bytes for each logit", "GiB for each process")
-EDGE = 0.03  # median error of the rows held out; within it of the limit, a layout may fit or not
+EDGE = 0.03  # the relative error of the estimate: its median on held-out rows
 
 
 def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
-    """The memory of a GPU of the first or the last pipeline stage in GiB, as a list of summands: first the part that is
-    known exactly, then one number for each constant in FITTED, which has to be multiplied by it.
+    """The memory of a GPU of the first or the last pipeline stage, as a list of summands: first the part that is known
+    exactly, in GiB; then for each constant in FITTED the number by which it must be multiplied to give GiB.
 
     Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score. With
     recomputation they are the input of each layer, and all activations of one layer.
 
     Args:
+        shape: the dimensions of the model.
+        layout: the parallel layout.
         flash: whether attention is one kernel that does not write the scores to memory.
         fp32_sums: whether gradients are summed in fp32 beside the 16-bit gradients, as in BigScience's bf16 runs of
             2022.
@@ -31,11 +33,11 @@ def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
     weights = (layers * shape.block + shape.vocab * hidden) / tp
     scores = 0.0 if flash else 5 * rows * shape.seq * shape.heads / tp
     layer = (10 + 24 / tp) * rows * hidden + scores
-    under_way = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, one pass forward, one backward
-    stored = layers * 2 * rows * hidden * under_way + layer if layout.recompute else layers * layer * under_way
+    in_flight = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, with a schedule of 1F1B
+    stored = layers * 2 * rows * hidden * in_flight + layer if layout.recompute else layers * layer * in_flight
     logits = rows * shape.vocab / tp if last or layout.pp == 1 else 0.0
-    counted = weights * ((8 if fp32_sums else 4) + 12 / layout.dp)
-    return [part / GIB for part in (counted, weights, stored, logits, GIB)]
+    exact = weights * ((8 if fp32_sums else 4) + 12 / layout.dp)
+    return [part / GIB for part in (exact, weights, stored, logits, GIB)]
 
 
 def peak_memory(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bool = True) -> float:
@@ -49,17 +51,19 @@ def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
     """The peak memory in GiB of a GPU of one pipeline stage: the sum of `memory_parts`, with the fitted constants.
 
     Args:
+        shape: the dimensions of the model.
+        layout: the parallel layout.
         flash: whether attention is one kernel that does not write the scores to memory.
         fp32_sums: whether gradients are summed in fp32 beside the 16-bit gradients.
         last: whether the stage is the last one, else the first one.
     """
     fitted = calibration()["memory"]["fitted"]
-    counted, *measured = memory_parts(shape, layout, flash, fp32_sums, last)
-    return counted + sum(fitted[name] * part for name, part in zip(FITTED, measured, strict=True))
+    exact, *fitted_parts = memory_parts(shape, layout, flash, fp32_sums, last)
+    return exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
 
 
 def fit_in_words(gib: float, gpu: GPU) -> str:
-    """A judgement of whether `gib` GiB fit into the GPU's memory: "fits", "at the edge" (they fit, but by less than the
+    """Whether `gib` GiB fit into the GPU's memory, in words: "fits", "at the edge" (they fit, but by less than the
     error of the estimate), or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:
         return "fits"

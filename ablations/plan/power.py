@@ -1,14 +1,13 @@
-"""Computes the least difference between arms that a study can detect, before its runs, from the noise that earlier
-studies recorded.
+"""Computes the least difference between arms that a study can detect, from the noise that earlier studies recorded.
 
-The rule is that of the report's verdict (eval/statistics, which must not be imported here): a difference is significant
-above sqrt(t1**2 v1 + t2**2 v2). v1 is the variance from the seeds, v2 that from the sample of evaluated items; t1 and
-t2 are the quantiles of Student's t for their degrees of freedom. The study will estimate both variances from its own
-results, and these estimates are random: an estimate divided by the true variance has a chi-square distribution divided
-by its degrees of freedom.
+The rule is that of the report's verdicts (eval/statistics, which must not be imported here): a difference is
+significant above sqrt(t1**2 v1 + t2**2 v2). v1 is the variance from the seeds, v2 that from the sample of evaluated
+items; t1 and t2 are the quantiles of Student's t for their degrees of freedom. A study estimates both variances from
+its own results, so the estimates are random too: each is the true variance times a chi-square variable divided by its
+degrees of freedom.
 
-numpy and scipy.special are imported where they are needed, since that takes a quarter of a second, which `make status`
-and the rest of a plan need not wait for.
+numpy and scipy.special are imported inside functions, because importing them takes a quarter of a second, which `make
+status` need not wait for.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ if TYPE_CHECKING:
     from ablations.run import Run
 
 RECORDS = Path(__file__).parents[1] / "records"
-LEVEL = 0.05  # chance of any wrong verdict on a metric where there is no difference
-POWER = 0.8  # chance to see a difference that is there; Cohen's convention
+LEVEL = 0.05  # significance level: the chance of any false verdict of a study on a metric, if no arms differ
+POWER = 0.8  # the chance to detect a true difference; Cohen's convention
 # Noise of the mean of 27 tasks, in points, of decoders of 1.3B parameters, computed from BigScience's published results
 # of each task: the standard error of one model's mean, taken for that of a difference between two models too (assumed:
 # so it is where half of the variance is common to both, as they answer the same items); and the standard deviation from
 # checkpoint to checkpoint, taken for that between seeds (assumed: each of its arms had one seed).
 SUITE_SIZES = ("1b3", "bigscience-1b3")
 SUITE_ERROR, SUITE_SEED_SD = 0.41, 0.27
-TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference of two arms
-# Points of the integrals over the standard deviations that seeds and items will show, by Gauss-Legendre quadrature.
-# With few groups of items the detected differences are many times the noise, and take more points. Measured: five
-# digits are those of 1,000 points from 0.6 degrees of freedom of the items on.
+TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference between two arms
+# Numbers of points of the Gauss-Legendre quadratures over the estimated standard deviations, from seeds and from items.
+# With few groups of items the tails reach far, and take more points. Measured: from 0.6 degrees of freedom of the items
+# on, five digits agree with those of 1,000 points.
 NODES, ITEM_NODES = 64, 400
 LARGEST_DIFFERENCE = {"points": 100.0}  # {unit: the largest difference that there can be}
 NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUMBER}  # of a metric, in a record
@@ -50,8 +49,7 @@ NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUM
 
 @cache
 def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points and weights of Gauss-Legendre quadrature from -1 to 1: (points, weights), each [nodes]. `nodes`: the
-    number of points."""
+    """Gauss-Legendre quadrature from -1 to 1: (points, weights), each [nodes]. `nodes`: the number of points."""
     import numpy as np
 
     return np.polynomial.legendre.leggauss(nodes)
@@ -59,7 +57,7 @@ def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """The distribution of an estimated standard deviation s relative to the true one, sigma: (values of s / sigma,
-    their probabilities), each [nodes]; with infinite `dof` only the value 1. `dof`: the degrees of freedom of the
+    their probabilities), each [nodes]. With infinite `dof` only the value 1. `dof`: the degrees of freedom of the
     estimate; `nodes`: the number of values.
 
     The integration is over u = sqrt(s), so that points are densest at small s, which decide the tails for few degrees
@@ -89,7 +87,7 @@ def two_sided_t_quantile(dof: float, level: float) -> float:
 def power(
     difference: float, seeds: float, items: float, dof: float, level: float = LEVEL, items_dof: float = inf
 ) -> float:
-    """The probability that a difference between two arms is called significant, in either direction.
+    """The probability that a difference between two arms is found significant, in either direction.
 
     Args:
         difference: the true difference.
@@ -97,30 +95,31 @@ def power(
         items: the variance of the measured difference that is due to the sample of evaluated items.
         dof: the degrees of freedom of the estimate of `seeds`.
         level: the significance level, two-sided.
-        items_dof: the degrees of freedom of the estimate of `items`: the effective number of groups of items, less one.
+        items_dof: the degrees of freedom of the estimate of `items`: the effective number of groups of items, minus
+            one.
     """
     from scipy.special import ndtr
 
     s, probability = standard_deviations(dof, NODES)
-    s_items, of_items = standard_deviations(items_dof if items else inf, ITEM_NODES)
+    s_items, probability_items = standard_deviations(items_dof if items else inf, ITEM_NODES)
     t, t_items = two_sided_t_quantile(dof, level), two_sided_t_quantile(items_dof, level)
     sigma = sqrt(seeds + items)
     thresholds = ((t * s) ** 2 * seeds + (t_items * s_items[:, None]) ** 2 * items) ** 0.5
     detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
-    return float(of_items @ detected @ probability)
+    return float(probability_items @ detected @ probability)
 
 
 def detectable(
     sd: float, items: float, arms: int, seeds: int, tests: int = 0, squares: float = TWO_ARMS, items_dof: float = inf
 ) -> float:
-    """The least difference from the baseline that a study detects with probability POWER, in the units of the metric;
+    """The least difference from the baseline that a study detects with probability POWER, in the unit of the metric;
     inf with one seed or one arm. The significance level LEVEL is divided by the number of comparisons (Bonferroni, the
     first step of Holm's correction).
 
     Args:
-        sd: the standard deviation between runs that differ only in the seed, in the units of the metric.
+        sd: the standard deviation between runs that differ only in the seed, in the unit of the metric.
         items: the part of the standard error of a difference between two arms that is due to the sample of evaluated
-            items, in the units of the metric.
+            items, in the unit of the metric.
         arms: the number of arms of the study, including the baseline.
         seeds: the number of seeds of each arm.
         tests: the number of comparisons; 0: one for each arm besides the baseline.
@@ -143,30 +142,30 @@ def detectable(
     )
 
 
-def inverse_of_increasing(rising: Callable[[float], float], value: float, start: float = 1.0) -> float:
+def inverse_of_increasing(function: Callable[[float], float], value: float, start: float = 1.0) -> float:
     """The x >= 0 at which an increasing function has a value, to five digits; inf where the function stays below the
     value up to 1e6 times `start`.
 
     Args:
-        rising: the function.
-        value: the value that it should have.
-        start: the upper end of the first interval that is searched, doubled until the function reaches the value.
+        function: the function.
+        value: the value that the function should have.
+        start: the upper end of the first interval that is searched; it is doubled until the function reaches the value.
     """
     low, high = 0.0, start
-    while rising(high) < value:
+    while function(high) < value:
         low, high = high, 2 * high
-        if high > 1e6 * start:  # t with a fraction of a degree of freedom is beyond every difference
+        if high > 1e6 * start:  # quantiles of t with less than one degree of freedom can exceed any difference
             return inf
     while high - low > 1e-5 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < value else (low, middle)
+        low, high = (middle, high) if function(middle) < value else (low, middle)
     return high
 
 
 def recorded_noise(run: Run, records: Path = RECORDS) -> dict[str, Any] | None:
-    """The noise (from seeds and from the sample of evaluated items) that an earlier study of the same size, and with an
-    equal setting train.budget, recorded; None where no record has it. Of several records the one counts whose number of
-    training tokens is the nearest, by ratio.
+    """The noise (from seeds and from the sample of evaluated items) in the record of an earlier study of the same size
+    and the same setting train.budget; None where no record has it. Of several records the one with the nearest number
+    of training tokens, by ratio, is taken.
 
     Args:
         run: a planned run.
@@ -181,7 +180,7 @@ def recorded_noise(run: Run, records: Path = RECORDS) -> dict[str, Any] | None:
     candidates = []
     for path in sorted(records.glob("*/run.json")):
         record: dict[str, Any] | None = None
-        with suppress(Damaged):  # a damaged record tells nothing, and stops no plan
+        with suppress(Damaged):  # a damaged record is ignored
             record = safe_files.read_json(path, types={"tokens": int, "noise": dict})
         if (
             record
@@ -200,10 +199,10 @@ def is_noise(noise: Any) -> bool:
     """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
     with at least one metric."""
     return bool(noise) and all(
-        not safe_files.first_misfit(of_metric, NOISE_FORM)
-        and min(of_metric["seed_sd"], of_metric["items"]) >= 0
-        and (of_metric.get("items_dof") is None or of_metric["items_dof"] > 0)
-        for of_metric in noise.values()
+        not safe_files.first_misfit(entry, NOISE_FORM)
+        and min(entry["seed_sd"], entry["items"]) >= 0
+        and (entry.get("items_dof") is None or entry["items_dof"] > 0)
+        for entry in noise.values()
     )
 
 
@@ -215,53 +214,54 @@ def describe_detectable(
     tests: int = 0,
     effects: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why that is
+    """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why they are
     unknown.
 
     Args:
-        run: the run of the baseline.
+        run: a run of the baseline.
         arms: the number of arms, including the baseline.
         seeds: the number of seeds of each arm.
         records: the folder of the records of earlier studies.
         tests: the number of comparisons; 0: one for each arm besides the baseline.
-        effects: the effects of a factorial, {name: sum of the squared weights of the arms}, as `squares` of
+        effects: the effects of a factorial, {name: sum of the squared weights of the arms}, see `squares` of
             `detectable`.
     """
-    known = recorded_noise(run, records)
-    if not known:
-        under = "" if run.train.budget == "tokens" else f" under a budget of {run.train.budget}"
+    record = recorded_noise(run, records)
+    if not record:
+        budget = "" if run.train.budget == "tokens" else f" under a budget of {run.train.budget}"
         folder = f"{records.parent.name}/{records.name}"
-        return f"what it can see: unknown, no record in {folder} has the noise at size {run.size}{under}"
+        return f"what it can see: unknown, no record in {folder} has the noise at size {run.size}{budget}"
     if arms < 2:
         return "what it can see: nothing is compared"
     if seeds < 2:
         return "what it can see: nothing, with one seed no difference is replicated"
 
-    def sizes(squares: float) -> str:
+    def least_differences(squares: float) -> str:
         parts = []
-        for name, noise in known["noise"].items():
-            dof = noise.get("items_dof") or inf  # of records that do not have it: as if many groups had been seen
+        for name, noise in record["noise"].items():
+            dof = noise.get("items_dof") or inf  # where a record has no degrees of freedom, many are assumed
             least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares, dof)
             amount = f"{least:.2g}" if least <= LARGEST_DIFFERENCE.get(noise["unit"], inf) else "none in"
             parts.append(f"{amount} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
         return " and ".join(parts)
 
-    detected = [f"differences of {sizes(TWO_ARMS)}", *(f"{name} of {sizes(s)}" for name, s in effects.items())]
-    unknown = [name for name, noise in known["noise"].items() if not noise["items"]]
-    of_seeds = f"; the items of {' and '.join(unknown)} count as no noise there, so it takes more" if unknown else ""
+    detected = [f"differences of {least_differences(TWO_ARMS)}"]
+    detected += [f"{name} of {least_differences(squares)}" for name, squares in effects.items()]
+    unknown = [name for name, noise in record["noise"].items() if not noise["items"]]
+    caveat = f"; the items of {' and '.join(unknown)} count as no noise there, so it takes more" if unknown else ""
     return (
         f"what it can see with a chance of {POWER:.0%}: {', '.join(detected)}; "
-        f"from the noise of {known['record']}, {known['tokens']:,} tokens{of_seeds}"
+        f"from the noise of {record['record']}, {record['tokens']:,} tokens{caveat}"
     )
 
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
-    """A line of `make plan` on the least difference that a study detects in the mean score on BigScience's 27 tasks, by
-    the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock ends, and
-    fewer than two arms or seeds.
+    """The line of `make plan` on the least difference that a study can detect in the mean score on BigScience's 27
+    tasks, by the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock
+    ends, and fewer than two arms or seeds.
 
     Args:
-        run: the run of the baseline.
+        run: a run of the baseline.
         arms: the number of arms, including the baseline.
         seeds: the number of seeds of each arm.
     """

@@ -1,8 +1,7 @@
-"""Published scaling laws, and the numbers of parameters and tokens of least loss that each law gives for an amount of
-compute.
+"""Published scaling laws, and the compute-optimal numbers of parameters and tokens that each of them gives.
 
-Hoffmann et al. 2022 (eq. 2): the loss in parameters N and tokens D is E + A / N^alpha + B / D^beta. Kaplan et al. 2020
-give N and D of least loss as powers of compute.
+Hoffmann et al. 2022 (eq. 2): the loss with N parameters and D tokens is E + A / N^alpha + B / D^beta. Kaplan et al.
+2020 give the N and D of least loss as powers of the compute.
 """
 
 import itertools
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 
 from ablations.plan.resources import PF_DAY
 
-TOKENS_PER_PARAMETER = 20.0  # at the optimum, about, of Hoffmann's ways 1 and 2 (secondary)
+TOKENS_PER_PARAMETER = 20.0  # about the compute-optimal ratio by Hoffmann's approaches 1 and 2 (secondary)
 
 
 @dataclass(frozen=True)
 class Hoffmann:
-    """A law of the form e + a / N^alpha + b / D^beta for the loss, in nats per token, with N parameters and D
+    """A scaling law of the form e + a / N^alpha + b / D^beta: the loss in nats per token with N parameters and D
     tokens."""
 
     e: float
@@ -40,9 +39,8 @@ class Hoffmann:
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
-        """The least FLOPs with which a model of any size reaches the loss `loss`, which must be above the irreducible
-        loss `e`."""
-        # at the best sizes both reducible parts fall with the same power of compute
+        """The least FLOPs with which a model of any size reaches a loss. `loss`: above the irreducible loss `e`."""
+        # along the best sizes both reducible terms are the same power of compute
         reducible = self.least_loss(1.0) - self.e
         return float((reducible / (loss - self.e)) ** (1 / self.alpha + 1 / self.beta))
 
@@ -54,8 +52,8 @@ BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data
 def kaplan(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """The parameters N and tokens D of least loss by Kaplan's power laws, with 6 N D = `compute` FLOPs: (N, D). Kaplan
-    states the laws in the "least compute" with which a loss can be reached, from which N and D follow.
+    """The numbers of parameters N and tokens D of least loss by Kaplan's power laws, for `compute` = 6 N D FLOPs: (N,
+    D). Kaplan states the laws in the "least compute" with which a loss can be reached, which is computed here first.
 
     Training takes the least compute with batches far below the critical size; with batches of the critical size 6 N D
     is twice that (Kaplan's section 5.1, recalled). The default constants nearly agree: 6 x 1.3e9 x 2e10 FLOPs are 1.8
@@ -65,49 +63,48 @@ def kaplan(
     Args:
         compute: the FLOPs of the training.
         n_at_1: the parameters at a least compute of 1 PF-day.
-        n_power: the exponent with which the parameters grow.
+        n_power: the exponent of the least compute in N.
         d_at_1: the tokens at a least compute of 1 PF-day.
-        d_power: the exponent with which the tokens grow.
+        d_power: the exponent of the least compute in D.
     """
     least = (compute / (6 * n_at_1 * d_at_1)) ** (1 / (n_power + d_power))
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
 def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """The parameters N by Kaplan's power law, where the FLOPs are taken for the least compute (see `kaplan`), and the
-    tokens that these FLOPs then allow: (N, compute / (6 N)).
+    """The number of parameters N by Kaplan's power law, and the tokens that the compute allows at that size: (N,
+    compute / (6 N)). The FLOPs are taken for the "least compute" of `kaplan`, as is often done.
 
     Args:
         compute: the FLOPs of the training.
         n_at_1: the parameters at 1 PF-day.
-        n_power: the exponent with which the parameters grow.
+        n_power: the exponent of the compute in N.
     """
     n = n_at_1 * (compute / PF_DAY) ** n_power
     return n, compute / (6 * n)
 
 
 def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs, with D = `tokens_per_parameter` x N: (N,
+    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs, where D = `tokens_per_parameter` x N: (N,
     D)."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs: (N, D). The law is Hoffmann's
-    approach 3, E + a / N^alpha + b / D^beta; N and D do not depend on E."""
+    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs, by the law of Hoffmann's
+    approach 3, E + a / N^alpha + b / D^beta: (N, D). They do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 
 @dataclass(frozen=True)
 class PublishedLaw:
-    """A published law of the numbers of parameters N and tokens D with the least loss for an amount of compute, with
-    its constants as they were printed."""
+    """A published law of the compute-optimal numbers of parameters N and tokens D, with its constants as printed."""
 
     name: str
-    best: Callable[..., tuple[float, float]]  # (compute, *constants) -> N, D
-    constants: tuple[tuple[float, float], ...]  # each as printed, and half a unit of its last digit
-    status: str  # secondary | unverified
+    best: Callable[..., tuple[float, float]]  # (compute, *constants) -> (N, D)
+    constants: tuple[tuple[float, float], ...]  # (constant as printed, half a unit of its last digit) for each
+    status: str  # secondary: as others quote the law; unverified: recalled, not read
     source: str
 
     def optimum(self, compute: float) -> tuple[float, float]:
@@ -115,8 +112,8 @@ class PublishedLaw:
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The best number of parameters for `compute` FLOPs as a range, (smallest, largest), over all constants that
-        would be printed as the law's are."""
+        """The range of the best number of parameters for `compute` FLOPs, (least, largest), over all constants that
+        would be rounded to the law's printed ones."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

@@ -1,4 +1,4 @@
-"""Checkpoint intervals, and the cost of failures: by formula, and by simulation where there is no formula.
+"""Checkpoint intervals and the cost of failures: by formula where there is one, else by simulation.
 
 python -m ablations.plan.reliability        # prints the cost for the clusters of docs/reliability.md
 """
@@ -16,14 +16,20 @@ from ablations.safe_files import Damaged
 
 
 def safe_interval(stall: float, write: float, mtbf: float) -> float:
-    """The interval between two checkpoints, in seconds of training: that of `save_interval`, but no shorter than twice
-    the time that a save takes, `write` seconds, so that a save is complete before the next one."""
+    """The training time between two checkpoints in seconds: that of `save_interval`, but at least twice the time that a
+    save takes, so that a save is complete before the next one begins.
+
+    Args:
+        stall: the seconds for which training stops during a save.
+        write: the seconds from the beginning of a save until it is complete.
+        mtbf: the mean seconds between two failures of the whole job.
+    """
     return max(save_interval(stall, mtbf), 2 * write)
 
 
 def save_interval(stall: float, mtbf: float) -> float:
-    """The interval between two checkpoints, in seconds of training, with which the least time is lost: Daly (2006), eq.
-    37, whose first term is Young's formula (1974).
+    """The training time between two checkpoints, in seconds, that loses the least time to saves and failures: Daly
+    (2006), eq. 37, whose first term is Young's formula (1974).
 
     Args:
         stall: the seconds for which training stops during a save.
@@ -41,21 +47,21 @@ def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
     """A line of the plan on how often a run will save checkpoints, from the measured time of an earlier save.
 
     Args:
-        checkpoints: checkpoint folders of earlier runs; the newest undamaged one counts. Where there is none, the line
-            says that the first save measures the time.
+        checkpoints: checkpoint folders of earlier runs, of which the newest undamaged one counts; where there is none,
+            the line says that the first save will measure the time.
         mtbf: the mean hours between two failures of a node.
         nodes: the number of nodes of the run.
     """
-    cost = None
+    save = None
     for folder in sorted(checkpoints, key=lambda folder: folder.stat().st_mtime, reverse=True):
         with suppress(Damaged):
-            cost = read_checkpoint(folder)
+            save = read_checkpoint(folder)
             break
-    if cost is None:
+    if save is None:
         return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
-    seconds = safe_interval(cost["stall"], cost["seconds"], mtbf * 3600 / nodes)
-    why = f"a stall of {cost['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
-    return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {why}"
+    seconds = safe_interval(save["stall"], save["seconds"], mtbf * 3600 / nodes)
+    basis = f"a stall of {save['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
+    return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {basis}"
 
 
 @dataclass(frozen=True)
@@ -89,67 +95,67 @@ class UnreliableCluster:
 
 
 def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-    """Simulate one history of training on a cluster with failures, which is restarted from the last complete checkpoint
-    as launch/ does it.
+    """Simulate one history of a training job on a cluster with failures. After each failure the job restarts from the
+    last complete checkpoint, as launch/ does it.
 
     Args:
         cluster: the cluster.
-        seconds: the time that is simulated.
-        interval: seconds of training between two saves.
+        seconds: the simulated time.
+        interval: the training time between two saves, in seconds.
         seed: the seed of the random failures.
 
     Returns:
-        Shares of the time: "trained" (work that was kept), "saving", "redone" (work that was lost since the last
-        complete save), "detecting", "restarting", and "waiting" (for a node to be repaired); and the number of
-        "failures".
+        {use: share of the time} for "trained" (work that was kept), "saving", "redone" (work that was lost since the
+        last complete save), "detecting", "restarting" and "waiting" (for a node to be repaired); and "failures", their
+        number.
     """
     rng = random.Random(seed)
     spent = dict.fromkeys(("trained", "saving", "redone", "detecting", "restarting", "waiting"), 0.0)
     now, failures = 0.0, 0
-    ready = cluster.nodes + cluster.spares
-    repairs: list[float] = []  # when broken nodes come back
+    intact = cluster.nodes + cluster.spares  # nodes
+    repairs: list[float] = []  # a heap of the times at which broken nodes will be repaired
 
-    def spend(what: str, amount: float) -> None:
+    def spend(use: str, duration: float) -> None:
         nonlocal now
-        amount = max(0.0, min(amount, seconds - now))
-        spent[what] += amount
-        now += amount
+        duration = max(0.0, min(duration, seconds - now))
+        spent[use] += duration
+        now += duration
 
     while now < seconds:
         while repairs and repairs[0] <= now:
             heapq.heappop(repairs)
-            ready += 1
-        if ready < cluster.nodes:
+            intact += 1
+        if intact < cluster.nodes:
             spend("waiting", repairs[0] - now)
             continue
-        life = min(rng.expovariate(1 / cluster.mtbf), seconds - now)  # until the next failure, or the end
+        uptime = min(rng.expovariate(1 / cluster.mtbf), seconds - now)  # until the next failure, or the end
         cycle = interval + cluster.stall
-        saves = int(life // cycle)
-        ended = now + life >= seconds
-        # the last save counts only when it was whole before the failure
-        lost = saves and life - saves * cycle < cluster.write - cluster.stall
-        work = life - saves * cluster.stall
-        good = work if ended else (saves - 1 if lost else saves) * interval
-        spend("trained", good)
-        spend("redone", work - good)
+        saves = int(uptime // cycle)
+        ended = now + uptime >= seconds
+        # a save that is incomplete when the job fails is lost
+        last_save_lost = saves and uptime - saves * cycle < cluster.write - cluster.stall
+        work = uptime - saves * cluster.stall
+        trained = work if ended else (saves - 1 if last_save_lost else saves) * interval
+        spend("trained", trained)
+        spend("redone", work - trained)
         spend("saving", saves * cluster.stall)
         if ended:
             break
         failures += 1
         if rng.random() < cluster.broken:
-            ready -= 1
+            intact -= 1
             heapq.heappush(repairs, now + cluster.repair)
         spend("detecting", cluster.detect)
         spend("restarting", cluster.restart)
-    return {k: v / seconds for k, v in spent.items()} | {"failures": failures}
+    return {use: duration / seconds for use, duration in spent.items()} | {"failures": failures}
 
 
 WEEK = 7 * 86400.0
 # BLOOM's 384 A100 in 48 nodes lost one or two GPUs a week (its paper, section 3.4); Llama 3's 16,384 H100, in 2,048
 # nodes of 8, had 419 unexpected interruptions in 54 days (its paper, table 5).
 NODE_MTBF = {"BLOOM": 48 * WEEK / 1.5, "Llama 3": 2048 * 54 * 86400 / 419}
-# Of these only the rates above are published. Repair takes days on a shared cluster; the rest are guesses on the
-# careful side: a hang noticed by the watchdog, start-up with a warm cache, 20 GB a node to a parallel file system.
+# Fields of `UnreliableCluster` that are assumed, not published. Repair takes days on a shared cluster. The others are
+# cautious guesses: a hang noticed by the watchdog, a start with a warm cache, 20 GB a node to a parallel file system.
 ASSUMED = {"broken": 0.5, "repair": 2 * 86400.0, "detect": 300.0, "restart": 300.0, "stall": 1.0, "write": 60.0}
 CLUSTERS = [
     ("52 nodes (48 + 4 spares), BLOOM's rate", UnreliableCluster(48, 4, NODE_MTBF["BLOOM"], **ASSUMED)),
@@ -166,7 +172,7 @@ def main() -> None:
     print(f"{'':44} saves every  failures  trained  saving  redone   down  waiting")
     for name, cluster in CLUSTERS:
         runs = [simulate(cluster, weeks * WEEK, cluster.save_interval, seed) for seed in range(histories)]
-        mean = {k: sum(r[k] for r in runs) / histories for k in runs[0]}
+        mean = {use: sum(run[use] for run in runs) / histories for use in runs[0]}
         down, minutes = mean["detecting"] + mean["restarting"], cluster.save_interval / 60
         print(
             f"{name:44}{minutes:8.1f} min{mean['failures']:10.1f}{mean['trained']:9.2%}{mean['saving']:8.2%}"

@@ -1,4 +1,5 @@
-"""Budgets of resources, parsed from text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days", and converted.
+"""Budgets of resources, parsed from text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days", and converted to
+GPU-hours.
 
 A budget is a cluster for a time, or an amount: of GPU-hours or money (on given hardware), of core-hours, of FLOPs (of
 the model, or of the hardware at its peak), of tokens, or of optimizer steps. An amount does not say how long it takes.
@@ -26,10 +27,10 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 FLOPS = {"flop": 1.0, "pf-day": PF_DAY, "ef-day": 1e3 * PF_DAY, "zflop": 1e21}
 UNITS = "weeks, days, hours; NODESxGPUS HARDWARE; spare; GPU-hours; core-hours; PF-days, FLOP; tokens; steps; EUR, USD"
 
-# Beyond these a slip is likelier than a plan.
+# Amounts out of these bounds are taken for typing errors.
 SHORTEST, LONGEST, MOST_GPUS = TIMES["minute"], 20 * TIMES["year"], 1_000_000
-MOST_TOKENS = 1e15  # the indexed web is taken for some 5e14 (recalled)
-MOST = {  # of each kind of amount, in its base unit
+MOST_TOKENS = 1e15  # the indexed web has some 5e14 (recalled)
+MOST = {  # {kind of budget: largest amount, in the base unit of the kind}
     "gpu-hours": MOST_GPUS * LONGEST / HOUR,
     "core-hours": MOST_GPUS * LONGEST / HOUR,
     "model-flops": 1e31,  # MOST_GPUS for LONGEST, each with the highest peak of the hardware table
@@ -38,7 +39,7 @@ MOST = {  # of each kind of amount, in its base unit
     "steps": 1e9,
     "money": 1e13,
 }
-LEAST = 1e-6  # of the same
+LEAST = 1e-6  # the least amount of every kind
 MOST_CHARACTERS = 200  # of a budget as text
 
 PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 18 x 7 x 24 x 384 is 1,161,216
@@ -46,8 +47,8 @@ PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with GPUs for a time. `nodes` counts all nodes, `spare` those of them that replace broken nodes and
-    otherwise do no work; `per_node`: the number of GPUs in each; `seconds`: the time."""
+    """Nodes with GPUs for a time. `nodes` counts all nodes; `spare` of them replace broken nodes, and do no work
+    otherwise; `per_node`: the number of GPUs in each; `seconds`: the time."""
 
     gpu: GPU
     nodes: int
@@ -57,7 +58,7 @@ class Cluster:
 
     @property
     def working(self) -> int:
-        """The number of GPUs that train: all but those of spare nodes."""
+        """The number of GPUs that train: those of all nodes but the spare ones."""
         return (self.nodes - self.spare) * self.per_node
 
     @property
@@ -66,11 +67,11 @@ class Cluster:
 
     @property
     def reserved_gpu_hours(self) -> float:
-        """The GPU-hours that are reserved, those of spare nodes included."""
+        """The GPU-hours with those of spare nodes."""
         return self.nodes * self.per_node * self.seconds / HOUR
 
     def flops(self, per_gpu: float) -> float:
-        """The floating-point operations of all working GPUs in the whole time. `per_gpu`: the FLOP/s of a GPU."""
+        """The floating-point operations that all working GPUs do in the whole time. `per_gpu`: the FLOP/s of a GPU."""
         return self.working * self.seconds * per_gpu
 
     def __str__(self) -> str:
@@ -80,7 +81,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget of resources: an amount of one kind. `cluster` is None unless the budget is hardware for a time; `gpu`
+    """A budget of resources: an amount of one kind. `cluster` is None unless the budget is a cluster for a time; `gpu`
     is None where no hardware is named; `text` is what the user wrote."""
 
     kind: str  # cluster | gpu-hours | core-hours | model-flops | peak-flops | tokens | steps | money
@@ -109,8 +110,8 @@ class Budget:
 
 
 def duration_in_words(seconds: float) -> str:
-    """A duration as text: in weeks where their number is whole, else in the largest smaller unit of which there is at
-    least one: "18 weeks", "3.5 days", "20 hours"."""
+    """A duration as text in the largest unit of which there is at least one, such as "3.5 days" or "20 hours". Weeks
+    are used only where their number is whole: "18 weeks"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
         if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
@@ -124,53 +125,54 @@ def weeks_text(seconds: float) -> str:
 
 
 def amount_text(number: float) -> str:
-    """A number as text: whole from 100 on, such as "11,963", else with three significant digits, such as "0.188"."""
+    """A number as text: without decimals from 100 on, such as "11,963", else with three significant digits, such as
+    "0.188"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def positive_number(text: str, whole: str) -> float:
-    """The number in a text such as "18", "4500", "1e21" or "1_000". `whole`: the NAME=VALUE word that contains the
-    text, for the error message. Raises ConfigError where the text is no number in the digits 0 to 9, is not above 0, or
-    is too large for a floating-point number."""
-    number = _number(text, whole)
+def positive_number(text: str, word: str) -> float:
+    """Parse a number such as "18", "4500", "1e21" or "1_000". Raises ConfigError where the text is no number in the
+    digits 0 to 9, is not above 0, or is too large for a floating-point number. `word`: the NAME=VALUE word that
+    contains the text, for the error message."""
+    number = _number(text, word)
     if not number > 0:
-        raise ConfigError(f"{whole}: {text} must be above 0")
+        raise ConfigError(f"{word}: {text} must be above 0")
     return number
 
 
-def _number(text: str, whole: str) -> float:
-    """The finite number in a text. `whole`: the NAME=VALUE word that contains the text, for the error message. Raises
-    ConfigError where the text is no such number."""
+def _number(text: str, word: str) -> float:
+    """Parse a finite number. Raises ConfigError where the text is none. `word`: the NAME=VALUE word that contains the
+    text, for the error message."""
     try:
         number = typed_number(text)
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise ConfigError(f"{whole}: {text!r} is no number in the digits 0 to 9")
+        raise ConfigError(f"{word}: {text!r} is no number in the digits 0 to 9")
     if math.isinf(number):
-        raise ConfigError(f"{whole}: {text} is no number that is finite")
+        raise ConfigError(f"{word}: {text} is no number that is finite")
     return number
 
 
-def check_text(text: str, word: str) -> None:
+def check_text(text: str, name: str) -> None:
     """Check the value of a NAME=VALUE word. Raises ConfigError where it has more than MOST_CHARACTERS characters, or
-    digits other than 0 to 9, which Python would read as numbers. `text`: the value; `word`: the NAME, for the
+    digits other than 0 to 9, which Python would read as numbers too. `text`: the value; `name`: the NAME, for the error
     message."""
     if len(text) > MOST_CHARACTERS:
-        raise ConfigError(f"{word}={text[:40]}... has more than {MOST_CHARACTERS} characters")
+        raise ConfigError(f"{name}={text[:40]}... has more than {MOST_CHARACTERS} characters")
     if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
-        raise ConfigError(f"{word}={text!r}: {digits[0]!r} is no digit from 0 to 9")
+        raise ConfigError(f"{name}={text!r}: {digits[0]!r} is no digit from 0 to 9")
 
 
-# what BUDGET may be
+# what BUDGET= accepts, for error messages
 FORM = "machines for a time, e.g. '18 weeks, 52x8 A100-80', or hours of some, e.g. '500 GPU-hours, a100'"
 _NUMBER = r"(?P<number>-?[\d][\d_]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
 def parse_budget(text: str) -> Budget:
-    """The budget that a text such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days" describes. Raises ConfigError
-    where a number has no unit, a unit or the hardware is unknown, an amount is out of bounds, or a part is missing; the
-    message says what is wrong."""
+    """Parse a budget such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days". Raises ConfigError where a number has
+    no unit, a unit or the hardware is unknown, an amount is out of bounds, or a part is missing; the message says
+    which."""
     check_text(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(
@@ -193,18 +195,18 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass
 class _BudgetParts:
-    """The parts of a budget that have been read from its text so far."""
+    """The parts of a budget, as they are read from its text one by one."""
 
     text: str
     seconds: float | None = None
-    nodes: tuple[int, int] | None = None  # how many, and the GPUs in each
+    nodes: tuple[int, int] | None = None  # (number of nodes, GPUs in each)
     spare: int | None = None
     gpu: GPU | None = None
     amounts: list[tuple[str, float]] = field(default_factory=list)  # as `_amount_in_base_unit` returns them
 
     @property
     def word(self) -> str:
-        """The whole text of the budget as a word BUDGET='...', for error messages."""
+        """The whole budget as a word BUDGET='...', for error messages."""
         return f"BUDGET={self.text!r}"
 
     def add(self, part: str) -> None:
@@ -252,7 +254,7 @@ class _BudgetParts:
             self.amounts.append(_amount_in_base_unit(number, unit, self.text))
 
     def budget(self) -> Budget:
-        """The budget that the parts make up. Raises ConfigError where parts are missing, or do not go together."""
+        """The budget that the parts make up. Raises ConfigError where parts are missing, or cannot be combined."""
         if len(self.amounts) > 1 or (self.amounts and (self.seconds is not None or self.nodes)):
             raise ConfigError(f"{self.word} is two budgets: a cluster for a time, or one amount")
         return self._amount_budget() if self.amounts else self._cluster_budget()
@@ -287,8 +289,9 @@ class _BudgetParts:
 
 
 def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, float]:
-    """An amount in the base unit of its kind: (kind of the budget, amount). `number`, `unit`: such as
-    4500 and "PF-days"; `text`: the whole budget, for the error message. Raises ConfigError for an unknown unit."""
+    """Convert an amount to the base unit of its kind. Returns (kind of the budget, amount). `number`, `unit`: such as
+    4500 and "PF-days"; `text`: the whole budget, for the error message. Raises ConfigError where the unit is
+    unknown."""
     word = re.sub(r"\s+", " ", unit.lower()).strip()
     kind = "model-flops"
     if word.startswith(("peak ", "model ", "hardware ")):
@@ -300,9 +303,8 @@ def _amount_in_base_unit(number: float, unit: str, text: str) -> tuple[str, floa
         raise ConfigError(f"BUDGET={text!r}: {unit!r} is no unit of FLOPs: {', '.join(FLOPS)}")
     scaled = re.fullmatch(r"([kmbt]?)\s*(tokens?|steps?|gpu[- ]?hours?|gpu[- ]?h|core[- ]?hours?|core[- ]?h)", word)
     if scaled:
-        what = "tokens" if scaled[2].startswith("token") else "steps" if scaled[2].startswith("step") else "gpu-hours"
-        what = "core-hours" if scaled[2].startswith("core") else what
-        return what, number * SCALES[scaled[1]]
+        kinds = {"t": "tokens", "s": "steps", "g": "gpu-hours", "c": "core-hours"}
+        return kinds[scaled[2][0]], number * SCALES[scaled[1]]
     if money := re.fullmatch(r"([kmb]?)\s*(eur|usd|euros?|dollars?|€|\$)", word):
         return "money", number * SCALES[money[1]]
     words = [*TIMES, *FLOPS, "tokens", "steps", "gpu-hours", "core-hours", "EUR", "USD", "spare"]

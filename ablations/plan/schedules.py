@@ -1,4 +1,4 @@
-"""Drawings of the learning rate over the training budget, one for each different curve among the arms of a study."""
+"""Drawings of the learning rate over the training budget, one for each distinct curve among the arms of a study."""
 
 import sys
 
@@ -10,7 +10,7 @@ from ablations.study import Study
 
 COLUMNS = 49  # of a curve as text: quarters of the budget are among them
 BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of the peak
-DIGITS = "0123456789"  # ninths of it, where a terminal has no blocks
+DIGITS = "0123456789"  # ninths of the peak, for a terminal that cannot show blocks
 
 
 def learning_rates(run: Run, count: int) -> list[float]:
@@ -29,24 +29,26 @@ def learning_rate_curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def schedule_drawings(study: Study) -> list[str]:
-    """Drawings of the learning rates of a study's arms for a terminal: a heading, then a line for each shape of curve,
-    with the arms that have it. Heights are relative to the highest learning rate of the arm."""
+    """Drawings of the learning rates of a study's arms for a terminal: a heading, then a line for each shape of curve
+    with the names of its arms. Heights are relative to the highest learning rate of the arm."""
     marks = DIGITS if _lacks_block_characters() else BLOCKS
-    shapes: dict[str, list[str]] = {}
-    for names, curve in learning_rate_curves(study, COLUMNS).items():
+    arms_by_drawing: dict[str, list[str]] = {}
+    curves = learning_rate_curves(study, COLUMNS)
+    for names, curve in curves.items():
         peak = max(curve)
-        picture = "".join(marks[round(round(rate / peak, 9) * (len(marks) - 1))] for rate in curve)
-        shapes.setdefault(picture, []).append(f"{names}: {curve[0]:.2g} to {peak:.2g} to {curve[-1]:.2g}")
+        drawing = "".join(marks[round(round(rate / peak, 9) * (len(marks) - 1))] for rate in curve)
+        arms_by_drawing.setdefault(drawing, []).append(f"{names}: {curve[0]:.2g} to {peak:.2g} to {curve[-1]:.2g}")
     lines = ["learning rate over the budget, each against its own peak:"]
-    if len(shapes) == 1 and len(next(iter(shapes.values()))) == 1:  # all arms have the same
-        shapes = {
-            picture: [f"{study.base.train.schedule}:{of.rpartition(':')[2]}"] for picture, (of,) in shapes.items()
+    if len(curves) == 1:  # no need to name the arms
+        arms_by_drawing = {
+            drawing: [f"{study.base.train.schedule}:{arms.rpartition(':')[2]}"]
+            for drawing, (arms,) in arms_by_drawing.items()
         }
-    return [*lines, *(f"  {picture}  {'; '.join(arms)}" for picture, arms in shapes.items())]
+    return [*lines, *(f"  {drawing}  {'; '.join(arms)}" for drawing, arms in arms_by_drawing.items())]
 
 
 def _lacks_block_characters() -> bool:
-    """Whether the encoding of standard output cannot represent the block characters BLOCKS, with which curves are
+    """Whether the encoding of standard output cannot represent the characters in BLOCKS, with which curves are
     drawn."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")

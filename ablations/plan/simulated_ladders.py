@@ -1,7 +1,7 @@
-"""Simulated ladders (arms at several sizes, extrapolated to a larger one) whose true differences at the target are
-known: how often their verdicts are right, wrong or undecided.
+"""Simulated ladders (arms at several sizes, extrapolated to a larger size, the target), whose true differences at the
+target are known. They show how often the verdicts of ladders are right, wrong or undecided.
 
-`make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use this; planning itself does not.
+`make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use this module; planning itself does not.
 """
 
 import math
@@ -16,31 +16,31 @@ from ablations.plan.extrapolation import Pair, Score, extrapolate, order_accurac
 from ablations.plan.published_laws import Hoffmann
 
 SIZES = (1.3e6, 2.8e6, 6e6)  # parameters
-TARGET = SIZES[-1] * math.sqrt(20)  # the largest of the ladder has 5% of its compute
+TARGET = SIZES[-1] * math.sqrt(20)  # parameters; the largest of SIZES has 5% of the target's compute
 TOKENS_PER_PARAMETER = 20
-NOISE = 0.004  # standard deviation of a run's loss, relative
+NOISE = 0.004  # the relative standard deviation of a run's loss
 ARMS = 3
-BASE = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
+BASELINE_LAW = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
 Gap = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
 ArmSampler = Callable[[np.random.Generator], list[Gap]]
 
 
 def compute(n: float) -> float:
-    """The FLOPs of a simulated run with `n` parameters, trained on TOKENS_PER_PARAMETER tokens for each."""
+    """The FLOPs of a simulated run with `n` parameters, trained on TOKENS_PER_PARAMETER tokens per parameter."""
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 
-def loss_of(law: Hoffmann, n: float) -> float:
+def loss_at(law: Hoffmann, n: float) -> float:
     return law.loss(n, TOKENS_PER_PARAMETER * n)
 
 
 def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes: an arm differs in two
-    constants of the law of the loss. Returns for each arm a function from the number of parameters to log(loss of the
-    arm / loss of the baseline)."""
+    """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes: each arm changes two
+    constants of the scaling law of the loss. Returns for each arm a function from the number of parameters to log(loss
+    of the arm / loss of the baseline). `rng`: the random generator."""
 
     def gap(arm: Hoffmann, n: float) -> float:
-        return math.log(loss_of(arm, n) / loss_of(BASE, n))
+        return math.log(loss_at(arm, n) / loss_at(BASELINE_LAW, n))
 
     arms = [
         Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(ARMS)
@@ -49,9 +49,10 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
 
 
 def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute. It lies
-    between 1/20 of the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns
-    for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline)."""
+    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute, from 1/20 of
+    the target's compute (that of the largest simulated size) to 20 times the target's compute. Returns for each arm a
+    function from the number of parameters to log(loss of the arm / loss of the baseline). `rng`: the random
+    generator."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
@@ -64,7 +65,7 @@ def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise
 
     Args:
         gaps: for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline).
-        rng: the source of the noise.
+        rng: the random generator of the noise.
         seeds: the number of seeds.
         noise: the standard deviation of a run's log loss. In addition, all runs of a seed at a size share noise of half
             this standard deviation.
@@ -73,39 +74,39 @@ def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise
     for n in SIZES:
         for seed in range(seeds):
             common = noise / 2 * rng.normal()
-            base = loss_of(BASE, n) * math.exp(common + noise * rng.normal())
+            base = loss_at(BASELINE_LAW, n) * math.exp(common + noise * rng.normal())
             for i, gap in enumerate(gaps):
-                loss = loss_of(BASE, n) * math.exp(gap(n) + common + noise * rng.normal())
+                loss = loss_at(BASELINE_LAW, n) * math.exp(gap(n) + common + noise * rng.normal())
                 pairs.append(Pair(f"arm{i}", f"{n:g}", seed, compute(n), loss, base))
     return pairs
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The results of many simulated ladders: how often intervals hold the true difference, verdicts are right, and arms
-    are in the right order."""
+class SimulatedOutcomes:
+    """The results of many simulated ladders: how often intervals contain the true difference, verdicts are right, and
+    arms are in the right order."""
 
-    covered: float  # how often the line's 90% interval holds the true difference at the target
-    line: Score  # verdicts of the line
-    single: Score  # verdicts by the largest size alone
-    line_order: float  # mean share of pairs of arms in the right order
-    single_order: float
+    covered: float  # the share of 90% intervals at the target that contain the true difference
+    line: Score  # of the verdicts by the extrapolated line
+    single: Score  # of the verdicts by the largest size alone
+    line_order: float  # by the line, the mean share of pairs of arms in the right order
+    single_order: float  # the same by the largest size alone
 
 
-def simulate_outcomes(world: ArmSampler, seeds: int, ladders: int, key: int = 1) -> Outcome:
+def simulate_outcomes(sample_arms: ArmSampler, seeds: int, ladders: int, seed: int = 1) -> SimulatedOutcomes:
     """Simulate many ladders, and count how often their verdicts are right.
 
     Args:
-        world: a function that draws the arms of a ladder, such as `gaps_that_change_sign`.
-        seeds: the number of seeds of each ladder.
+        sample_arms: a function that draws the arms of a ladder, such as `gaps_that_change_sign`.
+        seeds: the number of seeds with which each ladder's arms are trained.
         ladders: the number of ladders.
-        key: the seed of the random numbers.
+        seed: the seed of the simulation's random numbers.
     """
-    rng = np.random.default_rng(key)
+    rng = np.random.default_rng(seed)
     covered, line, single = [], Score(), Score()
     line_orders, single_orders = [], []
     for _ in range(ladders):
-        gaps = world(rng)
+        gaps = sample_arms(rng)
         truths = [gap(TARGET) for gap in gaps]
         results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), compute(TARGET))
         for result, truth in zip(results, truths, strict=True):
@@ -115,4 +116,4 @@ def simulate_outcomes(world: ArmSampler, seeds: int, ladders: int, key: int = 1)
         line_orders.append(order_accuracy([result.at_target for result in results], truths))
         single_orders.append(order_accuracy([result.single for result in results], truths))
     means = (statistics.fmean(values) for values in (line_orders, single_orders))
-    return Outcome(statistics.fmean(covered), line, single, *means)
+    return SimulatedOutcomes(statistics.fmean(covered), line, single, *means)

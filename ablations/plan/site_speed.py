@@ -1,7 +1,7 @@
 """Training speeds that were measured at a site (runs/bench-gpu.jsonl), and the correction of predictions by them.
 
-`make bench-gpu` (tests/bench_gpu.py) appends a line for each measurement: size, position, precision, loop, micro_batch,
-accumulate, device, tokens_per_second. Only measurements of our engine in bf16 are used here.
+`make bench-gpu` (tests/bench_gpu.py) appends a line to the file for each measurement: size, position, precision, loop,
+micro_batch, accumulate, device, tokens_per_second. Only measurements of our engine in bf16 are used here.
 """
 
 import json
@@ -17,14 +17,14 @@ from ablations.plan.throughput import Layout, PredictedStep, Shape, predict_step
 from ablations.values import ConfigError
 
 MEASUREMENTS = Path(__file__).parents[2] / "runs/bench-gpu.jsonl"
-LEAST_SPREAD = 1.05  # one machine on one day: 4% between two tables of one repository (BigScience's 25 Feb 2022)
+LEAST_SPREAD = 1.05  # two tables of one machine and day differ by 4% (BigScience's of 25 Feb 2022)
 
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The measured speed of one kind of GPU at a site. `factor`: the median of measured / predicted seconds of a step;
-    `spread`: the largest ratio between a measurement and that median; `rows`: the number of measurements; `device`: the
-    GPU's name in torch."""
+    """The measured speed of one kind of GPU at a site. `factor`: the median over the measurements of measured /
+    predicted seconds of a step; `spread`: the largest ratio between a measurement and this median, up or down; `rows`:
+    the number of measurements; `device`: the GPU's name in torch."""
 
     factor: float
     spread: float
@@ -33,8 +33,8 @@ class SiteSpeed:
 
 
 def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
-    """The measured speed of a kind of GPU at this site, relative to the predicted speed; None where the file has no
-    measurement of it, or there is no file. `path`: the file of measurements. Raises ConfigError where the file is
+    """Read the measured speed of a kind of GPU at this site, relative to the predicted speed; None where there is no
+    file, or no measurement of this kind. `path`: the file of measurements. Raises ConfigError where the file is
     damaged; the message names the file and the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -43,7 +43,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): make bench-gpu writes it anew") from None
     ratios, device = [], ""
-    for number, line in enumerate(lines[:-1], 1):  # after the last newline there is nothing, or half a line
+    for number, line in enumerate(lines[:-1], 1):  # the text after the last newline is empty, or an incomplete line
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -52,11 +52,11 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
                 continue
             if accelerator(row["device"]) != gpu.name:
                 continue
-            ratios.append(_ratio(row, gpu))
+            ratios.append(_measured_over_predicted(row, gpu))
             device = row["device"]
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            complaint = f"{path}, line {number}: not what make bench-gpu writes ({type(error).__name__}: {error})"
-            raise ConfigError(complaint) from None
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{path}, line {number}: not what make bench-gpu writes ({reason})") from None
     if not ratios:
         return None
     factor = statistics.median(ratios)
@@ -64,9 +64,9 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
     return SiteSpeed(factor, spread, len(ratios), str(device))
 
 
-def _ratio(row: dict[str, Any], gpu: GPU) -> float:
-    """The measured seconds of a step divided by the predicted seconds. `row`: one line of the file of measurements;
-    `gpu`: the GPU that it was measured on."""
+def _measured_over_predicted(row: dict[str, Any], gpu: GPU) -> float:
+    """The measured seconds of a step divided by the predicted seconds. `row`: a line of the file of measurements;
+    `gpu`: the GPU on which it was measured."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
     if not (math.isfinite(speed) and min(speed, micro, accumulate) > 0):
         raise ValueError("a number is not above 0")
@@ -76,8 +76,8 @@ def _ratio(row: dict[str, Any], gpu: GPU) -> float:
 
 
 def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
-    """The predicted seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site;
-    None: the prediction is not corrected."""
+    """Predict the seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site; None:
+    there are none, and the prediction is not corrected."""
     prediction = predict_step(shape, layout, gpu)
     if site is None:
         return prediction

@@ -24,14 +24,13 @@ from ablations.study import Study
 from ablations.values import short_number
 from model.count import flops_per_token, parameters
 
-CHECKPOINT_BYTES = 12  # bytes a parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
-WEIGHT_BYTES = 4  # bytes a parameter that stay of a finished run
-# Tokens that an evaluation reads forward, and at which share of the peak: the 27 tasks as counted from their data sets'
-# sizes (performance notes, derived), the held-out text and its probes assumed.
+CHECKPOINT_BYTES = 12  # per parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
+WEIGHT_BYTES = 4  # per parameter, of the weights that are kept of a finished run
+# The number of tokens that an evaluation reads on the 27 tasks (derived from the sizes of their data sets), and on the
+# held-out text and its probes (assumed); the share of the peak FLOP/s that it reaches.
 SUITE_TOKENS, PROBE_TOKENS, EVAL_UTILISATION = 25e6, 3e6, 0.3
-# of the baseline's parameters, by which an arm may differ unless its factor is a matter of parameters
-MAX_PARAMETER_DIFFERENCE = 0.01
-OWN_PARAMETERS = {  # factors whose parameters are the variant itself
+MAX_PARAMETER_DIFFERENCE = 0.01  # of the baseline's parameters, for arms whose factor is not in OWN_PARAMETERS
+OWN_PARAMETERS = {  # {setting that may change the number of parameters: the reason}
     "model.pos": "a learned table is the variant itself",
     "model.embnorm": "the norm is the variant itself",
     "model.norm": "a bias of the norm is the variant itself",
@@ -42,14 +41,13 @@ OWN_PARAMETERS = {  # factors whose parameters are the variant itself
     "model.vocab": "the size is the question",
     "model.tied": "the second matrix is the variant itself",
 }
-UNMATCHED_VARIANTS = ("swiglu-unmatched",)  # variants that say by name that they are larger
-MAX_DECAY_RATIO = 2.0  # decay horizon / budget, beyond which a schedule is taken for a slip; untuned
+UNMATCHED_VARIANTS = ("swiglu-unmatched",)  # variants whose name says that they are larger
+MAX_DECAY_RATIO = 2.0  # of decay horizon to budget, or the reverse; more is taken for an error; untuned
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """The predicted cost of one run. `hours` are by the wall clock, with the ends of an 80% interval, `low` and `high`;
-    `kwh` is an upper limit for the GPUs alone; `gib` is the memory of a GPU."""
+    """The predicted cost of one run."""
 
     arm: str
     seed: int
@@ -57,14 +55,14 @@ class RunCost:
     tokens: int
     steps: int
     flops: float  # of the model
-    peak_flops: float  # that the GPUs could do in these hours, by their data sheets
-    hours: float
-    low: float
+    peak_flops: float  # the most that the GPUs could do in `hours`, by their data sheets
+    hours: float  # of training, by the wall clock
+    low: float  # the 80% interval of `hours`
     high: float
     tokens_per_second: float
-    gib: float
-    gpu_hours: float
-    kwh: float
+    gib: float  # the memory of a GPU
+    gpu_hours: float  # of training
+    kwh: float  # at most, of the GPUs alone
     checkpoints_gb: float
     save_every_minutes: float
     evaluation_gpu_hours: float
@@ -74,10 +72,10 @@ class RunCost:
 class StudyCost:
     study: Study
     gpu: GPU
-    gpus: int
-    candidates: list[FittingLayout]
-    runs: list[RunCost]
-    refused: list[str]
+    gpus: int  # of each run
+    candidates: list[FittingLayout]  # the fastest first
+    runs: list[RunCost]  # empty where no layout fits
+    refused: list[str]  # reasons against starting the study
     notes: list[str]
 
     @property
@@ -90,12 +88,12 @@ class StudyCost:
 
     @property
     def most_gpu_hours(self) -> float:
-        """The GPU-hours of the study with all seeds that MORE=auto may add. Each seed costs the same."""
+        """The GPU-hours of the study with all seeds that MORE=auto may add; each seed costs the same."""
         return self.gpu_hours * self.study.max_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
-        """The largest cost of a study to which MORE=auto may add seeds: {"seeds" of each arm, "runs", "gpu_hours",
+        """The largest cost of a study to which MORE=auto may add seeds: {"seeds": of each arm, "runs", "gpu_hours",
         "kwh", "disk_gb"}; None where the number of seeds is fixed."""
         study = self.study
         if not study.criteria.sequential:
@@ -142,7 +140,7 @@ class StudyCost:
 
 
 def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEASUREMENTS) -> StudyCost:
-    """The cost of a study on given hardware, and reasons against starting it so.
+    """The cost of a study on given hardware, and reasons not to start it.
 
     Args:
         study: the study.
@@ -151,11 +149,12 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
         speeds: the file of speeds measured at this site, by which predictions are corrected.
     """
     site = site_speed.read_site_speed(gpu, speeds)
-    first = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
-    candidates, reasons = fitting_layouts(first, gpu, gpus, site)
+    arm_runs = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
+    baseline = arm_runs[0]
+    candidates, reasons = fitting_layouts(arm_runs, gpu, gpus, site)
     best = best_layout(candidates)
     refused, notes = _reasons_against_and_notes(study)
-    if first[0].train.precision == "bf16" and not gpu.bf16:
+    if baseline.train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
         refused += reasons
@@ -163,22 +162,22 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
         refused.append("only layouts with recomputation fit, which launch/engine.py has not: more GPUs are needed")
     widest = max((candidate.layout.dp for candidate in candidates), default=gpus)
     if widest < gpus and candidates:
-        sizes = min(first[0].batch_sizes.sizes)
-        notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {sizes} sequences")
+        smallest = min(baseline.batch_sizes.sizes)
+        notes.append(f"{widest} replicas at most of {gpus} GPUs: the smallest batch has {smallest} sequences")
     runs: list[RunCost] = []
     if best:
         step_of = dict(zip(study.arms, best.steps, strict=True))
         suite = bool(study.value("TASKS"))
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
-        if isinstance(first[0].budget, ClockBudget):
+        if isinstance(baseline.budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
         disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
         if (free := _free_gigabytes(study.out)) is not None and disk > free:
-            full = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
+            shortage = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
             if _is_execution_machine(study):
-                refused.append(full)
+                refused.append(shortage)
             else:
-                notes.append(f"{full}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
+                notes.append(f"{shortage}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
     return StudyCost(study, gpu, gpus, candidates, runs, refused, notes)
 
 
@@ -187,8 +186,8 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
 
     Args:
         cell: the run, with its arm and seed.
-        step: the predicted seconds of its optimizer step.
-        best: the parallel layout in which it is trained.
+        step: the predicted seconds of an optimizer step.
+        best: the parallel layout in which the run is trained.
         gpu: the kind of GPU.
         suite: whether the run is also evaluated on the suite of 27 tasks.
     """
@@ -205,8 +204,8 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    every = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
-    read = SUITE_TOKENS if suite else PROBE_TOKENS
+    save_interval = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
+    evaluation_tokens = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
         seed=cell.seed,
@@ -223,19 +222,19 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         gpu_hours=hours * gpus,
         kwh=hours * gpus * gpu.watts / 1000,
         checkpoints_gb=count * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones))) / 1e9,
-        save_every_minutes=every / 60,
-        evaluation_gpu_hours=read * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
+        save_every_minutes=save_interval / 60,
+        evaluation_gpu_hours=evaluation_tokens * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
 
 
 def _is_execution_machine(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
-    cluster is configured. False for example on a laptop, where a study is planned for other machines."""
+    cluster is configured. False, for example, on a laptop on which studies are planned for other machines."""
     return bool(study.value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
-    """Lines on the differences between arms, and the effects of a factorial, that the study can detect
+    """Lines of text on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
     base = study.base
     squares: dict[str, float] = {}
@@ -253,17 +252,17 @@ def detectable_text(study: Study) -> str:
 
 
 def _free_gigabytes(out: Path) -> float | None:
-    """The free GB on the disk of the folder `out`, which need not exist yet; None where that is unknown."""
-    place = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
+    """The free GB on the disk of the folder `out`, which need not exist yet; None where they are unknown."""
+    existing = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), None)
     try:
-        return shutil.disk_usage(place).free / 1e9 if place else None
+        return shutil.disk_usage(existing).free / 1e9 if existing else None
     except OSError:
         return None
 
 
 def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
-    """Check the settings of a study before it is started: numbers of parameters, learning-rate decay, epochs. Returns
-    (reasons against starting the study, other notes), each a list of sentences."""
+    """Check a study's numbers of parameters, learning-rate decay, and epochs. Returns (reasons against starting the
+    study, other notes), each a list of sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -278,7 +277,7 @@ def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
             if arm.partition("=")[0] in PARTS:
                 reasons = ["a whole part of the recipe is the variant"]
             why = "; ".join(filter(None, reasons))
-            if base.ends_by_clock:  # what its size costs an arm in speed, it pays in tokens
+            if base.ends_by_clock:  # a larger arm is slower, and trains on fewer tokens
                 why = why or "the clock makes the arms equal in time, not in size"
             statement = f"{arm} has {difference:+.1%} parameters of the baseline"
             (notes if why else refused).append(
@@ -321,8 +320,8 @@ def figure(cost: StudyCost) -> str:
 
 
 def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """A line on the study's cost with all seeds that MORE=auto may add; no line where the number of seeds is fixed.
-    `budget_gpu_hours`: the GPU-hours that the user has, for the share; None: unknown."""
+    """Lines of text on the study's cost with all seeds that MORE=auto may add; none where the number of seeds is fixed.
+    `budget_gpu_hours`: the GPU-hours of the user's budget, for the share of it; None: there is no budget."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -334,8 +333,8 @@ def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[s
 
 
 def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours that the user has, for
-    the share that the study takes; None: unknown."""
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours of the user's budget,
+    for the share that the study takes; None: there is no budget."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:

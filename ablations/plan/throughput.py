@@ -1,10 +1,9 @@
-"""The seconds of one optimizer step of a transformer on a cluster, predicted as a sum of physical terms with fitted
-weights.
+"""The seconds of one optimizer step of a transformer on a cluster, predicted as a weighted sum of physical terms.
 
 Each term is the time that a part of the step would take at the rates of the hardware's data sheet: matrix products at
-the peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weights are
-fitted to published step times (ablations/plan/calibrate.py), and say how much slower a software stack is. The interval
-of a prediction follows from the errors on rows that were held out of the fit.
+the peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weight of a term
+says how much slower a software stack is; the weights are fitted to published step times (ablations/plan/calibrate.py).
+The interval of a prediction follows from the errors on rows that were held out of the fit.
 """
 
 import functools
@@ -23,20 +22,20 @@ TERMS = ("matmul", "small", "attention", "traffic", "tensor", "network", "launch
 
 SATURATED = 4096 * 3584  # rows x columns of a matrix product at which `small` equals `matmul`; an arbitrary unit
 LAUNCH_SECONDS = 1e-3  # to launch the kernels of a layer for one micro-batch; the unit of `launch`, which is fitted
-# How often plain attention reads or writes the scores: counted in Megatron's kernels, with dropout
+# The number of times that plain attention reads or writes the scores, counted in Megatron's kernels, with dropout
 PLAIN_PASSES = 18.5
-PLAIN_PASSES_AGAIN = 6.5  # and so many more where they are recomputed
+PLAIN_PASSES_AGAIN = 6.5  # further ones where the scores are recomputed
 TRAFFIC = 30  # reads and writes of a layer's hidden state; the unit of `traffic`, which is fitted
 LOGIT_PASSES = 6  # reads and writes of the logits, forward and backward
-# Heads per rank that are no multiple of 4: 138.72 s where 64 heads take 120.18 s, both 72 x 14336, tensor parallel 8
-# (bigscience chronicles-prequel.md, 23 Feb 2022). Not among the rows of the fit.
+# The factor on a step's time where the heads per rank are no multiple of 4: 138.72 s, against 120.18 s with 64 heads
+# (both 72 x 14336, tensor parallel 8; bigscience chronicles-prequel.md, 23 Feb 2022). These rows are not in the fit.
 UNEVEN_HEADS = 138.72 / 120.18
 
 
 @dataclass(frozen=True)
 class Shape:
     """The dimensions of a model that determine its speed. `ffn`: the inner width of an MLP; `matrices`: the number of
-    weight matrices of an MLP, 2, or 3 where it is gated."""
+    weight matrices of an MLP, which is 2, or 3 where it is gated."""
 
     layers: int
     hidden: int
@@ -57,22 +56,22 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters, biases and norms included, with tied embeddings and without learned positions."""
+        """The number of parameters with biases, norms and tied embeddings, and without learned positions."""
         biases = 9 * self.hidden + (self.matrices - 1) * self.ffn
         return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
 
     def flops_per_token(self, recompute: bool = False) -> float:
-        """The FLOPs to train on one token by Megatron's formula, as in model/count.py. `recompute`: whether activations
-        are recomputed, so that the forward pass of the layers counts twice."""
+        """The FLOPs of training on one token by Megatron's formula, as in model/count.py. `recompute`: whether
+        activations are recomputed, so that the forward pass of the layers counts twice."""
         layers = self.layers * (self.block + 2 * self.seq * self.hidden)
         return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parallel layout of a training step. `gpus`: the number of GPUs in all; `batch`, `micro_batch`: sequences of a
-    step, and of one pass of a replica; `embedding_slots`: whether each of the two embeddings counts like a layer when
-    layers are assigned to pipeline stages."""
+    """The parallel layout of a training step. `gpus`: the total number of GPUs; `batch`: the sequences of a step;
+    `micro_batch`: those of one pass of a replica; `embedding_slots`: whether each of the two embeddings counts like a
+    layer when layers are assigned to pipeline stages."""
 
     gpus: int
     tp: int
@@ -94,27 +93,27 @@ class Layout:
 
 
 def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
-    """The seconds of one step on the busiest pipeline stage at the rates of the data sheet, as a number for each of
-    TERMS in that order. `flash`: whether attention is one kernel that does not write the scores to memory."""
+    """The seconds of each term of one step, in the order of TERMS, on the busiest pipeline stage and at the rates of
+    the data sheet. `flash`: whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
     rows = layout.micro_batch * shape.seq
     passes = 4 if layout.recompute else 3  # the backward pass is two products for each of the forward pass
     layers = (shape.layers + 2) / pp if layout.embedding_slots else math.ceil(shape.layers / pp)
-    head_too = not layout.embedding_slots  # the last stage has the output matrix besides its layers
+    with_output = not layout.embedding_slots  # the last stage has the output matrix besides its layers
 
     matmul = layers * 2 * rows * shape.block / tp * passes / gpu.peak
-    if head_too:
+    if with_output:
         matmul += 6 * rows * hidden * shape.vocab / tp / gpu.peak
     scores = 4 * rows * shape.seq * hidden / tp
     if flash:  # half of the scores are masked; the backward pass computes them again
         attention = layers * scores / 2 * (passes + 0.5) / gpu.peak
     else:
         matmul += layers * scores * passes / gpu.peak
-        touched = PLAIN_PASSES + PLAIN_PASSES_AGAIN * layout.recompute
-        attention = layers * touched * rows * shape.seq * shape.heads / tp * 2 / gpu.bandwidth
+        score_passes = PLAIN_PASSES + PLAIN_PASSES_AGAIN * layout.recompute
+        attention = layers * score_passes * rows * shape.seq * shape.heads / tp * 2 / gpu.bandwidth
     small = matmul * SATURATED / (rows * hidden / tp)
     traffic = layers * TRAFFIC * rows * hidden * 2 / gpu.bandwidth
-    if head_too:
+    if with_output:
         traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
     reductions = 4 + 2 * layout.recompute
     tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
@@ -123,14 +122,14 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
     count = layout.micro_batches
     fill = (count + pp - 1) / count  # the pipeline fills and drains once a step
     weights = (layers * shape.block + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
-    between = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
+    bandwidth = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
     network = 0.0
     if pp > 1:
         network += 2 * rows * hidden * 2 / gpu.network * count * fill
     if layout.zero == 3:
-        network += 6 * weights / between * count
+        network += 6 * weights / bandwidth * count
     else:
-        network += 4 * weights * (layout.dp - 1) / layout.dp / between
+        network += 4 * weights * (layout.dp - 1) / layout.dp / bandwidth
     update = weights * (4 + 16 / layout.dp) / gpu.bandwidth
     repeated = [part * count * fill for part in (matmul, small, attention, traffic, tensor)]
     uneven = UNEVEN_HEADS if not flash and shape.heads // tp % 4 else 1.0
@@ -139,8 +138,8 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
 
 @dataclass(frozen=True)
 class PredictedStep:
-    """The predicted seconds of a step. `low` and `high`: an interval that contained 80% of held-out rows; `basis`: the
-    measurements on which the prediction is based, in words; `parts`: the seconds of each term."""
+    """The predicted seconds of a step. `low`, `high`: the 80% interval, from errors on held-out rows; `basis`: the
+    measurements on which the prediction is based, in words; `parts`: {name in TERMS: seconds}."""
 
     seconds: float
     low: float
@@ -149,6 +148,8 @@ class PredictedStep:
     parts: dict[str, float]
 
     def scaled(self, factor: float, spread: float, basis: str) -> "PredictedStep":
+        """The prediction with all times multiplied by `factor`. `spread`: the ratio of the interval's ends to the new
+        time; `basis`: the new basis, in words."""
         seconds = self.seconds * factor
         parts = {name: part * factor for name, part in self.parts.items()}
         return PredictedStep(seconds, seconds / spread, seconds * spread, basis, parts)
@@ -156,13 +157,13 @@ class PredictedStep:
 
 @functools.cache
 def calibration() -> dict[str, Any]:
-    """The fitted constants of the speed and memory models, and their errors on held-out published rows: the content of
-    calibration.json, which `python -m ablations.plan.calibrate --write` writes."""
+    """The content of calibration.json: the fitted constants of the speed and memory models, and their errors on
+    held-out published rows. `python -m ablations.plan.calibrate --write` writes the file."""
     return dict(json.loads(CALIBRATION.read_text()))
 
 
-# Which published rows stand for a GPU. Our own engine has not been timed on any: llm-foundry's stack (flash attention,
-# fused kernels, no recomputation where it fits) is the nearest that was.
+# {GPU: the GPU whose published rows are used for it}, of llm-foundry. No published rows are of our own engine;
+# llm-foundry's stack (flash attention, fused kernels, no recomputation where memory suffices) is the most similar.
 NEAREST_MEASURED = {
     "a100-40": "a100-40",
     "a100-80": "a100-80",
@@ -172,10 +173,10 @@ NEAREST_MEASURED = {
     "mi300x": "h100",
 }
 NEAREST_MEASURED |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
-# Of a GPU without published rows: predicting h100 from the weights of a100-80 was off by 18% in the median (measured by
-# calibrate.py); twice that on each side is taken.
+# The factor by which the interval is widened on each side for a GPU without published rows. Predicting h100 by the
+# weights of a100-80 was off by 18% in the median (measured by calibrate.py); twice that is taken.
 UNMEASURED_SPREAD = 1.36
-MIN_HIDDEN = 768  # hidden size of the narrowest published row; below it the interval widens by as much again
+MIN_HIDDEN = 768  # the least hidden size in published rows; for smaller ones the interval is widened once more
 
 
 def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> PredictedStep:
@@ -185,28 +186,28 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
         shape: the dimensions of the model.
         layout: the parallel layout of the step.
         gpu: the kind of GPU.
-        stack: the software whose published speed is used. "llm-foundry" is the one most like our engine;
+        stack: the software whose published speed is used. "llm-foundry" is the most similar to our engine;
             "Megatron-DeepSpeed" is for pipelines with plain attention, as in BigScience's runs. "":
             "Megatron-DeepSpeed" on V100s, for which llm-foundry has no rows, else "llm-foundry".
     """
     fits = calibration()
-    old = gpu.name.startswith("v100")
-    stack = stack or ("Megatron-DeepSpeed" if old else "llm-foundry")
+    is_v100 = gpu.name.startswith("v100")
+    stack = stack or ("Megatron-DeepSpeed" if is_v100 else "llm-foundry")
     if stack == "Megatron-DeepSpeed":
-        row = "v100" if old else "a100-80"
-        same = old or gpu.name.startswith("a100")
+        measured_gpu = "v100" if is_v100 else "a100-80"
+        is_measured = is_v100 or gpu.name.startswith("a100")
     else:
-        row, same = NEAREST_MEASURED[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
-    fit = fits[f"{stack}, {row}"]
+        measured_gpu, is_measured = NEAREST_MEASURED[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
+    fit = fits[f"{stack}, {measured_gpu}"]
     weights = dict(fit["weights"])
-    if stack != "Megatron-DeepSpeed":  # whose rows have no tensor parallelism
+    if stack != "Megatron-DeepSpeed":  # llm-foundry's rows have no tensor parallelism
         weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
     values = step_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
     parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
     seconds = sum(parts.values())
     low, high = fit["interval"]
-    basis = f"{stack}'s published rows on {row}"
-    if not same:
+    basis = f"{stack}'s published rows on {measured_gpu}"
+    if not is_measured:
         low, high = low / UNMEASURED_SPREAD, high * UNMEASURED_SPREAD
         basis += f"; none on {gpu.name}"
     if shape.hidden < MIN_HIDDEN:

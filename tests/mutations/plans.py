@@ -45,8 +45,8 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/layouts.py",
-        "need * (1 + EDGE) > gpu.memory",
-        "need > 2 * gpu.memory",
+        "memory * (1 + EDGE) > gpu.memory",
+        "memory > 2 * gpu.memory",
         PLAN_STUDY,
     ),
     one(
