@@ -17,16 +17,16 @@ CLIP_EPSILON = 1e-6  # DeepSpeed's: clip_tensors_by_global_norm
 
 
 def use_device_updates(ds: Any) -> None:
-    """Replace, on a GPU, how the optimizer of a DeepSpeed engine sums, clips and applies gradients.
+    """On a GPU, replace the methods by which DeepSpeed's bf16 optimizer sums, clips and applies gradients.
 
-    * Sums over micro-batches: the first micro-batch's gradients are written into the fp32 sums, those of later ones
-      added, each in one call for all parameters.
+    * Sums over micro-batches: the gradients of the first micro-batch are written into the fp32 sums, and those of later
+      micro-batches are added to them, in one call for all parameters.
     * Sums over ranks: each rank receives the fp32 sums of the part that it updates (reduce-scatter). That moves as many
       bytes as DeepSpeed's all-reduce in bf16, and needs no copy of the gradients.
     * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite
       (as with torch.amp.GradScaler): weights, moments and step count stay as they were, and the norm is infinite.
 
-    `ds`: the engine, with a BF16_Optimizer, without tensor parallelism.
+    `ds`: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
     """
     optimizer = ds.optimizer
     group, clip = optimizer.dp_process_group, float(optimizer.clip_grad)
@@ -79,12 +79,12 @@ def use_device_updates(ds: Any) -> None:
 
 
 def free_fp32_gradients_between_steps(optimizer: Any) -> None:
-    """Have DeepSpeed's bf16 optimizer, on a CPU, free the fp32 sums of the gradients after each update. In the next
-    step the first micro-batch's gradients are written into the sums, not added to zeros.
+    """On a CPU, have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update. In the next step
+    the first micro-batch's gradients are written into the sums, not added to zeros.
 
-    DeepSpeed alone keeps the sums allocated during the forward pass, when activations need the memory. Freeing them
-    saves nothing where micro-batches are accumulated, which is the usual case on a GPU; and a GPU's allocator may not
-    find so large a block again. `optimizer`: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and
+    Otherwise DeepSpeed keeps the sums allocated during the forward pass, when activations need the memory. On a GPU the
+    sums are not freed: that would save nothing where micro-batches are accumulated, as is usual there, and the
+    allocator may not find so large a block again. `optimizer`: a BF16_Optimizer, whose methods `clear_hp_grads` and
     `update_hp_grads` are replaced.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads

@@ -92,10 +92,18 @@ class Checkpoints:
         self.seconds = 0.0  # seconds from the last call of `save` until the checkpoint was complete; 0 before the first
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call this method
-        together. `fragments`: this rank's share of weights and optimizer moments; `state`: everything else that a
-        continued run needs, as values that JSON can hold, equal on all ranks; `load` returns it. Raises CheckpointError
-        where the previous save has failed."""
+        """Copy the tensors to host memory, and begin to write checkpoint `step` from a thread. All ranks call this
+        method together.
+
+        Args:
+            step: the number of the last step that was trained.
+            fragments: this rank's share of weights and optimizer moments.
+            state: everything else that a continued run needs, as values that JSON can hold, equal on all ranks; `load`
+                returns it.
+
+        Raises:
+            CheckpointError: the previous save has failed.
+        """
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}

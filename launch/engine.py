@@ -238,9 +238,9 @@ class Engine:
         return mine.tolist()
 
     def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """The factors for the mean losses of this rank's micro-batches `micros`. With these factors, the mean over
-        micro-batches and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are
-        divided."""
+        """The factor for the mean loss of each of this rank's micro-batches `micros`, which may differ in how many
+        tokens they predict. With these factors, the mean over micro-batches and ranks is the mean over all predicted
+        tokens of the global batch."""
         if all(micro.has_equal_counts for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.prediction_count for micro in micros]
@@ -304,8 +304,8 @@ class Engine:
         return state["progress"]
 
     def write_weights(self, path: Path) -> None:
-        """Write the state_dict of the whole model to a safetensors file. All ranks call this method together.
-        An interruption leaves no half-written file. `path`: the file."""
+        """Write the weights of the whole model to the safetensors file `path`. All ranks call this method together. An
+        interruption leaves no half-written file."""
         state = {}
         for name, part in self.model.state_dict().items():
             whole = self.model.tp.gather(name, part)

@@ -14,9 +14,8 @@ from launch.watch import StopTraining
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Once
-    the lock is held, what an earlier launch has left is removed: the files `failed` and (outside Slurm) `stop`, its
-    heartbeat, and half-written weights.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Files
+    of an earlier launch are removed first: `failed`, `stop` (without Slurm), the heartbeat, and half-written weights.
 
     Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
     is tried again for a second; under Slurm, where the process of the previous attempt may still be ending, for up to a

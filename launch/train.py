@@ -208,8 +208,8 @@ def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next optimizer step on this rank's samples, without waiting for it, and count it in the session's
-    state."""
+    """Launch the next optimizer step on this rank's samples, without waiting for its result, and add it to
+    `session.state` and `session.unread`."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size
@@ -274,8 +274,8 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write a line of the log about the steps since the last line: mean loss, speed, and `grad_norm`, the gradient norm
-    of the last step before clipping."""
+    """Write a line of the log: mean loss and speed of the steps since the last line, and the state after them.
+    `grad_norm`: the gradient norm of the last step, before clipping; null in the log where it is not finite."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
