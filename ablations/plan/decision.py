@@ -297,7 +297,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
             }
             for c in decision.candidates
         ],
-        "chosen": chosen.words if chosen else None,
+        "chosen": chosen.label if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
         "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},

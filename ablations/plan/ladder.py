@@ -187,7 +187,8 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
         single.count(result.single_verdict, truth[result.arm])
     true = [truth[result.arm] for result in results]
     orders = [
-        order_accuracy([of(result) for result in results], true) for of in (lambda e: e.at_target, lambda e: e.single)
+        order_accuracy([result.at_target for result in results], true),
+        order_accuracy([result.single for result in results], true),
     ]
     scores = zip(("ladder", "largest_size"), (ladder, single), orders, strict=True)
     return {

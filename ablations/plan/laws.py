@@ -84,7 +84,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
             raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
-        points += [Point(parameters(model), count, loss, str(folder)) for count, loss in sorted(losses.items())]
+        points += [Point(parameters(model), d, loss, str(folder)) for d, loss in sorted(losses.items())]
     return points
 
 
