@@ -21,7 +21,7 @@ STUDY = "18 weeks, 52x8 A100-80, 4 spare"
 def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None:
     found = shapes.candidate_shapes(160e9, 220e9, find_gpu("a100-80"), 384)
     accepted = [candidate for candidate in found if not candidate.rejected]
-    assert accepted[0].words == "70 x 14336 x 112" and found.index(accepted[0]) < 3
+    assert accepted[0].label == "70 x 14336 x 112" and found.index(accepted[0]) < 3
     layout = accepted[0].layout
     assert (layout.dp, layout.tp, layout.pp, layout.micro_batch) == (8, 4, 12, 2)  # as it was trained
     assert accepted[0].step.seconds == pytest.approx(104.50, rel=0.01)
