@@ -5,8 +5,7 @@ import math
 from typing import Any
 
 from ablations.config import resolve
-from ablations.drawing import Line
-from ablations.drawing import lines as draw
+from ablations.drawing import Line, line_plot
 from ablations.plan import affordable, power
 from ablations.plan.decision import Decision
 from ablations.plan.document import Document
@@ -50,7 +49,7 @@ def add_time_line(out: Document, decision: Decision) -> None:
         Line("low and high", 1, [0, duration], [0, high / 1e9], "dash"),
         Line("planned", 2, [0, duration], [plan / 1e9, plan / 1e9]),
     ]
-    out.add_figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
+    out.add_figure("timeline", line_plot("Tokens by week", curves, "weeks", "billion tokens"))
     training = decision.training(chosen)
     out.add_text(
         f"The planned {short_number(plan)} tokens are trained after {weeks_text(training.seconds)} weeks. In all the "

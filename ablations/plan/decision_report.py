@@ -3,8 +3,7 @@ its source."""
 
 from typing import Any
 
-from ablations.drawing import Line
-from ablations.drawing import lines as draw
+from ablations.drawing import Line, line_plot
 from ablations.plan import published_laws, shapes
 from ablations.plan.decision import MIN_SIZE, PLANNED_SHARE, Decision
 from ablations.plan.decision_outlook import add_risks, add_study_section, add_time_line
@@ -238,7 +237,7 @@ def _add_optima(out: Document, decision: Decision) -> None:
     ]
     title = "Parameters of least loss"
     out.add_figure(
-        "optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days})
+        "optimum", line_plot(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days})
     )
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
     loss_curves = [
@@ -248,7 +247,7 @@ def _add_optima(out: Document, decision: Decision) -> None:
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
     title = "Loss at this compute, by size"
-    out.add_figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
+    out.add_figure("loss", line_plot(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
         _add_expected_loss(out, decision, chosen)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from ablations.drawing import SERIES, Line, combined_figures
-from ablations.drawing import lines as draw
+from ablations.drawing import SERIES, Line, combined_figures, line_plot
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit
@@ -125,7 +124,7 @@ def figure(law: FittedLaw) -> str:
             Line("", colour, [point.d for point in same_size], [point.loss for point in same_size], "point"),
             Line(f"{short_number(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
         ]
-    return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
+    return line_plot(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
 
 def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:

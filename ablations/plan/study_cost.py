@@ -8,7 +8,7 @@ from typing import Any
 from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
-from ablations.drawing import bars
+from ablations.drawing import bar_chart
 from ablations.factorial import order
 from ablations.machine import sees_gpu
 from ablations.parts import PARTS
@@ -170,7 +170,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     runs: list[RunCost] = []
     if best:
         step_of = dict(zip(study.arms, best.steps, strict=True))
-        suite = bool(study.value("TASKS"))
+        suite = bool(study.word_value("TASKS"))
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(baseline.budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
@@ -235,7 +235,7 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
 def _is_execution_machine(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
     cluster is configured. False, for example, on a laptop on which studies are planned for other machines."""
-    return bool(study.value("OUT")) or sees_gpu() or find_site_file() is not None
+    return bool(study.word_value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
@@ -321,7 +321,7 @@ def figure(cost: StudyCost) -> str:
         parts.append(sum(run.evaluation_gpu_hours for run in arm_runs))
         rows.append((arm, parts, f"{short_number(hours)} GPU-hours"))
     title = f"{cost.study.factor}, {cost.study.base.size} on {cost.gpus} {cost.gpu.name}"
-    return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
+    return bar_chart(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
 def highest_cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:

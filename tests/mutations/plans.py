@@ -255,7 +255,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/checks.py",
-        'if tasks := study.value("GLUE_TASKS"):',
+        'if tasks := study.word_value("GLUE_TASKS"):',
         "if False:",
         f"{STUDY_FILES}::test_plan_refuses_what_ablation_would_refuse",
     ),
