@@ -93,7 +93,8 @@ def fit_weights(rows: list[Row]) -> dict[str, float]:
 
 
 def predicted_seconds(row: Row, weights: dict[str, float]) -> float:
-    """The predicted seconds of a step. `weights`: {name in TERMS: weight}."""
+    """The seconds of a step that the weights predict for the model, layout and GPU of a row. `weights`: {name in TERMS:
+    weight}."""
     return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
 
 

@@ -72,8 +72,7 @@ class PlannedTraining:
 @dataclass(frozen=True)
 class Optimum:
     """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low`,
-    `high`: the least and largest number of parameters over all constants that would be rounded to the law's printed
-    ones."""
+    `high`: the range of the number of parameters that follows from the rounding of the law's printed constants."""
 
     law: published_laws.PublishedLaw
     parameters: float

@@ -42,7 +42,7 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 def studies_by_size(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     """The same study at each size of a ladder, the least compute first. `words`: the NAME=VALUE words that describe the
     study, without SIZE; `sizes`: the names of the sizes. Raises ConfigError where there are fewer than three sizes, a
-    size is given twice, `words` have a SIZE, or a wall clock ends the runs."""
+    size is given twice, `words` have a SIZE, or the budget of the runs is a time."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:

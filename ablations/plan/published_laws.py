@@ -112,8 +112,8 @@ class PublishedLaw:
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The range of the best number of parameters for `compute` FLOPs, (least, largest), over all constants that
-        would be rounded to the law's printed ones."""
+        """The range of the best number of parameters for `compute` FLOPs, (least, largest), that follows from the
+        rounding of the law's printed constants."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)
