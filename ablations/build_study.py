@@ -16,7 +16,7 @@ from ablations.stage import Recipe, path_part, recorded_setting, stage_of_begun_
 from ablations.tuning import Tuning
 from ablations.values import difference
 
-MAX_SHOWN = 3  # with more settings varied, the baseline's label is not made of its values of them
+MOST_LABEL_SETTINGS = 3  # with more settings varied, the baseline's label is not made of its values of them
 Deltas = dict[str, dict[str, Any]]  # {label of an arm: {setting: value} in which it differs}, the baseline first
 # Settings that are rounded, so that different values may have the same effect (`_values_after_rounding`).
 ROUNDED_SETTINGS = {"train.tokens", "train.budget", "train.decay_tokens", "train.ramp_share", "model.vocab_multiple"}
@@ -94,7 +94,7 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
     cannot make an arm, has no effect, or gives the same run as the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
-    shown = [key for key in keys if key in flat] if len(keys) <= MAX_SHOWN else []
+    shown = [key for key in keys if key in flat] if len(keys) <= MOST_LABEL_SETTINGS else []
     baseline = ",".join(f"{key.split('.')[-1]}={value_text(flat[key])}" for key in shown) or "baseline"
     deltas: Deltas = {baseline: {}}
     for key, value in arm_values:

@@ -160,26 +160,26 @@ class Study:
     def eval_options(self) -> list[str]:
         """Command-line options of `python -m eval` that name the tasks of TASKS=; empty where only held-out text is
         used. A finished run can be evaluated on other tasks later, since tasks do not change the run."""
-        tasks, shots = self.value("TASKS"), self.value("SHOTS")
+        tasks, shots = self.word_value("TASKS"), self.word_value("SHOTS")
         if not tasks:
             return []
-        options = ["--tasks", tasks, "--data", self.value("EVAL_DATA") or str(self.out / EVAL_DATA)]
+        options = ["--tasks", tasks, "--data", self.word_value("EVAL_DATA") or str(self.out / EVAL_DATA)]
         return options + (["--shots", shots] if shots else [])
 
     @property
     def glue_options(self) -> list[str]:
         """Command-line options of `python -m eval.finetune` for fine-tuning the finished runs on GLUE; empty where the
         study has no word GLUE=."""
-        names, tasks, seeds = self.value("GLUE"), self.value("GLUE_TASKS"), self.value("GLUE_SEEDS")
+        names, tasks, seeds = self.word_value("GLUE"), self.word_value("GLUE_TASKS"), self.word_value("GLUE_SEEDS")
         folders = [part for name in names.split(",") if name.strip() for part in ("--data", name.strip())]
         return [*folders, *(["--tasks", tasks] if tasks else []), *(["--seeds", seeds] if seeds else [])]
 
     @property
     def exports(self) -> bool:
         """Whether every finished run is to be exported as a Hugging Face checkpoint (EXPORT=1)."""
-        return bool(self.value("EXPORT"))
+        return bool(self.word_value("EXPORT"))
 
-    def value(self, name: str) -> str:
+    def word_value(self, name: str) -> str:
         """The value of the NAME=VALUE word `name`; "" where it is not among the words of the study."""
         return dict(word.split("=", 1) for word in self.words).get(name, "").strip()
 

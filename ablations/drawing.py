@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # importing numpy takes time, which commands that plan have n
 WIDTH, HEIGHT = 400, 270
 RIGHT = WIDTH - 14  # horizontal coordinate of the right end of a plot
 COLUMNS = 2  # figures beside each other in a file
-WIDEST = 2.5  # intervals are cut at this many times the median half-width or largest difference; a choice
+WIDEST_INTERVAL = 2.5  # intervals are cut at this many times the median half-width or largest difference; a choice
 MARKED_POINTS = 12  # a line of more points has no marks at its points
 SERIES = 7  # colours of curves: Okabe and Ito's, distinct for the colour-blind; 0, the baseline's, is that of text
 
@@ -95,7 +95,7 @@ def fitting_end(words: str, room: float, size: float = 12) -> str:
     return words if len(words) <= most else "…" + words[1 - most :]
 
 
-def lines(
+def line_plot(
     title: str,
     curves: Iterable[Line],
     xlabel: str,
@@ -257,7 +257,7 @@ def forest_plot(
     if not effects:
         return ""
     halves = [half for _, _, half, *_ in effects if math.isfinite(half)] or [0.0]
-    most = WIDEST * max(statistics.median(halves), *(abs(d) for _, d, *_ in effects))
+    most = WIDEST_INTERVAL * max(statistics.median(halves), *(abs(d) for _, d, *_ in effects))
     ends = [
         end
         for _, d, half, *_ in effects
@@ -298,7 +298,7 @@ def forest_plot(
     return frame(title, out, WIDTH, bottom + 40)
 
 
-def bars(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
+def bar_chart(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
     """Draw stacked bars, one for each row. Returns the figure as SVG text; "" where all amounts are 0.
 
     Args:

@@ -23,12 +23,12 @@ OTHER_PARTS = {
 SECTIONS = {"model": "architecture", "train": "training", "data": "data"}
 PARTS = tuple(SECTIONS.values())
 # settings of no part, since they are the same for all arms: the length of a run, and the precision of the machine
-EXCLUDED = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
+SETTINGS_OF_NO_PART = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
 
 
 def part_of(key: str) -> str:
     """The part of a recipe, one of PARTS, that a setting belongs to; "" where it belongs to none."""
-    return "" if key in EXCLUDED else OTHER_PARTS.get(key) or SECTIONS.get(key.partition(".")[0], "")
+    return "" if key in SETTINGS_OF_NO_PART else OTHER_PARTS.get(key) or SECTIONS.get(key.partition(".")[0], "")
 
 
 def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
     kind: str = ORDER
 
 
-def distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
+def distinct_predictions(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The predictions without repetitions: the first of those that make the same claim. A study file and PREDICT= may
     contain the same prediction."""
     claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}

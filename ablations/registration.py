@@ -35,8 +35,8 @@ NOTHING_EXPECTED = "Nothing was written down before the runs."  # the expectatio
 GENERATED_QUESTION = re.compile(
     r"Does \w[\w.]*=.* beat the baseline\?|Which \w+\.\w+ is best: .*\?|Which of these beats the baseline: .*\?"
 )
-MOST_NAMED = 8  # arms that a generated question names
-MOST_OF_NAME = 60  # characters of an arm's name in it, the last ones
+MOST_ARMS_NAMED = 8  # arms that a generated question names
+NAME_CHARACTERS = 60  # characters of an arm's name in it, the last ones
 
 FIXED_SEEDS = "a fixed number of seeds"
 UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no more"
@@ -50,9 +50,9 @@ def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> 
         return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
     single_key = keys[0] if len(keys) == 1 else ""
     names = [str(value) if single_key else f"{key}={value}" for key, value in arms]
-    names = [name if len(name) <= MOST_OF_NAME else f"...{name[-MOST_OF_NAME:]}" for name in names]
-    if len(names) > MOST_NAMED:
-        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
+    names = [name if len(name) <= NAME_CHARACTERS else f"...{name[-NAME_CHARACTERS:]}" for name in names]
+    if len(names) > MOST_ARMS_NAMED:
+        names = [*names[: MOST_ARMS_NAMED - 1], f"{len(names) - MOST_ARMS_NAMED + 1} others"]
     if not single_key:
         return f"Which of these beats the baseline: {listed(names, 'or')}?"
     return f"Which {single_key} is best: {listed([f'{base[single_key]} (the baseline)', *names], 'or')}?"
@@ -70,7 +70,7 @@ def content(study: Any) -> Content:
         "arms": {arm: study.cell(arm, study.seeds[0]).delta for arm in study.arms},
         "seeds": [study.seeds[0], study.seeds[0] + criteria.seeds - 1],
         "design": study.design,
-        "tasks": study.value("TASKS"),
+        "tasks": study.word_value("TASKS"),
         "metric": criteria.metric,
         "margin": {metric: f"{margin:g} {METRICS[metric]}" for metric, margin in criteria.margins.items()},
         "stopping": UNTIL_DECIDED if criteria.sequential else FIXED_SEEDS,

@@ -63,7 +63,7 @@ def warmup_stable_decay(t: float, warmup: float) -> float:
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
     """The peak after the warm-up, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once
-    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay for a budget that ends there. One run so
+    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay for a budget that ends there. One run thus
     replaces runs of several lengths: layout.eval_at=0.25,0.5 saves and evaluates the weights at these ends."""
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)

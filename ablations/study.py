@@ -247,7 +247,7 @@ def _without_baseline(arms: list[tuple[str, Any]], common_settings: list[tuple[s
 def arms_left_out(study: Study) -> list[str]:
     """The arms of the study's file that are not run since they equal the baseline, as texts such as
     "model.layers=4"."""
-    name = study.value("STUDY")
+    name = study.word_value("STUDY")
     flat = study.base.flat()
     arms = read_study(name).arms if name else []
     return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]

@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 DIGITS = r"(?:\d{1,3}(?:_\d{3})+|\d+)"  # 1024 or 1_024, but not 1_0, which may be meant as 1.0
 NUMBER = rf"([+-]?{DIGITS}(?:\.\d+)?(?:E[+-]?\d{{1,3}})?)([KMB]?)"  # 512, 1_024, 1.5M, 1E6
 LARGEST = 2**53  # whole numbers up to this one are exact as floating-point numbers too
-MOST_SHOWN = 200  # characters of a value that an error message shows
+SHOWN_CHARACTERS = 200  # characters of a value that an error message shows
 EXAMPLES = {  # {type of a setting: the values it takes, for error messages}
     bool: "true or false",
     int: "a whole number such as 512, 2M or 10B",
@@ -49,7 +49,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
         explanation = f" ({meaning})" if meaning else ""
-        verb, text = "are" if get_origin(kind) is list else "is", str(value)[:MOST_SHOWN]
+        verb, text = "are" if get_origin(kind) is list else "is", str(value)[:SHOWN_CHARACTERS]
         raise ConfigError(f"{key}={text}: {EXAMPLES[kind]} {verb} needed{explanation}") from None
 
 
@@ -129,7 +129,7 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def unknown_choice(name: str, value: Any, options: Iterable[str]) -> ConfigError:
     """The error about a value that is not one of the `options`, which its message lists. `name`: the word or setting
     that has the value."""
-    text, names = str(value)[:MOST_SHOWN], list(options)
+    text, names = str(value)[:SHOWN_CHARACTERS], list(options)
     return ConfigError(f"{name}={text} is not one of {', '.join(names)}{did_you_mean(text, names)}")
 
 

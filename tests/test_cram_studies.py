@@ -9,7 +9,7 @@ import pytest
 from ablations import study_file
 from ablations.__main__ import main
 from ablations.config import ConfigError, presets, resolve, sizes_and_presets
-from ablations.parts import EXCLUDED, PARTS, part_of
+from ablations.parts import PARTS, SETTINGS_OF_NO_PART, part_of
 from ablations.plan.schedules import figure, schedule_drawings
 from ablations.run import KEYS
 from ablations.schedule import SCHEDULES
@@ -82,7 +82,7 @@ def test_the_three_parts_are_all_that_two_presets_differ_in() -> None:
     expected = {key: value for key, value in difference(crammed, bert).items() if part_of(key)}
     assert everything == expected
     outside = difference(crammed, bert).keys() - expected.keys()
-    assert outside <= {"size", *EXCLUDED, *(key for key in KEYS if key.startswith("layout."))}
+    assert outside <= {"size", *SETTINGS_OF_NO_PART, *(key for key in KEYS if key.startswith("layout."))}
     training = study.cell("training=bert-normal", 1)
     assert training.delta["model.mask_rate"] == 0.15 and training.delta["model.dropout"] == 0.1
     assert training.delta["train.batch"] == 512 and training.dir.name == "training=bert-normal,seed=1"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.prediction import distinct, parse_prediction, predictions_about
+from ablations.prediction import distinct_predictions, parse_prediction, predictions_about
 from ablations.registration import NOTHING_EXPECTED, changes, content
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
@@ -42,7 +42,7 @@ def test_a_prediction_is_an_order_or_an_interval() -> None:
 def test_a_claim_that_file_and_words_make_counts_once() -> None:
     texts = ["alibi < learned", "pos=alibi < baseline", "zero-shot: alibi < learned", "alibi - learned in [-1, 0]"]
     parsed = [parse_prediction(text, ARMS) for text in [*texts, "alibi - learned in [-1.0, 0]"]]
-    assert [prediction.text for prediction in distinct(parsed)] == [texts[0], *texts[2:]]
+    assert [prediction.text for prediction in distinct_predictions(parsed)] == [texts[0], *texts[2:]]
 
 
 def test_the_question_of_many_typed_arms_is_short_and_its_older_words_are_no_change(tmp_path: Path) -> None:

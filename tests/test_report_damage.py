@@ -203,7 +203,7 @@ def test_every_format_is_printable_whatever_it_is_given():
     line = drawing.Line(HOSTILE, 1, [1, 2], [1, 2])
     figures = [
         drawing.forest_plot(HOSTILE, [effect], HOSTILE),
-        drawing.lines(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
+        drawing.line_plot(HOSTILE, [line, line._replace(label="other")], HOSTILE, HOSTILE, marks={HOSTILE: 1.5}),
         drawing.heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(HOSTILE, 0.5, HOSTILE)]]),
     ]
     documents = [page(HOSTILE, sections), markdown(HOSTILE, sections), latex(table, HOSTILE), plain_text(table)]

@@ -200,7 +200,9 @@ def test_names_that_are_cut_keep_their_ends():
     long = [f"{'settings-that-all-have-' * 4}{i}=value" for i in (1, 2)]
     figures = {
         "map": drawing.heat_map("t", long, [f"on {name}" for name in long], [[("1", 0.0, "tip")] * 2] * 2),
-        "legend": drawing.lines("t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"),
+        "legend": drawing.line_plot(
+            "t", [drawing.Line(name, i, [1, 2], [1, 2]) for i, name in enumerate(long)], "x", "y"
+        ),
         "forest": drawing.forest_plot("t", [(name, 0.1, 0.2, "same", "undecided") for name in long], "x"),
     }
     for kind, svg in figures.items():

@@ -23,9 +23,9 @@ def check_request(study: Study) -> None:
             read(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    if tasks := study.value("TASKS"):
+    if tasks := study.word_value("TASKS"):
         _run_check("-m", "eval", "--tasks", tasks)
-    if tasks := study.value("GLUE_TASKS"):
+    if tasks := study.word_value("GLUE_TASKS"):
         _run_check("-m", "eval.finetune", "--tasks", tasks)
     if study.exports:
         _run_check("-m", "eval.exportable", *study.words)

@@ -5,8 +5,7 @@ import math
 from typing import Any
 
 from ablations.config import resolve
-from ablations.drawing import Line
-from ablations.drawing import lines as draw
+from ablations.drawing import Line, line_plot
 from ablations.plan import affordable, power
 from ablations.plan.decision import Decision
 from ablations.plan.document import Document
@@ -50,7 +49,7 @@ def add_time_line(out: Document, decision: Decision) -> None:
         Line("low and high", 1, [0, duration], [0, high / 1e9], "dash"),
         Line("planned", 2, [0, duration], [plan / 1e9, plan / 1e9]),
     ]
-    out.add_figure("timeline", draw("Tokens by week", curves, "weeks", "billion tokens"))
+    out.add_figure("timeline", line_plot("Tokens by week", curves, "weeks", "billion tokens"))
     training = decision.training(chosen)
     out.add_text(
         f"The planned {short_number(plan)} tokens are trained after {weeks_text(training.seconds)} weeks. In all the "
@@ -70,7 +69,7 @@ def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
     days: (ratio to the mean, ratio to the low end). None where the decision is for another shape or other GPUs than
     BLOOM's."""
     chosen, machines = decision.chosen, decision.machines
-    if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
+    if not chosen or chosen.label != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
     share = BLOOM_DAYS * TIMES["day"] / machines.seconds
     mean, low, _ = decision.tokens_in_time(chosen)

@@ -3,8 +3,7 @@ its source."""
 
 from typing import Any
 
-from ablations.drawing import Line
-from ablations.drawing import lines as draw
+from ablations.drawing import Line, line_plot
 from ablations.plan import published_laws, shapes
 from ablations.plan.decision import MIN_SIZE, PLANNED_SHARE, Decision
 from ablations.plan.decision_outlook import add_risks, add_study_section, add_time_line
@@ -87,7 +86,7 @@ def _add_summary(out: Document, decision: Decision) -> None:
         left = decision.gpu_hours_by_use["left"]
         words = f"{amount_text(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
         rows.append(["What is left", words, "computed"])
-    least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
+    least, most = (extreme(optimum.parameters for optimum in decision.optima) for extreme in (min, max))
     rows.append(
         [
             "What is least certain",
@@ -106,7 +105,7 @@ def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[
     return [
         [
             "What to train",
-            f"{chosen.words} (layers x width x heads): {short_number(shape.parameters)} parameters",
+            f"{chosen.label} (layers x width x heads): {short_number(shape.parameters)} parameters",
             "predicted: the fastest shape that nothing speaks against",
         ],
         [
@@ -238,7 +237,7 @@ def _add_optima(out: Document, decision: Decision) -> None:
     ]
     title = "Parameters of least loss"
     out.add_figure(
-        "optimum", draw(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days})
+        "optimum", line_plot(title, curves, "PF-days", "billion parameters", True, True, marks={"this budget": days})
     )
     sizes = [decision.sizes[0] / 16 * 1.25**i for i in range(24)]
     loss_curves = [
@@ -248,7 +247,7 @@ def _add_optima(out: Document, decision: Decision) -> None:
     chosen = decision.chosen
     marks = {"chosen": chosen.shape.parameters / 1e9} if chosen else {}
     title = "Loss at this compute, by size"
-    out.add_figure("loss", draw(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
+    out.add_figure("loss", line_plot(title, loss_curves, "billion parameters", "nats a token", True, marks=marks))
     if chosen:
         _add_expected_loss(out, decision, chosen)
 
@@ -327,7 +326,7 @@ def _add_shapes(out: Document, decision: Decision) -> None:
             [*head, "against it"],
             [
                 [
-                    candidate.words,
+                    candidate.label,
                     short_number(candidate.shape.parameters),
                     f"{candidate.layout.dp} / {candidate.layout.tp} / {candidate.layout.pp}",
                     str(candidate.layout.micro_batch),
@@ -348,6 +347,6 @@ def _add_shapes(out: Document, decision: Decision) -> None:
             )
         out.add_text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
-    out.add_text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
+    out.add_text(f"Chosen: {chosen.label}, the fastest that nothing speaks against:")
     out.add_bullets(shapes.reasons_for_shape(chosen))
     out.add_text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")

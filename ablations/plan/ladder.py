@@ -15,8 +15,7 @@ from typing import Any
 
 from ablations import answers, rundir, safe_files
 from ablations.criteria import PRIMARY
-from ablations.drawing import Line, combined_figures
-from ablations.drawing import lines as draw
+from ablations.drawing import Line, combined_figures, line_plot
 from ablations.plan.extrapolation import (
     LEAST_SEEDS,
     LEAST_SIZES,
@@ -29,7 +28,7 @@ from ablations.plan.extrapolation import (
     order_accuracy,
 )
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
-from ablations.prediction import ORDER, Prediction, distinct
+from ablations.prediction import ORDER, Prediction, distinct_predictions
 from ablations.registration import NOTHING_EXPECTED
 from ablations.study import Study, from_args
 from ablations.values import ConfigError, listed, short_number
@@ -43,7 +42,7 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 def studies_by_size(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     """The same study at each size of a ladder, the least compute first. `words`: the NAME=VALUE words that describe the
     study, without SIZE; `sizes`: the names of the sizes. Raises ConfigError where there are fewer than three sizes, a
-    size is given twice, `words` have a SIZE, or a wall clock ends the runs."""
+    size is given twice, `words` have a SIZE, or the budget of the runs is a time."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:
@@ -165,7 +164,9 @@ def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: floa
             Line("", i, [x, x], [100 * result.low, 100 * result.high]),
         ]
     title = "Difference from the baseline, with 90% intervals"
-    return draw(title, curves, f"{name} of a run", "loss, %", logx=True, zero=True, marks={"target": target / unit})
+    return line_plot(
+        title, curves, f"{name} of a run", "loss, %", logx=True, zero=True, marks={"target": target / unit}
+    )
 
 
 def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]) -> dict[str, dict[str, Any]]:
@@ -187,7 +188,8 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
         single.count(result.single_verdict, truth[result.arm])
     true = [truth[result.arm] for result in results]
     orders = [
-        order_accuracy([of(result) for result in results], true) for of in (lambda e: e.at_target, lambda e: e.single)
+        order_accuracy([result.at_target for result in results], true),
+        order_accuracy([result.single for result in results], true),
     ]
     scores = zip(("ladder", "largest_size"), (ladder, single), orders, strict=True)
     return {
@@ -242,7 +244,10 @@ def report(
         words: the words of the command, without SIZES and TARGET.
     """
     sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
-    outcomes = [f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}" for p in distinct(target.predictions)]
+    outcomes = [
+        f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}"
+        for p in distinct_predictions(target.predictions)
+    ]
     notes = [f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]]
     notes += [f"* {line}" for line in (describe_comparison(comparison) if comparison else [])]
     rows = [

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import answers, rundir, safe_files
-from ablations.drawing import SERIES, Line, combined_figures
-from ablations.drawing import lines as draw
+from ablations.drawing import SERIES, Line, combined_figures, line_plot
 from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit
@@ -40,8 +39,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated differently from the first; the message names it.
+        ConfigError: a folder is named twice, is not a finished and evaluated run, has a run whose budget is a time, or
+            was evaluated differently from the first; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -84,7 +83,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
             raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
-        points += [Point(parameters(model), count, loss, str(folder)) for count, loss in sorted(losses.items())]
+        points += [Point(parameters(model), d, loss, str(folder)) for d, loss in sorted(losses.items())]
     return points
 
 
@@ -125,7 +124,7 @@ def figure(law: FittedLaw) -> str:
             Line("", colour, [point.d for point in same_size], [point.loss for point in same_size], "point"),
             Line(f"{short_number(n)} parameters", colour, tokens, [law.loss(n, d) for d in tokens]),
         ]
-    return draw(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
+    return line_plot(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
 
 def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:

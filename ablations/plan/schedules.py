@@ -3,8 +3,7 @@
 import sys
 
 from ablations.budget import learning_rate
-from ablations.drawing import SERIES, Line
-from ablations.drawing import lines as draw
+from ablations.drawing import SERIES, Line, line_plot
 from ablations.run import Run
 from ablations.study import Study
 
@@ -64,4 +63,4 @@ def figure(study: Study) -> str:
         Line(names, number % SERIES, shares, curve, "dash" if number >= SERIES else "")
         for number, (names, curve) in enumerate(learning_rate_curves(study, 241).items())
     ]
-    return draw("Learning rate over the budget", lines, "share of the budget", "learning rate", zero=True)
+    return line_plot("Learning rate over the budget", lines, "share of the budget", "learning rate", zero=True)

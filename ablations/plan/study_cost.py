@@ -8,7 +8,7 @@ from typing import Any
 from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
-from ablations.drawing import bars
+from ablations.drawing import bar_chart
 from ablations.factorial import order
 from ablations.machine import sees_gpu
 from ablations.parts import PARTS
@@ -70,6 +70,9 @@ class RunCost:
 
 @dataclass(frozen=True)
 class StudyCost:
+    """The predicted cost of a study on given hardware, the parallel layouts in which its runs fit, and reasons not to
+    start it."""
+
     study: Study
     gpu: GPU
     gpus: int  # of each run
@@ -153,7 +156,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     baseline = arm_runs[0]
     candidates, reasons = fitting_layouts(arm_runs, gpu, gpus, site)
     best = best_layout(candidates)
-    refused, notes = _reasons_against_and_notes(study)
+    refused, notes = _check_settings(study)
     if baseline.train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -167,7 +170,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     runs: list[RunCost] = []
     if best:
         step_of = dict(zip(study.arms, best.steps, strict=True))
-        suite = bool(study.value("TASKS"))
+        suite = bool(study.word_value("TASKS"))
         runs = [_run_cost(cell, step_of[cell.arm], best, gpu, suite) for cell in study.cells]
         if isinstance(baseline.budget, ClockBudget):
             notes.append("the clock ends each run: its tokens are expected, and differ between arms as their speeds do")
@@ -202,14 +205,14 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         tokens, steps = run.tokens, run.steps
         hours = tokens / speed / HOUR
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
-    count, flops = parameters(run.model), flops_per_token(run.model)
+    parameter_count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
     save_interval = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     evaluation_tokens = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
         seed=cell.seed,
-        parameters=count,
+        parameters=parameter_count,
         tokens=tokens,
         steps=steps,
         flops=tokens * flops,
@@ -221,7 +224,9 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         gib=best.gib,
         gpu_hours=hours * gpus,
         kwh=hours * gpus * gpu.watts / 1000,
-        checkpoints_gb=count * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones))) / 1e9,
+        checkpoints_gb=parameter_count
+        * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones)))
+        / 1e9,
         save_every_minutes=save_interval / 60,
         evaluation_gpu_hours=evaluation_tokens * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
@@ -230,7 +235,7 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
 def _is_execution_machine(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
     cluster is configured. False, for example, on a laptop on which studies are planned for other machines."""
-    return bool(study.value("OUT")) or sees_gpu() or find_site_file() is not None
+    return bool(study.word_value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
@@ -260,7 +265,7 @@ def _free_gigabytes(out: Path) -> float | None:
         return None
 
 
-def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
+def _check_settings(study: Study) -> tuple[list[str], list[str]]:
     """Check a study's numbers of parameters, learning-rate decay, and epochs. Returns (reasons against starting the
     study, other notes), each a list of sentences."""
     refused: list[str] = []
@@ -316,10 +321,10 @@ def figure(cost: StudyCost) -> str:
         parts.append(sum(run.evaluation_gpu_hours for run in arm_runs))
         rows.append((arm, parts, f"{short_number(hours)} GPU-hours"))
     title = f"{cost.study.factor}, {cost.study.base.size} on {cost.gpus} {cost.gpu.name}"
-    return bars(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
+    return bar_chart(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
-def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+def highest_cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
     """Lines of text on the study's cost with all seeds that MORE=auto may add; none where the number of seeds is fixed.
     `budget_gpu_hours`: the GPU-hours of the user's budget, for the share of it; None: there is no budget."""
     if not (most := cost.at_most):
@@ -345,7 +350,7 @@ def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             interval = f"{step.low:.3g} to {step.high:.3g}"
             missing = " (not in our engine)" if layout.recompute else ""
             out.append(
-                f"{candidate.words:52} {step.seconds:7.3g} {interval:>16} {candidate.gib:6.1f} {speed:13,.0f}{missing}"
+                f"{candidate.label:52} {step.seconds:7.3g} {interval:>16} {candidate.gib:6.1f} {speed:13,.0f}{missing}"
             )
         out += [f"  speeds: {cost.candidates[0].steps[0].basis}", ""]
     if cost.runs:
@@ -369,7 +374,7 @@ def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"models, {sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount_text(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount_text(disk)} GB of checkpoints and weights",
-            *highest_cost_text(cost, budget_gpu_hours),
+            *highest_cost_lines(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]

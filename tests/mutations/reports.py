@@ -574,7 +574,7 @@ MUTATIONS = [
         "",
         "",
         "eval/report/comparison/predictions.py",
-        "for p in distinct(findings.study.predictions)",
+        "for p in distinct_predictions(findings.study.predictions)",
         "for p in findings.study.predictions",
         "tests/test_registration.py::test_a_report_counts_a_shared_prediction_once",
     ),

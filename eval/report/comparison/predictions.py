@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ablations.prediction import INTERACTION, Prediction, distinct
+from ablations.prediction import INTERACTION, Prediction, distinct_predictions
 from eval.report.comparison.compare import METRICS, compare_pair, interval_in_words, share_of_alpha
 from eval.report.comparison.contrasts import contrast
 from eval.report.comparison.criteria import registered_contents
@@ -28,7 +28,7 @@ def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
     once."""
     return [
         CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
-        for p in distinct(findings.study.predictions)
+        for p in distinct_predictions(findings.study.predictions)
     ]
 
 

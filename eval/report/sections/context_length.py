@@ -40,7 +40,7 @@ def section(findings: Findings) -> Section:
             f"Each point is the loss of the same {tokens:,} tokens of held-out text with so many tokens before them, "
             "so a curve shows what a longer context gives or costs and not what is easier to predict "
             "(eval/tasks/position.py).",
-            Figure(drawing.lines("Loss by position", lines, "tokens before", "bits/byte", marks=marks)),
+            Figure(drawing.line_plot("Loss by position", lines, "tokens before", "bits/byte", marks=marks)),
             Table(
                 ["arm", "training length", "2 ×", "4 ×", "change"], rows, "bits/byte with up to so many tokens before"
             ),

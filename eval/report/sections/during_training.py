@@ -40,7 +40,7 @@ def section(findings: Findings) -> Section:
             lines.append(Line(arm, findings.colour(arm), list(means), list(means.values()), findings.line_style(arm)))
             for tokens, value in means.items():
                 shown.setdefault(tokens, {})[arm] = f"{value:.{metric.digits}f}"
-        figure = drawing.lines(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)
+        figure = drawing.line_plot(f"{name} against tokens", lines, "training tokens", metric.unit, logx=True)
         if figure:
             rows = [[short_number(tokens), *(shown[tokens].get(arm, "-") for arm in cells)] for tokens in sorted(shown)]
             blocks += [Figure(figure), Table(["training tokens", *cells], rows, name)]

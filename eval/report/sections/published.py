@@ -151,7 +151,9 @@ def corpus_comparison() -> list[Block]:
     known, paths = load_published()["per_task"], load_published()["trajectories"]
     head, lines = ["", "difference", "noise from the items", "95 % over tasks", "verdict"], compared_corpora("minus")
     curves = [drawing.Line(name, i, paths["tokens"], values) for i, (name, values) in enumerate(paths["rows"].items())]
-    figure = drawing.lines("BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks")
+    figure = drawing.line_plot(
+        "BigScience: mean accuracy through training", curves, "training tokens", "% over 27 tasks"
+    )
     cells = [
         [name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row)]
         for name, row in known["rows"].items()

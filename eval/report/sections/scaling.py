@@ -41,7 +41,7 @@ def section(findings: Findings) -> Section:
                 f" BigScience: −{known_law['exponent']} ({known_law['mark']}, {known_law['source']}), of another "
                 "loss on another text."
             )
-    figure = drawing.lines("Held-out loss against compute", lines, "training FLOPs", "bits/byte", True, True)
+    figure = drawing.line_plot("Held-out loss against compute", lines, "training FLOPs", "bits/byte", True, True)
     return Section(title, [Figure(figure), words])
 
 

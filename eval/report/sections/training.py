@@ -47,7 +47,7 @@ def loss_curves(findings: Findings) -> list[str]:
         units = {cost_so_far(cell)["unit"] for seeds in cells.values() for cell in seeds.values()}
         label = f"{'-'.join(sorted(units))}-hours" if axis == "hours" else f"training {axis}"
         label = "seconds of training" if axis == "seconds" else label
-        figures.append(drawing.lines(f"Training loss against {axis}", lines, label, "nats per token", logx=True))
+        figures.append(drawing.line_plot(f"Training loss against {axis}", lines, label, "nats per token", logx=True))
     return [figure for figure in figures if figure]
 
 
@@ -91,7 +91,7 @@ def paired_curves(findings: Findings) -> list[str]:
     batches = ", same batches" if findings.same_batches() and not clock else ""
     unit = "seconds of training" if clock else "training tokens"
     return [
-        drawing.lines(
+        drawing.line_plot(
             f"Same seed{batches}: minus the baseline",
             lines,
             f"{unit}; below zero is better",

@@ -96,7 +96,7 @@ def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> st
         if len(losses) > 1
     ]
     rates = sorted({rate for curve in curves for rate in curve.x})
-    return drawing.lines("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
+    return drawing.line_plot("Loss by learning rate", curves, "learning rate", "bits per byte", logx=True, xticks=rates)
 
 
 def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
