@@ -125,10 +125,10 @@ def words_help() -> str:
 
 def plan(words: list[str], as_json: bool) -> int:
     from ablations.plan.checks import check_request
-    from ablations.plan.command import plan_elsewhere
+    from ablations.plan.command import plan_for_other_hardware
     from ablations.plan.here import plan_here
 
-    code = plan_elsewhere(words)
+    code = plan_for_other_hardware(words)
     if code is not None:
         return code
     study = from_args(words)

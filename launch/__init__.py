@@ -1,1 +1,1 @@
-"""Training: a `Run` in, a run directory out."""
+"""Trains runs: from the configuration of a run to its run directory, with checkpoints, log and trained weights."""

@@ -1,5 +1,5 @@
-"""Which kernel computes attention on a GPU: timed when a run starts, since it depends on the card, the shape and torch;
-and of those timed only one whose results are right."""
+"""Chooses the kernel that computes attention on a GPU: the fastest whose results are right. Kernels are timed when a
+run starts, since which one is fastest depends on the GPU, the model's shape and the version of torch."""
 
 from typing import Any
 
@@ -12,8 +12,9 @@ from launch.timing import least_seconds
 from model import attention
 
 WARM_UP, REPETITIONS = 3, 5  # untuned; the least of the repetitions counts
-# Largest relative error of a kernel's output and gradients. On an H200 right ones in bf16 were off by at most 0.007,
-# and cuDNN's by 1.4 where torch 2.11 took what it had compiled for another memory layout (docs/performance.md).
+# Largest relative error of a kernel's output and gradients. In bf16 on an H200 the errors of correct kernels were at
+# most 0.007, and that of cuDNN's kernel was 1.4 where torch 2.11 ran a kernel compiled for another memory layout
+# (docs/performance.md).
 TOLERANCE = 0.05
 
 
@@ -26,9 +27,9 @@ def choose_kernel(model: Any, micro_batch: int) -> dict[str, float]:
         micro_batch: sequences in a micro-batch, the batch size of the timed attention.
 
     Returns:
-        {kernel: seconds of one layer's attention, forward and backward}, the fastest first. With a position scheme that
-        adds a bias to the scores it has Flex alone. Empty where the model is left as it is: on a CPU, with
-        attn_dropout, QK scaling or a prefix objective.
+        {kernel: seconds of one layer's attention, forward and backward}, the fastest first. Where the position scheme
+        adds a bias to the scores, FlexAttention is the only kernel. Empty where nothing is timed and the model keeps
+        its kernel: on a CPU, and with attention dropout, QK scaling or a prefix objective.
 
     Raises:
         RunFailed: no kernel's results are right.
@@ -47,9 +48,9 @@ def choose_kernel(model: Any, micro_batch: int) -> dict[str, float]:
 
 def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
     """Time every kernel that can compute attention at the model's shape and precision. Returns {kernel: seconds of one
-    layer's attention, forward and backward}, the fastest first. Kernels that do not work with this device, shape or
-    precision are left out; so are those whose output or gradients are off by more than TOLERANCE, with a printed
-    sentence. `model`: a model.gpt.GPT on its device; `micro_batch`: sequences in a batch."""
+    layer's attention, forward and backward}, the fastest first. A kernel is left out where it does not work with this
+    device, shape or precision. It is also left out, with a printed sentence, where the relative error of its output or
+    of a gradient is above TOLERANCE. `model`: a model.gpt.GPT on its device; `micro_batch`: sequences in a batch."""
     cfg, weight = model.cfg, model.embed.weight
     heads = cfg.heads // model.tp.size
     # as in the model: queries, keys and values are parts of one tensor, and tokens lie before heads in memory, also in
@@ -69,10 +70,10 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
         try:
             results = _results(attend, inputs, grad_BHTK)
             fastest = _step_seconds(attend, inputs, grad_BHTK)
-        except (RuntimeError, NotImplementedError):  # torch's, where a kernel is not for this device or shape
+        except (RuntimeError, NotImplementedError):  # torch raises them where a kernel lacks this device or shape
             continue
         error = max(_relative_error(ours[:1], right) for ours, right in zip(results, expected, strict=True))
-        if error <= TOLERANCE:  # not so for a NaN
+        if error <= TOLERANCE:  # false for NaN
             seconds[kernel] = fastest
         else:
             print(f"attention by {kernel} is left out: its results are off by {error:.2g} of their norm", flush=True)
@@ -80,7 +81,7 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
 
 
 def _plain_results(model: Any, heads: int, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
-    """What `_results` should be for the first sequence, by the formula written out in fp32."""
+    """The correct results for the first sequence alone, in fp32 by the plain formula, in the form of `_results`."""
     first = [x[:1].detach().float().requires_grad_() for x in inputs]
     x_BTD = first[0].new_empty(1, model.cfg.seq, 0)
     attend = attention.plain_attention(model.position, heads, x_BTD, model.objective)
@@ -88,7 +89,8 @@ def _plain_results(model: Any, heads: int, inputs: list[Tensor], grad_BHTK: Tens
 
 
 def _results(attend: attention.Attend, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
-    """The output of attention and its gradients by queries, keys and values, each [B, H, T, K]."""
+    """Run attention forward and backward. Returns its output and the gradients of queries, keys and values, each of
+    shape [B, H, T, K]. `inputs`: queries, keys and values; `grad_BHTK`: the gradient of the output."""
     out = attend(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_BHTK)]
 

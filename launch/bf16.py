@@ -1,5 +1,5 @@
-"""Changes to DeepSpeed's bf16 optimizer: less memory on a CPU; on a GPU the same update in fewer kernels, and without
-the host waiting for the device.
+"""Changes DeepSpeed's bf16 optimizer: on a CPU it takes less memory; on a GPU it makes the same update with fewer
+kernels, and without the host waiting for the device.
 
 On a GPU, DeepSpeed itself launches three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
 loop. In each step, it fills all sums with zeros twice, computes a norm for each parameter, and reads from the device
@@ -17,16 +17,16 @@ CLIP_EPSILON = 1e-6  # DeepSpeed's: clip_tensors_by_global_norm
 
 
 def use_device_updates(ds: Any) -> None:
-    """Replace, on a GPU, how the optimizer of a DeepSpeed engine sums, clips and applies gradients.
+    """On a GPU, replace the methods by which DeepSpeed's bf16 optimizer sums, clips and applies gradients.
 
-    * Sums over micro-batches: the first micro-batch's gradients are written into the fp32 sums, those of later ones
-      added, each in one call for all parameters.
+    * Sums over micro-batches: the gradients of the first micro-batch are written into the fp32 sums, and those of later
+      micro-batches are added to them, in one call for all parameters.
     * Sums over ranks: each rank receives the fp32 sums of the part that it updates (reduce-scatter). That moves as many
       bytes as DeepSpeed's all-reduce in bf16, and needs no copy of the gradients.
     * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite
       (as with torch.amp.GradScaler): weights, moments and step count stay as they were, and the norm is infinite.
 
-    `ds`: the engine, with a BF16_Optimizer, without tensor parallelism.
+    `ds`: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
     """
     optimizer = ds.optimizer
     group, clip = optimizer.dp_process_group, float(optimizer.clip_grad)
@@ -35,7 +35,7 @@ def use_device_updates(ds: Any) -> None:
     sums = [s for members in optimizer.fp32_groups_gradients for s in members]
     parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition
     adamw = optimizer.optimizer
-    ds.enable_backward_allreduce = False  # `device_step` does it
+    ds.enable_backward_allreduce = False  # `device_step` sums over ranks instead
 
     def clear_hp_grads() -> None:
         optimizer.fp32_groups_has_gradients = [[False] * len(members) for members in optimizer.bf16_groups]
@@ -48,7 +48,7 @@ def use_device_updates(ds: Any) -> None:
         else:
             torch._foreach_copy_(sums, grads)
             for flat, members in zip(optimizer.fp32_groups_gradients_flat, optimizer.bf16_groups, strict=True):
-                flat[sum(p.numel() for p in members) :].zero_()  # what fills it up
+                flat[sum(p.numel() for p in members) :].zero_()  # the padding at its end
             optimizer.fp32_groups_has_gradients = [[True] * len(members) for members in optimizer.bf16_groups]
         for p in params:
             p.grad = None  # or the next backward pass would add to it
@@ -64,7 +64,7 @@ def use_device_updates(ds: Any) -> None:
             dist.all_reduce(square, group=group)
         norm = square.sqrt()
         adamw.found_inf = (~norm.isfinite()).float()
-        # a gradient is divided by it: at most `clip` is left of the norm; 1 where it is smaller
+        # AdamW divides gradients by this scale: larger norms become `clip`, smaller ones stay as they are
         adamw.grad_scale = ((norm + CLIP_EPSILON) / clip).clamp_min(1.0)
         optimizer._global_grad_norm = torch.where(norm.isfinite(), norm, torch.inf)
         for master, part in zip(optimizer.fp32_groups_flat_partition, parts, strict=True):
@@ -79,12 +79,12 @@ def use_device_updates(ds: Any) -> None:
 
 
 def free_fp32_gradients_between_steps(optimizer: Any) -> None:
-    """Have DeepSpeed's bf16 optimizer, on a CPU, free the fp32 sums of the gradients after each update. In the next
-    step the first micro-batch's gradients are written into the sums, not added to zeros.
+    """On a CPU, have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update. In the next step
+    the first micro-batch's gradients are written into the sums, not added to zeros.
 
-    DeepSpeed alone keeps the sums allocated during the forward pass, when activations need the memory. Freeing them
-    saves nothing where micro-batches are accumulated, which is the usual case on a GPU; and a GPU's allocator may not
-    find so large a block again. `optimizer`: DeepSpeed's BF16_Optimizer; its methods `clear_hp_grads` and
+    Otherwise DeepSpeed keeps the sums allocated during the forward pass, when activations need the memory. On a GPU the
+    sums are not freed: that would save nothing where micro-batches are accumulated, as is usual there, and the
+    allocator may not find so large a block again. `optimizer`: a BF16_Optimizer, whose methods `clear_hp_grads` and
     `update_hp_grads` are replaced.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
@@ -103,7 +103,7 @@ def free_fp32_gradients_between_steps(optimizer: Any) -> None:
         groups = zip(flat, sizes, optimizer.fp32_groups_gradients, optimizer.bf16_groups, strict=True)
         for i, (whole, size, sums, params) in enumerate(groups):
             whole.untyped_storage().resize_(size)
-            whole[sum(p.numel() for p in params) :].zero_()  # what fills it up
+            whole[sum(p.numel() for p in params) :].zero_()  # the padding at its end
             unused = [tuple(p.shape) for p in params if p.grad is None]
             if unused:
                 raise ValueError(f"no gradient reached parameters of shapes {unused}: the loss does not depend on them")

@@ -1,15 +1,16 @@
 """Checkpoints that load at any parallel layout: fp32 weights and optimizer moments, in fragments named by parameter.
 
-A checkpoint is a folder `step_N`: one safetensors file for each rank with the fragments that this rank holds, under
-the names of `rundir.FragmentKey`, and `checkpoint.json`, written last. Without that file a folder is not a checkpoint.
-Since fragments are found by name and position, a checkpoint of any number of ranks and any ZeRO stage loads at any
-other. Nothing in it is ever unpickled, and the sha256 of every file is compared before it is used, that of
-`checkpoint.json` too. Where tensor parallelism cuts a parameter, the name says which part it is; at another tensor
-parallel size the parameter is put together and cut anew.
+A checkpoint is a folder `step_N`. For each rank it has a safetensors file with the fragments that this rank holds,
+under the names of `rundir.FragmentKey`. The file `checkpoint.json` is written last; a folder without it is no
+checkpoint.
 
-At milestones (the steps of layout.eval_at) the weights are saved besides, in a folder `weights_N`: files like those of
-`step_N`, without the optimizer moments. It is complete before `step_N` is, so that a run continued from there has it,
-and is never removed; eval/weights.py reads it.
+Fragments are found by name and position, so that a checkpoint loads at any number of ranks and any ZeRO stage. Where
+tensor parallelism cuts a parameter, a fragment's name has the number of the part; at another tensor parallel size the
+parameter is joined and cut anew. Nothing is ever unpickled, and a file is read only after its sha256 was compared.
+
+At milestones (the steps of layout.eval_at) the weights are also saved in a folder `weights_N`, for eval/weights.py:
+files like those of `step_N`, without the optimizer moments. This folder is complete before `step_N` is, so that a run
+continued from `step_N` has it. It is removed only where its step is trained again.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
@@ -49,17 +50,16 @@ class CheckpointError(RunFailed):
 
 @dataclass(frozen=True)
 class Fragment:
-    """A slice of one parameter, or of one of its optimizer moments, that this rank holds: elements `start` to `start +
-    len(data)` of the flattened tensor. `kind`: "weight" (the fp32 master weight), "exp_avg" or "exp_avg_sq" (AdamW's
-    moments)."""
+    """The slice of a parameter, or of one of its optimizer moments, that a rank holds: elements `start` to `start +
+    len(data)` of the flattened tensor."""
 
-    name: str
-    kind: str
+    name: str  # of the parameter
+    kind: str  # one of KINDS
     start: int
     data: Tensor  # [n] fp32, a view of the live state
-    shape: tuple[int, ...] = ()  # of the parameter, or of this rank's part of it under tensor parallelism
-    rank: int = 0  # which part of the parameter that is, ...
-    size: int = 1  # ... of how many (model/shard.py); 1: all of it
+    shape: tuple[int, ...] = ()  # shape of the parameter, or of this rank's part where tensor parallelism cuts it
+    rank: int = 0  # the number of this part (model/shard.py)
+    size: int = 1  # the number of parts into which tensor parallelism cuts the parameter; 1: it is not cut
 
     @property
     def key(self) -> str:
@@ -85,17 +85,25 @@ class Checkpoints:
         identity: Mapping[str, str] = MappingProxyType({}),
     ):
         self.folder, self.keep, self.milestones, self.identity = folder, keep, milestones, dict(identity)
-        self.host: dict[str, Tensor] = {}  # copies of the fragments; pinned where there is a GPU, and used again
+        self.host_copies: dict[str, Tensor] = {}  # {Fragment.key: copy}, pinned with a GPU; every save uses them again
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
-        self.stall = 0.0  # seconds for which the last save held up training
-        self.seconds = 0.0  # seconds until the last checkpoint was whole
+        self.stall = 0.0  # seconds for which training waited in the last call of `save`
+        self.seconds = 0.0  # seconds from the last call of `save` until the checkpoint was complete; 0 before the first
 
     def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Copy the state to host memory and begin to write checkpoint `step` from a thread. All ranks call this method
-        together. `fragments`: this rank's share of weights and optimizer moments; `state`: everything else that a
-        continued run needs, as values that JSON can hold, equal on all ranks; `load` returns it. Raises CheckpointError
-        where the previous save has failed."""
+        """Copy the tensors to host memory, and begin to write checkpoint `step` from a thread. All ranks call this
+        method together.
+
+        Args:
+            step: the number of the last step that was trained.
+            fragments: this rank's share of weights and optimizer moments.
+            state: everything else that a continued run needs, as values that JSON can hold, equal on all ranks; `load`
+                returns it.
+
+        Raises:
+            CheckpointError: the previous save has failed.
+        """
         began = time.perf_counter()
         self.wait()
         folders: dict[str, tuple[str, ...]] = {f"weights_{step}": KINDS[:1]} if step in self.milestones else {}
@@ -121,9 +129,10 @@ class Checkpoints:
         self.stall = time.perf_counter() - began
 
     def _copy(self, fragment: Fragment) -> Tensor:
-        if fragment.key not in self.host or self.host[fragment.key].shape != fragment.data.shape:
-            self.host[fragment.key] = torch.empty_like(fragment.data, device="cpu", pin_memory=fragment.data.is_cuda)
-        return self.host[fragment.key].copy_(fragment.data, non_blocking=True)
+        copies, key, data = self.host_copies, fragment.key, fragment.data
+        if key not in copies or copies[key].shape != data.shape:
+            copies[key] = torch.empty_like(data, device="cpu", pin_memory=data.is_cuda)
+        return copies[key].copy_(data, non_blocking=True)
 
     def _write(
         self,
@@ -139,7 +148,7 @@ class Checkpoints:
         Args:
             folders: {name of a folder: the kinds of tensors (KINDS) that go into it}.
             tensors: {`Fragment.key`: the fragment's copy on the host}.
-            index: the content of checkpoint.json but for the files and times.
+            index: the content of checkpoint.json except files and times.
             rank: the number of this rank.
             began: when `save` was called, by time.perf_counter.
         """
@@ -163,17 +172,17 @@ class Checkpoints:
 
     def _write_index_when_complete(self, target: Path, index: dict[str, Any], began: float) -> None:
         """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
-        which makes the folder a checkpoint. The file system is polled, since collectives from this thread would mix
-        with training's. `index`: the content of checkpoint.json but for the files and times; `began`: when `save` was
+        which makes the folder a checkpoint. This thread polls the file system, since a collective of its own would mix
+        with those of training. `index`: the content of checkpoint.json except files and times; `began`: when `save` was
         called, by time.perf_counter."""
-        sums = [target / f"rank_{r}.json" for r in range(index["ranks"])]
-        while not all(path.exists() for path in sums):
+        checksum_files = [target / f"rank_{r}.json" for r in range(index["ranks"])]
+        while not all(path.exists() for path in checksum_files):
             time.sleep(0.02)
-        files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in sums}
+        files = {path.with_suffix(".safetensors").name: safe_files.read_json(path) for path in checksum_files}
         safe_files.wait_until_on_disk(target.parent, deep=False)
         seconds = time.perf_counter() - began
         rundir.write_checkpoint(target, {**index, "files": files, "seconds": seconds, "stall": self.stall})
-        for path in sums:
+        for path in checksum_files:
             path.unlink()
 
     def _remove_old(self) -> None:
@@ -196,18 +205,18 @@ class Checkpoints:
         self.check()
 
     def check(self) -> None:
-        """Raise CheckpointError when the save in the background has failed; return at once while it is under way."""
+        """Raise CheckpointError where the save in the background has failed; return at once while it is under way."""
         if self.error:
-            left = rundir.checkpoints(self.folder)
-            rest = f"the newest whole one is {left[0].name}" if left else "there is no other yet"
+            complete = rundir.checkpoints(self.folder)
+            newest = f"the newest whole one is {complete[0].name}" if complete else "there is no other yet"
             raise CheckpointError(
-                f"a checkpoint could not be written: {self.error}. Nothing else is lost: {rest}. "
+                f"a checkpoint could not be written: {self.error}. Nothing else is lost: {newest}. "
                 f"Make room in {self.folder} and give the same command again."
             ) from self.error
 
     def load(self, fragments: Iterable[Fragment], before: int | None = None) -> dict[str, Any] | None:
-        """Fill `fragments` from the newest checkpoint that is whole and undamaged. Checkpoints that were found damaged
-        are renamed, and all others of later steps removed. All ranks call this function together.
+        """Fill `fragments` from the newest checkpoint that is complete and undamaged. Damaged checkpoints are renamed;
+        other checkpoints of later steps are removed. All ranks call this method together.
 
         Args:
             fragments: this rank's share of weights and optimizer moments; their tensors are overwritten.
@@ -218,30 +227,30 @@ class Checkpoints:
             The `state` that was given to `save`, with "step" added; None when there is no checkpoint.
 
         Raises:
-            CheckpointError: a checkpoint lacks elements that the model needs, or all checkpoints are damaged.
+            CheckpointError: the checkpoint lacks elements that the model needs, or all checkpoints are damaged.
             RunFailed: the checkpoint is of another run (see `identity` of the class).
         """
         damaged: list[Path] = []
-        # the first rank says which there are: on a network file system another node may not see the newest yet, nor may
-        # a rank whose own part of it was written before the others'
+        # all ranks take the first rank's list: on a network file system the newest checkpoint may not be visible yet on
+        # another node, or to a rank whose own part of it was written before the others'
         candidates = [
             path for path in rundir.checkpoints(self.folder) if before is None or (step_of(path) or 0) < before
         ]
         names: list[Any] = [[path.name for path in candidates]]
         dist.broadcast_object_list(names, src=0)
         for path in (self.folder / name for name in names[0]):
-            index, complaint = _read_and_verify(path)
-            if not complaint:
+            index, damage = _read_and_verify(path)
+            if not damage:
                 self._check_identity(path, index)
                 _fill_fragments(path, list(index["files"]), fragments)
-            if dist.get_rank() == 0 and not complaint:
+            if dist.get_rank() == 0 and not damage:
                 self._remove_later_checkpoints(path, damaged)
             dist.barrier()
-            if not complaint:
+            if not damage:
                 return index["state"] | {"step": index["step"]}
             damaged.append(path)
             if dist.get_rank() == 0:
-                print(f"{path} is damaged ({complaint}); the one before it is used", flush=True)
+                print(f"{path} is damaged ({damage}); the one before it is used", flush=True)
         if damaged:
             raise CheckpointError(f"every checkpoint in {self.folder} is damaged. To begin anew, remove that folder.")
         return None
@@ -269,37 +278,36 @@ class Checkpoints:
 
 
 def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
-    """Read the index of the checkpoint in folder `path` and compare the hashes of its files, of which each rank hashes
-    a share. All ranks call this function together. Returns (the content of checkpoint.json, a sentence about what is
-    damaged, or "" when nothing is); the sentence is equal on all ranks."""
+    """Read checkpoint.json of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a
+    share of them. All ranks call this function together. Returns (the content of checkpoint.json, the damage that a
+    rank has found, as a sentence); the sentence is "" where there is no damage, and equal on all ranks."""
     index: dict[str, Any] = {}
-    complaints = []
+    damages = []
     try:
         index = rundir.read_checkpoint(path)
     except Damaged as error:
-        complaints = [str(error)]
-    if complaint := _first_complaint_of_all_ranks(complaints):
-        return {}, complaint
+        damages = [str(error)]
+    if damage := _first_sentence_of_all_ranks(damages):
+        return {}, damage
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_complaint_of_all_ranks([safe_files.damage(path / name, sums) for name, sums in share])
+    return index, _first_sentence_of_all_ranks([safe_files.damage(path / name, recorded) for name, recorded in share])
 
 
-def _first_complaint_of_all_ranks(complaints: list[str]) -> str:
-    """Exchange complaints between ranks, and return the first complaint of the lowest rank that has one; "" where no
-    rank has any. `complaints`: sentences of this rank, of which empty ones do not count. All ranks call this function
-    together and get one result, since they have to agree on whether to load a checkpoint."""
+def _first_sentence_of_all_ranks(sentences: list[str]) -> str:
+    """Exchange sentences between ranks, and return the first one that is not empty, by the order of ranks; "" where all
+    are empty. `sentences`: those of this rank. All ranks call this function together and get the same result."""
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, complaints)
-    return next((complaint for rank_complaints in gathered for complaint in rank_complaints if complaint), "")
+    dist.all_gather_object(gathered, sentences)
+    return next((sentence for of_rank in gathered for sentence in of_rank if sentence), "")
 
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Fill this rank's fragments from the saved fragments that overlap them. `path`: the checkpoint's folder; `files`:
-    the names of its safetensors files; `fragments`: their tensors are overwritten. Where the checkpoint was saved at
-    another tensor parallel size, parameters are joined and divided anew. Raises CheckpointError where elements of a
-    parameter are missing, or the parameter was saved in another shape."""
+    """Overwrite the tensors of this rank's `fragments` with the saved elements. Where the checkpoint was saved at
+    another tensor parallel size, parameters are joined and cut anew. `path`: the checkpoint's folder; `files`: the
+    names of its safetensors files. Raises CheckpointError where elements of a parameter are missing, or the parameter
+    was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
-    saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind) -> for each part {start: slice}
+    saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind): for each part {start: slice}
     for reader in readers:
         for key in reader.keys():  # noqa: SIM118  # not a dictionary
             name, kind, start, rank, size = FragmentKey.parse(key)
@@ -309,21 +317,21 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
         filled, end = 0, fragment.start + len(fragment.data)
         parts = saved.get((fragment.name, fragment.kind), [{}] * fragment.size)
         part = parts[fragment.rank] if len(parts) == fragment.size else {0: _part_from_other_layout(fragment, parts)}
-        for a, data in part.items():
-            b = a + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
-            low, high = max(a, fragment.start), min(b, end)
+        for data_start, data in part.items():
+            data_end = data_start + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
+            low, high = max(data_start, fragment.start), min(data_end, end)  # the elements that both have
             if low < high:
                 target = fragment.data[low - fragment.start : high - fragment.start]
-                target.copy_(data[low - a : high - a])
+                target.copy_(data[low - data_start : high - data_start])
                 filled += high - low
         if filled != len(fragment.data):
             raise CheckpointError(f"{path} lacks {fragment.kind} of {fragment.name}, or holds it in another shape")
 
 
 def _part_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
-    """This rank's part of a parameter, or of a moment, that was saved at another tensor parallel size: [n], flattened;
-    empty where some of it is missing. `fragment`: names the tensor and the part; `parts`: for each part that was saved
-    {start: slice of the safetensors file}."""
+    """The part of a parameter, or of a moment, that `fragment` names, from a checkpoint of another tensor parallel
+    size: flattened, [n]; empty where some elements are missing. `parts`: for each saved part {start: slice of the
+    safetensors file}."""
     full = full_shape(fragment.name, fragment.shape, fragment.size)
     shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]

@@ -1,4 +1,4 @@
-"""torch.compile of the model that is trained, and the proof that the compiled graph is the model."""
+"""Compiles the model that is trained, and proves that the compiled graph has the gradients of the model."""
 
 import time
 import traceback
@@ -26,17 +26,17 @@ def compile_model(engine: Any) -> None:
     if on_cpu:
         from torch._functorch import config
 
-        # the backward pass computes anew what is cheap: at nano in bf16, 13% less memory in no more time
+        # the backward pass recomputes cheap activations: at nano in bf16, 13% less memory in no more time
         config.activation_memory_budget = 0.8
-        if run.model.block == "parallel":  # or torch 2.13 writes C++ in which two sums have one name
+        if run.model.block == "parallel":  # without this setting torch 2.13 writes C++ in which two sums have one name
             from torch._inductor import config as inductor
 
             inductor.cpp.max_horizontal_fusion_size = 1
     torch.use_deterministic_algorithms(on_cpu)
     prepare_to_compile()
-    if not on_cpu:  # in a graph it would be made in every forward pass
+    if not on_cpu:  # made inside the graph, the masks would be made anew in every forward pass
         attention.prepare_masks(engine.model.objective, run.model.seq, engine.device)
-    # with extents batches differ in how many tokens they predict: with static shapes each would be compiled anew
+    # with extents batches differ in how many tokens they predict: with static shapes each number would be compiled
     dynamic = None if engine.model.objective.has_extents else False
     loss.compile(dynamic=dynamic, mode="reduce-overhead" if engine.cuda_graphs else None)
     random = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def compile_model(engine: Any) -> None:
 
     try:
         if run.model.dropout or run.model.attn_dropout:
-            # first what training calls, then a graph that drops nothing, to compare
+            # compile the graph of training, then one without dropout, whose gradients can be compared
             torch.autograd.grad(graph(batch), list(loss.parameters()))  # .backward() would fire DeepSpeed's hooks
             loss.eval()
         engine.proofs = [proof.prove_compiled_graph(engine.model, graph, loss.forward, batch)]

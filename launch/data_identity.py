@@ -1,8 +1,6 @@
-"""Checks that the data of a study have not changed since its runs were trained: a corpus may change between two
-commands.
+"""Checks that the data of a study have not changed since its runs began: a corpus may change between two commands.
 
-The text is part of a run's configuration: an arm that is trained on a changed text would differ from the baseline in
-two things.
+An arm that is trained on a changed text would differ from the baseline in two things: its delta and the text.
 """
 
 import contextlib
@@ -15,8 +13,8 @@ from ablations.study import Cell, Study
 
 def check_files(study: Study) -> None:
     """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
-    prepared. The files' hashes are stored, and only files that changed since then are read again. Raises
-    ConfigError where the content of a file has changed, or the corpus cannot be read."""
+    prepared. The files' hashes are stored: a file is read again only if it was written since. Raises ConfigError where
+    the content of a file has changed, or the corpus cannot be read."""
     from data.prepare import describe_data_changes, source_identities
 
     store = study.out / rundir.DATA
@@ -34,8 +32,9 @@ def check_files(study: Study) -> None:
 
 
 def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that the run was trained on; what is not prepared
-    is passed over. Raises ConfigError where the store now has another text or tokenizer under the same name."""
+    """Compare the prepared text and tokenizer of each run with those that the run was trained on. Runs whose data are
+    not prepared are skipped. Raises ConfigError where the store now has another text or tokenizer under the same name.
+    """
     from data.corpus import MissingData
     from data.prepare import describe_data_changes, prepare
 
@@ -44,17 +43,17 @@ def check_prepared(study: Study) -> None:
         try:
             current = prepare(**cell.run.data_request, store=store, build=False)
         except MissingData:
-            continue  # nothing that is about to be trained reads it
+            continue  # no run that is about to be trained reads these data
         except ValueError as error:
             raise ConfigError(str(error)) from None
         _raise_if_changed(cell, describe_data_changes(recorded, current))
 
 
 def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
-    """The runs that have begun, each with what its run.json records of its data: [(cell, run.json's "data")]."""
+    """The runs of a study that have begun, with the record of their data: [(cell, the entry "data" of run.json)]."""
     pairs = []
     for cell in study.cells:
-        with contextlib.suppress(safe_files.Damaged):  # the run that is continued from its checkpoint writes it anew
+        with contextlib.suppress(safe_files.Damaged):  # of a damaged run.json, which the continued run writes anew
             record = cell.run_json()
             if record and isinstance(record.get("data"), dict):
                 pairs.append((cell, record["data"]))
@@ -62,8 +61,7 @@ def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
-    """Raise ConfigError where the data of a run have changed since the run began. `sentences`: what has changed; empty
-    where nothing has."""
+    """Raise ConfigError where `sentences`, which say what has changed in a run's data since it began, are not empty."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

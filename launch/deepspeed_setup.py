@@ -1,4 +1,4 @@
-"""DeepSpeed started and configured. No other file imports it; launch/engine.py uses the engine that it makes."""
+"""Starts and configures DeepSpeed. No other file imports deepspeed; launch/engine.py uses the engine made with it."""
 
 import logging
 import os
@@ -59,13 +59,13 @@ def import_deepspeed() -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
 
-        with suppress(ImportError):  # in some versions; every ZeRO optimizer asks whether this is what it was given
+        with suppress(ImportError):  # some versions lack it; others need it in every ZeRO optimizer, to check a type
             import deepspeed.runtime.zero.muon.muon_optimizer
         from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    # its bf16 optimizer prints the use of memory six times, and before each has Python collect garbage
+    # DeepSpeed's bf16 optimizer prints the use of memory six times, and has Python collect garbage each time
     from deepspeed.runtime import bf16_optimizer
 
     bf16_optimizer.see_memory_usage = lambda message, force=False: None
@@ -83,8 +83,8 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     divided among the replicas in whole micro-batches.
     """
     fit_micro_batch(run, replicas)
-    # DeepSpeed's buckets, 500 million elements by default, are allocated in full however small the model
-    # and must be even (its alignment factor)
+    # DeepSpeed allocates buckets of 500 million elements by default, however small the model; a bucket's size must be
+    # even (its alignment factor)
     bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)
     config: dict[str, Any] = {
         "train_batch_size": run.train.batch,
@@ -94,13 +94,13 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "zero_optimization": {"stage": run.layout.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "steps_per_print": 10**9,
-        # its timer has the host wait for the device twice in every micro-batch, and is compiled with the model, which
-        # is then compiled again when the timer begins to count
+        # DeepSpeed's timer has the host wait for the device twice in every micro-batch. It is also compiled with the
+        # model, which is compiled again when the timer begins to count.
         "timers": {"throughput": {"enabled": False}},
     }
     if run.train.precision in ("bf16", "fp8"):
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-        if torch.cuda.is_available():  # or the ranks' sums are rounded to bf16 before they are added
+        if torch.cuda.is_available():  # otherwise each rank's sum is rounded to bf16 before the ranks' sums are added
             config["communication_data_type"] = "fp32"
     if run.train.precision == "fp16":
         config["fp16"] = {

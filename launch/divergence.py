@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
-    """The reason why a step counts as a divergence, as a sentence; "" when it does not.
+    """Why a step counts as a divergence, as a sentence; "" where it does not.
 
-    A step is a divergence when its loss or gradient norm is NaN or infinite. It is one, too, when its loss exceeds
-    log(vocabulary), the loss of a uniform guess, by train.divergence, or the median of the recent losses by train.spike
-    (0: no such limit). In fp16 an infinite norm is no divergence: gradients overflow now and then until
-    the loss scale fits. `recent`: losses of the steps before, up to 64; train.spike applies once there are 8; `loss`:
-    the loss of the step, nats per predicted token; `norm`: the gradient norm of the step, before clipping.
+    A step is a divergence in three cases: its loss or gradient norm is NaN or infinite; its loss is above
+    log(vocabulary), the loss of a uniform guess, by more than train.divergence; its loss is above the median of the
+    recent losses by more than train.spike (0: no such limit). In fp16 an infinite norm is no divergence, since
+    gradients overflow now and then until the loss scale fits.
+
+    Args:
+        run: the run's configuration.
+        step: the number of the step.
+        recent: losses of the steps before, up to 64; train.spike applies once there are 8.
+        loss: the loss of the step, nats per predicted token.
+        norm: the gradient norm of the step, before clipping.
     """
     limit = math.log(run.model.vocab) + run.train.divergence
     overflow = run.train.precision == "fp16" and norm == math.inf
@@ -42,10 +48,22 @@ def roll_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, reason: str, batch_size: int
 ) -> TrainingState:
     """After a divergence: load a checkpoint of at least train.skip steps before it, and skip the data that led to it
-    (Chowdhery et al. 2022, section 5.1). The clock of the run does not go back. `state`: the state at the step that
-    diverged; `reason`: the sentence that `divergence_reason` returned; `batch_size`: sequences of the batch that
-    diverged. Returns the state to continue from. Raises manifest.Diverged where the run has gone back
-    train.rollbacks times already (at 0 it never does), or there is no checkpoint early enough."""
+    (Chowdhery et al. 2022, section 5.1). The run's clock is not set back.
+
+    Args:
+        cell: the run.
+        engine: loaded with the checkpoint.
+        checkpoints: the run's checkpoints.
+        state: the training state at the step that diverged.
+        reason: the sentence that `divergence_reason` returned.
+        batch_size: sequences in the batch that diverged.
+
+    Returns:
+        The training state to continue from.
+
+    Raises:
+        manifest.Diverged: the run has been rolled back train.rollbacks times already, or no checkpoint is early enough.
+    """
     train, cure = cell.run.train, "Try a lower train.lr or a longer train.warmup."
     if not train.rollbacks:
         raise manifest.Diverged(f"{reason}. {cure}")

@@ -1,4 +1,4 @@
-"""The settings in effect: read from the live engine and its model, to be compared with those configured."""
+"""Reads the settings in effect from the engine and its model, to be compared with the configured ones."""
 
 from typing import Any
 
@@ -11,10 +11,13 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 
 
 def settings_in_effect(engine: Any) -> dict[str, Any]:
-    """Read the settings in effect from a live engine. Returns {setting: value in effect}, under the names of the
-    configuration, such as "model.layers". Where the norms' epsilons differ, or the vocabulary's padding or the initial
-    standard deviation is not as configured, the value is a text that says so, which equals no configured value.
-    `engine`: a launch.engine.Engine. All ranks call this function together, since it gathers the embedding."""
+    """Read the settings in effect from the engine and its model. Returns {setting: value in effect}, under the names of
+    the configuration, such as "model.layers". All ranks call this function together, since it gathers the embedding.
+
+    Three settings cannot always be read as a number: the norms' epsilon, the vocabulary's padding and the initial
+    standard deviation. Where they are not as configured, their value is a text, which equals no configured value.
+    `engine`: a launch.engine.Engine before its first step.
+    """
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp
     embed = tp.gather("embed.weight", engine.model.embed.weight)
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]

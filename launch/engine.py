@@ -39,10 +39,10 @@ class Engine:
     ds: Any
     run: Run
     device: torch.device
-    forward_timers: list[Callable[[], float]] = field(default_factory=list)  # each gives the seconds of a forward pass
-    compile_seconds: float = 0.0  # before the first step, and no part of training
-    proofs: list[proof.Proof] = field(default_factory=list)  # that the compiled graph is the model
-    attention_seconds: dict[str, float] = field(default_factory=dict)  # of the kernels that were timed, best first
+    forward_timers: list[Callable[[], float]] = field(default_factory=list)  # each returns the seconds of one pass
+    compile_seconds: float = 0.0  # seconds of compiling, before the first step; 0 where the model is not compiled
+    proofs: list[proof.Proof] = field(default_factory=list)  # of the compiled graph: that its gradients are the model's
+    attention_seconds: dict[str, float] = field(default_factory=dict)  # what attention_kernel.choose_kernel returned
 
     @property
     def model(self) -> Any:
@@ -51,7 +51,7 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward passes are replayed as CUDA graphs; without meaning on a CPU."""
+        """Whether forward and backward passes are replayed as CUDA graphs on a GPU. On a CPU it has no effect."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
@@ -86,8 +86,8 @@ class Engine:
         ]
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """The settings that DeepSpeed and AdamW hold, {setting: value in effect}, under the names of the
-        configuration, such as "train.clip"."""
+        """Read the settings in effect from DeepSpeed and AdamW. Returns {setting: value in effect}, under the names of
+        the configuration, such as "train.clip"."""
         groups = self.ds.optimizer.param_groups
         (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
         (decay,) = {group["weight_decay"] for group in groups} - {0.0} or {0.0}
@@ -177,7 +177,7 @@ class Engine:
         reading = clock() if dist.get_rank() == 0 else 0.0
         votes = torch.tensor([float(save), float(stop), reading])
         if self.device.type == "cuda":
-            votes = votes.pin_memory()  # or the copy would wait for the step
+            votes = votes.pin_memory()  # without pinning, the copy would wait for the step
         sums = torch.cat((loss[None], votes.to(self.device, non_blocking=True)))
         dist.all_reduce(sums)
         return PendingStep([sums[0] / dist.get_world_size(), norm, *sums[1:]], save, stop, clock)
@@ -197,7 +197,7 @@ class Engine:
                 # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
                 self.ds.set_gradient_accumulation_boundary(i == len(micros))
                 if self.cuda_graphs:
-                    torch.compiler.cudagraph_mark_step_begin()  # nothing of the micro-batch before is wanted any more
+                    torch.compiler.cudagraph_mark_step_begin()  # the last micro-batch's tensors may be overwritten
                 with self._timed_forward():
                     loss = self.ds(micro) * weight
                 self.ds.backward(loss)
@@ -229,7 +229,7 @@ class Engine:
 
     def forward_seconds(self) -> list[float]:
         """The seconds that each rank spent in forward passes since the last call, in the order of ranks. All ranks
-        call this function together."""
+        call this method together."""
         mine = torch.zeros(dist.get_world_size(), device=self.device)
         mine[dist.get_rank()] = sum(seconds() for seconds in self.forward_timers)
         self.forward_timers.clear()
@@ -238,9 +238,9 @@ class Engine:
         return mine.tolist()
 
     def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """The factors for the mean losses of this rank's micro-batches `micros`. With these factors, the mean over
-        micro-batches and ranks is the mean loss over all predicted tokens of the global batch, however the tokens are
-        divided."""
+        """The factor for the mean loss of each of this rank's micro-batches `micros`, which may differ in how many
+        tokens they predict. With these factors, the mean over micro-batches and ranks is the mean over all predicted
+        tokens of the global batch."""
         if all(micro.has_equal_counts for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.prediction_count for micro in micros]
@@ -259,7 +259,7 @@ class Engine:
                 continue
             flat = self.ds.optimizer.param_groups[mapping.param_group_index]["params"][0]
             adam = self.ds.optimizer.state[flat]
-            if not adam:  # no step was made yet: what AdamW would begin with
+            if not adam:  # before the first step: the zeros that AdamW would begin with
                 zero = torch.zeros((), dtype=torch.float32, device=flat.device)
                 adam |= {"step": zero, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
             start, span = mapping.lp_fragment_address.start, mapping.hp_fragment_address
@@ -270,7 +270,7 @@ class Engine:
         return fragments
 
     def save(self, checkpoints: Checkpoints, step: int, progress: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step` in the background. All ranks call this function together. `progress`: the
+        """Begin to write checkpoint `step` in the background. All ranks call this method together. `progress`: the
         state of the training loop, as values that JSON can hold, equal on all ranks; `load` returns it. Raises
         CheckpointError where the previous save has failed, or the ranks' copies of a weight are no longer equal."""
         check_equal_weights(self.model, step)
@@ -280,22 +280,32 @@ class Engine:
         checkpoints.save(step, self.fragments(), {"optimizer": optimizer, "progress": progress})
 
     def load(self, checkpoints: Checkpoints, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint, whatever parallel layout it was written at. All ranks call this method
-        together. `before`: consider only checkpoints of steps before this one; None: all. Returns the `progress` that
-        was given to `save`, or None when there is no checkpoint. Raises CheckpointError where a checkpoint lacks
-        elements that the model needs, or all checkpoints are damaged."""
+        """Load the newest checkpoint that is complete and undamaged, written at any parallel layout, into the model and
+        the optimizer. All ranks call this method together.
+
+        Args:
+            checkpoints: the run's checkpoints.
+            before: consider only checkpoints of steps before this one; None: all.
+
+        Returns:
+            The `progress` that was given to `save`; None when there is no checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint lacks elements that the model needs, or all checkpoints are damaged.
+            RunFailed: the checkpoint is of another run.
+        """
         state = checkpoints.load(self.fragments(), before)
         if state is None:
             return None
         for adam in self.ds.optimizer.state.values():
             adam["step"].fill_(state["optimizer"]["adam_step"])
         self.loss_scaling_state = state["optimizer"]["scaling"]
-        self.ds.optimizer.update_lp_params()  # what is computed with, from the fp32 masters of all ranks
+        self.ds.optimizer.update_lp_params()  # the weights of the forward pass, from the fp32 masters
         return state["progress"]
 
     def write_weights(self, path: Path) -> None:
-        """Write the state_dict of the whole model to a safetensors file. All ranks call this method together.
-        An interruption leaves no half-written file. `path`: the file."""
+        """Write the weights of the whole model to the safetensors file `path`. All ranks call this method together. An
+        interruption leaves no half-written file."""
         state = {}
         for name, part in self.model.state_dict().items():
             whole = self.model.tp.gather(name, part)
@@ -309,7 +319,7 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """A module that computes the model's loss of a `Batch`, because DeepSpeed wraps modules."""
+    """A module whose forward pass returns the model's loss of a `Batch`: what DeepSpeed trains has to be a module."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -362,7 +372,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
             "layout.compile=reduce-overhead needs train.precision=bf16 or fp8, layout.zero=1 and layout.tp=1"
         )
     if run.train.precision == "fp16" and not torch.cuda.is_available():
-        # DeepSpeed refuses where oneDNN has no fast fp16; torch's other kernels are slow and correct
+        # DeepSpeed refuses fp16 on CPUs without fast fp16 in oneDNN, where torch's other kernels are slow and correct
         deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     mpu, size = None, model.tp.size
     if size > 1:

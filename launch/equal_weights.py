@@ -11,13 +11,12 @@ from model.shard import shard_dimension
 
 
 def check_equal_weights(model: Any, step: int) -> None:
-    """Check that the ranks which hold copies of the same weights hold equal bits.
+    """Check that all copies of a weight, on different ranks, have equal bits. All ranks call this function together.
 
-    A GPU or a cable may silently compute or transmit wrong numbers, and nothing else in training would compare the
-    copies. For each rank two sums of its weights' bits are compared: of the parameters that tensor parallelism cuts,
-    and of the rest. `model`: a
-    model.gpt.GPT, as this rank holds it; `step`: the number of the step, for the message. All ranks call this function
-    together. Raises CheckpointError where the copies differ; the message names the ranks.
+    A GPU or a cable may silently compute or transmit wrong numbers, and nothing else in training compares the copies.
+    What is compared between ranks are two sums over the bits of a rank's weights: one over the parameters that tensor
+    parallelism cuts, one over all others. `model`: a model.gpt.GPT, as this rank holds it; `step`: the number of the
+    step, for the message. Raises CheckpointError where the copies differ; the message names the ranks.
     """
     if dist.get_world_size() == 1:
         return

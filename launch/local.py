@@ -1,8 +1,8 @@
-"""`python -m launch.local POS=alibi`: runs a study on this machine, with a few of its runs at a time.
+"""Runs a study on this machine, one or more of its runs at a time: `python -m launch.local POS=alibi`.
 
-Training and evaluation are separate commands, which share nothing but the run directory: this file starts them as
-processes and reads what they leave there. After an interruption the same command continues: finished runs are kept, a
-half-finished one goes on from its last checkpoint.
+Training and evaluation are commands of their own, which this module starts as processes. They share nothing but the run
+directory. After an interruption the same command continues: finished runs are kept, and unfinished ones go on from
+their last checkpoint.
 """
 
 import os
@@ -40,18 +40,18 @@ from launch.repair import is_evaluated, is_fine_tuned, repair
 STDERR = 2  # file descriptor of standard error
 
 
-def run(study: Study) -> list[str]:
+def run_study(study: Study) -> list[str]:
     """Prepare data, then train and evaluate every run of the study that is not finished.
 
     Returns:
         A line for each run that failed, with the reason; empty when none did.
 
     Raises:
-        ConfigError: before any training, for what concerns all runs, such as a corpus that cannot be prepared.
+        ConfigError: before any training, for a fault that concerns all runs, such as a corpus that cannot be prepared.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
     check_tasks(study)
-    at_once = runs_at_a_time(study)
+    concurrency = runs_at_a_time(study)
     cells, trained, failures = repaired_cells(study)
     todo = unfinished_cells(study, cells)
     for cell in todo:
@@ -63,13 +63,13 @@ def run(study: Study) -> list[str]:
     if not todo:
         return failures
     print(*epochs_of_text(study), *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
-    return failures + finish_runs(study, todo, at_once)
+    return failures + finish_runs(study, todo, concurrency)
 
 
 def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
-    """Repair damaged run directories of a study. Returns (the runs whose directories are undamaged now, {run directory:
-    steps trained} of the trained ones among these runs, a line for each run that is left out because its directory
-    cannot be repaired)."""
+    """Repair damaged run directories of a study. Returns three parts: the runs whose directories are undamaged now;
+    {run directory: steps trained} for those of these runs that are trained; a line of text for each run that is left
+    out because its directory cannot be repaired."""
     cells, trained, failures = [], {}, []
     for cell in study.cells:
         try:
@@ -84,21 +84,22 @@ def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]
 
 
 def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
-    """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported. Evaluated runs are first
-    evaluated here on tasks that were added or changed since; where that fails, all of `cells` are returned."""
+    """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported. First, this function
+    evaluates runs again on tasks that were added or changed since their evaluation; where that fails, it returns all of
+    `cells`."""
     todo = [cell for cell in cells if not is_evaluated(cell)]
-    untuned = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
+    without_glue = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
         if not _command_succeeds("-m", "eval", *options, *evaluated):
-            todo = cells  # each in a process of its own, so that the one that fails is named and stops no other
+            todo = cells  # one process for each run then names the run that fails, and the others go on
     unexported = [cell for cell in cells if study.exports and not rundir.is_exported(cell.dir)]
-    return [cell for cell in cells if cell in todo or cell in untuned or cell in unexported]
+    return [cell for cell in cells if cell in todo or cell in without_glue or cell in unexported]
 
 
-def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
-    """Train and evaluate the runs `todo`, up to `at_once` at a time, and show their progress. Returns a line for each
-    run that failed, with the reason. Raises Interrupted where a signal ended the command."""
+def finish_runs(study: Study, todo: list[Cell], concurrency: int) -> list[str]:
+    """Train and evaluate the runs `todo`, up to `concurrency` at a time, and show their progress. Returns a line for
+    each run that failed, with the reason. Raises Interrupted where a signal ended the command."""
     failures: list[str] = []
     phases = {cell.dir: "waiting" for cell in todo}
     processes = Processes()
@@ -116,15 +117,15 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
             phases[cell.dir] = "failed"
             failures.append(f"{cell.name}: {reason}")
 
-    shown = threading.Event()
-    display = threading.Thread(target=progress.show_progress, args=(progress.Progress(todo, phases, at_once), shown))
+    done = threading.Event()
+    display = threading.Thread(target=progress.show_progress, args=(progress.Progress(todo, phases, concurrency), done))
     display.start()
     try:
-        with processes.stopped_by_signals(), ThreadPoolExecutor(at_once) as pool:
+        with processes.stopped_by_signals(), ThreadPoolExecutor(concurrency) as pool:
             for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
-        shown.set()
+        done.set()
         display.join()
         print(flush=True)
     if processes.stopping:
@@ -133,16 +134,16 @@ def finish_runs(study: Study, todo: list[Cell], at_once: int) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study (its question and criteria) in the directories of its runs that are trained already: for
-    another study, or before this study was changed. Call this after all checks, so that a refused command registers
+    """Register the study (write down its question and criteria) in the directories of runs that are trained already,
+    such as runs that another study has trained. Call this after all checks, so that a refused command registers
     nothing. `trained`: {run directory: the number of steps that the run was trained}."""
     for folder, steps in trained.items():
-        with suppress(OSError):  # of a folder that can only be read: the report then says that it is not there
+        with suppress(OSError):  # a folder that can only be read: the report then says that the registration is missing
             rundir.register(folder, study.registration, steps)
 
 
 def _command_succeeds(*words: str) -> bool:
-    """Run `python words` as a child process whose output is discarded. Returns whether it exits with 0."""
+    """Run `python words` as a child process whose standard output is discarded. Returns whether it exits with 0."""
     return _exit_code(*words, output=subprocess.DEVNULL) == 0
 
 
@@ -150,15 +151,20 @@ def _exit_code(*words: str, output: int | None = None) -> int:
     """Run `python words` as a child process that ignores Ctrl-C, and return the child's exit code. At Ctrl-C this
     process ends the child and raises KeyboardInterrupt. `output`: a file descriptor for the child's standard output;
     None: the standard output of this process."""
-    ended_by_us = ignore_ctrl_c_and_die_with_parent
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=child_environment(), stdout=output, preexec_fn=ended_by_us).returncode
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=child_environment(),
+        stdout=output,
+        preexec_fn=ignore_ctrl_c_and_die_with_parent,
+    ).returncode
 
 
 def check_tasks(study: Study) -> None:
     """Check, before hours are spent on training, that the runs can be evaluated, fine-tuned and exported as the study
-    asks. Raises ConfigError where a task made from held-out text is defined in tasks.yaml but not in the code, or in
-    the code alone; or where the runs cannot be evaluated on TASKS, fine-tuned on GLUE, or exported (EXPORT=1)."""
+    asks. Raises ConfigError in four cases: tasks.yaml and the code do not define the same tasks made from held-out
+    text; the runs cannot be evaluated on TASKS; they cannot be fine-tuned on GLUE; they cannot be exported (EXPORT=1).
+    """
     if not _command_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
@@ -177,7 +183,7 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
     check_files(study)
     store = study.out / rundir.DATA
-    requests = []
+    requests = []  # the arguments of `python -m data.prepare`, one list for each call
     for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.needs_mask_token): 0 for c in cells}:
         recipe = [f"data.{name}={value}" for name, value in data.recipe._asdict().items()]
         tokenizer = ["--tokenizer", data.tokenizer, "--kind", data.tokenizer_kind, "--vocab", str(vocab)]
@@ -194,9 +200,9 @@ def prepare(study: Study, cells: list[Cell]) -> None:
 
 
 def runs_at_a_time(study: Study) -> int:
-    """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and on
-    CPUs as many as the cores allow. Raises ConfigError where the budget is a wall clock and JOBS is more than the
-    processors allow, since each run would then train less."""
+    """The number of runs to train at a time: JOBS where the user gives it; otherwise one on a machine with a GPU, and
+    as many as the cores allow on a machine without. Raises ConfigError where the budget is a wall clock and JOBS is
+    more than the processors allow, since each run would then make fewer steps."""
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
@@ -213,6 +219,8 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
     where the study asks for that.
 
     Args:
+        study: the study that the run belongs to.
+        cell: the run.
         phases: {run directory: the run's phase in words, such as "training"}; updated for the progress display.
         processes: starts the commands as child processes.
 
@@ -221,7 +229,11 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the commands.
     """
     cell.dir.mkdir(parents=True, exist_ok=True)
-    threads = cell.run.layout.threads
+
+    def execute(phase: str, words: list[str], log: str, ranks: int = 1) -> None:
+        phases[cell.dir] = phase
+        processes.run([sys.executable, *words], cell.dir / log, ranks, cell.run.layout.threads)
+
     trained = False
     while not trained:
         while rundir.is_locked(cell.dir):
@@ -231,32 +243,25 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
             time.sleep(0.5)
         try:
             if rundir.read_done(cell.dir) is None:
-                phases[cell.dir] = "training"
-                command = [sys.executable, "-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
-                processes.run(command, cell.dir / rundir.TRAIN_LOG, cell.run.layout.processes or gpu_count(), threads)
+                words = ["-m", "launch.train", "--cell", str(study.cells.index(cell)), *study.words]
+                execute("training", words, rundir.TRAIN_LOG, cell.run.layout.processes or gpu_count())
             trained = True
         except CommandFailed:
-            if not rundir.is_locked(cell.dir):  # else another process was first, by a moment
+            if not rundir.is_locked(cell.dir):  # else another process has just begun to train the run
                 raise
-    phases[cell.dir] = "evaluating"
-    store = str(study.out / rundir.DATA)
-    command = [sys.executable, "-m", "eval", *study.eval_options, "--store", store, str(cell.dir)]
-    processes.run(command, cell.dir / rundir.EVAL_LOG, 1, threads)
+    folder, store = str(cell.dir), ["--store", str(study.out / rundir.DATA)]
+    execute("evaluating", ["-m", "eval", *study.eval_options, *store, folder], rundir.EVAL_LOG)
     if study.glue_options:
-        phases[cell.dir] = "fine-tuning"
-        command = [sys.executable, "-m", "eval.finetune", str(cell.dir), *study.glue_options, "--store", store]
-        processes.run(command, cell.dir / rundir.GLUE_LOG, 1, threads)
+        execute("fine-tuning", ["-m", "eval.finetune", folder, *study.glue_options, *store], rundir.GLUE_LOG)
     if study.exports:
-        phases[cell.dir] = "exporting"
-        command = [sys.executable, "-m", "eval.export", str(cell.dir), "--store", store]
-        processes.run(command, cell.dir / rundir.EXPORT_LOG, 1, threads)
+        execute("exporting", ["-m", "eval.export", folder, *store], rundir.EXPORT_LOG)
 
 
 def run_until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
-    """Run a study. With MORE=auto, add one seed to every arm and run again, until every arm is decided, only more items
-    would decide it, or the largest number of seeds is reached.
+    """Run a study and, with MORE=auto, add seeds to it: one seed for every arm at a time, as long as an arm is
+    undecided, more seeds may decide it, and the study has fewer seeds than it may have at most.
 
     Args:
         study: the study with its first seeds.
@@ -279,18 +284,18 @@ def run_until_decided(
 
 
 def check_criteria(study: Study, output: int | None = None) -> None:
-    """Check, before anything is trained, that a study that adds seeds (MORE=auto) decides by criteria that were named
-    before its runs, since its verdicts would not count otherwise. Raises ConfigError where the study adds seeds, and
-    its metric, margin or noise floor was chosen after its runs. `output`: a file descriptor to print to; None: standard
-    output."""
+    """Check, before anything is trained, that a study with MORE=auto decides by criteria that were named before its
+    runs: otherwise its verdicts would not count, and seeds would be added in vain. `output`: a file descriptor to print
+    to; None: standard output. Raises ConfigError where the study has MORE=auto, and its metric, margin or noise floor
+    was chosen after its runs."""
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
         if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
 
 
 def is_undecided(study: Study, output: int | None = None) -> bool:
-    """Whether an arm is undecided and more seeds may decide it. Prints the names of these arms, to the file descriptor
-    `output` or standard output. Raises ConfigError where the runs cannot be compared."""
+    """Whether any arm is undecided and may be decided by more seeds. Prints the names of such arms. `output`: a file
+    descriptor to print to; None: standard output. Raises ConfigError where the runs cannot be compared."""
     code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
     if code not in (Exit.FINISHED, Exit.UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
@@ -314,12 +319,12 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """Train and evaluate the runs that are not finished, write the report, and print errors. `words`: the NAME=VALUE
-    words of the command line; `json_to`: the stream to which errors are written as JSON; None where FORMAT=json is not
-    asked for. The report prints its own answer. Returns the exit code, an `Exit`."""
+    """Train and evaluate the runs that are not finished, write the report, and print errors. The report prints its own
+    answer. `words`: the NAME=VALUE words of the command line; `json_to`: the stream for errors as JSON; None where
+    FORMAT=json is not asked for. Returns the exit code, an `Exit`."""
     as_json = json_to is not None
 
-    def refused(reason: str, code: Exit) -> Exit:
+    def error_exit(reason: str, code: Exit) -> Exit:
         answers.print_error(reason, as_json, json_to)
         return code
 
@@ -329,21 +334,23 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         study = from_args(change_to_checkout(words))
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
-        study, failures = run_until_decided(study, run, lambda study: is_undecided(study, STDERR if as_json else None))
+        study, failures = run_until_decided(
+            study, run_study, lambda study: is_undecided(study, STDERR if as_json else None)
+        )
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
     except ConfigError as error:
-        return refused(str(error), Exit.INVALID)
+        return error_exit(str(error), Exit.INVALID)
     except OSError as error:
         if not (reason := safe_files.storage_error(error)):
             raise
-        return refused(reason, Exit.FAILED)
+        return error_exit(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return Exit.INTERRUPTED
     seconds = int(time.monotonic() - began)
-    # of an answer in JSON, INVALID may be the verdict of a report that is written
+    # with JSON, INVALID may be the exit code of a report that was written
     written = as_json or reported in (Exit.FINISHED, Exit.REFUSED)
     print(f"\n{seconds // 60} min {seconds % 60} s.{'' if written else ' There is no report'}")
     if as_json and not failures:

@@ -14,9 +14,8 @@ from launch.watch import StopTraining
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Once
-    the lock is held, what an earlier launch has left is removed: the files `failed` and (outside Slurm) `stop`, its
-    heartbeat, and half-written weights.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Files
+    of an earlier launch are removed first: `failed`, `stop` (without Slurm), the heartbeat, and half-written weights.
 
     Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
     is tried again for a second; under Slurm, where the process of the previous attempt may still be ending, for up to a
@@ -52,13 +51,13 @@ def run_lock(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if safe_files.storage_error(error):
                     raise
-                raise ConfigError(  # as Lustre says that was mounted without `flock`
+                raise ConfigError(  # such as a Lustre file system that was mounted without `flock`
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                     "or have this file system mounted with locks"
                 ) from None
         for name in (rundir.FAILED, rundir.HEARTBEAT):
             (folder / name).unlink(missing_ok=True)
         safe_files.remove_leftovers(folder / rundir.WEIGHTS)
-        if not under_slurm:  # there launch/run.sh does it, before Slurm can give a warning
+        if not under_slurm:  # under Slurm launch/run.sh removes it earlier, before Slurm's warning can write a new one
             (folder / rundir.STOP).unlink(missing_ok=True)
         yield

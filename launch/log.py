@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl has everything, Weights & Biases gets a copy of each line."""
+"""Writes the log of a run: rows of metrics in metrics.jsonl, and a copy of each row in Weights & Biases."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ class Log:
     def rewind(self, last_step: int) -> None:
         """Remove from metrics.jsonl the rows of steps after `last_step`, and damaged lines, which are reported on the
         terminal. Raises Damaged where metrics.jsonl is a link or a folder, which must not be overwritten."""
-        safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder, which must not be overwritten
+        safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder
         rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
             print(damage, flush=True)
@@ -49,26 +49,26 @@ class Log:
         self.file.close()
         self._copy_to_wandb(lambda w: w.finish())
 
-    def _copy_to_wandb(self, act: Callable[[Any], Any]) -> None:
+    def _copy_to_wandb(self, send: Callable[[Any], Any]) -> None:
         try:
             if self.wandb:
-                act(self.wandb)
+                send(self.wandb)
         except Exception as error:  # see _start_wandb
             print(f"W&B stopped ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
             self.wandb = None
 
 
 def _start_wandb(folder: Path, run: Run, name: str) -> Any:
-    """Start a run named `name` in Weights & Biases, or resume it. `folder`: the run directory. Returns
-    the wandb.Run; None where Weights & Biases is disabled (WANDB_MODE or layout.wandb is "disabled") or cannot be
-    started, which is printed and does not stop training."""
+    """Start a run named `name` in Weights & Biases, or resume it. `folder`: the run directory. Returns the wandb.Run;
+    None where Weights & Biases is disabled (by WANDB_MODE or, where that is not set, layout.wandb) or cannot be
+    started. Why it cannot is printed, and training goes on."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
     try:
         import wandb
 
-        # It loads W&B Launch for inputs that nobody staged, which takes a second of each run.
+        # This method loads W&B Launch, which is not used here and would take a second of each run.
         wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
         settings = wandb.Settings(
             console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, silent=True
@@ -89,7 +89,7 @@ def _start_wandb(folder: Path, run: Run, name: str) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id in Weights & Biases of the run in directory `folder`. All launches of the run have this id; a run of equal
-    name under another output root has a different one."""
+    """The id in Weights & Biases of the run in directory `folder`. It is the same in all launches of the run, and
+    differs from the ids of runs of equal name under another output root."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

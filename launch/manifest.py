@@ -1,4 +1,4 @@
-"""Writes run.json before the first step: configuration, code, machine and data of a run, and the proofs that the model
+"""Writes run.json before the first step: a run's configuration, code, machine and data, and the proofs that its model
 is the configured one."""
 
 import importlib.metadata
@@ -34,13 +34,22 @@ class Mismatch(RunFailed):
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Load the corpus, tokenizer and token files of a run, and build missing ones.
+    """Look up the corpus, tokenizer and token files of a run in the store, and build missing ones. All ranks call this
+    function together.
 
-    The first rank builds while the others wait, at most the half hour after which torch's collectives give up. Data
-    that take longer have to be prepared before the ranks start. `store`: the folder of prepared data. Returns what
-    `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source; "corpora",
-    {corpus: what it is made of} for training, tokenizer and evaluation. Raises RunFailed where the data cannot be
-    prepared, or the token files in the store were made with another tokenizer.
+    The first rank builds while the others wait, for at most the half hour after which torch's collectives give up. Data
+    that take longer have to be prepared before the ranks start.
+
+    Args:
+        run: the run's configuration.
+        store: the folder of prepared data.
+
+    Returns:
+        What `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source, and
+        "corpora", {corpus: what it is made of} for training, tokenizer and evaluation.
+
+    Raises:
+        RunFailed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
     """
     import torch.distributed as dist
 
@@ -70,6 +79,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     that it began with.
 
     Args:
+        cell: the run, with its configuration and directory.
         engine: a launch.engine.Engine before its first step.
         data: what `prepare_data` returned.
         store: the folder of prepared data that `data` describes.
@@ -108,9 +118,9 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
 def _prove_configuration(
     cell: Cell, engine: Any, data: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
-    """Prove that all factors act and that the settings in effect are the configured ones. Returns three entries for
-    run.json: (a row {"name", "shape", "decayed"} for each parameter, the proofs, {setting: value in effect}). `data`:
-    what `prepare_data` returned. Raises Mismatch where a proof fails, or a setting differs."""
+    """Prove that all factors act and that the settings in effect are the configured ones. `data`: what `prepare_data`
+    returned. Returns three parts of run.json: a row {"name", "shape", "decayed"} for each parameter; the proofs;
+    {setting: value in effect}. Raises Mismatch where a proof fails, or a setting differs."""
     from launch.effective import settings_in_effect
     from model import proof
 
@@ -145,9 +155,9 @@ def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> Non
 
 
 def registration_sha(cell: Cell) -> str:
-    """The sha256 of the registration that the run belongs to (the question and criteria of its study, written down
-    before training): the one in its run.json; before there is a run.json, the first one in the run directory. "" where
-    there is none, as in runs of versions that did not register."""
+    """The sha256 of the registration under which a run began, that is, of its study's question and criteria. It is read
+    from run.json or, where there is no run.json yet, from the first registration in the run directory. "" where the run
+    has none, as runs of old versions have."""
     before = cell.run_json()
     lines, _ = rundir.read_registrations(cell.dir)
     if before:
@@ -156,8 +166,8 @@ def registration_sha(cell: Cell) -> str:
 
 
 def record_rollbacks(cell: Cell, rollbacks: list[dict[str, Any]]) -> None:
-    """Write into run.json how the run went back to an earlier checkpoint after divergences. `rollbacks`: for each time
-    {"why": a sentence, "back_to": the checkpoint's step, "samples_left_out": [first, end]}."""
+    """Write into run.json the run's rollbacks: its returns to an earlier checkpoint after a divergence. `rollbacks`:
+    for each one {"why": a sentence, "back_to": the checkpoint's step, "samples_left_out": [first, end]}."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -171,7 +181,7 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
     cpu = "unknown"
     if os.path.exists("/proc/cpuinfo"):
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else platform.machine()
     cuda = torch.cuda.is_available()
     return {
@@ -188,7 +198,8 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed", as may be true of packages that only prepare data."""
+    """The installed version of a package, or "not installed": on a machine that only trains, packages that prepare data
+    may be missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -206,7 +217,8 @@ def commit() -> dict[str, Any]:
     such as a user's data. Where git is missing, refuses the folder, or does not track this code, "sha" is "unknown" and
     "dirty" None.
     """
-    # whose folder it is does not matter, its code runs already; and these variables may name another repository
+    # git refuses a folder of another user, which does not matter here: its code is running already. The variables GIT_*
+    # may name another repository.
     command = ["git", "-c", f"safe.directory={ROOT}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 

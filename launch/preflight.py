@@ -24,15 +24,17 @@ from launch.watch import StopTraining
 from model.memory import estimate_memory
 
 # Untuned, on the careful side: a healthy node must not be turned away.
-MIN_SPEED_SHARE = 0.7  # of the median rank's matrix product; on a GPU, which nobody else uses
+MIN_SPEED_SHARE = 0.7  # of the median rank's speed in a matrix product; only on GPUs, which no one else uses
 # Seconds between a node's clock and the median: wrong clocks break make, Slurm and the reading of logs.
 MAX_CLOCK_DIFFERENCE = 30.0
 MIN_SHARED_BYTES = 64 << 20  # bytes of free /dev/shm that gloo, NCCL and data loaders need
-MIN_LINK_SHARE = 0.25  # of the median node's link
-# Of a device's memory, what a run may need by estimate: the estimate is within 10 % and errs to the high side.
+MIN_LINK_SHARE = 0.25  # of the median node's link speed
+# The share of a device's memory that a run may need by estimate; the estimate is within 10 % and errs to the high side.
 MAX_MEMORY_SHARE = 0.95
-MAX_MICRO_BATCH_GPU, MAX_MICRO_BATCH_CPU = 64, 8  # sequences of a micro-batch that is left to the memory
-MIN_FREE_SHARE = 0.9  # of a GPU's memory that must be free: else a process that should have ended holds the rest
+# Largest micro-batch in sequences that is chosen where the configuration leaves the choice to the memory.
+MAX_MICRO_BATCH_GPU, MAX_MICRO_BATCH_CPU = 64, 8
+# The share of a GPU's memory that must be free: where less is, a process that should have ended still holds memory.
+MIN_FREE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,20 @@ class Node:
     """The measurements of one rank on its node."""
 
     host: str
-    matmul: float  # FLOP/s; 0 without a GPU, since other work on a CPU must not make its node count as unfit
-    link: float  # bytes/s over the better of the links to two other nodes; 0 where there is no other node
-    memory: float  # share of the device's memory that is free; 1 without a GPU
-    shared: int  # bytes free in /dev/shm
-    disk: int  # bytes free where the run directory lies
-    written: str  # why a file could not be written there; "" where it could
-    clock: float  # seconds since the epoch, at the same moment on all nodes (up to a collective's latency)
+    matmul_speed: float  # FLOP/s; 0 without a GPU, since other work on a CPU must not make its node count as unfit
+    link_speed: float  # bytes/s over the faster of the links to two other nodes; 0 where there is no other node
+    free_memory: float  # share of the device's memory that is free; 1 without a GPU
+    free_shm: int  # bytes free in /dev/shm
+    free_disk: int  # bytes free on the disk of the run directory
+    write_problem: str  # why no file can be written in the run directory; "" where one can be
+    clock: float  # seconds since the epoch, read at the same moment on all nodes (up to a collective's latency)
 
 
 def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
-    """Measure every node, and stop the run where a node is unfit or the disk too small. All ranks call this function
-    together.
+    """Measure every node, and raise where a node is unfit or the disk too small. All ranks call this function together.
 
     Args:
+        run: the run's configuration.
         folder: the run directory.
         out: the output root.
 
@@ -69,21 +71,20 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
     nodes = [Node(**values) for values in of_ranks]
     checkpoints = folder / rundir.CHECKPOINTS  # a run that is continued has some of them
     copies = run.layout.keep + 1 - min(len(rundir.checkpoints(checkpoints)), run.layout.keep)
-    saved = [step for step in run.milestones if (checkpoints / f"weights_{step}").exists()]
-    milestones = len(run.milestones) - len(saved)
+    milestones = sum(not (checkpoints / f"weights_{step}").exists() for step in run.milestones)
     need = checkpoint_bytes(run) * copies + checkpoint_bytes(run) // 3 * milestones
-    free = min(n.disk for n in nodes)
+    free = min(n.free_disk for n in nodes)
     if free < need:
-        also = f" and the weights at {milestones} shares of the budget (layout.eval_at)" if milestones else ""
+        weights = f" and the weights at {milestones} shares of the budget (layout.eval_at)" if milestones else ""
         raise ConfigError(
-            f"{folder} has {free / 1e9:.3g} GB free; {copies} more checkpoints{also} need {need / 1e9:.3g} GB. "
+            f"{folder} has {free / 1e9:.3g} GB free; {copies} more checkpoints{weights} need {need / 1e9:.3g} GB. "
             "Make room, lower layout.keep, or choose another OUT."
         )
     bad = unfit_nodes(nodes)
     if dist.get_rank() == 0:
         measured = [
-            ("a matrix product", [n.matmul / 1e12 for n in nodes if n.matmul], "TFLOP/s"),
-            ("the network", [n.link / 1e9 for n in nodes if n.link], "GB/s"),
+            ("a matrix product", [n.matmul_speed / 1e12 for n in nodes if n.matmul_speed], "TFLOP/s"),
+            ("the network", [n.link_speed / 1e9 for n in nodes if n.link_speed], "GB/s"),
         ]
         rates = "".join(f"; {what} {min(v):.3g} to {max(v):.3g} {unit}" for what, v, unit in measured if v)
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
@@ -95,23 +96,23 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
-    """Compare the measurements of each rank's node with fixed limits and with the median over ranks. Returns {host: the
-    reason why it is unfit} for the unfit nodes."""
-    usual = statistics.median(n.matmul for n in nodes)
+    """Find the unfit nodes, by comparing the measurements of each rank with fixed limits and with the median over
+    ranks. Returns {host: why it is unfit}."""
+    median_matmul = statistics.median(n.matmul_speed for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
-    link = statistics.median([n.link for n in nodes if n.link] or [0.0])
+    median_link = statistics.median([n.link_speed for n in nodes if n.link_speed] or [0.0])
     bad: dict[str, str] = {}
     for n in nodes:
-        if n.written:
-            bad[n.host] = f"cannot write into the run directory ({n.written})"
-        elif n.shared < MIN_SHARED_BYTES:
-            bad[n.host] = f"/dev/shm has {n.shared >> 20} MiB free, {MIN_SHARED_BYTES >> 20} are needed"
-        elif n.memory < MIN_FREE_SHARE:
-            bad[n.host] = f"only {n.memory:.0%} of a GPU's memory is free"
-        elif n.matmul < MIN_SPEED_SHARE * usual:
-            bad[n.host] = f"a matrix product runs at {n.matmul / usual:.0%} of the usual speed"
-        elif 0 < n.link < MIN_LINK_SHARE * link:
-            bad[n.host] = f"its network runs at {n.link / link:.0%} of the usual speed"
+        if n.write_problem:
+            bad[n.host] = f"cannot write into the run directory ({n.write_problem})"
+        elif n.free_shm < MIN_SHARED_BYTES:
+            bad[n.host] = f"/dev/shm has {n.free_shm >> 20} MiB free, {MIN_SHARED_BYTES >> 20} are needed"
+        elif n.free_memory < MIN_FREE_SHARE:
+            bad[n.host] = f"only {n.free_memory:.0%} of a GPU's memory is free"
+        elif n.matmul_speed < MIN_SPEED_SHARE * median_matmul:
+            bad[n.host] = f"a matrix product runs at {n.matmul_speed / median_matmul:.0%} of the usual speed"
+        elif 0 < n.link_speed < MIN_LINK_SHARE * median_link:
+            bad[n.host] = f"its network runs at {n.link_speed / median_link:.0%} of the usual speed"
         elif abs(n.clock - median_clock) > MAX_CLOCK_DIFFERENCE:
             bad[n.host] = f"the clock is {n.clock - median_clock:+.0f} s off"
     return bad
@@ -146,9 +147,12 @@ def _matmul_speed(device: torch.device) -> float:
 
 
 def _link_speed(device: torch.device) -> float:
-    """Measure the network of this node: bytes/s to the faster of its two neighbours in a ring of all nodes, since one
-    of the neighbours may be a bad node. The first rank of each node measures, one link after the other. All ranks call
-    this function together. Returns 0 where there is no other node."""
+    """Measure the network of this node, in bytes/s; 0 where there is no other node. All ranks call this function
+    together.
+
+    All nodes form a ring, and the first rank of each node measures the links to its two neighbours. The faster link
+    counts, since one of the neighbours may be a bad node.
+    """
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     first = sorted({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
@@ -166,19 +170,19 @@ def _link_speed(device: torch.device) -> float:
 
 
 def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back: the best of five times, since the first
-    time sets up the connection. Called by both ranks together. `device`: where `data` lies."""
-    here, there = dist.get_rank(), a + b - dist.get_rank()
+    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back: the fastest of five times, since the
+    first time sets up the connection. Both ranks call this function together. `device`: where `data` lies."""
+    rank, peer = dist.get_rank(), a + b - dist.get_rank()
 
     def send_and_receive() -> None:
-        for act in (dist.send, dist.recv) if here == a else (dist.recv, dist.send):
-            act(data, there)
+        for transfer in (dist.send, dist.recv) if rank == a else (dist.recv, dist.send):
+            transfer(data, peer)
 
     return 2 * data.nbytes / least_seconds(send_and_receive, device, 5)
 
 
 def _write_problem(folder: Path) -> str:
-    """The reason why no file can be written in `folder`, in the system's words; "" when files can be written."""
+    """Why no file can be written in `folder`, in the operating system's words; "" where files can be written."""
     path = folder / f".probe-{uuid.uuid4().hex}"
     try:
         path.write_bytes(b"x" * 4096)
@@ -209,30 +213,32 @@ def check_fp8(run: Run) -> None:
 
 
 def check_memory(run: Run, ranks: int) -> None:
-    """Check that a run fits into the memory of its device, by estimate. `run`: the run's configuration, with a
-    micro-batch; `ranks`: the number of ranks. Raises ConfigError where the run does not fit; the message names the
-    largest micro-batch with which it would."""
+    """Raise ConfigError where a run, by estimate, does not fit into the memory of its device. The message names the
+    largest micro-batch with which it would fit. `run`: the run's configuration, with a micro-batch; `ranks`: the number
+    of ranks."""
     total = device_memory()
     needed = bytes_needed(run, run.layout.micro_batch, ranks)
     if needed <= MAX_MEMORY_SHARE * total:
         return
-    fits = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
+    largest = largest_micro_batch(run, ranks, run.layout.micro_batch - 1)
     cure = "no micro-batch does: more ranks (ZeRO shares the optimizer among them), or a smaller model"
-    if fits:
-        cure = f"layout.micro_batch={fits} would need {bytes_needed(run, fits, ranks) / 1e9:.3g} GB"
+    if largest:
+        cure = f"layout.micro_batch={largest} would need {bytes_needed(run, largest, ranks) / 1e9:.3g} GB"
     raise ConfigError(f"the run needs {needed / 1e9:.3g} GB on each rank, by estimate, of {total / 1e9:.3g} GB; {cure}")
 
 
 def choose_micro_batch(run: Run, ranks: int) -> Run:
-    """The run's configuration with a micro-batch: where layout.micro_batch is 0, the largest that by estimate fits into
-    the memory of the device, up to MAX_MICRO_BATCH_GPU or MAX_MICRO_BATCH_CPU sequences (more is not expected to be
-    faster). Where not even one sequence fits, the micro-batch is 1, which `check_memory` refuses. `ranks`: the number
-    of ranks."""
+    """Set the micro-batch of a run where layout.micro_batch is 0, and return its configuration.
+
+    The micro-batch is the largest that by estimate fits into the memory of the device, up to MAX_MICRO_BATCH_GPU or
+    MAX_MICRO_BATCH_CPU sequences, above which no gain in speed is expected. Where not even one sequence fits it is 1,
+    which `check_memory` refuses. `ranks`: the number of ranks.
+    """
     if run.layout.micro_batch:
         return run
     most = MAX_MICRO_BATCH_GPU if torch.cuda.is_available() else MAX_MICRO_BATCH_CPU
-    fits = largest_micro_batch(run, ranks, most) or 1  # `check_memory` says why 1 is too many
-    return replace(run, layout=replace(run.layout, micro_batch=fits))
+    largest = largest_micro_batch(run, ranks, most) or 1
+    return replace(run, layout=replace(run.layout, micro_batch=largest))
 
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:

@@ -1,7 +1,7 @@
 """Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
 
-The children ignore Ctrl-C, and SIGHUP on closing the terminal, which reach every process of the terminal: this process
-handles both signals and ends the children.
+A terminal sends Ctrl-C, and SIGHUP when it is closed, to all its processes. The children ignore both signals; this
+process handles them and ends the children.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ from ablations import rundir, safe_files
 from ablations.machine import installed_gpus
 from ablations.study import ROOT
 
-# Environment variables by which a process knows that it is one of many ranks. When torchrun or a container has left
-# them in the shell, a run would wait for ranks that nobody starts. SLURM_JOB_ID too: launch/run.sh, not this file,
-# starts the ranks of a Slurm job.
+# Environment variables by which a process knows that it is one of many ranks. Children do not inherit them: where
+# torchrun or a container has left them in the shell, a run would wait for ranks that nobody starts. SLURM_JOB_ID is
+# among them, since launch/run.sh, not this file, starts the ranks of a Slurm job.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
 RANK_VARIABLES |= {"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"}  # torchrun's
 
@@ -47,33 +47,32 @@ def child_environment() -> dict[str, str]:
 
 
 def restart_in_utf8_mode(module: str, words: list[str]) -> None:
-    """Where the locale is not UTF-8, replace this process by `python -m module words` in UTF-8 mode. Without UTF-8
-    mode it would decode arguments and files differently from the processes that it starts."""
+    """Replace this process by `python -m module words` in Python's UTF-8 mode, where the locale is not UTF-8. Without
+    that mode it would decode arguments and files differently from its child processes."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, [sys.executable, "-m", module, *words], child_environment())
 
 
 def ignore_ctrl_c_and_die_with_parent() -> None:
-    """Ignore SIGINT and SIGHUP, which a terminal sends to every process, and have the kernel kill this process when its
-    parent dies. The parent handles the signals and ends its children. For the argument `preexec_fn` of
-    subprocess.Popen."""
+    """Have this child process ignore SIGINT and SIGHUP, which its parent handles, and have the kernel kill it when the
+    parent dies. For the argument `preexec_fn` of subprocess.Popen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def gpu_count() -> int:
-    """The number of GPUs of this machine, at most as many as CUDA_VISIBLE_DEVICES names; 1 where there is none."""
+    """The number of GPUs of this machine that CUDA_VISIBLE_DEVICES allows; 1 where there is no GPU."""
     installed, visible = installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return max(1, installed if visible is None else min(installed, len([x for x in visible.split(",") if x.strip()])))
 
 
 class Processes:
-    """The running child processes. Worker threads start processes with `run`; the main thread can end all of them."""
+    """The running child processes. Worker threads start them with `run`; the main thread can end all of them."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        self.starting = threading.Lock()  # so that `stop` misses no command that is just being started
+        self.starting = threading.Lock()  # held while children are started, so that `stop` misses none
         self.stopping = False
 
     def run(self, command: list[str], log: Path, ranks: int, threads: int) -> None:
@@ -122,8 +121,8 @@ class Processes:
             raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all running commands, on which training saves a checkpoint and exits. `run` starts no further
-        command afterwards."""
+        """Send SIGTERM to all running commands; a command that trains then saves a checkpoint and exits. From now on,
+        `run` starts no command."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -135,17 +134,18 @@ class Processes:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """A context in which the first Ctrl-C, SIGTERM or end of the terminal (SIGHUP, unless nohup has it ignored)
-        sends SIGTERM to all commands, as `stop` does; the second signal kills all commands and ends this process."""
+        """A context in which signals to this process end its commands. The first SIGINT (Ctrl-C), SIGTERM or SIGHUP
+        (the terminal is closed) sends SIGTERM to all commands, as `stop` does. The second signal kills all commands and
+        ends this process. SIGHUP stays ignored where nohup has it ignored."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
                 self.kill()
                 os._exit(rundir.Exit.INTERRUPTED)
             self.stopping = True
-            # `stop` waits for a lock that the interrupted thread may hold
+            # on a thread, since `stop` waits for a lock that the interrupted thread may hold
             threading.Thread(target=self.stop, daemon=True).start()
-            with suppress(OSError):  # of a terminal that is gone
+            with suppress(OSError):  # the terminal may be closed
                 print("\nstopping: each run saves what it has; Ctrl-C once more ends them at once", flush=True)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -160,8 +160,8 @@ class Processes:
 
 
 def _rank_environments(ranks: int) -> list[dict[str, str]]:
-    """For each of `ranks` ranks the environment variables by which torch.distributed finds the other ranks: [{name:
-    value}], or [{}] for a single rank."""
+    """The environment variables by which torch.distributed finds the other ranks: [{name: value}, ...] with an entry
+    for each of `ranks` ranks, or [{}] for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -173,8 +173,8 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The last error in a log file: the text from the last line that begins with "error: ", without this prefix, to the
-    end of the file. Where no line begins so, the last line that is not blank."""
+    """The last error in a log file: the text from the last line that begins with "error: " to the end of the file,
+    without this prefix. Where no line begins so, the last line that is not blank."""
     lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
-    at = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
-    return "\n".join(lines[at:]).removeprefix("error: ")
+    first = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
+    return "\n".join(lines[first:]).removeprefix("error: ")

@@ -1,7 +1,7 @@
-"""Shows how far the runs of a study are while launch/local.py works on them.
+"""Shows how far the runs of a study are, while launch/local.py trains and evaluates them.
 
-On a terminal there is a bar for each run and one for all of them, updated in place. Elsewhere (a pipe, a log file)
-there is a line for each change of a run's state, and now and then one about all runs.
+On a terminal a bar for each run, and one for all runs, are updated in place. Elsewhere (a pipe, a log file) a line is
+printed at each change of a run's state, and now and then a line about all runs.
 """
 
 import heapq
@@ -18,13 +18,14 @@ from ablations.study import Cell
 from ablations.values import short_number
 
 SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
-PAUSE_SHARE = 0.05  # of the time so far: later the pause is as long, so that a day is some hundred lines; untuned
-STAGES = ("starting", "training", "evaluating", "fine-tuning", "exporting")  # of a run, in their order
-ENDED = ("finished", "failed", "stopped")  # states in which nothing more happens to a run
+# The pause grows with the time since the start, as this share of it: a day makes some hundred lines. Untuned.
+PAUSE_SHARE = 0.05
+STAGES = ("starting", "training", "evaluating", "fine-tuning", "exporting")  # the states of a run at work, in order
+ENDED = ("finished", "failed", "stopped")  # the states of a run that this command is done with
 
 
 class Progress:
-    """The states of the runs that are worked on, and an estimate of the time left, from the time taken so far.
+    """The states of the runs of a command, and an estimate of the time left from the time taken so far.
 
     A run's state is its phase as launch/local.py sets it, except that a run in training is "starting" until it has
     logged a loss.
@@ -32,16 +33,16 @@ class Progress:
     Args:
         cells: the runs, in the order in which they are begun.
         phases: {run directory: "waiting", "training", "evaluating", ...}; changed by other threads meanwhile.
-        at_once: how many runs are worked on at a time.
+        concurrency: the number of runs that are at work at a time.
     """
 
-    def __init__(self, cells: list[Cell], phases: dict[Path, str], at_once: int):
-        self.cells, self.phases, self.at_once = cells, phases, at_once
+    def __init__(self, cells: list[Cell], phases: dict[Path, str], concurrency: int):
+        self.cells, self.phases, self.concurrency = cells, phases, concurrency
         self.state = {cell.dir: "waiting" for cell in cells}
         self.since = {cell.dir: time.monotonic() for cell in cells}
         self.metric = {cell.dir: last_metric(cell.dir)[0] for cell in cells}
-        self.scores: dict[Path, str] = {}  # of finished runs, in words
-        self.taken: dict[str, list[float]] = {}  # seconds that runs were in a state which they have left
+        self.scores: dict[Path, str] = {}  # {run directory of a finished run: its scores as text}
+        self.durations: dict[str, list[float]] = {}  # {state: seconds, for each run that has been in it and left it}
 
     def update(self) -> list[Cell]:
         """Read the phases and metrics of all runs. Returns the runs whose state has changed since the last call."""
@@ -54,7 +55,7 @@ class Progress:
                 self.metric[cell.dir] = last_metric(cell.dir)[0]
             state = "starting" if phase == "training" and not self.metric[cell.dir] else phase
             if state != before:
-                self.taken.setdefault(before, []).append(time.monotonic() - self.since[cell.dir])
+                self.durations.setdefault(before, []).append(time.monotonic() - self.since[cell.dir])
                 self.state[cell.dir], self.since[cell.dir] = state, time.monotonic()
                 if state == "finished":
                     self.scores[cell.dir] = score_text(cell)
@@ -73,11 +74,11 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all runs have ended. Stages that no run has been through yet, such as evaluation, are not
-        counted. None while no run has logged a speed.
+        """An estimate of the seconds until all runs have ended; None while no run has logged a speed. The time of a
+        stage that no run has completed yet, such as evaluation, is not included.
 
-        Runs that have logged no speed are assumed to be as fast as the median of the rest. Waiting runs are assumed to
-        begin in their order, each as soon as fewer than `at_once` runs are at work.
+        Runs that have logged no speed are assumed to be as fast as the median of those that have. Waiting runs are
+        assumed to begin in their order, each as soon as fewer than `concurrency` runs are at work.
         """
         speeds = [metric["tokens_per_second"] for metric in self.metric.values() if metric.get("tokens_per_second")]
         if not speeds:
@@ -85,15 +86,15 @@ class Progress:
         ends: list[float] = []  # a heap: when the runs that were begun last will end
         for cell in sorted(self.cells, key=lambda cell: self.state[cell.dir] == "waiting"):
             if self.state[cell.dir] not in ENDED:
-                begin = heapq.heappop(ends) if len(ends) >= self.at_once else 0.0
+                begin = heapq.heappop(ends) if len(ends) >= self.concurrency else 0.0
                 heapq.heappush(ends, begin + self._seconds_left_of(cell, statistics.median(speeds)))
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """Seconds that one run still takes: from now on, or for a waiting run from its beginning. `speed`: tokens per
-        second to assume where the run has logged no speed."""
+        """An estimate of the seconds that a run still takes: from now on, or for a waiting run from its beginning.
+        `speed`: tokens per second, assumed where the run has logged no speed."""
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
-        usual = {stage: statistics.median(self.taken[stage]) for stage in STAGES if stage in self.taken}
+        usual = {stage: statistics.median(self.durations[stage]) for stage in STAGES if stage in self.durations}
         usual["training"] = cell.run.seconds_left(metric) or 0.0
         stages = STAGES[STAGES.index(state) :] if state in STAGES else STAGES
         seconds = sum(usual.get(stage, 0.0) for stage in stages)
@@ -122,7 +123,7 @@ class Progress:
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
         if not set(states) <= set(ENDED) and (left := self.seconds_left or 0.0) >= 1:
-            counts.append(f"{'' if 'evaluating' in self.taken else 'at least '}{status.duration(left)} left")
+            counts.append(f"{'' if 'evaluating' in self.durations else 'at least '}{status.duration(left)} left")
         return "  ".join(counts)
 
 
@@ -196,8 +197,8 @@ def show_bars(progress: Progress, done: threading.Event) -> None:
 
 
 def cells_on_screen(progress: Progress, most: int) -> set[Path]:
-    """The directories of the runs to show where there is room for `most` runs. Chosen first are runs at work, then
-    failed, stopped, waiting and finished ones; among finished runs, the last of the study first."""
+    """The directories of the runs to show on a screen with room for `most` runs. Runs at work are chosen first, then
+    failed, stopped, waiting and finished ones; of the finished runs, the last ones of the study."""
 
     def rank(numbered: tuple[int, Cell]) -> tuple[int, int]:
         number, cell = numbered

@@ -14,8 +14,8 @@ def repair(cell: Cell) -> str:
     are damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
 
     Returns:
-        What was damaged, as a sentence for the terminal; "" when nothing was. A run that is being trained is not
-        looked at, and gives "" too.
+        What was damaged, as a sentence for the terminal; "" where nothing was damaged, or where the run is being
+        trained, in which case its directory is not checked.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.
@@ -53,8 +53,8 @@ def is_trained(cell: Cell) -> bool:
 
 
 def is_evaluated(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged eval.json, which is written for the trained weights. Which tasks it
-    holds is not compared."""
+    """Whether the run directory has an undamaged eval.json, the scores of the trained weights. Which tasks they are of
+    is not checked."""
     try:
         return safe_files.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:
@@ -62,8 +62,8 @@ def is_evaluated(cell: Cell) -> bool:
 
 
 def is_fine_tuned(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged table of GLUE results, made with the present version of the inputs
-    (`rundir.GLUE_INPUTS_VERSION`)."""
+    """Whether the run directory has an undamaged table of GLUE results that were made with the present version of
+    GLUE's inputs (`rundir.GLUE_INPUTS_VERSION`)."""
     try:
         table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
     except Damaged:

@@ -29,7 +29,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then # here $0 is a copy in Slurm's spool
   job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # in an array the bare id can mean all of it
   job=${job:-$SLURM_JOB_ID}
 fi
-elsewhere() { # a node that lacks the code or cannot write would fail one run after another, all in seconds
+elsewhere() { # requeue on another node: a node that lacks the code or cannot write fails run after run, in seconds
   echo "$SLURMD_NODENAME cannot run this: another node shall"
   had=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^( ]*\).*/\1/p')
   trap '' USR1 TERM
@@ -64,7 +64,7 @@ if ((cpus)); then options+=(--cpus-per-task="$cpus"); else options+=(--overcommi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE=$per_node PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 if [ -z "$signal" ]; then
-  # shellcheck disable=SC2016 # each rank's own values
+  # shellcheck disable=SC2016 # the variables are expanded in each rank's shell
   srun "${options[@]}" --kill-on-bad-exit=1 --wait=60 --label bash -c \
     '"$1" -c "" || { echo "unfit: $SLURMD_NODENAME cannot run $1" && exit 77; }
      RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
@@ -75,5 +75,5 @@ if [ -z "$signal" ]; then
   wait $srun
   code=$?
 fi
-trap '' USR1 TERM # a requeue ends this job, and would end whoever asks for it
+trap '' USR1 TERM # a requeue sends SIGTERM to this job, also to the process that asks for the requeue
 exec "$python" -m launch.slurm.attempts end "$job" "$run" --code "${code:-75}" --signal "$signal"

@@ -1,4 +1,4 @@
-"""Makes the model of a run, with the layers that its precision and tensor parallelism require."""
+"""Builds the model of a run, with the layers that its precision and tensor parallelism require."""
 
 import torch.distributed as dist
 

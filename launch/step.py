@@ -10,15 +10,15 @@ from torch import Tensor
 class Step(NamedTuple):
     """The result of an optimizer step, equal on all ranks."""
 
-    loss: float  # of the whole global batch before the step, nats per predicted token
-    grad_norm: float  # before clipping
-    save: bool  # whether any rank wants a checkpoint now
-    stop: bool  # whether any rank wants training to stop
-    seconds: float = 0.0  # on the clock of the first rank after the step; 0 where there is none
+    loss: float  # mean loss of the global batch, before the update; nats per predicted token
+    grad_norm: float  # norm of the gradients of all ranks, before clipping
+    save: bool  # whether any rank requested a checkpoint
+    stop: bool  # whether any rank requested that training stop
+    seconds: float = 0.0  # seconds of training by the end of the step, on the first rank's clock; 0 without a clock
 
 
 class PendingStep:
-    """The result of an optimizer step that the device may still be computing. `read` waits for it.
+    """An optimizer step that the device may still be computing. `read` waits for it and returns its result.
 
     Args:
         values: tensors on the device: loss and gradient norm; with several ranks also the sums over ranks of `save` and
@@ -32,7 +32,7 @@ class PendingStep:
         self.values, self.save, self.stop, self.seconds = values, save, stop, seconds
         self.copied: Any = None
         if isinstance(values[0], Tensor) and values[0].is_cuda:
-            # started now: a copy that is started later would wait for the steps launched in between
+            # the copy to the host starts here: started later, it would wait for the steps launched in between
             on_device = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=values[0].device) for v in values])
             host = torch.empty(len(values), pin_memory=True)
             self.values = [*host.copy_(on_device, non_blocking=True)]
@@ -47,4 +47,4 @@ class PendingStep:
         if not votes:
             return Step(loss, norm, self.save, self.stop, self.seconds())
         save, stop, seconds = votes
-        return Step(loss, norm, save > 0, stop > 0, seconds)  # seconds in fp32: to 8 ms in a day
+        return Step(loss, norm, save > 0, stop > 0, seconds)  # fp32 holds the seconds of a day to within 8 ms

@@ -1,4 +1,4 @@
-"""How long a piece of work takes on a device."""
+"""Times functions that run on a CPU or a GPU."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ import torch
 
 
 def least_seconds(work: Callable[[], object], device: torch.device, repetitions: int, warm_up: int = 0) -> float:
-    """The seconds of the fastest of `repetitions` calls of `work`, which come after `warm_up` calls that are not timed.
-    Each call is timed until `device` has finished."""
+    """Call `work` repeatedly, and return the seconds of the fastest call. A call lasts until `device` has finished its
+    work. `repetitions`: the number of timed calls; `warm_up`: the number of calls before them that are not timed."""
     least = float("inf")
     for i in range(warm_up + repetitions):
         wait_for(device)
@@ -21,6 +21,6 @@ def least_seconds(work: Callable[[], object], device: torch.device, repetitions:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has finished all work that was launched on it; returns at once for a CPU."""
+    """Wait until a GPU has finished all work that was launched on it. On a CPU, return at once."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

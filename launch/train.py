@@ -39,28 +39,29 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """An optimizer step that was launched and whose loss has not been read yet. The device may still be computing."""
+    """An optimizer step that was launched and whose loss has not been read yet: the device may still be computing
+    it."""
 
     step: int
-    samples: int  # that the run has trained on after it
-    batch_size: int  # samples of the step itself
+    samples: int  # samples (sequences) that the run has trained on, those of this step included
+    batch_size: int  # samples of this step, on all ranks
     pending: "PendingStep"
 
 
 class StepResults(NamedTuple):
-    """The combined results of the steps that `read_steps` waited for: usually one step; two where losses are read a
-    step late and all launched steps were waited for."""
+    """The results of one call of `read_steps`, which waits for one step, for two (where a loss is read a step late and
+    no step may remain under way), or for none."""
 
-    grad_norm: float  # of the last of these steps, before clipping
-    save: bool  # whether a rank wants a checkpoint now
-    stop: bool  # whether a rank wants training to stop
-    divergence: str  # why the last of these steps is a divergence, "" when it is none
-    batch_size: int  # samples of the last of these steps
+    grad_norm: float  # gradient norm of the last of these steps, before clipping; NaN without a step
+    save: bool  # whether any rank requested a checkpoint
+    stop: bool  # whether any rank requested that training stop
+    divergence: str  # why the last of these steps is a divergence; "" where it is none
+    batch_size: int  # samples of the last of these steps, on all ranks
 
 
 @dataclass
 class Session:
-    """The state of one rank in one launch of a run's training: everything that the training loop uses."""
+    """Everything that the training loop uses on one rank, from the start of this process to its end."""
 
     cell: Cell
     out: Path  # the output root
@@ -71,15 +72,15 @@ class Session:
     checkpoints: "Checkpoints"
     watch: Watch
     clock: Clock
-    log: "Log | None"  # on the first rank
+    log: "Log | None"  # None on all ranks but the first
     state: TrainingState
     rank: int
-    world: int  # how many ranks there are
-    unread: deque[LaunchedStep] = field(default_factory=deque)  # whose losses were not read yet
+    world: int  # the number of ranks
+    unread: deque[LaunchedStep] = field(default_factory=deque)  # steps whose losses have not been read
     saved_at: float = field(default_factory=time.perf_counter)  # when the last checkpoint was begun
-    logged_at: float = field(default_factory=time.perf_counter)  # when the last line of the log was written,
-    logged_samples: int = 0  # and how many samples were trained on by then
-    first_step: int = 1  # of this launch
+    logged_at: float = field(default_factory=time.perf_counter)  # when the last line of the log was written
+    logged_samples: int = 0  # samples trained on when that line was written
+    first_step: int = 1  # the number of the first step that this process makes
 
     @property
     def run(self) -> Run:
@@ -110,7 +111,7 @@ def train(cell: Cell, out: Path) -> None:
             save_every = run.layout.save_every
             save_due = state.step in run.milestones or (save_every > 0 and state.step % save_every == 0)
             log_due = state.step % run.layout.log_every == 0
-            # whatever is written down is of steps that are known to be good
+            # a checkpoint or a line of the log may only describe steps that are known not to have diverged
             results = read_steps(
                 session, wait_for_all=not reads_late or save_due or log_due or state.budget_is_used_up(run)
             )
@@ -160,7 +161,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
     engine = build(run_model.build_model(run), run, world)
-    # proofs first: a run that is not what it says stops here
+    # before the first step: raises where a proof fails, or a setting in effect is not the configured one
     manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
@@ -169,7 +170,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     checkpoints = run_checkpoints(cell, data)
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
-    # compiling is part of a budget that is a time
+    # where the budget is a time, compiling uses some of it
     clock = Clock(state.seconds + (engine.compile_seconds if isinstance(run.budget, ClockBudget) else 0.0))
     steps = None if run.ends_by_clock else run.steps
     return Session(
@@ -192,8 +193,8 @@ def start_session(cell: Cell, out: Path) -> Session:
 
 
 def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
-    """The run's `Checkpoints`, which refuse to load a checkpoint of other settings or data. `data`: what
-    `manifest.prepare_data` returned."""
+    """The checkpoints of a run. A checkpoint that was made with other settings or data is refused when it is loaded.
+    `data`: what `manifest.prepare_data` returned."""
     from launch.checkpoint import Checkpoints
 
     run = cell.run
@@ -207,23 +208,23 @@ def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next optimizer step on this rank's samples, without waiting for it, and count it in the session's
-    state."""
+    """Launch the next optimizer step on this rank's samples, without waiting for its result, and add it to
+    `session.state` and `session.unread`."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size
-    numbers = state.next_samples(run)
-    first, last = (numbers.start + state.skipped + r * len(numbers) // replicas for r in (replica, replica + 1))
-    mine = range(first, last)  # the numbers of this rank's samples
-    lr = learning_rate(run.train, run.budget.share(numbers.stop * run.model.seq, state.seconds))
+    samples = state.next_samples(run)
+    first, end = (samples.start + state.skipped + r * len(samples) // replicas for r in (replica, replica + 1))
+    rank_samples = range(first, end)
+    lr = learning_rate(run.train, run.budget.share(samples.stop * run.model.seq, state.seconds))
     dropout_seed = (run.seed * 1_000_003 + state.step) * replicas + replica
     save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
-    batch = engine.model.objective.batch(session.batches.batch(mine), run.seed, mine, session.special)
+    batch = engine.model.objective.batch(session.batches.batch(rank_samples), run.seed, rank_samples, session.special)
     stop = bool(session.watch.stop_reason)
     pending = engine.launch(batch, lr, dropout_seed, save=save, stop=stop, clock=session.clock.read)
     state.step += 1
-    state.samples = numbers.stop
-    session.unread.append(LaunchedStep(state.step, state.samples, len(numbers), pending))
+    state.samples = samples.stop
+    session.unread.append(LaunchedStep(state.step, state.samples, len(samples), pending))
     session.watch.step_ended(state.step)
     if session.log and state.step == session.first_step:
         import psutil
@@ -235,30 +236,32 @@ def launch_step(session: Session) -> None:
 
 
 def read_steps(session: Session, wait_for_all: bool) -> StepResults:
-    """Wait for launched steps, add their losses to the session's state, and return their combined results. At a
-    divergence no further step is read; the state then has the number of the step that diverged. `wait_for_all`: whether
-    to wait for all launched steps; if not, the last one goes on while the host works, unless a rank wants a checkpoint
-    or training to stop."""
+    """Wait for launched steps, add their losses to the session's state, and return their combined results.
+
+    At a divergence no further step is read, and `session.state` gets the step and samples of the step that diverged.
+    `wait_for_all`: whether to wait for all launched steps. If not, the last launched step remains under way while the
+    host works, unless a rank has requested a checkpoint or the end of training.
+    """
     state, unread = session.state, session.unread
-    norm, save, stop, complaint, batch_size = math.nan, False, False, "", 0
-    while unread and not complaint and (wait_for_all or len(unread) > 1):
+    norm, save, stop, divergence, batch_size = math.nan, False, False, "", 0
+    while unread and not divergence and (wait_for_all or len(unread) > 1):
         launched = unread.popleft()
         batch_size = launched.batch_size
         loss, norm, wants_save, wants_stop, state.seconds = launched.pending.read()
         save, stop = save or wants_save, stop or wants_stop
         wait_for_all = wait_for_all or save or stop
-        if complaint := divergence_reason(session.run, launched.step, state.recent, loss, norm):
+        if divergence := divergence_reason(session.run, launched.step, state.recent, loss, norm):
             state.step, state.samples = launched.step, launched.samples
         else:
             state.losses.append(loss)
             state.recent = [*state.recent[-63:], loss]
-    return StepResults(norm, save, stop, complaint, batch_size)
+    return StepResults(norm, save, stop, divergence, batch_size)
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the log's lines
-    about later steps than the checkpoint's. `results`: what `read_steps` returned, with the divergence. Raises
-    manifest.Diverged where the configuration allows no further rollback, or there is no checkpoint early enough."""
+    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the log lines of
+    steps after that checkpoint. `results`: what `read_steps` returned, with the divergence. Raises manifest.Diverged
+    where the configuration allows no further rollback, or no checkpoint is early enough."""
     session.unread.clear()
     with session.watch.storing():
         session.state = roll_back(
@@ -271,8 +274,8 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write a line of the log about the steps since the last line: mean loss, speed, and `grad_norm`, the gradient norm
-    of the last step before clipping."""
+    """Write a line of the log: mean loss and speed of the steps since the last line, and the state after them.
+    `grad_norm`: the gradient norm of the last step, before clipping; null in the log where it is not finite."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
@@ -300,13 +303,13 @@ def stop_training(session: Session) -> None:
 
     with session.watch.storing():
         session.checkpoints.wait()
-        dist.barrier()  # the first rank to leave ends all others, and a checkpoint needs what each writes
+        dist.barrier()  # once a rank exits, all others are ended, and a checkpoint needs the files of all ranks
     code = Exit.KILLED if stop_reason(session.out) else Exit.RESUBMIT
     raise StopTraining(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
 def write_results(session: Session) -> None:
-    """Write the trained weights, and after them the file `done`, which says that the run is trained."""
+    """Write the trained weights, and after them the file `done`, which marks the run as trained."""
     run, engine, state, folder = session.run, session.engine, session.state, session.cell.dir
     engine.write_weights(folder / rundir.WEIGHTS)
     if not session.log:
@@ -326,19 +329,21 @@ def write_results(session: Session) -> None:
 
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
-    """Whether a step's loss is read only when the next step is under way, so that a GPU need not wait for the host.
-    False on a CPU, and where a wall clock ends the run: there the time of each step decides whether another follows."""
+    """Whether the loss of a step is read only when the next step is under way, so that a GPU need not wait for the
+    host. False on a CPU, and where a wall clock ends the run: there the time of a step decides whether another
+    follows."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
 def seconds_between_saves(session: Session) -> float:
-    """Seconds between two checkpoints: where layout.save_every is 0, computed from layout.mtbf and the seconds that the
-    last save took (30 before the first save); infinity where layout.save_every counts steps instead."""
+    """Seconds between two checkpoints. Where layout.save_every is 0, they are computed from layout.mtbf and from the
+    seconds that the last save took; before the first save they are 30. Where layout.save_every is a number of steps,
+    infinity: time then causes no checkpoint."""
     layout, checkpoints = session.run.layout, session.checkpoints
     if layout.save_every:
         return math.inf
     if not checkpoints.seconds:
-        return 30.0  # the first save measures what one costs
+        return 30.0  # early, since the first save measures how long a save takes
     mtbf = layout.mtbf * 3600 / len(set(session.hosts))
     return safe_interval(checkpoints.stall, checkpoints.seconds, mtbf)
 
@@ -387,8 +392,8 @@ def main(argv: list[str]) -> int:
 
 
 def report_failure(cell: Cell, reason: str) -> None:
-    """Report why a run cannot go on: print `reason`, and write it into the file `failed` of the run directory where
-    that can still be written."""
+    """Print `reason`, why a run cannot go on, and write it into the file `failed` of the run directory, if that can
+    still be written."""
     with suppress(OSError):
         safe_files.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)

@@ -1,5 +1,4 @@
-"""The progress of a run's training: the part of a checkpoint other than weights and optimizer, and the numbers that
-follow from it."""
+"""How far the training of a run is: the part of a checkpoint other than weights and optimizer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,26 +12,27 @@ class TrainingState:
     """The state of the training loop, whose fields are written into every checkpoint under their names."""
 
     step: int = 0
-    samples: int = 0  # sequences trained on; those that were left out are not counted
-    seconds: float = 0.0  # of training, in all launches, on the clock of the first rank
-    compile_seconds: float = 0.0  # in all launches; counted in `seconds` where the budget is a time
-    losses: list[float] = field(default_factory=list)  # since the last line of the log
-    recent: list[float] = field(default_factory=list)  # of the last 64 steps, to tell a spike from noise
+    samples: int = 0  # samples (sequences) trained on, without those in `skipped`
+    seconds: float = 0.0  # seconds of training in all launches, on the clock of the first rank
+    compile_seconds: float = 0.0  # seconds of compiling in all launches; part of `seconds` where the budget is a time
+    losses: list[float] = field(default_factory=list)  # losses of the steps since the last line of the log
+    recent: list[float] = field(default_factory=list)  # losses of the last 64 steps, to tell a spike from noise
     skipped: int = 0  # samples that were left out after divergences
-    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # see manifest.record_rollbacks
 
     @classmethod
     def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
-        """The state from `saved`, the fields that `Engine.load` read from a checkpoint; the state of step 0 where that
-        is None. Where an older version's checkpoint lacks the number of samples, it is computed from `run`."""
+        """The training state in a checkpoint. `saved`: {field: value}, as `Engine.load` returns it; None: the run has
+        no checkpoint, and its state is that of step 0. Where a checkpoint of an older version lacks the number of
+        samples, it is computed from `run`."""
         state = cls(**(saved or {}))
         if saved and "samples" not in saved:
             state.samples = run.samples(state.step).start
         return state
 
     def budget_is_used_up(self, run: Run) -> bool:
-        """Whether the run's budget is used up: its steps are made, or where the budget is a time, a step has ended at
-        or after that time."""
+        """Whether the run's budget is used up: all its steps are made or, where the budget is a time, the last step
+        ended at or after that time."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps

@@ -1,4 +1,5 @@
-"""Watches a training run from a thread: writes a heartbeat, ends a hang, reports slowness, notices requests to stop."""
+"""Watches training from a thread: writes a heartbeat, ends a process that hangs, reports slowness, notices requests to
+stop."""
 
 import faulthandler
 import os
@@ -18,16 +19,16 @@ from ablations.rundir import Exit
 from ablations.safe_files import Damaged
 
 HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats; untuned
-DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take, then the rank leaves anyway; untuned
+DUMP_TIMEOUT = 60.0  # seconds that writing the stacks of a hang may take; then the process exits anyway; untuned
 STARTUP_SECONDS = 1800.0  # seconds that the first step may take: compilation, building the data index; untuned
 STORAGE_SECONDS = 1800.0  # seconds that a checkpoint may take to be written or read: 2 TB at 1.2 GB/s; untuned
-SLOW_SHARE = 0.75  # of the usual throughput, or of the median rank's; untuned
+SLOW_SHARE = 0.75  # training below this share of its usual throughput, or of the median rank's speed, is slow; untuned
 
 
 class StopTraining(RuntimeError):
-    """This process ends before the run does, without a fault of the run: training was asked to stop and has saved a
-    checkpoint; or training cannot begin now, because of an unfit node, a stop file or another process that trains the
-    run. `code`: what the process exits with, an `Exit`."""
+    """This process has to end before the run is finished, through no fault of the run. Either training was asked to
+    stop and has saved a checkpoint, or it cannot begin now: a node is unfit, there is a stop file, or another process
+    trains the run. `code`: the exit code of the process, an `Exit`."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -35,8 +36,8 @@ class StopTraining(RuntimeError):
 
 
 class Watch:
-    """A context around the training of one rank, with a thread that ends the process when training hangs, and notices
-    requests to stop.
+    """A context around the training of one rank. Its thread ends the process when training hangs, and notices requests
+    to stop.
 
     A hang is a step, or the saving or loading of a checkpoint, that takes longer than `limit`. The thread then records
     an event, writes the stacks of all threads of this process into the run directory, and exits the process with
@@ -46,7 +47,7 @@ class Watch:
     then saves a checkpoint and raises StopTraining.
 
     On the first rank the thread also writes the heartbeat: every few seconds a file with the time, the step and the
-    nodes, from which `make status` tells a running process from a dead one.
+    nodes. By its age `make status` tells a running process from a dead one.
 
     Args:
         folder: the run directory; a file `stop` in it makes the run save and exit, to be submitted again.
@@ -66,10 +67,10 @@ class Watch:
         self.step = 0
         self.stop_reason = ""  # why the run should stop: "SIGTERM", or the path and content of a stop file
         self.last_progress = time.monotonic()  # when the last step ended, or a save or reload began or ended
-        self.durations: deque[float] = deque(maxlen=101)
-        self.speeds: list[float] = []
-        self.slow = self.storage = False
-        self.over = threading.Event()
+        self.durations: deque[float] = deque(maxlen=101)  # seconds of the last steps
+        self.speeds: list[float] = []  # tokens per second, one for each call of `record_speed`
+        self.is_slow = self.is_storing = False
+        self.ended = threading.Event()  # set when the context is left
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -80,7 +81,7 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.over.set()
+        self.ended.set()
         self.thread.join()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -88,49 +89,49 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` has ended just now. `limit` is computed from the times between such calls."""
+        """Record that step number `step` has just ended. `limit` is computed from the times between these calls."""
         now = time.monotonic()
-        if self.step:  # the first one compiles and warms up
+        if self.step:  # not of the first step, which also compiles and warms up
             self.durations.append(now - self.last_progress)
         self.step, self.last_progress = step, now
 
     @contextmanager
     def storing(self) -> Iterator[None]:
         """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE_SECONDS."""
-        self.last_progress, self.storage = time.monotonic(), True
+        self.last_progress, self.is_storing = time.monotonic(), True
         yield
-        self.last_progress, self.storage = time.monotonic(), False
+        self.last_progress, self.is_storing = time.monotonic(), False
 
     @property
     def limit(self) -> float:
         """Seconds after which a step that has not ended counts as a hang: `hang` times the median step, and at least
         `patience`. Longer during the first steps of a launch, and while a checkpoint is saved or loaded."""
-        if self.storage:
+        if self.is_storing:
             return max(STORAGE_SECONDS, self.patience)
         if len(self.durations) < 3:
             return max(STARTUP_SECONDS, self.patience)
         return max(self.patience, self.hang * statistics.median(self.durations))
 
     def _run(self) -> None:
-        beaten = woken = time.monotonic()
-        while not self.over.wait(pause := min(0.5, self.limit / 4)):
+        last_heartbeat = last_wake = time.monotonic()
+        while not self.ended.wait(pause := min(0.5, self.limit / 4)):
             now = time.monotonic()
-            # where this thread slept longer than it asked for, the whole process was stopped (Ctrl-Z, a paused
-            # machine), and no step is late
-            self.last_progress += max(0.0, now - woken - pause)
-            woken = now
+            # where this thread slept longer than `pause`, the whole process was stopped (Ctrl-Z, a paused machine), and
+            # that time does not count against the step
+            self.last_progress += max(0.0, now - last_wake - pause)
+            last_wake = now
             if now - self.last_progress > self.limit:
                 self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._stop_file()
-                if now - beaten > HEARTBEAT_SECONDS:
+                if now - last_heartbeat > HEARTBEAT_SECONDS:
                     self._write_heartbeat()
-                    beaten = now
+                    last_heartbeat = now
 
     def _stop_file(self) -> str:
         for folder in (self.out, self.folder):
             path = folder / rundir.STOP
-            with suppress(Damaged):  # a network file system that does not answer is asked again
+            with suppress(Damaged):  # where a network file system does not answer, the thread tries again later
                 if (content := safe_files.read_bytes(path)) is not None:
                     return f"{path}: {safe_files.printable(content.decode(errors='replace')).strip()}"
         return ""
@@ -139,7 +140,7 @@ class Watch:
         """Write the heartbeat file, on the first rank."""
         if self.rank:
             return
-        beat = {
+        heartbeat = {
             "time": time.time(),
             "step": self.step,
             "steps": self.steps,
@@ -150,22 +151,24 @@ class Watch:
             "job": os.environ.get("SLURM_JOB_ID", ""),
             "limit": self.limit,
         }
-        with suppress(OSError):  # a full disk: the checkpoint will say so
-            safe_files.write_json(self.folder / rundir.HEARTBEAT, beat, durable=False)
+        with suppress(OSError):  # such as a full disk, which the next checkpoint reports
+            safe_files.write_json(self.folder / rundir.HEARTBEAT, heartbeat, durable=False)
 
     def _end_hung_process(self, seconds: float) -> None:
-        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT, after no
-        step has ended for `seconds`. The other ranks, which wait for this one, do the same after their own time limit,
-        or Slurm ends them."""
+        """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT. `seconds`:
+        the time since the last progress. The other ranks, which wait for this one, do the same after their own time
+        limit, or Slurm ends them."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
-            where = safe_files.path_inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
-            who = f"rank {self.rank} on {socket.gethostname()}"
-            storage = ", storage not answering (layout.patience: how long it may take)" if self.storage else ""
-            what = f"{who}: no step for {seconds:.0f} s{storage}, stacks in {where.parent}"
-            record_event(self.folder, self.step, "hang", what)
-            where.parent.mkdir(exist_ok=True)
-            with safe_files.open_to_write(where) as file:
+            stacks = safe_files.path_inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
+            storage = ", storage not answering (layout.patience: how long it may take)" if self.is_storing else ""
+            detail = (
+                f"rank {self.rank} on {socket.gethostname()}: no step for {seconds:.0f} s{storage}, "
+                f"stacks in {stacks.parent}"
+            )
+            record_event(self.folder, self.step, "hang", detail)
+            stacks.parent.mkdir(exist_ok=True)
+            with safe_files.open_to_write(stacks) as file:
                 file.write(f"{socket.gethostname()}, after step {self.step}: nothing for {seconds:.0f} s\n".encode())
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -173,30 +176,33 @@ class Watch:
             os._exit(Exit.RESUBMIT)
 
     def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than before. The event names
-        the rank that computes longest where it exceeds the median rank by far. No further event is written until
-        training has been fast again.
-        `tokens_per_second`: the throughput since the last call; `busy`: seconds that each rank spent in forward passes
-        since the last call, without waiting for other ranks."""
+        """Record the throughput, and write an event when training has become much slower than before. The next event is
+        written only after training has been fast again. Where one rank computes much longer than the median rank, the
+        event names it.
+
+        Args:
+            tokens_per_second: the throughput since the last call.
+            busy: seconds that each rank spent in forward passes since the last call, without waiting for other ranks.
+        """
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
             return
         usual, now = statistics.median(self.speeds), statistics.median(self.speeds[-5:])
-        was_slow, self.slow = self.slow, now < SLOW_SHARE * usual
-        if was_slow or not self.slow:
+        was_slow, self.is_slow = self.is_slow, now < SLOW_SHARE * usual
+        if was_slow or not self.is_slow:
             return
         slowest = max(range(len(busy)), key=busy.__getitem__)
-        middle = statistics.median(busy)
-        who = ""
-        if len(busy) > 1 and busy[slowest] > middle / SLOW_SHARE:
-            times = busy[slowest] / middle
-            who = f"; rank {slowest} on {self.hosts[slowest]} computes {times:.2f} times as long as the median"
-        record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{who}")
+        median = statistics.median(busy)
+        cause = ""
+        if len(busy) > 1 and busy[slowest] > median / SLOW_SHARE:
+            ratio = busy[slowest] / median
+            cause = f"; rank {slowest} on {self.hosts[slowest]} computes {ratio:.2f} times as long as the median"
+        record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{cause}")
 
 
 def stop_reason(folder: Path) -> str:
-    """A text about the stop file in `folder`, a run directory or the output root: "path: content", or the path alone
-    where the file is empty; "" where there is no such file."""
+    """Why a run in `folder` has to stop, by a stop file there: "path: content", or the path alone where the file is
+    empty; "" where there is no stop file. `folder`: a run directory or the output root."""
     path = folder / rundir.STOP
     if not path.exists():
         return ""
@@ -205,8 +211,8 @@ def stop_reason(folder: Path) -> str:
 
 
 def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Record an incident of a run in events.jsonl of its directory `folder`, and print it. `step`: the last step that
-    has ended; `kind`: one word, such as "hang"; `detail`: what happened, in words."""
+    """Write an incident of a run into events.jsonl of its directory `folder`, and print it. `step`: the last step that
+    has ended; `kind`: one word, such as "hang"; `detail`: a sentence about what happened."""
     with suppress(OSError):
         safe_files.append_row(
             folder / rundir.EVENTS, {"time": time.time(), "step": step, "event": kind, "detail": detail}

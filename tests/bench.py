@@ -1,12 +1,17 @@
-"""Training speed against peers on the same work: `make bench ARGS="--nanogpt path/to/nanoGPT"`.
+"""Compares our training speed with that of peers on the same work: `make bench ARGS="--nanogpt path/to/nanoGPT"`.
 
-Every row runs in a process of its own (what else a process holds moves a row by up to 40%), and all take a few steps in
-turn, round by round, because machines are noisy: read the ratios, which are medians over rounds. Each peer is tried
-eager and compiled, with torch's fused attention and with the plain one where it has both, in bf16 under autocast and
-with bf16 weights and fp32 masters; the fastest of these settings then with our malloc setting and with glibc's own, and
-the faster of the two goes on. "minimal" is a GPT of some 45 lines (tests/bench_minimal.py). A table has
-one precision. One thread is timed in CPU time, more in wall time. MB is the most that was allocated for tensors, from
-the building on. transformers is installed; litgpt and x-transformers join where Python finds them (PYTHONPATH).
+A row of a table is a model in one setting. Each row runs in a process of its own, since other objects in its process
+change its speed by up to 40%. The rows take a few steps in turn, round by round, because machines are noisy: read the
+ratios, which are medians over rounds.
+
+Each peer runs in its fastest setting, found in two trials. The first: eager or compiled; torch's fused attention or the
+plain one, where the peer has both; in bf16 under autocast, or with bf16 weights and fp32 masters. The second: our
+malloc setting or glibc's own.
+
+A table has one precision. With one thread CPU time is measured, with more wall time. MB is the peak of memory
+allocated for tensors, building the model included. The peer "minimal" is a GPT of some 45 lines
+(tests/bench_minimal.py). transformers is installed; litgpt and x-transformers are compared where Python finds them
+(PYTHONPATH).
 """
 
 import argparse
@@ -35,8 +40,8 @@ SETTINGS = {
     "fp32": ("eager", "compiled"),
     "bf16": ("eager autocast", "compiled autocast", "eager masters", "compiled masters"),
 }
-KEPT = ", memory kept"  # ends a setting in which freed memory stays with the process, as it does in our runs
-# these have a plain attention too, which on a CPU may be the faster one
+KEPT = ", memory kept"  # the end of a setting's name where freed memory stays with the process, as in our runs
+# names of peers with a fused and a plain attention begin so; on a CPU the plain one may be faster
 FUSED = ("GPT", "Llama", "x-transformers", "BERT")
 
 # `--mlm`: a small sibling of Cramming's shape (sequences of 128, heads of 64 columns, a vocabulary of 32 x the width, a
@@ -71,17 +76,27 @@ BERTS = ("BERT, learned", "BERT, masked only")
 
 
 class Row(NamedTuple):
-    name: str
-    setting: str
+    """A row of the table, and the process that runs it."""
+
+    name: str  # such as "ours, rotary"
+    setting: str  # such as "compiled masters"
     process: Any
-    pipe: Connection
-    mb: float
-    seconds: list[float]
-    faults: list[float]
+    pipe: Connection  # to the process
+    mb: float  # peak memory of tensors
+    seconds: list[float]  # seconds of a step, for each round
+    faults: list[float]  # page faults of a step, for each round
 
 
 def start(name: str, setting: str, words: list[tuple[str, Any]], options: dict[str, Any]) -> Row | None:
-    """A process that has built the row and taken its first steps; None, with a line on stderr, where it cannot."""
+    """Start the process of a row, which builds the model and takes its first steps. Returns None where the process
+    fails; a line on stderr says why.
+
+    Args:
+        name: the row's name.
+        setting: the row's setting, "" for a row without one.
+        words: settings of the run, [(key, value)].
+        options: {"nanogpt": a checkout of nanoGPT, or None}.
+    """
     from bench_rows import serve
 
     here, there = multiprocessing.Pipe()
@@ -91,15 +106,15 @@ def start(name: str, setting: str, words: list[tuple[str, Any]], options: dict[s
     process.start()
     there.close()
     try:
-        told = here.recv()
+        answer = here.recv()
     except EOFError:
-        told = {"error": "its process ended"}
-    if "error" in told:
-        print(f"without {name} ({setting}): {told['error']}", file=sys.stderr, flush=True)
+        answer = {"error": "its process ended"}
+    if "error" in answer:
+        print(f"without {name} ({setting}): {answer['error']}", file=sys.stderr, flush=True)
         process.join()
         return None
-    print(f"{name} ({setting}): ready in {told['start']:.0f} s", file=sys.stderr, flush=True)
-    return Row(name, setting, process, here, told["mb"], [], [])
+    print(f"{name} ({setting}): ready in {answer['start']:.0f} s", file=sys.stderr, flush=True)
+    return Row(name, setting, process, here, answer["mb"], [], [])
 
 
 def stop(row: Row) -> None:
@@ -108,7 +123,8 @@ def stop(row: Row) -> None:
 
 
 def rounds(rows: list[Row], number: int, steps: int) -> None:
-    """Every row in turn, from another one on in each round."""
+    """Measure a `number` of rounds: in each round every row takes `steps` steps in turn. Each round begins with another
+    row."""
     for i in range(number):
         for row in rows[i % len(rows) :] + rows[: i % len(rows)]:
             row.pipe.send(steps)
@@ -122,7 +138,7 @@ def fastest(rows: list[Row]) -> Row:
 
 
 def ratio(a: Row, b: Row) -> float:
-    """How many times as fast as `b` is `a`."""
+    """The speed of `a` divided by that of `b`, as the median over rounds."""
     return statistics.median(y / x for x, y in zip(a.seconds, b.seconds, strict=True))
 
 
@@ -133,7 +149,8 @@ def positions(row: Row) -> str:
 def fastest_of(
     name: str, settings: list[str], words: list[tuple[str, Any]], options: dict[str, Any], steps: int
 ) -> Row | None:
-    """The row in the fastest of its settings, by three rounds; None where it runs in none of them."""
+    """Start a row in each of `settings`, and stop all but the fastest in three rounds. Returns the fastest; None where
+    the row runs in none of the settings. Other arguments as for `start` and `rounds`."""
     started = [start(name, setting, words, options) for setting in settings]
     rows = [row for row in started if row]
     if not rows:
@@ -147,7 +164,7 @@ def fastest_of(
 
 
 def compare(precision: str, args: argparse.Namespace) -> list[Row]:
-    """Start everything, choose each peer's setting, take the rounds."""
+    """Choose each peer's setting, start all rows of a table, and measure the rounds. Returns the measured rows."""
     options = {"nanogpt": args.nanogpt}
     base = [
         ("size", args.size),
@@ -157,7 +174,7 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
         ("train.precision", precision),
     ]
 
-    def wanted(name: str) -> bool:
+    def is_asked_for(name: str) -> bool:
         return not args.only or any(word in name for word in args.only)
 
     theirs = [*base, *AS_BERT] if args.mlm else base
@@ -165,7 +182,7 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     if args.mlm:
         ours = {"learned": [*base, *AS_BERT], "scaled-sinusoidal": [*base, *AS_CRAMMED]}
     rows: list[Row | None] = []
-    for name in filter(wanted, BERTS if args.mlm else PEERS):
+    for name in filter(is_asked_for, BERTS if args.mlm else PEERS):
         settings = [setting for setting in SETTINGS[precision] if args.setting in setting]
         settings += [f"{setting}, plain" for setting in settings if name.startswith(FUSED)]
         if row := fastest_of(name, [setting + KEPT for setting in settings], theirs, options, args.steps):
@@ -174,7 +191,7 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
     for library in ("torch.mm", "oneDNN"):
         rows.append(start(f"floor, {library}", "", theirs, options))
     for pos, words in ours.items():
-        if wanted(f"ours, {pos}"):
+        if is_asked_for(f"ours, {pos}"):
             rows.append(start(f"ours, {pos}", "eager", words, options))
             if args.bare:
                 rows.append(start(f"bare, {pos}", "eager masters" if precision == "bf16" else "eager", words, options))
@@ -191,6 +208,7 @@ def compare(precision: str, args: argparse.Namespace) -> list[Row]:
 
 
 def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
+    """Print the table of measured rows in Markdown, and a sentence about our slowest row."""
     from ablations.config import resolve
     from model.count import flops_per_token
 
@@ -217,11 +235,12 @@ def table(precision: str, rows: list[Row], args: argparse.Namespace) -> None:
         )
     ours = [row for row in rows if row.name.startswith("ours")]
     if peers and ours:
-        slow, lean = min(ours, key=lambda row: ratio(row, fastest(peers))), min(row.mb for row in peers)
+        best = fastest(peers)
+        slowest = min(ours, key=lambda row: ratio(row, best))
         print(
-            f"\nslowest of ours: {slow.name}, {slow.setting}: {ratio(slow, fastest(peers)):.2f} x the best peer "
-            f"({fastest(peers).name}, {fastest(peers).setting}); memory: ours at most "
-            f"{max(row.mb for row in ours):.0f} MB, the leanest peer {lean:.0f}"
+            f"\nslowest of ours: {slowest.name}, {slowest.setting}: {ratio(slowest, best):.2f} x the best peer "
+            f"({best.name}, {best.setting}); memory: ours at most "
+            f"{max(row.mb for row in ours):.0f} MB, the leanest peer {min(row.mb for row in peers):.0f}"
         )
 
 

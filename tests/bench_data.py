@@ -1,11 +1,14 @@
-"""Speed of the data path: `make bench-data`, or with Megatron-LM beside it ARGS="--megatron path/to/Megatron-LM".
+"""Measures the speed of the data path: `make bench-data`. To compare with Megatron-LM: ARGS="--megatron
+path/to/Megatron-LM".
 
-From files to tokens: decompress, parse, tokenize, write .bin and .idx (python -m data.tokens), against Megatron-LM's
-preprocess_data on the same text, which has to give the same bytes, and against a SentencePiece model's own library.
-The text is that of ../shared/data/corpora, repeated with a changed word in every hundred. Times are CPU seconds of all
-processes (MB per core-second), without what the same command takes for one document; two workers are timed by the
-clock. From tokens to batches: building the index and reading, from a cold and from a warm page cache, which is dropped
-where this runs as root. Everything is written below --work and removed.
+From files to tokens: `python -m data.tokens` decompresses, parses and tokenizes, and writes .bin and .idx. It is
+compared with Megatron-LM's preprocess_data on the same text, which has to write the same bytes, and with the library
+SentencePiece on its own model. The text is that of ../shared/data/corpora, repeated with one word in a hundred changed.
+Rates are MB per CPU second, summed over processes, after the time for a single document is subtracted; two workers are
+measured in wall time.
+
+From tokens to batches: building the index, and reading with a cold and with a warm page cache; only root can make it
+cold. All files are written below --work, and removed at the end.
 """
 
 import argparse
@@ -25,22 +28,24 @@ ROOT = Path(__file__).parents[1]
 CORPORA = ROOT.parent / "shared" / "data" / "corpora"
 SHARDS = 16
 SEQ = 2048
-PACE = 200_000  # tokens per second and process: 1.3B parameters on eight GPUs; the bar is 1% of its time
+# Tokens per second and process of training 1.3B parameters on eight GPUs; reading may take 1% of that time.
+PACE = 200_000
 
 
 def documents() -> list[dict[str, Any]]:
+    """All documents of the corpora in CORPORA, each {"text": str, "meta": ...}."""
     import zstandard
 
-    found = []
+    rows = []
     for path in sorted(CORPORA.glob("*/*.jsonl.zst")):
         with open(path, "rb") as file:
             raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
-        found += [json.loads(line) for line in raw.splitlines()]
-    return found
+        rows += [json.loads(line) for line in raw.splitlines()]
+    return rows
 
 
 def make_text(folder: Path, megabytes: int) -> float:
-    """SHARDS files of JSON lines, packed; returns MB of text."""
+    """Write SHARDS compressed files of JSON lines with about `megabytes` of text. Returns the exact number of MB."""
     import zstandard
 
     folder.mkdir(parents=True)
@@ -51,7 +56,7 @@ def make_text(folder: Path, megabytes: int) -> float:
             while size < (shard + 1) * megabytes * 1_000_000 / SHARDS:
                 document = rng.choice(source)
                 words = document["text"].split(" ")
-                for _ in range(len(words) // 100 + 1):  # to words that were never seen
+                for _ in range(len(words) // 100 + 1):  # words that the tokenizer has not met before
                     words[rng.randrange(len(words))] += f"{rng.getrandbits(24):x}"
                 text = " ".join(words)
                 size += len(text.encode())
@@ -60,7 +65,7 @@ def make_text(folder: Path, megabytes: int) -> float:
 
 
 def unpack(folder: Path, to: Path) -> None:
-    """All shards as one plain file: Megatron-LM's tool reads no .zst."""
+    """Write all shards into one uncompressed file, since Megatron-LM's tool reads no .zst."""
     import zstandard
 
     with open(to, "wb") as out:
@@ -71,7 +76,8 @@ def unpack(folder: Path, to: Path) -> None:
 
 
 def run(command: list[Any], **environment: str) -> tuple[float, float, float]:
-    """(seconds by the clock, CPU seconds of all its processes, MB of the largest of them)."""
+    """Run a command, with the environment variables `environment` added. Returns (seconds of wall time, CPU seconds of
+    all its processes, MB of its largest process). Ends this program where the command fails."""
     start = time.monotonic()
     process = subprocess.Popen(
         list(map(str, command)),
@@ -81,11 +87,11 @@ def run(command: list[Any], **environment: str) -> tuple[float, float, float]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    said = process.stderr.read()  # type: ignore[union-attr]
+    errors = process.stderr.read()  # type: ignore[union-attr]
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = status
     if status:
-        sys.exit(f"{' '.join(map(str, command))}\n{said}")
+        sys.exit(f"{' '.join(map(str, command))}\n{errors}")
     return time.monotonic() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
@@ -119,6 +125,14 @@ def theirs(checkout: Path, tool: str, text: Path, tokenizer: Path, to: Path) -> 
 
 
 def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path | None) -> None:
+    """Measure the way from files to tokens, and print the results.
+
+    Args:
+        work: a folder for all files.
+        sizes: MB of the texts.
+        gpt2: a folder with GPT-2's vocabulary; None: 32,000 pieces are trained.
+        checkout: Megatron-LM's code, which is compared on the first size; None: it is not compared.
+    """
     from data.tokenizer import load_tokenizer, train
 
     texts = [document["text"] for document in documents()]
@@ -161,6 +175,17 @@ def tokenization(work: Path, sizes: list[int], gpt2: Path | None, checkout: Path
 
 
 def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path, mb: float, rate: float) -> None:
+    """Measure Megatron-LM's tools on the text in `folder`, and compare their files with ours.
+
+    Args:
+        work: a folder for all files.
+        checkout: Megatron-LM's code.
+        folder: the text, compressed.
+        to: our token files, without .bin and .idx.
+        tokenizer: our byte-level BPE.
+        mb: MB of the text.
+        rate: our MB per CPU second.
+    """
     from transformers import PreTrainedTokenizerFast
 
     from data.tokenizer import ByteBPE, load_tokenizer
@@ -187,12 +212,14 @@ def megatron(work: Path, checkout: Path, folder: Path, to: Path, tokenizer: Path
 
 
 def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
+    """Compare our speed with that of the SentencePiece library on a file of `folder`. `work`: a folder for all files;
+    `path`: the SentencePiece model; `tokenizer`: the same model, loaded by data.tokenizer."""
     import sentencepiece as library
 
     from data import corpus, documents, sources
 
-    some = sorted(folder.glob("*"))[0]
-    spec = corpus.load(str(some))
+    shard = sorted(folder.glob("*"))[0]
+    spec = corpus.load(str(shard))
     texts = [text for _, text, _ in documents.documents(spec, sources.source_files(spec)[0])]
     mb = sum(len(text.encode()) for text in texts) / 1e6
     own = library.SentencePieceProcessor(model_file=str(path))
@@ -202,8 +229,8 @@ def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
         start = time.process_time()
         own.encode(texts, num_threads=1)
         rates["library"].append(mb / (time.process_time() - start))
-        rates["ours"].append(mb / (ours(some, path, work / "sp")[1] - nothing))
-    library_rate, rate = (sorted(each)[1] for each in rates.values())
+        rates["ours"].append(mb / (ours(shard, path, work / "sp")[1] - nothing))
+    library_rate, rate = (sorted(measured)[1] for measured in rates.values())  # medians
     print(
         f"{mb:.0f} MB, SentencePiece BPE of {tokenizer.vocab_size:,}: {rate:.2f} MB per core-second, the library in "
         f"memory {library_rate:.2f}: {rate / library_rate:.0%}",
@@ -212,7 +239,8 @@ def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
 
 
 def batches(work: Path, tokens: float, sequence: int) -> None:
-    """The index of `tokens` random tokens, and reading."""
+    """Measure building the index of a file of `tokens` random tokens, and reading samples of `sequence` tokens from it.
+    `work`: a folder for all files."""
     import numpy as np
 
     from data import tokens as files
@@ -221,13 +249,13 @@ def batches(work: Path, tokens: float, sequence: int) -> None:
     rng = np.random.default_rng(1)
     lengths = np.maximum(rng.lognormal(6.0, 1.0, int(tokens / 665)), 8).astype("<i4")  # mean 665: 2.6 kB of web text
     with open(work / "synthetic.bin", "wb") as file:
-        left = int(lengths.sum(dtype=np.int64))
-        while left:
-            rng.integers(0, 50_000, min(left, 1 << 26), np.uint16).tofile(file)
-            left -= min(left, 1 << 26)
+        remaining = int(lengths.sum(dtype=np.int64))
+        while remaining:
+            rng.integers(0, 50_000, min(remaining, 1 << 26), np.uint16).tofile(file)
+            remaining -= min(remaining, 1 << 26)
     files._write_index(str(work / "synthetic"), np.dtype("<u2"), [lengths])
     count = int(lengths.sum(dtype=np.int64))
-    source = Batches([(str(work / "synthetic"), 1.0)], sequence, 1)  # with its imports
+    source = Batches([(str(work / "synthetic"), 1.0)], sequence, 1)  # first here, so that its imports are not measured
     seconds, most = index(work / "synthetic", sequence)
     print(
         f"{count / 1e9:.2f}B tokens, {len(lengths) / 1e6:.2f}M documents, {(count - 1) // sequence / 1e6:.2f}M "
@@ -255,7 +283,8 @@ def batches(work: Path, tokens: float, sequence: int) -> None:
 
 
 def index(prefix: Path, sequence: int) -> tuple[float, float]:
-    """CPU seconds of a process until it has read the first sample, and the most MB that it took."""
+    """Build the index of the token files `prefix` and read the first sample, in a process of its own. Returns (its CPU
+    seconds, its peak memory in MB). `sequence`: tokens of a sample."""
     from data.batches import Batches
 
     here, there = os.pipe()
@@ -281,7 +310,7 @@ def _cpu(process: int) -> float:
 
 
 def _own(process: int) -> float:
-    """MB of a process that are its own, not pages of files."""
+    """MB of a process's anonymous memory, which does not include pages of files."""
     with open(f"/proc/{process}/status") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("RssAnon")), 0) / 1024
 

@@ -1,8 +1,10 @@
-"""Evaluation speed against lm-eval's own `hf` backend on the same model and tasks: `make bench-eval EVAL_DATA=folder`.
+"""Compares our evaluation speed with that of lm-eval's own `hf` backend on the same model and tasks:
+`make bench-eval EVAL_DATA=folder`.
 
-A GPT-2 of 14M parameters (6 layers of 384, 8,192 pieces, 256 positions) with random weights, exported to Hugging Face's
-format; both are given the same requests as token ids, in turns, on one thread, and are timed in CPU time. Read the
-ratios, each within one precision. All log-likelihoods are compared in fp32, and the metrics in both precisions.
+The model is a GPT-2 of 14M parameters (6 layers of width 384, a vocabulary of 8,192, 256 positions) with random
+weights, exported to Hugging Face's format. Both backends get the same requests as token ids, in turns, on one thread,
+and their CPU time is measured. Read the ratios, each within one precision. All log-likelihoods are compared in fp32,
+and the metrics in both precisions.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from eval.tasks.scorer import Scorer
 from model import hub
 from model.gpt import GPT
 
-# tasks by what their requests have in common
+# {form of the requests: tasks with such requests}
 TASKS = {
     "four choices, shared context": ["hellaswag", "sciq", "arc_easy"],
     "two one-token choices, shared context": ["boolq", "sst2"],
@@ -38,7 +40,8 @@ TASKS = {
 
 
 def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
-    """Our model and tokenizer; the same are in `folder`, as transformers reads them."""
+    """Make a model with random weights and a tokenizer trained on the tasks' text. Returns (the model, the tokenizer);
+    both are also written to `folder` in Hugging Face's format. `data`: the task data; `run`: the model's settings."""
     from data.tokenizer import load_tokenizer, train
 
     texts = [
@@ -61,21 +64,22 @@ def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
 
 def encode(scorer: Scorer, task: Any) -> list[tuple]:
     """The requests of a task as lm-eval hands them to a model."""
-    kept: list[tuple] = []
-    scorer._loglikelihood_tokens = lambda requests, **_: kept.extend(requests) or []  # type: ignore[method-assign]
+    encoded: list[tuple] = []
+    scorer._loglikelihood_tokens = lambda requests, **_: encoded.extend(requests) or []  # type: ignore[method-assign]
     scorer.loglikelihood(task.instances)
-    return kept
+    return encoded
 
 
 def metrics(task: Any, scores: list[tuple[float, bool]]) -> dict[str, float]:
-    """lm-eval's metrics of a task from the answers to its requests, mean over documents."""
+    """lm-eval's metrics of a task, as means over documents: {"acc": ..., "acc_norm": ...}, as far as the task has them.
+    `scores`: (log-likelihood, whether the continuation is greedy) for each request."""
     answers: dict[int, list] = {}
     docs = {}
     for request, score in zip(task.instances, scores, strict=True):
         answers.setdefault(request.doc_id, []).append(score)
         docs[request.doc_id] = request.doc
-    found = [task.process_results(docs[i], each if len(each) > 1 else each[:1]) for i, each in answers.items()]
-    return {key: float(np.mean([row[key] for row in found])) for key in ("acc", "acc_norm") if key in found[0]}
+    rows = [task.process_results(docs[i], of_doc) for i, of_doc in answers.items()]
+    return {key: float(np.mean([row[key] for row in rows])) for key in ("acc", "acc_norm") if key in rows[0]}
 
 
 def main() -> int:

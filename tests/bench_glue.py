@@ -1,8 +1,10 @@
-"""GLUE fine-tuning against Hugging Face's Trainer: `python -m tests.bench_glue` (needs ../shared/data).
+"""Compares our speed of fine-tuning on GLUE with that of Hugging Face's Trainer: `python -m tests.bench_glue` (needs
+../shared/data).
 
-The same exported encoder (4 layers of 256, random weights), task and head, fp32, inputs of 128 tokens at most, one
-epoch of --items of each task, one thread. Ours sorts by length; the Trainer pads all to 128 as run_glue does by
-default, or each batch to its longest. They take turns and are timed in CPU time, tokenising and prediction included.
+Both train the same exported encoder (4 layers of width 256, random weights) with the same head: in fp32, on inputs of
+at most 128 tokens, for one epoch of --items of each task, on one thread. Our trainer sorts inputs by length. The
+Trainer pads all inputs to 128 tokens, as run_glue does by default, or those of a batch to the longest of them. They
+take turns, and their CPU time is measured, tokenizing and prediction included.
 """
 
 import argparse

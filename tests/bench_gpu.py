@@ -1,22 +1,22 @@
-"""Training speed on one GPU, in slices that end within a limit: `make bench-gpu`.
+"""Measures training speed on one GPU: `make bench-gpu`. The work can be divided over calls that end within a limit.
 
-    make bench-gpu ARGS="--check"                                   is what the GPU computes right? (bench_gpu_check.py)
+    make bench-gpu ARGS="--check"                                   does the GPU compute right? (bench_gpu_check.py)
     make bench-gpu ARGS="--positions rotary --how engine"           one slice of the table
     make bench-gpu ARGS="--precision fp8 --micro-batch 16"
     make bench-gpu ARGS="--profile --positions rotary"              where one step's time goes, kernel by kernel
 
-Each variant trains at the size that is asked for, through the engine (launch/engine.py, DeepSpeed) and beside it in a
-bare torch loop with fp32 masters. A row has tokens per second, model FLOPs utilisation by the count of model/count.py
-against the dense bf16 peak of the GPU (in fp8 too), memory, the estimate of model/memory.py, and seconds of
-compilation, which is no part of the speed. Each row runs in a process of its own and is appended to --results (JSON
-Lines) as it ends: a call that is killed loses one row, and a row that is there already is not measured again. With
---limit no row begins that would not end in time, judged by the longest so far. Set TORCHINDUCTOR_CACHE_DIR to keep
-compiled code between calls.
+Each variant is trained at the requested size twice: through the engine (launch/engine.py, DeepSpeed), and in a plain
+torch loop with fp32 masters. A row has tokens per second, model FLOPs utilisation (FLOPs by model/count.py, over the
+GPU's dense bf16 peak, in fp8 too), memory, the estimate of memory by model/memory.py, and seconds of compilation, which
+do not count as training.
 
-Without --check the check of the positions and precisions that are timed runs first, as far as the results file does not
-say that they have passed on this GPU; a wrong result ends the program with exit code 1, but for --unchecked. Exit code
-2: there is no GPU.
---rehearse runs the same sequence on a CPU, at the size nano unless --size says otherwise; its numbers mean nothing.
+Each row runs in a process of its own, and is appended to --results (JSON Lines) when it ends. A killed call thus loses
+one row at most, and rows in the file are not measured again. With --limit, a row is begun only if the longest row so
+far would still end in time. Set TORCHINDUCTOR_CACHE_DIR to keep compiled code between calls.
+
+Before rows are timed, their positions and precisions are checked as with --check, unless the results file says that
+they passed on this GPU. A wrong result ends the program with exit code 1, except with --unchecked. Without a GPU the
+exit code is 2. --rehearse does the same on a CPU, at the size nano unless --size is given; its numbers mean nothing.
 """
 
 import argparse
@@ -65,7 +65,7 @@ DESCRIBES = (
     "compile",
     "device",
     "torch",
-)  # what makes a row
+)  # the entries by which rows are told apart
 
 
 def main() -> int:
@@ -132,8 +132,8 @@ def arguments() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace, device: str) -> list[str]:
-    """The cases of tests/bench_gpu_check.py in which this device does not compute what the reference does, here or in a
-    call before; empty: it does in all that are asked for. Prints and records what was compared, case by case."""
+    """Make the requested comparisons of tests/bench_gpu_check.py, unless the results file has their results; print and
+    record the result of each. Returns the names of the comparisons in which `device` differs from the reference."""
     faults: dict[str, list[str] | None] = {
         row["case"]: row["faults"]
         for row in results(args.results)
@@ -141,7 +141,7 @@ def check(args: argparse.Namespace, device: str) -> list[str]:
     }
     compare = cases(device, args.positions, "fp8" in args.precision, args.check)
     compare = dict(list(compare.items())[args.part - 1 :: args.parts])
-    for case in sorted(compare, key=faults.__contains__):  # last what was wrong before: it may end this process again
+    for case in sorted(compare, key=faults.__contains__):  # known ones last: a fault may end this process again
         if case not in faults or (faults[case] and not args.unchecked):
             began = time.monotonic()
             faults[case] = compared(compare[case])
@@ -156,17 +156,17 @@ def check(args: argparse.Namespace, device: str) -> list[str]:
 
 
 def compared(compare: Compare) -> list[str] | None:
-    """What `compare` finds wrong; where it fails, its error."""
-    torch.compiler.reset()  # or the ninth shape of a function would run without being compiled
+    """The faults that `compare` finds, as sentences, or the error that it raises; None where it compares nothing."""
+    torch.compiler.reset()  # otherwise the ninth shape of a function would run without being compiled
     try:
         return compare()
-    except Exception as error:  # whatever a kernel, a driver or a compiler has
+    except Exception as error:  # any error of a kernel, a driver or a compiler
         traceback.print_exc()
         return [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"]
 
 
 def device_answers() -> bool:
-    """Whether the GPU still takes work from this process: after some errors it does not."""
+    """Whether the GPU still accepts work from this process; after some errors it does not."""
     try:
         wait()
     except RuntimeError:
@@ -178,8 +178,8 @@ def device_answers() -> bool:
 
 
 def table(args: argparse.Namespace, wrong: list[str]) -> bool:
-    """Measures the rows that are not there yet; whether all that were asked for are there now. `wrong`: the cases that
-    the check found wrong, of which new rows have the names."""
+    """Measure the requested rows that the results file lacks, and print all requested rows. Returns whether all were
+    measured. `wrong`: the names of failed comparisons, which are recorded in new rows."""
     print(
         f"{args.size} on one {name()}, torch {torch.__version__}\n"
         "| position | precision | loop | micro-batch | tokens/s | MFU | GB | of the estimate | compilation, s |\n"
@@ -204,7 +204,9 @@ def table(args: argparse.Namespace, wrong: list[str]) -> bool:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """What is to be measured, the most valuable first: fp8 is timed with one position only."""
+    """The rows to measure, the most valuable first, each {entry of DESCRIBES: value}. In fp8 there is one position
+    only.
+    """
     return [
         {
             "size": args.size,
@@ -228,7 +230,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 
 def run_row(wanted: Row, args: argparse.Namespace) -> Row:
-    """`measure` in a process of its own; its last words where it fails, as it does where memory is not enough."""
+    """Call `measure` in a process of its own. Returns its result, or {"failed": the last line of its errors}, for
+    example where memory is not sufficient."""
     command = [sys.executable, "-m", "tests.bench_gpu", "--row", json.dumps(wanted), "--steps", str(args.steps)]
     command += ["--results", str(args.results.absolute())]
     command += ["--rehearse"] * args.rehearse + ["--profile"] * args.profile
@@ -252,8 +255,9 @@ def line(row: Row) -> str:
 
 
 def compare_speeds(args: argparse.Namespace) -> None:
-    """The ratios that docs/gpu.md sets bars for, of the best micro-batch that both were measured at."""
-    speeds: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}  # by micro-batch and their number
+    """Print the ratios of speeds for which docs/gpu.md sets limits. Each of the two speeds is the best over the
+    micro-batches at which both were measured."""
+    speeds: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}  # {row: {(micro-batch, number): tokens/s}}
     for row in results(args.results):
         if row.get("size") == args.size and row.get("device") == name() and "tokens_per_second" in row:
             if row.get("compile", "auto") != "auto":
@@ -273,8 +277,8 @@ def compare_speeds(args: argparse.Namespace) -> None:
 
 
 def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callable[[], object], float]:
-    """A step of a plain torch loop on the same work (the same kernels of the model, bf16 weights, fp32 masters, AdamW,
-    clipping), and the seconds that compiling took."""
+    """Make a step of a plain torch loop that does the engine's work: with bf16 weights, fp32 masters, AdamW, clipping
+    and the same kernels. Returns (the step, seconds of compiling). `words`: settings of the run; `data`: the batch."""
     run, device = resolve(words), "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, torch.bfloat16)
     weights: list[torch.Tensor] = list(model.parameters())
@@ -317,8 +321,9 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
 
 
 def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
-    """Tokens per second (the median step), gigabytes at the peak and by estimate, seconds of compilation. `trace`: a
-    file for the profile of one more step, which is printed, too."""
+    """Measure a row: tokens per second in the median of `steps` steps, memory at its peak and by estimate, seconds of
+    compilation. `wanted`: {entry of DESCRIBES: value}; `trace`: a file for the profile of one more step, which is also
+    printed; None: no profile. Returns the row's other entries."""
     micro, batch = wanted["micro_batch"], wanted["micro_batch"] * wanted["accumulate"]
     words = [
         ("size", wanted["size"]),
@@ -338,7 +343,7 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
     built = engine.build(model, run, 1) if wanted["loop"] == "engine" else None
     if built:
         step, compiling = functools.partial(built.launch, data, run.train.lr), built.compile_seconds
-        if failed := [p.detail for p in built.proofs if not p.passed]:  # training would refuse
+        if failed := [p.detail for p in built.proofs if not p.passed]:  # as in training
             raise RuntimeError(f"the compiled graph is not the model: {failed[0]}")
     else:
         step, compiling = bare(model, words, data)
@@ -372,8 +377,8 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
 
 
 def print_profile(step: Callable[[], object], path: Path) -> None:
-    """The kernels of one step by their time, and the share of the step in which the GPU had nothing to do. `path`: a
-    file for the trace, which Perfetto and chrome://tracing show."""
+    """Profile one step. Print its seconds, the seconds in kernels, and the kernels that take most of the time. `path`:
+    a file for the trace, which Perfetto and chrome://tracing show."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = torch.cuda.is_available()
@@ -391,7 +396,7 @@ def print_profile(step: Callable[[], object], path: Path) -> None:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Wait until the GPU has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -401,7 +406,7 @@ def name() -> str:
 
 
 def results(path: Path) -> list[Row]:
-    """The rows that are there; a line that a killed call has left half written is none."""
+    """The rows in the results file; a half-written line of a killed call is skipped."""
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -1,11 +1,12 @@
-"""Whether a GPU computes what the reference does: `make bench-gpu ARGS="--check"`.
+"""Checks that a GPU computes what the reference does: `make bench-gpu ARGS="--check"`.
 
-Every position variant's loss and gradients are compared with the plain reference, in fp32 on the CPU, at small
-shapes: compiled in bf16 they may be off by 1.3 times what the same model written out in bf16 is off. The engine's first
-loss must be the model's, and the proofs that every run begins with must pass. The same is done for the objectives mlm
-and prefix, and in fp16 and fp32. In fp8 every product of every linear layer is compared with that of rounded operands
-(model/proof.py), and the gradients may be off by 0.25 of their norm; on a CPU, at this shape, they are off by 0.16 at
-most, and those of bf16 by 0.06.
+The loss and the gradients of every position variant are compared with the plain reference in fp32 on the CPU, at small
+shapes. The error of the compiled model in bf16 may be 1.3 times that of the same model with attention written out in
+bf16. The engine's first loss must be the model's, and the proofs that every run begins with must pass. The same is done
+for the objectives mlm and prefix, and in fp16 and fp32.
+
+In fp8 every product of every linear layer is compared with the product of rounded operands (model/proof.py), and the
+relative error of a gradient may be 0.25; on a CPU, at this shape, it is at most 0.16, and in bf16 at most 0.06.
 """
 
 import functools
@@ -41,13 +42,15 @@ SMALL = [
 # the head dimension of the 1.3B shape, and more tokens than a block of attention has
 LONG = [*SMALL, ("model.heads", 2), ("model.seq", 1024), ("train.batch", 2), ("layout.micro_batch", 2)]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-Compare = Callable[[], list[str] | None]  # returns what is wrong; None: torch lacks what would be compared
+# Returns the faults found, as sentences; None where torch lacks the kernel that would be compared.
+Compare = Callable[[], list[str] | None]
 
 
 def cases(device: str, positions: Iterable[str], fp8: bool, everything: bool) -> dict[str, Compare]:
-    """What is compared on `device`, by name, the most valuable first.
+    """The comparisons to make on a device: {name: function that compares}, the most valuable first.
 
     Args:
+        device: "cuda" or "cpu".
         positions: position schemes that are compared in bf16.
         fp8: whether FP8 is compared.
         everything: whether the objectives, precisions and positions that are not timed are compared, too.
@@ -77,8 +80,9 @@ def cases(device: str, positions: Iterable[str], fp8: bool, everything: bool) ->
 
 
 def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor]:
-    """The loss and all gradients, in fp32 on the CPU. In fp16 the loss is scaled while gradients are computed, as in
-    training: most of them are too small for fp16 otherwise."""
+    """Compute the loss of a batch and all gradients. Returns [loss, gradient of each parameter], in fp32 on the CPU. In
+    fp16 the loss is scaled while gradients are computed, as in training, since most gradients are too small for fp16.
+    `loss`: computes the loss of `model`, perhaps compiled."""
     model.zero_grad()
     value = loss(batch)
     scale = 2.0**12 if model.embed.weight.dtype == torch.float16 else 1.0
@@ -88,7 +92,7 @@ def reading(model: GPT, batch: Batch, loss: Callable[[Batch], torch.Tensor]) -> 
 
 
 def larger(run: Run, layers: Layers | None = None) -> GPT:
-    """A model whose weights are larger than they begin, so that what attention sees matters."""
+    """A model with larger weights than initial ones, so that faults in attention change its outputs visibly."""
     model = GPT(run.model, run.seed, layers=layers)
     with torch.no_grad():
         for p in model.parameters():
@@ -98,15 +102,15 @@ def larger(run: Run, layers: Layers | None = None) -> GPT:
 
 @functools.cache
 def kernels(device: str) -> list[str]:
-    """The kernels that compute attention without a bias on `device`, the fastest first. With one that cannot, torch's
-    plain attention would take its place unseen (`attention.maskless_attention`)."""
+    """The kernels that compute attention without a bias on `device`, the fastest first. Others must not be compared:
+    `attention.maskless_attention` would silently replace them by torch's plain attention."""
     run = resolve([*LONG, ("model.pos", "rotary")])
     model = GPT(run.model, run.seed).to(device, torch.bfloat16)
     return list(attention_kernel.time_kernels(model, run.layout.micro_batch))
 
 
 def lacks_fp8(device: str) -> str:
-    """Why FP8 products cannot be computed on `device`; empty: they can. torch 2.11 has none for a CPU."""
+    """Why FP8 products cannot be computed on `device`; "" where they can. torch 2.11 has none for a CPU."""
     x = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
     try:
         fp8.linear(x, x)
@@ -116,7 +120,7 @@ def lacks_fp8(device: str) -> str:
 
 
 def wrong_in_fp8(device: str) -> list[str]:
-    """What is wrong with FP8 on `device`, compiled where that is a GPU; empty: nothing."""
+    """Compare FP8 on `device`, compiled if that is a GPU, with the reference. Returns a sentence for each fault."""
     run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
     rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     exact_model, model = larger(run), larger(run, FP8_LAYERS).to(device, torch.bfloat16)
@@ -136,25 +140,28 @@ def wrong_in_fp8(device: str) -> list[str]:
 
 
 def written(position: Position, heads: int, x_BTD: torch.Tensor, *args: Any) -> attention.Attend:
-    """`attention.make_attention`, of which nothing is asked but the scores written out."""
+    """A replacement for `attention.make_attention` that always writes attention's scores out."""
     return attention.plain_attention(position, heads, x_BTD, args[2], args[3])
 
 
 def wrong_by_kernel(kernel: str, device: str) -> list[str] | None:
-    """What is wrong with rotary where `kernel` computes its attention; None: torch has no such kernel for this device
-    and shape."""
+    """Compare rotary, with attention by `kernel`, with the reference. Returns a sentence for each fault; None where
+    torch has no such kernel for this device and shape."""
     return wrong("rotary", device, LONG, kernel) if kernel in kernels(device) else None
 
 
 def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: str | None = None) -> list[str]:
-    """What is wrong with the executor that `device` runs, compiled, and with the engine around it; empty: nothing.
-
-    On a CPU, where FlexAttention has no backward, this compares what runs there.
+    """Compare the model as `device` executes it, compiled on a GPU, and the engine's first step, with the reference. On
+    a CPU FlexAttention has no backward pass, and another kernel is compared.
 
     Args:
         pos: the position scheme.
-        shape: settings of the run beside it.
-        kernel: of attention, on a GPU; None: the one that torch chooses.
+        device: "cuda" or "cpu".
+        shape: the other settings of the run.
+        kernel: the kernel of attention, on a GPU; None: the one that torch chooses.
+
+    Returns:
+        A sentence for each fault.
     """
     run = resolve([*shape, ("model.pos", pos), ("layout.compile", "never")])
     rows = torch.randint(
@@ -175,9 +182,9 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     for name, ideal, theirs, mine in zip(
         ["loss", *(n for n, _ in model.named_parameters())], exact, written_out, ours, strict=True
     ):
-        # what is wrong in both counts too: honest rounding is 1 to 8% of a gradient
+        # the second limit finds faults that both models share: rounding alone is 1 to 8% of a gradient
         allowed = min(1.3 * (theirs - ideal).norm() + 1e-3 * ideal.norm(), 0.15 * ideal.norm())
-        if not (mine - ideal).norm() <= allowed:  # a NaN is wrong too
+        if not (mine - ideal).norm() <= allowed:  # true for NaN, too
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
     proved = GPT(run.model, run.seed).to(device, DTYPES[run.train.precision])
     proved.attention_kernel = kernel

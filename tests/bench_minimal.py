@@ -1,8 +1,8 @@
-"""A GPT as somebody writes it who wants its speed and nothing else: the peer "minimal, learned" of tests/bench.py.
+"""A minimal GPT, written for speed alone: the peer "minimal, learned" of tests/bench.py.
 
-GPT-2's shape (pre-LN, learned positions, tied embeddings, GELU by tanh). Attention is written out as plain products,
-which torch.compile fuses with mask and softmax. The peers' loop (tests/bench_rows.py) trains it: in bf16 with fp32
-masters, fused AdamW, compiled, with our malloc setting, or as is faster.
+It has GPT-2's architecture (pre-LN, learned positions, tied embeddings, GELU by tanh). Attention is written out as
+matrix products, which torch.compile fuses with mask and softmax. Like all peers, it is trained by the loop in
+tests/bench_rows.py in its fastest setting, such as compiled, in bf16 with fp32 masters.
 """
 
 import math

@@ -1,10 +1,15 @@
-"""What tests/bench.py times, each row in a process of its own: `serve` builds one and then steps when it is told to.
+"""Builds and runs the rows of tests/bench.py, each in a process of its own, which executes `serve`.
 
-A row is "ours, POS" (the whole optimizer step of launch/engine.py, DeepSpeed included), "bare, POS" (our model in the
-loop of the peers: what DeepSpeed costs), "floor, LIBRARY" (the linear layers' matrix products alone), or a peer: the
-same shape, work and optimizer in a bare torch loop. With `--mlm` "ours, learned" is BERT's shape and "ours,
-scaled-sinusoidal" Cramming's with as many parameters; "BERT, learned" is BertForMaskedLM, which computes the logits of
-all positions, and "BERT, masked only" the same by hand with the head on the masked positions alone.
+There are four kinds of rows:
+
+* "ours, POS": the whole optimizer step of launch/engine.py, DeepSpeed included;
+* "bare, POS": our model in the loop of the peers, which shows the cost of DeepSpeed;
+* "floor, LIBRARY": the matrix products of the linear layers alone;
+* a peer: a model of the same shape, in a plain torch loop with the same optimizer and work.
+
+With `--mlm`, "ours, learned" has BERT's shape, and "ours, scaled-sinusoidal" Cramming's with as many parameters. "BERT,
+learned" is BertForMaskedLM, which computes the logits of all positions; in "BERT, masked only" the same model applies
+its head to the masked positions alone.
 """
 
 import contextlib
@@ -40,8 +45,9 @@ Step = Callable[[], object]
 
 
 def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]], options: dict[str, Any]) -> None:
-    """Build `row`, send {"mb", "start"} or {"error"}, then for each number received take so many steps and send the
-    seconds and page faults of one."""
+    """Build the row named `row` and answer through `pipe`: first {"mb": peak memory of tensors, "start": seconds of
+    building}, or {"error": a sentence}; then, for each number received, take so many steps and send (seconds of a step,
+    page faults of a step). The number 0 ends it. `setting`, `words`, `options`: as for `start` in tests/bench.py."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
@@ -56,7 +62,7 @@ def serve(pipe: Connection, row: str, setting: str, words: list[tuple[str, Any]]
         began = time.perf_counter()
         step, most = weighed(partial(build, row, setting, run, rows, options["nanogpt"]))
         pipe.send({"mb": most / 1e6, "start": time.perf_counter() - began})
-    except Exception as error:  # the parent says so and goes on without this row
+    except Exception as error:  # the parent prints it and goes on without this row
         pipe.send({"error": f"{type(error).__name__}: {error}"})
         return
     clock = time.process_time if run.layout.threads == 1 else time.perf_counter
@@ -89,16 +95,21 @@ def ours(run: Run, rows: torch.Tensor) -> Step:
 
 
 def masked(run: Run, rows: torch.Tensor) -> Batch | None:
-    """The rows with some of their tokens masked, the same ones for all; None, where nothing is to be masked."""
+    """The batch of `rows` [B, T + 1] with some tokens masked, the same in every process; None for a causal model."""
     if run.model.objective != "mlm":
         return None
     return OBJECTIVES["mlm"](run.model).batch(rows, tokens=SpecialTokens(mask=4))
 
 
 def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bool = False) -> Step:
-    """A bare torch loop: AdamW, clipping. In bf16 under autocast, or with bf16 weights and fp32 masters of them.
+    """A training step of a plain torch loop, with AdamW and clipping.
 
-    masked_only: of BERT, the head is applied to the masked positions only.
+    Args:
+        model: the model to train.
+        run: batch, learning rate and objective.
+        rows: the token ids to train on, [B, T + 1].
+        setting: holds "compiled", "autocast" (in bf16) or "masters" (bf16 weights with fp32 masters).
+        masked_only: whether BERT's head is applied to the masked positions only.
     """
     x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     if "masters" in setting:
@@ -108,7 +119,7 @@ def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bo
     optimizer = torch.optim.AdamW(masters, lr=run.train.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     autocast = torch.autocast("cpu", torch.bfloat16) if "autocast" in setting else contextlib.nullcontext()
 
-    batch, labels = masked(run, rows), torch.full_like(x, -100)  # transformers leaves these out
+    batch, labels = masked(run, rows), torch.full_like(x, -100)  # -100: not predicted, in transformers
     if batch is not None and batch.predicted is not None:
         labels.scatter_(1, batch.predicted, batch.targets_BT.gather(1, batch.predicted))
 
@@ -120,7 +131,7 @@ def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bo
             return model.loss(batch) if isinstance(model, GPT) else model(batch.inputs_BT, labels=labels).loss
         if isinstance(model, GPT):
             return model.loss(model.objective.batch(rows))
-        if "nanogpt" in type(model).__module__:  # asked for the logits of all positions it wants the targets
+        if "nanogpt" in type(model).__module__:  # without targets it computes the logits of the last position only
             return model(x, y)[1]
         out = model(x)
         return cross_entropy(getattr(out, "logits", out).flatten(0, 1).float(), y.flatten())
@@ -148,11 +159,9 @@ def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bo
 
 
 def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[], Any]]:
-    """Name -> a function that builds it, in the shape of `run`: tied embeddings, no dropout.
-
-    Args:
-        plain: attention written out, in place of torch's fused one; in models that have both.
-    """
+    """The peers, in the shape of `run`, with tied embeddings and without dropout: {name: a function that builds the
+    model}. `nanogpt`: a checkout of nanoGPT; `plain`: whether models that have a fused and a plain attention take the
+    plain one."""
     m = run.model
     V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn
     tied: dict[str, Any] = {"vocab_size": V, "tie_word_embeddings": True}
@@ -250,7 +259,8 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
 
 
 def floor(run: Run, library: str) -> Step:
-    """Forward, and both gradients, of every linear layer, through torch.mm or straight through oneDNN."""
+    """A step that computes the output and both gradients of every linear layer, by `library`: "torch.mm" or
+    "oneDNN"."""
     m, N = run.model, run.train.batch * run.model.seq
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     shapes = [(m.hidden, 3 * m.hidden), (m.hidden, m.hidden), (m.hidden, m.ffn), (m.ffn, m.hidden)] * m.layers
@@ -267,7 +277,8 @@ def floor(run: Run, library: str) -> Step:
 
 
 def weighed(make: Callable[[], Step]) -> tuple[Step, int]:
-    """A step that has run three times, and the most bytes of tensors that were alive from its building on."""
+    """Build a step with `make` and run it three times. Returns (the step, the peak of bytes allocated for tensors,
+    building included)."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step = make()
         for _ in range(2):

@@ -1,4 +1,5 @@
-"""One thread per process: the suite runs on as many processes as there are cores."""
+"""Fixtures for all tests. Each process computes on one thread: the suite runs on as many processes as there are
+cores."""
 
 import contextlib
 import gc
@@ -26,21 +27,21 @@ for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"
     os.environ.setdefault(variable, "1")
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of a CPU; tests/gpu.sh is for a GPU
-# Otherwise each process that compiles starts a pool of further processes, which import torch, to compile in.
+# Otherwise each process that compiles starts a pool of processes for compiling, each of which imports torch.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# A process has one server that its tests fork from: it imports what takes long, once.
+# Commands in tests are forked from one server for each test process, which has imported slow modules once.
 multiprocessing.set_forkserver_preload(["tests.preload"])
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported by now stays: Python need not search it for garbage again and again, which DeepSpeed asks
-    for at each start of an engine."""
+    """Exempt all objects that exist by now, such as imported modules, from garbage collection. DeepSpeed asks for a
+    collection at each start of an engine, and it would search them each time."""
     gc.collect()
     gc.freeze()
 
 
-# What a test may leave in its process' environment, and the tests after it must not find: `make plan ON=` claims a GPU,
-# and Hugging Face's Trainer names ranks, which a process that is forked later would wait for.
+# Environment variables that a test may set in its process, and later tests must not inherit: `make plan ON=` claims a
+# GPU, and Hugging Face's Trainer names ranks, for which a process that is forked later would wait.
 LEFT_BEHIND = {"MEGAHOUR_GPU", *RANK_VARIABLES}
 
 
@@ -55,9 +56,9 @@ def environment_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_worker() -> Iterator[None]:
-    """Data is prepared in the test's own process, which is cheaper to do than to fork, and in two shards: each of the
-    real sixteen takes tasks of its own, however small the text is. Commands that tests start as processes of their own,
-    and tests/test_data_prepare.py, prepare data with a worker for each core, in sixteen shards, and find the same."""
+    """Data are prepared in the test's own process and in two shards, which is faster for small texts than a worker for
+    each core and sixteen shards. The defaults are tested, too: by tests/test_data_prepare.py, and by commands that
+    tests start as processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "cores", lambda: 1)
         patch.setattr("data.text.MIN_SHARDS", 2)
@@ -66,14 +67,14 @@ def one_worker() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this test session share."""
+    """A folder that all processes of the test session have in common."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def corpus(shared: Path) -> str:
-    """Docstrings of numpy, as C4 would hold them."""
+    """The path of a corpus of numpy's docstrings: JSON lines, as C4's files have them."""
     import numpy
 
     path = shared / "numpy" / "docs.jsonl"
@@ -87,21 +88,21 @@ def corpus(shared: Path) -> str:
 
 @pytest.fixture(scope="session")
 def store(shared: Path) -> Path:
-    """A folder for runs, with a store of prepared data for all of them: what one test prepares, others find."""
+    """An output root for runs, with a store of prepared data: data that one test prepares are there for others."""
     (shared / "runs" / "data").mkdir(parents=True, exist_ok=True)
     return shared / "runs"
 
 
-def trained(run_dir: Path) -> None:
-    """Make a run directory look like one at its end, as launch/train.py leaves it."""
+def mark_as_trained(run_dir: Path) -> None:
+    """Write weights and the file `done` into a run directory, as launch/train.py does at the end of training."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / rundir.WEIGHTS).write_bytes(b"weights")
     rundir.write_done(run_dir, {"steps": 512})
 
 
 def free_port() -> str:
-    """A port at which nothing listens. The kernel gives a connection a port of its own from 32768 on, as Linux is set:
-    it takes none of these before the ranks listen."""
+    """A port at which nothing listens, below 32768: by default, Linux gives connections ports from there on, so that
+    none takes this port before the ranks listen at it."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
         with socket.socket() as s, contextlib.suppress(OSError):
@@ -110,7 +111,16 @@ def free_port() -> str:
 
 
 class Launch:
-    """`python -m launch.train ARGV` on some ranks, each a real process, forked from one that has imported torch."""
+    """`python -m launch.train ARGV` on one or more ranks. Each rank is a process, forked from one that has imported
+    torch.
+
+    Args:
+        context: the forkserver's context of multiprocessing.
+        argv: the arguments of launch.train.
+        ranks: the number of ranks.
+        log: a file for the output of all ranks.
+        prepare: a function that each rank calls before training; None: nothing is called.
+    """
 
     def __init__(
         self,
@@ -140,7 +150,8 @@ class Launch:
             self.processes.append(process)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
+        """What all ranks have printed so far."""
         return self.log.read_text() if self.log.exists() else ""
 
     def running(self) -> bool:
@@ -152,18 +163,18 @@ class Launch:
             process.join()
 
     def wait(self, seconds: float = 240) -> int:
-        """The exit code: the first that is not 0."""
+        """Wait until all ranks have ended. Returns the first exit code that is not 0, or 0."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
-        assert not self.running(), f"still running after {seconds} s: {self.said}"
+        assert not self.running(), f"still running after {seconds} s: {self.output}"
         return next((p.exitcode for p in self.processes if p.exitcode), 0)
 
     def wait_for_kill(self, seconds: float = 120) -> None:
-        """Until the first rank has ended itself (tests/moments.py); then the others, which wait for it, are killed."""
+        """Wait until the first rank has killed itself (tests/moments.py), and kill the others, which wait for it."""
         first = self.processes[0]
         first.join(seconds)
-        assert first.exitcode == -signal.SIGKILL, (first.exitcode, self.said)
+        assert first.exitcode == -signal.SIGKILL, (first.exitcode, self.output)
         self.kill()
 
 
@@ -177,7 +188,7 @@ def _train(argv: list[str], group: dict[str, str], log: Path, prepare: Callable[
     if prepare:
         prepare()
     code = main(argv)
-    os._exit(code)  # as quickly as it ends: what must be on the disk is there
+    os._exit(code)  # without Python's slow shutdown: all files are on the disk by now
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A command as a process of its own that is forked from one that has imported torch, and so starts at once."""
+"""Starts commands as processes that are forked from one that has imported torch, which saves seconds for each."""
 
 import multiprocessing
 import os
@@ -16,10 +16,12 @@ class Command:
     """`python -m module arguments`, started in the folder of the project.
 
     Args:
-        folder: a folder for what the command prints.
-        env: variables that are added to the environment of this process.
-        prepare: a function that the process calls before the command. Its module is imported there before the
-            environment is set, so that it must not import what reads the environment.
+        folder: a folder for the command's output, in the files `stdout` and `stderr`.
+        module: the module to run.
+        arguments: the command's arguments.
+        env: environment variables for the command, besides those of this process.
+        prepare: a function that the process calls before the command. Its module is imported before the environment is
+            set, and must not import a module that reads the environment.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class Command:
         self.process.join()
 
     def wait(self, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        """Wait until the command has ended, and return its exit code and output. Raises AssertionError after
+        `seconds`."""
         self.process.join(seconds)
         if self.running():
             self.kill()
@@ -72,10 +76,10 @@ def _run(
     if prepare:
         prepare()
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)  # multiprocessing passes the code of sys.exit on
+    runpy.run_module(module, run_name="__main__", alter_sys=True)  # multiprocessing exits with the code of sys.exit
 
 
 def without_pauses() -> None:
-    """For `prepare`: the waits between attempts of Hugging Face's clients, 1 to 8 s, are left out. Five attempts stay
-    five."""
+    """Make time.sleep return at once, in a process that passes this function as `prepare`: Hugging Face's clients would
+    wait 1 to 8 s between their five attempts."""
     time.sleep = lambda seconds: None

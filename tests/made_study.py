@@ -1,4 +1,4 @@
-"""Run directories of a study, made by a fixed recipe, for the tests of the report."""
+"""Makes run directories of a study without training, with known effects and noise, for the tests of the report."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from eval.report.record import terminal_text, write
 from eval.report.sections import published
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
-EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # bits per byte
+EFFECT = {"pos=learned": 0.0, "pos=alibi": -0.06, "pos=none": 0.001}  # {arm: true effect in bits per byte}
 FILES = ["figure.svg", "report.html", "report.md", "results.csv", "run.json", "table.tex"]
 
 
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass
 class Study:
-    """As ablations.study.Study: what a report needs of it."""
+    """A stand-in for ablations.study.Study, with the attributes that a report reads."""
 
     root: Path
     arms: list[str] = field(default_factory=lambda: ["pos=learned", "pos=alibi"])
@@ -62,12 +62,12 @@ def config(arm: str, seed: int) -> dict:
 
 
 def make(study: Study) -> Study:
-    """Writes the run directories of a study whose true effects are EFFECT, with noise from seeds and
-    items."""
+    """Write the run directories of a study: configuration, training curve and scores of each run, drawn with the true
+    effects EFFECT and with noise from seeds and items. Returns the study."""
     for arm in study.arms:
         for seed in study.seeds:
             rng = np.random.default_rng([list(ARMS).index(arm), seed])
-            shared = np.random.default_rng([99, seed])  # the batches are the same in every arm
+            shared = np.random.default_rng([99, seed])  # noise of the batches, which are the same in every arm
             folder = study.cell(arm, seed).dir
             folder.mkdir(parents=True)
             run = {
@@ -112,11 +112,12 @@ def make(study: Study) -> Study:
             ]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (folder / "done").write_text("{}")
-            evaluated(folder, arm, seed)
+            write_evaluation(folder, arm, seed)
     return study
 
 
-def evaluated(folder: Path, arm: str, seed: int) -> None:
+def write_evaluation(folder: Path, arm: str, seed: int) -> None:
+    """Write eval.json and the items behind it: bits per byte of 60 documents, and three tasks with accuracies."""
     fixed, rng = np.random.default_rng(5), np.random.default_rng([list(ARMS).index(arm), seed, 1])
     sizes = fixed.integers(200, 4096, 60)
     bits = sizes * (2.5 + fixed.normal(0, 0.3, 60) + EFFECT[arm] + rng.normal(0, 0.02, 60) + rng.normal(0, 0.003))
@@ -140,8 +141,8 @@ def evaluated(folder: Path, arm: str, seed: int) -> None:
         ("continuation", 100, 0.25, True),
         ("copy_absent", 50, 0.25, False),
     ]:
-        hard = np.random.default_rng([len(task)]).random(n)  # a question is as hard in every run
-        hits = (hard + rng.normal(0, 0.1, n) < 0.4 - EFFECT[arm]).astype(int)
+        difficulty = np.random.default_rng([len(task)]).random(n)  # of each question, the same in every run
+        hits = (difficulty + rng.normal(0, 0.1, n) < 0.4 - EFFECT[arm]).astype(int)
         rows += [{"task": f"pydocs/{task}", "id": f"{task}{i}", "value": int(hit)} for i, hit in enumerate(hits)]
         tasks[f"pydocs/{task}"] = {
             "metric": "acc",
@@ -171,7 +172,7 @@ def evaluated(folder: Path, arm: str, seed: int) -> None:
 
 
 def change(path: Path, *keys, to) -> None:
-    """Sets one value inside a JSON file."""
+    """Set one value inside a JSON file. `keys`: the keys that lead to it, from the outermost; `to`: the new value."""
     content = json.loads(path.read_text())
     inner = content
     for key in keys[:-1]:
@@ -181,7 +182,8 @@ def change(path: Path, *keys, to) -> None:
 
 
 def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
-    """Edits the items of a task, and makes its score, and those that are means of scores, what the items give."""
+    """Edit the items of a task, and recompute from them its score and the means over tasks. `edit`: takes the row of an
+    item and returns the new row."""
     rows = [json.loads(line) for line in gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).splitlines()]
     rows = [edit(dict(row)) if row["task"] == task else row for row in rows]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -196,7 +198,7 @@ def rewrite(folder: Path, edit, task: str = "pydocs/bits_per_byte") -> None:
 
 
 def rescore(folder: Path) -> None:
-    """Makes the headlines of eval.json, and the chance level of the zero-shot mean, the means of its tasks."""
+    """Recompute from the scores in eval.json the means over tasks, and the chance level of the zero-shot mean."""
     result = json.loads((folder / "eval.json").read_text())
     tasks = result["tasks"].values()
     losses = [task["value"] for task in tasks if task["metric"] == "bits_per_byte"]
@@ -207,23 +209,25 @@ def rescore(folder: Path) -> None:
 
 
 def shift(folder: Path, bits_per_byte: float) -> None:
-    """Makes every held-out document of a run worse by so much."""
+    """Make the score of every held-out document of a run worse by `bits_per_byte`."""
     rewrite(folder, lambda row: row | {"nats": row["nats"] + bits_per_byte * row["bytes"] * float(np.log(2))})
 
 
 def report(study: Any, out: Path, noise: Sequence[Path] = ()) -> str:
-    """Writes the record of a study to `out`. Returns the text for the terminal."""
+    """Write the record of a study to the folder `out`, and return the report's text for the terminal. `noise`:
+    directories of other runs of the baseline, from which the noise of seeds is measured, too."""
     findings = gather(study, list(noise))
     write(findings, out)
     return terminal_text(findings)
 
 
 def section(text: str, head: str) -> str:
+    """The section of a report in Markdown that follows the heading `head`."""
     return text.split(f"## {head}\n\n")[1].split("\n\n## ")[0]
 
 
 def values(study: Study, key: str) -> np.ndarray:
-    """[arm, seed] of eval.json."""
+    """The scores of all runs under `key` in eval.json: an array [arm, seed]."""
     return np.array(
         [
             [json.loads((study.cell(arm, seed).dir / "eval.json").read_text())[key]["value"] for seed in study.seeds]
@@ -238,15 +242,15 @@ def study(tmp_path) -> Study:
 
 
 def full(study: Study) -> Study:
-    """Adds to every run what a large study has: the suite of 27 tasks, checkpoints on the way, loss by position, two
-    corpora."""
+    """Add to every run the results that only large studies have: the suite of 27 tasks, scores during training, loss by
+    position, and a second corpus. Returns the study."""
     names = list(published.load_published()["per_task"]["rows"])
     for arm in study.arms:
         for seed in study.seeds:
             folder = study.cell(arm, seed).dir
             rng = np.random.default_rng([list(ARMS).index(arm), seed, 7])
             shape = asdict(resolve([("size", "nano"), ("model.pos", arm.split("=")[1])]).model)
-            change(folder / "run.json", "config", "model", to=shape)  # one that has FLOPs
+            change(folder / "run.json", "config", "model", to=shape)  # a whole model, whose FLOPs can be counted
             result = json.loads((folder / "eval.json").read_text())
             samples = gzip.decompress((folder / "samples.jsonl.gz").read_bytes()).decode()
             for i, task in enumerate(names):
@@ -291,7 +295,7 @@ TASK = "pydocs/last_word"
 
 
 def register(study: Study, criteria: Criteria) -> None:
-    """As launch.train writes it before the first step of each run."""
+    """Register a study with `criteria` in each run directory, as launch.train does before a run's first step."""
     content = {
         "study": "position",
         "metric": criteria.metric,
@@ -306,7 +310,7 @@ def register(study: Study, criteria: Criteria) -> None:
 
 
 def registered(study: Study, criteria: Criteria | None = None, words: tuple[str, ...] = ()) -> Any:
-    """The study as the command line makes it: with a registration of its own."""
+    """A copy of a study with the attributes of one that the command line makes: `registration`, `words`, `criteria`."""
     made = replace(study, criteria=criteria or study.criteria)
     made.registration, made.words = {"study": "position"}, list(words)
     return made

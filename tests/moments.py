@@ -1,7 +1,7 @@
-"""Processes that end by SIGKILL at a moment which is chosen beforehand. Who watches from outside, and kills a process
-then, is too late on a busy machine.
+"""Functions that have the calling process kill itself by SIGKILL later, at a chosen moment. A watcher from outside
+would kill it too late on a busy machine.
 
-Each function is for `prepare` of tests/forked.py and of the fixture `launch`, with `functools.partial`.
+Each function is an argument `prepare` of tests/forked.py or of the fixture `launch`, with `functools.partial`.
 """
 
 import os
@@ -15,7 +15,7 @@ def _kill() -> None:
 
 
 def after_row(step: int) -> None:
-    """When the row of a step, or of one after it, is in metrics.jsonl."""
+    """Kill the process once the row of step `step`, or of a later step, is in metrics.jsonl."""
     from launch.log import Log
 
     write = Log.write
@@ -29,7 +29,8 @@ def after_row(step: int) -> None:
 
 
 def in_save(folder: str, tensors_written: bool) -> None:
-    """While a checkpoint is written: its folder, such as "step_8", is there; its tensors may be; its index is not."""
+    """Kill the process while it writes a checkpoint, before its index. `folder`: the checkpoint's folder, such as
+    "step_8"; `tensors_written`: whether the file of tensors is written first."""
     from launch import checkpoint
 
     save_file = checkpoint.save_file
@@ -45,7 +46,7 @@ def in_save(folder: str, tensors_written: bool) -> None:
 
 
 def after_save(folder: str) -> None:
-    """When a checkpoint is whole. On its first rank only, which writes the index."""
+    """Kill the process once the checkpoint in `folder` is complete. Only for the first rank, which writes the index."""
     from ablations import rundir
 
     write_checkpoint = rundir.write_checkpoint
@@ -59,22 +60,23 @@ def after_save(folder: str) -> None:
 
 
 def before_done() -> None:
-    """When the weights at the end are written, and the file `done` is not."""
+    """Kill the process after training, when the weights are written and the file `done` is not."""
     from ablations import rundir
 
     rundir.write_done = lambda *_: _kill()
 
 
 def after_outcomes(folder: str, batches: int) -> None:
-    """When the outcomes of some batches of an evaluation are in the journal in `folder`."""
+    """Kill the process once the outcomes of a number of `batches` of an evaluation are in the journal in `folder`."""
     from eval.tasks.journal import Journal
 
-    add, left = Journal.add, [batches]
+    add, remaining = Journal.add, batches
 
     def add_and_end(self: Journal, outcomes: dict[str, Any]) -> None:
+        nonlocal remaining
         add(self, outcomes)
-        left[0] -= self.folder is not None and self.folder.name == folder
-        if not left[0]:
+        remaining -= self.folder is not None and self.folder.name == folder
+        if not remaining:
             _kill()
 
     Journal.add = add_and_end  # type: ignore[method-assign]

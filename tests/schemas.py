@@ -1,4 +1,4 @@
-"""Whether an answer in JSON fits the schema of its kind in docs/schema."""
+"""Compares answers in JSON with the schema of their kind in docs/schema."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,14 @@ KINDS: dict[str, Any] = {
     "array": list,
     "null": type(None),
 }
-# what the schemas use of JSON Schema; another word would be taken for checked and is not
+# The keywords of JSON Schema that `misfits` checks. A schema with another keyword fails, since it would go unchecked.
 KNOWN = {"$schema", "title", "description", "type", "required", "properties", "additionalProperties", "items"}
 KNOWN |= {"enum", "const"}
 
 
 def misfits(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
-    """Where a value is not as a schema says, by the part of JSON Schema (draft 2020-12) in KNOWN."""
+    """Compare a value with a schema, by the keywords of JSON Schema (draft 2020-12) in KNOWN. `place`: the path of the
+    value in the whole answer. Returns a sentence for each difference."""
     assert schema.keys() <= KNOWN, schema.keys() - KNOWN
     if "const" in schema and value != schema["const"]:
         return [f"{place}: {value!r} is not {schema['const']!r}"]
@@ -31,24 +32,26 @@ def misfits(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
     types = [types] if isinstance(types, str) else types
     if not any(isinstance(value, KINDS[t]) and (t == "boolean" or not isinstance(value, bool)) for t in types):
         return [f"{place}: {value!r} is no {' or '.join(types)}"]
-    found = []
+    differences = []
     if isinstance(value, dict):
-        properties, more = schema.get("properties", {}), schema.get("additionalProperties", True)
-        found += [f"{place}: lacks {key}" for key in schema.get("required", []) if key not in value]
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        differences += [f"{place}: lacks {key}" for key in schema.get("required", []) if key not in value]
         for key, inner in value.items():
             if key in properties:
-                found += misfits(inner, properties[key], f"{place}.{key}")
-            elif more is False:
-                found.append(f"{place}: {key} is not in the schema")
-            elif isinstance(more, dict):
-                found += misfits(inner, more, f"{place}.{key}")
+                differences += misfits(inner, properties[key], f"{place}.{key}")
+            elif others is False:
+                differences.append(f"{place}: {key} is not in the schema")
+            elif isinstance(others, dict):
+                differences += misfits(inner, others, f"{place}.{key}")
     if isinstance(value, list) and "items" in schema:
-        found += [line for i, inner in enumerate(value) for line in misfits(inner, schema["items"], f"{place}[{i}]")]
-    return found
+        for i, inner in enumerate(value):
+            differences += misfits(inner, schema["items"], f"{place}[{i}]")
+    return differences
 
 
 def checked(text: str) -> dict[str, Any]:
-    """The answer in a text, which is one JSON value and nothing else, and fits the schema of its kind."""
+    """Parse a command's answer, and assert that it is one JSON object, and nothing else, which fits the schema of its
+    kind."""
     answer = json.loads(text)
     schema = json.loads((SCHEMAS / f"{answer['kind']}.json").read_text())
     assert not misfits(answer, schema), misfits(answer, schema)

@@ -1,4 +1,4 @@
-"""Small models of every variant, for the tests of models. It imports nothing that takes long: ranks import it too."""
+"""Small models of every variant, for the tests of models. Ranks import it too, so that it must import nothing slow."""
 
 import itertools
 from dataclasses import asdict, replace
@@ -51,22 +51,23 @@ VARIANTS = [
 
 
 def name(cfg: ModelConfig) -> str:
-    """What differs from SMALL."""
+    """A name for a configuration: the settings that differ from SMALL, such as "pos=alibi,act=swiglu"."""
     changed = [f"{k}={v}" for k, v in asdict(cfg).items() if v != getattr(SMALL, k)]
     return ",".join(changed) or "baseline"
 
 
 def tokens(cfg: ModelConfig, T: int, B: int = 3) -> torch.Tensor:
+    """Random token ids [B, T], the same in every call."""
     return torch.randint(cfg.vocab, (B, T), generator=torch.Generator().manual_seed(0))
 
 
 def next_tokens(rows: torch.Tensor) -> Batch:
-    """What a causal model is trained on."""
+    """The batch of a causal model: `rows` [B, T + 1] as inputs [B, T] and targets [B, T], shifted by one token."""
     return Batch(rows[:, :-1], rows[:, 1:])
 
 
 def scrambled(model: GPT) -> GPT:
-    """Every parameter moved off its initial value, so that a gain or bias left out would show."""
+    """Add noise to every parameter of a model, in place, so that a missing gain or bias changes the outputs."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():

@@ -430,7 +430,7 @@ def test_an_ablation_answers_as_its_report_does(
         print("fährt")
         return []
 
-    monkeypatch.setattr(local, "run", nothing)
+    monkeypatch.setattr(local, "run_study", nothing)
     monkeypatch.setattr(local, "ROOT", tmp_path)  # records go there
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]
@@ -441,7 +441,7 @@ def test_an_ablation_answers_as_its_report_does(
     said = capfd.readouterr()
     assert checked(said.out)["verdict"]["outcome"] == "undecided" and "fährt" in said.err
     assert local.main(words) == 0 and "fährt" in capfd.readouterr().out  # without FORMAT as ever
-    monkeypatch.setattr(local, "run", lambda study: ["a run failed"])
+    monkeypatch.setattr(local, "run_study", lambda study: ["a run failed"])
     assert local.main([*words, "FORMAT=json"]) == 1
     assert checked(capfd.readouterr().out)["kind"] == "report"
     assert local.main([*words, "FORMAT=jason"]) == 2

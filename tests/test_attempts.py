@@ -31,7 +31,7 @@ from launch.slurm.attempts import (
     start_attempt,
 )
 from launch.slurm.submit import _index_ranges, add_mtbf, is_fully_evaluated, resources_of, runs_in_queue, sbatch, submit
-from tests.conftest import trained
+from tests.conftest import mark_as_trained
 from tests.schemas import checked
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys
     assert start_attempt("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()
     assert start_attempt("8_1", cell, out) == 0 and not (cell.dir / "failed").exists()
     assert capsys.readouterr().out.strip() == str(cell.dir)
-    trained(cell.dir)
+    mark_as_trained(cell.dir)
     assert start_attempt("8_1", cell, out) == 0
     assert capsys.readouterr().out == ""
 
@@ -307,7 +307,7 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     for cell in from_args(words).cells:
         cell.dir.mkdir(parents=True)
         (cell.dir / "run.json").write_text(json.dumps({"fingerprint": cell.run.fingerprint, "config": cell.config}))
-        trained(cell.dir)
+        mark_as_trained(cell.dir)
 
     def evaluated(change: dict[str, Any], *more: str) -> str:
         """What is said when the second of two finished runs has another evaluation than the first."""
@@ -390,7 +390,7 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
     said = capfd.readouterr()
     assert not said.out and "60000" in said.err
     assert state(cell)["state"] == "stopped" and "slurm/8_1.log" in state(cell)["why"]
-    trained(cell.dir)
+    mark_as_trained(cell.dir)
     assert launch_attempts.main(["start", "8_1", "1", *large]) == 0  # of a finished run nothing is asked
 
 

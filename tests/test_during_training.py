@@ -278,7 +278,7 @@ def test_a_study_is_judged_on_the_way_exported_and_drawn(
     """As `make ablation` does, each in a process of its own."""
     _, *typed = words(corpus, folder(tmp_path / "out", store), **{"layout.eval_at": "0.25,0.5"})
     study = from_args(["POS=rotary", *typed, "EXPORT=1"])
-    assert local.run(study) == []
+    assert local.run_study(study) == []
     for cell in study.cells:
         assert steps_to_evaluate(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
         assert rundir.is_exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
@@ -296,10 +296,10 @@ def test_a_study_is_judged_on_the_way_exported_and_drawn(
     monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
-    assert local.run(study) == [] and begun == []
+    assert local.run_study(study) == [] and begun == []
     (study.cells[1].dir / rundir.HUB / "config.json").unlink()
-    assert local.run(from_args(study.words[:-1])) == [] and begun == []
-    assert local.run(study) == [] and begun == [study.cells[1].name]
+    assert local.run_study(from_args(study.words[:-1])) == [] and begun == []
+    assert local.run_study(study) == [] and begun == [study.cells[1].name]
 
     # what was evaluated differently than the end is no point of its curve
     for cell in study.cells:

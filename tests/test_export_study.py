@@ -19,7 +19,7 @@ from eval import export, exportable
 from launch import local
 from launch.slurm import submit
 from model import hub
-from tests.conftest import trained
+from tests.conftest import mark_as_trained
 from tests.schemas import checked
 from tests.test_attempts import command, commands  # noqa: F401  # a fixture
 from tests.test_hub import SMALL, run_directory
@@ -143,7 +143,7 @@ def test_on_slurm_the_job_that_judges_exports(
     run = study.cells[1].dir
     job = ["bash", str(tmp_path / "script.1")]  # after that of the array that trains
     done = []
-    for prepare in (lambda: None, lambda: trained(run)):
+    for prepare in (lambda: None, lambda: mark_as_trained(run)):
         prepare()
         (tmp_path / "started").unlink(missing_ok=True)
         subprocess.run(job, env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"}, check=True)
@@ -155,7 +155,7 @@ def test_on_slurm_the_job_that_judges_exports(
 def test_a_run_that_is_judged_and_not_exported_is_submitted_again(tmp_path: Path) -> None:
     study = from_args(["POS=rotary", *NANO, f"OUT={tmp_path}"])
     cell = study.cells[1]
-    trained(cell.dir)
+    mark_as_trained(cell.dir)
     (cell.dir / rundir.EVAL).write_text(json.dumps(submit._current_evaluation_versions()))
     assert submit.is_fully_evaluated(from_args(["POS=rotary", *NANO[:2], f"OUT={tmp_path}"]), cell)
     assert not submit.is_fully_evaluated(study, cell)

@@ -11,7 +11,7 @@ from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import affordable, decision, decision_report
 from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
-from ablations.plan.hardware import hardware
+from ablations.plan.hardware import find_gpu
 from ablations.plan.resources import parse_budget
 from ablations.study import from_args
 from tests.schemas import checked
@@ -60,7 +60,7 @@ def test_the_commands_of_what_is_offered_make_those_runs(tmp_path: Path) -> None
 
 def test_a_small_cluster_is_told_which_studies_fit_and_a_large_one_is_not() -> None:
     made = decision.decide(parse_budget("2 weeks, 1x8 h100"))
-    text = decision_report.document(made).markdown()
+    text = decision_report.document(made).to_markdown()
     assert not made.first_studies and made.smaller_studies and "## Ablations at a size that fits" in text
     assert {offer.size for offer in made.smaller_studies} < set(affordable.GPU_SIZES)
     assert all(offer.hours <= STUDY_SHARE * made.machines.gpu_hours for offer in made.smaller_studies)
@@ -68,11 +68,11 @@ def test_a_small_cluster_is_told_which_studies_fit_and_a_large_one_is_not() -> N
     assert "nor that it has the same sign there" in text and "make ladder" in text and "make laws" in text
     large = decision.decide(parse_budget("18 weeks, 52x8 A100-80, 4 spare"))
     assert not large.smaller_studies
-    assert "at a size that fits" not in decision_report.document(large).markdown()
+    assert "at a size that fits" not in decision_report.document(large).to_markdown()
 
 
 def test_a_run_takes_no_longer_than_there_is() -> None:
-    gpu, run = hardware("a100"), resolve([("size", "350m"), ("train.tokens", 7_100_000_000)])
+    gpu, run = find_gpu("a100"), resolve([("size", "350m"), ("train.tokens", 7_100_000_000)])
     alone = affordable.gpu_device(gpu, 8).hours(run)
     assert alone > 24 and affordable.gpu_device(gpu, 8, 24 * 3600.0).hours(run) == pytest.approx(alone, rel=0.3)
     assert math.isinf(affordable.gpu_device(gpu, 8, 60.0).hours(run))

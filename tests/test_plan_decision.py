@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ablations.__main__ import main
 from ablations.plan import decision, decision_report, first_studies, reliability, shapes
-from ablations.plan.hardware import hardware
-from ablations.plan.pipeline_memory import fit_in_words
+from ablations.plan.hardware import find_gpu
+from ablations.plan.pipeline_memory import memory_verdict
 from ablations.plan.resources import parse_budget
 from ablations.values import ConfigError
 
@@ -19,14 +19,14 @@ STUDY = "18 weeks, 52x8 A100-80, 4 spare"
 
 
 def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None:
-    found = shapes.candidate_shapes(160e9, 220e9, hardware("a100-80"), 384)
+    found = shapes.candidate_shapes(160e9, 220e9, find_gpu("a100-80"), 384)
     accepted = [candidate for candidate in found if not candidate.rejected]
-    assert accepted[0].words == "70 x 14336 x 112" and found.index(accepted[0]) < 3
+    assert accepted[0].label == "70 x 14336 x 112" and found.index(accepted[0]) < 3
     layout = accepted[0].layout
     assert (layout.dp, layout.tp, layout.pp, layout.micro_batch) == (8, 4, 12, 2)  # as it was trained
     assert accepted[0].step.seconds == pytest.approx(104.50, rel=0.01)
     # the first of BigScience's three was rejected for its heads of 208
-    by_name = {candidate.words: candidate for candidate in found}
+    by_name = {candidate.label: candidate for candidate in found}
     assert by_name["82 x 13312 x 64"].rejected == "heads of 208"
     assert any("12 pipeline stages of 6" in reason for reason in shapes.reasons_for_shape(accepted[0]))
 
@@ -34,7 +34,7 @@ def test_the_shape_of_bloom_is_the_fastest_that_nothing_speaks_against() -> None
 @settings(max_examples=15, deadline=None)
 @given(nodes=st.integers(8, 64), low=st.floats(20e9, 150e9), name=st.sampled_from(["a100-80", "h100", "b200"]))
 def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> None:
-    gpu = hardware(name)
+    gpu = find_gpu(name)
     try:
         found = shapes.candidate_shapes(low, 1.5 * low, gpu, 8 * nodes)
     except ConfigError as error:
@@ -43,7 +43,7 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
     assert [each.step.seconds for each in found] == sorted(each.step.seconds for each in found)
     for each in found:
         shape, layout = each.shape, each.layout
-        assert low <= shape.parameters <= 1.5 * low and fit_in_words(each.gib, gpu) == "fits"
+        assert low <= shape.parameters <= 1.5 * low and memory_verdict(each.gib, gpu) == "fits"
         assert layout.dp * layout.tp * layout.pp == 8 * nodes and (shape.layers + 2) % layout.pp == 0
         assert shape.hidden % (128 * layout.tp) == 0 and shape.heads % layout.tp == 0
         # heads x micro-batch on a rank is BigScience's rule; its own rows say that heads alone count (104 at 26 a rank)
@@ -51,7 +51,7 @@ def test_shapes_keep_to_the_rules_and_fit(nodes: int, low: float, name: str) -> 
 
 
 def test_tensor_parallel_groups_stay_within_a_node() -> None:
-    gpu = hardware("a100-80")
+    gpu = find_gpu("a100-80")
     assert {each.layout.tp for each in shapes.candidate_shapes(160e9, 220e9, gpu, 384)} == {4, 8}
     assert {each.layout.tp for each in shapes.candidate_shapes(160e9, 220e9, gpu, 384, per_node=4)} == {4}
 
@@ -59,7 +59,7 @@ def test_tensor_parallel_groups_stay_within_a_node() -> None:
 @pytest.mark.parametrize("low, high", [(2e11, 1e11), (0, 1e11), (-1, 1e11)])
 def test_an_empty_range_of_sizes_is_refused(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match="above 0"):
-        shapes.candidate_shapes(low, high, hardware("a100"), 384)
+        shapes.candidate_shapes(low, high, find_gpu("a100"), 384)
 
 
 def test_levines_law() -> None:
@@ -70,7 +70,7 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
     found = decision.decide(parse_budget(STUDY))
     assert found.compute / 8.64e19 == pytest.approx(4500)
     assert [round(size / 1e9) for size in found.sizes] == [162, 216]
-    assert found.chosen and found.chosen.words == "70 x 14336 x 112"
+    assert found.chosen and found.chosen.label == "70 x 14336 x 112"
     by_law = {optimum.law.name: (optimum.parameters, optimum.tokens) for optimum in found.optima}
     assert by_law["Kaplan 2020"] == pytest.approx((392e9, 165e9), rel=0.01)
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
@@ -118,13 +118,13 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
     )
     if chosen := made.chosen:
         training = made.training(chosen)
-        assert fit_in_words(chosen.gib, made.machines.gpu) == "fits"
+        assert memory_verdict(chosen.gib, made.machines.gpu) == "fits"
         assert chosen.layout.tp <= made.machines.per_node
         assert training.tokens * 6 * chosen.shape.parameters <= made.compute * (1 + 1e-9)
         assert training.fast <= training.seconds <= training.slow and training.seconds <= made.machines.seconds
         assert training.gpu_hours == pytest.approx(training.seconds / 3600 * made.machines.working)
         assert chosen.layout.gpus == made.machines.working
-    text = decision_report.document(made).markdown()
+    text = decision_report.document(made).to_markdown()
     assert not re.search(r"\bnan\b|\binf\b|e\+\d\d|e-\d\d", text)
 
 
@@ -150,7 +150,7 @@ def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
     assert made.chosen
     planned = made.planned_tokens(made.chosen)
     assert planned < 0.9 * made.compute / (6 * made.chosen.shape.parameters)
-    assert "at a speed that is not expected" in decision_report.document(made).markdown()
+    assert "at a speed that is not expected" in decision_report.document(made).to_markdown()
     assert made.gpu_hours_by_use["left"] / made.machines.gpu_hours == pytest.approx(0.07, abs=0.01)
 
 
@@ -162,7 +162,7 @@ def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
 
 def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
     made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
-    text = decision_report.document(made).markdown()
+    text = decision_report.document(made).to_markdown()
     assert (
         "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text
         and not made.first_studies
@@ -280,5 +280,5 @@ def test_a_decision_that_cannot_be_made_ends_with_2(words: list[str], said: str,
 
 def test_the_report_of_a_budget_with_nothing_to_spare() -> None:
     found = decision.decide(parse_budget("8 weeks, 48x8 A100-80"))
-    text = decision_report.document(found).markdown()
+    text = decision_report.document(found).to_markdown()
     assert "none spare" not in text and "48 nodes and 0 spare" in text

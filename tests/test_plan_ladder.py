@@ -21,9 +21,9 @@ from ablations.plan.simulated_ladders import (
     SIZES,
     TARGET,
     ArmSampler,
-    compute,
     gaps_that_change_sign,
     gaps_that_keep_their_sign,
+    run_flops,
     simulate_outcomes,
     simulated_pairs,
 )
@@ -52,13 +52,13 @@ def test_a_line_is_the_textbooks() -> None:
     """One arm against scipy's regression, its prediction and Student's t."""
     rng = np.random.default_rng(3)
     pairs = simulated_pairs([lambda n: -0.02], rng, 4, 0.01)
-    (found,) = extrapolate(pairs, compute(TARGET))
-    x = [math.log(pair.compute / compute(TARGET)) for pair in pairs]
+    (found,) = extrapolate(pairs, run_flops(TARGET))
+    x = [math.log(pair.compute / run_flops(TARGET)) for pair in pairs]
     line = stats.linregress(x, [pair.gap for pair in pairs])
     assert (found.slope, found.at_target) == pytest.approx((line.slope, line.intercept))
     half = stats.t.isf(0.05, len(pairs) - 2) * line.intercept_stderr
     assert found.high - found.at_target == pytest.approx(half, rel=1e-3)
-    alone = [pair.gap for pair in pairs if pair.compute == compute(SIZES[-1])]
+    alone = [pair.gap for pair in pairs if pair.compute == run_flops(SIZES[-1])]
     interval = stats.t.interval(0.9, 3, statistics.fmean(alone), stats.sem(alone))
     assert (found.single_low, found.single_high) == pytest.approx(interval, rel=1e-3)
 
@@ -67,24 +67,26 @@ def test_a_sign_that_no_size_has_shown_decides_nothing() -> None:
     """A difference that halves from size to size goes to 0; a line through it goes far beyond."""
     gap = {n: 0.2 / 2**i for i, n in enumerate(SIZES)}
     rng = np.random.default_rng(2)
-    (shrinking,) = extrapolate(simulated_pairs([gap.__getitem__], rng, 3, 0.002), compute(TARGET))
+    (shrinking,) = extrapolate(simulated_pairs([gap.__getitem__], rng, 3, 0.002), run_flops(TARGET))
     assert shrinking.at_target < shrinking.high < 0 and shrinking.sign_unseen and shrinking.verdict == "undecided"
     # one that has changed its sign between two sizes may go on
     gap = dict(zip(SIZES, (0.03, 0.0, -0.03), strict=True))
-    (crossed,) = extrapolate(simulated_pairs([gap.__getitem__], rng, 3, 0.002), compute(TARGET))
+    (crossed,) = extrapolate(simulated_pairs([gap.__getitem__], rng, 3, 0.002), run_flops(TARGET))
     assert not crossed.sign_unseen and crossed.verdict == "better"
 
 
 def test_what_it_takes_to_be_sure_is_enough() -> None:
     rng = np.random.default_rng(5)
-    (first,) = extrapolate(simulated_pairs([lambda n: -0.004], rng, 2, 0.004), compute(TARGET))
+    (first,) = extrapolate(simulated_pairs([lambda n: -0.004], rng, 2, 0.004), run_flops(TARGET))
     assert first.verdict == "undecided"
     # by the true noise and difference, 4 in 5 such ladders are sure
-    x = np.array([math.log(compute(n) / compute(TARGET)) for n in SIZES])
+    x = np.array([math.log(run_flops(n) / run_flops(TARGET)) for n in SIZES])
     error = 0.004 * math.sqrt(2) * math.sqrt((1 / 3 + x.mean() ** 2 / ((x - x.mean()) ** 2).sum()) / 2)
     needed = extrapolation._seeds_needed(-0.004, error, 2)
     assert needed and 20 < needed < 200
-    sure = [extrapolate(simulated_pairs([lambda n: -0.004], rng, needed, 0.004), compute(TARGET))[0] for _ in range(60)]
+    sure = [
+        extrapolate(simulated_pairs([lambda n: -0.004], rng, needed, 0.004), run_flops(TARGET))[0] for _ in range(60)
+    ]
     assert statistics.fmean(each.verdict == "better" for each in sure) == pytest.approx(0.8, abs=0.15)
 
 
@@ -98,7 +100,7 @@ def test_scores_and_orders() -> None:
 
 
 def pair(arm: str, n: float, seed: int) -> Pair:
-    return Pair(arm, f"{n:g}", seed, compute(n), 2.0, 2.1)
+    return Pair(arm, f"{n:g}", seed, run_flops(n), 2.0, 2.1)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def pair(arm: str, n: float, seed: int) -> Pair:
 )
 def test_a_ladder_that_shows_nothing_is_refused(pairs: list[Pair], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        extrapolate(pairs, compute(TARGET))
+        extrapolate(pairs, run_flops(TARGET))
 
 
 def judged(folder: Path, losses: dict[tuple[str, str], float]) -> None:
@@ -241,7 +243,7 @@ def test_bad_words_end_with_2(words: list[str], said: str, capsys: pytest.Captur
 def test_the_intervals_of_several_arms_stand_side_by_side() -> None:
     gaps: list[Callable[[float], float]] = [lambda n: -0.02, lambda n: 0.01, lambda n: 0.0]
     pairs = simulated_pairs(gaps, np.random.default_rng(1), 2, 0.004)
-    drawn = ladder.figure(pairs, extrapolate(pairs, compute(TARGET)), compute(TARGET))
+    drawn = ladder.figure(pairs, extrapolate(pairs, run_flops(TARGET)), run_flops(TARGET))
     upright = [re.match(r"M([\d.]+) [\d.]+L([\d.]+) ", path) for path in re.findall(r'd="([^"]+)" class="line', drawn)]
     places = {match[1] for match in upright if match and match[1] == match[2]}
     assert len(places) == 3 and "PFLOP of a run" in drawn

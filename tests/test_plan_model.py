@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ablations.config import resolve
 from ablations.plan import calibrate
-from ablations.plan.hardware import GPUS, hardware
-from ablations.plan.pipeline_memory import fit_in_words, peak_memory
+from ablations.plan.hardware import GPUS, find_gpu
+from ablations.plan.pipeline_memory import memory_verdict, peak_memory
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, parse_budget
 from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict_step
 from ablations.values import ConfigError
@@ -179,7 +179,7 @@ def test_what_is_written_is_what_the_published_rows_say() -> None:
 def test_the_manual_shows_this_calibration() -> None:
     """docs/planning.md adds to the names in the first column what the rows are of."""
     lines = (Path(__file__).parents[1] / "docs/planning.md").read_text("utf-8").splitlines()
-    head, _, *rows = calibrate.table(json.loads(CALIBRATION.read_text()))
+    head, _, *rows = calibrate.markdown_table(json.loads(CALIBRATION.read_text()))
     assert head in lines and len(rows) == len(calibrate.HOLD_OUT)
     for row in rows:
         name, values = row.removeprefix("| ").split(" | ", 1)
@@ -212,7 +212,7 @@ def test_rows_of_other_layouts_and_days_are_within_a_tenth_and_make_the_interval
     rows = [row for row in calibrate.published_rows() if row.is_check]
     ratios = []
     for row in rows:
-        prediction = predict_step(row.shape, row.layout, hardware(row.gpu), row.stack)
+        prediction = predict_step(row.shape, row.layout, find_gpu(row.gpu), row.stack)
         ratios.append((row.seconds or 0) / prediction.seconds)
     assert len(rows) == 29 and sorted(abs(1 / ratio - 1) for ratio in ratios)[14] < 0.10
     low, high = json.loads(CALIBRATION.read_text())["Megatron-DeepSpeed, a100-80"]["interval"]
@@ -251,7 +251,7 @@ def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone()
     ],
 )
 def test_other_stacks_are_near(shape, layout, gpu, tokens_per_second, tolerance) -> None:
-    seconds = predict_step(shape, layout, hardware(gpu)).seconds
+    seconds = predict_step(shape, layout, find_gpu(gpu)).seconds
     assert layout.batch * shape.seq / seconds / layout.gpus == pytest.approx(tokens_per_second, rel=tolerance)
 
 
@@ -259,7 +259,7 @@ def test_memory_of_published_layouts_and_those_that_ran_out() -> None:
     rows = [row for row in calibrate.published_rows() if row.gib or not row.fits]
     told = {}
     for row in rows:
-        told[row] = fit_in_words(peak_memory(row.shape, row.layout, row.flash, row.fp32_sums), GPUS[row.gpu])
+        told[row] = memory_verdict(peak_memory(row.shape, row.layout, row.flash, row.fp32_sums), GPUS[row.gpu])
     ran_out = [row for row in rows if not row.fits]
     assert len(ran_out) == 7
     # 82 x 14336 is not: the published 94 x 13312, as large, took 67 GB in the same layout
@@ -279,7 +279,7 @@ def test_memory_of_published_layouts_and_those_that_ran_out() -> None:
 def test_more_work_takes_longer(gpu: str, layers: int, heads: int, micro: int, tp: int) -> None:
     layout = Layout(16, tp, 1, micro, 512, 1, False)
     times = [
-        predict_step(Shape(count, heads * 128, heads, 2048, 50304, heads * 512), layout, hardware(gpu))
+        predict_step(Shape(count, heads * 128, heads, 2048, 50304, heads * 512), layout, find_gpu(gpu))
         for count in (layers, layers + 1)
     ]
     assert 0 < times[0].seconds < times[1].seconds and times[0].low < times[0].seconds < times[0].high

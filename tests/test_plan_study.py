@@ -15,7 +15,7 @@ from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import power, site_speed
 from ablations.plan.command import parse_hardware, split_words
-from ablations.plan.hardware import GPUS, accelerator, hardware
+from ablations.plan.hardware import GPUS, find_gpu, gpu_name
 from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
 from ablations.plan.study_cost import detectable_text, figure, study_cost
 from ablations.plan.throughput import Layout, Shape, predict_step
@@ -35,14 +35,14 @@ def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
     """BigScience on 8 V100 of 32 GB: tensor parallel 1, no recomputation, 23 s; with recomputation 28 s; TP 2 39 s."""
     run = resolve([("size", "1b3"), ("train.precision", "fp16")])
-    found, _ = fitting_layouts([run], hardware("v100-32"), 8)
+    found, _ = fitting_layouts([run], find_gpu("v100-32"), 8)
     assert found[0].layout.tp == 1 and not found[0].layout.recompute
     one = next(c for c in found if c.layout.micro_batch == 1 and c.layout.tp == 1 and not c.layout.recompute)
     assert one.seconds == pytest.approx(23, rel=0.1)
     again = min(candidate.seconds for candidate in found if candidate.layout.recompute and candidate.layout.tp == 1)
     assert again == pytest.approx(28, rel=0.12)
     assert min(candidate.seconds for candidate in found if candidate.layout.tp == 2) > 1.2 * found[0].seconds
-    assert not fitting_layouts([run], hardware("v100-16"), 1)[0]
+    assert not fitting_layouts([run], find_gpu("v100-16"), 1)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,11 +54,11 @@ def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
 def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gpus: int) -> None:
     overrides = [("size", size)] if size.startswith("big") else [("size", size), ("train.precision", "bf16")]
     run = resolve(overrides)
-    found, reasons = fitting_layouts([run], hardware(gpu), gpus)
+    found, reasons = fitting_layouts([run], find_gpu(gpu), gpus)
     assert found or reasons
     for candidate in best_of_each_kind(found):
         layout = candidate.layout
-        assert rank_memory(run, layout) == candidate.gib < hardware(gpu).memory
+        assert rank_memory(run, layout) == candidate.gib < find_gpu(gpu).memory
         assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
         if run.train.ramp:
             assert run.train.ramp[0] % (layout.dp * layout.micro_batch) == 0
@@ -72,7 +72,7 @@ def test_recomputation_keeps_less_and_a_step_costs_a_third_more_products() -> No
     ]
     assert kept[1] < kept[0] / 5
     layouts = [Layout(8, 1, 1, 8, 512, 1, recompute) for recompute in (False, True)]
-    slow = [predict_step(Shape.of(model), layout, hardware("a100")).parts["matmul"] for layout in layouts]
+    slow = [predict_step(Shape.of(model), layout, find_gpu("a100")).parts["matmul"] for layout in layouts]
     assert 1.25 < slow[1] / slow[0] <= 4 / 3
 
 
@@ -95,7 +95,7 @@ def test_gpu_hours_add_up_and_shares_follow_the_budget(capsys: pytest.CaptureFix
 
 def test_more_seeds_and_more_tokens_cost_more() -> None:
     def hours(*words: str) -> float:
-        return study_cost(from_args([*words, "SIZE=125m", "SET=train.precision=bf16"]), hardware("a100"), 8).gpu_hours
+        return study_cost(from_args([*words, "SIZE=125m", "SET=train.precision=bf16"]), find_gpu("a100"), 8).gpu_hours
 
     once = hours("POS=alibi", "SEEDS=1", "TOKENS=1B")
     assert hours("POS=alibi", "SEEDS=3", "TOKENS=1B") == pytest.approx(3 * once)
@@ -104,7 +104,7 @@ def test_more_seeds_and_more_tokens_cost_more() -> None:
 
 def test_a_clock_gives_the_hours_and_the_speed_the_tokens() -> None:
     words = ["POS=alibi", "SIZE=125m", "SET=train.precision=bf16 train.budget=3h"]
-    found = study_cost(from_args(words), hardware("a100"), 8)
+    found = study_cost(from_args(words), find_gpu("a100"), 8)
     for run in found.runs:
         assert run.hours == run.low == run.high == 3
         assert run.tokens == pytest.approx(run.tokens_per_second * 3 * 3600, rel=1e-3)
@@ -113,7 +113,7 @@ def test_a_clock_gives_the_hours_and_the_speed_the_tokens() -> None:
 
 
 def refused(*words: str, on: str = "a100", gpus: int = 8) -> str:
-    return "\n".join(study_cost(from_args(list(words)), hardware(on), gpus).refused)
+    return "\n".join(study_cost(from_args(list(words)), find_gpu(on), gpus).refused)
 
 
 def test_what_speaks_against_a_study_is_said() -> None:
@@ -139,7 +139,7 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
     # from a laptop a plan for a cluster is not refused for the laptop's disk, but says what is needed
     monkeypatch.setattr("ablations.plan.study_cost.sees_gpu", lambda: False)
     monkeypatch.setattr("ablations.plan.study_cost.find_site_file", lambda: None)
-    planned = study_cost(from_args(words), hardware("a100"), 8)
+    planned = study_cost(from_args(words), find_gpu("a100"), 8)
     assert not planned.refused and any("has 10 GB free" in note for note in planned.notes)
     for where in ("sees_gpu", "find_site_file"):
         with monkeypatch.context() as here:
@@ -164,7 +164,7 @@ def test_at_1b3_published_noise_says_what_the_27_tasks_see() -> None:
 
 def measured(path: Path, factor: float) -> None:
     """What make bench-gpu would write on a machine `factor` times as slow as is predicted."""
-    shape, gpu = Shape.of(resolve([("size", "1b3")]).model), hardware("h100")
+    shape, gpu = Shape.of(resolve([("size", "1b3")]).model), find_gpu("h100")
     lines: list[dict[str, Any]] = [{"case": "alibi, head 64", "faults": [], "device": "NVIDIA H100 80GB HBM3"}]
     for micro, loop, slower in ((8, "engine", factor), (16, "engine", factor), (16, "bare torch", 9 * factor)):
         layout = Layout(1, 1, 1, micro, 16 * micro, 1, False)
@@ -177,12 +177,12 @@ def measured(path: Path, factor: float) -> None:
 def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> None:
     path = tmp_path / "bench-gpu.jsonl"
     study = from_args(["POS=alibi", "SIZE=350m", "SET=train.precision=bf16"])
-    published = study_cost(study, hardware("h100"), 8, path)
+    published = study_cost(study, find_gpu("h100"), 8, path)
     measured(path, 1.25)
-    here = study_cost(study, hardware("h100"), 8, path)
+    here = study_cost(study, find_gpu("h100"), 8, path)
     assert here.runs[0].hours == pytest.approx(1.25 * published.runs[0].hours)
     assert "measured here: 2 rows" in here.candidates[0].steps[0].basis
-    assert site_speed.read_site_speed(hardware("a100"), path) is None
+    assert site_speed.read_site_speed(find_gpu("a100"), path) is None
 
 
 @pytest.mark.parametrize(
@@ -195,16 +195,16 @@ def test_a_sites_own_measurements_replace_the_published_ones(tmp_path: Path) -> 
 def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bench-gpu.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match="bench-gpu.jsonl"):
-        site_speed.read_site_speed(hardware("h100"), tmp_path / "bench-gpu.jsonl")
+        site_speed.read_site_speed(find_gpu("h100"), tmp_path / "bench-gpu.jsonl")
 
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:
     names = ["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3", "cpu"]
-    assert [accelerator(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
+    assert [gpu_name(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
 
 
 def test_the_picture_says_what_costs_what() -> None:
-    drawn = figure(study_cost(from_args(WORDS), hardware("a100"), 64))
+    drawn = figure(study_cost(from_args(WORDS), find_gpu("a100"), 64))
     for words in ("pos=alibi", "matrix products", "communication", "evaluation", "GPU-hours, all seeds"):
         assert words in drawn
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="12"', drawn)]

@@ -153,7 +153,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     assert local.main(words) == 2 and lines() == 0
     monkeypatch.setattr(local, "prepare", lambda study, cells: None)
     monkeypatch.setattr(local, "finish_run", lambda *_: None)
-    assert local.run(study) == [] and lines() == 2
+    assert local.run_study(study) == [] and lines() == 2
     assert [line["step"] for line in rundir.read_registrations(study.cells[0].dir)[0]] == [7]
 
 

@@ -44,7 +44,7 @@ def begin(launch: Start, argv: list[str], ranks: int = 1, prepare: Callable[[], 
 def train(launch: Start, argv: list[str], ranks: int = 1) -> Path:
     """To the end. Returns the run directory."""
     started = begin(launch, argv, ranks)
-    assert started.wait() == 0, started.said
+    assert started.wait() == 0, started.output
     return from_args(argv).cells[1].dir
 
 
@@ -70,7 +70,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
     (tmp_path / "calm").mkdir()
     (tmp_path / "calm/data").symlink_to(store / "data")
     process = launch(["--cell", "1", *calm], tmp_path / "log")
-    assert process.wait() == 0, process.said
+    assert process.wait() == 0, process.output
 
     stormy = words(corpus, tmp_path / "stormy", **change)
     (tmp_path / "stormy").mkdir()
@@ -87,7 +87,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bits(
         launch(["--cell", "1", *stormy], tmp_path / "log", prepare=moment).wait_for_kill()
         assert not (folder / "done").exists()
     process = launch(["--cell", "1", *stormy], tmp_path / "log")
-    assert process.wait() == 0, process.said
+    assert process.wait() == 0, process.output
     weights, metrics = result(folder)
     calm_weights, calm_metrics = result(from_args(calm).cells[1].dir)
     assert metrics == calm_metrics and len(metrics) == 24
@@ -117,7 +117,7 @@ def test_kills_leave_no_trace(launch: Start, corpus: str, store: Path, tmp_path:
         alive = started.running()
         started.kill()
         if not alive:
-            assert (run / "done").exists(), started.said
+            assert (run / "done").exists(), started.output
             shutil.rmtree(run)  # and once more from the start
             run.mkdir()
             continue
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     os.truncate(run / "checkpoints/step_24/rank_0.safetensors", 1000)
     before = seconds(run)
     started = begin(launch, argv)
-    assert started.wait() == 0 and "step_24 is damaged" in started.said
+    assert started.wait() == 0 and "step_24 is damaged" in started.output
     assert result(run) == result(calm)
     assert seconds(run)[:16] == before[:16] and sorted(seconds(run)) == seconds(run)  # the clock goes on, too
 
@@ -197,21 +197,21 @@ def test_who_asks_for_a_stop_gets_one_and_nothing_is_lost(
     started = begin(launch, argv)
     until(lambda: steps(run) >= 3, started)
     (run / "stop").write_text("ten minutes left")
-    assert started.wait() == 75 and "ten minutes left" in started.said
+    assert started.wait() == 75 and "ten minutes left" in started.output
     (first,) = checkpoints(run / "checkpoints")
     assert steps(run) == int(first.name[5:])
 
     started = begin(launch, argv)  # the stop file was meant for the process before
     until(lambda: steps(run) >= int(first.name[5:]) + 3, started)
     os.kill(started.processes[0].pid or 0, 15)
-    assert started.wait() == 75 and "SIGTERM" in started.said
+    assert started.wait() == 75 and "SIGTERM" in started.output
     second = checkpoints(run / "checkpoints")[0]
     assert int(second.name[5:]) > int(first.name[5:])
 
     started = begin(launch, argv)
     until(lambda: steps(run) >= int(second.name[5:]) + 3, started)
     (out / "stop").write_text("everybody out")
-    assert started.wait() == 76 and "everybody out" in started.said
+    assert started.wait() == 76 and "everybody out" in started.output
     assert begin(launch, argv).wait() == 76
     rows = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(1, len(rows) + 1))  # nothing lost, nothing twice

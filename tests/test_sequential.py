@@ -217,6 +217,6 @@ def test_a_margin_that_came_too_late_is_refused_before_a_run_is_begun(tmp_path, 
         shutil.copytree(made.cell("pos=learned", cell.run.seed).dir, cell.dir)
         shutil.rmtree(tmp_path / "made")
         rundir.register(cell.dir, of.registration, 0)
-    monkeypatch.setattr(local, "run", lambda study: pytest.fail("a run was begun"))
+    monkeypatch.setattr(local, "run_study", lambda study: pytest.fail("a run was begun"))
     assert local.main([*words, "MARGIN=0.9"]) == 2
     assert "the margin was chosen after the runs had begun" in capfd.readouterr().err

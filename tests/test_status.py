@@ -28,7 +28,7 @@ from launch import local, train
 from launch.lock import run_lock
 from launch.processes import CommandFailed, Processes, child_environment, gpu_count
 from launch.slurm import attempts as slurm_attempts
-from tests.conftest import trained
+from tests.conftest import mark_as_trained
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_800_000_000.0
@@ -122,7 +122,7 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
     for name in files:
         (cell.dir / name).write_text(content.get(name, name))
     if "done" in files:
-        trained(cell.dir)
+        mark_as_trained(cell.dir)
     found = state(cell, NOW)
     assert {k: found.get(k) for k in expected} == expected and found["state"] in State
 
@@ -183,7 +183,7 @@ def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monk
             fcntl.flock(lock, fcntl.LOCK_EX)
 
             def finish() -> None:
-                trained(cell.dir)
+                mark_as_trained(cell.dir)
                 lock.close()
 
             threading.Timer(0.2, finish).start()
@@ -200,11 +200,11 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
 ) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
     for cell in study.cells:
-        trained(cell.dir)
+        mark_as_trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare", lambda *_: None)
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
-    failures = sorted(local.run(study))
+    failures = sorted(local.run_study(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
 
@@ -393,7 +393,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
-        failures = local.run(from_args(words))
+        failures = local.run_study(from_args(words))
         assert len(failures) == 2
         assert all(str(disk) in line and "Choose an OUT that can be written" in line for line in failures), failures
         assert train.main(["--cell", "0", *words]) == 1
@@ -420,7 +420,7 @@ def test_words_mean_the_same_from_any_folder(tmp_path: Path) -> None:
 def test_a_study_whose_report_fails_has_not_succeeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "run", lambda study: [])  # so that the report has nothing to say
+    monkeypatch.setattr(local, "run_study", lambda study: [])  # so that the report has nothing to say
     assert local.main(["POS=alibi", f"OUT={tmp_path}"]) == 1 and "There is no report" in capsys.readouterr().out
 
 
@@ -471,9 +471,9 @@ def test_damage_is_named_and_takes_down_no_other_run(
     metrics(folders[3], 16)
     with open(folders[3] / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 24, "loss": 1.\xff}\n')
-    trained(folders[4])
+    mark_as_trained(folders[4])
     (folders[4] / "eval.json").write_text('{"bits_per')
-    trained(folders[5])
+    mark_as_trained(folders[5])
     (folders[5] / "weights.safetensors").unlink()
     (folders[6] / "run.json").write_bytes(b"\xff\xfe")
     beat(folders[7], NOW, 3)
@@ -504,7 +504,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
     )
-    failures = sorted(local.run(study))
+    failures = sorted(local.run_study(study))
     assert len(failures) == 2 and sorted(worked) == [1, 2, 3, 4, 6, 7, 8, 9]
     assert f"{folders[5]}/weights.safetensors" in failures[0] and f"{folders[0]}/run.json is damaged" in failures[1]
     assert (folders[6] / "damaged_run.json").exists()  # nothing was trained there yet: it begins anew
@@ -540,7 +540,7 @@ def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
 
 def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=10", f"OUT={tmp_path}"])
-    trained(study.cells[9].dir)
+    mark_as_trained(study.cells[9].dir)
     for i, reason in {3: "the disk is full\nof logs", 17: "spike"}.items():
         study.cells[i].dir.mkdir(parents=True)
         (study.cells[i].dir / "failed").write_text(reason)

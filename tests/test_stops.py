@@ -23,7 +23,7 @@ def test_a_diverging_run_stops_and_says_why(
 ) -> None:
     argv = words(corpus, store, **{"train.lr": 1000.0, "train.warmup": 0.0})
     process = launch(["--cell", "1", *argv], tmp_path / "log")
-    assert process.wait() == 1 and "Try a lower train.lr" in process.said
+    assert process.wait() == 1 and "Try a lower train.lr" in process.output
     cell = from_args(argv).cells[1]
     assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
     assert not (cell.dir / "done").exists()

@@ -109,7 +109,7 @@ def test_two_ranks_train_what_one_does(launch: Callable[..., Launch], corpus: st
         argv = words(corpus, out, **change)
         cell = from_args(argv).cells[1]
         process = launch(["--cell", "1", *argv], out / "log", ranks)
-        assert process.wait() == 0, process.said
+        assert process.wait() == 0, process.output
         losses[ranks] = [r[2] for r in result(cell.dir)[1]]
         assert json.loads((cell.dir / "done").read_text())["ranks"] == ranks
     assert losses[2] == pytest.approx(losses[1], rel=2e-5)

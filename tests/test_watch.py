@@ -28,30 +28,39 @@ def events(run_dir: Path) -> list[dict[str, Any]]:
 
 
 ROOT = Path(__file__).parents[1]
-GOOD = Node("n", matmul=1e12, link=1e9, memory=1.0, shared=1 << 30, disk=1 << 40, written="", clock=1e9)
+GOOD = Node(
+    "n",
+    matmul_speed=1e12,
+    link_speed=1e9,
+    free_memory=1.0,
+    free_shm=1 << 30,
+    free_disk=1 << 40,
+    write_problem="",
+    clock=1e9,
+)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"matmul": 0.5e12}, "a matrix product runs at 50% of the usual speed"),
-        ({"link": 0.1e9}, "its network runs at 10% of the usual speed"),
-        ({"memory": 0.5}, "only 50% of a GPU's memory is free"),
-        ({"shared": MIN_SHARED_BYTES - 1}, "/dev/shm has 63 MiB free"),
-        ({"written": "Read-only file system"}, "cannot write into the run directory (Read-only file system)"),
+        ({"matmul_speed": 0.5e12}, "a matrix product runs at 50% of the usual speed"),
+        ({"link_speed": 0.1e9}, "its network runs at 10% of the usual speed"),
+        ({"free_memory": 0.5}, "only 50% of a GPU's memory is free"),
+        ({"free_shm": MIN_SHARED_BYTES - 1}, "/dev/shm has 63 MiB free"),
+        ({"write_problem": "Read-only file system"}, "cannot write into the run directory (Read-only file system)"),
         ({"clock": 1e9 + 2 * MAX_CLOCK_DIFFERENCE}, "the clock is +60 s off"),
     ],
 )
 def test_a_bad_node_is_named_and_good_ones_are_not(change: dict, why: str) -> None:
-    nodes = [dataclasses.replace(GOOD, host=f"node{i}", matmul=1e12 * (1 + 0.05 * i)) for i in range(4)]
+    nodes = [dataclasses.replace(GOOD, host=f"node{i}", matmul_speed=1e12 * (1 + 0.05 * i)) for i in range(4)]
     assert unfit_nodes(nodes) == {}
     found = unfit_nodes([*nodes, dataclasses.replace(GOOD, host="bad", **change)])
     assert list(found) == ["bad"] and found["bad"].startswith(why[:20])
 
 
 def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
-    assert unfit_nodes([GOOD]) == {} == unfit_nodes([dataclasses.replace(GOOD, link=0.0)])
-    assert unfit_nodes([dataclasses.replace(GOOD, shared=0)])
+    assert unfit_nodes([GOOD]) == {} == unfit_nodes([dataclasses.replace(GOOD, link_speed=0.0)])
+    assert unfit_nodes([dataclasses.replace(GOOD, free_shm=0)])
 
 
 def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
@@ -83,7 +92,7 @@ def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
     one = checkpoint_bytes(run)
 
     def free(copies: float) -> list[Node]:
-        monkeypatch.setattr(preflight, "measure_node", lambda _: dataclasses.replace(GOOD, disk=int(copies * one)))
+        monkeypatch.setattr(preflight, "measure_node", lambda _: dataclasses.replace(GOOD, free_disk=int(copies * one)))
         return preflight.check_nodes(run, tmp_path, tmp_path)
 
     assert free(3.5)

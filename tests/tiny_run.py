@@ -1,4 +1,4 @@
-"""A run that trains in a second, for the tests that train: its settings, its words, its result."""
+"""A run that trains in a second, for the tests that train."""
 
 import json
 from pathlib import Path
@@ -27,18 +27,21 @@ TINY = {
 
 
 def words(corpus: str, out: Path, **change: Any) -> list[str]:
+    """The NAME=VALUE words of a study of the baseline and ALiBi. `change`: settings other than TINY's."""
     setting = " ".join(f"{k}={v}" for k, v in (TINY | change).items())
     return ["POS=alibi", f"DATA={corpus}", "SEEDS=1", f"OUT={out}", f"SET={setting}"]
 
 
 def study(corpus: str, out: Path, change: dict[str, Any] | None = None) -> Study:
-    """One arm beside the baseline; the data store lies in `out`."""
+    """A study of the baseline and ALiBi with one seed. `out`: the output root, which has the store of prepared data;
+    `change`: settings other than TINY's."""
     setting = list((TINY | {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}).items())
     return build_study("t", "?", "?", setting + list((change or {}).items()), [("model.pos", "alibi")], [1], out)
 
 
 def result(folder: Path) -> tuple[bytes, list[tuple]]:
-    """Final weights, and the metrics that do not depend on the clock."""
+    """The result of a run: (the bytes of its weights file; for each logged step its number, tokens, loss, learning rate
+    and gradient norm), all of which do not depend on the clock."""
     rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     return (folder / "weights.safetensors").read_bytes(), [
         (r["step"], r["tokens"], r["loss"], r["lr"], r["grad_norm"]) for r in rows
@@ -46,6 +49,7 @@ def result(folder: Path) -> tuple[bytes, list[tuple]]:
 
 
 def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
+    """Train a run in this process, and return its `result`. `store`: the output root."""
     from launch.train import train
 
     train(cell, store)
@@ -53,7 +57,7 @@ def in_process(cell: Any, store: Path) -> tuple[bytes, list[tuple]]:
 
 
 def same_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Initial weights are drawn from seed 1 whatever a run's seed is."""
+    """Have the initial weights of every run drawn from seed 1, whatever the run's seed."""
     from model import gpt
 
     draw = gpt.initialise

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.plan.hardware import GPUS
-from ablations.plan.pipeline_memory import FITTED, fit_in_words, memory_parts, peak_memory
+from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory
 from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -61,6 +61,7 @@ class Row:
 
 
 def published_rows() -> list[Row]:
+    """Read the rows of published.csv."""
     rows = []
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -76,7 +77,7 @@ def published_rows() -> list[Row]:
     return rows
 
 
-def fit(rows: list[Row]) -> dict[str, float]:
+def fit_weights(rows: list[Row]) -> dict[str, float]:
     """Fit the weights of the terms of a step's time to measured steps, by non-negative least squares of the relative
     errors, with slight regularisation towards PRIOR. Returns {name in TERMS: weight}. `rows`: measurements with known
     `seconds`."""
@@ -92,14 +93,15 @@ def fit(rows: list[Row]) -> dict[str, float]:
 
 
 def predicted_seconds(row: Row, weights: dict[str, float]) -> float:
-    """The predicted seconds of a step. `weights`: {name in TERMS: weight}."""
+    """The seconds of a step that the weights predict for the model, layout and GPU of a row. `weights`: {name in TERMS:
+    weight}."""
     return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
 
 
 def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
     """The predicted seconds of a step for each row, by weights fitted without the rows of its group (cross-validation).
     `key`: a function that gives the group of a row."""
-    weights = {group: fit([row for row in rows if key(row) != group]) for group in set(map(key, rows))}
+    weights = {group: fit_weights([row for row in rows if key(row) != group]) for group in set(map(key, rows))}
     return [predicted_seconds(row, weights[key(row)]) for row in rows]
 
 
@@ -152,7 +154,7 @@ def calibrate() -> dict[str, Any]:
         rows = [row for row in timed if row.group == group]
         actual = np.array([row.seconds for row in rows])
         ratio = actual / np.array(held_out_predictions(rows, key))
-        weights = fit(rows)
+        weights = fit_weights(rows)
         check_ratio = np.array(
             [(row.seconds or 1) / predicted_seconds(row, weights) for row in checks if row.group == group]
         )
@@ -180,7 +182,7 @@ def calibrate() -> dict[str, Any]:
     return result
 
 
-def memory_fit(rows: list[Row]) -> dict[str, float]:
+def fit_memory(rows: list[Row]) -> dict[str, float]:
     """Fit the constants of the memory estimate to published measurements, by non-negative least squares of the relative
     errors. Returns {name in FITTED: value}. The memory was read on the first node, which has the first pipeline stage
     in Megatron's order of ranks, so the estimate for that stage is fitted. `rows`: measurements with known `gib`."""
@@ -199,13 +201,13 @@ def calibrate_memory() -> dict[str, Any]:
     rows = [row for row in published_rows() if row.gib]
     errors = []
     for row in rows:
-        fitted = memory_fit([another for another in rows if another is not row])
+        fitted = fit_memory([another for another in rows if another is not row])
         exact, *fitted_parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
         total = exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
     return {
-        "fitted": {name: round(value, 3) for name, value in memory_fit(rows).items()},
+        "fitted": {name: round(value, 3) for name, value in fit_memory(rows).items()},
         "rows": len(rows),
         "median error": round(errors[len(errors) // 2], 4),
         "largest error": round(errors[-1], 3),
@@ -219,14 +221,14 @@ def transfer_error(source: str, target: str) -> tuple[float, float]:
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]
-    weights = fit([row for row in timed if row.gpu == source])
+    weights = fit_weights([row for row in timed if row.gpu == source])
     ratio = np.array(
         [predicted_seconds(row, weights) / row.seconds for row in timed if row.gpu == target and row.seconds]
     )
     return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def markdown_table(result: dict[str, Any]) -> list[str]:
     """The table of a calibration for docs/planning.md as lines of Markdown, with a row for each software stack and GPU.
     `result`: the result of `calibrate`."""
     head = "stack, GPU | rows | median error, held out | largest | rank correlation | 80% of actual / predicted"
@@ -248,7 +250,7 @@ def main() -> None:
     result = calibrate()
     if args.write:
         CALIBRATION.write_text(json.dumps(result, indent=1) + "\n")
-    print(*table(result), sep="\n")
+    print(*markdown_table(result), sep="\n")
     for group in HOLD_OUT:
         if "checks" in (summary := result[group]):
             error, rank = summary["median error of checks"], summary["rank correlation of checks"]
@@ -264,9 +266,11 @@ def main() -> None:
     )
     for row in published_rows():
         if row.gib or not row.fits:
-            need = peak_memory(row.shape, row.layout, row.flash, row.fp32_sums)
-            if (fit_in_words(need, GPUS[row.gpu]) == "does not fit") == row.fits:
-                print(f"  {'ran' if row.fits else 'out of memory'}, predicted {need:.1f} GiB: {row.gpu} {row.layout}")
+            predicted = peak_memory(row.shape, row.layout, row.flash, row.fp32_sums)
+            if (memory_verdict(predicted, GPUS[row.gpu]) == "does not fit") == row.fits:
+                print(
+                    f"  {'ran' if row.fits else 'out of memory'}, predicted {predicted:.1f} GiB: {row.gpu} {row.layout}"
+                )
 
 
 if __name__ == "__main__":

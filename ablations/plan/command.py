@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ablations import answers
 from ablations.plan.checks import check_request
-from ablations.plan.hardware import GPU, hardware
+from ablations.plan.hardware import GPU, find_gpu
 from ablations.plan.resources import (
     MOST_GPUS,
     MOST_TOKENS,
@@ -62,7 +62,7 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
     check_text(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
-    gpu = hardware(match[3])
+    gpu = find_gpu(match[3])
     nodes, per_node = int(match[1] or 1), int(match[2] or gpu.node)
     if min(nodes, per_node) < 1:
         raise ConfigError(f"ON={text!r}: numbers of nodes and GPUs must be above 0")
@@ -71,7 +71,7 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
     return gpu, nodes * per_node
 
 
-def plan_elsewhere(words: list[str]) -> int | None:
+def plan_for_other_hardware(words: list[str]) -> int | None:
     """Print the plan for other hardware than this machine: for the hardware in ON= or the budget in BUDGET=. Returns
     the exit code; None where `words` have none of the OPTIONS, so that the plan is for this machine. Raises ConfigError
     where a word or value is not allowed; the message says what is allowed. `words`: the NAME=VALUE words of the
@@ -173,7 +173,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
             return 0
         document = decision_report.document(answer)
     written = document.write(folder)
-    print(document.markdown())
+    print(document.to_markdown())
     print(f"written: {', '.join(map(str, written))}")
     return 0
 

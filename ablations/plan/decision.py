@@ -72,8 +72,7 @@ class PlannedTraining:
 @dataclass(frozen=True)
 class Optimum:
     """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low`,
-    `high`: the least and largest number of parameters over all constants that would be rounded to the law's printed
-    ones."""
+    `high`: the range of the number of parameters that follows from the rounding of the law's printed constants."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -297,7 +296,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
             }
             for c in decision.candidates
         ],
-        "chosen": chosen.words if chosen else None,
+        "chosen": chosen.label if chosen else None,
         "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
         "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},

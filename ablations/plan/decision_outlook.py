@@ -69,7 +69,7 @@ def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
     days: (ratio to the mean, ratio to the low end). None where the decision is for another shape or other GPUs than
     BLOOM's."""
     chosen, machines = decision.chosen, decision.machines
-    if not chosen or chosen.words != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
+    if not chosen or chosen.label != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
     share = BLOOM_DAYS * TIMES["day"] / machines.seconds
     mean, low, _ = decision.tokens_in_time(chosen)

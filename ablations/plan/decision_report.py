@@ -86,7 +86,7 @@ def _add_summary(out: Document, decision: Decision) -> None:
         left = decision.gpu_hours_by_use["left"]
         words = f"{amount_text(left)} GPU-hours, {left / machines.gpu_hours:.0%} of the budget"
         rows.append(["What is left", words, "computed"])
-    least, most = (of(optimum.parameters for optimum in decision.optima) for of in (min, max))
+    least, most = (extreme(optimum.parameters for optimum in decision.optima) for extreme in (min, max))
     rows.append(
         [
             "What is least certain",
@@ -105,7 +105,7 @@ def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[
     return [
         [
             "What to train",
-            f"{chosen.words} (layers x width x heads): {short_number(shape.parameters)} parameters",
+            f"{chosen.label} (layers x width x heads): {short_number(shape.parameters)} parameters",
             "predicted: the fastest shape that nothing speaks against",
         ],
         [
@@ -326,7 +326,7 @@ def _add_shapes(out: Document, decision: Decision) -> None:
             [*head, "against it"],
             [
                 [
-                    candidate.words,
+                    candidate.label,
                     short_number(candidate.shape.parameters),
                     f"{candidate.layout.dp} / {candidate.layout.tp} / {candidate.layout.pp}",
                     str(candidate.layout.micro_batch),
@@ -347,6 +347,6 @@ def _add_shapes(out: Document, decision: Decision) -> None:
             )
         out.add_text(f"No shape is named: {decision.reason or NO_SHAPE}{hint}")
         return
-    out.add_text(f"Chosen: {chosen.words}, the fastest that nothing speaks against:")
+    out.add_text(f"Chosen: {chosen.label}, the fastest that nothing speaks against:")
     out.add_bullets(shapes.reasons_for_shape(chosen))
     out.add_text("Our own engine has no pipeline parallelism and does not train this size; its ablations are smaller.")

@@ -49,13 +49,13 @@ class Table:
     rows: list[list[str]]
     strong: int | None
 
-    def markdown(self) -> list[str]:
+    def to_markdown(self) -> list[str]:
         rows = [
             [f"**{cell}**" if i == self.strong and cell else cell for cell in row] for i, row in enumerate(self.rows)
         ]
         return [markdown_row(self.head), markdown_row(["---"] * len(self.head)), *map(markdown_row, rows)]
 
-    def page(self) -> str:
+    def to_html(self) -> str:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
         kinds = ["number" if any(column) and all(map(_is_number, column)) else "" for column in columns]
         out = [f"<tr>{cells_html(self.head, kinds, 'th')}</tr>"]
@@ -96,7 +96,7 @@ class Document:
             self.figures.append((name, svg))
             self.blocks.append(("figure", name))
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         out = [f"# {self.title}", ""]
         content: Any
         for kind, content in self.blocks:
@@ -109,10 +109,10 @@ class Document:
             elif kind == "figure":
                 out += [f"![{content}]({content}.svg)", ""]
             else:
-                out += [*content.markdown(), ""]
+                out += [*content.to_markdown(), ""]
         return "\n".join(out)
 
-    def page(self) -> str:
+    def to_html(self) -> str:
         drawings = dict(self.figures)
         out = [f"<h1>{html.escape(self.title)}</h1>"]
         content: Any
@@ -131,14 +131,14 @@ class Document:
                     items = (f"<li>{html.escape(item)}</li>" for item in content)
                     out.append(f"<ul>{''.join(items)}</ul>")
                 else:
-                    out.append(content.page())
+                    out.append(content.to_html())
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
         """Write report.md, report.html and an SVG file for each figure into a folder. Returns the paths of the files.
         `folder`: created where it does not exist."""
         make_folder(folder)
-        files = {"report.md": self.markdown(), "report.html": self.page()}
+        files = {"report.md": self.to_markdown(), "report.html": self.to_html()}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
         for name, content in files.items():
             write_text(folder / name, content)

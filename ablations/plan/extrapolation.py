@@ -42,9 +42,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The difference in loss between one arm and the baseline, extrapolated to the target run with a 90% interval from
-    `low` to `high`, and beside it the difference at the largest size that was run. Differences are log ratios: -0.02 is
-    a loss 2% below the baseline's."""
+    """The difference in loss between one arm and the baseline, extrapolated to the target run, with a 90% interval from
+    `low` to `high`. The difference at the largest size that was run stands beside it. Differences are log ratios: -0.02
+    is a loss 2% below the baseline's."""
 
     arm: str
     at_target: float

@@ -59,8 +59,8 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
 
 def decoder_studies() -> list[tuple[str, int]]:
     """The studies in ablations/studies that a plan considers: (name, number of arms with the baseline) of each. Studies
-    of encoders and of runs that a wall clock ends are left out: they are not trained at STUDY_SIZE and not evaluated on
-    the 27 tasks."""
+    of encoders, and of runs whose budget is a time, are left out: they are not trained at STUDY_SIZE and not evaluated
+    on the 27 tasks."""
     considered = []
     for name in study_names():
         study = read_study(name)

@@ -75,21 +75,20 @@ ALIASES = {"v100": "v100-32", "a100": "a100-80", "a100-80gb": "a100-80", "a100-4
 ALIASES |= {"v100-32gb": "v100-32", "v100-16gb": "v100-16", "h100-80gb": "h100", "h200-141": "h200"}
 
 
-def hardware(name: str) -> GPU:
+def find_gpu(name: str) -> GPU:
     """Find an accelerator by its name in gpus.csv, or by an alias such as "a100" for "a100-80". Case does not matter.
     Raises ConfigError where there is none; the message names the accelerators that there are."""
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
     if key not in GPUS:
-        known = [*GPUS, *ALIASES]
         raise ConfigError(
-            f"{name!r} is no known accelerator, which are {', '.join(GPUS)}{did_you_mean(key, known)}; "
+            f"{name!r} is no known accelerator, which are {', '.join(GPUS)}{did_you_mean(key, [*GPUS, *ALIASES])}; "
             "machines are said as a100, 4 a100 or 8x8 a100"
         )
     return GPUS[key]
 
 
-def accelerator(device: str) -> str:
+def gpu_name(device: str) -> str:
     """The name in gpus.csv of a device that torch names, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; "" where the
     table has no such device."""
     text = device.upper().replace(" ", "-")
@@ -110,5 +109,5 @@ def peak_flops(device: str, devices: int, seconds: float) -> float | None:
         devices: the number of such GPUs.
         seconds: the duration of training.
     """
-    name = accelerator(device)
-    return hardware(name).peak * devices * seconds if name else None
+    name = gpu_name(device)
+    return find_gpu(name).peak * devices * seconds if name else None

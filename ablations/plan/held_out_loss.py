@@ -18,7 +18,8 @@ TASK_KEYS = ("version", "n", "bytes", "items_sha256")
 
 
 class HeldOutLoss(NamedTuple):
-    """The held-out loss of a run, and how it was evaluated, which must be equal for two losses to be compared."""
+    """The held-out loss of a run, and the settings and data of its evaluation. Two losses can be compared only where
+    these are equal."""
 
     value: float  # bits per byte
     evaluation: dict[str, Any]  # {name: value} of the settings and data of the evaluation

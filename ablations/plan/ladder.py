@@ -42,7 +42,7 @@ INTERVAL_DISTANCE = 0.02  # between two intervals at the target, as a share of t
 def studies_by_size(words: Sequence[str], sizes: Sequence[str]) -> list[Study]:
     """The same study at each size of a ladder, the least compute first. `words`: the NAME=VALUE words that describe the
     study, without SIZE; `sizes`: the names of the sizes. Raises ConfigError where there are fewer than three sizes, a
-    size is given twice, `words` have a SIZE, or a wall clock ends the runs."""
+    size is given twice, `words` have a SIZE, or the budget of the runs is a time."""
     if len(set(sizes)) != len(sizes):
         raise ConfigError(f"SIZES={','.join(sizes)}: one is there twice")
     if len(sizes) < LEAST_SIZES:
@@ -188,7 +188,8 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
         single.count(result.single_verdict, truth[result.arm])
     true = [truth[result.arm] for result in results]
     orders = [
-        order_accuracy([of(result) for result in results], true) for of in (lambda e: e.at_target, lambda e: e.single)
+        order_accuracy([result.at_target for result in results], true),
+        order_accuracy([result.single for result in results], true),
     ]
     scores = zip(("ladder", "largest_size"), (ladder, single), orders, strict=True)
     return {

@@ -97,16 +97,16 @@ def check_determined(points: Sequence[Point], form: str) -> None:
     variables = {"parameters": [point.n for point in points], "tokens": [point.d for point in points]}
     if form == "compute":
         variables = {"compute": [point.compute for point in points]}
-    need = {"compute": 3, "kaplan": 5, "hoffmann": 6}[form]
-    if len(points) < need:
+    least = {"compute": 3, "kaplan": 5, "hoffmann": 6}[form]
+    if len(points) < least:
         raise UndeterminedLaw(
-            f"{len(points)} runs cannot determine a law of {need - 1} numbers: {need} at least are needed"
+            f"{len(points)} runs cannot determine a law of {least - 1} numbers: {least} at least are needed"
         )
     for name, values in variables.items():
         distinct = sorted(set(values))
         if len(distinct) < 3:
-            what = f"all runs have the same {name}" if len(distinct) == 1 else f"there are two {name} only"
-            raise UndeterminedLaw(f"{what}: at least three are needed to fit how the loss falls with {name}")
+            problem = f"all runs have the same {name}" if len(distinct) == 1 else f"there are two {name} only"
+            raise UndeterminedLaw(f"{problem}: at least three are needed to fit how the loss falls with {name}")
         if distinct[-1] / distinct[0] < LEAST_SPREAD:
             raise UndeterminedLaw(
                 f"{name} differ by a factor of {distinct[-1] / distinct[0]:.2g}: {LEAST_SPREAD:g} is needed"

@@ -39,8 +39,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, was ended by a wall clock, or was
-            evaluated differently from the first; the message names it.
+        ConfigError: a folder is named twice, is not a finished and evaluated run, has a run whose budget is a time, or
+            was evaluated differently from the first; the message names it.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -83,7 +83,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
             raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
-        points += [Point(parameters(model), count, loss, str(folder)) for count, loss in sorted(losses.items())]
+        points += [Point(parameters(model), d, loss, str(folder)) for d, loss in sorted(losses.items())]
     return points
 
 

@@ -35,7 +35,7 @@ class FittingLayout:
         return sum(step.seconds for step in self.steps)
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         layout = self.layout
         recomputed = ", recomputed" if layout.recompute else ""
         return f"dp {layout.dp} x tp {layout.tp}, micro-batch {layout.micro_batch}, ZeRO {layout.zero}{recomputed}"

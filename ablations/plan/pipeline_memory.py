@@ -30,7 +30,7 @@ def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
     """
     tp, hidden, rows = layout.tp, shape.hidden, layout.micro_batch * shape.seq
     layers = (shape.layers + 2) / layout.pp - 1 if layout.embedding_slots else shape.layers / layout.pp
-    weights = (layers * shape.block + shape.vocab * hidden) / tp
+    weights = (layers * shape.layer_weights + shape.vocab * hidden) / tp
     scores = 0.0 if flash else 5 * rows * shape.seq * shape.heads / tp
     layer = (10 + 24 / tp) * rows * hidden + scores
     in_flight = 1 if last else min(layout.pp, layout.micro_batches)  # micro-batches, with a schedule of 1F1B
@@ -62,7 +62,7 @@ def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, las
     return exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
 
 
-def fit_in_words(gib: float, gpu: GPU) -> str:
+def memory_verdict(gib: float, gpu: GPU) -> str:
     """Whether `gib` GiB fit into the GPU's memory, in words: "fits", "at the edge" (they fit, but by less than the
     error of the estimate), or "does not fit"."""
     if gib * (1 + EDGE) <= gpu.memory:

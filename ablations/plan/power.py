@@ -257,8 +257,8 @@ def describe_detectable(
 
 def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
     """The line of `make plan` on the least difference that a study can detect in the mean score on BigScience's 27
-    tasks, by the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs that a wall clock
-    ends, and fewer than two arms or seeds.
+    tasks, by the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs whose budget is a
+    time, and fewer than two arms or seeds.
 
     Args:
         run: a run of the baseline.

@@ -92,8 +92,8 @@ def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMET
 
 
 def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs, by the law of Hoffmann's
-    approach 3, E + a / N^alpha + b / D^beta: (N, D). They do not depend on E."""
+    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs: (N, D). The law is that of
+    Hoffmann's approach 3, E + a / N^alpha + b / D^beta; N and D do not depend on E."""
     return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
 
 
@@ -112,8 +112,8 @@ class PublishedLaw:
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The range of the best number of parameters for `compute` FLOPs, (least, largest), over all constants that
-        would be rounded to the law's printed ones."""
+        """The range of the best number of parameters for `compute` FLOPs, (least, largest), that follows from the
+        rounding of the law's printed constants."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)

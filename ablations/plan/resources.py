@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from ablations.plan.hardware import GPU, hardware
+from ablations.plan.hardware import GPU, find_gpu
 from ablations.values import ConfigError, did_you_mean, typed_number
 
 HOUR = 3600.0
@@ -216,7 +216,7 @@ class _BudgetParts:
         if machines:
             if self.nodes or self.gpu:
                 raise ConfigError(f"{self.word} names {'machines' if self.nodes else 'hardware'} twice")
-            self.nodes, self.gpu = (int(machines[1]), int(machines[2])), hardware(machines[3])
+            self.nodes, self.gpu = (int(machines[1]), int(machines[2])), find_gpu(machines[3])
             if min(self.nodes) < 1:
                 raise ConfigError(f"{self.word}: {part!r} has no GPU: both numbers must be above 0")
             return
@@ -225,7 +225,7 @@ class _BudgetParts:
         match = re.fullmatch(_NUMBER + r"\s*(?P<unit>[^\d\s-].*)?", part, re.I)
         if not match:
             try:
-                gpu = hardware(part)
+                gpu = find_gpu(part)
             except ConfigError as error:
                 raise ConfigError(f"{self.word}: {error}; a plan needs {FORM}") from None
             if self.gpu:
@@ -272,7 +272,7 @@ class _BudgetParts:
     def _cluster_budget(self) -> Budget:
         if self.seconds is None or not self.nodes or not self.gpu:
             parts = (("a time, e.g. 18 weeks", self.seconds), ("machines, e.g. 52x8 A100-80", self.nodes))
-            missing = [what for what, value in parts if not value]
+            missing = [part for part, value in parts if not value]
             raise ConfigError(f"{self.word} lacks {' and '.join(missing)}")
         nodes, per_node = self.nodes
         if (self.spare or 0) >= nodes:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from ablations.plan.hardware import GPU
-from ablations.plan.pipeline_memory import fit_in_words, peak_memory
+from ablations.plan.pipeline_memory import memory_verdict, peak_memory
 from ablations.plan.throughput import Layout, PredictedStep, Shape, predict_step
 from ablations.values import ConfigError
 
@@ -43,7 +43,7 @@ class ShapeCandidate:
         return self.shape.hidden // self.shape.heads
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         s = self.shape
         return f"{s.layers} x {s.hidden} x {s.heads}"
 
@@ -98,7 +98,7 @@ def candidate_shapes(low: float, high: float, gpu: GPU, gpus: int, per_node: int
                                 continue
                             layout = Layout(gpus, tp, pp, micro, BATCH, 1, True, True)
                             gib = peak_memory(shape, layout)
-                            if fit_in_words(gib, gpu) != "fits":
+                            if memory_verdict(gib, gpu) != "fits":
                                 continue
                             step = predict_step(shape, layout, gpu, "Megatron-DeepSpeed")
                             rejected = f"heads of {head_dim}" if head_dim > HEAD_LIMIT else ""

@@ -21,11 +21,11 @@ TOKENS_PER_PARAMETER = 20
 NOISE = 0.004  # the relative standard deviation of a run's loss
 ARMS = 3
 BASELINE_LAW = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
-Gap = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
-ArmSampler = Callable[[np.random.Generator], list[Gap]]
+GapFunction = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
+ArmSampler = Callable[[np.random.Generator], list[GapFunction]]
 
 
-def compute(n: float) -> float:
+def run_flops(n: float) -> float:
     """The FLOPs of a simulated run with `n` parameters, trained on TOKENS_PER_PARAMETER tokens per parameter."""
     return 6 * n * TOKENS_PER_PARAMETER * n
 
@@ -34,7 +34,7 @@ def loss_at(law: Hoffmann, n: float) -> float:
     return law.loss(n, TOKENS_PER_PARAMETER * n)
 
 
-def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
+def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[GapFunction]:
     """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes: each arm changes two
     constants of the scaling law of the loss. Returns for each arm a function from the number of parameters to log(loss
     of the arm / loss of the baseline). `rng`: the random generator."""
@@ -48,19 +48,19 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[Gap]:
     return [partial(gap, arm) for arm in arms]
 
 
-def gaps_that_change_sign(rng: np.random.Generator) -> list[Gap]:
-    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute, from 1/20 of
-    the target's compute (that of the largest simulated size) to 20 times the target's compute. Returns for each arm a
-    function from the number of parameters to log(loss of the arm / loss of the baseline). `rng`: the random
-    generator."""
+def gaps_that_change_sign(rng: np.random.Generator) -> list[GapFunction]:
+    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute. This lies
+    between 1/20 of the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns
+    for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline). `rng`: the
+    random generator."""
 
     def gap(slope: float, shift: float, n: float) -> float:
-        return slope * (math.log(compute(n) / compute(TARGET)) / 5 + shift)
+        return slope * (math.log(run_flops(n) / run_flops(TARGET)) / 5 + shift)
 
     return [partial(gap, rng.choice([-1, 1]) * 0.02, rng.uniform(-0.6, 0.6)) for _ in range(ARMS)]
 
 
-def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
+def simulated_pairs(gaps: list[GapFunction], rng: np.random.Generator, seeds: int, noise: float) -> list[Pair]:
     """Simulate the runs of a ladder at all SIZES: the losses of each arm and of the baseline with the same seed.
 
     Args:
@@ -77,7 +77,7 @@ def simulated_pairs(gaps: list[Gap], rng: np.random.Generator, seeds: int, noise
             base = loss_at(BASELINE_LAW, n) * math.exp(common + noise * rng.normal())
             for i, gap in enumerate(gaps):
                 loss = loss_at(BASELINE_LAW, n) * math.exp(gap(n) + common + noise * rng.normal())
-                pairs.append(Pair(f"arm{i}", f"{n:g}", seed, compute(n), loss, base))
+                pairs.append(Pair(f"arm{i}", f"{n:g}", seed, run_flops(n), loss, base))
     return pairs
 
 
@@ -108,7 +108,7 @@ def simulate_outcomes(sample_arms: ArmSampler, seeds: int, ladders: int, seed: i
     for _ in range(ladders):
         gaps = sample_arms(rng)
         truths = [gap(TARGET) for gap in gaps]
-        results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), compute(TARGET))
+        results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), run_flops(TARGET))
         for result, truth in zip(results, truths, strict=True):
             covered.append(result.low <= truth <= result.high)
             line.count(result.verdict, truth)

@@ -70,6 +70,9 @@ class RunCost:
 
 @dataclass(frozen=True)
 class StudyCost:
+    """The predicted cost of a study on given hardware, the parallel layouts in which its runs fit, and reasons not to
+    start it."""
+
     study: Study
     gpu: GPU
     gpus: int  # of each run
@@ -153,7 +156,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     baseline = arm_runs[0]
     candidates, reasons = fitting_layouts(arm_runs, gpu, gpus, site)
     best = best_layout(candidates)
-    refused, notes = _reasons_against_and_notes(study)
+    refused, notes = _check_settings(study)
     if baseline.train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -202,14 +205,14 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         tokens, steps = run.tokens, run.steps
         hours = tokens / speed / HOUR
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
-    count, flops = parameters(run.model), flops_per_token(run.model)
+    parameter_count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
     save_interval = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     evaluation_tokens = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
         seed=cell.seed,
-        parameters=count,
+        parameters=parameter_count,
         tokens=tokens,
         steps=steps,
         flops=tokens * flops,
@@ -221,7 +224,9 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         gib=best.gib,
         gpu_hours=hours * gpus,
         kwh=hours * gpus * gpu.watts / 1000,
-        checkpoints_gb=count * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones))) / 1e9,
+        checkpoints_gb=parameter_count
+        * (CHECKPOINT_BYTES * run.layout.keep + WEIGHT_BYTES * (1 + len(run.milestones)))
+        / 1e9,
         save_every_minutes=save_interval / 60,
         evaluation_gpu_hours=evaluation_tokens * flops / 3 / (EVAL_UTILISATION * gpu.peak) / HOUR,
     )
@@ -260,7 +265,7 @@ def _free_gigabytes(out: Path) -> float | None:
         return None
 
 
-def _reasons_against_and_notes(study: Study) -> tuple[list[str], list[str]]:
+def _check_settings(study: Study) -> tuple[list[str], list[str]]:
     """Check a study's numbers of parameters, learning-rate decay, and epochs. Returns (reasons against starting the
     study, other notes), each a list of sentences."""
     refused: list[str] = []
@@ -319,7 +324,7 @@ def figure(cost: StudyCost) -> str:
     return bar_chart(title, rows, [*groups, "evaluation"], "GPU-hours, all seeds")
 
 
-def highest_cost_text(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
+def highest_cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
     """Lines of text on the study's cost with all seeds that MORE=auto may add; none where the number of seeds is fixed.
     `budget_gpu_hours`: the GPU-hours of the user's budget, for the share of it; None: there is no budget."""
     if not (most := cost.at_most):
@@ -345,7 +350,7 @@ def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             interval = f"{step.low:.3g} to {step.high:.3g}"
             missing = " (not in our engine)" if layout.recompute else ""
             out.append(
-                f"{candidate.words:52} {step.seconds:7.3g} {interval:>16} {candidate.gib:6.1f} {speed:13,.0f}{missing}"
+                f"{candidate.label:52} {step.seconds:7.3g} {interval:>16} {candidate.gib:6.1f} {speed:13,.0f}{missing}"
             )
         out += [f"  speeds: {cost.candidates[0].steps[0].basis}", ""]
     if cost.runs:
@@ -369,7 +374,7 @@ def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
             f"models, {sum(run.peak_flops for run in cost.runs):.3g} at the GPUs' peak, as Cramming counts",
             f"energy: {amount_text(kwh)} kWh at most, of the GPUs alone, at {gpu.watts:.0f} W",
             f"disk: {amount_text(disk)} GB of checkpoints and weights",
-            *highest_cost_text(cost, budget_gpu_hours),
+            *highest_cost_lines(cost, budget_gpu_hours),
             f"a checkpoint every {every:.0f} minutes (assumed: a stall of "
             f"{ASSUMED['stall']:g} s; published: BLOOM's failures)",
         ]

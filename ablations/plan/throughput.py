@@ -50,7 +50,7 @@ class Shape:
         return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
 
     @property
-    def block(self) -> int:
+    def layer_weights(self) -> int:
         """The number of weights in the matrices of one layer, attention and MLP."""
         return 4 * self.hidden**2 + self.matrices * self.hidden * self.ffn
 
@@ -58,12 +58,12 @@ class Shape:
     def parameters(self) -> int:
         """The number of parameters with biases, norms and tied embeddings, and without learned positions."""
         biases = 9 * self.hidden + (self.matrices - 1) * self.ffn
-        return self.layers * (self.block + biases) + self.vocab * self.hidden + 2 * self.hidden
+        return self.layers * (self.layer_weights + biases) + self.vocab * self.hidden + 2 * self.hidden
 
     def flops_per_token(self, recompute: bool = False) -> float:
         """The FLOPs of training on one token by Megatron's formula, as in model/count.py. `recompute`: whether
         activations are recomputed, so that the forward pass of the layers counts twice."""
-        layers = self.layers * (self.block + 2 * self.seq * self.hidden)
+        layers = self.layers * (self.layer_weights + 2 * self.seq * self.hidden)
         return (8 if recompute else 6) * layers + 6 * self.vocab * self.hidden
 
 
@@ -101,7 +101,7 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
     layers = (shape.layers + 2) / pp if layout.embedding_slots else math.ceil(shape.layers / pp)
     with_output = not layout.embedding_slots  # the last stage has the output matrix besides its layers
 
-    matmul = layers * 2 * rows * shape.block / tp * passes / gpu.peak
+    matmul = layers * 2 * rows * shape.layer_weights / tp * passes / gpu.peak
     if with_output:
         matmul += 6 * rows * hidden * shape.vocab / tp / gpu.peak
     scores = 4 * rows * shape.seq * hidden / tp
@@ -119,21 +119,21 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
     tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
     launch = layers * LAUNCH_SECONDS * passes / 4
 
-    count = layout.micro_batches
-    fill = (count + pp - 1) / count  # the pipeline fills and drains once a step
-    weights = (layers * shape.block + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
+    micro_batches = layout.micro_batches
+    fill = (micro_batches + pp - 1) / micro_batches  # the pipeline fills and drains once a step
+    weights = (layers * shape.layer_weights + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
     bandwidth = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
     network = 0.0
     if pp > 1:
-        network += 2 * rows * hidden * 2 / gpu.network * count * fill
+        network += 2 * rows * hidden * 2 / gpu.network * micro_batches * fill
     if layout.zero == 3:
-        network += 6 * weights / bandwidth * count
+        network += 6 * weights / bandwidth * micro_batches
     else:
         network += 4 * weights * (layout.dp - 1) / layout.dp / bandwidth
     update = weights * (4 + 16 / layout.dp) / gpu.bandwidth
-    repeated = [part * count * fill for part in (matmul, small, attention, traffic, tensor)]
+    repeated = [part * micro_batches * fill for part in (matmul, small, attention, traffic, tensor)]
     uneven = UNEVEN_HEADS if not flash and shape.heads // tp % 4 else 1.0
-    return [uneven * part for part in (*repeated, network, launch * count * fill, update)]
+    return [uneven * part for part in (*repeated, network, launch * micro_batches * fill, update)]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Studies on a Slurm cluster: submitting them, and what happens between two attempts of a run."""
+"""Studies on a Slurm cluster: how they are submitted, and when the job of a run is requeued."""

@@ -1,9 +1,9 @@
-"""A run's attempts under Slurm: `launch/run.sh` reports the start and end of each, and this file decides what follows:
-requeue the job, or give up.
+"""Records a run's attempts under Slurm, and decides after each attempt whether its job is requeued or given up.
+`launch/run.sh` calls it at the start and the end of an attempt.
 
-attempts.jsonl in the run directory has a line for each submission, start and end; an attempt without an end is one
-whose node lost power. The decision rests on what the run left on disk rather than on the exit code: when several ranks
-end together, Slurm kills the slower ones, and the exit code says only that.
+attempts.jsonl in the run directory has a line for each submission, start and end. An attempt without an end is one
+whose node was lost. The decision rests on the files that the run left rather than on the exit code: when several ranks
+end together, Slurm kills the slower ones, and the exit code shows only that.
 """
 
 import argparse
@@ -25,17 +25,25 @@ from launch.repair import is_trained, repair
 from launch.watch import stop_reason
 
 MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
-LEAVING_SECONDS = SILENT_SECONDS + 15  # to wait for another job's attempt to leave, or its heartbeat to fall silent
-MAX_TRIES = 30  # how often a Slurm controller that does not answer is asked; untuned
+LEAVING_SECONDS = SILENT_SECONDS + 15  # seconds to wait until another job's attempt has ended or its heartbeat stopped
+MAX_TRIES = 30  # calls of scontrol while Slurm's controller does not answer; untuned
 PAUSE_SECONDS = 20.0  # seconds between these tries; untuned
 PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not count against the run
 
 
 def start_attempt(job: str, cell: Cell, out: Path) -> int:
-    """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh to train.
-    No directory is printed when the run is finished or must not start. `job`: the job's id, in an array with the task's
-    index ("12_3"); `out`: the output root. Returns the exit code: 0 when the run is to be trained or is finished,
-    Exit.KILLED where a stop file forbids the start, 1 where another job trains the run or too many attempts failed."""
+    """Begin an attempt of a job to train a run: record it, and print the run directory, in which launch/run.sh then
+    trains. Where the run is finished or must not start, no directory is printed.
+
+    Args:
+        job: the job's id, in an array with the task's index ("12_3").
+        cell: the run.
+        out: the output root.
+
+    Returns:
+        The exit code: 0 where the run is to be trained or is finished; Exit.KILLED where a stop file forbids the start;
+        1 where another job trains the run or too many attempts have failed.
+    """
     if repaired := repair(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
@@ -43,7 +51,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
         return Exit.FINISHED
     if reason := stop_reason(out):
         print_with_time(f"nothing starts until this file is removed: {reason}")
-        if rundir.read_attempts(cell.dir)[0]:  # else it would count as queued since it was submitted
+        if rundir.read_attempts(cell.dir)[0]:  # without this end, the submitted run would count as queued
             why = f"by the file {out / rundir.STOP}"
             record_attempt(cell.dir, event="end", job=job, step=last_step(cell.dir), how="killed", why=why, again=False)
         return Exit.KILLED
@@ -57,28 +65,28 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
         time.sleep(1)
     cell.dir.mkdir(parents=True, exist_ok=True)
     step = last_step(cell.dir)
-    if (n := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
-        print_with_time(mark_as_failed(cell.dir, job, n, "without a word, as when a node loses its power"))
+    if (attempts := attempts_without_progress(cell.dir, job, step)) >= MAX_ATTEMPTS:
+        print_with_time(mark_as_failed(cell.dir, job, attempts, "without a word, as when a node loses its power"))
         return 1
     for old in (rundir.STOP, rundir.FAILED):
         (cell.dir / old).unlink(missing_ok=True)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     log = cell.dir / rundir.TRAIN_LOG
-    safe_files.open_to_write(log, append=True).close()  # the shell that adds to it would follow a link
-    read = log.stat().st_size
-    record_attempt(cell.dir, event="start", job=job, restart=restart_count(), nodes=nodes, step=step, log=read)
+    safe_files.open_to_write(log, append=True).close()  # refuses a link, which the shell in run.sh would follow
+    size = log.stat().st_size  # where the output of this attempt begins
+    record_attempt(cell.dir, event="start", job=job, restart=restart_count(), nodes=nodes, step=step, log=size)
     print_with_time(f"{cell.name} from step {step} on {nodes}: {cell.dir}/train.log")
     print(cell.dir)
     return 0
 
 
 def prepare_data(job: str, cell: Cell, study: Study) -> bool:
-    """Prepare the data of a run that is about to start, where they are missing. Returns whether the run can start;
-    where it cannot, the reason is printed and recorded as the end of the attempt.
+    """Prepare missing data of a run that is about to start. Returns whether the run can start; where it cannot, the
+    reason is printed, and recorded as the end of the attempt.
 
-    Normally `make ablation ON=slurm` has prepared the data on the login node. Else this process prepares them before
-    the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
-    job's id, which names its log.
+    Normally `make ablation ON=slurm` has prepared the data on the login node. Otherwise this process prepares them
+    before the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
+    job's id, after which its log is named.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
@@ -100,28 +108,28 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         job: the job's id, in an array with the task's index ("12_3").
         folder: the run directory.
         code: srun's exit code.
-        signal: the signal by which Slurm asked the job to leave; LIMIT when the job's time is over and launch/run.sh
-            has put it back into the queue at once; "" without a signal.
+        signal: the signal that Slurm sent to end the job, such as TERM; LIMIT where the job's time is over and
+            launch/run.sh has requeued it already; "" without a signal.
 
     Returns:
         The exit code for the job: 0 where the run is finished, else `code`, or 1 where that is 0.
     """
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
-    now = job_state(job)
-    if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # such a node cannot write it there itself
+    state = job_state(job)
+    if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # nodes that cannot write this file
         safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         ending = "finished"
     elif (out / rundir.STOP).exists():
         ending, why = "killed", f"by the file {out / rundir.STOP}"
-    elif signal != "LIMIT" and now["state"] not in ("RUNNING", "unknown") and now["reason"] != "TimeLimit":
-        # Slurm has ended the job and will start it again by itself, or it was cancelled and must not come back
-        ending = REQUEUED if now["restarts"] > restart_count() else "cancelled"
+    elif signal != "LIMIT" and state["state"] not in ("RUNNING", "unknown") and state["reason"] != "TimeLimit":
+        # Slurm has ended the job: it starts the job again by itself, or the job was cancelled and must not be requeued
+        ending = REQUEUED if state["restarts"] > restart_count() else "cancelled"
     elif (folder / rundir.FAILED).exists():
         ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
-    elif trained_by_another_job(folder):  # and left alone: what is written here would be read as that job's
+    elif trained_by_another_job(folder):  # no file `failed` is written: it would count as a failure of that job
         ending = "another job trains this run"
     # a wrong configuration: the same again would end the same way
     elif code == 2 or last_configuration_error(folder, job):
@@ -131,22 +139,22 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         ending, again = f"srun's exit code {code}", True
         if bad:
             ending = f"bad nodes: {','.join(sorted(bad))}"
-        elif signal == "LIMIT" or now["reason"] == "TimeLimit":
+        elif signal == "LIMIT" or state["reason"] == "TimeLimit":
             ending = "time limit"
-        elif signal == "TERM" or now["preempted"]:
+        elif signal == "TERM" or state["preempted"]:
             ending = PREEMPTED
         elif signal:
             ending = "warned of the time limit"
-        if ending != PREEMPTED and (n := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
-            ending, why, again = "failed", mark_as_failed(folder, job, n, ending), False
+        if ending != PREEMPTED and (attempts := attempts_without_progress(folder, job, step)) >= MAX_ATTEMPTS:
+            ending, why, again = "failed", mark_as_failed(folder, job, attempts, ending), False
     record_attempt(
         folder, event="end", job=job, step=step, code=code, how=ending, **({"why": why} if why else {}), again=again
     )
     print_with_time(
         f"step {step}: {ending}{why and ', '}{why}; {'back into the queue' if again else 'the end of this job'}"
     )
-    if again and (now["restarts"] == restart_count() or now["state"] == "unknown" and signal != "LIMIT"):
-        requeue(job, now["excluded"] | bad)
+    if again and (state["restarts"] == restart_count() or state["state"] == "unknown" and signal != "LIMIT"):
+        requeue(job, state["excluded"] | bad)
     return 0 if ending == "finished" else code or 1
 
 
@@ -160,39 +168,38 @@ def trained_by_another_job(folder: Path) -> bool:
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
-    """The last configuration error that a rank of the job's last attempt printed into train.log; "" where there is
-    none. The attempt's exit code does not show such an error: it may be that of a rank that was killed thereafter.
+    """The last configuration error that a rank printed into train.log in the job's last attempt; "" where there is
+    none. The attempt's exit code is no sign of such an error, since it may be that of another rank, which was killed.
     `folder`: the run directory."""
     return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
 
 
-def printed_by_ranks(folder: Path, job: str, what: str) -> list[str]:
-    """The matches of a pattern at the beginnings of the lines that ranks printed into train.log in the job's last
-    attempt. The rank's number, which srun puts before each line, is skipped. `folder`: the run directory; `what`: the
-    pattern, a regular expression; where it has a group, only the group's text is returned."""
-    starts = [x for x in reversed(rundir.read_attempts(folder)[0]) if x["event"] == "start" and x["job"] == job]
-    last_start: dict[str, Any] = next(iter(starts), {})
+def printed_by_ranks(folder: Path, job: str, pattern: str) -> list[str]:
+    """Search the lines that ranks printed into train.log in the job's last attempt. Returns the texts that match
+    `pattern`, a regular expression, at the beginning of a line, after the rank's number that srun puts there; where the
+    pattern has a group, the texts of the group. `folder`: the run directory."""
+    starts = [row for row in rundir.read_attempts(folder)[0] if row["event"] == "start" and row["job"] == job]
     try:
-        with open(folder / rundir.TRAIN_LOG, "rb") as f:
-            f.seek(last_start.get("log", 0))
-            return re.findall(rf"^ *\d+: {what}", f.read().decode(errors="replace"), re.MULTILINE)
+        with open(folder / rundir.TRAIN_LOG, "rb") as log:
+            log.seek(starts[-1].get("log", 0) if starts else 0)
+            return re.findall(rf"^ *\d+: {pattern}", log.read().decode(errors="replace"), re.MULTILINE)
     except OSError:
         return []
 
 
-def mark_as_failed(folder: Path, job: str, n: int, ending: str) -> str:
-    """Mark a run as failed after `n` attempts of a job without progress. Returns the reason, which is also written to
-    the file `failed` of the run directory `folder`, unless another job is training the run. `ending`: how the last
-    attempt ended, in words."""
-    why = f"{n} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
+def mark_as_failed(folder: Path, job: str, attempts: int, ending: str) -> str:
+    """Mark a run as failed after a number of `attempts` of a job without progress. Returns the reason, which is also
+    written into the file `failed` of the run directory `folder`, unless another job is training the run. `ending`: how
+    the last attempt ended, in words."""
+    why = f"{attempts} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
     return why
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of a job that began at `step`, the step of the newest checkpoint, and so made no progress.
-    Attempts that Slurm preempted or requeued do not count. `folder`: the run directory."""
+    """The number of attempts of a job that made no progress: those that began at `step`, the step of the newest
+    checkpoint. Attempts that Slurm preempted or requeued do not count. `folder`: the run directory."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -203,9 +210,10 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 
 
 def requeue(job: str, excluded: set[str]) -> None:
-    """Put the job `job`, in which this process runs, back into the queue under its id, and have it avoid the nodes
-    `excluded`. Slurm then sends the job SIGTERM, which launch/run.sh must ignore by now. A refusal of Slurm is
-    printed."""
+    """Put the job of this process, whose id is `job`, back into the queue, and have it avoid the nodes `excluded`.
+    Slurm then sends the job SIGTERM, which launch/run.sh ignores by that time. Where Slurm refuses, its message is
+    printed.
+    """
     process = scontrol("requeue", job)
     if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
         print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
@@ -216,8 +224,8 @@ def requeue(job: str, excluded: set[str]) -> None:
 
 
 def job_state(job: str) -> dict[str, Any]:
-    """The state of a job as Slurm reports it: {"state", "reason", "restarts": number, "preempted": bool, "excluded":
-    set of nodes}. Where Slurm does not answer, "state" is "unknown"."""
+    """The state of a job as Slurm reports it: {"state": such as "RUNNING", "reason": such as "TimeLimit", "restarts":
+    int, "preempted": bool, "excluded": set of nodes}. Where Slurm does not answer, "state" is "unknown"."""
     text = scontrol("-o", "show", "job", job).stdout
     fields = dict(re.findall(r"(JobState|Reason|Restarts|PreemptTime|ExcNodeList)=(\S+)", text))
     excluded = fields.get("ExcNodeList", "(null)")
@@ -231,8 +239,8 @@ def job_state(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol with the arguments `words`, and return the process that has ended, whether scontrol succeeded or
-    not. While Slurm's controller does not answer, try again, up to MAX_TRIES times."""
+    """Run scontrol with the arguments `words`, and return the ended process, also where scontrol failed. While Slurm's
+    controller does not answer, try again, up to MAX_TRIES times."""
     for tries_left in reversed(range(MAX_TRIES)):
         process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
@@ -243,7 +251,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def bad_nodes(out: Path) -> set[str]:
-    """The nodes that the file bad_nodes of the output root lists, one "node reason" in a line. A person removes the
+    """The nodes in the file bad_nodes of the output root, which has a line "node reason" for each. The user removes the
     line of a node that is repaired."""
     return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 
@@ -262,8 +270,8 @@ def restart_count() -> int:
 
 
 def record_attempt(folder: Path, **row: Any) -> None:
-    """Append a row to attempts.jsonl of a run directory, with the time added. `row`: {"event": "submitted", "start" or
-    "end"; "job": the job's id; and what is known about this event}."""
+    """Append a row to attempts.jsonl of a run directory, with the time added. `row`: "event" ("submitted", "start" or
+    "end"), "job" (the job's id), and further facts about the event."""
     safe_files.append_row(folder / rundir.ATTEMPTS, {"time": round(time.time(), 1)} | row)
 
 

@@ -1,8 +1,8 @@
 """Submits a study to Slurm: python -m launch.slurm.submit --nodes 4 STUDY=position.
 
-It becomes three jobs: an array that trains, with an index for each run of the study; an array that evaluates each run
-once it is trained, and exports it where EXPORT=1 asks for that; and one that writes the report, whether the runs
-succeeded or not. Data are prepared before, on the login node, since compute nodes may have no network.
+The study becomes three jobs: an array that trains, with an index for each run; an array that evaluates each run once it
+is trained, and exports it where EXPORT=1 asks for that; and a job that writes the report, whether the runs succeeded or
+not. Data are prepared first, on the login node, since compute nodes may have no network.
 """
 
 import argparse
@@ -45,38 +45,48 @@ class Job(TypedDict):
 
 
 def submit(study: Study, options: list[str], variables: dict[str, str], ranks: int) -> list[Job]:
-    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are. `options`:
-    options of sbatch for the training array; `variables`: environment variables for sbatch, from the site file;
-    `ranks`: how many ranks each run will have. Returns the jobs in the order in which they were submitted (training,
-    evaluation, report); an empty list where nothing is left to do. Raises ConfigError where something is wrong with the
-    study, before anything is submitted, or where sbatch refuses a job."""
+    """Submit the runs of a study that are not finished, and print the jobs' ids and where their logs are.
+
+    Args:
+        study: the study.
+        options: options of sbatch for the training array.
+        variables: environment variables for sbatch, from the site file.
+        ranks: the number of ranks of each run.
+
+    Returns:
+        The jobs in the order in which they were submitted (training, evaluation, report); an empty list where nothing
+        is left to do.
+
+    Raises:
+        ConfigError: the study cannot be run, and nothing was submitted; or sbatch refuses a job.
+    """
     _check_study(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
-    busy = runs_in_queue(study)
-    for i in sorted(busy):
-        print(f"run {i}, {study.cells[i].name}: already in the queue as job {busy[i]}")
-    train = [i for i in todo if i not in busy and not is_trained(study.cells[i])]
+    queued = runs_in_queue(study)
+    for i in sorted(queued):
+        print(f"run {i}, {study.cells[i].name}: already in the queue as job {queued[i]}")
+    untrained = [i for i in todo if i not in queued and not is_trained(study.cells[i])]
     trained = [i for i in todo if is_trained(study.cells[i])]
-    going_on = [i for i in sorted(busy) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
-    if not train and not trained and not going_on:
+    in_training = [i for i in sorted(queued) if i not in trained and steps_to_evaluate(study.cells[i].dir)]
+    if not untrained and not trained and not in_training:
         print("nothing to submit: every run is finished or in the queue")
         return []
     prepare(study, [study.cells[i] for i in todo])
     _log_folder(study).mkdir(parents=True, exist_ok=True)
 
-    if bad := sorted(bad_nodes(study.out)):  # of two such options sbatch reads the last
+    if bad := sorted(bad_nodes(study.out)):  # joined with the site's, since sbatch obeys only the last --exclude
         excluded = [o.removeprefix("--exclude=") for o in options if o.startswith("--exclude=")]
         options = [o for o in options if not o.startswith("--exclude=")] + [f"--exclude={','.join([*excluded, *bad])}"]
     jobs: list[Job] = []
-    if train:
-        jobs.append(submit_training(study, train, variables, options))
+    if untrained:
+        jobs.append(submit_training(study, untrained, variables, options))
         after = [f"--dependency=aftercorr:{jobs[0]['job']}", "--kill-on-invalid-dep=yes"]
-        jobs.append(submit_evaluation(study, train, variables, options, after, "each when it is trained"))
+        jobs.append(submit_evaluation(study, untrained, variables, options, after, "each when it is trained"))
     if trained:
         jobs.append(submit_evaluation(study, trained, variables, options, [], "what is trained"))
-    if going_on:
+    if in_training:
         what = "what runs that go on have kept on the way (layout.eval_at)"
-        jobs.append(submit_evaluation(study, going_on, variables, options, [], what))
+        jobs.append(submit_evaluation(study, in_training, variables, options, [], what))
     jobs.append(submit_report(study, [job["job"] for job in jobs if job["does"] == "evaluate"], variables, options))
     print(f"how far it is:   make status {shlex.join(study.words)}    (WATCH=1 for a live view)")
     runs = study.out / study.stage
@@ -88,8 +98,8 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
 
 
 def _check_study(study: Study, ranks: int) -> None:
-    """Check what can be checked of a study before hours of preparing data. `ranks`: how many ranks each run will have.
-    Raises ConfigError where the study cannot be run; a damaged run directory is only warned of."""
+    """Check a study before hours are spent on preparing its data. `ranks`: the number of ranks of each run. Raises
+    ConfigError where the study cannot be run; for a damaged run directory, only a warning is printed."""
     if study.criteria.sequential:
         seeds, most = len(study.seeds), study.criteria.seeds
         print(f"MORE=auto: a queue adds no seeds. If the report says undecided: SEEDS={min(seeds + 1, most)}")
@@ -111,7 +121,7 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
     environment variables for sbatch, from the site file; `options`: options of sbatch, such as partition, account,
     nodes and time."""
     words = add_mtbf(study.words, variables)
-    from_args(words)  # an error of the site's is said here, and not by the first job hours later
+    from_args(words)  # raises for an error of the site file here, and not hours later in the first job
     command = [f"--job-name={study.name}", *options, f"--array={_index_ranges(cells)}", "launch/run.sh", *words]
     job = sbatch(command, variables)
     for i in cells:
@@ -134,9 +144,9 @@ def submit_report(study: Study, after: list[str], variables: dict[str, str], opt
 
 
 def is_fully_evaluated(study: Study, cell: Cell) -> bool:
-    """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the
-    run is exported where the study asks for that. Also False where task data was added since that evaluation, because
-    `python -m eval` then has to find out whether another task can be run."""
+    """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the run
+    is exported where the study asks for that. False where task data were added since the evaluation: `python -m eval`
+    then has to find out whether another task can be run."""
     path = cell.dir / rundir.EVAL
     try:
         scores = safe_files.read_json(path)
@@ -160,8 +170,8 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
 
 @functools.cache
 def _current_evaluation_versions() -> dict[str, Any]:
-    """The versions of the tasks that an evaluation made now would use, as eval.json records them: {"version": that of
-    eval/tasks/tasks.yaml, "lm_eval": that of the installed package}."""
+    """The versions that an evaluation made now would record in eval.json: {"version": version of eval/tasks/tasks.yaml,
+    "lm_eval": version of the installed package}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
@@ -172,21 +182,22 @@ def submit_evaluation(
     """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
 
     Args:
+        study: the study.
         cells: indices of the runs in `study.cells`.
         variables: environment variables for sbatch, from the site file.
         options: options of sbatch for the training array, from which partition, account and the like are taken.
         after: options of sbatch (--dependency=...) that say which jobs the array waits for.
-        what: a phrase for the terminal that says what is evaluated, such as "what is trained".
+        what: a phrase for the terminal about the runs that are evaluated, such as "what is trained".
     """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
     script = f"runs=({folders})\nrun=${{runs[$SLURM_ARRAY_TASK_ID]}}\n"
-    judge = f'{PYTHON} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
-    if study.exports:  # a run that goes on is exported when it is trained
+    evaluate = f'{PYTHON} -m eval {shlex.join([*study.eval_options, *store])} "$run"'
+    if study.exports:  # only of trained runs: others are exported when they are trained
         export = f'{PYTHON} -m eval.export {shlex.join(store)} "$run"'
-        script += f'{judge} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
+        script += f'{evaluate} || exit\n[ ! -e "$run/{rundir.DONE}" ] || exec {export}'
     else:
-        script += f"exec {judge}"
+        script += f"exec {evaluate}"
     array = [f"--array={_index_ranges(cells)}", f"--output={_log_folder(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
@@ -196,17 +207,26 @@ def submit_evaluation(
 
 
 def sbatch(arguments: list[str], variables: dict[str, str], script: str | None = None) -> str:
-    """Submit a job to Slurm with sbatch. Returns the job's id. `arguments`: options of sbatch, followed by the file to
-    run with its arguments, unless `script` is given; `variables`: environment variables to add for sbatch; `script`:
-    bash code to run instead of a file. Raises ConfigError where there is no sbatch, or sbatch refuses the job, then
-    with sbatch's message."""
-    # Inside a job, its own variables must not be taken for options of the next one. PYTHON of `make PYTHON=python3.12`
-    # is the one that makes .venv; a job has the one of the site file.
+    """Submit a job to Slurm with sbatch.
+
+    Args:
+        arguments: options of sbatch and, unless `script` is given, the file to run with its arguments.
+        variables: environment variables to add for sbatch.
+        script: bash code that the job runs instead of a file.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        ConfigError: there is no sbatch; or sbatch refuses the job, and the message is sbatch's.
+    """
+    # Where this process runs in a job, the variables of that job must not become options of the next one. PYTHON may be
+    # that of `make PYTHON=python3.12`, which makes .venv; a job takes PYTHON from the site file.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     env = {k: v for k, v in inherited.items() if k != "PYTHON"} | variables
     command = ["sbatch", "--parsable", *arguments]
     try:
-        # as launch/run.sh does: what jobs need besides, such as modules and folders, is in the site file too
+        # as launch/run.sh does: the site file may also load modules or set folders that jobs need
         begin = f'#!/bin/bash\npython={shlex.quote(sys.executable)}\n[ -z "${{SITE:-}}" ] || . "$SITE"\n'
         text = f"{begin}{script}\n" if script else None
         process = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
@@ -218,8 +238,8 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _single_task_options(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job named `name` with a single task on one node. Of the training array's `options` those
-    that say where and how long a job runs are kept, such as partition, account and time; its size is left out."""
+    """Options of sbatch for a job named `name` with a single task on one node. They include those of the training
+    array's `options` that say where and how long a job runs, such as partition, account and time."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
@@ -274,9 +294,9 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """The NAME=VALUE words of a study, with the site's mean time between failures of a node added to SET as the setting
-    layout.mtbf. `variables`: those of the site file, of which NODE_MTBF_HOURS is read; where it is missing, or the
-    words set layout.mtbf already, `words` are returned unchanged."""
+    """Add a node's mean time between failures at this site to the NAME=VALUE words of a study: as the setting
+    layout.mtbf, in SET. `variables`: those of the site file, of which NODE_MTBF_HOURS is read. Returns the words; they
+    are unchanged where the variable is missing, or the words set layout.mtbf already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = [w.removeprefix("SET=") for w in words if w.startswith("SET=")]
@@ -286,13 +306,13 @@ def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
 
 def _index_ranges(numbers: list[int]) -> str:
     """Ascending numbers in sbatch's notation of array indices: [0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
+    ranges: list[list[int]] = []  # [first] or [first, last]
     for n in numbers:
-        if runs and runs[-1][-1] == n - 1:
-            runs[-1][1:] = [n]
+        if ranges and ranges[-1][-1] == n - 1:
+            ranges[-1][1:] = [n]
         else:
-            runs.append([n])
-    return ",".join("-".join(map(str, r)) for r in runs)
+            ranges.append([n])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
 def _log_folder(study: Study) -> Path:
@@ -301,7 +321,7 @@ def _log_folder(study: Study) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Submit a study to Slurm. With FORMAT=json only the jobs are printed to standard output, as JSON. `argv`: the
+    """Submit a study to Slurm. With FORMAT=json, standard output has the jobs as JSON and nothing else. `argv`: the
     words of the command line, without the program. Returns the exit code, an `Exit`."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.mutations import attention, data, evaluation, model, plans, reports, studies, tensor_parallel, training
 
 ROOT = Path(__file__).resolve().parents[2]
-# six heads, no power of two, as in the tests
+# a small model as in the tests; six heads, since ALiBi treats numbers other than powers of two in a way of its own
 SMALL = (
     "train.precision=fp32 train.batch=4 layout.micro_batch=4 "
     "model.layers=2 model.hidden=48 model.heads=6 model.seq=32 model.vocab=120"

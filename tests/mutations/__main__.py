@@ -1,9 +1,10 @@
-"""Breaks the code in each of the ways on record and shows what notices: `make mutations`, ARGS="rotary bias" for a few.
+"""Breaks the code in each recorded way, and shows which proof and which test notice: `make mutations`. With
+ARGS="rotary bias" only a few are tried.
 
-A mutation is a replacement of text in a copy of the sources. The mutant is asked what every run is asked before its
-first step (the proofs, the audit of parameter groups, the engine's effective settings), and tested. The exit code is 1
-when a mutant passes the tests, or passes the proof that should see it; when its text is no longer in the sources; and
-when the code is at fault before it is broken.
+A mutation replaces text in a copy of the sources, which is then called a mutant. Each mutant goes through the checks
+that every run makes before its first step (the proofs, the parameter groups, the settings in effect), and through
+tests. The exit code is 1 where a mutant passes its tests, or the proof that should fail; where the text to replace is
+no longer in the sources; and where the unbroken code fails.
 """
 
 import argparse
@@ -47,7 +48,8 @@ CONTROL = Mutation("(nothing broken)", "", "", "", [], " ".join(CONTROL_TESTS))
 
 
 def judge(mutation: Mutation, copy: Path) -> None:
-    """Writes what notices the mutant in `copy`: {"proofs": [key, ...], "test": the first that fails, or None}."""
+    """Run the checks and tests of a mutant in this process, and write the result into verdict.json of the folder
+    `copy`: {"proofs": [setting whose proof fails, ...], "test": the first test that fails, or None}."""
     with open(copy / "output", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -56,14 +58,14 @@ def judge(mutation: Mutation, copy: Path) -> None:
     sys.path[0] = str(copy)
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]  # the tests of the copy are imported instead
-    for name in PACKAGES:  # an editable installation would lead back to the sources that are whole
-        found = importlib.import_module(name).__file__
-        assert found and Path(found).is_relative_to(copy), f"{name} comes from {found}, not from {copy}"
+    for name in PACKAGES:  # an editable installation would import the unbroken sources
+        file = importlib.import_module(name).__file__
+        assert file and Path(file).is_relative_to(copy), f"{name} comes from {file}, not from {copy}"
 
     import pytest
 
     settings = dict.fromkeys(m.setting for m in MUTATIONS) if mutation is CONTROL else [mutation.setting]
-    proofs = [key for setting in settings for key in unproved(f"{SMALL} {setting}".split())]
+    proofs = [key for setting in settings for key in failed_checks(f"{SMALL} {setting}".split())]
     failed: list[str] = []
 
     class Failures:
@@ -77,11 +79,12 @@ def judge(mutation: Mutation, copy: Path) -> None:
     (copy / "verdict.json").write_text(json.dumps({"proofs": proofs, "test": failed[0] if failed else None}))
 
 
-def unproved(words: list[str]) -> list[str]:
-    """The keys over which a run so set would be stopped before its first step (launch/manifest.py)."""
+def failed_checks(words: list[str]) -> list[str]:
+    """The settings and factors for which launch/manifest.py would stop a run before its first step, because a proof
+    fails or the value in effect is not the configured one. `words`: the run's settings, as KEY=VALUE."""
     from ablations.config import ConfigError, resolve
     from launch import deepspeed_setup, engine, run_model
-    from launch import effective as held
+    from launch.effective import settings_in_effect
     from model import proof
 
     try:
@@ -93,14 +96,15 @@ def unproved(words: list[str]) -> list[str]:
     _, groups = proof.parameter_groups(live.model, live.parameter_groups, run.train.decay_embnorm)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
-    return failed + [key for key, value in held.settings_in_effect(live).items() if value != declared[key]]
+    return failed + [key for key, value in settings_in_effect(live).items() if value != declared[key]]
 
 
 # ------------------------------------------------------------------------------------------------ outside
 
 
 def break_a_copy(mutation: Mutation, copy: Path) -> str:
-    """Copies the sources and applies the mutation. Returns what is at fault with it (empty: nothing)."""
+    """Copy the sources into the folder `copy` and apply the mutation. Returns why it cannot be applied; "" where it is
+    applied."""
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "Makefile"):  # commands refuse to run where there is no Makefile
@@ -114,29 +118,40 @@ def break_a_copy(mutation: Mutation, copy: Path) -> str:
 
 
 def verdict(mutation: Mutation, copy: Path) -> tuple[dict[str, Any], str]:
-    """What `judge` wrote, and what is at fault (empty: the mutant was noticed)."""
+    """The result of a mutant that has run. Returns (the dictionary that `judge` wrote, empty where the mutant does not
+    run; the fault, "" where the mutant was noticed)."""
     output = (copy / "output").read_text()
     if not (copy / "verdict.json").exists():
         return {}, "does not run:\n" + output[-2000:]
-    seen = json.loads((copy / "verdict.json").read_text())
+    failures = json.loads((copy / "verdict.json").read_text())
     if mutation is CONTROL:
-        return seen, "" if seen == {"proofs": [], "test": None} else f"fails, {seen['proofs']}:\n{output[-3000:]}"
-    faults = [] if seen["test"] else ["no test notices"]
-    if mutation.proof and not any(mutation.proof in key for key in seen["proofs"]):
+        passed = failures == {"proofs": [], "test": None}
+        return failures, "" if passed else f"fails, {failures['proofs']}:\n{output[-3000:]}"
+    faults = [] if failures["test"] else ["no test notices"]
+    if mutation.proof and not any(mutation.proof in key for key in failures["proofs"]):
         faults.append(f"the proof of {mutation.proof} does not notice")
-    return seen, " and ".join(faults)
+    return failures, " and ".join(faults)
 
 
 def run(
     mutations: list[Mutation], jobs: int, folder: Path, limit: float = float("inf")
 ) -> list[tuple[dict[str, Any], str] | None]:
-    """Each in a process of its own, forked when everything foreign is imported; what `verdict` says, in order. None of
-    those that had not begun after `limit` seconds."""
+    """Try mutations, each in a process of its own, forked from this one, which has imported the foreign libraries.
+
+    Args:
+        mutations: the mutations to try.
+        jobs: the number of mutants that run at a time.
+        folder: an empty folder for the copies of the sources.
+        limit: seconds after which no further mutant is begun.
+
+    Returns:
+        For each mutation, in order, what `verdict` returned; None where it was not begun.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in FOREIGN:
             importlib.import_module(name)
-    gc.freeze()  # what is shared by all is not searched again in each
+    gc.freeze()  # no mutant's process searches these modules for garbage
     began, done = time.perf_counter(), 0
     results: list[tuple[dict[str, Any], str] | None] = [None] * len(mutations)
     running: dict[Any, tuple[int, Any]] = {}
@@ -163,8 +178,8 @@ def run(
             result = results[i] = verdict(mutations[i], folder / str(i))
             shutil.rmtree(folder / str(i))
             done += 1
-            at = f"{done}/{len(mutations)} {time.perf_counter() - began:.0f} s"
-            print(f"{at}  {mutations[i].name}: {result[1] or 'noticed'}", file=sys.stderr, flush=True)
+            progress = f"{done}/{len(mutations)} {time.perf_counter() - began:.0f} s"
+            print(f"{progress}  {mutations[i].name}: {result[1] or 'noticed'}", file=sys.stderr, flush=True)
     return results
 
 
@@ -178,7 +193,7 @@ def main(argv: list[str]) -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     sys.dont_write_bytecode = True
     chosen = [m for m in MUTATIONS if not args.words or any(w in m.name for w in args.words)]
-    if args.limit < float("inf"):  # so that in some days all have had their turn
+    if args.limit < float("inf"):  # another order each day: within some days every mutation is tried
         seed = args.seed if args.seed is not None else datetime.date.today().toordinal()
         random.Random(seed).shuffle(chosen)
         print(f"in the order of --seed {seed}", file=sys.stderr)
@@ -190,9 +205,9 @@ def main(argv: list[str]) -> int:
     chosen = [mutation for mutation, result in zip(chosen, tried, strict=True) if result is not None]
     results = [result for result in tried if result is not None]
     print("| mutation | on record | proof | first test |\n|---|---|---|---|")
-    for mutation, (seen, _) in zip(chosen, results, strict=True):
-        if seen:
-            proofs, test = ", ".join(seen["proofs"]) or "–", (seen["test"] or "**none**").replace("tests/", "")
+    for mutation, (failures, _) in zip(chosen, results, strict=True):
+        if failures:
+            proofs, test = ", ".join(failures["proofs"]) or "–", (failures["test"] or "**none**").replace("tests/", "")
             print(f"| {mutation.name} | {mutation.record or '–'} | {proofs} | {test} |")
     faults = [f"{m.name}: {fault}" for m, (_, fault) in zip(chosen, results, strict=True) if fault]
     faults += [f"{CONTROL.name}: {fault}"] if fault else []

@@ -1,4 +1,4 @@
-"""What an entry of the table of mutations is, and names that several files of the table use."""
+"""The form of a mutation, a deliberate fault in the code, and constants that several files of the table use."""
 
 from typing import NamedTuple
 
@@ -18,15 +18,18 @@ MDS = "Megatron-DeepSpeed"
 
 
 class Mutation(NamedTuple):
+    """A deliberate fault in the code, which tests, and for some faults a proof, must notice."""
+
     name: str
-    record: str  # where it happened; empty: nowhere that we know of
-    setting: str  # the run that it concerns, as on the command line
-    proof: str  # the key whose proof must fail; empty: not a thing that proofs look at, or beyond what they resolve
-    edits: list[tuple[str, str, str]]  # file, text, its replacement
-    tests: str = MODEL
+    record: str  # where this fault has happened; "" where we know of no case
+    setting: str  # settings of the run that it concerns, as on the command line
+    proof: str  # the setting whose proof must fail; "" where no proof can see the fault
+    edits: list[tuple[str, str, str]]  # (file, text that occurs once in it, its replacement)
+    tests: str = MODEL  # arguments of pytest: the tests of which one must fail
 
 
 def one(
     name: str, record: str, setting: str, proof: str, file: str, old: str, new: str, tests: str = MODEL
 ) -> Mutation:
+    """A mutation that replaces one text in one file. The arguments are the fields of `Mutation`."""
     return Mutation(name, record, setting, proof, [(file, old, new)], tests)

@@ -124,8 +124,8 @@ MUTATIONS = [
         "",
         "",
         "launch/train.py",
-        "len(numbers) // replicas for r in (replica, replica + 1)",
-        "len(numbers) // session.world for r in (session.rank, session.rank + 1)",
+        "len(samples) // replicas for r in (replica, replica + 1)",
+        "len(samples) // session.world for r in (session.rank, session.rank + 1)",
         RANKS,
     ),
     one(
