@@ -301,7 +301,7 @@ def test_what_fills_no_sample_is_counted(tmp_path, store, texts):
     made = run(save(tmp_path / "p.jsonl", texts), store)
     for seq in (31, 64):
         (source,) = prepare.epochs(made, 10**6, seq)
-        samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].length
+        samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].samples_per_epoch
         assert source["unused"] == made["train"][0]["tokens"] - 1 - samples * seq < seq
 
 
