@@ -1,15 +1,15 @@
 """Comparisons of arms with the baseline: p-values, thresholds, and Holm's correction for the number of arms.
 
-Holm's step-down correction needs nothing but the p-values and holds under any dependence. max-T and Dunnett's test,
-which know that all arms share a baseline, would gain a few per cent of the threshold; but max-T by permutation cannot
-reach 5 % with two or three seeds, and Dunnett's tables do not cover two parts of noise.
+Holm's step-down correction needs only the p-values, and holds under any dependence. max-T and Dunnett's test, which use
+that all arms share a baseline, would lower the threshold by a few per cent. But max-T by permutation cannot reach 5 %
+with two or three seeds, and Dunnett's tables do not cover noise from two sources.
 
-Equivalence. Within noise is not the same as equal. Where a margin was named, two arms are equivalent within it when two
-one-sided tests both say so (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): when the 1 - 2 LEVEL interval of the
-difference lies inside the margin; of several arms, at LEVEL divided by their number. Of differences as large as the
-margin at most 5 % of studies say equivalent (tests/test_false_verdicts.py).
+Equivalence: a difference within the noise does not show that two arms are equal. Where a margin was named, two arms are
+equivalent if two one-sided tests are both significant (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15): if the
+1 - 2 LEVEL interval of the difference lies inside the margin. With several arms, LEVEL is divided by their number.
+Where the difference is as large as the margin, at most 5 % of studies say equivalent (tests/test_false_verdicts.py).
 
-A study that adds seeds until it is decided looks at its results several times: each look has a share of LEVEL
+A study that adds seeds until it is decided has several interim analyses, each with a share of LEVEL
 (eval/statistics/sequential.py).
 """
 

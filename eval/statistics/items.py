@@ -1,23 +1,29 @@
 """The noise of items: held-out documents and questions are a sample, and another sample would give another result.
 
-Those that share a passage or a document are not independent: they count as one, their sum. The variance is that of the
-jackknife over these, with n - 1 degrees of freedom for n of equal size and fewer where sizes differ (Kish's effective
-number). With the linearised variance and n - 1, 14 % of null studies of 5 documents of log-normal sizes (sigma 1) have
-a wrong verdict, 10 % with 20 and 8 % with 50; so counted, 1 to 5.5 % with 2 to 50, of equal sizes or not, and also
-where differences have the tails of Student's t with 3 degrees of freedom (20,000 and 40,000 simulated studies of each
-kind). One document knows no noise at all, and of two a difference of five times the noise is seen in three studies of
-ten: below FEWEST_ITEMS there is no decision. Both arms answered the same items, so it is the variance of the per-item
-differences (Miller 2024, arXiv:2411.00640). Tasks that are made from the same documents share these: the influences of
-a document on all tasks are summed before they are squared, since what favours an arm on one may favour it on all.
+Items that share a passage or a document are not independent, so they are summed into one cluster, which counts as one
+item. Both arms answer the same items, so the noise is the variance of the per-item differences (Miller 2024,
+arXiv:2411.00640). Tasks that are made from the same documents share these: the influences of a document on all tasks
+are summed before they are squared, since what favours an arm on one task may favour it on all.
+
+The variance is estimated by the jackknife, with n - 1 degrees of freedom for n items of equal size, and fewer where
+sizes differ (Kish's effective number). Of null studies, in which no arms differ, 1 to 5.5 % then have a wrong verdict
+with 2 to 50 documents. That holds for equal and unequal sizes, and where differences have the tails of Student's t with
+3 degrees of freedom. With the linearised variance and n - 1 degrees of freedom the rates are 14 % for 5 documents of
+log-normal sizes (sigma 1), 10 % for 20 and 8 % for 50 (20,000 and 40,000 simulated studies of each kind).
+From a single document the noise cannot be estimated. With two documents, a difference of five times the noise is
+detected in three studies of ten. So there is no decision below FEWEST_ITEMS.
 
 Seeds and items together are the mixed model with crossed random effects, difference[seed, item] = mean + seed + item +
-rest. Its estimate of the variance of the mean is closed where every seed has every item: the mean square between seeds
-plus the one between items minus that of the rest, which is in both (Cornfield & Tukey 1956, Ann. Math. Stat. 27; the
-F'' of Clark 1973). The rest is taken off one of the two parts, and a part is never below zero. Off the items' part
-alone, this fails with few groups of items: an estimate from three or four groups is below zero by chance although the
-items do give noise, and then counts for nothing. Of 3 groups as noisy as the rest, 18 % of null studies of 6 arms with
-5 seeds had a wrong verdict, and 7 % of 2 arms. So the rest is taken off the part that leaves the wider interval: at
-most 5 % have one (`noise_parts`; "Few groups of items" in docs/statistics.md has the rates).
+residual, where the residual contains the interaction of seed and item. The variance of the mean has a closed estimate
+where every seed has every item. It is the mean square between seeds plus the one between items, minus the residual mean
+square, which is in both (Cornfield & Tukey 1956, Ann. Math. Stat. 27; the F'' of Clark 1973). The residual part is
+subtracted from one of the two, and neither may fall below zero.
+
+Always to subtract it from the part of the items fails with few groups of items. An estimate from three or four groups
+may be below zero by chance, and then counts as zero although the items do give noise. With 3 groups as noisy as the
+residual, 18 % of null studies of 6 arms with 5 seeds had a wrong verdict, and 7 % of studies of 2 arms. So the residual
+part is subtracted where this leaves the wider interval: then at most 5 % have a wrong verdict (`noise_parts`; the rates
+are in docs/statistics.md, "Few groups of items").
 """
 
 from collections.abc import Sequence
@@ -35,8 +41,8 @@ FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can t
 
 
 class Stratum(NamedTuple):
-    """The results of one task, usually differences of two arms. For each seed, sum(differences) / sum(weights) is the
-    difference of the arms on this task.
+    """The results of one task by seed and item: differences of two arms, or the values of a single run. For each seed,
+    sum(differences) / sum(weights) is the difference, or the score, on this task.
 
     The items are assumed to be independent, so items that share a passage or a document are summed into one first
     (`stratum_of_clusters`). Strata may have clusters in common, as tasks that are made from the same held-out text
@@ -71,7 +77,7 @@ def independent_items(strata: list[Stratum]) -> int | None:
 
 def effective_number(weights: np.ndarray) -> float:
     """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): so many items
-    of equal weight would give an equally good estimate of the variance. `weights`: of the items."""
+    of equal weight would give an equally good estimate of the variance. `weights`: the weights of the items."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 

@@ -1,10 +1,10 @@
 """Variances with their degrees of freedom, and the interval of a difference whose noise is the sum of two such
 variances.
 
-A difference counts when it exceeds sqrt(t1**2 v1 + t2**2 v2), where v are the two variances and t the 0.975 quantiles
-of Student's t with the degrees of freedom of each: Banerjee (1960, Sankhya 22) proved that this has at least its
-nominal coverage. Welch and Satterthwaite's one t for both variances is not used: with so few degrees of freedom for the
-seeds it calls up to 8 % of null differences real (tests/test_false_verdicts.py).
+A difference is significant when it exceeds sqrt(t1**2 v1 + t2**2 v2). v1 and v2 are the two variances, t1 and t2 the
+0.975 quantiles of Student's t with the degrees of freedom of each. Banerjee (1960, Sankhya 22) proved that this has at
+least its nominal coverage. A single t for both variances (Welch and Satterthwaite) is not used: with so few degrees of
+freedom for the seeds, it calls up to 8 % of null differences significant (tests/test_false_verdicts.py).
 """
 
 from dataclasses import dataclass

@@ -1,24 +1,34 @@
 """The noise of seeds.
 
-An arm's result x[arm, seed] is taken as arm + seed + residual. s**2 is the residual variance after removing arms and
-seeds, pooled over all arms of the study, with (A - 1)(n - 1) degrees of freedom for A arms and n seeds; the difference
+An arm's result x[arm, seed] is modelled as arm + seed + residual. s**2 is the residual variance after fitting arms and
+seeds, pooled over all arms of the study, with (A - 1)(n - 1) degrees of freedom for A arms and n seeds. The difference
 of two arm means has the variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of
-Experiments, ch. 4). With two arms this is the paired t-test. Cells may be missing: then it is least squares on the same
-model. With two arms and two seeds a single degree of freedom would be left, and a difference would have to be 12.7
-times its noise. There the seeds are not removed, s**2 is the variance within arms with A (n - 1) = 2 degrees of
-freedom, and 4.3 times is enough: the ordinary t-test, which errs on the large side when the arms of a seed share
-something and loses power only when they correlate by more than 0.88. The design alone decides this. Runs that share no
-seeds (others') are not paired: Welch's variance and degrees of freedom (Welch 1947, Biometrika 34).
+Experiments, ch. 4). With two arms this is the paired t-test. Where runs are missing, the same model is fitted by least
+squares. Runs that share no seeds, such as runs of other groups, are not paired: Welch's variance and degrees of freedom are
+used (Welch 1947, Biometrika 34).
 
-One s**2 for all assumes that the seeds scatter all arms alike. Where an arm of three or more stands out by an F test,
-its differences (all, if it is the baseline) are judged by their own variance with n - 1 degrees of freedom where that
-asks for more than s**2, and the report says so. Two seeds can hardly show it, and of two arms nothing can: with two
-seeds and five times the noise in one of them, 8 % of null studies have a wrong verdict. Of four arms, one with five
-times the noise of the others, 9, 9 and 4 % have one with 2, 3 and 5 seeds (11, 11 and 5 % when that is the baseline; by
-s**2 alone 9, 10 and 9 %, and 11 to 13 %); with twice the noise 4 to 5 %, and all alike 4 %. The price: what 80 % of
-studies would see, 78 % do. Own variances throughout would be exact, and see it in 13, 28 and 50 %; leaving an arm that
-stands out out of s**2 as well is wrong more often with 2 and 3 seeds than s**2 alone. (20,000 simulated studies of each
-kind, without noise of items; tests/test_false_verdicts.py holds the rates.)
+Two arms with two seeds are an exception, by the design alone: one degree of freedom would be left, and a difference
+would have to be 12.7 times its noise. There the seeds are not fitted. s**2 is the variance within arms, with
+A (n - 1) = 2 degrees of freedom, and 4.3 times the noise is enough. This is the ordinary t-test. It is too cautious
+when the arms of a seed have noise in common, and loses power only when they correlate by more than 0.88.
+
+One s**2 for all arms assumes that all scatter alike between seeds. In a study of three or more arms, an F test finds an
+arm that scatters more than the other arms. The differences of that arm (all differences, if it is the baseline) are
+judged by their own variance with n - 1 degrees of freedom, where this gives a wider interval than s**2; the report says
+so. The test detects little with two seeds, and does not exist for two arms.
+
+Rates of wrong verdicts in null studies, in which no arms differ (20,000 simulated studies of each kind, without noise
+of items; tests/test_false_verdicts.py holds the rates):
+
+    two arms, two seeds; one arm with five times the noise of the other: 8 %
+    four arms, one with five times the noise of the others; 2, 3 and 5 seeds: 9, 9 and 4 %; by s**2 alone 9, 10 and 9 %
+    the same, where the noisy arm is the baseline: 11, 11 and 5 %; by s**2 alone 11 to 13 %
+    four arms, one with twice the noise of the others: 4 to 5 %
+    four arms of equal noise: 4 %
+
+The rule costs some power: what would be detected in 80 % of studies is detected in 78 %. To judge every difference by
+its own variance would be exact, but would detect it in 13, 28 and 50 %. To leave the arm that scatters more out of s**2
+as well gives more wrong verdicts with 2 and 3 seeds than s**2 alone.
 """
 
 from collections.abc import Iterable

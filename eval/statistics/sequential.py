@@ -1,17 +1,20 @@
-"""Significance levels of the looks at a study that adds seeds until it is decided: looking twice must not make winners.
+"""Significance levels of the interim analyses of a study that adds seeds until it is decided. Without them, repeated
+tests would give too many wrong verdicts.
 
-Alpha spending (Lan & DeMets 1983, Biometrika 70): by the time that n of N seeds are there, no more than LEVEL (n /
-N)**SPENDING_EXPONENT may have been spent on wrong verdicts (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of
-Jennison & Turnbull 1999, section 7.2.3). It is looked after every seed from the second on, however they came: so the
-level of a look follows from n and N alone, and a report needs no history. The levels are those of a normal mean of
-known variance, by recursive integration (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132), and are applied to
-p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds these are less alike from look to look than normal
-ones and two arms would have a wrong verdict in 5.8 % of null studies (20,000 simulated ones, of at most 10 seeds;
-tests/test_sequential.py), so SHARE_FOR_STUDENT of LEVEL is spent: docs/statistics.md has what it comes to.
+Alpha spending (Lan & DeMets 1983, Biometrika 70): the probability of a wrong verdict at any of the analyses up to n of
+N seeds is at most LEVEL (n / N)**SPENDING_EXPONENT (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of Jennison &
+Turnbull 1999, section 7.2.3). The levels assume an analysis after every seed from the second on, however the seeds
+were added. So the level of an analysis follows from n and N alone, and a report needs no history.
 
-Several arms: Holm's correction of p-values divided by the share of their look; intervals at a look's share of LEVEL
-hold at all looks together (repeated confidence intervals: Jennison & Turnbull 1989, J. R. Stat. Soc. B 51), so that
-equivalence within a margin is judged by the same numbers.
+The levels are those of a normal mean of known variance, by recursive integration (Armitage, McPherson & Rowe 1969,
+J. R. Stat. Soc. A 132), and are applied to p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds these
+p-values are less alike from one analysis to the next than normal ones. Two arms would have a wrong verdict in 5.8 % of
+null studies (20,000 simulated ones, of at most 10 seeds; tests/test_sequential.py). So only SHARE_FOR_STUDENT of LEVEL
+is spent; docs/statistics.md has the resulting rates.
+
+With several arms, Holm's correction is made on p-values divided by the share of their analysis. Confidence intervals at
+the share of an analysis hold at all analyses together (repeated confidence intervals: Jennison & Turnbull 1989, J. R.
+Stat. Soc. B 51), so equivalence within a margin is judged at the same levels.
 """
 
 import functools

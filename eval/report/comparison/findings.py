@@ -178,7 +178,7 @@ class Findings(NamedTuple):
 
 def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
-    entry}. It is the noise by which the report also says how many more seeds would tell (`Comparison.planning_noise`).
+    entry}. The report uses the same noise to say how many more seeds would decide (`Comparison.planning_noise`).
 
     Returns for each metric:
         seed_sd, dof: the standard deviation between runs that differ only in the seed, without what the arms of a seed

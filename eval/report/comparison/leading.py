@@ -1,10 +1,12 @@
 """Compares the leading arm of a study, the one with the best result, with every other arm.
 
-The leader was chosen by its result, and a comparison that is chosen so is more often significant than 5 % of the time.
-So each comparison is corrected for the number of all pairs of arms that it could have been (Bonferroni): of studies
-whose arms are all equal, at most 5 % call the leader better than any other arm (tests/test_leading.py). That is a claim
-beside the verdicts, with 5 % of its own: of 2,000 simulated studies of equal arms each (3 arms with 3 seeds, 4 with 3
-and 5, 6 with 5; noise of seeds alone) 0.8 to 3.1 % made a wrong one, and 4.1 to 6.2 % a wrong one or a wrong verdict.
+The leader was chosen by its result, so its comparisons would be significant by chance in more than 5 % of studies. Each
+is therefore corrected (Bonferroni) for the number of all pairs of arms. Of studies whose arms are all equal, at most
+5 % then call the leader better than any other arm (tests/test_leading.py).
+
+This rate is in addition to the 5 % of the verdicts. Of studies of equal arms, 0.8 to 3.1 % made a wrong claim about the
+leader, and 4.1 to 6.2 % made such a claim or a wrong verdict (2,000 simulated studies each of 3 arms with 3 seeds, 4
+with 3 and 5, and 6 with 5; noise of seeds alone).
 """
 
 from dataclasses import replace

@@ -1,16 +1,18 @@
-"""Arms compared each at its own best learning rate, with the cost of choosing it accounted for.
+"""Compares arms with each at its own best learning rate, and counts what the choice of the rate costs.
 
-The best of several runs is partly the luckiest, so what chose a rate must not judge it. The choice is cross-fitted: the
-documents are cut into two halves, and the result of a seed on one half is that of the rate which was best for the other
-seeds on the other half. Neither the run nor the text that is judged had a part in the choice. What it costs to choose
-is in the result: an arm that is hard to tune is often given a rate that is not its best.
+The best of several runs is partly the luckiest, so the data that chose a rate must not judge it. The choice is
+cross-fitted: the documents are divided into two halves. The result of a seed on one half is taken at the rate that was
+best for the other seeds on the other half. So neither the run nor the text that is judged has a part in the choice. An
+arm that is hard to tune is often given a rate that is not its best, and its result contains that cost.
 
-That each result helps to choose for the others makes them covary, and a choice that differs from study to study adds to
-the variance of an arm's mean over n seeds: s**2 / n where one rate is best by far, more where rates are nearly as good.
-VARIANCE_FACTOR_OF_CHOICE has the most by which it grew in simulations (30,000 studies of each kind: one rate the best
-by 0.5 to 4 standard errors, 2, 3, 5 and 10 seeds), rounded up, and is always counted. Without it, 10 to 15 % of studies
-of three rates that differ in nothing are called better or worse (400 simulated studies of each kind). Rates of false
-verdicts: tests/test_tuning.py.
+Each result helps to choose the rate for other results, which makes results covary. A choice that differs from study to
+study also adds to the variance of an arm's mean over n seeds. That variance is s**2 / n where one rate is best by far,
+and larger where rates are nearly as good. VARIANCE_FACTOR_OF_CHOICE is the largest increase found in simulations,
+rounded up, and is always applied (30,000 studies of each kind: one rate the best by 0.5 to 4 standard errors; 2, 3, 5
+and 10 seeds). Without it, 10 to 15 % of studies of three rates that do not differ are called better or worse (400
+simulated studies of each kind). Rates of false verdicts: tests/test_tuning.py.
+
+The common rate is the learning rate at which the main table compares all arms.
 """
 
 import hashlib
@@ -86,7 +88,8 @@ def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_MET
 
 def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
     """The results of one task in the runs of several labels (arms at a learning rate), with its clusters divided into
-    two halves. `scale`: from the outcome of an item to the unit of the metric."""
+    two halves. `scale`: the factor from the outcome of an item to the unit of the
+    metric."""
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: stratum_of_clusters(scale * i.values, i.weights, i.clusters) for label, i in items.items()}

@@ -67,15 +67,15 @@ def stderr_of_mean(entries: list[dict[str, Any]], outcomes: list[Mapping[str, Ou
     a passage or document are not taken as independent, also across tasks. Tasks whose metric is not a mean or ratio
     over items, such as F1, are taken as independent of all other tasks. `entries`: the tasks' entries in eval.json;
     `outcomes`: for each of these tasks {id of the item: outcome}."""
-    strata = [stratum(rows) for entry, rows in zip(entries, outcomes, strict=True) if is_over_items(entry)]
+    strata = [stratum_of_outcomes(rows) for entry, rows in zip(entries, outcomes, strict=True) if is_over_items(entry)]
     others = np.array([entry.get("stderr") for entry in entries if not is_over_items(entry)], float)  # None becomes nan
     of_items = (len(strata) * stderr_over_tasks(strata)) ** 2 if strata else 0.0
     return float(np.sqrt(of_items + (others**2).sum())) / len(entries)
 
 
-def stratum(outcomes: Mapping[str, Outcome]) -> Stratum:
-    """The items of a task as a Stratum with one row of results; items that share a passage or a document are summed
-    into one. `outcomes`: {id of the item: outcome}."""
+def stratum_of_outcomes(outcomes: Mapping[str, Outcome]) -> Stratum:
+    """The items of a task as a Stratum whose differences are the values of a single run, [1, items]. Items that share a
+    passage or a document are summed into one. `outcomes`: {id of the item: outcome}."""
     values, weights = (np.array([getattr(row, key) for row in outcomes.values()], float) for key in ("value", "weight"))
     return stratum_of_clusters(
         values[None], weights, [row.cluster or f"{SINGLE_ITEM_PREFIX}{item}" for item, row in outcomes.items()]
@@ -110,7 +110,7 @@ def checked_task_score(name: str, entry: dict[str, Any], outcomes: Mapping[str, 
         raise disagreement_error(name, entry["value"], value)
     if not has_clusters(outcomes):
         return entry
-    clusters = stratum(outcomes)
+    clusters = stratum_of_outcomes(outcomes)
     return entry | {"stderr": finite_or_none(stderr_over_tasks([clusters])), "clusters": len(clusters.weights)}
 
 

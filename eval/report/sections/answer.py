@@ -1,7 +1,8 @@
 """The answer to a study's question in one sentence at the top of the report.
 
-Against the baseline it says what the verdicts say. Whether the leading arm is ahead of another arm is no verdict of the
-table: eval/report/comparison/leading.py compares them, with a correction for having chosen the leader by its result.
+What it says about an arm and the baseline is the verdict in the table. The table has no verdict on the leading arm
+against another arm. That comparison is made in eval/report/comparison/leading.py, with a correction for having chosen
+the leader by its result.
 """
 
 from ablations.values import listed

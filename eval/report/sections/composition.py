@@ -1,8 +1,8 @@
-"""Section: what the corpora of a study were made of, where one is a blend or lies in files of one's own.
+"""Section: the sources of the training texts, where a corpus is a blend or lies in the user's own files.
 
-Everything is from run.json and eval.json, so that a reader without the files can tell what was read, and one with them
-can make the same again. Absolute paths, which mean nothing elsewhere, are shown by their ends.
-"""
+All is taken from run.json and eval.json, so a reader without the files of text learns what was read, and a reader with
+these files can make the same training text again. Absolute paths, which mean nothing elsewhere, are shown by their
+ends."""
 
 import json
 import re

@@ -67,7 +67,7 @@ def section(findings: Findings) -> Section:
         )
     return Section(
         title,
-        blocks + decision_paragraphs(findings) + undecided_paragraphs(findings) + noise_floor_paragraphs(findings),
+        [*blocks, criteria_paragraph(findings)] + undecided_paragraphs(findings) + noise_floor_paragraphs(findings),
     )
 
 
@@ -148,9 +148,9 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
     return [line]
 
 
-def decision_paragraphs(findings: Findings) -> list[Block]:
-    """A list with one paragraph that explains the verdicts: the metric, the margins, and how the number of seeds was
-    chosen."""
+def criteria_paragraph(findings: Findings) -> str:
+    """A paragraph on the criteria of the verdicts: the primary metric, the margins, the stored noise floor, and the
+    rule for adding seeds. It says which of these were chosen after the runs."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
     if findings.primary != findings.registered_metric:
         before = findings.registered_metric or "one metric in some runs and another in others"
@@ -174,7 +174,7 @@ def decision_paragraphs(findings: Findings) -> list[Block]:
             f"{findings.study.criteria.seeds}: each look at the results has a share of the level, so that looking "
             "often makes no winners (docs/statistics.md)."
         )
-    return [" ".join(sentences)]
+    return " ".join(sentences)
 
 
 def undecided_paragraphs(findings: Findings) -> list[Block]:

@@ -117,7 +117,7 @@ def notes(findings: Findings) -> list[str]:
     """Notes on what the numbers of the table mean, a line each: the verdict, each metric with the verdicts on it, ±, ×
     noise and p."""
     return [
-        decision_sentences(findings),
+        criteria_note(findings),
         *(line for name in METRICS if name in findings.results for line in metric_notes(findings, name)),
         "±: one standard error of that number alone, from seeds and items. Arms share seeds and documents, so the "
         'noise of a difference is mostly much smaller: "Differences from the baseline" has it.',
@@ -172,8 +172,9 @@ def held_out_loss(findings: Findings) -> str:
     )
 
 
-def decision_sentences(findings: Findings) -> str:
-    """Sentences on the metric that decides, and on margins that were chosen after the runs."""
+def criteria_note(findings: Findings) -> str:
+    """A line on the primary metric, and on margins of equivalence that were chosen after the runs. The section on
+    differences has all criteria (differences.py)."""
     if findings.primary == findings.registered_metric:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
     else:

@@ -134,7 +134,7 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
 
 def compared_corpora(sign: str) -> list[list[str]]:
     """A row for each pair of published corpora: its name, the difference, the noise from the items, the 95 % interval
-    over tasks as there could be, and the verdict. `sign`: between the names of a pair."""
+    over tasks, taken as a sample, and the verdict. `sign`: between the names of a pair."""
     rows = []
     for one, other in combinations(load_published()["per_task"]["columns"][1:], 2):
         c, strata = task_difference(one, other)

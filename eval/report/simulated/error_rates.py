@@ -90,8 +90,7 @@ def power_rates(arms: int, seeds: int, studies: int, key: int = 2) -> list[float
 
 def sequential_rates(arms: int, most: int, studies: int, key: int = 3) -> list[float]:
     """Error rates over simulated studies that add seeds until every arm is decided: a list of four shares of the
-    studies. A wrong verdict at any interim analysis counts
-    as an error.
+    studies. A wrong verdict at any interim analysis counts as an error.
 
     Args:
         arms: the number of arms of each study, with the baseline.
@@ -226,13 +225,13 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
     return [share_with_wrong_verdict(decisions(difference, parts)) for parts in rules]
 
 
-def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
+def noise_floor_rates(seeds: int, floor_runs: int, studies: int) -> list[float]:
     """Rates over simulated studies of two arms with a stored noise floor: a list of six shares of the studies. In the
     first four the arms are equal.
 
     Args:
         seeds: the number of seeds of each arm.
-        aa: the number of runs of the noise floor.
+        floor_runs: the number of runs of the noise floor.
         studies: the number of simulated studies.
 
     Returns:
@@ -243,9 +242,11 @@ def noise_floor_rates(seeds: int, aa: int, studies: int) -> list[float]:
         5. The share that calls an arm better which lies above the baseline by 3 standard deviations between runs.
         6. As 5, but judged without the noise floor.
     """
-    rng = np.random.default_rng((6, seeds, aa))
-    floors = rng.normal(size=(studies, aa)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(size=(studies, aa))
-    alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), aa - 1.0)) for row in floors)
+    rng = np.random.default_rng((6, seeds, floor_runs))
+    floors = rng.normal(size=(studies, floor_runs)) + np.array([[[0.0]], [[1.0]]]) * rng.normal(
+        size=(studies, floor_runs)
+    )
+    alone, shared = (Noise(row.var(1, ddof=1)[:, None], np.full((studies, 1), floor_runs - 1.0)) for row in floors)
     x = rng.normal(size=(studies, 2, seeds))
     together = x + rng.normal(size=(studies, 1, seeds))
     noisy = x * np.array([[[1.0], [2.0]]])
