@@ -4,8 +4,8 @@ An arm's result x[arm, seed] is modelled as arm + seed + residual. s**2 is the r
 seeds, pooled over all arms of the study, with (A - 1)(n - 1) degrees of freedom for A arms and n seeds. The difference
 of two arm means has the variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of
 Experiments, ch. 4). With two arms this is the paired t-test. Where runs are missing, the same model is fitted by least
-squares. Runs that share no seeds, such as runs of other groups, are not paired: Welch's variance and degrees of freedom are
-used (Welch 1947, Biometrika 34).
+squares. Runs that share no seeds, such as runs of other groups, are not paired: Welch's variance and degrees of freedom
+are used (Welch 1947, Biometrika 34).
 
 Two arms with two seeds are an exception, by the design alone: one degree of freedom would be left, and a difference
 would have to be 12.7 times its noise. There the seeds are not fitted. s**2 is the variance within arms, with

@@ -88,8 +88,7 @@ def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_MET
 
 def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
     """The results of one task in the runs of several labels (arms at a learning rate), with its clusters divided into
-    two halves. `scale`: the factor from the outcome of an item to the unit of the
-    metric."""
+    two halves. `scale`: the factor from the outcome of an item to the unit of the metric."""
     items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: stratum_of_clusters(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
