@@ -1,1 +1,1 @@
-"""Text in, batches out: corpora, tokenizer, preparation, `batch(step)`."""
+"""From text to training batches: corpora, their preparation, tokenizers, token files, and `batch(step)`."""

@@ -1,8 +1,9 @@
-"""Answers of commands for programs: one JSON object on standard output, whose "kind" names its schema in docs/schema.
+"""Answers of commands in JSON, for programs that read them: one JSON object on standard output. Its entry "kind" names
+its schema in docs/schema.
 
-All commands answer in this form when they are asked to (FORMAT=json; ablations/answers.py has what the words of a study
-need besides). This module lies in data/ because `data.prepare` is such a command, and `data` imports no other package
-of ours.
+Every command answers in this form with FORMAT=json. What commands with the words of a study need besides is in
+ablations/answers.py. This module lies in data/ because `data.prepare` is such a command, and `data` imports no other
+package of ours.
 """
 
 import argparse
@@ -16,25 +17,25 @@ FORMATS = ("text", "json")
 
 
 def answer(kind: str, content: dict[str, Any]) -> str:
-    """An answer of a command as JSON text: {"kind", "version", and the entries of `content`}. `kind`: the name of the
-    answer's schema in docs/schema."""
+    """The answer of a command as JSON text, an object with "kind", "version" (VERSION) and the entries of `content`.
+    `kind`: the name of the answer's schema in docs/schema."""
     return json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
 
 
 def error(problem: str) -> str:
-    """The answer, as JSON text, to a request that is refused or that failed. `problem`: the error message."""
+    """The answer as JSON text to a request that was refused or failed. `problem`: the error message."""
     return answer("error", {"error": problem})
 
 
 def asks_for_json(words: Sequence[str]) -> bool:
-    """Whether a command line, split into `words`, asks for JSON, so that an error has to be reported as JSON too.
-    Command lines ask by FORMAT=json, as in the words of a study, or by the option --format json."""
+    """Whether a command line asks for JSON, by FORMAT=json or by the option --format json; errors are then JSON too.
+    `words`: the command line, split at spaces."""
     options = zip(words, words[1:], strict=False)
     return "FORMAT=json" in words or "--format=json" in words or ("--format", "json") in options
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose error messages are JSON where the command line asks for JSON."""
+    """An argument parser that prints its error messages as JSON where the command line asks for JSON."""
 
     as_json = False
 

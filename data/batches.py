@@ -1,10 +1,10 @@
-"""Training batches from token files. Which tokens a sample has depends only on the files, their weights, the seed and
-the sample's number.
+"""Training batches from token files. The tokens of a sample depend only on the files, their weights, the seed and the
+number of the sample.
 
-megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples, all depending on how
-many samples a run needs: a longer run would see other data from its first step on. Here each epoch of a source equals a
-GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each sample from the
-weights and the choices before it, so that it can be extended without changing its beginning.
+megatron-core's GPTDataset shuffles documents, packs them into samples, and shuffles the samples. All of that depends on
+the number of samples that a run needs: a longer run would see other data from its first step on. Here each epoch of a
+source equals a GPTDataset of exactly one epoch with a seed of its own. A blend of sources chooses the source of each
+sample from the weights and the choices before it, so that it can be extended without changing its beginning.
 
 The compiled functions of megatron-core that build GPTDataset's index are used here too. The class GPTDataset itself is
 not: it takes four times the memory and twice the time. No other file of data/ uses megatron-core.
@@ -33,8 +33,8 @@ class Batches:
     are then shuffled. Each epoch of a source has an order of its own and uses every token once as input. Only the last
     tokens, at most `seq`, are left out, as they do not fill a sample.
 
-    Indices are kept in memory: 12 bytes per sample and 4 per document of an epoch. A blend of several sources takes 10
-    further bytes per sample, up to the last sample that was read. No file is written.
+    The order of documents and samples is kept in memory: 12 bytes per sample and 4 per document of an epoch. A blend of
+    several sources takes 10 further bytes per sample, up to the last sample that was read. No file is written.
 
     Args:
         sources: [(path of a .bin and .idx file without the extension, weight), ...].
@@ -72,10 +72,10 @@ class Batches:
             self._look_up(numbers)
         rows = np.empty((len(numbers), self.seq + 1), np.int64)
         for row, (source, spans) in zip(rows, self._spans, strict=True):
-            at = 0
+            filled = 0
             for begin, end in spans:
-                row[at : at + end - begin] = source.flat[begin:end]
-                at += end - begin
+                row[filled : filled + end - begin] = source.flat[begin:end]
+                filled += end - begin
         distance = numbers.start - self._last.start
         if numbers and self._last and distance > 0:  # the next call is likely to be as far from this one
             self._look_up(range(numbers.start + distance, numbers.stop + distance, numbers.step))
@@ -83,8 +83,8 @@ class Batches:
         return torch.from_numpy(rows)
 
     def _spans_of(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
-        """For each sample number, a pair: its source, and the list of spans [begin, end) of the source's tokens that
-        make up the sample."""
+        """For each sample number a pair (source, spans): the source of the sample, and the stretches [(begin, end),
+        ...] of the source's tokens that the sample consists of."""
         if len(self._sources) == 1:
             return [(self._sources[0], self._sources[0].token_spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
@@ -98,8 +98,8 @@ class Batches:
         ]
 
     def _look_up(self, numbers: range) -> None:
-        """Find the tokens of the samples with the given numbers, for a call of `batch`, and ask the operating
-        system to read them into its page cache in the background."""
+        """Find where the tokens of the samples with the given numbers lie, for the call of `batch` with these numbers.
+        The operating system is asked to read the tokens into its page cache in the background."""
         self._next, self._spans = numbers, self._spans_of(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
@@ -109,17 +109,17 @@ class Batches:
 
 
 class _Epoch(NamedTuple):
-    """The order of one epoch of a source: the three arrays that megatron-core's GPTDataset calls document, sample and
-    shuffle index."""
+    """The order of documents and samples in one epoch of a source. megatron-core's GPTDataset calls the three arrays
+    document index, sample index and shuffle index."""
 
-    documents: np.ndarray  # int32 [documents]: their order
-    cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: position in that order and offset where a sample begins
-    samples: np.ndarray  # uint32 [samples]: their order
+    documents: np.ndarray  # int32 [documents]: the documents in the order in which they are put end to end
+    cuts: np.ndarray  # int32 or int64 [samples + 1, 2]: where samples begin, see `_sample_boundaries`
+    samples: np.ndarray  # uint32 [samples]: the samples in the order in which they are read
 
 
 class _Source:
-    """The samples of one source, epoch after epoch: sample i is number i % length of epoch i // length, where `length`
-    is the number of samples of an epoch.
+    """The samples of one source, epoch after epoch: with n samples in an epoch, sample i is sample i % n of epoch
+    i // n.
 
     Args:
         prefix: the path of the .bin and .idx file, without extension.
@@ -137,19 +137,19 @@ class _Source:
                 raise ValueError(f"no token file {prefix + suffix}")
         dtype, self.lengths = tokens.read_index(prefix)
         self.offsets = tokens.offsets(prefix)
-        self.count = int(self.lengths.sum(dtype=np.int64))
-        if self.count < seq + 1:
-            raise ValueError(f"{prefix} holds {self.count} tokens, but one sample of seq={seq} takes {seq + 1}")
+        self.token_count = int(self.lengths.sum(dtype=np.int64))
+        if self.token_count < seq + 1:
+            raise ValueError(f"{prefix} holds {self.token_count} tokens, but one sample of seq={seq} takes {seq + 1}")
         self.file = open(prefix + ".bin", "rb")
         self.flat = np.memmap(self.file, dtype, "r")
-        self.length = (self.count - 1) // seq
+        self.samples_per_epoch = (self.token_count - 1) // seq
         self.seq, self.seed, self.in_order = seq, seed, in_order
         self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
 
     def token_spans(self, sample_number: int) -> list[tuple[int, int]]:
-        """[(begin, end), ...]: the stretches of `flat`, the source's tokens, that the sample with this number consists
-        of, in order. Samples are counted from 0 over all epochs."""
-        epoch, sample = divmod(sample_number, self.length)
+        """The stretches of the source's tokens that a sample consists of, in order: [(begin, end), ...], indices of
+        `flat`. `sample_number`: the number of the sample, from 0, counted over all epochs."""
+        epoch, sample = divmod(sample_number, self.samples_per_epoch)
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
         documents, cuts, samples = self._epoch(epoch)
@@ -165,46 +165,43 @@ class _Source:
         random = np.random.RandomState(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         documents = np.arange(len(self.lengths), dtype=np.int32)
         random.shuffle(documents)
-        cuts = _sample_boundaries(self.lengths, documents, self.seq, self.count)
-        samples = np.arange(self.length, dtype=np.uint32)
+        cuts = _sample_boundaries(self.lengths, documents, self.seq, self.token_count)
+        samples = np.arange(self.samples_per_epoch, dtype=np.uint32)
         random.shuffle(samples)
         return _Epoch(documents, cuts, samples)
 
 
 def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the first `size` samples of a blend, two arrays [size]: the index of each sample's source, and the sample's
-    number within that source. Each sample is taken from the source whose share so far is furthest below its weight.
-    `weights`: [sources], which add up to 1."""
+    """Choose the source of each of the first `size` samples of a blend: the source whose share so far is furthest below
+    its weight. Returns two arrays [size]: the index of each sample's source, and the sample's number within that
+    source. `weights`: [sources], which add up to 1."""
     sources, numbers = np.zeros(size, np.int16), np.zeros(size, np.int64)
     _megatron_index_functions().build_blending_indices(sources, numbers, weights, len(weights), size, False)
     return sources, numbers
 
 
-def _sample_boundaries(lengths: np.ndarray, documents: np.ndarray, seq: int, count: int) -> np.ndarray:
-    """Where the samples of an epoch begin: int32 or int64 [samples + 1, 2]. The first column is a position in the order
-    of the documents, the second the number of tokens to skip in the document there.
+def _sample_boundaries(lengths: np.ndarray, documents: np.ndarray, seq: int, token_count: int) -> np.ndarray:
+    """Where the samples of an epoch begin: int32 or int64 [samples + 1, 2]. The first column is an index of the array
+    `documents`, the second the number of tokens of that document that come before the sample.
 
     Args:
-        lengths: [documents], the tokens of each document.
-        documents: [documents], the order of the documents.
+        lengths: [documents], the number of tokens of each document.
+        documents: [documents], the documents in the order in which they are put end to end.
         seq: the number of input tokens of a sample.
-        count: the tokens of all documents.
+        token_count: the number of tokens of all documents.
     """
-    fits = max(len(documents), int(lengths.max())) <= np.iinfo(np.int32).max
-    build = (
-        _megatron_index_functions().build_sample_idx_int32
-        if fits
-        else _megatron_index_functions().build_sample_idx_int64
-    )
+    functions = _megatron_index_functions()
+    fits_int32 = max(len(documents), int(lengths.max())) <= np.iinfo(np.int32).max
+    build = functions.build_sample_idx_int32 if fits_int32 else functions.build_sample_idx_int64
     one_epoch, drop_last, further_token = 1, True, 1  # each sample has a token more, the last target
-    return build(np.asarray(lengths), documents, seq, one_epoch, count, drop_last, further_token)
+    return build(np.asarray(lengths), documents, seq, one_epoch, token_count, drop_last, further_token)
 
 
 @cached
 def _megatron_index_functions() -> Any:
-    """megatron-core's compiled functions that build indices. Their file is loaded alone: imported by its name it would
-    bring all of megatron-core, which takes a second."""
-    package = find_spec("megatron.core")  # where it is; it is not imported
+    """The module with megatron-core's compiled functions that build indices. Its file is loaded by path, since an
+    import by name would import all of megatron-core, which takes a second."""
+    package = find_spec("megatron.core")  # finds the package without importing it
     folder = Path(package.origin).parent / "datasets" if package and package.origin else Path()
     spec = PathFinder.find_spec("helpers_cpp", [str(folder)])
     if spec is None or spec.loader is None:

@@ -14,10 +14,10 @@ from data.tokenizer_base import TokenizerJSON, valid_unicode
 if TYPE_CHECKING:
     import numpy as np
 
-EOD_NAMES = ("<|endoftext|>", "</s>")  # the end of a document: GPT-2's name, and BLOOM's
-MASK_NAMES = ("<mask>", "[MASK]")  # a masked token: RoBERTa's name, and BERT's
-UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # that occur in text
-MAX_IDS = 10_000_000  # of a vocabulary; larger ids are damage (untuned: published vocabularies have some 250,000)
+EOD_NAMES = ("<|endoftext|>", "</s>")  # names of the end-of-document token: GPT-2's and BLOOM's
+MASK_NAMES = ("<mask>", "[MASK]")  # names of the token for a masked position: RoBERTa's and BERT's
+UTF8_BYTES = {*range(0xF5)} - {0xC0, 0xC1}  # the values of bytes that occur in UTF-8
+MAX_IDS = 10_000_000  # ids of a vocabulary; larger ids mean damage (untuned: published vocabularies have some 250,000)
 # gigatoken 0.10 caches every word for good (its issue 36), so its memory grows. After this many bytes of text it is
 # created anew, which takes 0.1 s; untuned.
 MAX_CACHE_BYTES = 1 << 28
@@ -25,10 +25,11 @@ MAX_CACHE_BYTES = 1 << 28
 
 class ByteBPE(TokenizerJSON):
     """A byte-level BPE tokenizer from the content of a tokenizer.json. Added tokens that are not special, such as the
-    runs of spaces of code models, are recognised in text.
+    runs of spaces of code models, are recognised in text; `in_text` is the list of their names.
 
-    gigatoken encodes, 30 times as fast as Hugging Face's tokenizers. Hugging Face's encode where gigatoken cannot: with
-    an added token that matches whole words only, and with some ways of splitting text, such as digit by digit.
+    The library gigatoken encodes text, 30 times as fast as Hugging Face's tokenizers. The latter are used where
+    gigatoken cannot encode: with an added token that matches whole words only, and with some ways of splitting text,
+    such as digit by digit.
     """
 
     kind = "byte-bpe"
@@ -39,7 +40,7 @@ class ByteBPE(TokenizerJSON):
             spec = json.loads(content)
             bpe = spec["model"].get("type", "BPE") == "BPE"
             byte_level = bpe and "ByteLevel" in str(spec["pre_tokenizer"])
-            spaced = byte_level and _adds_space(spec["pre_tokenizer"])
+            adds_space = byte_level and _adds_space(spec["pre_tokenizer"])
             pieces = dict(spec["model"]["vocab"]) if bpe else {}
             added = {token["content"]: token for token in spec.get("added_tokens") or ()}
             vocab = pieces | {name: token["id"] for name, token in added.items()}
@@ -75,50 +76,50 @@ class ByteBPE(TokenizerJSON):
         self.mask: int | None = masks[0] if masks else None
         special = [token["id"] for token in added.values() if token.get("special")]
         self.specials = sorted({self.eod, *special, *masks})
-        greedy = [name for name in self.in_text if added[name].get("lstrip") or added[name].get("rstrip")]
-        # such a token takes the spaces beside it; and a space before a text stays when it is decoded
-        self.lossless = not greedy and not spaced
+        # such a token swallows the spaces beside it, and decoding does not give them back
+        swallows_spaces = [name for name in self.in_text if added[name].get("lstrip") or added[name].get("rstrip")]
+        # decoding does not remove a space that was added either
+        self.lossless = not swallows_spaces and not adds_space
         # Without the special tokens, so that "<|endoftext|>" in a text is 13 characters, not the end of the document.
         plain = [token for name, token in added.items() if name in set(self.in_text)]
         self._spec = json.dumps(spec | {"added_tokens": plain, "post_processor": None})
         self._has_whole_words = any(token.get("single_word") for token in plain)
         self._bytes = _bytes_of({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
-        self._coder: Any = None
-        self._bytes_left = 0
+        self._encoder: Any = None  # gigatoken's tokenizer
+        self._bytes_left = 0  # bytes of text to encode before the encoder is created anew, see MAX_CACHE_BYTES
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The token ids of each text. With `threads` above 1 as many threads are used as there are cores."""
-        parts = valid_unicode(texts)
+        encoded = valid_unicode(texts)
         if self._needs_hugging_face:
             return self._hugging_face_ids(texts)
-        return self._gigatoken_encoder(parts).encode_batch_list(parts, parallel=threads > 1)
+        return self._gigatoken_encoder(encoded).encode_batch_list(encoded, parallel=threads > 1)
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
         if self._needs_hugging_face:
             return super().token_arrays(texts)
-        parts = valid_unicode(texts)
-        layout = self._gigatoken_encoder(parts).encode_batch(parts, parallel=False).layout
+        encoded = valid_unicode(texts)
+        layout = self._gigatoken_encoder(encoded).encode_batch(encoded, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text; bytes that are
-        not UTF-8 become U+FFFD."""
         known = (int(i) for i in ids if int(i) != self.eod and i < self.vocab_size)
         return b"".join(self._bytes[i] for i in known).decode("utf-8", "replace")
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """The numbers of tokens and bytes of the texts. No token is unknown, as every byte has a piece."""
+        """Count the tokens and bytes of the texts. No token is unknown, as every byte has a piece."""
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
 
     def unknown(self, text: str) -> tuple[int, int]:
         return 0, 0
 
     def check(self, texts: Sequence[str]) -> None:
-        for text, ids, theirs in zip(texts, self.encode_batch(texts), self._hugging_face_ids(texts), strict=True):
-            if ids != theirs:
+        batch, reference_batch = self.encode_batch(texts), self._hugging_face_ids(texts)
+        for text, ids, reference in zip(texts, batch, reference_batch, strict=True):
+            if ids != reference:
                 raise RuntimeError(
                     f"{self.path}: gigatoken and Hugging Face's tokenizers give different ids for a "
                     f"text that begins {text[:40]!r}; please report it to gigatoken"
@@ -126,12 +127,12 @@ class ByteBPE(TokenizerJSON):
 
     @cached_property
     def _needs_hugging_face(self) -> bool:
-        """Whether Hugging Face's tokenizers encode the texts, because gigatoken cannot use this tokenizer.json."""
+        """Whether Hugging Face's tokenizers have to encode texts, because gigatoken cannot use this tokenizer.json."""
         if self._has_whole_words:
             return True
         try:
             self._new_gigatoken()
-        except (RuntimeError, ValueError):  # of no class of its own
+        except (RuntimeError, ValueError):  # gigatoken has no exception of its own
             return True
         return False
 
@@ -142,24 +143,24 @@ class ByteBPE(TokenizerJSON):
 
     def _gigatoken_encoder(self, texts: list[bytes]) -> Any:
         if self._bytes_left <= 0:
-            self._coder = self._new_gigatoken()
+            self._encoder = self._new_gigatoken()
             self._bytes_left = MAX_CACHE_BYTES
         self._bytes_left -= sum(map(len, texts))
-        return self._coder
+        return self._encoder
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_coder": None, "_bytes_left": 0}
+        return super().__getstate__() | {"_encoder": None, "_bytes_left": 0}
 
 
 def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
-    """Train byte-level BPE on texts; returns the content of the tokenizer's tokenizer.json. `sample`: the texts;
+    """Train a byte-level BPE tokenizer; returns the content of its tokenizer.json. `sample`: the texts to train on;
     `vocab`: the number of pieces, special tokens included; `specials`: the names of the special tokens, which get the
-    last ids. Raises ValueError where the vocabulary is too small, or larger than the texts can fill."""
+    last ids. Raises ValueError where `vocab` is too small, or larger than the texts can fill."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
-    merged = vocab - len(specials)
-    if merged < 256:
+    trained_pieces = vocab - len(specials)
+    if trained_pieces < 256:
         raise ValueError(
             f"model.vocab={vocab} is too small: at least {256 + len(specials)}, the bytes and the end of document"
         )
@@ -168,21 +169,21 @@ def train(sample: Iterable[str], vocab: int, specials: list[str]) -> bytes:
     backend.train_from_iterator(
         sample,
         trainers.BpeTrainer(
-            vocab_size=merged, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=trained_pieces, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
     model = json.loads(backend.to_str())["model"]
-    if len(model["vocab"]) < merged:
-        most = len(model["vocab"]) + len(specials)
-        raise ValueError(f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}")
-    pieces = model["vocab"] | {name: merged + number for number, name in enumerate(specials)}
+    if len(model["vocab"]) < trained_pieces:
+        largest = len(model["vocab"]) + len(specials)
+        raise ValueError(f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {largest}")
+    pieces = model["vocab"] | {name: trained_pieces + number for number, name in enumerate(specials)}
     return _tokenizer_json(pieces, [tuple(pair) for pair in model["merges"]])
 
 
 def from_gpt2_files(vocab: str, merges: str) -> bytes:
-    """The content of a tokenizer.json, made from the contents of GPT-2's two files: `vocab`, a JSON object {piece: id};
-    and `merges`, a line for each merge below a line with the version. Raises ValueError where the two do not fit
-    together."""
+    """The content of a tokenizer.json, made from the contents of GPT-2's two files. `vocab`: the vocabulary, a JSON
+    object {piece: id}; `merges`: a line with the version, and below it a line for each merge. Raises ValueError where
+    the vocabulary and the merges do not fit together."""
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     return _tokenizer_json(json.loads(vocab), [tuple(line.split(" ")) for line in lines])
 
@@ -193,7 +194,7 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> byt
 
     try:
         model = models.BPE(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # refused below if no pairs
-    except Exception as error:  # of no class of its own
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(f"the vocabulary and the merges do not fit together: {error}") from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -202,15 +203,16 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> byt
 
 
 def _adds_space(pre_tokenizer: Any) -> bool:
-    """Whether a pre-tokenizer adds a space before a text that begins with none. `pre_tokenizer`: the entry
+    """Whether a pre-tokenizer puts a space before a text that does not begin with one. `pre_tokenizer`: the entry
     "pre_tokenizer" of a tokenizer.json."""
     parts = [pre_tokenizer, *(pre_tokenizer.get("pretokenizers") or ())]
     return any(part.get("add_prefix_space") for part in parts if part["type"] == "ByteLevel")
 
 
 def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
-    """The bytes that each id below `size` stands for; b"" for an id without a piece. `pieces`: {id: piece}; `added`:
-    the pieces that are written as plain text, and not with a character for each byte (see `_byte_of_character`)."""
+    """The bytes of each piece, in a list with the piece's id as index; b"" for an id without a piece. `pieces`: {id:
+    piece}; `size`: the length of the list; `added`: the pieces that are written as plain text, in place of a character
+    for each byte (see `_byte_of_character`)."""
     byte_of = _byte_of_character()
     return [
         pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
@@ -219,8 +221,8 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """{character: byte} for all 256 bytes. Byte-level BPE writes each byte as a printable character: the byte's own, or
-    one from U+0100 on."""
+    """{character: byte} for all 256 bytes. Byte-level BPE writes a byte as a printable character: the character with
+    that code where it is printable, else one of the characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

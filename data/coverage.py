@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 
 class Coverage(NamedTuple):
-    """Counts of a tokenized text: its tokens and bytes, and how many of both are unknown. An unknown token stands for
-    text that the vocabulary cannot represent; a model that predicts it correctly has not predicted the bytes of that
-    text."""
+    """Counts of the tokens and bytes of a text, and of its unknown tokens. An unknown token stands for text that the
+    vocabulary cannot represent: a model that predicts the token correctly has not predicted the bytes of that text."""
 
     tokens: int
-    unknown: int  # unknown tokens among them
+    unknown: int  # the number of unknown tokens
     bytes: int  # of the text in UTF-8
-    unknown_bytes: int  # those that unknown tokens stand for
+    unknown_bytes: int  # the number of bytes that unknown tokens stand for
 
     def __add__(self, other: Any) -> Coverage:
         return Coverage(*(a + b for a, b in zip(self, other, strict=True)))

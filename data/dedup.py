@@ -1,7 +1,7 @@
 """Finds duplicate documents, exact ones by hash and near ones by MinHash, and decides which of them are removed.
 
-datatrove runs a pipeline as numbered tasks. A step of a pipeline is any function of (documents, number of the task,
-number of tasks).
+The work is done by steps of datatrove's pipelines. A pipeline runs as numbered tasks, one for each shard of the corpus.
+A step is any function of (documents, number of the task, number of tasks).
 """
 
 from __future__ import annotations
@@ -17,23 +17,28 @@ from typing import Any
 
 # MinHash as in FineWeb (arXiv:2406.17557): documents whose 5-grams are about 75 % the same are duplicates.
 SHINGLE, BUCKETS, HASHES = 5, 14, 8
-# Scripts that are written without spaces between words. In the first a character is about a word (Chinese, Japanese).
-# In the others (Thai, Lao, Myanmar, Khmer) a word has about four letters, as single ones say little.
+# Characters of scripts that are written without spaces between words. A character of the first kind (Chinese, Japanese)
+# is about a word. A letter of the second kind (Thai, Lao, Myanmar, Khmer) is not, a word has about four.
 IDEOGRAPHS = "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
 LETTERS_PER_WORD = 4  # letters that are taken for a word; untuned
 MIN_DISTINCT_SHARE = 0.5  # share of distinct shingles, below which a document's numbers are compared too; untuned
-MERSENNE = 2**61 - 1  # datatrove's
-SHINGLES_AT_ONCE = 256  # whose hashes, of 112 functions each, stay in a core's cache
+MERSENNE = 2**61 - 1  # the prime modulus of datatrove's hash functions
+SHINGLES_AT_ONCE = 256  # shingles that are hashed at once: with 112 functions the hashes stay in a core's cache
 DIGEST_BYTES = 16
 RECORD_BYTES = DIGEST_BYTES + 1  # a document's digest, and whether it is held out
 
 
 def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[Any]:
-    """A step that writes the hash of each document, and whether the document is held out, to a file in `folder`, and
-    passes the documents on. Equal hashes are exact duplicates. `folder`: where the file of this task goes; `documents`:
-    datatrove's documents, with "split" in their metadata; `rank`: the number of the task. The last argument, the number
-    of tasks, is not used."""
+    """A step that writes the hash of each document, and whether the document is held out, to a file for
+    `choose_removals`, and yields the documents unchanged. Documents with equal hashes are exact duplicates.
+
+    Args:
+        folder: the folder for the file, <rank>.digests.
+        documents: datatrove's documents, with "split" ("train" or "valid") in their metadata.
+        rank: the number of the task.
+        _: the number of tasks; not used.
+    """
     with open(folder / f"{rank:05d}.digests", "wb") as file:
         for document in documents:
             file.write(hashlib.blake2b(document.text.encode(), digest_size=DIGEST_BYTES).digest())
@@ -42,23 +47,24 @@ def write_digests(folder: Path, documents: Any, rank: int, _: int) -> Iterator[A
 
 
 def count_digests(folder: Path) -> int:
-    """The number of documents whose hashes `write_digests` has written to the folder."""
+    """The number of documents whose hashes `write_digests` has written to a folder."""
     return sum(path.stat().st_size for path in _digest_files(folder)) // RECORD_BYTES
 
 
 def _digest_files(folder: Path) -> list[Path]:
-    """The files that `write_digests` has written to a folder, by the names of the shards (*.jsonl) there. The digest
-    files themselves are not listed: on a network file system a listing may lack files that another machine has just
+    """The paths of the files that `write_digests` has written to a folder. They follow from the names of the shards
+    (*.jsonl) in the same folder: on a network file system, a listing may lack files that another machine has just
     written."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
 class WordsAndCharacters:
-    """Splits text into words: at spaces; and in scripts without spaces into single characters (Chinese, Japanese), or
-    into overlapping strings of LETTERS_PER_WORD letters, one for each position (Thai and the like). So a shingle is
-    SHINGLE words of English, SHINGLE characters of Chinese, or 8 letters of Thai.
+    """Splits text into words, for shingles (n-grams of SHINGLE words). It replaces datatrove's own tokenizers, which
+    need a package for each language.
 
-    This class replaces datatrove's own tokenizers, which need a package for each language.
+    Text with spaces is split at spaces. In scripts without spaces a word is a character (Chinese, Japanese), or each
+    string of LETTERS_PER_WORD letters (Thai and the like); these strings overlap. So a shingle is 5 words of English, 5
+    characters of Chinese, or 8 letters of Thai.
     """
 
     _unspaced = re.compile(f"[{IDEOGRAPHS}]|[{UNSPACED_LETTERS}]+|[^{IDEOGRAPHS}{UNSPACED_LETTERS}\\s]+")
@@ -66,7 +72,7 @@ class WordsAndCharacters:
     _letters = re.compile(f"[{UNSPACED_LETTERS}]")
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words of a text. In scripts with spaces these are the words that str.split finds."""
+        """The words of a text, in order. In scripts with spaces these are the words that str.split finds."""
         if not self._any.search(text):
             return text.split()
         words: list[str] = []
@@ -88,9 +94,8 @@ def signatures(folder: Path) -> Any:
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
     class Signature(MinhashDedupSignature):  # type: ignore[misc]
-        """datatrove's step, which takes all numbers for the same number; but here not in documents with few distinct
-        shingles (n-grams of words). Such documents, for example tables and logs, may differ in nothing but their
-        numbers."""
+        """datatrove's step, with another treatment of numbers. datatrove replaces every number by 0; here numbers are
+        compared in documents with few distinct shingles. Tables and logs, for example, may differ in numbers only."""
 
         def get_shingles(self, text: str) -> Any:
             shingles = self.shingles(text, config.norm_config)
@@ -115,9 +120,9 @@ def signatures(folder: Path) -> Any:
 
 
 def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
-    """The smallest value of each hash function over the shingles (n-grams) of a document: uint64 [functions]. The hash
-    of x is (a x + b) mod 2^64 mod MERSENNE. These are datatrove's hashes, in a third of its time. `shingles`: uint64
-    [shingles, 1]; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
+    """The smallest value of each hash function over all shingles of a document: uint64 [functions]. The hash of x is
+    (a x + b) mod 2^64 mod MERSENNE. The result is datatrove's, in a third of its time. `shingles`: uint64 [shingles,
+    1], the shingles as numbers; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
     import numpy as np
 
     least = np.full(a.shape[1], MERSENNE, np.uint64)
@@ -135,17 +140,18 @@ def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
 
 
 def count_signatures(folder: Path) -> int:
-    """The number of documents that have a MinHash signature in `folder`, by the size of the files of one bucket. There
-    each document has an entry of HASHES hashes of 8 bytes, and its number of 4 bytes."""
+    """The number of documents whose MinHash signatures are in `folder`, computed from the size of the files of the
+    first bucket. A document has HASHES hashes of 8 bytes in a bucket, and its number in 4 bytes."""
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
-def matching_pairs(signatures: Path, to: Path) -> Any:
-    """datatrove's step that writes, to the folder `to`, the pairs of documents whose signatures have equal hashes in a
-    bucket. The step runs as BUCKETS tasks. `signatures`: the folder of the signatures."""
+def matching_pairs(signatures: Path, pairs: Path) -> Any:
+    """datatrove's step that finds the pairs of near duplicates: documents whose signatures have equal hashes in one of
+    the BUCKETS buckets. The step runs as BUCKETS tasks. `signatures`: the folder with the signatures; `pairs`: the
+    folder for the result."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    return MinhashDedupBuckets(str(signatures), str(to), config=_config(), lines_to_buffer=1000)
+    return MinhashDedupBuckets(str(signatures), str(pairs), config=_config(), lines_to_buffer=1000)
 
 
 def _config() -> Any:
@@ -155,8 +161,8 @@ def _config() -> Any:
 
 
 def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any) -> None:
-    """Decide which documents of each cluster of exact and near duplicates are removed, and write their numbers to the
-    folder `removed`.
+    """Decide, for each cluster of exact and near duplicates, which documents are removed, and write their numbers to
+    files.
 
     One document of each cluster is kept: the first held-out one, or the first in reading order where none is held out.
     In a cluster without a held-out document, dedup="none" removes nothing, and dedup="exact" removes identical copies
@@ -167,8 +173,9 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
     Args:
         read: the folder with the hashes, from `write_digests`.
         pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
-        removed: the folder for the result: for each task a file with the numbers of the removed documents, by kind, and
-            a file with the counts of the kinds.
+        removed: the folder for the result. For each task with removed documents there are two files: <rank>.json,
+            {"exact" and "near": [number of a document in the task, ...]}, and <rank>.counts, {"exact" and "near":
+            number of documents}.
         dedup: the setting data.dedup: "near", "exact" or "none".
         _: what datatrove passes to a step; not used.
     """
@@ -176,16 +183,17 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
 
     files = _digest_files(read)
     records = [np.fromfile(path, np.dtype([("digest", f"V{DIGEST_BYTES}"), ("valid", "?")])) for path in files]
-    ends = np.cumsum([len(part) for part in records])
-    starts = {int(path.stem): int(end - len(part)) for path, part, end in zip(files, records, ends, strict=True)}
-    hashes = np.concatenate([part["digest"] for part in records])
-    valid = np.concatenate([part["valid"] for part in records])
+    # documents are numbered over all tasks: those of a task follow those of the task before
+    ends = np.cumsum([len(of_task) for of_task in records])
+    starts = {int(path.stem): int(end - len(of_task)) for path, of_task, end in zip(files, records, ends, strict=True)}
+    hashes = np.concatenate([of_task["digest"] for of_task in records])
+    valid = np.concatenate([of_task["valid"] for of_task in records])
     del records
     halves = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)
     order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
-    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    exact = set(order[1:][same].tolist())
-    equal_pairs = zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True)
+    equals_previous = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    exact = set(order[1:][equals_previous].tolist())
+    equal_pairs = zip(order[:-1][equals_previous].tolist(), order[1:][equals_previous].tolist(), strict=True)
     similar_pairs = (
         (starts[rank_a] + a, starts[rank_b] + b)
         for path in sorted(pairs.glob("*.dups"))
@@ -206,8 +214,8 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
 
 
 def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The connected components of the graph whose edges are `pairs` of document numbers: lists of ascending numbers.
-    They are found by union-find."""
+    """The connected components of the graph whose edges are the given pairs of document numbers, found by union-find.
+    Each component is a list of document numbers in ascending order."""
     parent: dict[int, int] = {}
 
     def root(node: int) -> int:
@@ -226,10 +234,10 @@ def _clusters(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def duplicate_filter(removed: Path, rank: int) -> Callable[[Any], str]:
-    """A filter (see data/filters.py) for the datatrove task with the number `rank`. It removes the documents of that
-    task that `choose_removals` has listed in the folder `removed`."""
+    """The filter (see data/filters.py) that removes the documents that `choose_removals` has listed. `removed`: the
+    folder with these lists; `rank`: the number of the task whose documents are filtered."""
     path = removed / f"{rank:05d}.json"
     kinds = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    why = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}
+    reasons = {index: f"{kind} copy" for kind, indices in kinds.items() for index in indices}
     number = count()
-    return lambda _: why.get(next(number), "")
+    return lambda _: reasons.get(next(number), "")

@@ -16,13 +16,13 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """A context that holds an exclusive lock on the file `path`; other processes, on this machine or another, wait for
-    the lock. Raises ValueError where the file system has no locks."""
+    """A context that holds an exclusive lock on the file `path`, for which other processes on this machine and others
+    wait. The file is created where it is missing. Raises ValueError where the file system has no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # unlike flock's, not inherited by children
-        except OSError as error:  # as Lustre says that was mounted without `flock`
+        except OSError as error:  # as Lustre raises it where it is mounted without `flock`
             raise ValueError(
                 f"{path.parent} cannot be locked ({error.strerror}): choose an OUT elsewhere, "
                 "or have this file system mounted with locks"
@@ -31,11 +31,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file so that, even after a power loss, it has either its old content or the whole new one.
+    """Write a file so that at any time, even after a power loss, it has either its old or its new content.
 
     A symbolic link at `path` is replaced, not followed. Several processes, on this machine or others, may write the
-    same file at once. `content`: the new content; `durable`: whether to wait until the content is on the disk. If
-    False, a power loss may damage the file.
+    same file at once. `content`: the new content; `durable`: whether to wait until the content is on the disk; without
+    waiting, a power loss may damage the file.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -54,14 +54,14 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, and its folder where that is missing, as `write_bytes` does."""
+    """Write a text file in UTF-8 as `write_bytes` does. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
 
 
 def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
-    """Wait until the content of a folder is on the disk. After a power loss the folder could otherwise be there without
-    its files. `deep`: also wait for the content of all files below the folder; False: for its list of entries only."""
+    """Wait until a folder is on the disk; otherwise it could exist without its files after a power loss. `deep`:
+    whether to wait for all files and folders below it too, and not for its own list of entries only."""
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -71,25 +71,24 @@ def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
 
 
 class Unwritable(RuntimeError):
-    """A folder that a command has to write cannot be written; the message says why, and what helps."""
+    """A folder that a command has to write cannot be written. The message says why, and what the user can do."""
 
 
 @contextlib.contextmanager
 def explained_write_errors(folder: Path) -> Iterator[None]:
-    """A context that turns the operating system's errors for a full disk, a read-only file system or missing
-    permissions into Unwritable, whose message says what helps. `folder`: the folder that is written, for the
-    message."""
+    """A context that raises Unwritable in place of an OSError for which `unwritable_message` has a message. `folder`:
+    the folder that is written, for the message."""
     try:
         yield
     except OSError as error:
-        if sentence := cannot_write(error, folder):
-            raise Unwritable(sentence) from error
+        if message := unwritable_message(error, folder):
+            raise Unwritable(message) from error
         raise
 
 
-def cannot_write(error: OSError, folder: Path) -> str | None:
-    """A sentence that says why `folder` cannot be written and what helps, where `error` is about a full disk, a
-    read-only file system or missing permissions; None for errors of other kinds."""
+def unwritable_message(error: OSError, folder: Path) -> str | None:
+    """The error message for a folder that cannot be written: why, and what the user can do. None where `error` is not
+    about a full disk, a read-only file system, missing permissions or the largest size of a file."""
     where = error.filename or folder
     if error.errno in DISK_FULL:
         return f"the disk that holds {folder} is full: {where}. Free some space, and the same command goes on"

@@ -1,4 +1,5 @@
-"""The documents in one file of a corpus: docstrings or source of a Python package, or records by the file's layout."""
+"""Reads the documents in one file of a corpus: the docstrings or the source code of a module of a Python package, or
+the records of a file in one of `readers.LAYOUTS`."""
 
 from __future__ import annotations
 
@@ -8,32 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from data import readers
-from data.readers import Ledger
-from data.sources import SourceFile
+from data.readers import Ledger, SourceFile
 
 
 def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
-    """Yield (id, text, labels) for each document in one file of a corpus, in file order. The labels are {"package":
-    name} in a corpus of packages; in a corpus of files {"domain": name} where a record names its domain, else {}.
-    `spec`: the specification of the corpus, from `corpus.load`; `file`: the file to read; `ledger`: where problems with
-    the file are reported; None: the first problem raises ValueError."""
+    """Yield (id, text, labels) for each document in one file of a corpus, in the order of the file. The labels are
+    {"package": name} in a corpus of packages. In a corpus of files they are {"domain": name} where a record names its
+    domain, else {}.
+
+    Args:
+        spec: the specification of the corpus, from `corpus.load`.
+        file: the file to read.
+        ledger: where problems with the file are reported; None: the first problem raises ValueError.
+    """
     ledger = ledger or Ledger()
     if "files" in spec:
-        yield from readers.documents(
-            file.path,
-            file.name,
-            spec["layout"],
-            ledger,
-            spec.get("text", ""),
-            spec.get("where") or {},
-            file.size,
-            file.sha256,
-        )
+        yield from readers.documents(file, spec["layout"], ledger, spec.get("text", ""), spec.get("where"))
         return
     assert isinstance(file.path, Path)
     labels = {"package": file.package}
     if file.path.suffix != ".py":
-        # Headers of the description vary with the build tool; the text below them is the package's README.
+        # the file METADATA: its headers vary with the build tool, the text below them is the package's README
         text = file.path.read_text(encoding="utf-8").partition("\n\n")[2]
         if len(text) >= spec["minimum"]:
             yield f"{file.package} README", text, labels
@@ -44,10 +40,10 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
 
 
 def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
-    """Yield (qualified name, text) for the docstring of a Python module, and for each of its functions and classes that
-    has documentation. The text of a class includes the docstrings of its members. Source code that does not parse
-    yields nothing. `source`: the source code of the module; `file`: its path within the package, from which the
-    qualified names are made."""
+    """Yield (qualified name, text) for a Python module that has a docstring, and for each of the module's functions and
+    classes that has one. The text is the docstring below the name; that of a class includes its members' docstrings.
+    Code that does not parse yields nothing. `source`: the code of the module; `file`: the path of the module from the
+    folder of installed packages, such as "numpy/linalg/__init__.py", for the qualified names."""
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -63,9 +59,9 @@ def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _documentation_of_members(node: ast.AST, path: str) -> Iterator[str]:
-    """Yield a text, "name<blank line>docstring", for a function or class that has a docstring, and for each member of a
-    class that has one. Names are qualified. `node`: the syntax tree of the definition; `path`: the qualified name of
-    what contains the definition."""
+    """Yield the text "<qualified name>\\n\\n<docstring>" for a function or class, and for each member of a class, where
+    it has a docstring. `node`: the syntax tree of the definition; `path`: the qualified name of the module or class
+    that contains the definition."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}"
         if text := ast.get_docstring(node):

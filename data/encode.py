@@ -1,4 +1,5 @@
-"""From text to tokens: trains or copies the tokenizer, and writes the training text as token files, in order."""
+"""From text to tokens: trains or copies a tokenizer, and writes the training text of a corpus as token files, with its
+documents in the order that the recipe asks for."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from data.tokenizer import (
 from data.tokenizer import read as read_tokenizer
 from data.tokenizer_base import Tokenizer
 
+# the library that trains each kind of tokenizer
 LIBRARIES = {"bpe": "sentencepiece", "unigram": "sentencepiece", "byte-bpe": "tokenizers", "wordpiece": "tokenizers"}
 COVERAGE_BATCH = 256  # held-out documents that are encoded at once to count unknown tokens
 
@@ -38,7 +40,7 @@ COVERAGE_BATCH = 256  # held-out documents that are encoded at once to count unk
 def prepared_tokenizer(
     name: str, vocab: int, kind: str, recipe: Recipe, store: Store, mask: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """The tokenizer of a corpus: the path of its file, and its manifest, as `_tokenizer_manifest` makes it. A missing
+    """The tokenizer of a corpus: the path of its file, and its manifest (see `_tokenizer_manifest`). A missing
     tokenizer is trained; for a blend, on the text of all components, whatever their weights.
 
     Args:
@@ -46,11 +48,12 @@ def prepared_tokenizer(
         vocab: the number of the tokenizer's pieces.
         kind: one of `tokenizer.KINDS`.
         recipe: how the text that the tokenizer is trained on is prepared.
-        mask: whether the tokenizer needs an id for a masked token; only byte-bpe is trained differently then.
+        store: the store of prepared data.
+        mask: whether the tokenizer needs an id for a masked token; this changes the training of kind="byte-bpe" only.
     """
     if kind == "file":
         return _copied_tokenizer(name, vocab, store)
-    texts = [prepared_text(part, recipe, store) for part in corpora.components(name, store.path)]
+    texts = [prepared_text(component, recipe, store) for component in corpora.components(name, store.path)]
     size = sum(manifest["train"]["bytes"] for _, manifest in texts)
     library = LIBRARIES[kind]
     file = "tokenizer.json" if library == "tokenizers" else "tokenizer.model"
@@ -75,30 +78,31 @@ def prepared_tokenizer(
 
 
 def _tokenizer_manifest(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The manifest of a tokenizer: its attributes "sha256", "lossless", "eod", "mask" and "specials" (see `Tokenizer`),
-    and "unexportable", the reason why a run with it cannot be exported, or "". Raises ValueError where the tokenizer
-    gives other ids than Hugging Face's tokenizers."""
+    """The manifest of a tokenizer, a dictionary: "sha256", "lossless", "eod", "mask" and "specials" are its attributes
+    (see `Tokenizer`); "unexportable" is the reason why a run with it cannot be exported, or "". Raises ValueError where
+    the tokenizer gives other ids than Hugging Face's tokenizers."""
     check_parity(tokenizer)
     names = ("sha256", "lossless", "eod", "mask", "specials")
     return {name: getattr(tokenizer, name) for name in names} | {"unexportable": reason_not_exportable(tokenizer)}
 
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Copy an existing tokenizer (`tokenizer.read` says in which formats) into the store; returns the path of the copy,
-    and its manifest. Raises ValueError where there is no tokenizer at `path`, or `vocab` is neither the number of its
-    pieces nor that number plus the extra ids that `tokenizer.vocabularies` allows."""
+    """Copy an existing tokenizer into the store. Returns the path of the copy, and its manifest (see
+    `_tokenizer_manifest`). `path`: the tokenizer, in a format of `tokenizer.read`; `vocab`: the setting model.vocab.
+    Raises ValueError where there is no tokenizer at `path`, or `tokenizer.vocabularies` does not allow `vocab` for
+    it."""
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: RunStage) -> dict[str, Any]:
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
         if vocab not in (allowed := vocabularies(loaded)):
-            more = ""
+            alternative = ""
             if len(allowed) > 1:
-                what = f"T5's {EXTRA_IDS} extra ids" if loaded.kind == "unigram" else "an id for a masked token"
-                more = f", or {allowed[1]} with {what}"
+                extra = f"T5's {EXTRA_IDS} extra ids" if loaded.kind == "unigram" else "an id for a masked token"
+                alternative = f", or {allowed[1]} with {extra}"
             raise ValueError(
-                f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that" + more
+                f"the tokenizer {path} has {loaded.vocab_size} pieces: model.vocab={vocab} must be that{alternative}"
             )
         return _tokenizer_manifest(loaded)
 
@@ -110,31 +114,37 @@ def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[s
 def prepared_tokens(
     name: str, text: Path, text_manifest: dict[str, Any], model: Path, model_sha: str, recipe: Recipe, store: Store
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder with the training text as token files, and its manifest: counts of tokens, documents and bytes, the
-    reports of all steps of the preparation, and notes. Missing token files are made.
+    """The training text of a corpus as token files: the folder with train.bin and train.idx, and its manifest. Missing
+    token files are made.
 
     Args:
         name: the name of the corpus.
-        text, text_manifest: the folder of its text and the manifest of that text, from `prepared_text`.
-        model, model_sha: the file of the tokenizer, and the sha256 of that file.
-        recipe: the recipe of the corpus; here its data.compress and data.order are applied.
+        text, text_manifest: the folder of the corpus' text and the manifest of the text, from `prepared_text`.
+        model, model_sha: the file of the tokenizer, and the sha256 of the file.
+        recipe: the recipe of the corpus; its data.compress and data.order are applied here.
+        store: the store of prepared data.
+
+    The manifest is a dictionary:
+        train, valid: the number of tokens, end-of-document tokens included
+        documents, bytes: of the training text
+        covered: the `Coverage` of the held-out text, as a dictionary
+        domains: {domain: the `tokens.Count` of its training documents, as a list}
+        steps: [the `filters.step_report` of each step of the preparation]
+        notes: [a sentence for each thing that the user should know]
     """
 
     def make(work: Path, run: RunStage) -> dict[str, Any]:
         from data import tokens
 
-        parts, shards = work / "scratch", sorted((text / "train").glob("*.jsonl"))
-        parts.mkdir(exist_ok=True)
-        run("tokenizing", [partial(_tokenize, text / "train", model, parts, "sentences" in recipe.order)], len(shards))
-        prefixes: list[str | Path] = [parts / shard.stem for shard in shards]
-        left, steps = _join_in_order(prefixes, shards, recipe, work)
+        scratch, shards = work / "scratch", sorted((text / "train").glob("*.jsonl"))
+        scratch.mkdir(exist_ok=True)
+        tokenize = partial(_tokenize, text / "train", model, scratch, "sentences" in recipe.order)
+        run("tokenizing", [tokenize], len(shards))
+        prefixes: list[str | Path] = [scratch / shard.stem for shard in shards]
+        sizes, steps = _join_in_order(prefixes, shards, recipe, work)
         covered, held_out, lost = _held_out_coverage(load_tokenizer(model), text / "valid.jsonl.gz")
-        domains: dict[str, list[int]] = {}
-        for prefix in prefixes:
-            for domain, count in json.loads(Path(f"{prefix}.domains").read_text("utf-8")).items():
-                before = domains.get(domain, [0] * len(count))
-                domains[domain] = [a + b for a, b in zip(before, count, strict=True)]
-        documents = (sum(count[0] for count in domains.values()), held_out)
+        domains = tokens.summed_counts(json.loads(Path(f"{prefix}.domains").read_text("utf-8")) for prefix in prefixes)
+        documents = (sum(count.documents for count in domains.values()), held_out)
         if documents != (written := tuple(text_manifest[split]["documents"] for split in ("train", "valid"))):
             raise ValueError(
                 f"{text} holds {documents[0]:,} and {documents[1]:,} documents for training and validation, not "
@@ -147,7 +157,7 @@ def prepared_tokens(
             "valid": covered.tokens + held_out,  # each document has an end-of-document token
             "covered": covered._asdict(),
             "domains": domains,
-            **left,
+            **sizes,
             "steps": [*text_manifest["steps"], *steps],
         }
         manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered, lost)
@@ -166,8 +176,8 @@ def prepared_tokens(
 
 
 def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int, int]:
-    """Three results, in this order: how much of the held-out text the tokenizer can represent; the number of held-out
-    documents; and a lower bound of the bytes that the tokenizer changes or drops before it splits the text into pieces.
+    """Measure how well a tokenizer represents the held-out text. Returns the `Coverage`; the number of documents; and a
+    lower bound of the number of bytes that the tokenizer changes or drops before it splits the text into pieces.
     `valid`: the held-out text, a .jsonl.gz file."""
     total, count, lost = Coverage(0, 0, 0, 0), 0, 0
     with gzip.open(valid, "rt", encoding="utf-8") as file:
@@ -178,11 +188,19 @@ def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int
     return total, count, max(0, lost - total.unknown_bytes)
 
 
-def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """Tokenize shard number `rank` of the training text in `folder` with the tokenizer in the file `model`. Writes
-    three files to `parts`, named like the shard: a token file (.bin, .idx); the characters, bytes and sentences of each
-    document (.npy, int64 [3, documents]); and the `Count` of each domain (.domains, JSON). Without `by_sentences` each
-    document counts as one sentence."""
+def _tokenize(folder: Path, model: Path, results: Path, count_sentences: bool, _: Any, rank: int, __: int) -> None:
+    """A step of datatrove's pipeline that tokenizes one shard of the training text, and writes files named like the
+    shard: a token file (.bin and .idx); the numbers of characters, bytes and sentences of each document (.npy, int64
+    [3, documents]); and {domain: the `tokens.Count` of its documents} (.domains, JSON).
+
+    Args:
+        folder: the folder with the shards of the training text.
+        model: the file of the tokenizer.
+        results: the folder for the files.
+        count_sentences: whether sentences are counted; else each document counts as one sentence.
+        rank: the number of the task, which is that of the shard.
+        _, __: the documents from an earlier step and the number of tasks; not used.
+    """
     import numpy as np
     import orjson
 
@@ -191,16 +209,16 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
     shard = sorted(folder.glob("*.jsonl"))[rank]
     sizes: list[tuple[int, int, int]] = []
 
-    def texts_with_domains() -> Iterator[tuple[str, str]]:  # and their sizes are noted
+    def texts_with_domains() -> Iterator[tuple[str, str]]:  # fills `sizes` too
         with open(shard, "rb") as file:
             for line in file:
                 document = orjson.loads(line)
                 labels, text = document.get("metadata", {}), document["text"]
-                sentences = sum(map(text.count, filters.SENTENCE_ENDS)) if by_sentences else 1
+                sentences = sum(map(text.count, filters.SENTENCE_ENDS)) if count_sentences else 1
                 sizes.append((len(text), len(text.encode()), sentences))
                 yield text, labels.get("domain", "")
 
-    prefix = parts / shard.stem
+    prefix = results / shard.stem
     domains = tokens.write(prefix, texts_with_domains(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
@@ -209,13 +227,14 @@ def _tokenize(folder: Path, model: Path, parts: Path, by_sentences: bool, _: Any
 def _join_in_order(
     prefixes: list[str | Path], shards: list[Path], recipe: Recipe, work: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Join the token files of the shards to work/train, in the order that data.order asks for, and without the
-    documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text; and a list with the
-    reports on data.compress and data.order, as far as they were applied, in the form of `filters.FilterStep`.
+    """Join the token files of the shards to one, train.bin and train.idx, in the order that data.order asks for and
+    without the documents that data.compress removes. Returns {"documents", "bytes"} of the remaining text; and a
+    `filters.step_report` for each of data.compress and data.order that is set. The report on data.order has the further
+    entry "moved", the number of documents that changed their place.
 
     Args:
         prefixes: the paths of the shards' token files, without extension.
-        shards: the files with the text of each shard.
+        shards: the files with the text of the shards.
         recipe: the recipe of the corpus.
         work: the folder for the result.
 
@@ -231,11 +250,11 @@ def _join_in_order(
         tokens.join_files(prefixes, work / "train")
         return {"documents": len(sizes), "bytes": int(sizes.sum())}, []
     tokens.join_files(prefixes, work / "scratch" / "all")
-    kind, lengths = tokens.read_index(work / "scratch" / "all")
-    flat = np.memmap(work / "scratch" / "all.bin", kind, "r")
+    dtype, lengths = tokens.read_index(work / "scratch" / "all")
+    flat = np.memmap(work / "scratch" / "all.bin", dtype, "r")
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     dense = filters.dense_documents(lengths - 1, characters, recipe.compress)  # without the end of document
-    left = np.flatnonzero(~dense)
+    left = np.flatnonzero(~dense)  # the numbers of the documents that are left
     if not len(left):
         raise ValueError(f"data.compress={recipe.compress} removes all of the {len(dense)} training documents")
     steps = []
@@ -245,44 +264,31 @@ def _join_in_order(
     ordered = left[filters.document_order(recipe.order, flat, starts[left], lengths[left], mean_sentence[left])]
     tokens.copy_documents(work / "scratch" / "all", ordered, work / "train")
     if recipe.order != "random":
-        moved = int((ordered != left).sum())
-        counts = [len(left), int(sizes[left].sum())]
-        steps.append(
-            {
-                "step": recipe.order,
-                "in": counts,
-                "out": counts,
-                "changed": 0,
-                "moved": moved,
-                "reasons": {},
-                "examples": [],
-                "lengths": {"in": {}, "out": {}},
-            }
-        )
+        reordering = filters.step_report(recipe.order, sizes[left], sizes[left])  # no document is removed
+        steps.append(reordering | {"moved": int((ordered != left).sum()), "lengths": {"in": {}, "out": {}}})
     return {"documents": len(left), "bytes": int(sizes[left].sum())}, steps
 
 
 def _compression_report(
     dense: Any, lengths: Any, characters: Any, sizes: Any, prefixes: list[str | Path], shards: list[Path], limit: float
 ) -> dict[str, Any]:
-    """The report, in the form of `filters.FilterStep`, on the documents that data.compress removes.
+    """The `filters.step_report` on the documents that data.compress removes.
 
     Args:
         dense: bool [documents], True for the documents that are removed.
-        lengths, characters, sizes: [documents], the tokens, characters and UTF-8 bytes of each document.
+        lengths, characters, sizes: [documents], the number of tokens, characters and UTF-8 bytes of each document.
         prefixes, shards: the paths of the shards' token files without extension, and the files with their text.
         limit: data.compress, in tokens per character.
     """
     import numpy as np
 
-    why = f"{limit:g} tokens per character or more"
     ends = np.cumsum([np.load(f"{prefix}.npy").shape[1] for prefix in prefixes])
     examples = []
     for number in np.flatnonzero(dense)[: filters.EXAMPLES].tolist():
         shard = int(np.searchsorted(ends, number, "right"))
         with open(shards[shard], "rb") as file:
-            at = number - int(ends[shard - 1] if shard else 0)
-            document = json.loads(next(line for index, line in enumerate(file) if index == at))
+            line_number = number - int(ends[shard - 1] if shard else 0)
+            document = json.loads(next(line for index, line in enumerate(file) if index == line_number))
         ratio = (int(lengths[number]) - 1) / int(characters[number])
         examples.append(
             {
@@ -291,17 +297,5 @@ def _compression_report(
                 "text": document["text"][: filters.EXCERPT_CHARACTERS],
             }
         )
-
-    def length_histogram(sizes: Any) -> dict[int, int]:
-        powers, counts = np.unique(np.log2(sizes).astype(int), return_counts=True)
-        return dict(zip(powers.tolist(), counts.tolist(), strict=True))
-
-    return {
-        "step": "compress",
-        "in": [len(dense), int(sizes.sum())],
-        "out": [int((~dense).sum()), int(sizes[~dense].sum())],
-        "changed": 0,
-        "reasons": {why: int(dense.sum())} if dense.any() else {},
-        "examples": examples,
-        "lengths": {"in": length_histogram(sizes), "out": length_histogram(sizes[~dense])},
-    }
+    reasons = {f"{limit:g} tokens per character or more": int(dense.sum())} if dense.any() else {}
+    return filters.step_report("compress", sizes, sizes[~dense], reasons, examples)

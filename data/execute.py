@@ -1,4 +1,5 @@
-"""Runs datatrove's pipelines on this machine, as arrays of Slurm jobs, or on Ray. Finished tasks are not run again."""
+"""Runs datatrove's pipelines on this machine, as arrays of Slurm jobs, or on Ray. A pipeline is a list of steps, run as
+numbered tasks, one for each shard of a corpus. Finished tasks are not run again."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ POLL_SECONDS = 2.0  # seconds between two looks at the queue
 
 
 class Executor(NamedTuple):
-    """Where the tasks of a preparation run.
+    """Where, and how many at a time, the tasks of a preparation run.
 
     Args:
         kind: "local" (this machine), "slurm" or "ray".
         workers: the number of tasks that run at a time; 0: on this machine a task for each core, on a cluster all at
             once.
-        options: options of datatrove's executor. Slurm needs time and partition, and takes others, such as
-            mem_per_cpu_gb or qos; options that datatrove does not know go to sbatch. Ray takes address, mem_per_cpu_gb,
-            cpus_per_task.
+        options: {name: value}, options of datatrove's executor. Slurm needs time and partition, and takes others, such
+            as mem_per_cpu_gb or qos; options that datatrove does not know go to sbatch. Ray takes address,
+            mem_per_cpu_gb and cpus_per_task.
     """
 
     kind: str = "local"
@@ -59,9 +60,18 @@ def cores() -> int:
 
 
 def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
-    """Run the tasks of a datatrove pipeline and wait for them. Tasks that are completed according to the folder `logs`
-    are not run again. `pipeline`: the steps; `tasks`: the number of tasks; `logs`: the folder for datatrove's logs. A
-    task that fails on this machine raises its own error; on a cluster RuntimeError is raised, which names the logs."""
+    """Run the tasks of a datatrove pipeline and wait for them.
+
+    Args:
+        executor: where the tasks run.
+        pipeline: the steps of the pipeline.
+        tasks: the number of tasks.
+        logs: the folder for datatrove's logs. Tasks that are completed according to this folder are not run again.
+
+    Raises:
+        RuntimeError: on a cluster, tasks did not finish; the message names their logs. A task that fails on this
+            machine raises its own error.
+    """
     {"local": _local, "slurm": _slurm, "ray": _ray}[executor.kind](executor, pipeline, tasks, logs)
 
 
@@ -74,8 +84,8 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
     global _runs_local_tasks
     _runs_local_tasks = True
     try:
-        # fork: the other methods import the caller's script again, which would wait here for itself without a
-        # guard on its name. The tasks touch neither torch nor a lock of this process' other threads.
+        # fork: other start methods import the caller's script again; a script without `if __name__ == "__main__"` would
+        # then wait here for itself. The tasks use neither torch nor a lock of another thread of this process.
         workers = min(tasks, executor.workers or cores())
         runner = LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=logs, start_method="fork")
         with python_folders_computed_once():
@@ -88,9 +98,8 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
 
 
 def _run_in_this_process(runner: Any) -> None:
-    """Run the tasks of datatrove's LocalPipelineExecutor `runner` that are not completed, in this process. The
-    executor's own method `run` starts a further process also for a single worker, which costs as much as a small
-    task."""
+    """Run the tasks of a LocalPipelineExecutor of datatrove that are not completed, in this process. The executor's
+    method `run` starts a further process even for a single worker, which costs as much as a small task."""
     pipeline = runner.pipeline
     for rank in runner.get_incomplete_ranks():
         runner.pipeline = copy.deepcopy(pipeline)  # its steps count what they read and write
@@ -99,10 +108,10 @@ def _run_in_this_process(runner: Any) -> None:
 
 @contextlib.contextmanager
 def python_folders_computed_once() -> Iterator[None]:
-    """A context in which `sysconfig.get_path` computes each folder once.
+    """A context in which `sysconfig.get_path` computes each folder of Python's installation only once.
 
-    datatrove makes three loggers for each task, and for each logger loguru looks up 36 folders of Python's
-    installation. That took 3 ms, and 0.4 s of the preparation of a small corpus (measured).
+    datatrove makes three loggers for each task, and for each logger the library loguru looks up 36 such folders. That
+    took 3 ms for a task, and 0.4 s of the preparation of a small corpus (measured).
     """
     get_path = sysconfig.get_path
     sysconfig.get_path = functools.cache(get_path)  # type: ignore[assignment]
@@ -113,13 +122,13 @@ def python_folders_computed_once() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies. Called in the processes that datatrove's executor forks,
-    which would otherwise go on after the parent is killed."""
+    """Have the kernel kill this process when its parent dies. It is called in every forked process, and acts in those
+    that run tasks of datatrove, which would otherwise go on after the parent is killed."""
     if _runs_local_tasks and sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear, which then ends this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends this process
 
 
 os.register_at_fork(after_in_child=_end_with_parent)
@@ -137,11 +146,11 @@ def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
     job_file = Path(logs, "job")
     if job_file.exists():  # left by a process that was killed: its jobs would write the same files
         _cancel(job_file.read_text())
-    known = inspect.signature(SlurmPipelineExecutor.__init__).parameters
+    parameters = inspect.signature(SlurmPipelineExecutor.__init__).parameters
     options: dict[str, Any] = {
-        name: int(value) if value.isdigit() else value for name, value in executor.options.items() if name in known
+        name: int(value) if value.isdigit() else value for name, value in executor.options.items() if name in parameters
     }
-    rest = {name: value for name, value in executor.options.items() if name not in known}
+    sbatch_options = {name: value for name, value in executor.options.items() if name not in parameters}
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     options.setdefault("env_command", f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"')
     # Slurm's own requeue of a lost node's task is safe: a task writes its files anew
@@ -150,7 +159,7 @@ def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
         tasks=tasks,
         workers=executor.workers or -1,
         logging_dir=logs,
-        sbatch_args=rest or None,
+        sbatch_args=sbatch_options or None,
         **({"job_name": "megahour-data", "qos": "", "mail_type": "NONE"} | options),
     )
     runner.run()
@@ -164,35 +173,25 @@ def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
         _cancel(str(runner.job_id))
         raise
     for _ in range(15):  # a network file system may show the last files late
-        if not (left := runner.get_incomplete_ranks()):
+        if not (unfinished := runner.get_incomplete_ranks()):
             job_file.unlink()
             return
         time.sleep(POLL_SECONDS)
-    raise _unfinished_error(left, tasks, f"{logs}/slurm_logs")
+    raise _unfinished_error(unfinished, tasks, f"{logs}/slurm_logs")
 
 
-def _unfinished_error(left: list[int], tasks: int, logs: str) -> RuntimeError:
+def _unfinished_error(unfinished: list[int], tasks: int, logs: str) -> RuntimeError:
     return RuntimeError(
-        f"{len(left)} of {tasks} tasks did not finish, the first is {left[0]}; see {logs}. "
+        f"{len(unfinished)} of {tasks} tasks did not finish, the first is {unfinished[0]}; see {logs}. "
         "The same command does these again"
     )
 
 
 def _in_queue(job: str) -> bool:
-    """Whether Slurm's queue still has an element of the job array with the id `job`. True also while Slurm does not
+    """Whether Slurm's queue still has a task of the job array with the id `job`. Also True while Slurm does not
     answer."""
-    queue = subprocess.run(
-        [
-            "squeue",
-            "--noheader",
-            "--jobs",
-            job,
-            "--states",
-            "PENDING,RUNNING,CONFIGURING,COMPLETING,REQUEUED,SUSPENDED,RESIZING",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    states = "PENDING,RUNNING,CONFIGURING,COMPLETING,REQUEUED,SUSPENDED,RESIZING"
+    queue = subprocess.run(["squeue", "--noheader", "--jobs", job, "--states", states], capture_output=True, text=True)
     if queue.returncode:
         return "Invalid job id" not in queue.stderr
     return bool(queue.stdout.strip())
@@ -234,8 +233,8 @@ def _ray(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None
         },
     )
     runner.run()
-    if left := runner.get_incomplete_ranks(skip_completed=True):
-        raise _unfinished_error(left, tasks, f"{logs}/logs")
+    if unfinished := runner.get_incomplete_ranks(skip_completed=True):
+        raise _unfinished_error(unfinished, tasks, f"{logs}/logs")
 
 
 @contextlib.contextmanager
@@ -243,12 +242,12 @@ def stderr_appended_to(path: Path) -> Any:
     """A context in which the standard error of this process and its children is appended to the file `path`. Yields a
     file descriptor of the original standard error."""
     sys.stderr.flush()
-    terminal = os.dup(2)
+    original = os.dup(2)
     with open(path, "ab") as log:
         os.dup2(log.fileno(), 2)
         try:
-            yield terminal
+            yield original
         finally:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            os.dup2(original, 2)
+            os.close(original)

@@ -1,5 +1,5 @@
-"""The recipe of a corpus' training text: filters that remove documents, and the order in which the remaining ones are
-read.
+"""The recipe of a corpus' training text: filters that remove documents, and the order in which the remaining documents
+are read.
 
 By default nothing is filtered and the order is random. A filter is a function of a document that returns the reason why
 the document is removed, or "" where it is kept. Held-out documents are not filtered, so that arms that differ in a
@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ from data.substrings import MIN_LENGTH
 if TYPE_CHECKING:
     import numpy as np
 
-NGRAM = 13  # words in a row that make a document contaminated: GPT-3's choice (Brown et al. 2020, appendix C)
+# words in a row, shared with an evaluation task, that make a document contaminated: as for GPT-3 (Brown et al. 2020,
+# appendix C)
+NGRAM = 13
 EXCERPT_CHARACTERS = 300  # characters that the report shows of a removed document
 EXAMPLES = 3  # removed documents that the report shows for each reason
 
@@ -41,23 +44,24 @@ SENTENCE_ENDS = ".!?。！？।؟"  # each of these characters ends a sentence;
 
 
 class Recipe(NamedTuple):
-    """How the documents of a corpus become training text: the settings data.dedup, data.quality and so on of a run.
+    """How the documents of a corpus become training text. The fields are the settings data.dedup, data.quality and so
+    on of a run.
 
     Args:
-        dedup: which duplicates within a corpus are removed. A training document that resembles a held-out one is always
-            removed.
-        quality: C4's rules (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table A1 and section A.1), as datatrove
-            implements them.
+        dedup: which duplicates within a corpus are removed: "near" (near and exact ones), "exact" or "none". A training
+            document that resembles a held-out one is always removed.
+        quality: the rules by which documents are removed: C4's (Raffel et al. 2020) or Gopher's (Rae et al. 2021, table
+            A1 and section A.1), as datatrove implements them.
         decontaminate: a folder of evaluation tasks; documents that share NGRAM words in a row with a task are removed.
             "none": nothing is compared.
-        compress: documents with this many tokens per character or more are removed (Cramming: 0.25); 0: no document is.
-        order: random, or sorted and read in that order. short-first: by tokens. prevalent-first: by the mean
-            log-probability of a document's tokens under the corpus' unigram model (Cramming), the likeliest first.
-            short-sentences-first: by the characters per sentence, as Cramming's released recipe does by counting full
-            stops. long-first, rare-first and long-sentences-first are the reverse of these.
+        compress: the tokens per character from which on a document is removed (Cramming: 0.25); 0: no limit.
+        order: the order in which documents are read: "random", or sorted. short-first: by the number of tokens.
+            prevalent-first: by the mean log-probability of a document's tokens under the corpus' unigram model
+            (Cramming), the likeliest first. short-sentences-first: by the characters per sentence, as in Cramming's
+            released recipe, which counts full stops. long-first, rare-first and long-sentences-first are the reverse.
         allow_errors: how many problems in the files (a bad line, a damaged file ...) are tolerated.
-        substring: stretches of text of this many characters or more that occurred before are cut (data/substrings.py;
-            Lee et al. 2022; Cramming: 50 to 100); 0: nothing is cut.
+        substring: a stretch of text of this many characters or more is cut where it occurred before
+            (data/substrings.py; Lee et al. 2022; Cramming: 50 to 100); 0: nothing is cut.
     """
 
     dedup: Dedup = "near"
@@ -73,8 +77,7 @@ DEFAULT_RECIPE = Recipe()
 
 
 def check(recipe: Recipe) -> None:
-    """Check a recipe, without reading a document. Raises ValueError where a setting is wrong; the message names what is
-    allowed."""
+    """Raise ValueError where a setting of a recipe is wrong; the message names what is allowed. No document is read."""
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
         if allowed and value not in allowed:
@@ -92,31 +95,29 @@ def check(recipe: Recipe) -> None:
 
 
 def filter_names(recipe: Recipe) -> list[str]:
-    """The filters that a recipe applies to documents as they are read, in order: "c4", "gopher", "decontaminate"."""
+    """The names of the filters that a recipe applies to documents as they are read, in the order of their application:
+    "c4", "gopher" and "decontaminate", or some of these."""
     filters = [] if recipe.quality == "none" else recipe.quality.split("+")
     return filters if recipe.decontaminate == "none" else [*filters, "decontaminate"]
 
 
 class FilterStep:
-    """A filter as a step of datatrove's pipeline: it removes training documents, and writes a report for each task,
-    that is, for each shard of the corpus. Held-out documents pass unchanged, except where they are duplicates.
+    """A filter as a step of datatrove's pipeline. It removes training documents; held-out documents pass unchanged,
+    except in the filter "duplicates". Each task of the pipeline reads one shard of the corpus, and writes its
+    `step_report` to `folder`/<number of the task>.json.
 
-    The report, `folder`/<number of the task>.json, is {"in" and "out": [documents, bytes], "changed": number of
-    documents that were shortened, "reasons": {reason: number of documents removed}, "examples": [{"id", "why", "text"},
-    ...], "lengths": {"in" and "out": {k: number of documents of 2^k to 2^(k+1) - 1 bytes}}}. `name`: the name of the
-    filter; `make`: a function that returns the filter for the task with a given number; `folder`: where the reports of
-    the tasks go.
+    Args:
+        name: the name of the filter.
+        make: a function from the number of a task to the filter for that task.
+        folder: the folder for the reports.
     """
 
     def __init__(self, name: str, make: Callable[[int], Callable[[Any], str]], folder: Path):
         self.name, self.make, self.folder = name, make, folder
 
     def __call__(self, documents: Any, rank: int, _: int) -> Iterator[Any]:
-        import numpy as np
-
         reason_to_remove = self.make(rank)
-        counts = np.zeros((2, 2), np.int64)
-        lengths: list[Counter[int]] = [Counter(), Counter()]
+        sizes_before, sizes_after = array("q"), array("q")  # UTF-8 bytes of each training document
         reasons: Counter[str] = Counter()
         examples, changed = [], 0
         for document in documents:
@@ -126,15 +127,13 @@ class FilterStep:
             before, size = document.text, len(document.text.encode())
             training = document.metadata["split"] == "train"
             if training:  # held-out documents are not counted; they come here as duplicates only
-                counts[0] += (1, size)
-                lengths[0][size.bit_length() - 1] += 1
+                sizes_before.append(size)
             reason = reason_to_remove(document)
             if not reason:
                 new_size = size if document.text is before else len(document.text.encode())
                 changed += int(new_size != size)
                 if training:
-                    counts[1] += (1, new_size)
-                    lengths[1][new_size.bit_length() - 1] += 1
+                    sizes_after.append(new_size)
                 yield document
                 continue
             reason += "" if training else ", held out"
@@ -142,25 +141,55 @@ class FilterStep:
             if reasons[reason] <= EXAMPLES:
                 examples.append({"id": document.id, "why": reason, "text": before[:EXCERPT_CHARACTERS]})
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{rank:05d}.json").write_text(
-            json.dumps(
-                {
-                    "in": counts[0].tolist(),
-                    "out": counts[1].tolist(),
-                    "changed": int(changed),
-                    "reasons": dict(reasons),
-                    "examples": examples,
-                    "lengths": {"in": dict(lengths[0]), "out": dict(lengths[1])},
-                }
-            ),
-            "utf-8",
-        )
+        report = step_report(self.name, sizes_before, sizes_after, reasons, examples, changed)
+        (self.folder / f"{rank:05d}.json").write_text(json.dumps(report), "utf-8")
 
 
-def summed_report(name: str, folder: Path) -> dict[str, Any]:
-    """The sum of the reports of all tasks of a filter. It has the keys of a single report (see `FilterStep`) and
-    "step", the name of the filter. Only the first EXAMPLES examples for each reason are kept. `name`: the name of the
-    filter; `folder`: the folder with the reports."""
+def step_report(
+    step: str,
+    sizes_before: Any,
+    sizes_after: Any,
+    reasons: dict[str, int] | None = None,
+    examples: list[dict[str, str]] | None = None,
+    changed: int = 0,
+) -> dict[str, Any]:
+    """The report on a step that removes or shortens training documents, as a JSON object.
+
+    Args:
+        step: the name of the step.
+        sizes_before, sizes_after: [documents], the UTF-8 bytes of each training document before and after the step.
+        reasons: {reason: number of documents removed for it}; None: no document was removed.
+        examples: removed documents, each {"id", "why": the reason, "text": the beginning of the text}; None: no
+            example.
+        changed: the number of documents that were shortened.
+
+    Returns {"step", "in" and "out": [documents, bytes], "changed", "reasons", "examples", "lengths": {"in" and "out":
+    the `length_histogram` of the bytes}}. "in" means before the step, and "out" after it.
+    """
+    import numpy as np
+
+    sides = {"in": sizes_before, "out": sizes_after}
+    return {
+        "step": step,
+        **{side: [len(sizes), int(np.sum(sizes))] for side, sizes in sides.items()},
+        "changed": changed,
+        "reasons": reasons or {},
+        "examples": examples or [],
+        "lengths": {side: length_histogram(sizes) for side, sizes in sides.items()},
+    }
+
+
+def length_histogram(lengths: Any) -> dict[int, int]:
+    """A histogram of positive lengths, {k: number of lengths from 2^k to 2^(k+1) - 1}. `lengths`: [documents]."""
+    import numpy as np
+
+    powers, counts = np.unique(np.frexp(lengths)[1] - 1, return_counts=True)
+    return dict(zip(powers.tolist(), counts.tolist(), strict=True))
+
+
+def summed_report(folder: Path) -> dict[str, Any]:
+    """The sum of the reports that the tasks of a `FilterStep` have written to a folder, in the form of `step_report`.
+    It has the first EXAMPLES examples of each reason."""
     import numpy as np
 
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -171,7 +200,7 @@ def summed_report(name: str, folder: Path) -> dict[str, Any]:
             examples.append(example)
     lengths = {side: sum((Counter(report["lengths"][side]) for report in reports), Counter()) for side in ("in", "out")}
     return {
-        "step": name,
+        "step": reports[0]["step"],
         **{side: np.sum([report[side] for report in reports], axis=0).tolist() for side in ("in", "out")},
         "changed": sum(report["changed"] for report in reports),
         "reasons": dict(sorted(reasons.items())),
@@ -187,9 +216,8 @@ def summed_report(name: str, folder: Path) -> dict[str, Any]:
 
 
 def quality_filter(name: str, _: int) -> Callable[[Any], str]:
-    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters: a function from
-    a document to the reason why it is removed, "" where it is kept. The second argument, the number of the task, is not
-    used."""
+    """The filter with C4's rules (name="c4") or Gopher's (name="gopher"), made of datatrove's filters. The second
+    argument, the number of the task, is not used."""
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -212,7 +240,7 @@ def quality_filter(name: str, _: int) -> Callable[[Any], str]:
 
 
 def _english_tokenizer() -> Any:
-    """A tokenizer that splits English text into words and sentences by punctuation alone, for datatrove's filters. It
+    """A tokenizer for datatrove's filters, which splits English text into words and sentences by punctuation alone. It
     replaces datatrove's own tokenizers, which need spaCy, or NLTK with a download."""
     from datatrove.utils.word_tokenizers import WordTokenizer
 
@@ -236,8 +264,8 @@ def _english_tokenizer() -> Any:
 
 
 def task_files(folder: str) -> dict[str, list[Path]]:
-    """{task: its files} for a folder of evaluation data with files <task>/<split>.jsonl or .jsonl.gz, in the order of
-    the names of the tasks. Files whose names begin with "train" are left out."""
+    """The files of each evaluation task below a folder: {task: paths}, sorted by the name of the task. The files are
+    <task>/<split>.jsonl or .jsonl.gz; those whose names begin with "train" are left out."""
     root = Path(folder)
     files: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.jsonl"), *root.rglob("*.jsonl.gz")]):
@@ -246,106 +274,110 @@ def task_files(folder: str) -> dict[str, list[Path]]:
     return dict(sorted(files.items()))  # paths are in another order than names: glue/cola before glue-x
 
 
-def index_tasks(folder: str, to: Path) -> dict[str, Any]:
-    """Write the hashes of the n-grams of all evaluation tasks: a file for each task, which datatrove's filter reads,
-    and rows.npy. rows.npy is uint64 [n-grams, 3]: the hash, the number of the task, and the number of the row in the
-    task. A row is a line of the task's files, that is, an evaluation item.
+def index_tasks(folder: str, index: Path) -> dict[str, Any]:
+    """Write the hashes of the n-grams (NGRAM words in a row) of all evaluation tasks, to find them in a corpus.
+
+    There is a file of hashes for each task, which datatrove's filter reads; and rows.npy, uint64 [n-grams, 3]: the
+    hash, the number of the task, and the number of the row in the task. A row is a line of the task's files, that is,
+    an evaluation item.
 
     Args:
-        folder: the evaluation data, as for `task_files`.
-        to: the folder for the files.
+        folder: the folder with the evaluation tasks, as for `task_files`.
+        index: the folder for the hashes.
 
-    Returns: {task: {"rows": number of rows, "short": number of rows with fewer than NGRAM words, which cannot be found
-    in a corpus}}.
+    Returns {task: {"rows": number of rows, "short": number of rows with fewer than NGRAM words}}. Short rows cannot be
+    found in a corpus.
     """
     import numpy as np
 
-    grams = _ngram_hasher()
-    to.mkdir(parents=True, exist_ok=True)
-    about, owners = {}, []
+    ngram_hashes = _ngram_hasher()
+    index.mkdir(parents=True, exist_ok=True)
+    row_counts, owners = {}, []
     for number, (task, paths) in enumerate(task_files(folder).items()):
         rows = short = 0
         hashes: set[int] = set()
         for path in paths:
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
                 for line in file:
-                    row_hashes = {key for _, key in grams(" ".join(_strings(json.loads(line))))}
+                    row_hashes = set(ngram_hashes(" ".join(_strings(json.loads(line)))))
                     owners += [(key, number, rows) for key in row_hashes]
                     hashes |= row_hashes
                     rows, short = rows + 1, short + int(not row_hashes)
-        about[task] = {"rows": rows, "short": short}
-        np.array(sorted(hashes), np.uint64).tofile(to / f"{task.replace('/', '|')}.index.hashes")
-    np.save(to / "rows.npy", np.array(owners, np.uint64).reshape(-1, 3))
-    return about
+        row_counts[task] = {"rows": rows, "short": short}
+        np.array(sorted(hashes), np.uint64).tofile(index / f"{task.replace('/', '|')}.index.hashes")
+    np.save(index / "rows.npy", np.array(owners, np.uint64).reshape(-1, 3))
+    return row_counts
 
 
-def count_contaminated(rows_of_tasks: dict[str, Any], to: Path) -> dict[str, Any]:
-    """Count the rows of each evaluation task that the corpus contains. Returns the dictionary `rows_of_tasks` with two
-    further entries for each task: "found", the number of its rows that occur in the corpus, and "documents", the number
-    of documents that contain one of these rows. `rows_of_tasks`: the result of `index_tasks`; `to`: the folder with the
-    files of `index_tasks` and `decontamination_filter`."""
+def count_contaminated(row_counts: dict[str, Any], index: Path) -> dict[str, Any]:
+    """Count the rows of each evaluation task that the corpus contains. `row_counts`: the result of `index_tasks`;
+    `index`: the folder with the files of `index_tasks` and `decontamination_filter`.
+
+    Returns `row_counts` with two further entries for each task: "found", the number of its rows that occur in the
+    corpus; and "documents", the number of documents that contain such a row.
+    """
     import numpy as np
 
-    hits = [json.loads(path.read_text("utf-8")) for path in sorted(to.glob("hits-*.json"))]
+    hits = [json.loads(path.read_text("utf-8")) for path in sorted(index.glob("hits-*.json"))]
     shared = np.array(sorted({key for hit in hits for key in hit["keys"]}), np.uint64)
-    owners = np.load(to / "rows.npy")
-    rows = np.unique(owners[np.isin(owners[:, 0], shared)][:, 1:], axis=0)
+    owners = np.load(index / "rows.npy")
+    found_rows = np.unique(owners[np.isin(owners[:, 0], shared)][:, 1:], axis=0)
     documents: Counter[str] = sum((Counter(hit["documents"]) for hit in hits), Counter())
     return {
-        task: row | {"found": int((rows[:, 0] == number).sum()), "documents": documents[task]}
-        for number, (task, row) in enumerate(rows_of_tasks.items())
+        task: counts | {"found": int((found_rows[:, 0] == number).sum()), "documents": documents[task]}
+        for number, (task, counts) in enumerate(row_counts.items())
     }
 
 
-def decontamination_filter(to: Path, rank: int) -> Callable[[Any], str]:
-    """The filter that removes documents that share an n-gram with an evaluation task; its reason names all tasks with
-    which a document does. The filter also writes the hashes of the shared n-grams to hits-<rank>.json, for
-    `count_contaminated`. `to`: the folder with the hashes that `index_tasks` has written; `rank`: the number of the
-    task of the pipeline."""
+def decontamination_filter(index: Path, rank: int) -> Callable[[Any], str]:
+    """The filter that removes documents that share an n-gram with an evaluation task. The reason that it returns is the
+    names of these tasks. It also writes the hashes of all shared n-grams to hits-<rank>.json, for `count_contaminated`.
+    `index`: the folder with the hashes that `index_tasks` has written; `rank`: the number of the pipeline's task."""
     import numpy as np
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
-    block = NGramsDecontFilter(str(to), config=NGramsDecontConfig(n_grams=NGRAM), language=_english_tokenizer())
+    block = NGramsDecontFilter(str(index), config=NGramsDecontConfig(n_grams=NGRAM), language=_english_tokenizer())
     block.load_index_hashes()
-    owners = np.load(to / "rows.npy")
-    names = sorted(path.name.removesuffix(".index.hashes").replace("|", "/") for path in to.glob("*.index.hashes"))
+    owners = np.load(index / "rows.npy")
+    names = sorted(path.name.removesuffix(".index.hashes").replace("|", "/") for path in index.glob("*.index.hashes"))
     order = np.argsort(owners[:, 0], kind="stable")
-    keys, numbers = owners[order, 0], owners[order, 1]
-    grams = _ngram_hasher()
+    keys, task_numbers = owners[order, 0], owners[order, 1]
+    ngram_hashes = _ngram_hasher()
     hits: set[int] = set()
     documents: Counter[str] = Counter()
-    (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
+    hits_file = index / f"hits-{rank:05d}.json"
+    hits_file.write_text(json.dumps({"keys": [], "documents": {}}), "utf-8")
 
     def reason_to_remove(document: Any) -> str:
-        shared = {key: gram for gram, key in grams(document.text) if key in block._index_hashes}
+        shared = {key for key in ngram_hashes(document.text) if key in block._index_hashes}
         if not shared:
             return ""
         hashes = np.array(list(shared), np.uint64)
         first, last = np.searchsorted(keys, hashes), np.searchsorted(keys, hashes, "right")
-        named = sorted({names[number] for a, b in zip(first, last, strict=True) for number in numbers[a:b]})
+        tasks = sorted({names[number] for a, b in zip(first, last, strict=True) for number in task_numbers[a:b]})
         hits.update(shared)
-        documents.update(named)
-        (to / f"hits-{rank:05d}.json").write_text(json.dumps({"keys": sorted(hits), "documents": documents}), "utf-8")
-        return ", ".join(named)
+        documents.update(tasks)
+        hits_file.write_text(json.dumps({"keys": sorted(hits), "documents": documents}), "utf-8")
+        return ", ".join(tasks)
 
     return reason_to_remove
 
 
-def _ngram_hasher() -> Callable[[str], list[tuple[str, int]]]:
-    """A function from a text to [(n-gram of simplified words, its hash), ...], computed as datatrove's filter does."""
+def _ngram_hasher() -> Callable[[str], list[int]]:
+    """A function from a text to the hashes of its n-grams of NGRAM words, as datatrove's filter computes them."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
     from datatrove.utils.text import ngrams, simplify_text
 
     config = NGramsDecontConfig(n_grams=NGRAM)
-    key = create_hash_func(config.hash_config)
+    hash_of = create_hash_func(config.hash_config)
     return lambda text: [
-        (gram, key(gram)) for gram in map(" ".join, ngrams(simplify_text(text, config.norm_config).split(), NGRAM))
+        hash_of(" ".join(ngram)) for ngram in ngrams(simplify_text(text, config.norm_config).split(), NGRAM)
     ]
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings within a JSON value, except the keys of objects."""
+    """Yield all strings within a JSON value, except the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -353,11 +385,11 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(element)
 
 
-# Of documents as tokens
+# Filter and order of tokenized documents
 
 
 def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) -> np.ndarray:
-    """Whether each document has at least `limit` tokens per character (Cramming's filter): bool [documents], all False
+    """Whether each document has `limit` tokens per character or more (Cramming's filter): bool [documents]; all False
     for limit=0. `tokens`, `characters`: [documents], the number of tokens and of characters of each document."""
     import numpy as np
 
@@ -367,8 +399,8 @@ def dense_documents(tokens: np.ndarray, characters: np.ndarray, limit: float) ->
 def document_order(
     order: str, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentence_lengths: np.ndarray
 ) -> np.ndarray:
-    """The order in which the documents are to be read: int64 [documents], the documents' indices in the arrays given.
-    Documents with equal sort keys keep their order.
+    """The order in which documents are to be read: int64 [documents], their indices in `starts` and `lengths`, the
+    first one to read first. Documents with equal sort keys keep their order.
 
     Args:
         order: the setting data.order, see `Recipe`.
@@ -386,11 +418,11 @@ def document_order(
     elif order in ("short-sentences-first", "long-sentences-first"):
         keys = sentence_lengths
     else:
-        most = int(flat.max()) + 1 if len(flat) else 1
+        vocab = int(flat.max()) + 1 if len(flat) else 1
         block = 1 << 24
         counts = sum(
-            (np.bincount(flat[i : i + block], minlength=most) for i in range(0, len(flat), block)),
-            np.zeros(most, np.int64),
+            (np.bincount(flat[i : i + block], minlength=vocab) for i in range(0, len(flat), block)),
+            np.zeros(vocab, np.int64),
         )
         logs = np.log(np.maximum(counts, 1) / counts.sum())
         keys = -np.array([logs[flat[a : a + n]].mean() for a, n in zip(starts, lengths, strict=True)])

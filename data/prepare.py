@@ -1,8 +1,7 @@
-"""Prepares a corpus for training, as three folders of the store (data/store.py): its text, a tokenizer, and token
-files.
+"""Prepares a corpus for training, as folders of three kinds in the store (data/store.py).
 
     text       train/*.jsonl, valid.jsonl.gz      read, filtered, deduplicated and split (data/text.py)
-    tokenizer  tokenizer.model or .json           trained on the training text, or a copy of one (data/encode.py)
+    tokenizer  tokenizer.model or .json           trained on the training text, or a copy (data/encode.py)
     tokens     train.bin, train.idx, report.md    in Megatron's format, with end-of-document tokens (data/encode.py)
 
 As a command: python -m data.prepare --help
@@ -13,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data import answers, execute, filters
 from data import corpus as corpora
 from data.coverage import Coverage
-from data.disk import cannot_write, explained_write_errors
+from data.disk import explained_write_errors, unwritable_message
 from data.encode import prepared_tokenizer, prepared_tokens
 from data.execute import THIS_MACHINE, Executor
 from data.filters import DEFAULT_RECIPE, Recipe
@@ -32,7 +32,7 @@ from data.wordpiece import MIN_VOCAB
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
 
-STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # of those of the report, what run.json records
+STEP_KEYS = ("step", "in", "out", "changed", "moved", "reasons")  # entries of a report on a step that run.json records
 
 
 def prepare(
@@ -46,11 +46,11 @@ def prepare(
     build: bool = True,
     mask: bool = False,
 ) -> dict[str, Any]:
-    """Prepare a corpus for training. Whatever is in the store already is not built again; several processes may call
-    this at once.
+    """Prepare a corpus for training: its text, a tokenizer, and token files. What the store already has is not built
+    again. Several processes may prepare data in the same store at once.
 
-    Of duplicate documents a held-out one is kept, else the first. Duplicates are searched for within each component of
-    a blend.
+    Of duplicate documents a held-out one is kept, or the first where none is held out. Duplicates are searched for
+    within each component of a blend.
 
     Args:
         corpus: the name of a corpus, or a file, folder or glob, as for `data.corpus.load`.
@@ -59,30 +59,35 @@ def prepare(
         vocab: the number of the tokenizer's pieces.
         store: the folder of prepared data.
         kind: the kind of tokenizer, one of `data.tokenizer.KINDS`.
-        recipe: filters and order of the corpus. The tokenizer's text is prepared by the default recipe, so that arms
-            with different recipes share the tokenizer.
+        recipe: filters and order of the corpus. The text that the tokenizer is trained on is prepared by the default
+            recipe, so that arms with different recipes share the tokenizer.
         executor: where the tasks run.
         build: whether missing data may be built.
-        mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`). A byte-bpe trained
-            here then gets one.
+        mask: whether the tokenizer must have an id for a masked token (`data.tokenizer.mask_id`); kind="byte-bpe" is
+            then trained with one, the other kinds have one anyway.
 
-    Returns a manifest, which can be written as JSON:
-        corpus, recipe, sha256 (of the training and validation text, and of what the recipe did to the tokens)
-        train: [{prefix (of .bin and .idx), weight, corpus, tokens, documents, bytes}], the weights adding up to 1
-        valid: [path of .jsonl.gz with {text, id, metadata}]
-        sources: {corpus: {files, bytes, sha256, names}} of each component; None for installed packages
-        tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see data/tokenizer.py
-        counts: {train and valid: {documents, bytes (of UTF-8), tokens (with an end of document each)}, duplicates:
-            {exact, near}, unsigned: documents too short to be compared with near duplicates, covered: {tokens, unknown,
-            bytes, unknown_bytes} of the validation text, see data/coverage.py}
-        steps: [{corpus, step, in, out: [documents, bytes], ...}], reports: [path of report.md]
-        notes: [a sentence for each thing to know, such as a filter that removed nothing]
-        mismatch: [a sentence for each text that is not the one its specification records]
+    Returns a manifest, a dictionary that can be written as JSON. A component is a corpus of a blend, or the corpus
+    itself where it is no blend.
+        corpus, recipe: the arguments
+        sha256: a hash of the training and validation text, and of the recipe's changes to the token files
+        train: [{prefix (path of .bin and .idx without extension), weight, corpus, tokens, documents, bytes}], an entry
+            for each component; the weights add up to 1
+        valid: [path of the .jsonl.gz file of each component, a line {text, id, metadata} for each held-out document]
+        sources: {component: {files, bytes, sha256, names} of its files, see `source_identities`}
+        tokenizer: {path, sha256, vocab, corpus, kind, lossless, eod, mask, specials}, see `tokenizer_base.Tokenizer`
+        counts: train and valid: {documents, bytes (of UTF-8), tokens (end-of-document tokens included)}; duplicates:
+            {exact, near}, the documents removed as copies; unsigned: the number of documents too short for a MinHash
+            signature; covered: the `Coverage` of the validation text
+        steps: [{corpus, step, in, out, ...}], the entries STEP_KEYS of each `filters.step_report`
+        reports: [path of the report.md of each component]
+        notes: [a sentence for each thing that the user should know, such as a filter that removed nothing]
+        mismatch: [a sentence for each component whose text is not that whose sha256 its specification records]
 
     Raises:
-        ValueError: the request is wrong, found before any work where that is possible; the message names what is
+        ValueError: an argument is wrong; where possible this is found before any work. The message names what is
             allowed.
         MissingData: something is not in the store, and `build` is false.
+        Unwritable: the store cannot be written.
     """
     with explained_write_errors(Path(store)):
         return _prepare(corpus, tokenizer, vocab, Store(Path(store), executor, build), kind, recipe, mask)
@@ -92,24 +97,24 @@ def _prepare(
     corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe, mask: bool
 ) -> dict[str, Any]:
     _check_request(corpus, tokenizer, vocab, store, kind, recipe)
-    plain = Recipe(allow_errors=recipe.allow_errors)
-    model, trained = prepared_tokenizer(tokenizer, vocab, kind, plain, store, mask)
+    default_recipe = Recipe(allow_errors=recipe.allow_errors)
+    model, trained = prepared_tokenizer(tokenizer, vocab, kind, default_recipe, store, mask)
     spec = corpora.load(corpus, store.path)
     weights = spec.get("blend", {corpus: 1.0})
-    texts = [prepared_text(name, recipe, store) for name in weights]
-    token_files = [
-        prepared_tokens(name, folder, text, model, trained["sha256"], recipe, store)
-        for name, (folder, text) in zip(weights, texts, strict=True)
-    ]
-    # the manifests of each component
-    text_manifests, token_manifests = [manifest for _, manifest in texts], [manifest for _, manifest in token_files]
+    texts = {name: prepared_text(name, recipe, store) for name in weights}
+    token_files = {
+        name: prepared_tokens(name, folder, manifest, model, trained["sha256"], recipe, store)
+        for name, (folder, manifest) in texts.items()
+    }
+    text_manifests = {name: manifest for name, (_, manifest) in texts.items()}
+    token_manifests = {name: manifest for name, (_, manifest) in token_files.items()}
     if spec.get("alpha") is not None:
-        sizes = [manifest["train"] ** spec["alpha"] for manifest in token_manifests]
-        weights = {name: size / sum(sizes) for name, size in zip(weights, sizes, strict=True)}
-    shas = [manifest["sha256"] for manifest in text_manifests]
+        sizes = {name: manifest["train"] ** spec["alpha"] for name, manifest in token_manifests.items()}
+        weights = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+    shas = [manifest["sha256"] for manifest in text_manifests.values()]
     if recipe.compress or recipe.order != "random":
         shas = [digest([sha, recipe.compress, recipe.order]) for sha in shas]
-    mismatch = [manifest["mismatch"] for manifest in text_manifests if manifest["mismatch"]]
+    mismatch = [manifest["mismatch"] for manifest in text_manifests.values() if manifest["mismatch"]]
     for sentence in mismatch:
         warnings.warn(sentence, stacklevel=2)
     return {
@@ -119,16 +124,16 @@ def _prepare(
         "train": [
             {
                 "prefix": str(folder / "train"),
-                "weight": weight,
+                "weight": weights[name],
                 "corpus": name,
                 "tokens": manifest["train"],
                 "documents": manifest["documents"],
                 "bytes": manifest["bytes"],
             }
-            for (folder, manifest), (name, weight) in zip(token_files, weights.items(), strict=True)
+            for name, (folder, manifest) in token_files.items()
         ],
-        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts],
-        "sources": {name: manifest["source"] for name, manifest in zip(weights, text_manifests, strict=True)},
+        "valid": [str(folder / "valid.jsonl.gz") for folder, _ in texts.values()],
+        "sources": {name: manifest["source"] for name, manifest in text_manifests.items()},
         "tokenizer": {
             "path": str(model),
             "sha256": trained["sha256"],
@@ -137,28 +142,31 @@ def _prepare(
             "kind": kind,
             **{name: trained[name] for name in ("lossless", "eod", "mask", "specials")},
         },
-        "counts": _counts(text_manifests, token_manifests),
+        "counts": _counts(text_manifests.values(), token_manifests.values()),
         "steps": [
             {"corpus": name, **{key: step[key] for key in STEP_KEYS if key in step}}
-            for name, manifest in zip(weights, token_manifests, strict=True)
+            for name, manifest in token_manifests.items()
             for step in manifest["steps"]
         ],
-        "reports": [str(folder / "report.md") for folder, _ in token_files],
-        "notes": [
-            *(
-                f"{name}: {sentence}"
-                for name, manifest in zip(weights, text_manifests, strict=True)
-                for sentence in manifest["left_out"]
-            ),
-            *(note for manifest in token_manifests for note in manifest["notes"]),
-            *([f"a run cannot be exported: {trained['unexportable']}"] if trained["unexportable"] else []),
-        ],
+        "reports": [str(folder / "report.md") for folder, _ in token_files.values()],
+        "notes": _notes(text_manifests, token_manifests, trained["unexportable"]),
         "mismatch": mismatch,
     }
 
 
+def _notes(texts: dict[str, dict[str, Any]], token_files: dict[str, dict[str, Any]], unexportable: str) -> list[str]:
+    """The entry "notes" of the manifest of `prepare`. `texts`, `token_files`: {component: manifest} of its text and of
+    its token files; `unexportable`: why a run with the tokenizer cannot be exported, or ""."""
+    return [
+        *(f"{name}: {sentence}" for name, manifest in texts.items() for sentence in manifest["left_out"]),
+        *(note for manifest in token_files.values() for note in manifest["notes"]),
+        *([f"a run cannot be exported: {unexportable}"] if unexportable else []),
+    ]
+
+
 def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: str, recipe: Recipe) -> None:
-    """Check the arguments of `prepare` as far as is possible before any work. Raises ValueError where one is wrong."""
+    """Check the arguments of `prepare` as far as is possible without preparing anything. Raises ValueError where an
+    argument is wrong."""
     for name in (corpus, tokenizer) if kind != "file" else (corpus,):
         corpora.check(name, store.path)
     if kind not in KINDS:
@@ -170,79 +178,81 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
 
 
-def _counts(text_manifests: list[dict[str, Any]], token_manifests: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entry "counts" of the manifest of `prepare`, summed over all components. `text_manifests`, `token_manifests`:
-    for each component the manifest of its text and that of its token files."""
-    counts: dict[str, Any] = {
-        split: {
-            "documents": sum(text[split]["documents"] for text in text_manifests),
-            "bytes": sum(text[split]["bytes"] for text in text_manifests),
-            "tokens": sum(tokens[split] for tokens in token_manifests),
-        }
-        for split in ("train", "valid")
+def _counts(texts: Collection[dict[str, Any]], token_files: Collection[dict[str, Any]]) -> dict[str, Any]:
+    """The entry "counts" of the manifest of `prepare`, summed over all components. `texts`: the manifests of their
+    texts; `token_files`: the manifests of their token files."""
+    coverage = sum((Coverage(**tokens["covered"]) for tokens in token_files), Coverage(0, 0, 0, 0))
+    return {
+        "train": {  # of the token files: data.compress leaves out documents once they are tokens
+            "documents": sum(tokens["documents"] for tokens in token_files),
+            "bytes": sum(tokens["bytes"] for tokens in token_files),
+            "tokens": sum(tokens["train"] for tokens in token_files),
+        },
+        "valid": {
+            "documents": sum(text["valid"]["documents"] for text in texts),
+            "bytes": sum(text["valid"]["bytes"] for text in texts),
+            "tokens": sum(tokens["valid"] for tokens in token_files),
+        },
+        "unsigned": sum(text["unsigned"] for text in texts),
+        "covered": coverage._asdict(),
+        "duplicates": {kind: sum(text["duplicates"][kind] for text in texts) for kind in ("exact", "near")},
     }
-    # the recipe may leave out documents once they are tokens
-    counts["train"]["documents"] = sum(tokens["documents"] for tokens in token_manifests)
-    counts["train"]["bytes"] = sum(tokens["bytes"] for tokens in token_manifests)
-    counts["unsigned"] = sum(text["unsigned"] for text in text_manifests)
-    coverage = (Coverage(**tokens["covered"]) for tokens in token_manifests)
-    counts["covered"] = sum(coverage, Coverage(0, 0, 0, 0))._asdict()
-    counts["duplicates"] = {
-        kind: sum(text["duplicates"][kind] for text in text_manifests) for kind in ("exact", "near")
-    }
-    return counts
 
 
 def source_identities(corpus: str, store: Path) -> dict[str, Any]:
-    """The identity of the files of a corpus as they are now, with the form of "sources" in a manifest of `prepare`:
-    {component: {"files": number, "bytes", "sha256", "names"}}. Installed packages have None instead. Files that changed
-    since they were last read are read; nothing is prepared. `store`: the folder of prepared data."""
+    """The identity of the files of a corpus as they are now, to find out whether they changed: {component: {"files":
+    number of files, "bytes", "sha256", "names": the names of the first files}}; None in place of the inner dictionary
+    for installed packages. It has the form of "sources" in a manifest of `prepare`.
+
+    Files that changed since they were last hashed are read; nothing is prepared. `corpus`: as for `prepare`; `store`:
+    the folder of prepared data, which keeps hashes of files."""
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
-def made_of(corpus: str, store: Path) -> dict[str, Any]:
-    """What a corpus is made of, for run.json: {"sources": {component: identity of its files}}, as under "sources" in a
-    manifest of `prepare`. No document is read; components whose files were not hashed yet, or are not here, are left
-    out.
+def composition(corpus: str, store: Path) -> dict[str, Any]:
+    """The components of a corpus and the identity of their files, for run.json: {"sources": as `source_identities`
+    returns it}. No file is read: components whose files have no hash in the store, or do not exist, are left out.
 
-    For a blend there are two further entries, from which a specification file of the same blend can be written:
-    "blend", {component: weight}, and "alpha". Where alpha is a number and gives the weights, "blend" is a list of
-    components. `store`: the folder of prepared data.
+    For a blend there are two further entries, "blend" and "alpha", from which a specification file of the same blend
+    can be written. "blend" is {component: weight}; or, where "alpha" is a number and gives the weights, a list of the
+    components. `corpus`: as for `prepare`; `store`: the folder of prepared data.
     """
-    made: dict[str, Any] = {"sources": {}}
+    result: dict[str, Any] = {"sources": {}}
     spec: dict[str, Any] = {}
     with contextlib.suppress(ValueError, OSError):
         spec = corpora.load(corpus, store)
     for name in spec.get("blend", [corpus]):
         with contextlib.suppress(MissingData, ValueError, OSError):
-            made["sources"][name] = source_identity(name, Store(store, build=False))
+            result["sources"][name] = source_identity(name, Store(store, build=False))
     if "blend" in spec:
         alpha = spec["alpha"]
-        made |= {"blend": spec["blend"] if alpha is None else list(spec["blend"]), "alpha": alpha}
-    return made
+        result |= {"blend": spec["blend"] if alpha is None else list(spec["blend"]), "alpha": alpha}
+    return result
 
 
 def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between the data of two manifests of `prepare`, `before` of an earlier and `now`
-    of a later run. Entries that one of the manifests lacks are not compared, so either may have "sources" alone. A
-    changed text is reported only where no source files changed, and a changed tokenizer only where neither did."""
+    """Compare the data of two runs: a sentence for each difference in their source files, their text or their
+    tokenizer. A changed text is reported only where no source files changed, and a changed tokenizer only where neither
+    source files nor text changed.
+
+    `before`, `now`: the manifests of `prepare` for the earlier and for the later run. A manifest may lack entries,
+    which are then not compared.
+    """
     sentences = []
-    for name, was in before.get("sources", {}).items():
-        current = now.get("sources", {}).get(name)
-        if was and current and was["sha256"] != current["sha256"]:
-            sentences.append(
-                f"the files of {name} changed: {_source_in_words(was)} then, {_source_in_words(current)} now"
-            )
+    for name, old in before.get("sources", {}).items():
+        new = now.get("sources", {}).get(name)
+        if old and new and old["sha256"] != new["sha256"]:
+            sentences.append(f"the files of {name} changed: {_source_in_words(old)} then, {_source_in_words(new)} now")
     if not sentences and "sha256" in before and "sha256" in now and before["sha256"] != now["sha256"]:
-        then, today = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
+        old, new = (manifest["counts"]["train"]["documents"] for manifest in (before, now))
         sentences.append(
-            f"the text of {before['corpus']} changed: sha256 {before['sha256']} with {then:,} training documents then, "
-            f"{now['sha256']} with {today:,} now"
+            f"the text of {before['corpus']} changed: sha256 {before['sha256']} with {old:,} training documents then, "
+            f"{now['sha256']} with {new:,} now"
         )
     if not sentences and "tokenizer" in before and "tokenizer" in now:
-        was, current = before["tokenizer"]["sha256"], now["tokenizer"]["sha256"]
-        if was != current:
-            sentences.append(f"the tokenizer of {before['corpus']} changed: sha256 {was} then, {current} now")
+        old, new = before["tokenizer"]["sha256"], now["tokenizer"]["sha256"]
+        if old != new:
+            sentences.append(f"the tokenizer of {before['corpus']} changed: sha256 {old} then, {new} now")
     return sentences
 
 
@@ -251,34 +261,42 @@ def _source_in_words(source: dict[str, Any]) -> str:
     return f"{files} of {source['bytes']:,} bytes (sha256 {source['sha256'][:16]}...)"
 
 
-def cannot_write_message(error: OSError) -> str:
-    """The error message for an OSError, with what the user can do where a file or folder cannot be written."""
-    return cannot_write(error, Path(error.filename or ".").parent) or str(error)
+def os_error_message(error: OSError) -> str:
+    """The message for an OSError; where a file or folder cannot be written, with what the user can do about it."""
+    return unwritable_message(error, Path(error.filename or ".").parent) or str(error)
 
 
 def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: bool = True) -> list[str]:
-    """The files with the validation text of a corpus, prepared by the default recipe and therefore the same for all
-    arms of a study: paths of .jsonl.gz files, one for each component. `store`: the folder of prepared data;
-    `allow_errors`: how many problems in the files are tolerated; `build`: whether missing text is prepared. Raises
-    MissingData where the text is not prepared, and `build` is false."""
-    where = Store(Path(store), build=build)
+    """The paths of the files with the validation text of a corpus: a .jsonl.gz file for each component. The text is
+    prepared by the default recipe, and therefore the same for all arms of a study.
+
+    Args:
+        corpus: as for `prepare`.
+        store: the folder of prepared data.
+        allow_errors: how many problems in the files of the corpus are tolerated.
+        build: whether missing text is prepared.
+
+    Raises:
+        MissingData: the text is not prepared, and `build` is false.
+    """
+    recipe, prepared_data = Recipe(allow_errors=allow_errors), Store(Path(store), build=build)
     return [
-        str(prepared_text(name, Recipe(allow_errors=allow_errors), where)[0] / "valid.jsonl.gz")
-        for name in corpora.components(corpus, where.path)
+        str(prepared_text(name, recipe, prepared_data)[0] / "valid.jsonl.gz")
+        for name in corpora.components(corpus, prepared_data.path)
     ]
 
 
 def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run reads each source of its data: for each source {"corpus", "share": weight in the blend, "tokens":
-    number of tokens of the source, "epochs"}.
+    """How often a run reads the token files of each component of its data: for each component {"corpus", "share": its
+    weight in the blend, "tokens": the number of its tokens, "epochs": how often they are read}.
 
     Args:
         manifest: the manifest of the data, from `prepare`.
-        tokens: the number of tokens that the run trains; None where a wall clock ends the run, and then there is no
+        tokens: the number of tokens that the run trains on; None where a wall clock ends the run, and then there is no
             entry "epochs".
-        seq: the length of a training sequence in tokens. If given, there is a further entry "unused": the number of
-            tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since documents
-            are packed end to end.
+        seq: the length of a training sequence in tokens. Unless it is 0 there is a further entry "unused": the number
+            of tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since
+            documents are packed end to end.
     """
     return [
         {
@@ -311,8 +329,8 @@ def main(argv: list[str] | None = None) -> None:
         recipe = _recipe(dict(_key_and_value(word.removeprefix("data.")) for word in args.set))
         if args.folder:
             corpora.record_folder(args.corpus, args.folder, args.store)
-        read = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
-        for sentence in [] if args.told else corpora.missing_files(read, args.store):
+        needed = [args.corpus, *([args.tokenizer] if args.tokenizer and args.kind != "file" else [])]
+        for sentence in [] if args.told else corpora.missing_files(needed, args.store):
             print(f"warning: {sentence}", file=sys.stderr)
         if args.held_out:
             print("\n".join(validation_files(args.corpus, args.store, recipe.allow_errors)))
@@ -324,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         exit_with(1, str(error))
     except OSError as error:
-        exit_with(1, cannot_write_message(error))
+        exit_with(1, os_error_message(error))
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
@@ -333,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """What was prepared, as lines of text for the terminal. `manifest`: from `prepare`."""
+    """A summary of the prepared data, as lines of text for the terminal. `manifest`: from `prepare`."""
     counts, tokenizer = manifest["counts"], manifest["tokenizer"]
     amounts = {
         split: f"{of['documents']:,} documents, {of['bytes']:,} bytes, {of['tokens']:,} tokens"
@@ -348,9 +366,9 @@ def manifest_text(manifest: dict[str, Any]) -> str:
         f"  tokenizer   {tokenizer['kind']}, {tokenizer['vocab']:,} pieces, of {tokenizer['corpus']}",
         f"              {tokenizer['path']}",
     ]
-    for part in manifest["train"]:
-        share = f"{part['weight']:.1%} of {part['corpus']}: " if len(manifest["train"]) > 1 else ""
-        lines.append(f"  tokens      {share}{part['prefix']}.bin and .idx")
+    for source in manifest["train"]:
+        share = f"{source['weight']:.1%} of {source['corpus']}: " if len(manifest["train"]) > 1 else ""
+        lines.append(f"  tokens      {share}{source['prefix']}.bin and .idx")
     lines += [f"  held out    {path}" for path in manifest["valid"]]
     return "\n".join([*lines, *(f"  report      {path}" for path in manifest["reports"])])
 

@@ -1,6 +1,6 @@
-"""Reads the documents of a file. Its layout says how documents lie in it: as JSON lines (C4, The Pile), as OSCAR's
-text, in parquet, or as plain text. Records that are left out are counted, and what cannot be read is reported, in a
-`Ledger`."""
+"""Reads the documents of a file. The file's layout says how documents lie in it: as JSON lines (C4, The Pile), as
+OSCAR's text, in parquet, or as plain text. A `Ledger` collects what could not be read, and counts the records that were
+left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 FORMATS = (".jsonl", ".json", ".txt")  # each plain, .gz or .zst
 EXTENSIONS = [form + packed for form in FORMATS for packed in ("", ".gz", ".zst")] + [".parquet"]
@@ -31,31 +31,48 @@ NO_TEXT = "zero bytes: damaged, or another encoding than UTF-8, such as UTF-16" 
 HUB_BLOCK_BYTES = 1 << 23  # bytes asked of the hub at a time; untuned
 
 
+class SourceFile(NamedTuple):
+    """A file of a corpus, from which documents are read."""
+
+    path: Path | str  # on this machine; a str is an address on the Hugging Face hub
+    name: str  # its path within the corpus or package, the same on every machine
+    package: str  # the installed package that it belongs to; "" in a corpus of files
+    size: int  # bytes
+    sha256: str = ""  # of the content, as the hub lists it, or Git's hash (40 digits) in its place; "" where unknown
+
+
 class Unreachable(RuntimeError):
-    """A file of the Hugging Face hub could not be read, or differs from what the hub lists. This is no ValueError,
-    after which data/store.py would remove the unfinished preparation, although only a transfer failed."""
+    """A file of the Hugging Face hub could not be read, or differs from what the hub lists.
+
+    It is not a ValueError because data/store.py removes an unfinished preparation after a ValueError, and after a
+    failed transfer the preparation should continue."""
 
 
 class Ledger:
-    """Collects what readers report: `problems`, sentences that name file and line; and `counts`, {kind: number} of
-    records that are left out without being problems. The kinds are "empty" (no text) and "not selected" (by a filter on
-    the record's fields). `allowed`: how many problems are tolerated."""
+    """What readers report while they read files.
+
+    Attributes:
+        allowed: the number of problems that are tolerated.
+        problems: a sentence for each problem, which names the file and the line.
+        counts: {kind: number of records} of the records that are left out without being problems. The kinds are "empty"
+            (no text) and "not selected" (excluded by the value of a field).
+    """
 
     def __init__(self, allowed: int = 0):
         self.allowed = allowed
         self.problems: list[str] = []
         self.counts: Counter[str] = Counter()
 
-    def add_problem(self, where: Any, what: str) -> None:
-        """Add a problem to `problems`. `where`: the path of the file, or "path:line"; `what`: a description of the
-        problem. Raises ValueError, which lists the problems, where there are now more than `allowed`."""
-        self.problems.append(f"{where}: {what}")
+    def add_problem(self, location: Any, description: str) -> None:
+        """Add a problem. `location`: the path of the file, or "path:line"; `description`: what is wrong. Raises
+        ValueError, which lists all problems, where there are now more than `allowed`."""
+        self.problems.append(f"{location}: {description}")
         check_problem_count(self.problems, self.allowed)
 
 
 def check_problem_count(problems: list[str], allowed: int) -> None:
-    """Raise ValueError where there are more problems than allowed; the message lists the first PROBLEMS_SHOWN.
-    `problems`: a sentence for each problem; `allowed`: how many are tolerated."""
+    """Raise ValueError where there are more than `allowed` problems. `problems`: a sentence for each; the message lists
+    the first PROBLEMS_SHOWN."""
     if len(problems) <= allowed:
         return
     shown = problems[:PROBLEMS_SHOWN]
@@ -67,70 +84,62 @@ def check_problem_count(problems: list[str], allowed: int) -> None:
 
 
 def format_and_compression(name: str) -> tuple[str, str] | None:
-    """The format and the compression of a file by its name, such as (".jsonl", ".gz") or (".txt", ""); None where no
-    reader reads files of that name."""
+    """The format and the compression of a file, told from its name: (".jsonl", ".gz") for a.jsonl.gz, (".txt", "") for
+    a.txt. None where the name has none of EXTENSIONS."""
     match = re.fullmatch(r".+?(?:(\.jsonl|\.json|\.txt)(\.gz|\.zst|)|(\.parquet))", name, re.DOTALL)
     return (match[1] or match[3], match[2] or "") if match else None
 
 
 def missing_numbered_files(names: Iterable[str]) -> list[str]:
-    """A sentence for each series of numbered files, such as data-3-of-8.jsonl, of which some numbers are missing. Other
-    names give no sentence. `names`: the names of the files that exist."""
-    families: dict[tuple[str, int], set[int]] = {}
+    """A sentence for each incomplete series of numbered files, such as the series of data-3-of-8.jsonl where only some
+    of the numbers 1 to 8 exist. `names`: the names of all files that exist, numbered or not."""
+    numbers_of_series: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, compression = format_and_compression(name) or ("", "")
         if match := re.search(r"(\d+)([-_.]?of[-_.]?)(\d+)", plain := name.removesuffix(form + compression)):
-            family = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
-            families.setdefault((family, int(match[3])), set()).add(int(match[1]))
+            series = f"{plain[: match.start()]}*{match[2]}{match[3]}{plain[match.end() :]}"
+            numbers_of_series.setdefault((series, int(match[3])), set()).add(int(match[1]))
     return [
-        f"{len(numbers):,} of the {number:,} files {family} {'is' if len(numbers) == 1 else 'are'} there"
-        for (family, number), numbers in sorted(families.items())
-        if len(numbers) < number
+        f"{len(numbers):,} of the {total:,} files {series} {'is' if len(numbers) == 1 else 'are'} there"
+        for (series, total), numbers in sorted(numbers_of_series.items())
+        if len(numbers) < total
     ]
 
 
 def documents(
-    path: Path | str,
-    name: str,
-    layout: str,
-    ledger: Ledger,
-    field: str = "",
-    where: dict[str, list[str]] | None = None,
-    size: int = 0,
-    sha256: str = "",
+    file: SourceFile, layout: str, ledger: Ledger, field: str = "", where: dict[str, list[str]] | None = None
 ) -> Iterator[tuple[str, str, dict]]:
-    """Yield (id, text, labels) for each document of a file. The id is "name:number", with the number of the document's
-    line or row; or the name, where the whole file is one document. The labels are {"domain": name} where the record
-    names a domain as The Pile does, else {}. Of a damaged file the documents before the damage are yielded, and the
-    damage is reported in the ledger.
+    """Yield (id, text, labels) for each document of a file, in order. The id is "<name of the file>:<number of the line
+    or row>", or the name alone where the whole file is one document. The labels are {"domain": name} where a record
+    names its domain as The Pile does, else {}. Of a damaged file, the documents before the damage are yielded and the
+    damage is reported.
 
     Args:
-        path: the path of the file; a str is an address on the hub.
-        name: the name of the file, the same on every machine.
-        layout: one of LAYOUTS: "jsonl", "oscar-v1", "one-per-file", "parquet"; or "auto", by the file's extension.
-        ledger: where problems are reported and records that are left out are counted.
+        file: the file. The content of a file on the hub is compared with `file.sha256`, if that is a sha256.
+        layout: how documents lie in the file, one of LAYOUTS.
+        ledger: where problems are reported, and records that are left out are counted.
         field: the key, or column, that has the text; "": "text", or "content" in newer files of OSCAR.
-        where: {"meta.pile_set_name": [allowed value, ...]}; documents with another value are left out, and counted.
-        size, sha256: of a file on the hub, the number of bytes and the hash that the hub lists. A hash that is no
-            sha256 is not compared.
+        where: {keys joined by dots: [allowed value, ...]}, such as {"meta.pile_set_name": ["Github"]}; a document with
+            another value is left out. None: no document is left out.
 
     Raises:
         Unreachable: a file of the hub cannot be read, or its content is not what the hub lists.
-        ValueError: there are more problems than the ledger allows, or the kind of file is unknown.
+        ValueError: there are more problems than the ledger allows, or the file's format is unknown.
     """
-    kind = format_and_compression(name)
-    if kind is None and layout != "one-per-file":
+    path, name = file.path, file.name
+    format_compression = format_and_compression(name)
+    if format_compression is None and layout != "one-per-file":
         raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
-    form, compression = kind or ("", "")
+    form, compression = format_compression or ("", "")
     if layout == "auto":
         layout = {".txt": "oscar-v1", ".parquet": "parquet"}.get(form, "jsonl")
-    before, count = len(ledger.problems), 0
+    problems_before, count = len(ledger.problems), 0
     columns = [key.split(".")[0] for key in where or ()]
     source: Any = None
     try:
-        source = HubFile(path, size, sha256) if isinstance(path, str) else open(path, "rb")
-        with _uncompressed(source, compression) as file:
-            for line, record in _LAYOUTS[layout](file, path, field, columns, ledger):
+        source = HubFile(path, file.size, file.sha256) if isinstance(path, str) else open(path, "rb")
+        with _uncompressed(source, compression) as content:
+            for line, record in _LAYOUTS[layout](content, path, field, columns, ledger):
                 text = record if isinstance(record, str) else _text_of(record, field, f"{path}:{line}", ledger)
                 if text is None:
                     continue
@@ -153,13 +162,13 @@ def documents(
     finally:
         if source:
             source.close()
-    if not count and len(ledger.problems) == before:
+    if not count and len(ledger.problems) == problems_before:
         ledger.add_problem(path, "holds no document")
 
 
 def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]:
-    """The exceptions that libraries raise when they read a damaged file. `compression`: ".gz", ".zst" or ""; `layout`:
-    how documents lie in the file, such as "jsonl" or "parquet"."""
+    """The exceptions that libraries raise when they read a damaged file of this compression (".gz", ".zst" or "") and
+    layout (one of LAYOUTS)."""
     if compression == ".zst":
         import zstandard
 
@@ -173,27 +182,31 @@ def _damage_errors(compression: str, layout: str) -> tuple[type[Exception], ...]
 
 
 class HubFile(io.RawIOBase):
-    """A file of the hub, read in ranges over HTTP and hashed meanwhile.
+    """A file on the Hugging Face hub, open for reading: its content is requested in ranges over HTTP, and hashed as it
+    is read.
 
-    Of huggingface_hub only the HTTP client is used, which tries five times before it fails: its own file system lists
-    the whole repository in every process. `address`: hf://datasets/organisation/name@commit/path; `size`: the number of
-    bytes, as the hub lists it; `sha256`: the hash that the hub lists; a hash that is no sha256 is not compared.
+    Of huggingface_hub only the HTTP client is used, which tries five times before it fails. The file system class of
+    huggingface_hub would list the whole repository in every process.
+
+    Args:
+        address: hf://datasets/organisation/name@commit/path.
+        size: the number of bytes, as the hub lists it.
+        sha256: the hash that the hub lists, for `verify`; a hash that is not a sha256 is ignored.
     """
 
     def __init__(self, address: str, size: int, sha256: str = ""):
         from huggingface_hub import hf_hub_url
 
-        repo, _, place = address.removeprefix("hf://datasets/").partition("@")
-        revision, _, path = place.partition("/")
+        repo, _, revision_and_path = address.removeprefix("hf://datasets/").partition("@")
+        revision, _, path = revision_and_path.partition("/")
         self.url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
-        self.address, self.size, self.at = address, size, 0
+        self.address, self.size, self.position = address, size, 0
         self.expected, self.hash = sha256 if len(sha256) == 64 else "", hashlib.sha256()
 
-    def _unreachable(self, why: str) -> Unreachable:
-        """The error to raise when the file cannot be read, with what the user can do. `why`: the reason, for the
-        message."""
+    def _unreachable(self, reason: str) -> Unreachable:
+        """The error for a file that cannot be read; its message has the given reason and what the user can do."""
         return Unreachable(
-            f"{self.address}: {why}. The same command goes on with what is still to be read; where the "
+            f"{self.address}: {reason}. The same command goes on with what is still to be read; where the "
             "files are here already, give their folder: FROM=folder"
         )
 
@@ -203,38 +216,38 @@ class HubFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, place: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = 0) -> int:
         self.expected = ""  # parquet is not read from start to end
-        self.at = max(0, place + (0, self.at, self.size)[whence])
-        return self.at
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
+        return self.position
 
     def tell(self) -> int:
-        return self.at
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        size = max(0, min(len(buffer), self.size - self.at))
+        size = max(0, min(len(buffer), self.size - self.position))
         if not size:
             return 0
-        part = {"Range": f"bytes={self.at}-{self.at + size - 1}"}
+        byte_range = {"Range": f"bytes={self.position}-{self.position + size - 1}"}
         try:
-            answer = http_backoff("GET", self.url, headers=build_hf_headers() | part, timeout=60)
-            hf_raise_for_status(answer)
+            response = http_backoff("GET", self.url, headers=build_hf_headers() | byte_range, timeout=60)
+            hf_raise_for_status(response)
         except Exception as error:  # the library raises its own, those of its HTTP client and the operating system's
             reason = " ".join(str(error).split())
             raise self._unreachable(f"the hub did not send it ({type(error).__name__}: {reason})") from None
-        if len(answer.content) != size:
-            raise self._unreachable(f"the hub sent {len(answer.content)} bytes in place of {size}")
+        if len(response.content) != size:
+            raise self._unreachable(f"the hub sent {len(response.content)} bytes in place of {size}")
         if self.expected:
-            self.hash.update(answer.content)
-        buffer[:size] = answer.content
-        self.at += size
+            self.hash.update(response.content)
+        buffer[:size] = response.content
+        self.position += size
         return size
 
     def verify(self) -> None:
-        """Read the file to its end, and compare its hash. Nothing is compared where the reader has moved within the
-        file, as for parquet. Raises Unreachable where the content does not have the sha256 that the hub lists."""
+        """Read the rest of the file, and raise Unreachable where the content does not have the sha256 that the hub
+        lists. Nothing is read or compared after `seek`, with which parquet files are read."""
         while self.expected and self.read(HUB_BLOCK_BYTES):
             pass
         if self.expected and self.hash.hexdigest() != self.expected:
@@ -254,14 +267,15 @@ def _uncompressed(raw: Any, compression: str) -> Any:
 
 
 class ZstdFrames(io.RawIOBase):
-    """The decompressed content of a .zst file of one or several frames. Raises EOFError where the file ends within a
-    frame, which zstandard's own reader does not notice. `raw`: the compressed file, open for reading."""
+    """The decompressed content of a .zst file, which may consist of several frames, as a file to read. Reading raises
+    EOFError where the compressed file ends within a frame; zstandard's own reader does not notice that. `raw`: the
+    compressed file, open for reading."""
 
     def __init__(self, raw: Any):
         import zstandard
 
         # a window of 2 GiB, the largest of `zstd --long`; zstandard alone stops at 128 MiB
-        self.raw, self.begin = raw, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self.raw, self.new_frame = raw, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
         self.frame: Any = None  # the decompressor of the current frame
         self.packed = b""  # compressed bytes that were read and belong to the next frame
         self.plain = memoryview(b"")  # decompressed bytes that were not handed out yet
@@ -276,7 +290,7 @@ class ZstdFrames(io.RawIOBase):
                 if self.frame:
                     raise EOFError("the end of the last frame is missing")
                 return 0
-            self.frame = self.frame or self.begin()
+            self.frame = self.frame or self.new_frame()
             self.plain, self.packed = memoryview(self.frame.decompress(packed)), b""
             if self.frame.eof:
                 self.packed, self.frame = self.frame.unused_data, None
@@ -286,41 +300,39 @@ class ZstdFrames(io.RawIOBase):
 
 
 def _is_selected(record: Any, where: dict[str, list[str]]) -> bool:
-    """Whether a record has, under each key of `where`, one of the values allowed there. A record that is a plain text
-    has no keys and counts as selected. `where`: {keys joined by dots: allowed values}."""
+    """Whether a record has, under each key of `where`, one of the allowed values. A record that is plain text, without
+    keys, counts as selected. `where`: {keys joined by dots: allowed values}."""
     if not isinstance(record, dict):
         return True
     return all(_value_at(record, key.split(".")) in allowed for key, allowed in where.items())
 
 
 def _value_at(record: Any, keys: Iterable[str]) -> Any:
-    """The value under nested keys of a record; None where a key is missing."""
+    """The value record[key1][key2]... of nested dictionaries; None where a key is missing."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
-def _text_of(record: Any, field: str, where: str, ledger: Ledger) -> str | None:
+def _text_of(record: Any, field: str, location: str, ledger: Ledger) -> str | None:
     if not isinstance(record, dict):
-        ledger.add_problem(where, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
+        ledger.add_problem(location, f'no string under "{field or "text"}"; the line has {type(record).__name__}')
         return None
     # OSCAR 22.01 and later write "content", beside the headers of the crawl
     field = field or ("content" if "warc_headers" in record else "text")
     if isinstance(record.get(field), str):
         return record[field]
     if field not in record:
-        ledger.add_problem(where, f'no string under "{field}"; the line has {sorted(record)}')
+        ledger.add_problem(location, f'no string under "{field}"; the line has {sorted(record)}')
     else:
-        value = record[field]
-        ledger.add_problem(
-            where, f'"{field}" is {"null" if value is None else f"a {type(value).__name__}"}, not a string'
-        )
+        kind = "null" if record[field] is None else f"a {type(record[field]).__name__}"
+        ledger.add_problem(location, f'"{field}" is {kind}, not a string')
     return None
 
 
-# The readers of the layouts. Each yields (line or row, record or text) of each document of an open file. Its other
-# arguments: the path, for messages; the key or column of the text ("": "text"); the columns that `where` needs; and the
-# ledger.
+# The readers of the layouts. A reader yields (number of the line or row, record or text) for each document of an open
+# file. Its other arguments are: the path, for messages; the key or column of the text ("": "text"); the columns that
+# `where` needs; and the ledger.
 
 
 def _json_lines(
@@ -373,7 +385,7 @@ def _blank_line_separated_texts(
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a text file without their line ends, which are \\n, \\r\\n or, in old files, \\r."""
+    """Yield the lines of a text file, without the line ends \\n, \\r\\n or, in old files, \\r."""
     for number, raw in enumerate(file):
         raw = raw if number else raw.removeprefix(BOM)
         yield from (
@@ -398,26 +410,26 @@ def _whole_file_text(
 def _parquet_rows(
     file: IO[bytes], path: Any, field: str, columns: list[str], ledger: Ledger
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (number, record) for each row of a parquet file, counted from 1. A record has the column of the text, the
-    columns in `columns`, and the column "meta" where that contains the domain of the document. `path`: for messages;
-    `field`: the column of the text; "": "text"."""
+    """Yield (number of the row, from 1; record) for each row of a parquet file. A record is {column: value} of the
+    column with the text, the columns in `columns`, and the column "meta" where "meta" contains the document's domain.
+    `path`: for messages; `field`: the column with the text; "": "text"; `ledger`: where problems are reported."""
     import pyarrow
     from pyarrow import parquet
 
-    opened = parquet.ParquetFile(file)
-    schema = opened.schema_arrow
+    parquet_file = parquet.ParquetFile(file)
+    schema = parquet_file.schema_arrow
     text = field or "text"
     if absent := [column for column in (text, *columns) if column not in schema.names]:
         ledger.add_problem(path, f'no column "{absent[0]}"; the columns are {schema.names}')
         return
-    if several := [column for column in (text, *columns, DOMAIN[0]) if schema.names.count(column) > 1]:
-        ledger.add_problem(path, f'several columns are called "{several[0]}"')
+    if repeated := [column for column in (text, *columns, DOMAIN[0]) if schema.names.count(column) > 1]:
+        ledger.add_problem(path, f'several columns are called "{repeated[0]}"')
         return
     has_domain = DOMAIN[0] in schema.names and pyarrow.types.is_struct(kind := schema.field(DOMAIN[0]).type)
     labels = [DOMAIN[0]] if has_domain and any(part.name == DOMAIN[1] for part in kind) else []
     needed = list(dict.fromkeys([text, *columns, *labels]))
     number = 0
-    for batch in opened.iter_batches(batch_size=1000, columns=needed):
+    for batch in parquet_file.iter_batches(batch_size=1000, columns=needed):
         for row in zip(*(batch.column(column) for column in needed), strict=True):
             number += 1
             try:

@@ -1,4 +1,5 @@
-"""Writes the report of a preparation, report.md and report.json: how much each step kept, what it removed, and why."""
+"""Writes the report on the preparation of a corpus, report.md and report.json: how much text each step kept, which
+documents it removed, and why."""
 
 from __future__ import annotations
 
@@ -8,22 +9,22 @@ from typing import Any
 
 from data.coverage import Coverage
 from data.dedup import SHINGLE
-from data.filters import NGRAM, Recipe
+from data.filters import NGRAM, Recipe, length_histogram
 
 EXAMPLES_SHOWN = 6  # removed documents of each step in report.md; report.json has all examples
-NOTED_SHARE = 0.01  # above this share of documents without a signature, or of unknown tokens, there is a note; untuned
+NOTED_SHARE = 0.01  # the largest share, of documents without a signature or of unknown tokens, without a note; untuned
 
 
 def notes(
     name: str, recipe: Recipe, steps: list[dict[str, Any]], text: dict[str, Any], covered: Coverage, lost: int
 ) -> list[str]:
-    """Sentences that the user should read: a setting that had no effect, problems that were tolerated, records that are
-    no documents, documents that were too short to be compared, text that the tokenizer has no pieces for.
+    """Sentences that the user should read: on settings without effect, tolerated problems, records that are no
+    documents, documents too short to be compared, and text for which the tokenizer has no pieces.
 
     Args:
         name: the name of the corpus.
         recipe: the recipe of the corpus.
-        steps: the reports of all steps, in the form of `filters.FilterStep`.
+        steps: the `filters.step_report` of each step.
         text: the manifest of the text, from `prepared_text`.
         covered: the coverage of the held-out text by the tokenizer.
         lost: a lower bound of the bytes of held-out text that the tokenizer changes or drops before it splits the text
@@ -58,14 +59,14 @@ def notes(
 
 
 def compared_documents(text: dict[str, Any]) -> int:
-    """The number of documents that were compared to find duplicates: the remaining documents and the removed copies.
-    `text`: the manifest of the text, from `prepared_text`."""
+    """The number of documents that were compared with each other to find duplicates, removed copies included. `text`:
+    the manifest of the text, from `prepared_text`."""
     return sum(text[split]["documents"] for split in ("train", "valid")) + sum(text["duplicates"].values())
 
 
 def _unsigned_sentence(text: dict[str, Any]) -> str:
-    """A sentence about the documents that are too short for a MinHash signature. `text`: the manifest of the text, from
-    `prepared_text`."""
+    """A sentence on the number of documents that are too short for a MinHash signature. `text`: the manifest of the
+    text, from `prepared_text`."""
     return (
         f"{text['unsigned']:,} of {compared_documents(text):,} documents are shorter than {SHINGLE} words, or "
         "characters where there are no spaces: of these only copies to the letter are found"
@@ -78,7 +79,7 @@ def write(
     """Write report.md and report.json about the preparation of a corpus.
 
     Args:
-        folder: where the two files go.
+        folder: the folder for the two files.
         name: the name of the corpus.
         recipe: the recipe of the corpus.
         text: the manifest of the text, from `prepared_text`.
@@ -86,10 +87,7 @@ def write(
         lengths: [documents], the number of tokens of each training document.
         source: the folder of the text.
     """
-    import numpy as np
-
-    keys, counts = np.unique(np.log2(np.maximum(lengths, 1)).astype(int), return_counts=True)
-    rate = tokens["train"] / tokens["bytes"]  # tokens per byte of what is left
+    rate = tokens["train"] / tokens["bytes"]  # tokens per byte of the training text that is left
     content = {
         "corpus": name,
         "recipe": recipe._asdict(),
@@ -108,16 +106,17 @@ def write(
         "valid": text["valid"] | {"tokens": tokens["valid"]},
         "domains": tokens["domains"],
         "tasks": text["tasks"],
-        "tokens_per_document": dict(zip(keys.tolist(), counts.tolist(), strict=True)),
+        "tokens_per_document": length_histogram(lengths),
     }
     (folder / "report.json").write_text(json.dumps(content, indent=1), "utf-8")
     (folder / "report.md").write_text(_markdown(content), "utf-8")
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of a text before or after a filter, {"count", "estimated": bool}. The count is exact for the
-    final text. For an earlier text it is estimated by `rate`, in tokens per byte, since removed text is never
-    tokenized. `counts`: [documents, bytes] of the text; `manifest`: the manifest of the token files."""
+    """The number of tokens of the training text before or after a step: {"count": int, "estimated": bool}. For the
+    final text the count is exact; for an earlier text it is estimated from the bytes, since removed text is never
+    tokenized. `manifest`: that of the token files; `counts`: [documents, bytes] of the text; `rate`: tokens per
+    byte."""
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 
@@ -137,9 +136,11 @@ def _markdown(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# The sections of report.md. Each function returns lines of Markdown, made from the content of report.json.
+
+
 def _steps_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of the documents that each step kept, and of its reasons for removing documents.
-    `content`: that of report.json."""
+    """A table of the documents that each step kept, and of its reasons for removing documents."""
     lines = [
         "## Steps",
         "",
@@ -153,19 +154,18 @@ def _steps_table(content: dict[str, Any]) -> list[str]:
             ("≈ " if step["tokens"][side]["estimated"] else "") + f"{step['tokens'][side]['count']:,}"
             for side in ("in", "out")
         ]
-        why = [f"{reason}: {count:,}" for reason, count in step["reasons"].items()]
-        why += [f"{step['changed']:,} documents shortened"] if step["changed"] else []
-        why += [f"{step['moved']:,} documents moved"] if "moved" in step else []
+        changes = [f"{reason}: {count:,}" for reason, count in step["reasons"].items()]
+        changes += [f"{step['changed']:,} documents shortened"] if step["changed"] else []
+        changes += [f"{step['moved']:,} documents moved"] if "moved" in step else []
         lines.append(
             f"| {step['step']} | {step['in'][0]:,} | {step['out'][0]:,} | {step['in'][1]:,} | "
-            f"{step['out'][1]:,} | {tokens[0]} | {tokens[1]} | {'; '.join(why) or 'nothing'} |"
+            f"{step['out'][1]:,} | {tokens[0]} | {tokens[1]} | {'; '.join(changes) or 'nothing'} |"
         )
     return [*lines, ""]
 
 
 def _left_out_sentences(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown that say how much text is left for training, and how much is held out. `content`: that of
-    report.json."""
+    """Sentences on how much text is left for training, and how much is held out."""
     left, valid, covered = content["left"], content["valid"], content["covered"]
     return [
         f"Left for training: {left['documents']:,} documents, {left['bytes']:,} bytes, {left['tokens']:,} tokens.",
@@ -177,8 +177,7 @@ def _left_out_sentences(content: dict[str, Any]) -> list[str]:
 
 
 def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of the rows of evaluation tasks that the corpus contains. `content`: that of
-    report.json."""
+    """A table of how many rows of each evaluation task the corpus contains."""
     rows = [
         f"| {task} | {row['rows']:,} | {row['short']:,} | {row['found']:,} | {row['documents']:,} |"
         for task, row in content["tasks"].items()
@@ -196,8 +195,7 @@ def _evaluation_tasks_table(content: dict[str, Any]) -> list[str]:
 
 
 def _domains_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a table of the documents, bytes and tokens of each domain. `content`: that of
-    report.json."""
+    """A table of the documents, bytes and tokens of each domain."""
     rows = [
         f"| {domain or 'all'} | {documents:,} | {size:,} | {tokens:,} | {tokens / max(size, 1):.4f} | "
         f"{tokens / max(words, 1):.3f} |"
@@ -208,12 +206,11 @@ def _domains_table(content: dict[str, Any]) -> list[str]:
 
 
 def _lengths_table(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with a histogram of the training documents' lengths, before and after the steps, as a table.
-    `content`: that of report.json."""
+    """A table with the histograms of the training documents' lengths, before and after all steps."""
     first = content["steps"][0]["lengths"]["in"] if content["steps"] else {}
-    ends = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
-    last: dict[Any, int] = ends[-1] if ends else {}
-    before, after = ({int(key): count for key, count in tally.items()} for tally in (first, last))
+    results = [step["lengths"]["out"] for step in content["steps"] if step["lengths"]["out"]]
+    last: dict[Any, int] = results[-1] if results else {}
+    before, after = ({int(key): count for key, count in histogram.items()} for histogram in (first, last))
     tokens = content["tokens_per_document"]
     rows = [
         f"| {2**key:,} | {before.get(key, 0):,} | {after.get(key, 0):,} | {tokens.get(key, 0):,} |"
@@ -231,8 +228,7 @@ def _lengths_table(content: dict[str, Any]) -> list[str]:
 
 
 def _removed_examples(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown with some of the documents that each step removed, with the beginning of their text. `content`:
-    that of report.json."""
+    """A list of some of the documents that each step removed, with the beginning of their text."""
     lines = []
     for step in content["steps"]:
         if step["examples"]:

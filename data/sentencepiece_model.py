@@ -1,4 +1,4 @@
-"""SentencePiece models (BPE or unigram): trained here without any loss of text, or read from a file."""
+"""SentencePiece tokenizers (BPE or unigram): trained here such that they lose no text, or read from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
     "bos_id": -1,
     "pad_id": -1,
     "split_digits": True,
-    # Lossless: nothing is normalised, added or removed; what has no piece falls back to its bytes.
+    # Lossless: nothing is normalised, added or removed; a character without a piece is encoded as its bytes.
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
@@ -32,16 +32,16 @@ OPTIONS: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of a SentencePiece vocabulary. In its text a space is U+2581, and a byte is written as <0x0A>."""
+    """An entry of a SentencePiece vocabulary."""
 
-    text: str
+    text: str  # a space is written as U+2581, and a piece that stands for a byte as, for example, <0x0A>
     score: float  # BPE merges the pair whose piece has the highest score first
-    kind: str  # normal | byte | control | unknown
+    kind: str  # "normal", "byte", "control" or "unknown"
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece tokenizer. A model that was trained here is lossless. A model from elsewhere, such as T5's,
-    normalises text in its own way (Unicode normal forms, one space for many)."""
+    """A SentencePiece tokenizer. Models trained here are lossless. A model from elsewhere, such as T5's, normalises
+    text in its own way (Unicode normal forms, repeated spaces merged)."""
 
     def __init__(self, path: str | Path, content: bytes):
         import sentencepiece
@@ -64,10 +64,10 @@ class SentencePiece(Tokenizer):
         self.lossless = model.trainer_spec.byte_fallback and not (
             norm.precompiled_charsmap or norm.add_dummy_prefix or norm.remove_extra_whitespaces
         )
-        p = self._processor
-        self.specials = [i for i in range(self.vocab_size) if p.is_control(i) or p.is_unknown(i)]
-        # what has no piece becomes its bytes, so that no text becomes <unk>
-        self.mask: int | None = p.unk_id() if self.lossless else None
+        processor = self._processor
+        self.specials = [i for i in range(self.vocab_size) if processor.is_control(i) or processor.is_unknown(i)]
+        # a lossless model encodes no text as <unk>, as a character without a piece is encoded as its bytes
+        self.mask: int | None = processor.unk_id() if self.lossless else None
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         parts = valid_unicode(part for text in texts for part in (text.split(SPACE) if self.lossless else (text,)))
@@ -81,8 +81,6 @@ class SentencePiece(Tokenizer):
         return batch
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text; bytes that are
-        not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -102,15 +100,15 @@ class SentencePiece(Tokenizer):
         p = self._processor
         kinds = (("byte", p.is_byte), ("control", p.is_control), ("unknown", p.is_unknown), ("normal", lambda _: True))
         return [
-            Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, holds in kinds if holds(i)))
+            Piece(p.id_to_piece(i), p.get_score(i), next(kind for kind, is_kind in kinds if is_kind(i)))
             for i in range(self.vocab_size)
         ]
 
 
 def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
-    """Train a SentencePiece model on texts; returns the content of its file. `sample`: the texts; `vocab`: the number
-    of pieces; `kind`: "bpe" or "unigram". Raises ValueError where the texts allow no such vocabulary; the message names
-    the sizes that are possible."""
+    """Train a SentencePiece model; returns the content of its file. `sample`: the texts to train on; `vocab`: the
+    number of pieces; `kind`: "bpe" or "unigram". Raises ValueError where the texts are too few for so large a
+    vocabulary, or have too many characters for so small a one; the message names the limit."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -128,19 +126,19 @@ def train(sample: Iterable[str], vocab: int, kind: str) -> bytes:
 
 
 def _lines(documents: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of all documents, without empty lines. Training on lines keeps a piece from spanning two
-    lines."""
+    """Yield the lines of all documents, except empty ones. The model is trained on lines so that no piece contains a
+    line end."""
     for text in documents:
         yield from (line for line in text.split("\n") if line)
 
 
 def _training_error_message(error: str, vocab: int) -> str:
-    """An error of SentencePiece's training as a sentence for the user, which names the vocabulary sizes that are
-    possible. `vocab`: the size that was requested."""
+    """The message for an error in SentencePiece's training, in the project's words. `error`: SentencePiece's own
+    message; `vocab`: the number of pieces that was requested."""
     if "too high" in error:
-        most = error.rsplit("<= ", 1)[1].strip(" .")
-        return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {most}"
+        largest = error.rsplit("<= ", 1)[1].strip(" .")
+        return f"model.vocab={vocab} (VOCAB=) is more than this text can fill: at most {largest}"
     if "smaller than required_chars" in error:
-        least = error.rsplit(" vs ", 1)[1].split(".")[0]
-        return f"model.vocab={vocab} is too small for the characters of this text: at least {least}"
+        smallest = error.rsplit(" vs ", 1)[1].split(".")[0]
+        return f"model.vocab={vocab} is too small for the characters of this text: at least {smallest}"
     return f"the tokenizer could not be trained: {error}"

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from glob import escape, glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from data import readers
 from data.disk import write_whole
-from data.readers import EXTENSIONS
+from data.readers import EXTENSIONS, SourceFile
 
 TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # not read: fixtures and generated cases are hardly prose
 BUILD_FILES = {"__config__.py", "_version.py", "version.py", "_distributor_init.py"}  # not read: builds differ in them
@@ -24,13 +24,14 @@ NOTE_NAMES = re.compile(  # names, before the extension, of files that are notes
     r"|dataset_infos?|.*sha256.*|.*md5.*|.*checksums?)([._-].*)?",
     re.IGNORECASE,
 )
-UNREAD_DATA = re.compile(  # names of files that look like data and are not read: other spellings, packers, downloads
+# names of files that look like data in a form that is not read: other extensions, compressions, unfinished downloads
+UNREAD_DATA = re.compile(
     r".+\.(ndjson|jsonlines|jsonl|json|txt|parquet)(\.(gz|gzip|zst|zstd|bz2|xz|lz4|br|zip|7z))?"
     r"(\.(part|partial|incomplete|crdownload|aria2))?",
     re.IGNORECASE,
 )
-HIDDEN_PREFIXES = (".", "_")  # how names of files and folders that are no data begin; _: as Spark and pyarrow have it
-NOTE_SHARE = 0.1  # share of a folder's bytes, above which files of a second kind are not taken for notes; untuned
+HIDDEN_PREFIXES = (".", "_")  # files and folders whose names begin so are no data; _: as for Spark and pyarrow
+NOTE_SHARE = 0.1  # the largest share of a folder's bytes in files of another format that are taken for notes; untuned
 NAMED_FILES = 5  # files that a message names
 
 
@@ -38,30 +39,20 @@ class MissingData(LookupError):
     """Prepared data is missing, and the caller did not allow preparing it."""
 
 
-class SourceFile(NamedTuple):
-    """A file to read documents from."""
-
-    path: Path | str  # a str is an address on the hub
-    name: str  # the same on every machine
-    package: str  # its distribution, "" for a corpus of files
-    size: int  # bytes
-    sha256: str = ""  # of the content, where the hub says it; or git's hash, of 40 digits
-
-
 def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:
-    """The files of a corpus in the order in which they are read: those of held-out packages first, then by name.
-
-    The files of a commit on the hub never change, so they are listed once, and the list is kept in the store.
+    """The files of a corpus that is not a blend, in the order in which they are read: by name, in a corpus of packages
+    those of held-out packages first.
 
     Args:
         spec: the specification of the corpus, from `corpus.load`.
-        store: the folder of prepared data, where lists of files on the hub are kept; None: these lists are not kept.
-        ask: whether a list that is not in the store may be requested from the hub.
+        store: the folder of prepared data, where lists of the files on the Hugging Face hub are kept: the files of a
+            commit never change. None: such lists are not kept.
+        ask: whether the hub may be asked for a list that is not in the store.
 
     Raises:
         MissingData: the list is not in the store, and `ask` is false.
-        ValueError: the hub does not answer or has no such files, a package is not installed in its version, or a file's
-            name is not UTF-8.
+        ValueError: the hub does not answer or has no such files; a package is not installed in the version of the
+            specification; or the name of a file is not allowed (see `check_name`).
     """
     if "root" in spec:
         for path in spec["files"]:
@@ -75,17 +66,17 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
     files = []
     for package, version in spec["packages"].items():
         for file in distribution(package, version).files or ():
-            described = file.name == "METADATA" and spec["text"] == "docstrings"
-            source = file.suffix == ".py" and not TEST_FOLDERS & set(file.parts) and file.name not in BUILD_FILES
-            if (source or described) and file.parts[0] != "..":
+            is_readme = file.name == "METADATA" and spec["text"] == "docstrings"
+            is_source = file.suffix == ".py" and not TEST_FOLDERS & set(file.parts) and file.name not in BUILD_FILES
+            if (is_source or is_readme) and file.parts[0] != "..":
                 path = Path(str(file.locate()))
                 files.append(SourceFile(path, file.as_posix(), package, path.stat().st_size))
     return sorted(files, key=lambda file: (file.package not in spec["held_out"], file.package, file.name))
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where the name of a file has control characters, such as a line end, or is not UTF-8. Names that
-    are not UTF-8 can neither be printed nor written to a record."""
+    """Raise ValueError where the name of a file has control characters, such as a line end, or is not UTF-8. A name
+    that is not UTF-8 can neither be printed nor written as JSON."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -96,9 +87,9 @@ def check_name(name: str) -> None:
 
 @functools.cache
 def distribution(package: str, version: str) -> importlib.metadata.Distribution:
-    """An installed package, as importlib.metadata describes it. A package is looked up once in a process, since reading
-    the metadata of all packages of a corpus takes a tenth of a second. Raises ValueError where the package is not
-    installed, or not in this version."""
+    """The metadata of an installed package. They are read once in a process, since reading those of all packages of a
+    corpus takes a tenth of a second. Raises ValueError where the package is not installed, or in another version than
+    `version`."""
     advice = "install the pinned packages again: pip install -r requirements.txt"
     try:
         installed = importlib.metadata.distribution(package)
@@ -113,13 +104,15 @@ def distribution(package: str, version: str) -> importlib.metadata.Distribution:
 
 
 def data_files(pattern: str) -> tuple[list[Path], list[str]]:
-    """The data files at a path, in a folder or of a glob, sorted by path; and a sentence about each kind of file that
-    is left out.
+    """The data files of a corpus on this machine, sorted by path; and a sentence for each kind of file that is left
+    out. `pattern`: a file, a folder or a glob.
 
     Of a folder, only the files of one format are taken, the format with the most bytes. Hidden files (HIDDEN_PREFIXES),
-    notes (README, LICENSE, checksums) and small files of other formats are left out. `pattern`: a file, a folder or a
-    glob. Raises ValueError where no file remains, files of another format have more than NOTE_SHARE of the bytes, or a
-    file is there both compressed and uncompressed.
+    notes (README, LICENSE, checksums) and small files of other formats are left out.
+
+    Raises:
+        ValueError: no file remains; files of another format have more than NOTE_SHARE of the folder's bytes; a file
+            exists both compressed and uncompressed; or the folder has data that cannot be read.
     """
     if "," in pattern:
         raise ValueError(f"a corpus on disk is one file, folder or glob, without a comma: {pattern[:200]!r}")
@@ -128,9 +121,9 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
     if root.is_dir():
         paths, left_out = _data_files_of_folder(root)
     else:
-        paths = _existing_files([root] if root.is_file() else _matching(pattern))
-        if wrong := [path for path in paths if readers.format_and_compression(path.name) is None]:
-            raise ValueError(f"{wrong[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
+        paths = _existing_files([root] if root.is_file() else _paths_matching(pattern))
+        if unknown := [path for path in paths if readers.format_and_compression(path.name) is None]:
+            raise ValueError(f"{unknown[0]}: unknown kind of file; allowed are {', '.join(EXTENSIONS)}")
     if not paths:
         raise ValueError(f"no file matches {pattern[:200]!r}; looked for {', '.join(EXTENSIONS)}")
     return sorted(paths, key=lambda path: path.as_posix()), left_out
@@ -138,96 +131,101 @@ def data_files(pattern: str) -> tuple[list[Path], list[str]]:
 
 def _data_files_of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     """The result of `data_files` for a folder, with the files in no particular order. Raises ValueError as `data_files`
-    does, and where the folder has data of a kind that is not read, or is /."""
+    does, and for the folder /."""
     if folder.resolve() == Path("/"):
         raise ValueError("a corpus is a folder of text, and / is the whole machine")
-    everything = _files_below(folder)
+    everything = sorted(path for _, paths in _walk(folder) for path in paths)
     below = [path for path in everything if readers.format_and_compression(path.name)]
-    hidden = [
-        path for path in below if any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(folder).parts)
-    ]
+    hidden = [path for path in below if _is_hidden(path.relative_to(folder))]
     _check_no_unread_data(folder, [path for path in everything if path not in set(below)])
     visible = _existing_files(path for path in below if path not in set(hidden))
     notes = [path for path in visible if NOTE_NAMES.fullmatch(path.name)]
-    kinds: dict[str, list[Path]] = {}
+    paths_of: dict[str, list[Path]] = {}  # {format: paths}
     for path in visible:
         if path not in set(notes):
             file_format, _ = readers.format_and_compression(path.name) or ("", "")
-            kinds.setdefault(file_format, []).append(path)
-    sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in kinds.items()}
-    largest = max(sizes, key=lambda kind: sizes[kind], default="")
-    for kind, paths in kinds.items():
-        if kind != largest and sizes[kind] > NOTE_SHARE * sum(sizes.values()):
-            described = " and ".join(f"{len(kinds[name])} {name} files ({sizes[name]:,} bytes)" for name in sizes)
+            paths_of.setdefault(file_format, []).append(path)
+    sizes = {file_format: sum(path.stat().st_size for path in paths) for file_format, paths in paths_of.items()}
+    largest = max(sizes, key=lambda file_format: sizes[file_format], default="")
+    for file_format, paths in paths_of.items():
+        if file_format != largest and sizes[file_format] > NOTE_SHARE * sum(sizes.values()):
+            formats = " and ".join(f"{len(paths_of[name])} {name} files ({sizes[name]:,} bytes)" for name in sizes)
             raise ValueError(
-                f"{folder} holds {described}: give one kind of them by a glob, such as '{folder}/**/*{kind}'"
+                f"{folder} holds {formats}: give one kind of them by a glob, such as '{folder}/**/*{file_format}'"
             )
-        notes += paths if kind != largest else []
-    _check_no_copies(folder, kinds.get(largest, []))
+        notes += paths if file_format != largest else []
+    _check_no_copies(folder, paths_of.get(largest, []))
     reasons = (("in a hidden folder or hidden", hidden), (f"beside {largest or 'the data'}, as notes", sorted(notes)))
-    return kinds.get(largest, []), [
-        f"{', '.join(path.relative_to(folder).as_posix() for path in paths[:NAMED_FILES])}"
-        + (f" and {len(paths) - NAMED_FILES} more" if len(paths) > NAMED_FILES else "")
-        + f" not read: {reason}"
+    return paths_of.get(largest, []), [
+        f"{_first_names([path.relative_to(folder) for path in paths])} not read: {reason}"
         for reason, paths in reasons
         if paths
     ]
 
 
-def _matching(pattern: str) -> list[Path]:
-    """The paths that match a glob, as `glob.glob` finds them, but each file once. For `**` each folder is searched
-    once, however many symbolic links lead to the folder. glob.glob follows a link to a folder above the link again and
-    again, which takes forever where there are two such links."""
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or one of its folders is hidden (HIDDEN_PREFIXES). `path`: relative to the corpus' folder."""
+    return any(part.startswith(HIDDEN_PREFIXES) for part in path.parts)
+
+
+def _first_names(names: list[Path]) -> str:
+    """The first NAMED_FILES names and the number of the others, for a message."""
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return ", ".join(name.as_posix() for name in names[:NAMED_FILES]) + more
+
+
+def _paths_matching(pattern: str) -> list[Path]:
+    """The paths that match a glob, sorted, each file once. For `**` each folder is searched once, however many symbolic
+    links lead to it. `glob.glob` instead follows a link to a folder above the link again and again, and with two such
+    links does not end in any useful time."""
     head, stars, tail = pattern.partition("**")
-    whole = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else it means `*`
-    if not stars or not whole:
+    recursive = (not head or head.endswith("/")) and (not tail or tail.startswith("/"))  # else ** means the same as *
+    if not stars or not recursive:
         paths = [Path(path) for path in glob(pattern)]
     else:
-        rest = tail.strip("/") or "*"
+        tail = tail.strip("/") or "*"
         bases = [Path(path) for path in glob(head)] if head else [Path()]
         folders = [folder for base in bases if base.is_dir() for folder in _folders_below(base)]
-        paths = [path for folder in folders for path in _matching(f"{escape(str(folder))}/{rest}")]
-    once = {os.path.realpath(path): path for path in reversed(sorted(paths))}  # of several the first
-    return sorted(once.values())
+        paths = [path for folder in folders for path in _paths_matching(f"{escape(str(folder))}/{tail}")]
+    # of several paths to the same file, the first is kept
+    path_of_file = {os.path.realpath(path): path for path in reversed(sorted(paths))}
+    return sorted(path_of_file.values())
 
 
 def _folders_below(folder: Path) -> list[Path]:
-    """A folder and all folders below it whose names do not begin with a dot, symbolic links too, each folder once."""
-    below = (at for at, _ in _walk(folder))
-    return [at for at in below if not any(part.startswith(".") for part in at.relative_to(folder).parts)]
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted. Raises ValueError where a folder cannot be read."""
-    return sorted(path for _, paths in _walk(folder) for path in paths)
+    """A folder and all folders below it, each once and without those whose path from `folder` has a name that begins
+    with a dot. Symbolic links to folders are followed as by `_walk`."""
+    below = (path for path, _ in _walk(folder))
+    return [path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Yield (folder, paths of the files in it) for a folder and all folders below it, each folder once. Symbolic links
-    to folders are followed, unless the name of the link is hidden. Raises ValueError where a folder cannot be read."""
+    to folders are followed, unless the name of the link is hidden (HIDDEN_PREFIXES). Raises ValueError where a folder
+    cannot be read."""
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
+        if not isinstance(error, FileNotFoundError):  # else the folder was removed meanwhile
             raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
     seen = {_device_and_inode(folder)}
-    for at, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        yield Path(at), [Path(at, name) for name in files]
+    for parent, names, files in os.walk(folder, onerror=refuse, followlinks=True):
+        yield Path(parent), [Path(parent, name) for name in files]
         unseen = []
-        for name in sorted(folders):
-            path = Path(at, name)
+        for name in sorted(names):
+            path = Path(parent, name)
             if (
                 not (name.startswith(HIDDEN_PREFIXES) and path.is_symlink())
                 and (identity := _device_and_inode(path)) not in seen
             ):
                 unseen.append(name)
                 seen.add(identity)
-        folders[:] = unseen  # os.walk goes into these
+        names[:] = unseen  # os.walk goes into these folders
 
 
 def _device_and_inode(folder: Path) -> tuple[int, int]:
-    """The device and inode of a folder, which are equal for two paths that lead to the same folder; (0, 0) where the
-    folder does not exist."""
+    """The device and inode of a folder, by which two paths to the same folder are recognised; (0, 0) where the folder
+    does not exist."""
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -236,8 +234,8 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _existing_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are files. Raises ValueError where a path is a symbolic link to a missing file, since a
-    part of the text is then missing."""
+    """The given paths, without those that are no files. Raises ValueError where a path is a symbolic link to a missing
+    file, since a part of the text is then missing."""
     files = []
     for path in paths:
         if path.is_symlink() and not os.path.exists(path):
@@ -247,48 +245,41 @@ def _existing_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _check_no_unread_data(folder: Path, others: list[Path]) -> None:
-    """Raise ValueError where files that are not read look like data by their names (UNREAD_DATA), so that a part of the
-    text would be passed over. Notes and hidden files are ignored. `others`: the files below the folder whose kind is
-    not read."""
+    """Raise ValueError where the name of a file that is not read looks like data (UNREAD_DATA), since a part of the
+    text would be missing. Notes and hidden files are ignored. `folder`: the folder that was searched; `others`: the
+    files below it that no reader reads."""
     names = [path.relative_to(folder) for path in others if UNREAD_DATA.fullmatch(path.name)]
-    names = [name for name in names if not NOTE_NAMES.fullmatch(name.name)]
-    names = [name for name in names if not any(part.startswith(HIDDEN_PREFIXES) for part in name.parts)]
+    names = [name for name in names if not NOTE_NAMES.fullmatch(name.name) and not _is_hidden(name)]
     if names:
-        shown = ", ".join(name.as_posix() for name in names[:NAMED_FILES])
-        more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
         raise ValueError(
-            f"{folder} holds {shown}{more}: data of a kind that is not read, or not all there. Make it one of "
+            f"{folder} holds {_first_names(names)}: data of a kind that is not read, or not all there. Make it one of "
             f"{', '.join(EXTENSIONS)}, or name the files to read by a glob, such as '{folder}/**/*.jsonl'"
         )
 
 
 def _check_no_copies(folder: Path, paths: list[Path]) -> None:
-    """Raise ValueError where the same file is there with several compressions, such as a.jsonl beside a.jsonl.gz: its
-    text would be read more than once. `folder`: the folder that was searched, for the message; `paths`: the data files
-    below it."""
-    endings: dict[str, list[str]] = {}  # {path of the unpacked file: .gz and the like, "" of the file itself}
+    """Raise ValueError where a file exists with several compressions, such as a.jsonl beside a.jsonl.gz, since its text
+    would be read more than once. `folder`: the folder that was searched, for the message; `paths`: the data files below
+    it."""
+    compressions_of: dict[str, list[str]] = {}  # {path without compression: [".gz", ".zst" or "", ...]}
     for path in paths:
         _, compression = readers.format_and_compression(path.name) or ("", "")
-        endings.setdefault(path.as_posix().removesuffix(compression), []).append(compression)
-    for plain, several in endings.items():
-        if len(several) > 1:
+        compressions_of.setdefault(path.as_posix().removesuffix(compression), []).append(compression)
+    for plain, compressions in compressions_of.items():
+        if len(compressions) > 1:
             file_format, _ = readers.format_and_compression(plain) or ("", "")
-            names = " and ".join(Path(plain + ending).relative_to(folder).as_posix() for ending in several)
+            names = " and ".join(Path(plain + ending).relative_to(folder).as_posix() for ending in compressions)
             raise ValueError(
                 f"{folder} holds {names}, the same text twice as it seems: give one of them by a glob, such as "
-                f"'{folder}/**/*{file_format}{several[-1]}'"
+                f"'{folder}/**/*{file_format}{compressions[-1]}'"
             )
 
 
 def matching_files(root: Path, patterns: list[str]) -> list[Path]:
     """The files below the folder `root` that match one of the globs, sorted by path. Hidden files and files in hidden
     folders are left out. Raises ValueError where no file matches."""
-    visible = {
-        path
-        for pattern in patterns
-        for path in root.glob(pattern)
-        if not any(part.startswith(HIDDEN_PREFIXES) for part in path.relative_to(root).parts)
-    }
+    matching = {path for pattern in patterns for path in root.glob(pattern)}
+    visible = [path for path in matching if not _is_hidden(path.relative_to(root))]
     paths = _existing_files(sorted(visible, key=lambda path: path.as_posix()))
     if not paths:
         raise ValueError(f"no file below {root} matches {' or '.join(patterns)}")
@@ -296,8 +287,8 @@ def matching_files(root: Path, patterns: list[str]) -> list[Path]:
 
 
 def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that contains all files. Names of files relative to this folder are the same on every
-    machine."""
+    """The deepest folder that contains all files. The paths of the files from this folder are the same on every
+    machine, and serve as their names."""
     root = files[0].parent
     while not all(path.is_relative_to(root) for path in files):
         root = root.parent
@@ -305,9 +296,9 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """The sha256 of files according to the lists of checksums beside them, as OSCAR v1 has these lists: {name of the
-    file relative to the corpus' folder: sha256}. None where there is no list, or the files are not on this machine.
-    `spec`: from `corpus.load`. Raises ValueError where a list names a file that is not there."""
+    """The sha256 of files according to lists of checksums in the same folders, as OSCAR v1 has them: {path of the file
+    from the corpus' folder: sha256}. None where there is no list, or the files are not on this machine. `spec`: the
+    specification of the corpus, from `corpus.load`. Raises ValueError where a list names a file that does not exist."""
     if "root" not in spec:
         return None
     sums: dict[str, str] = {}
@@ -327,8 +318,9 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
-    """The result of `source_files`, with the same arguments, for a corpus on the hub. Raises ValueError where the
-    corpus is not on the hub, and MissingData where its files were not listed yet and `ask` is false."""
+    """The result of `source_files`, with the same arguments, for a corpus whose files are not on this machine. Raises
+    ValueError where they are not on the Hugging Face hub either, and MissingData where the files were not listed yet
+    and `ask` is false."""
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -348,20 +340,20 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
 
 
 def _read_listing(path: Path) -> list[tuple[str, int, str]] | None:
-    """(path, bytes, hash) of each file of a repository, from an earlier listing in the file `path`; None where that
-    file is missing, empty or damaged."""
+    """The result of an earlier `_list_hub_files`, from the JSON file `path`; None where that file is missing, empty or
+    damaged."""
     try:
         entries = [tuple(entry) for entry in json.loads(path.read_text("utf-8"))]
-        whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
+        is_whole = all(list(map(type, entry)) == [str, int, str] for entry in entries)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    return entries if entries and whole else None
+    return entries if entries and is_whole else None
 
 
 def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) -> list[tuple[str, int, str]]:
-    """(path, bytes, hash) of each file of a repository on the hub that matches one of the globs, sorted by path. The
-    hash is the sha256 of a file in Git LFS, and Git's own hash of another file. Only the folders that the globs name
-    are listed: C4's repository has a hundred other languages beside English.
+    """The files of a repository on the Hugging Face hub that match one of the globs: [(path, bytes, hash), ...], sorted
+    by path. The hash is the sha256 for a file in Git LFS, and Git's own hash for any other file. Only the folders that
+    the globs name are listed: C4's repository, for example, has a hundred languages beside English.
 
     Args:
         corpus: the name of the corpus, for messages.
@@ -388,7 +380,7 @@ def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) 
                         sha = entry.lfs.sha256 if entry.lfs else entry.blob_id
                         entries[entry.path] = (entry.path, entry.size, sha)
             except EntryNotFoundError:
-                continue  # another pattern may have its folder
+                continue  # the folder of another glob may exist
     except Exception as error:  # the library raises its own, httpx's and the operating system's
         raise ValueError(
             f"{corpus}: the hub cannot be read ({type(error).__name__}: {' '.join(str(error).split())}). "
@@ -403,8 +395,9 @@ def _list_hub_files(corpus: str, repo: str, revision: str, patterns: list[str]) 
 
 
 def _fixed_folder(pattern: str) -> tuple[str, bool]:
-    """The folders at the beginning of a glob that have no wildcard, and whether files in subfolders of these may match:
-    `data/en/*.gz` gives ("data/en", False), `data/*/a.gz` gives ("data", True)."""
+    """Split a glob at its first folder with a wildcard. Returns the path before that folder, and whether there is such
+    a folder, so that files in subfolders of the path may match: `data/en/*.gz` gives ("data/en", False), `data/*/a.gz`
+    gives ("data", True)."""
     folders = PurePosixPath(pattern).parts[:-1]
     plain = next((number for number, part in enumerate(folders) if has_magic(part)), len(folders))
     return "/".join(folders[:plain]), plain < len(folders)

@@ -1,11 +1,11 @@
-"""The store of prepared data: folders `<name>-<key>`, where the key is a hash of everything that determines their
-content.
+"""The store of prepared data: folders `<label>-<key>`, where the key is a hash of everything that determines the
+content of the folder.
 
 A folder is built under the name partial-..., and renamed when it is complete, manifest.json included. After a kill the
 same call continues: tasks that were finished are not done again.
 
-The manifest has the size and sha256 of every file of the folder. They are compared whenever a folder is used: sizes
-always; hashes where a file's size, inode or times differ from those at the last comparison.
+The manifest has the size and sha256 of every file of the folder. Both are compared with the files whenever a folder is
+used: sizes always, hashes where a file's size, inode or times differ from those at the last comparison.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import cannot_write, explained_write_errors, locked, wait_until_on_disk, write_whole
+from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_whole
 from data.execute import THIS_MACHINE, Executor
-from data.sources import MissingData, SourceFile
+from data.readers import SourceFile
+from data.sources import MissingData
 
-LAYOUT_VERSION = (
-    3  # version of the folders' content: raise it when a change of this code changes the bytes that it writes
-)
+# Version of the folders' content: raise it when a change of this code changes the bytes that it writes.
+LAYOUT_VERSION = 3
 # A file that changes twice within a tick of its file system's clock (a second on some) keeps its times, so a file that
 # was this young when it was read is read again. Compare Git's "racily clean" entries.
 RACY_SECONDS = 2.0
 
-RunStage = Callable[..., None]  # (stage, pipeline, tasks): shows a stage on the terminal and runs its datatrove steps
+# A function that runs one stage of the work on a folder: (stage, pipeline, tasks). It shows the name `stage` on the
+# terminal, and runs `pipeline`, a list of datatrove's steps (none by default), as `tasks` tasks (1 by default).
+RunStage = Callable[..., None]
 
 
 class Store(NamedTuple):
@@ -48,48 +50,48 @@ class Store(NamedTuple):
 
 
 def prepared_folder(
-    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]]
+    store: Store, label: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the store that was built from `inputs`, and what `make` returned when it was built. A missing
-    folder is built. After a kill the same call continues with the tasks that are not finished; after a ValueError of
-    `make` it starts again from the beginning.
+    """The folder of the store for the given inputs, and the entries that `make` returned when the folder was built. A
+    missing folder is built. After a kill the same call continues with the tasks that are not finished; after a
+    ValueError of `make` it starts from the beginning.
 
     Args:
         store: the store of prepared data.
-        name: how the folder's name begins.
+        label: the beginning of the folder's name.
         inputs: everything that the folder's content depends on, as a JSON object.
-        make: writes the content into a folder, and returns entries for the manifest. Its arguments are the folder, and
-            a function that runs a stage (see `RunStage`).
+        make: a function that writes the content of a new folder, and returns entries for its manifest. Its arguments
+            are the folder, and a function that runs a stage of the work (see `RunStage`).
 
     Raises:
         ValueError: the folder's content is not what was written there.
         RuntimeError: another version of the code has begun to build the folder; the parts might not fit together.
         Unwritable: the disk is full or read-only.
-        MissingData: the folder is not there, and `store.build` is false.
+        MissingData: the folder does not exist, and `store.build` is false.
     """
     inputs = json.loads(json.dumps({"layout": LAYOUT_VERSION, **inputs}))
-    whole = store.path / f"{name}-{digest(inputs)[:8]}"
-    if not whole.exists():
+    folder = store.path / f"{label}-{digest(inputs)[:8]}"
+    if not folder.exists():
         if not store.build:
-            raise MissingData(f"{whole} is not prepared")
+            raise MissingData(f"{folder} is not prepared")
         with explained_write_errors(store.path), locked(store.path / ".lock"):
-            if not whole.exists():
-                _build(store, name, inputs, make, whole)
-    manifest = _manifest(whole)
+            if not folder.exists():
+                _build(store, label, inputs, make, folder)
+    manifest = _manifest(folder)
     if manifest["inputs"] != inputs:
-        raise ValueError(f"{whole} was made from something else: remove it")
-    check_files(whole, manifest["files"], store)
-    return whole, manifest["made"]
+        raise ValueError(f"{folder} was made from something else: remove it")
+    check_files(folder, manifest["files"], store)
+    return folder, manifest["made"]
 
 
 def _build(
-    store: Store, name: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]], whole: Path
+    store: Store, label: str, inputs: dict[str, Any], make: Callable[[Path, RunStage], dict[str, Any]], folder: Path
 ) -> None:
-    work = store.path / f"partial-{whole.name}"
+    work = store.path / f"partial-{folder.name}"
     try:
         if not (work / "manifest.json").exists():
             _begin_folder(work)
-            with _progress(store, name, work / "logs") as run:
+            with _progress(store, label, work / "logs") as run:
                 result = make(work, run)
             shutil.rmtree(work / "scratch", ignore_errors=True)
             below = sorted(path.relative_to(work) for path in work.rglob("*") if path.is_file())
@@ -98,11 +100,11 @@ def _build(
             content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
             write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
         # the folder is complete: a kill after this line loses nothing
-        for rest in ("scratch", "logs"):
-            shutil.rmtree(work / rest, ignore_errors=True)
+        for temporary in ("scratch", "logs"):
+            shutil.rmtree(work / temporary, ignore_errors=True)
         (work / "code").unlink(missing_ok=True)
         wait_until_on_disk(work)
-        os.replace(work, whole)
+        os.replace(work, folder)
         wait_until_on_disk(store.path, deep=False)
     except ValueError:
         shutil.rmtree(work, ignore_errors=True)
@@ -110,10 +112,10 @@ def _build(
 
 
 def _begin_folder(work: Path) -> None:
-    """Create the folder `work` for unfinished data; leave it where the same version of the code has begun it. Raises
-    RuntimeError where another version of the code has begun it."""
-    same = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
-    if not same and [path for path in work.glob("*") if not path.name.startswith("code")]:
+    """Create the folder for unfinished data, or leave the folder as it is where it exists. Raises RuntimeError where
+    another version of the code has written files into it."""
+    is_same_code = (work / "code").exists() and (work / "code").read_text("utf-8") == _code_hash()
+    if not is_same_code and [path for path in work.glob("*") if not path.name.startswith("code")]:
         raise RuntimeError(
             f"{work} was begun by another version of the code. Remove it, and it is begun anew; or let "
             "that version finish it"
@@ -124,15 +126,15 @@ def _begin_folder(work: Path) -> None:
 
 @functools.cache
 def _code_hash() -> str:
-    """A hash of the source files of the package data, whose code builds the folders of the store."""
+    """A hash of the Python files in data/, whose code builds the folders of the store."""
     return digest([path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 @contextlib.contextmanager
-def _progress(store: Store, name: str, logs: Path) -> Iterator[RunStage]:
+def _progress(store: Store, label: str, logs: Path) -> Iterator[RunStage]:
     """A context that shows a progress line on the terminal, while the output of datatrove and its processes goes to
-    prepare.log in the store. Yields the function that runs a stage (see `RunStage`). `name`: what is prepared, for the
-    line; `logs`: the folder for datatrove's logs."""
+    prepare.log in the store. Yields the function that runs a stage (see `RunStage`). `label`: the name of the data that
+    is prepared, for the line; `logs`: the folder for datatrove's logs."""
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress_bar import ProgressBar
@@ -151,26 +153,26 @@ def _progress(store: Store, name: str, logs: Path) -> Iterator[RunStage]:
     ):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), CompletedTasks(), TimeElapsedColumn())
         with Progress(*columns, console=Console(file=screen), redirect_stdout=False, redirect_stderr=False) as progress:
-            line = progress.add_task(f"data: {name}", total=None, logs="")
+            line = progress.add_task(f"data: {label}", total=None, logs="")
 
             def run(stage: str, pipeline: list[Any] | None = None, tasks: int = 1) -> None:
                 folder = str(logs / stage.replace(" ", "-"))
-                progress.update(line, description=f"data: {name}, {stage}", total=tasks, logs=folder)
+                progress.update(line, description=f"data: {label}, {stage}", total=tasks, logs=folder)
                 if pipeline:
                     execute.run(store.executor, pipeline, tasks, folder)
                 progress.update(line, logs="")
 
-            if not screen.isatty():  # there the line below is written at the end alone
-                print(f"  data: {name}, in preparation", file=screen, flush=True)
+            if not screen.isatty():  # in a file the progress line is written at the end only
+                print(f"  data: {label}, in preparation", file=screen, flush=True)
             yield run
-            progress.update(line, description=f"data: {name}", total=1, completed=1)
+            progress.update(line, description=f"data: {label}", total=1, completed=1)
 
 
-# What is on the disk, and what was written there
+# Comparing files with the hashes that were written
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The content of manifest.json of a folder. Raises ValueError where the file is missing or has been changed."""
+    """The content of the manifest.json of a folder. Raises ValueError where that file is missing or was changed."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -184,11 +186,18 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
-    """Check that the files of a folder are what was written. Sizes are always compared; hashes only of files that
-    changed since the last comparison, and not where store.build is false. `files`: {name: {"bytes", "sha256"}} of the
-    folder's files, as written; `store`: the store of prepared data, which remembers comparisons. Raises ValueError
-    where a file is missing or is not what was written; the message names it."""
-    states, paths = [], [folder / name for name in files]
+    """Check that the files of a folder have the content that was written. Sizes are always compared. Hashes are
+    compared where a file changed since the last comparison, and never where `store.build` is false.
+
+    Args:
+        folder: the folder.
+        files: {name: {"bytes", "sha256"}} of the files as they were written.
+        store: the store of prepared data, in which successful comparisons are noted.
+
+    Raises:
+        ValueError: a file is missing or has another content; the message names it.
+    """
+    states = []
     for name, written in files.items():
         path = folder / name
         try:
@@ -200,24 +209,25 @@ def check_files(folder: Path, files: dict[str, Any], store: Store) -> None:
     if not store.build:
         return
     note = store.path / "hashes" / digest(["folder", states])[:32]
-    if _is_note_valid(note, paths, store):
+    if _is_note_valid(note, [folder / name for name in files], store):
         return
-    for name, now in _checksums(folder, [Path(name) for name in files]).items():
-        if now["sha256"] != files[name]["sha256"]:
-            raise damage_error(folder / name, f"its sha256 is {now['sha256']}, and {files[name]['sha256']} was written")
+    for name, current in _checksums(folder, [Path(name) for name in files]).items():
+        written_sha = files[name]["sha256"]
+        if current["sha256"] != written_sha:
+            raise damage_error(folder / name, f"its sha256 is {current['sha256']}, and {written_sha} was written")
     _write_note(note, "as written")
 
 
-def damage_error(path: Path, what: str) -> ValueError:
-    """A ValueError about a file of the store that differs from what was written. `what`: a description of the
-    difference."""
+def damage_error(path: Path, difference: str) -> ValueError:
+    """The error to raise for a file of the store that was changed after it was written. `difference`: a description of
+    the change."""
     folder = next((parent for parent in path.parents if (parent / "manifest.json").exists()), path.parent)
-    return ValueError(f"{path} is damaged: {what}. Remove {folder}, and it is made again")
+    return ValueError(f"{path} is damaged: {difference}. Remove {folder}, and it is made again")
 
 
 def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"bytes", "sha256"}} of files in a folder, several of which are read at a time. `files`: their paths
-    relative to the folder."""
+    """The size and hash of files in a folder: {name: {"bytes", "sha256"}}. Several files are read at a time. `files`:
+    their paths from the folder."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
@@ -227,20 +237,20 @@ def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
-    """The sha256 of each file's content, as the hub lists it or as computed here. A file of the hub that is not in Git
-    LFS has its Git hash instead. `store`: the store of prepared data, which remembers hashes. Several files are read at
-    a time."""
+    """The sha256 of the content of each file. For files on the hub it is the hash that the hub lists: the sha256 for a
+    file in Git LFS, Git's own hash for any other. Files on this machine are read, several at a time, unless the store
+    has their hash."""
     with ThreadPoolExecutor(execute.cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 
 def content_hash(path: Path, store: Store) -> str:
-    """The sha256 of a file's content. It is kept in the store and used until the file's size, inode, mtime or ctime
-    changes (only the system can set the ctime). Raises MissingData where the hash is not in the store, and
-    `store.build` is false."""
+    """The sha256 of the content of a file. The hash is kept in the store, and used until the file's size, inode, mtime
+    or ctime changes (only the operating system can set the ctime). Raises MissingData where the hash is not in the
+    store, and `store.build` is false."""
     note = store.path / "hashes" / digest(_file_state(path))[:32]
-    if _is_note_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", kept := note.read_bytes()):
-        return kept.decode()
+    if _is_note_valid(note, [path], store) and re.fullmatch(rb"[0-9a-f]{64}", stored := note.read_bytes()):
+        return stored.decode()
     if not store.build:
         raise MissingData(f"{path} has not been read")
     sha = _sha256(path)
@@ -249,7 +259,7 @@ def content_hash(path: Path, store: Store) -> str:
 
 
 def _file_state(path: Path) -> list[Any]:
-    """Path, size, inode, mtime and ctime of a file. At least one of them changes when the file's content does."""
+    """[path, size, inode, mtime, ctime] of a file. When the content of the file changes, one of these changes too."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
@@ -259,22 +269,28 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_note_valid(note: Path, read: Iterable[Path], store: Store) -> bool:
-    """Whether a result that was computed from the files `read`, such as a hash, and stored in the file `note`, still
-    holds. It does not hold where a file had changed less than RACY_SECONDS before it was read, since the file may have
-    changed again without a new timestamp. With store.build false such a result is accepted."""
+def _is_note_valid(note: Path, paths: Iterable[Path], store: Store) -> bool:
+    """Whether there is a note with a result on some files, such as a hash, and the result can be trusted. It cannot
+    where a file had changed less than RACY_SECONDS before the note was written: the file may have changed again without
+    a new timestamp. Where `store.build` is false, every note is accepted.
+
+    Args:
+        note: the file with the result, named by the state of the files.
+        paths: the files.
+        store: the store of prepared data.
+    """
     if not note.exists():
         return False
-    return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in read)
+    return not store.build or all(note.stat().st_mtime - path.stat().st_ctime >= RACY_SECONDS for path in paths)
 
 
 def _write_note(note: Path, text: str) -> None:
-    """Write a result about files that were read, such as a hash, to the file `note`; do nothing where the disk cannot
-    be written."""
+    """Write a result on some files, such as a hash, to the file `note`, for `_is_note_valid`. Do nothing where the disk
+    cannot be written."""
     try:
         write_whole(note, text)
     except OSError as error:
-        if not cannot_write(error, note.parent):
+        if not unwritable_message(error, note.parent):
             raise
 
 
@@ -284,8 +300,8 @@ def digest(value: Any) -> str:
 
 
 def folder_label(name: str) -> str:
-    """The name of a corpus in a form for folder names: words joined by hyphens. Of a path only the last two parts are
-    used, without wildcards and extension."""
+    """The name of a corpus as the beginning of a folder's name: words joined by hyphens. Of a path, the last two parts
+    without wildcards are used, up to the first dot."""
     plain = [part for part in Path(name).parts if not has_magic(part)] or ["files"]
     words = re.sub(r"\W+", "-", "-".join(plain[-2:]).partition(".")[0]).strip("-") or "files"
     return words if len(words.encode()) <= 180 else words[-60:]  # file systems end at 255 bytes, and more is to follow

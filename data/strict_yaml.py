@@ -1,4 +1,4 @@
-"""YAML files of settings, studies and corpora, read strictly: whatever is wrong with a file is an error that names the
+"""Reads YAML files of settings, studies and corpora strictly: any fault of a file is an error whose message names the
 file."""
 
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1_000_000  # untuned; ours have some 12,000
+MAX_BYTES = 1_000_000  # of a file; untuned, ours have some 12,000
 MAX_DEPTH = 20  # of nested lists and mappings; untuned, ours have 3
 DECIMAL = r"[+-]?(0|[1-9][0-9_]*)(\.[0-9_]*)?([eE][+-]?[0-9]{1,3})?"
 TEXT = "tag:yaml.org,2002:str"
@@ -19,9 +19,13 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses what YAML allows and these files never need: two equal keys in a mapping, keys that are
-    no text, aliases (with which a small file can expand to gigabytes), tags such as !!timestamp, deep nesting, numbers
-    that are not decimal (010 would be 8, and 1:30 would be 90) or not finite, and control characters."""
+    """A SafeLoader that raises ValueError for features of YAML that these files do not need:
+
+    * two equal keys in a mapping, and keys that are not text;
+    * aliases, with which a small file can expand to gigabytes, and tags such as !!timestamp;
+    * deep nesting, and control characters;
+    * numbers that are not finite, or not decimal: 010 would be 8, and 1:30 would be 90.
+    """
 
     depth = 0
 
@@ -73,11 +77,8 @@ for kind in ("int", "float"):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary; all names in it are text.
-
-    Raises:
-        ValueError: the file cannot be read, is no YAML, or holds no such mapping; the message names the file.
-    """
+    """Read a YAML file that holds a mapping. Returns it as a dictionary; all keys, of nested mappings too, are text.
+    Raises ValueError where the file cannot be read, is not YAML, or holds no mapping; the message names the file."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -89,13 +90,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", "") or "it cannot be parsed"
         raise ValueError(
             f"{path}{line} is no YAML: {problem}. Indent with spaces; text with a colon needs quotes"
         ) from None
-    except (ValueError, ArithmeticError) as error:  # ours, or a date or a number that cannot be
+    except (ValueError, ArithmeticError) as error:  # of StrictLoader; or an impossible date or number
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold `name: value` lines, not {_kind(tree)}")

@@ -1,11 +1,11 @@
-"""Tokenizers of every kind: which kinds there are, how a tokenizer is trained, and how a file is read as a tokenizer.
+"""Trains tokenizers, and reads files as tokenizers. The kinds of tokenizers (KINDS) are:
 
     bpe, unigram: SentencePiece, trained here: lossless, one file tokenizer.model (data/sentencepiece_model.py)
     byte-bpe: GPT-2's byte-level BPE, trained here, one file tokenizer.json (data/byte_bpe.py)
     wordpiece: BERT's, trained here as Cramming did, one file tokenizer.json (data/wordpiece.py)
-    file: a tokenizer that exists already; `read` says in which formats
+    file: an existing tokenizer, in a format of `read`
 
-All of them are a `Tokenizer` (data/tokenizer_base.py).
+Each is a subclass of `Tokenizer` (data/tokenizer_base.py).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from data.wordpiece import WordPiece
 KINDS = ("bpe", "unigram", "byte-bpe", "wordpiece", "file")
 SAMPLE_BYTES = 100_000_000  # bytes of text, at most, that a tokenizer is trained on; untuned
 SMALLEST_VOCAB = 258  # the smallest vocabulary: the 256 bytes, <unk>, </s>
-EXTRA_IDS = 100  # ids of T5's models beyond the 32,000 pieces of its file; no text is encoded as one (arXiv:1910.10683)
-# Texts on which tokenizers differ; a file's ids must be Hugging Face's on these, and on its added tokens.
+EXTRA_IDS = 100  # ids of T5 beyond the 32,000 pieces of its tokenizer; no text is encoded as one (arXiv:1910.10683)
+# Texts on which implementations of tokenizers differ, for `check_parity`.
 PARITY_TEXTS = (
     "",
     " ",
@@ -47,12 +47,12 @@ NOT_EXPORTABLE = (
     "a tokenizer of the kind {} is not exported: Hugging Face's adds up scores in another precision and cuts some "
     "words in another way"
 )
-FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's and OpenAI's names
+GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's and OpenAI's names
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file or folder `path`, in a format of `read`. Raises ValueError where no such tokenizer is
-    there."""
+    """Load the tokenizer in a file or folder, in a format of `read`. Raises ValueError where there is no such
+    tokenizer."""
     name, content = read(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
@@ -60,8 +60,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _model_type(content: bytes) -> str:
-    """The type of the model in the content of a tokenizer.json, such as "BPE"; "" where the content names no type or is
-    not a tokenizer.json."""
+    """The type of the model in a tokenizer.json, such as "BPE"; "" where the content names no type or is not that of a
+    tokenizer.json. `content`: the bytes of the file."""
     try:
         return str(json.loads(content)["model"].get("type", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -69,20 +69,20 @@ def _model_type(content: bytes) -> str:
 
 
 def read(path: str | Path) -> tuple[str, bytes]:
-    """Read an existing tokenizer, also one of several files, as the content of a single file. Returns (a name for that
-    file, its content). `load_tokenizer` makes the same tokenizer from a file of this name and content.
+    """Read an existing tokenizer, of one or several files, as the content of a single file. Returns (name, content) for
+    that file: "tokenizer.json" or "tokenizer.model", and its bytes. `load_tokenizer` makes the same tokenizer from it.
 
     Args:
-        path: a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's with byte-level BPE or
-            WordPiece; or the folder, or either of the files, of GPT-2's vocabulary: vocab.json and merges.txt, also by
-            OpenAI's names encoder.json and vocab.bpe.
+        path: a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's tokenizers with
+            byte-level BPE or WordPiece; one of GPT-2's two files, vocab.json and merges.txt, or encoder.json and
+            vocab.bpe by OpenAI's names; or a folder with one of these.
 
     Raises:
-        ValueError: there is no such tokenizer at `path`; the message says what is needed.
+        ValueError: there is no such tokenizer at `path`; the message names the formats.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    for names in FILES:
+    for names in GPT2_FILES:
         if (path.is_dir() or path.name in names) and all((folder / name).is_file() for name in names):
             return "tokenizer.json", byte_bpe.from_gpt2_files(
                 *((folder / name).read_text(encoding="utf-8") for name in names)
@@ -93,15 +93,15 @@ def read(path: str | Path) -> tuple[str, bytes]:
     if not path.is_file():
         raise ValueError(
             f"{path} holds no tokenizer: needed is a SentencePiece model, a tokenizer.json, or a folder "
-            f"with {' or '.join(' and '.join(names) for names in FILES)}"
+            f"with {' or '.join(' and '.join(names) for names in GPT2_FILES)}"
         )
     return ("tokenizer.json" if path.suffix == ".json" else "tokenizer.model"), path.read_bytes()
 
 
 def check_parity(tokenizer: Tokenizer) -> None:
-    """Check that a tokenizer gives the same ids as Hugging Face's tokenizers, on PARITY_TEXTS and on texts with
-    the tokenizer's added tokens. An export after training needs equal ids, so this is checked before training. Raises
-    ValueError where the ids differ."""
+    """Raise ValueError where a tokenizer gives other ids than Hugging Face's tokenizers, on PARITY_TEXTS or on texts
+    with the tokenizer's added tokens. An export after training needs equal ids, so they are compared before
+    training."""
     added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
@@ -111,7 +111,7 @@ def check_parity(tokenizer: Tokenizer) -> None:
 
 
 def reason_not_exportable(tokenizer: Tokenizer) -> str:
-    """The reason why a run with this tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
+    """The reason why a run with a tokenizer cannot be exported as a Hugging Face checkpoint; "" where it can."""
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind != "bpe":
         return NOT_EXPORTABLE.format(tokenizer.kind)
     if isinstance(tokenizer, SentencePiece) and not tokenizer.lossless:
@@ -123,8 +123,8 @@ def reason_not_exportable(tokenizer: Tokenizer) -> str:
 
 
 def reason_setting_not_exportable(kind: str, path: str) -> str:
-    """The reason why a run cannot be exported as a Hugging Face checkpoint with the tokenizer that its settings ask
-    for; "" where it can. The tokenizer need not be trained yet. `kind`, `path`: the settings data.tokenizer_kind and
+    """The reason why a run with these settings of the tokenizer cannot be exported as a Hugging Face checkpoint; ""
+    where it can. This is known before the tokenizer is trained. `kind`, `path`: the settings data.tokenizer_kind and
     data.tokenizer. Raises ValueError where kind="file" and there is no tokenizer at `path`."""
     if kind == "file":
         return reason_not_exportable(load_tokenizer(path))
@@ -132,11 +132,12 @@ def reason_setting_not_exportable(kind: str, path: str) -> str:
 
 
 def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
-    """The id that stands for a masked token in a model of `vocab` ids. No text is encoded as this id.
+    """The token id that stands for a masked position in a model with a vocabulary of `vocab` ids. No text is encoded as
+    this id.
 
-    The id is that of [MASK] for WordPiece; of <unk> for a SentencePiece model trained here, which encodes no text as
-    <unk>; of <mask> or [MASK] for a file that has such a piece; else the first id beyond the tokenizer's pieces. Raises
-    ValueError where `vocab` leaves no id beyond the pieces; the message says what helps.
+    It is `tokenizer.mask`, if that is not None: the id of [MASK] for WordPiece, of <unk> for a SentencePiece model
+    trained here, and of <mask> or [MASK] for a file with such a piece. Else it is the first id beyond the tokenizer's
+    pieces. Raises ValueError where `vocab` leaves no such id; the message says what the user can do.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -149,9 +150,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
 
 
 def vocabularies(tokenizer: Tokenizer) -> list[int]:
-    """The values of model.vocab that are allowed with a tokenizer from a file: the number of its pieces, and in some
-    cases a second one. That is the number plus EXTRA_IDS for a unigram model, as in T5; and the number plus 1 for other
-    tokenizers without an id for a masked token."""
+    """The values of model.vocab that are allowed with a tokenizer from a file. The first is n, the number of its
+    pieces. The second is n + EXTRA_IDS for a unigram model, as in T5; n + 1 for another tokenizer without an id for a
+    masked token; for the remaining tokenizers there is none."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -162,11 +163,12 @@ def vocabularies(tokenizer: Tokenizer) -> list[int]:
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", mask: bool = False) -> bytes:
     """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Where the text has more than
-    SAMPLE_BYTES, only every n-th document is read, with n = `stride(size)`.
+    SAMPLE_BYTES, the tokenizer is trained on every n-th document, with n = `stride(size)`.
 
-    SentencePiece (bpe, unigram): among the pieces are the 256 bytes, <unk>, and </s>, the end of a document; a newline
-    is always its byte. byte-bpe: the 256 bytes, the merged pieces, and last <|endoftext|>, as in GPT-2; with `mask`
-    also <mask>. wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] come first.
+    Each kind has special pieces:
+        bpe, unigram: the 256 bytes, <unk>, and </s> (the end of a document); a line end is encoded as its byte
+        byte-bpe: the 256 bytes first and <|endoftext|> last, as in GPT-2; with `mask` also <mask>
+        wordpiece: [PAD], [UNK], [CLS], [SEP] (the end of a document) and [MASK] first
 
     Args:
         documents: the texts.
@@ -178,8 +180,8 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     Raises:
         ValueError: the text allows no such vocabulary; the message names the smallest or largest one.
     """
-    every = stride(size)
-    sample = (text for i, text in enumerate(documents) if i % every == 0)
+    interval = stride(size)
+    sample = (text for i, text in enumerate(documents) if i % interval == 0)
     if kind == "wordpiece":
         return wordpiece.train(sample, vocab)
     if kind == "byte-bpe":
@@ -188,6 +190,6 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The interval between the documents that a tokenizer is trained on: 1 for all documents, 3 for every third one. It
-    is chosen such that these documents have about SAMPLE_BYTES. `size`: the number of bytes of all documents."""
+    """The interval between the documents that a tokenizer is trained on: 1 means all documents, 3 every third one. It
+    is such that these documents have at most about SAMPLE_BYTES. `size`: the number of bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

@@ -1,4 +1,4 @@
-"""What tokenizers of every kind have in common."""
+"""The base class of all tokenizers, and that of the tokenizers whose file is a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
 
 class Tokenizer:
     """A tokenizer, read from the content of one file. No text is encoded as a special token, whatever the text
-    contains. `path`: where the file is, for error messages; `content`: the bytes of the file. Raises ValueError where
-    the content is not a tokenizer of this kind. Methods that encode raise ValueError where a text is not valid
-    Unicode."""
+    contains. Methods that encode raise ValueError where a text is not valid Unicode.
 
-    kind: str
+    Args:
+        path: the path of the file, for error messages.
+        content: the bytes of the file.
+
+    Raises:
+        ValueError: the content is not a tokenizer of this kind.
+    """
+
+    kind: str  # such as "bpe" or "wordpiece"
     path: Path
     sha256: str  # of the content
     vocab_size: int  # the largest id, plus 1
-    eod: int  # the id that ends a document
-    specials: list[int]  # the ids that no text is encoded as
-    mask: int | None  # the one of them that can stand for a masked token; see data.tokenizer.mask_id
-    lossless: bool  # whether decoding gives every text back
+    eod: int  # the id of the end-of-document token
+    specials: list[int]  # the ids of special tokens, which no text is encoded as
+    mask: int | None  # the special token that can stand for a masked position, if any; see data.tokenizer.mask_id
+    lossless: bool  # whether decoding the ids of a text always gives the text back
 
     def __init__(self, path: str | Path, content: bytes):
         raise NotImplementedError
@@ -40,13 +46,14 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text. The number of threads changes the time, not the result."""
+        """The token ids of each text, without end-of-document tokens. The number of threads changes the time that it
+        takes, not the result."""
         raise NotImplementedError
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Two arrays: the token ids of all texts, end to end [tokens], and the number of tokens of each text
+        """The token ids of all texts as two arrays: the ids, end to end [tokens]; and the number of tokens of each text
         [texts]."""
-        import numpy as np  # not by those who only plan
+        import numpy as np  # here, since commands that only plan need no numpy
 
         batch = self.encode_batch(texts)
         counts = np.fromiter(map(len, batch), np.int64, len(batch))
@@ -56,12 +63,12 @@ class Tokenizer:
         return ids, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids. The end-of-document token and ids beyond the vocabulary give no text."""
+        """The text of a sequence of token ids. The end-of-document token and ids beyond the vocabulary give no text;
+        bytes that are not UTF-8 become U+FFFD."""
         raise NotImplementedError
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        """Count the tokens and bytes of the texts, the unknown tokens among them, and the bytes that the unknown tokens
-        stand for."""
+        """Count the tokens and bytes of texts, the unknown tokens, and the bytes that unknown tokens stand for."""
         raise NotImplementedError
 
     def unknown(self, text: str) -> tuple[int, int]:
@@ -72,24 +79,24 @@ class Tokenizer:
         return counts.unknown, counts.unknown_bytes
 
     def bytes_not_given_back(self, text: str) -> int:
-        """A lower bound of the number of UTF-8 bytes of a text that decoding its tokens does not give back. These are
-        the bytes of unknown tokens, and what the tokenizer changes or drops before (case, accents, line ends, repeated
-        spaces). Only how often each byte value occurs is compared. 0 for a lossless tokenizer."""
+        """A lower bound of the number of UTF-8 bytes of a text that are lost when the text is encoded and decoded; 0
+        for a lossless tokenizer. Lost are the bytes of unknown tokens, and what the tokenizer changes or drops before
+        it splits the text (case, accents, line ends, repeated spaces). The bound follows from how often each value of
+        a byte occurs in the text and in the result."""
         if self.lossless:
             return 0
         back = self.decode(self.encode(text))
         return (Counter(text.encode()) - Counter(back.encode())).total()
 
     def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the texts with those of Hugging Face's tokenizers, in tokenizers that another library
-        encodes; in others do nothing. Raises RuntimeError where the ids differ for a text."""
+        """Raise RuntimeError where the ids of a text differ from those of Hugging Face's tokenizers. Only tokenizers
+        that encode by a replacement of that library compare; the others do nothing."""
 
 
 class TokenizerJSON(Tokenizer):
-    """A tokenizer whose file is a tokenizer.json, which Hugging Face's library reads. `definition`: the text of that
-    file."""
+    """A tokenizer whose file is a tokenizer.json, the format of Hugging Face's library "tokenizers"."""
 
-    definition: str
+    definition: str  # the text of the file
 
     def __init__(self, path: str | Path, content: bytes):
         self.path = Path(path)
@@ -98,13 +105,13 @@ class TokenizerJSON(Tokenizer):
 
     @cached_property
     def _hugging_face(self) -> Any:
-        # Preparation runs a process for each core already; and the library's threads do not survive a fork.
+        # preparation runs a process for each core already, and the library's threads do not survive a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import tokenizers
 
         try:
             backend = tokenizers.Tokenizer.from_str(self.definition)
-        except Exception as error:  # of no class of its own
+        except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
         backend.encode_special_tokens = True  # "[SEP]" in a text is five characters
         backend.no_padding()
@@ -120,7 +127,8 @@ class TokenizerJSON(Tokenizer):
 
 
 def valid_unicode(texts: Iterable[str]) -> list[bytes]:
-    """The texts as UTF-8 bytes. Raises ValueError for half of a surrogate pair, which is not valid Unicode."""
+    """Encode texts as UTF-8. Raises ValueError where a text is not valid Unicode, as it has half of a surrogate
+    pair."""
     try:
         return [text.encode() for text in texts]
     except UnicodeEncodeError as error:

@@ -1,8 +1,10 @@
-"""Token files in Megatron's format: writes texts as .bin and .idx, joins files, selects documents.
+"""Token files in Megatron's format: writes them from texts, reads and joins them, and copies documents from them.
 
-.bin has the tokens of all documents end to end, .idx their lengths and offsets. A file gets its name when it is
-complete, the .idx last. As a command, python -m data.tokens tokenizes a corpus as it is: nothing is removed or held
-out, and the files are byte for byte those of Megatron-LM's preprocess_data. A study uses data.prepare instead.
+A token file is a pair of files: .bin has the tokens of all documents end to end, .idx the lengths and offsets of the
+documents. Each gets its name when it is complete, the .idx last.
+
+As a command, python -m data.tokens tokenizes a corpus as it is: nothing is removed or held out, and the files are byte
+for byte those of Megatron-LM's preprocess_data. A study uses data.prepare instead.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import shutil
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,47 +23,53 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from data.sources import SourceFile
+    from data.readers import SourceFile
     from data.tokenizer_base import Tokenizer
 
 MAGIC = b"MMIDIDX\0\0"
-HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, documents and one more
-DTYPES: dict[int, np.dtype] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}  # Megatron's codes
-BATCH_CHARACTERS = (
-    1 << 22
-)  # characters that are encoded at once: enough to forget the call, small beside the memory of a process
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, code of the type, number of sequences, number of documents plus 1
+DTYPES: dict[int, np.dtype] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}  # {Megatron's code: type of a token}
+# Characters that are encoded at once: the cost of a call does not matter, and memory stays small.
+BATCH_CHARACTERS = 1 << 22
 CHECKED_CHARACTERS = 8192  # characters of the first document of each batch that are encoded by the reference too
 CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """Counts over some documents: their number, UTF-8 bytes, words, and tokens. Words are separated by spaces and
-    control characters; end-of-document tokens are included."""
+    """Counts over some documents."""
 
     documents: int
-    bytes: int
-    words: int
-    tokens: int
+    bytes: int  # of the text in UTF-8
+    words: int  # separated by spaces and ASCII control characters
+    tokens: int  # end-of-document tokens included
 
     def __add__(self, other: Any) -> Count:
         return Count(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def summed_counts(parts: Iterable[Mapping[str, Iterable[int]]]) -> dict[str, Count]:
+    """The sum of the counts of each domain, {domain: Count}, over several {domain: the fields of a Count}."""
+    counts: dict[str, Count] = defaultdict(lambda: Count(0, 0, 0, 0))
+    for part in parts:
+        for domain, count in part.items():
+            counts[domain] += count
+    return dict(counts)
+
+
 def dtype(vocab: int) -> np.dtype:
-    """The type of a token in token files, by Megatron's rule: 2 bytes where `vocab` ids fit into them, else 4."""
+    """The type of a token in token files, by Megatron's rule: 2 bytes for a vocabulary of fewer than 65,500 ids, else
+    4."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 
 def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, Count]:
-    """Write documents as prefix.bin and prefix.idx, each document followed by the end-of-document token. Memory does
-    not grow with the text, except by 4 bytes per document.
+    """Write documents to a token file, each followed by the end-of-document token. Returns {domain: the counts of its
+    documents}. Memory does not grow with the text, except by 4 bytes per document.
 
     Args:
-        prefix: the path of the two files without extension.
-        documents: pairs (text, domain).
+        prefix: the path of the .bin and .idx file, without extension.
+        documents: pairs (text, domain); the domain is "" for documents without one.
         tokenizer: the tokenizer that encodes the texts.
-
-    Returns: {domain: the counts of its documents}.
 
     Raises:
         RuntimeError: the tokenizer gives other ids than its reference; this is checked on the beginning of one text in
@@ -90,26 +98,27 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
 
 
 def join_files(parts: list[str | Path], prefix: str | Path) -> None:
-    """Join the token files `parts`, in this order, to the token file `prefix`. All paths are without extension. Raises
-    ValueError where some have tokens of 2 bytes and others of 4."""
-    prefix, heads = str(prefix), [read_index(part) for part in parts]
-    if len({kind for kind, _ in heads}) != 1:
+    """Join several token files to one. `parts`: the paths of the files to join, in order; `prefix`: the path of the new
+    file; all paths are without extension. Raises ValueError where some parts have tokens of 2 bytes and others of 4."""
+    prefix, indices = str(prefix), [read_index(part) for part in parts]
+    if len({kind for kind, _ in indices}) != 1:
         raise ValueError(f"token files to be joined must hold tokens of one width: {', '.join(map(str, parts))}")
     with open(prefix + ".bin.part", "wb") as out:
         for part in parts:
             with open(f"{part}.bin", "rb") as file:
                 shutil.copyfileobj(file, out, 1 << 22)
     os.replace(prefix + ".bin.part", prefix + ".bin")
-    _write_index(prefix, heads[0][0], [lengths for _, lengths in heads])
+    _write_index(prefix, indices[0][0], [lengths for _, lengths in indices])
 
 
 def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
-    """The type of a token file's tokens, and the lengths of its sequences, int32 [sequences], memory-mapped. `prefix`:
-    the path of the .bin and .idx file, without extension. Raises ValueError where the .idx file is not an index of this
-    format, or does not belong to the .bin file."""
+    """Read the index of a token file. Returns the type of a token; and the number of tokens of each sequence, int32
+    [sequences], memory-mapped. A sequence is a document in files written here. `prefix`: the path of the .bin and .idx
+    file, without extension. Raises ValueError where the .idx file is not an index of this format, or does not belong to
+    the .bin file."""
     with open(f"{prefix}.idx", "rb") as file:
-        head = file.read(HEADER.size)
-    magic, version, code, count, _ = HEADER.unpack(head) if len(head) == HEADER.size else (b"", 0, 0, 0, 0)
+        header = file.read(HEADER.size)
+    magic, version, code, count, _ = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0, 0, 0)
     if magic != MAGIC or version != 1 or code not in DTYPES:
         raise ValueError(f"{prefix}.idx is not an index of Megatron's with tokens of 2 or 4 bytes")
     lengths = np.memmap(f"{prefix}.idx", "<i4", "r", HEADER.size, (count,)) if count else np.empty(0, "<i4")
@@ -120,8 +129,8 @@ def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
 
 
 def offsets(prefix: str | Path) -> np.ndarray:
-    """The byte offset in a token file's .bin at which each sequence begins, int64 [sequences], memory-mapped. `prefix`:
-    the path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
+    """Where each sequence of a token file begins in the .bin file, in bytes: int64 [sequences], memory-mapped.
+    `prefix`: the path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
     count = len(read_index(prefix)[1])
     start = HEADER.size + 4 * count  # after the lengths
     return np.memmap(f"{prefix}.idx", "<i8", "r", start, (count,)) if count else np.empty(0, "<i8")
@@ -158,20 +167,21 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def _byte_and_word_counts(texts: list[str]) -> tuple[list[int], list[int]]:
-    """Two lists with a number for each text: its UTF-8 bytes, and its words. Words are separated by spaces and ASCII
-    control characters."""
+    """The number of UTF-8 bytes of each text, and the number of words of each text, as two lists. Words are separated
+    by spaces and ASCII control characters."""
     encoded = [text.encode() for text in texts]
-    gap = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
-    begins, at, words = gap[:-1] > gap[1:], 0, []
+    is_space = np.frombuffer(b"\n" + b"\n".join(encoded), np.uint8) <= 32
+    begins_word, start, words = is_space[:-1] > is_space[1:], 0, []
     for text in encoded:
-        words.append(int(np.count_nonzero(begins[at : at + len(text)])))
-        at += len(text) + 1
+        words.append(int(np.count_nonzero(begins_word[start : start + len(text)])))
+        start += len(text) + 1
     return [len(text) for text in encoded], words
 
 
 def copy_documents(source: str | Path, documents: np.ndarray, prefix: str | Path) -> None:
-    """Copy documents from the token file `source` to a new token file `prefix`. `documents`: the indices of the
-    documents in `source`, in the order in which they are written. Paths are without extension."""
+    """Copy documents from one token file to a new one. `source`: the path of the existing file; `documents`: the
+    numbers of the documents to copy, from 0, in the order in which they are written; `prefix`: the path of the new
+    file. Paths are without extension."""
     prefix = str(prefix)
     kind, lengths = read_index(source)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -184,12 +194,12 @@ def copy_documents(source: str | Path, documents: np.ndarray, prefix: str | Path
 
 
 def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: int = 1) -> dict[str, Count]:
-    """Write all documents of a corpus as prefix.bin and prefix.idx; returns {domain: the counts of its documents}.
+    """Write all documents of a corpus to a token file; returns {domain: the counts of its documents}.
 
     Args:
         corpus: the name of a corpus, or a file, folder or glob.
         tokenizer: the path of the tokenizer.
-        prefix: the path of the new files, without extension.
+        prefix: the path of the new .bin and .idx file, without extension.
         workers: the number of processes, each of which tokenizes a file at a time. It does not change the result.
 
     Raises:
@@ -211,11 +221,7 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
         join_files(list(parts), prefix)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    counts: dict[str, Count] = {}
-    for domains in counts_of_files:
-        for name, count in domains.items():
-            counts[name] = counts[name] + count if name in counts else count
-    return counts
+    return summed_counts(counts_of_files)
 
 
 def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, file: SourceFile, part: Path) -> dict[str, Count]:
@@ -252,10 +258,11 @@ def main() -> None:
         counts = tokenize(args.corpus, args.tokenizer, args.to, args.workers)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
-    for name, c in sorted(counts.items()):
+    for domain, count in sorted(counts.items()):
         print(
-            f"{name or 'documents':24} {c.documents:>12,} documents {c.bytes:>16,} bytes {c.tokens:>15,} tokens  "
-            f"{c.tokens / c.bytes:.4f} per byte  {c.tokens / max(c.words, 1):.3f} per word"
+            f"{domain or 'documents':24} {count.documents:>12,} documents {count.bytes:>16,} bytes "
+            f"{count.tokens:>15,} tokens  {count.tokens / count.bytes:.4f} per byte  "
+            f"{count.tokens / max(count.words, 1):.3f} per word"
         )
 
 

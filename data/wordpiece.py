@@ -1,7 +1,7 @@
 """WordPiece, BERT's kind of tokenizer, by Hugging Face's library: trained here as Cramming's, or read from a file.
 
-It is lossy: text is lower-cased and loses its accents, and a word with a character that has no piece becomes [UNK].
-`coverage` counts these words, and bytes behind an unknown token do not count in the loss per byte (see `Coverage`).
+It loses text: text is lower-cased, accents are dropped, and a word with a character that has no piece becomes [UNK].
+`WordPiece.coverage` counts these words and their bytes, which do not count in the loss per byte (see `Coverage`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from data.coverage import Coverage
 from data.tokenizer_base import TokenizerJSON, valid_unicode
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names, with the ids 0 to 4 where trained here
-CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # those of its published tokenizers
+CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # the names in Cramming's published tokenizers
 MIN_VOCAB = 64  # pieces: the special ones and some letters
-# Distinct characters that get a piece, the most frequent ones, and at most a share of the vocabulary: the first is
-# Hugging Face's for BERT, the second is untuned and matters for small vocabularies of Chinese text only.
+# How many characters, the most frequent ones, get a piece of their own: at most MAX_ALPHABET (Hugging Face's number for
+# BERT), and at most this share of the vocabulary (untuned; it matters for small vocabularies of Chinese text only).
 MAX_ALPHABET, MAX_ALPHABET_SHARE = 1000, 0.25
-PREFIX = "##"  # of a piece within a word
+PREFIX = "##"  # the beginning of a piece that continues a word
 
 
 class WordPiece(TokenizerJSON):
-    """A tokenizer.json with a WordPiece model, encoded by Hugging Face's tokenizers. Documents end with [SEP]; encoding
-    adds no token. `pad`, `unk`, `cls`, `sep` and `mask` are the ids of the special tokens."""
+    """A WordPiece tokenizer from the content of a tokenizer.json; Hugging Face's tokenizers encode text. The
+    end-of-document token is [SEP]. `pad`, `unk`, `cls`, `sep` and `mask` are the ids of the special tokens."""
 
     kind = "wordpiece"
     lossless = False
@@ -45,12 +45,14 @@ class WordPiece(TokenizerJSON):
         self.vocab_size: int = max(vocab.values()) + 1
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text. `threads` has no effect: the library reads TOKENIZERS_PARALLELISM."""
+        """The token ids of each text. `threads` has no effect: the library's threads depend on the environment variable
+        TOKENIZERS_PARALLELISM alone."""
         valid_unicode(texts)
         return self._hugging_face_ids(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of token ids, separated by spaces. Special tokens and ids beyond the vocabulary give no text."""
+        """The words of a sequence of token ids, separated by spaces. Special tokens and ids beyond the vocabulary give
+        no text."""
         return self._hugging_face.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
@@ -65,16 +67,17 @@ class WordPiece(TokenizerJSON):
 
 
 def train(sample: Iterable[str], vocab: int) -> bytes:
-    """Train a WordPiece tokenizer of exactly `vocab` pieces on the texts `sample`; returns the content of its
-    tokenizer.json.
+    """Train a WordPiece tokenizer; returns the content of its tokenizer.json. `sample`: the texts to train on; `vocab`:
+    the exact number of pieces. Raises ValueError where the texts allow no such vocabulary; the message names the
+    smallest or largest possible one.
 
     As in Cramming, text is normalised (quotation marks unified, NFD, lower case, accents stripped, repeated spaces
     merged), words and punctuation are split, and pieces are merged by frequency. Cramming deletes all characters that
     are not ASCII; here they are kept and get pieces.
 
-    Hugging Face's WordPieceTrainer numbers the pieces within words in the order of a hash table, so that two trainings
-    differ. Here Hugging Face's BPE trainer learns the same merges, with the pieces within words numbered first. Raises
-    ValueError where the text allows no such vocabulary; the message names the smallest or largest possible one.
+    Hugging Face's WordPieceTrainer numbers the pieces that continue a word in the order of a hash table, so that two
+    trainings differ. Hugging Face's BPE trainer, used here, learns the same merges; here the pieces of a single letter,
+    with and without PREFIX, are numbered first.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers
@@ -90,8 +93,8 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     for word, times in words.items():
         for letter in word:
             letters[letter] += times
-    room = min(MAX_ALPHABET, int((vocab - len(SPECIALS)) * MAX_ALPHABET_SHARE))
-    alphabet = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:room])
+    alphabet_size = min(MAX_ALPHABET, int((vocab - len(SPECIALS)) * MAX_ALPHABET_SHARE))
+    alphabet = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:alphabet_size])
     backend = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix=PREFIX))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(
@@ -104,7 +107,7 @@ def train(sample: Iterable[str], vocab: int) -> bytes:
     )
     known = set(alphabet)
     backend.train_from_iterator(
-        # each word as often as it occurs; a word with a rarer letter becomes [UNK], and teaches nothing
+        # each word as often as it occurs; a word with a letter outside the alphabet becomes [UNK] and is left out
         (" ".join([word] * words[word]) for word in sorted(words) if known.issuperset(word)),
         trainer,
     )

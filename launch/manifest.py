@@ -53,15 +53,13 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """
     import torch.distributed as dist
 
-    from data.prepare import cannot_write_message, epochs, made_of, prepare
+    from data.prepare import composition, epochs, os_error_message, prepare
 
     def prepare_here() -> dict[str, Any]:
         try:
             return prepare(**run.data_request, store=store)
         except (ValueError, RuntimeError, PermissionError) as error:
-            raise RunFailed(
-                cannot_write_message(error) if isinstance(error, PermissionError) else str(error)
-            ) from error
+            raise RunFailed(os_error_message(error) if isinstance(error, PermissionError) else str(error)) from error
 
     if dist.get_rank() == 0:
         prepare_here()
@@ -69,7 +67,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     data = prepare_here()
     return data | {
         "epochs": epochs(data, None if run.ends_by_clock else run.tokens, run.model.seq),
-        "corpora": {corpus: made_of(corpus, store) for corpus in run.corpora},
+        "corpora": {corpus: composition(corpus, store) for corpus in run.corpora},
     }
 
 

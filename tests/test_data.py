@@ -243,7 +243,8 @@ def test_a_row_of_parquet_whose_date_python_cannot_hold_is_named_and_the_others_
     parquet.write_table(pyarrow.table({"text": texts, "date": dates}), tmp_path / "a.parquet")
     ledger = readers.Ledger(1)
     where = {"date": [datetime.datetime(1970, 1, 1)]}
-    rows = readers.documents(tmp_path / "a.parquet", "a.parquet", "auto", ledger, where=where)
+    file = readers.SourceFile(tmp_path / "a.parquet", "a.parquet", "", 0)
+    rows = readers.documents(file, "auto", ledger, where=where)
     assert [text for _, text, _ in rows] == ["one", "drei"]
     assert "a.parquet:2: a value cannot be read" in ledger.problems[0]
 
@@ -266,7 +267,8 @@ def test_a_row_of_parquet_that_is_not_utf8_is_named_and_the_others_are_read(tmp_
     texts = pyarrow.array([b"one", b"\xff", b"three"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     ledger = readers.Ledger(1)
-    found = [text for _, text, _ in readers.documents(tmp_path / "a.parquet", "a.parquet", "auto", ledger)]
+    file = readers.SourceFile(tmp_path / "a.parquet", "a.parquet", "", 0)
+    found = [text for _, text, _ in readers.documents(file, "auto", ledger)]
     assert found == ["one", "three"] and "a.parquet:2: not UTF-8" in ledger.problems[0]
 
 

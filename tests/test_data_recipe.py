@@ -141,7 +141,8 @@ def test_real_c4_passes_c4s_rules():
     from datatrove.data import Document
 
     path = SHARED / "pretrain_samples/c4/c4-train.00000-of-01024.json.gz"
-    found = [Document(text, name) for name, text, _ in readers.documents(path, path.name, "jsonl", readers.Ledger())]
+    file = readers.SourceFile(path, path.name, "", 0)
+    found = [Document(text, name) for name, text, _ in readers.documents(file, "jsonl", readers.Ledger())]
     before = sum(len(document.text) for document in found)
     refused = [document for document in found if why(document)]
     assert len(found) == 667 and len(refused) <= 2
@@ -218,9 +219,8 @@ def test_real_overlap_is_found(tmp_path):
     why = filters.decontamination_filter(tmp_path / "index", 0)
     wanted, seen = {gram for each in rows.values() for row in each for gram in row}, set()
     for domain in ("wikinews", "wikipedia"):
-        for name, text, _ in readers.documents(
-            SHARED / "corpora" / domain / "00.jsonl.zst", "00.jsonl.zst", "jsonl", readers.Ledger()
-        ):
+        file = readers.SourceFile(SHARED / "corpora" / domain / "00.jsonl.zst", "00.jsonl.zst", "", 0)
+        for name, text, _ in readers.documents(file, "jsonl", readers.Ledger()):
             why(Document(text, name))
             seen |= grams(text) & wanted
     found = filters.count_contaminated(about, tmp_path / "index")
@@ -301,7 +301,7 @@ def test_what_fills_no_sample_is_counted(tmp_path, store, texts):
     made = run(save(tmp_path / "p.jsonl", texts), store)
     for seq in (31, 64):
         (source,) = prepare.epochs(made, 10**6, seq)
-        samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].length
+        samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].samples_per_epoch
         assert source["unused"] == made["train"][0]["tokens"] - 1 - samples * seq < seq
 
 

@@ -137,7 +137,7 @@ def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
     coders = []
     for text, ids in zip(TEXTS, before, strict=True):
         assert byte_bpe.encode(text) == ids
-        coders.append(byte_bpe._coder)
+        coders.append(byte_bpe._encoder)
     assert len(set(map(id, coders))) == len(TEXTS)
 
 
