@@ -30,7 +30,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then # here $0 is a copy in Slurm's spool
   job=${job:-$SLURM_JOB_ID}
 fi
 elsewhere() { # requeue on another node: a node that lacks the code or cannot write fails run after run, in seconds
-  echo "$SLURMD_NODENAME cannot run this: another node shall"
+  echo "$SLURMD_NODENAME cannot run this job: another node is needed"
   had=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^( ]*\).*/\1/p')
   trap '' USR1 TERM
   if ((${SLURM_RESTART_COUNT:-0} >= 3)) || ! scontrol requeue "$job"; then exit 1; fi
