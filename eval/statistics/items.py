@@ -117,10 +117,10 @@ def item_variance(strata: list[Stratum]) -> Variance:
     A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
     `strata`: the differences of two arms, [seeds, items] for each task.
     """
-    whole, rest = item_variance_with_interaction(strata)
+    whole, interaction = item_variance_with_interaction(strata)
     if isinf(whole.variance):
         return whole
-    return replace(whole, variance=max(0.0, whole.variance - rest))
+    return replace(whole, variance=max(0.0, whole.variance - interaction))
 
 
 def stderr_over_tasks(strata: list[Stratum]) -> float:
@@ -141,15 +141,15 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
     about equal, the true variance of the items may be anything from zero to the first. `strata`: the differences of two
     arms, [seeds, items] for each task.
     """
-    parts, rest = [], 0.0
+    parts, interaction = [], 0.0
     for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
         influences_SN, weights_N = summed_by_cluster(together, len(strata))
         S, n = influences_SN.shape
         whole = (n - 1) / n * float((influences_SN.mean(0) ** 2).sum())
         parts.append(Variance(whole, effective_number(weights_N) - 1))
         if S > 1:
-            rest += (n - 1) / n * float(((influences_SN - influences_SN.mean(0)) ** 2).sum()) / ((S - 1) * S)
-    return sum_of_variances(parts), rest
+            interaction += (n - 1) / n * float(((influences_SN - influences_SN.mean(0)) ** 2).sum()) / ((S - 1) * S)
+    return sum_of_variances(parts), interaction
 
 
 def shared_names(stratum: Stratum) -> set[str]:
@@ -214,14 +214,14 @@ def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1
         factor: the factor by which `seeds` was multiplied; the variance from the items is multiplied by it too.
         level: the significance level of the interval whose width is compared; above 0.
     """
-    whole, rest = item_variance_with_interaction(strata)
-    whole, rest = replace(whole, variance=factor * whole.variance), factor * rest
+    whole, interaction = item_variance_with_interaction(strata)
+    whole, interaction = replace(whole, variance=factor * whole.variance), factor * interaction
     alone = item_variance(strata)
     items = replace(alone, variance=factor * alone.variance)
     if seeds is None or isinf(whole.variance):
         return NoiseParts(seeds, items, None, items)
     with_seeds = (seeds, items)
-    with_items = (replace(seeds, variance=max(0.0, seeds.variance - rest)), whole)
+    with_items = (replace(seeds, variance=max(0.0, seeds.variance - interaction)), whole)
     verdict = max(with_seeds, with_items, key=lambda parts: interval_half_width(level, *parts))
     planned = (seeds, items if verdict is with_seeds and items.variance else whole)
     return NoiseParts(*verdict, planned, items)

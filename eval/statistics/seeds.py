@@ -50,10 +50,10 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
-    left, dof = residual_squares(results)
+    squares, dof = residual_squares(results)
     if dof < 2:
-        left, dof = residual_squares(results, seeds=False)
-    pooled = Variance(left / dof * 2 / shared, dof)
+        squares, dof = residual_squares(results, seeds=False)
+    pooled = Variance(squares / dof * 2 / shared, dof)
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
         return combined_with_floor(pooled, 2 / shared, floor) if floor else pooled
     common = results[arm].keys() & results[baseline].keys()
@@ -109,14 +109,14 @@ def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
     if not cells:
         return 0.0, 0
     if (table := full_table(results)) is not None:  # closed form: least squares of 256 arms take a second
-        rest = two_way_residuals(table) if seeds else table - table.mean(1, keepdims=True)
+        residual = two_way_residuals(table) if seeds else table - table.mean(1, keepdims=True)
         arms, number = table.shape
-        return float((rest**2).sum()), (arms - 1 if seeds else arms) * (number - 1)
+        return float((residual**2).sum()), (arms - 1 if seeds else arms) * (number - 1)
     y = np.array([results[arm][seed] for arm, seed in cells])
     means = [*results, *({seed for _, seed in cells} if seeds else ())]
     design = np.array([[mean in cell for mean in means] for cell in cells], float)
-    rest = y - design @ np.linalg.lstsq(design, y)[0]
-    return float(rest @ rest), len(cells) - int(np.linalg.matrix_rank(design))
+    residual = y - design @ np.linalg.lstsq(design, y)[0]
+    return float(residual @ residual), len(cells) - int(np.linalg.matrix_rank(design))
 
 
 def arms_that_scatter_more(results: Results) -> dict[str, float]:
@@ -133,10 +133,12 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
     whole, dof = residual_squares(results)
     if whole <= ROUNDING_SHARE**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
-    for arm, (rest, others) in residual_squares_without_each(results).items():
-        if others > 0 and dof > others:
-            ratio = (whole - rest) / (dof - others) / (rest / others) if rest else inf
-            p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others, others, ratio)))
+    for arm, (others_squares, others_dof) in residual_squares_without_each(results).items():
+        if others_dof > 0 and dof > others_dof:
+            ratio = (
+                (whole - others_squares) / (dof - others_dof) / (others_squares / others_dof) if others_squares else inf
+            )
+            p_values[arm] = min(1.0, len(results) * float(fdtrc(dof - others_dof, others_dof, ratio)))
     return {arm: p for arm, p in p_values.items() if p <= LEVEL}
 
 
@@ -149,9 +151,11 @@ def residual_squares_without_each(results: Results) -> dict[str, tuple[float, in
     arms, seeds = table.shape
     of_arm = (two_way_residuals(table) ** 2).sum(1)
     # the means of seeds change with the arm that is left out, by its residuals / (arms - 1)
-    rest = of_arm.sum() - of_arm * arms / (arms - 1)
-    rest[rest < ROUNDING_SHARE * of_arm.sum()] = 0.0
-    return {arm: (float(left), (arms - 2) * (seeds - 1)) for arm, left in zip(results, rest, strict=True)}
+    others_squares = of_arm.sum() - of_arm * arms / (arms - 1)
+    others_squares[others_squares < ROUNDING_SHARE * of_arm.sum()] = 0.0
+    return {
+        arm: (float(squares), (arms - 2) * (seeds - 1)) for arm, squares in zip(results, others_squares, strict=True)
+    }
 
 
 def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:

@@ -35,8 +35,8 @@ def interval_half_widths(level: float, parts: list[Noise]) -> np.ndarray:
 def residuals(x: np.ndarray) -> np.ndarray:
     """The residual sum of squares of each arm, [studies, arms], after fitting means of arms and of seeds to results x,
     [studies, arms, seeds]."""
-    rest = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
-    return (rest**2).sum(2)
+    residual = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
+    return (residual**2).sum(2)
 
 
 def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
@@ -48,11 +48,11 @@ def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
     R, A, n = x.shape
     if A < 3:
         return np.zeros((R, A), bool)
-    of_arm, others = residuals(x), (A - 2) * (n - 1)
+    of_arm, others_dof = residuals(x), (A - 2) * (n - 1)
     whole = of_arm.sum(1, keepdims=True)
-    rest = whole - of_arm * A / (A - 1)  # without the arm
-    ratio = ((whole - rest) / (n - 1)) / (rest / others)
-    return A * fdtrc(n - 1, others, ratio) <= LEVEL
+    others_squares = whole - of_arm * A / (A - 1)  # without the arm
+    ratio = ((whole - others_squares) / (n - 1)) / (others_squares / others_dof)
+    return A * fdtrc(n - 1, others_dof, ratio) <= LEVEL
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
@@ -121,16 +121,16 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
         return (a - a.sum(-1, keepdims=True) / whole * b) / (whole - b)
 
     variance = (n - 1) / n * (influences(d.mean(1), weights, total) ** 2).sum(-1)
-    rest = np.zeros_like(variance)
+    interaction = np.zeros_like(variance)
     if S > 1:
         e = influences(d, weights[:, None], total[:, None])
         e = e - e.mean(1, keepdims=True)
-        rest = (n - 1) / n * (e**2).sum((1, 2)) / ((S - 1) * S)
+        interaction = (n - 1) / n * (e**2).sum((1, 2)) / ((S - 1) * S)
     effective = total[:, 0] ** 2 / (weights**2).sum(-1)
-    return Noise(variance[:, None], effective[:, None] - 1), rest[:, None]
+    return Noise(variance[:, None], effective[:, None] - 1), interaction[:, None]
 
 
-def noise_parts(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
+def noise_parts(seeds: Noise, whole: Noise, interaction: np.ndarray) -> list[Noise]:
     """The noise of differences as a list: the part from the seeds, the part from the items. The interaction of seeds
     and items is in both variances, and is subtracted from the one that leaves the wider interval, as in
     `items.noise_parts`.
@@ -138,10 +138,10 @@ def noise_parts(seeds: Noise, whole: Noise, rest: np.ndarray) -> list[Noise]:
     Args:
         seeds: the variance from the seeds, the interaction included.
         whole: the variance from the items, the interaction included.
-        rest: the variance that is the interaction, [studies, arms - 1].
+        interaction: the variance of the interaction of seeds and items, [studies, arms - 1].
     """
-    with_seeds = [seeds, Noise(np.maximum(0.0, whole.variance - rest), whole.dof)]
-    with_items = [Noise(np.maximum(0.0, seeds.variance - rest), seeds.dof), whole]
+    with_seeds = [seeds, Noise(np.maximum(0.0, whole.variance - interaction), whole.dof)]
+    with_items = [Noise(np.maximum(0.0, seeds.variance - interaction), seeds.dof), whole]
     wider = interval_half_widths(LEVEL, with_items) > interval_half_widths(LEVEL, with_seeds)
     return [Noise(np.where(wider, a.variance, b.variance), b.dof) for a, b in zip(with_items, with_seeds, strict=True)]
 

@@ -230,8 +230,8 @@ def exclude_copies(cells: Cells) -> Cells:
             state = (
                 f"trained exactly as {original[0]}, seed {original[1]}, to the last digit: one is a copy of the other"
             )
-            kept = {key: value for key, value in cell.items() if key in ("run", "registered", "damage")}
-            distinct[arm, seed] = kept | {"state": state}
+            entries = {key: value for key, value in cell.items() if key in ("run", "registered", "damage")}
+            distinct[arm, seed] = entries | {"state": state}
         for key in keys:
             first.setdefault(key, (arm, seed))
     return distinct

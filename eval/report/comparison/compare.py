@@ -250,9 +250,9 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
     result on the metric}}.
     """
     floor, groups = noise_floor(results), []
-    left = [arm for arm in study.arms if results[arm]]
-    while left:
-        first, *others = left
+    ungrouped = [arm for arm in study.arms if results[arm]]
+    while ungrouped:
+        first, *others = ungrouped
         runs: list[Run] = [(first, seed) for seed in results[first]]
         tasks = shared_tasks(cells, runs, metric)
         same = [first]
@@ -265,7 +265,7 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
                 and same_text(cells, [*runs, *arm_runs])
             ):
                 tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
-        left = [arm for arm in left if arm not in same]
+        ungrouped = [arm for arm in ungrouped if arm not in same]
         means = results_on_tasks(cells, {arm: results[arm] for arm in same}, metric, tasks)
         both = list(combinations(same, 2))
         spending = share_of_alpha(study.criteria, len(both))

@@ -70,8 +70,8 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
     seeds = len(by_seed)
     if seeds < 2:
         return None
-    left, dof = residual_squares(results)
-    pooled = Variance(left / dof * sum(w * w for w in weights.values()) / seeds, dof)
+    squares, dof = residual_squares(results)
+    pooled = Variance(squares / dof * sum(w * w for w in weights.values()) / seeds, dof)
     return wider_variance(pooled, by_seed) if arms_that_scatter_more(results) else pooled
 
 

@@ -39,12 +39,12 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
-    here, there = identity_of_runs(judged[0]), floor.content
+    identity, stored = identity_of_runs(judged[0]), floor.content
     size = judged[0]["run"]["config"].get("size")
     reasons = [f"size: {there['size']} there, {size} here"] if there["size"] != size else []
     for part in ("settings", "text", "evaluation"):
-        for key in dict.fromkeys([*there[part], *here[part]]):
-            before, now = there[part].get(key), here[part].get(key)
+        for key in dict.fromkeys([*stored[part], *identity[part]]):
+            before, now = stored[part].get(key), identity[part].get(key)
             if before != now:
                 label = f"the {key}" if part == "text" else key
                 reasons.append(f"{label}: {str(before)[:60]} there, {str(now)[:60]} here")

@@ -187,8 +187,8 @@ def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance
     n = len(by_seed)
     if n < 2:
         return None
-    left, dof = residual_squares(results)
-    pooled = Variance(choice * left / dof * 2 / n, dof)
+    squares, dof = residual_squares(results)
+    pooled = Variance(choice * squares / dof * 2 / n, dof)
     return wider_variance(pooled, by_seed, choice) if arms_that_scatter_more(results) else pooled
 
 

@@ -35,10 +35,10 @@ def answer(findings: Findings) -> str:
     if any(findings.is_exploratory_kind(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
-    rest = f" Not compared: {listed(missing)}." if missing else ""
+    not_compared = f" Not compared: {listed(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
-    return f"**Answer.** {text}.{rest}"
+    return f"**Answer.** {text}.{not_compared}"
 
 
 def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:

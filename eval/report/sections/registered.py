@@ -75,8 +75,10 @@ def registration_sentences(findings: Findings) -> list[str]:
 
 def changes_since(findings: Findings) -> list[str]:
     """A sentence for each registered value that has changed since the runs began."""
-    then = {f"{arm}, seed {seed}": line["content"] for (arm, seed), line in registrations_by_time(findings).items()}
-    return changes(findings.study.registration, then, len(findings.cells))
+    registered = {
+        f"{arm}, seed {seed}": line["content"] for (arm, seed), line in registrations_by_time(findings).items()
+    }
+    return changes(findings.study.registration, registered, len(findings.cells))
 
 
 def unchanged_sentence(findings: Findings) -> str:

@@ -172,15 +172,15 @@ def make_tables() -> dict[str, list[Table]]:
 def with_tables(page: str, tables: dict[str, list[Table]]) -> str:
     """A page of Markdown with its tables replaced by new ones. `tables`: {title of a section: its tables in order}.
     Raises ValueError where a section of the page has another number of tables."""
-    blocks, section, left = page.rstrip("\n").split("\n\n"), "", {title: list(of) for title, of in tables.items()}
+    blocks, section, unplaced = page.rstrip("\n").split("\n\n"), "", {title: list(of) for title, of in tables.items()}
     for i, block in enumerate(blocks):
         if block.startswith("## "):
             section = block.removeprefix("## ")
         elif block.startswith("|"):
-            if not left.get(section):
+            if not unplaced.get(section):
                 raise ValueError(f"{PAGE} has more tables under {section!r} than are made")
-            blocks[i] = markdown_table(left[section].pop(0))
-    if lacking := [title for title, rest in left.items() if rest]:
+            blocks[i] = markdown_table(unplaced[section].pop(0))
+    if lacking := [title for title, rows in unplaced.items() if rows]:
         raise ValueError(f"{PAGE} has fewer tables than are made under {', '.join(map(repr, lacking))}")
     return "\n\n".join(blocks) + "\n"
 

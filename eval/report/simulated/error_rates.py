@@ -218,10 +218,13 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
     weights = np.ones((studies, groups))
     of_arms = [item_noise(y[:, a] - y[:, 0], weights) for a in range(1, arms)]
     whole = Noise(*(np.concatenate([getattr(part, f) for part, _ in of_arms], 1) for f in ("variance", "dof")))
-    rest, of_seeds = np.concatenate([rest for _, rest in of_arms], 1), seed_noise(x)
+    interaction, of_seeds = np.concatenate([interaction for _, interaction in of_arms], 1), seed_noise(x)
     means = x.mean(2)
-    difference, off_groups = means[:, 1:] - means[:, :1], Noise(np.maximum(0.0, whole.variance - rest), whole.dof)
-    rules = (noise_parts(of_seeds, whole, rest), [of_seeds, off_groups])
+    difference, off_groups = (
+        means[:, 1:] - means[:, :1],
+        Noise(np.maximum(0.0, whole.variance - interaction), whole.dof),
+    )
+    rules = (noise_parts(of_seeds, whole, interaction), [of_seeds, off_groups])
     return [share_with_wrong_verdict(decisions(difference, parts)) for parts in rules]
 
 
