@@ -41,7 +41,7 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
         return ""
     identity, stored = identity_of_runs(judged[0]), floor.content
     size = judged[0]["run"]["config"].get("size")
-    reasons = [f"size: {there['size']} there, {size} here"] if there["size"] != size else []
+    reasons = [f"size: {stored['size']} there, {size} here"] if stored["size"] != size else []
     for part in ("settings", "text", "evaluation"):
         for key in dict.fromkeys([*stored[part], *identity[part]]):
             before, now = stored[part].get(key), identity[part].get(key)

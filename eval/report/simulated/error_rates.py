@@ -220,10 +220,8 @@ def wrong_verdicts_with_few_groups(groups: int, arms: int, seeds: int, studies: 
     whole = Noise(*(np.concatenate([getattr(part, f) for part, _ in of_arms], 1) for f in ("variance", "dof")))
     interaction, of_seeds = np.concatenate([interaction for _, interaction in of_arms], 1), seed_noise(x)
     means = x.mean(2)
-    difference, off_groups = (
-        means[:, 1:] - means[:, :1],
-        Noise(np.maximum(0.0, whole.variance - interaction), whole.dof),
-    )
+    difference = means[:, 1:] - means[:, :1]
+    off_groups = Noise(np.maximum(0.0, whole.variance - interaction), whole.dof)
     rules = (noise_parts(of_seeds, whole, interaction), [of_seeds, off_groups])
     return [share_with_wrong_verdict(decisions(difference, parts)) for parts in rules]
 
