@@ -229,3 +229,13 @@ def test_the_schemes_whose_input_is_cut_are_those_with_a_longest_input():
     for name, scheme in POSITIONS.items():
         longest = scheme(resolve([("size", "nano"), ("model.pos", name)]).model).max_length
         assert (longest is not None) == (name in CUT_TO_TRAINING_LENGTH)
+
+
+def test_what_preparation_noted_about_the_text_is_in_the_report(study, tmp_path):
+    dropped = "größer: the tokenizer changes or drops at least 4.9% of the bytes of held-out text"
+    for arm in study.arms:
+        for seed in study.seeds:
+            run = study.cell(arm, seed).dir / "run.json"
+            change(run, "data", "notes", to=["größer: dedup=near removed nothing", dropped])
+    text = report(study, tmp_path / "out")
+    assert text.count(dropped) == 1 and "removed nothing" not in text

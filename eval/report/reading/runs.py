@@ -33,7 +33,12 @@ RUN_FORM: dict[str, Any] = {
     "commit": {"sha": str},
     "versions": dict,
     "hardware": {"device": str, "ranks": int, "threads": int},
-    "data": {"sha256": str, "tokenizer": {"corpus": str, "vocab": int, "sha256": str}, "mismatch?": list},
+    "data": {
+        "sha256": str,
+        "tokenizer": {"corpus": str, "vocab": int, "sha256": str},
+        "mismatch?": list,
+        "notes?": list,
+    },
     "parameters": {"count": int},
     "proofs": list,
     "effective": dict,

@@ -8,6 +8,7 @@ from ablations.values import listed
 from eval.report.comparison.compare import METRICS, arm_strata
 from eval.report.comparison.findings import Findings
 from eval.report.document.blocks import Figure, Image, Section, Table, plus_minus
+from eval.report.reading.runs import in_one_line
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
@@ -109,8 +110,14 @@ def arms_without_effect(findings: Findings) -> list[str]:
 
 def cautions(findings: Findings) -> list[str]:
     """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
-    that are left out of a comparison, and arms that scatter more than the other arms. Empty where nothing limits it."""
-    return [*note_on_added_seeds(findings), *notes_on_tasks_left_out(findings), *notes_on_uneven_seeds(findings)]
+    that are left out of a comparison, arms that scatter more than the other arms, and what preparation noted about the
+    text. Empty where nothing limits it."""
+    return [
+        *note_on_added_seeds(findings),
+        *notes_on_tasks_left_out(findings),
+        *notes_on_uneven_seeds(findings),
+        *notes_on_text(findings),
+    ]
 
 
 def notes(findings: Findings) -> list[str]:
@@ -209,6 +216,14 @@ def notes_on_tasks_left_out(findings: Findings) -> list[str]:
         for arm in findings.comparisons[name]
         if (left_out := findings.tasks_left_out(arm, name))
     ]
+
+
+def notes_on_text(findings: Findings) -> list[str]:
+    """What preparation noted about the text of the runs, a sentence for each note, such as that the tokenizer drops a
+    share of the bytes. Filters that removed nothing are left out, since they limit nothing."""
+    recorded = [cell["run"]["data"].get("notes") or [] for cell in findings.cells.values() if "run" in cell]
+    distinct = dict.fromkeys(in_one_line(note) for notes in recorded for note in notes)
+    return [f"**Of the text**: {note}." for note in distinct if not note.endswith(" nothing")]
 
 
 def notes_on_uneven_seeds(findings: Findings) -> list[str]:
