@@ -157,6 +157,8 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     assert report.count("`alibi < learned`") == 1 and report.count("learned < alibi") == 2  # also in the command
     assert "* `alibi < learned`: held" in report and "* `learned < alibi`: failed" in report
     assert "* `alibi - learned in [-1, 0]`: not decided by a ladder" in report
+    assert "* Tokens of a run: nano 1.05M, mini 2.1M, small 4.19M, 14m 16.8M. 14m takes " in report
+    assert "No run here tests" not in report  # the target was trained, too
     gap = told["arms"][0]
     assert f"| pos=alibi | {gap['at_target']:+.2%} | " in report and report.count("| better | better |") == 1
     assert ladder.main([*words, "--list"]) == 0

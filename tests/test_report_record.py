@@ -64,11 +64,22 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
     assert "it has runs that this report lacks: pos=learned (seed 3); pos=alibi (seed 3)." in printed
     again = make(Study(tmp_path / "again"))
     assert reported(two, [1, 2, 3], again.root) == (True, False)  # the same runs, made again
+    of_alibi = {seed: again.cell("pos=alibi", seed).dir / "run.json" for seed in (2, 3)}
+    fingerprints = {seed: json.loads(path.read_text())["fingerprint"] for seed, path in of_alibi.items()}
     (again.cell("pos=alibi", 2).dir / "done").unlink()
     assert reported(two, [1, 2, 3], again.root) == (False, True)  # not all of them are finished
     change(again.cell("pos=alibi", 2).dir / "run.json", "fingerprint", to="other")
     (again.cell("pos=alibi", 2).dir / "done").write_text("{}")
     assert reported(two, [1, 2, 3], again.root) == (False, True)  # a run of the same name that is another
+    for seed in (2, 3):
+        change(again.cell("pos=alibi", seed).dir / "run.json", "fingerprint", to=fingerprints[seed])
+    assert reported(two, [1, 2, 3], again.root) == (True, False)
+    capsys.readouterr()
+    for arm in two:  # another text under the same path
+        for seed in (1, 2, 3):
+            change(again.cell(arm, seed).dir / "run.json", "data", "sha256", to="of größer")
+    assert reported(two, [1, 2, 3], again.root) == (False, True)
+    assert "it has runs that this report lacks: pos=learned (seeds 1, 2, 3); pos=alibi" in capsys.readouterr().out
     for runs in ([1], [{"arm": "a"}], [{"arm": "a", "seed": "1", "state": "finished"}]):  # which runs, is not known
         (record / "run.json").write_text(json.dumps({"runs": runs}))
         assert reported(two, [1, 2, 3], again.root) == (False, True)

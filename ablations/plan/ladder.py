@@ -248,6 +248,9 @@ def report(
         f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}"
         for p in distinct_predictions(target.predictions)
     ]
+    tokens = ", ".join(f"{study.base.size} {short_number(study.base.tokens)}" for study in [*ladder, target])
+    times = baseline_run_flops(target) / baseline_run_flops(ladder[-1])
+    untested = "" if comparison else " No run here tests the line beyond that size."
     notes = [f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]]
     notes += [f"* {line}" for line in (describe_comparison(comparison) if comparison else [])]
     rows = [
@@ -277,6 +280,8 @@ def report(
         "## How to read the table",
         "* A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm "
         f"is better.\n* The line is fitted to the differences at {listed(sizes)}, against the logarithm of compute.\n"
+        f"* Tokens of a run: {tokens}. {target.base.size} takes {times:.3g} times the compute of {largest}, the "
+        f"largest size on the line.{untested}\n"
         "* Intervals are of 90%. Better or worse: the interval leaves out 0.",
         "Made by",
         f"    make ladder {' '.join(map(shlex.quote, words))} SIZES={','.join(sizes)} TARGET={target.base.size}",

@@ -95,17 +95,37 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
         return f"unknown, as {error}"
     if earlier is None:
         return ""
-    form = {"arm": str, "seed": int, "state": str, "fingerprint?": str}
-    if wrong := next((wrong for run in earlier["runs"] if (wrong := safe_files.first_misfit(run, form))), ""):
+    run_form = {"arm": str, "seed": int, "state": str, "fingerprint?": str}
+    corpus_form = {"sha256": str, "arms": list, "sources": list}
+    entries: list[tuple[Any, dict[str, Any]]] = [(run, run_form) for run in earlier["runs"]]
+    entries += [(corpus, corpus_form) for corpus in earlier.get("corpora", [])]
+    if wrong := next((wrong for entry, form in entries if (wrong := safe_files.first_misfit(entry, form))), ""):
         return f"unknown, as {out / 'run.json'} is damaged: {wrong} is not what a record has there"
-    fingerprints = {run.get("fingerprint") for run in record(findings)["runs"] if run["state"] == "finished"}
+    present = record(findings)
+    fingerprints = {run.get("fingerprint") for run in present["runs"] if run["state"] == "finished"}
+    earlier_texts, texts = texts_of_files(earlier), texts_of_files(present)
     return runs_in_words(
         [
             (run["arm"], run["seed"])
             for run in earlier["runs"]
-            if run["state"] == "finished" and run.get("fingerprint") not in fingerprints
+            if run["state"] == "finished"
+            and not (
+                run.get("fingerprint") in fingerprints
+                and earlier_texts.get(run["arm"]) in (texts.get(run["arm"]), None)
+            )
         ]
     )
+
+
+def texts_of_files(record: dict[str, Any]) -> dict[str, str]:
+    """The hash of the text that each arm was trained on: {arm: sha256}. Left out are arms whose text is that of
+    installed packages, which is another one with other versions. `record`: the content of a record's run.json."""
+    return {
+        str(arm): corpus["sha256"]
+        for corpus in record.get("corpora", [])
+        if not any(isinstance(source, dict) and source.get("packages") for source in corpus["sources"])
+        for arm in corpus["arms"]
+    }
 
 
 def csv_lines(cells: Cells) -> list[list]:
