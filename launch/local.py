@@ -50,10 +50,10 @@ def run_study(study: Study) -> list[str]:
         ConfigError: before any training, for a fault that concerns all runs, such as a corpus that cannot be prepared.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
-    check_tasks(study)
+    glue_tasks = check_tasks(study)
     concurrency = runs_at_a_time(study)
     cells, trained, failures = repaired_cells(study)
-    todo = unfinished_cells(study, cells)
+    todo = unfinished_cells(study, cells, glue_tasks)
     for cell in todo:
         if cell.dir not in trained:
             check_compiler(cell.run)
@@ -83,12 +83,13 @@ def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]
     return cells, trained, failures
 
 
-def unfinished_cells(study: Study, cells: list[Cell]) -> list[Cell]:
+def unfinished_cells(study: Study, cells: list[Cell], glue_tasks: list[str]) -> list[Cell]:
     """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported. First, this function
     evaluates runs again on tasks that were added or changed since their evaluation; where that fails, it returns all of
-    `cells`."""
+    `cells`. `glue_tasks`: the tasks of GLUE that the study asks for."""
     todo = [cell for cell in cells if not is_evaluated(cell)]
-    without_glue = [cell for cell in cells if study.glue_options and not is_fine_tuned(cell)]
+    seeds = int(study.word_value("GLUE_SEEDS") or rundir.GLUE_SEEDS)
+    without_glue = [cell for cell in cells if glue_tasks and not is_fine_tuned(cell, glue_tasks, seeds)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
         if not _command_succeeds("-m", "eval", *options, *evaluated):
@@ -148,31 +149,42 @@ def _command_succeeds(*words: str) -> bool:
 
 
 def _exit_code(*words: str, output: int | None = None) -> int:
-    """Run `python words` as a child process that ignores Ctrl-C, and return the child's exit code. At Ctrl-C this
-    process ends the child and raises KeyboardInterrupt. `output`: a file descriptor for the child's standard output;
-    None: the standard output of this process."""
+    """Run `python words` as `_run` does, and return the child's exit code."""
+    return _run(*words, output=output).returncode
+
+
+def _run(*words: str, output: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python words` as a child process that ignores Ctrl-C. At Ctrl-C this process ends the child and raises
+    KeyboardInterrupt. `output`: a file descriptor for the child's standard output; None: the standard output of this
+    process."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
         env=child_environment(),
         stdout=output,
+        text=True,
         preexec_fn=ignore_ctrl_c_and_die_with_parent,
-    ).returncode
+    )
 
 
-def check_tasks(study: Study) -> None:
+def check_tasks(study: Study) -> list[str]:
     """Check, before hours are spent on training, that the runs can be evaluated, fine-tuned and exported as the study
     asks. Raises ConfigError in four cases: tasks.yaml and the code do not define the same tasks made from held-out
     text; the runs cannot be evaluated on TASKS; they cannot be fine-tuned on GLUE; they cannot be exported (EXPORT=1).
-    """
+    Returns the tasks of GLUE on which each run is to be fine-tuned; [] where the study has no word GLUE=."""
     if not _command_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
-    if study.glue_options and not _command_succeeds("-m", "eval.finetune", *study.glue_options):
-        raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
+    glue_tasks = []
+    if study.glue_options:
+        checked = _run("-m", "eval.finetune", *study.glue_options, output=subprocess.PIPE)
+        if checked.returncode:
+            raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
+        glue_tasks = checked.stdout.partition(":")[2].replace(",", " ").split()  # fine-tuning: cola, rte
     if study.eval_options and not _command_succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
+    return glue_tasks
 
 
 def prepare(study: Study, cells: list[Cell]) -> None:

@@ -61,14 +61,19 @@ def is_evaluated(cell: Cell) -> bool:
         return False
 
 
-def is_fine_tuned(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged table of GLUE results that were made with the present version of
-    GLUE's inputs (`rundir.GLUE_INPUTS_VERSION`)."""
+def is_fine_tuned(cell: Cell, tasks: list[str], seeds: int) -> bool:
+    """Whether the run directory has an undamaged table of GLUE results with each of the tasks, over as many fine-tuning
+    seeds at least, made with the present version of GLUE's inputs (`rundir.GLUE_INPUTS_VERSION`). `tasks`: names of
+    tasks of GLUE; `seeds`: the number of seeds."""
+    form = {"study": {"seeds": int}}
     try:
-        table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE) or {}
+        table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE, ["scores"])
     except Damaged:
         return False
-    return table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION
+    if not table or safe_files.first_misfit(table, {"scores": dict.fromkeys(tasks, form)}):
+        return False
+    enough = all(table["scores"][name]["study"]["seeds"] >= seeds for name in tasks)
+    return enough and table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION
 
 
 def _has_checkpoint(cell: Cell) -> bool:

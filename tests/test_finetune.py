@@ -456,20 +456,54 @@ def test_results_of_inputs_made_otherwise_are_made_again(run: Path, glue: Path) 
     from launch.repair import is_fine_tuned
 
     cell: Any = SimpleNamespace(dir=run)
-    assert not is_fine_tuned(cell)
+    assert not is_fine_tuned(cell, ["cola"], 2)
     assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
     file, table = run / "glue/cola-1.json", run / "glue" / rundir.GLUE_TABLE
     now = file.read_bytes()
-    assert is_fine_tuned(cell)
+    assert is_fine_tuned(cell, ["cola"], 2)
     for version in (None, rundir.GLUE_INPUTS_VERSION - 1):  # without one: results of before there were versions
         for path in (file, table):
             content = json.loads(path.read_text()) | {"inputs_version": version, "train_items": -1}
             path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-        assert not is_fine_tuned(cell)
+        assert not is_fine_tuned(cell, ["cola"], 2)
         assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
-        assert file.read_bytes() == now and is_fine_tuned(cell)
+        assert file.read_bytes() == now and is_fine_tuned(cell, ["cola"], 2)
     table.write_bytes(table.read_bytes()[:-9])
-    assert not is_fine_tuned(cell)
+    assert not is_fine_tuned(cell, ["cola"], 2)
+
+
+def test_results_of_other_tasks_stay_in_the_table_while_they_are_valid(run: Path, glue: Path, capsys) -> None:  # noqa: F811
+    """The table after a command for each task is that of one command for all: whatever was asked for before."""
+    from launch.repair import is_fine_tuned
+
+    folder, cell = run / "glue", SimpleNamespace(dir=run)
+
+    def table() -> dict[str, Any]:
+        return json.loads((folder / rundir.GLUE_TABLE).read_text())
+
+    assert command.main(arguments(run, glue, "--tasks", "cola,mrpc,rte")) == 0
+    together = table()
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-*.json")}
+    assert command.main(arguments(run, glue, "--tasks", "rte")) == 0
+    assert table() == together and list(together["scores"]) == list(together["data_sha256"]) == ["cola", "mrpc", "rte"]
+    (glue / "MRPC").rename(glue / "elsewhere")  # data that is not there cannot have changed
+    (folder / rundir.GLUE_TABLE).write_bytes(b"{")  # and a lost table is made of all results
+    (folder / "cola-x.json").write_text("{}")
+    assert command.main(arguments(run, glue, "--tasks", "cola")) == 0
+    assert table() == together
+    assert stamps == {name: (folder / name).stat().st_mtime_ns for name in stamps}
+
+    for asked, seeds, there in ((["cola", "mrpc", "rte"], 2, True), (["cola", "qnli"], 2, False), (["rte"], 3, False)):
+        assert is_fine_tuned(cell, asked, seeds) == there, (asked, seeds)  # type: ignore[arg-type]
+
+    capsys.readouterr()
+    with open(glue / "CoLA/dev.tsv", "a") as file:
+        file.write("gj04\t1\t\tone more\n")
+    assert command.main(arguments(run, glue, "--tasks", "rte")) == 0  # other data: no longer the same task
+    assert list(table()["scores"]) == list(table()["data_sha256"]) == ["mrpc", "rte"]
+    assert "cola was in glue.json, with other weights, settings or data: left out" in capsys.readouterr().err
+    assert command.main([*arguments(run, glue, "--tasks", "rte"), "--epochs", "2"]) == 0  # other settings
+    assert list(table()["scores"]) == ["rte"] and table()["setting"]["epochs"] == 2
 
 
 def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
@@ -631,6 +665,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
 ) -> None:
     from ablations.config import ConfigError
     from ablations.study import from_args
+    from launch import local
 
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
     fine_tuned = from_args(words).glue_options
@@ -641,6 +676,10 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert "FORMAT=json is of results" in json.loads(capsys.readouterr().out)["error"]
     assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
     assert "no data of sst2 (train, dev)" in capsys.readouterr().err
+    # what a study asks for, as it is compared with a run's table
+    assert local.check_tasks(from_args(words)) == ["cola", "rte"]
+    assert local.check_tasks(from_args(words[:4])) == ["cola", "mrpc", "stsb", "mnli", "qnli", "rte"]
+    assert local.check_tasks(from_args(words[:3])) == []
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
         from_args(["STUDY=cram", "SIZE=nano", "GLUE_TASKS=cola"])
 

@@ -3,13 +3,13 @@ checkpoint of Hugging Face's, for comparison. Without a run and a checkpoint the
 run could be fine-tuned; with --tasks alone, whether there are such tasks.
 
 Each task and seed gives a file glue/TASK-SEED.json with the outcome of every item; glue/glue.json is the table of all
-results. After a kill the same command continues with the missing tasks and seeds. All tasks are trained with the same
-settings.
+results, also of tasks that an earlier command fine-tuned on. After a kill the same command continues with the missing
+tasks and seeds. All tasks are trained with the same settings.
 """
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from ablations import answers, rundir, safe_files
 if TYPE_CHECKING:
     from eval.finetune.work import FineTuning
 
-DEFAULT_SEEDS = 5  # the median of so many counts, as in "Cramming"
 FOLDER = rundir.GLUE  # of results, in a run directory
 
 
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated")
     add("--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)")
     add("--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)")
-    add("--seeds", type=int, default=DEFAULT_SEEDS, metavar="N", help="%(default)s")
+    add("--seeds", type=int, default=rundir.GLUE_SEEDS, metavar="N", help="%(default)s")
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
     add("--epochs", type=int, metavar="N", help="5 at most (default)")
@@ -65,7 +64,8 @@ def run_command(args: argparse.Namespace) -> int:
     check_words(args)
 
     from eval.finetune.source import Source
-    from eval.finetune.train import Setting, summarise
+    from eval.finetune.tasks import TASKS
+    from eval.finetune.train import Setting, conditions_of_model, summarise
     from eval.finetune.work import SharedInputs, run_all
 
     source = Source(args.run, args.external, args.store)
@@ -87,12 +87,12 @@ def run_command(args: argparse.Namespace) -> int:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
     seeds = range(1, args.seeds + 1)
     by_task = {name: [results[name, seed] for seed in seeds if (name, seed) in results] for name in identities}
-    table = summarise({name: of_seeds for name, of_seeds in by_task.items() if of_seeds})
+    for name, of_seeds in earlier_results(args, setting, sha256, folder, set(identities)).items():
+        by_task[name], identities[name] = of_seeds, of_seeds[0]
+    table = summarise({name: by_task[name] for name in TASKS if by_task.get(name)})
     conditions = {
-        "model_sha256": sha256,
-        "setting": asdict(setting),
-        "inputs_version": rundir.GLUE_INPUTS_VERSION,
-        "data_sha256": {name: depends["data_sha256"] for name, depends in identities.items()},
+        **conditions_of_model(setting, sha256),
+        "data_sha256": {name: identities[name]["data_sha256"] for name in TASKS if name in identities},
     }
     safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     if args.format == "json":
@@ -168,6 +168,49 @@ def stored_and_missing(
             else:
                 results[name, seed] = result
     return results, missing
+
+
+def earlier_results(
+    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, asked: set[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The stored results of tasks that this command does not ask for, {task: results in the order of their seeds}. The
+    table of results is written anew, and must not lose them. Left out are results with other weights, settings or data;
+    a task of the table that has none left is named on the terminal. Data that is in none of the folders counts as
+    unchanged.
+
+    Args:
+        args: the parsed command line.
+        setting: the hyperparameters, an eval.finetune.train.Setting.
+        sha256: the hash of the pretrained model.
+        folder: the folder of the results.
+        asked: the tasks that this command asks for.
+    """
+    from eval.finetune.tasks import TASKS, find_split
+    from eval.finetune.train import conditions_of_model, identity
+    from eval.finetune.work import stored_result
+
+    try:
+        listed = (safe_files.read_json(folder / rundir.GLUE_TABLE, ["scores"], {"scores": dict}) or {"scores": {}})[
+            "scores"
+        ]
+    except safe_files.Damaged:
+        listed = {}
+    earlier: dict[str, list[dict[str, Any]]] = {}
+    for name in [name for name in TASKS if name not in asked]:
+        depends = {"task": name, **conditions_of_model(setting, sha256)}
+        if all(find_split(name, split, args.data) for split in ("train", *TASKS[name].splits)):
+            depends = identity(name, args.data, setting, sha256)
+        for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: (len(path.name), path.name)):
+            seed = path.stem.removeprefix(f"{name}-")
+            if not seed.isdecimal():
+                continue
+            result = stored_result(path, depends | {"seed": int(seed)})
+            if result and isinstance(result.get("data_sha256"), dict):
+                depends["data_sha256"] = result["data_sha256"]
+                earlier.setdefault(name, []).append(result)
+        if name in listed and name not in earlier:
+            print(f"{name} was in {rundir.GLUE_TABLE}, with other weights, settings or data: left out", file=sys.stderr)
+    return earlier
 
 
 def print_available_tasks(folders: list[Path], names: list[str], every: bool = False) -> int:

@@ -192,9 +192,16 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
+def conditions_of_model(setting: Setting, model_sha256: str) -> dict[str, Any]:
+    """What the results of fine-tuning a model on any task depend on: {"model_sha256", "setting", "inputs_version": the
+    version of the encoding of inputs}. `setting`: the hyperparameters; `model_sha256`: the hash of the pretrained
+    model."""
+    return {"model_sha256": model_sha256, "setting": asdict(setting), "inputs_version": rundir.GLUE_INPUTS_VERSION}
+
+
 def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
-    """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "setting",
-    "inputs_version": the version of the encoding of inputs, "model_sha256", "data_sha256": {split: sha256}}.
+    """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "data_sha256": {split:
+    sha256}} and what `conditions_of_model` returns.
 
     Args:
         name: the task.
@@ -212,13 +219,7 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
             load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
         data[split] = safe_files.sha256(path)
-    return {
-        "task": name,
-        "setting": asdict(setting),
-        "inputs_version": rundir.GLUE_INPUTS_VERSION,
-        "model_sha256": model_sha256,
-        "data_sha256": data,
-    }
+    return {"task": name, **conditions_of_model(setting, model_sha256), "data_sha256": data}
 
 
 def finetune(

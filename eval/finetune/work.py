@@ -58,7 +58,7 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
         if result and (key := safe_files.first_misfit(result["sets"], dict.fromkeys(task.splits, form), "sets")):
             raise safe_files.Damaged(f"{path} is damaged: {key} is not what a result has there.")
     except safe_files.Damaged as error:
-        print(f"{error} It is made again.", file=sys.stderr)
+        print(f"{error} It does not count.", file=sys.stderr)
         return None
     return result if result is not None and depends.items() <= result.items() else None
 

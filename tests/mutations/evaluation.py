@@ -16,6 +16,16 @@ MUTATIONS = [
         "tests/test_finetune.py::test_data_that_changes_while_it_is_fine_tuned_on_gives_no_result",
     ),
     one(
+        "a command for some tasks of GLUE takes the others out of the table",
+        "",
+        "",
+        "",
+        "eval/finetune/__main__.py",
+        "in earlier_results(args, setting, sha256, folder, set(identities)).items():",
+        "in {}.items():",
+        "tests/test_finetune.py::test_results_of_other_tasks_stay_in_the_table_while_they_are_valid",
+    ),
+    one(
         "evaluation with dropout on",
         "",
         "",

@@ -286,8 +286,8 @@ MUTATIONS = [
         "",
         "",
         "launch/repair.py",
-        'return table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION',
-        "return bool(table)",
+        'return enough and table.get("inputs_version") == rundir.GLUE_INPUTS_VERSION',
+        "return enough",
         "tests/test_finetune.py::test_results_of_inputs_made_otherwise_are_made_again",
     ),
     one(
