@@ -709,6 +709,10 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
     fine_tuned = from_args(words).glue_options
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
+    for text in ("cola rte", "cola,rte", " cola , rte,cola "):
+        assert tasks.parse_task_names(text) == ["cola", "rte"]
+    assert command.main(["--data", str(glue), "--tasks", "cola colla"]) == 2
+    assert "there is no task 'colla' in GLUE (did you mean cola?)" in capsys.readouterr().err
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out
     assert command.main(["--data", str(glue), "--format", "json"]) == 2
@@ -717,6 +721,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert "no data of sst2 (train, dev)" in capsys.readouterr().err
     # what a study asks for, as it is compared with a run's table
     assert local.check_tasks(from_args(words)) == ["cola", "rte"]
+    assert local.check_tasks(from_args([*words[:4], "GLUE_TASKS=rte, cola mrpc"])) == ["rte", "cola", "mrpc"]
     assert local.check_tasks(from_args(words[:4])) == ["cola", "mrpc", "stsb", "mnli", "qnli", "rte"]
     assert local.check_tasks(from_args(words[:3])) == []
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
