@@ -142,8 +142,17 @@ class Study:
     @property
     def command(self) -> str:
         """The command that makes the same study on any machine: without the words for the paths of files (OUT,
-        EVAL_DATA, GLUE) and for the number of runs at a time (JOBS)."""
-        return _command([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE="))])
+        EVAL_DATA, GLUE), those that need them (GLUE_TASKS, GLUE_SEEDS), and the number of runs at a time (JOBS)."""
+        return _command([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE"))])
+
+    @property
+    def left_out_of_command(self) -> str:
+        """A sentence on the words that `command` lacks, since they name folders of one machine; "" where it lacks
+        none."""
+        given = {word.partition("=")[0]: word for word in self.words if word.partition("=")[2]}
+        shown = [f"{name}=" for name in ("OUT", "EVAL_DATA", "GLUE") if name in given]
+        shown += [given[name] for name in ("GLUE_TASKS", "GLUE_SEEDS") if name in given]
+        return f"It was given {', '.join(shown)} too: folders of one machine are not named here." if shown else ""
 
     @property
     def command_here(self) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
         [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
     )
     assert len(one.study.runs) == 2 and str(tmp_path) not in one.study.command
+
+
+def test_the_command_of_a_comparison_is_accepted_again_or_says_what_it_lacks(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = "runs/pos=learned,seed=1 runs/pos=alibi,seed=1"
+    one = parse([f"RUNS={names}", "OUT=some/where"]).study
+    assert one.command == f"make report OUT=some/where RUNS='{names}'" and not one.left_out_of_command
+    assert parse(shlex.split(one.command)[2:]).study == one
+    away = parse([f"RUNS={study.root}", "OUT=some/where"]).study
+    assert away.command == "make report OUT=some/where RUNS=runs"
+    report(away, tmp_path / "out")
+    said = section((tmp_path / "out/report.md").read_text(), "How to redo it")
+    assert "RUNS=: of an absolute path only the end is named here. Put the folder that it lies in" in said
 
 
 def test_several_studies_share_their_baseline(tmp_path, monkeypatch):

@@ -7,11 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
+from ablations.run import ABSENT
 from eval.report.__main__ import main
+from eval.report.comparison.comparable import exclude_runs_of_other_arms
+from eval.report.comparison.gather import gather
 from eval.report.comparison.mismatches import mismatches
 from eval.report.reading.runs import read
 from eval.report.request import parse
-from tests.made_study import ARMS, TASK, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
+from tests.made_study import ARMS, TASK, Cell, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
 
 
 def test_a_run_that_failed_is_said_to_have_failed(study, tmp_path):
@@ -184,6 +187,48 @@ def test_a_run_that_was_compiled_only_when_it_was_continued_is_named(study):
     cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     said = "pos=alibi, seed 2, when it was continued: layout.compile differs: never (begun); always (continued)"
     assert [line for line in mismatches(study, cells) if "continued" in line] == [said]
+
+
+def test_folders_of_another_arm_that_were_renamed_are_not_among_the_results(tmp_path):
+    study = make(Study(tmp_path / "runs", ["pos=learned", "pos=alibi", "pos=none"]))
+    for seed in study.seeds:
+        shutil.rmtree(study.cell("pos=none", seed).dir)
+        study.cell("pos=alibi", seed).dir.rename(study.cell("pos=none", seed).dir)
+    study.arms.remove("pos=alibi")
+    screen = report(study, tmp_path / "out")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["comparisons"] == [] and "better by" not in screen
+    assert screen.splitlines()[2].endswith("3 of 3 runs missing")
+    said = section((tmp_path / "out/report.md").read_text(), "What does not match")
+    what = "its folder holds a run with model.pos=alibi, where the study has model.pos=none, so not among the results"
+    assert said == f"* {' + '.join(f'pos=none, seed {seed}' for seed in study.seeds)}: {what}"
+
+
+def test_a_folder_of_another_seed_that_was_renamed_is_not_among_the_results(study, tmp_path):
+    study.cell("pos=alibi", 3).dir.rename(tmp_path / "kept")
+    shutil.copytree(tmp_path / "kept", study.cell("pos=alibi", 4).dir)
+    study.seeds = [1, 2, 4]
+    make(Study(tmp_path / "runs", ["pos=learned"], [4]))
+    findings = gather(study)
+    assert findings.results["bits/byte"]["pos=alibi"].keys() == {1, 2}
+    said = "its folder holds a run with seed=3, where the study has seed=4, so not among the results"
+    assert findings.mismatches == [f"pos=alibi, seed 4: {said}"]
+
+
+def test_a_run_of_before_a_varied_setting_existed_has_what_was_in_effect_then(study, monkeypatch):
+    arms = {"pos=learned": {}, "pos=alibi": {"train.schedule": "linear"}}
+    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    planned = study.cell
+
+    def cell(arm, seed):
+        config = planned(arm, seed).config
+        config["train"]["schedule"] = arms[arm].get("train.schedule", ABSENT["train.schedule"])
+        return Cell(planned(arm, seed).dir, config, arms[arm])
+
+    monkeypatch.setattr(study, "cell", cell)
+    states = {run: cell["state"] for run, cell in exclude_runs_of_other_arms(study, cells).items()}
+    assert {arm for (arm, _), state in states.items() if state} == {"pos=alibi"}
+    assert f"with train.schedule={ABSENT['train.schedule']}, where" in states["pos=alibi", 1]
 
 
 def test_what_all_runs_share_is_said_once(study):

@@ -457,6 +457,15 @@ def test_shots_belong_to_what_the_runs_are_asked_and_not_to_what_they_are() -> N
     assert from_args(["POS=alibi", "SIZE=nano", "TASKS=gsm8k", "SHOTS=0"]).eval_options[-2:] == ["--shots", "0"]
 
 
+def test_the_command_for_any_machine_is_accepted_and_what_it_lacks_is_said() -> None:
+    words = ["POS=alibi", "SIZE=nano", "OUT=/some/where", "GLUE=/glue", "GLUE_TASKS=rte", "GLUE_SEEDS=3", "JOBS=1"]
+    study = from_args(words)
+    again = from_args(shlex.split(study.command)[2:])
+    assert again.command == study.command == "make ablation POS=alibi SIZE=nano" and not again.left_out_of_command
+    assert study.left_out_of_command.startswith("It was given OUT=, GLUE=, GLUE_TASKS=rte, GLUE_SEEDS=3 too: folders")
+    assert "/" not in study.left_out_of_command
+
+
 @pytest.mark.parametrize("shots", ["-1", "two", "1.5", "101", "5,0", "²", "1e1"])
 def test_shots_are_a_number_of_examples_and_need_tasks(shots: str) -> None:
     with pytest.raises(ConfigError, match="from 0 to 100"):

@@ -1,5 +1,6 @@
 """Parses the NAME=VALUE words of a report: which study, or which collection of runs, it is about."""
 
+import os
 import shlex
 import textwrap
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.values import listed
 from ablations.words import parse_folders
 from eval.report.reading.collection import collect_runs, run_directories
 from eval.report.reading.external import External, read_all_external
@@ -88,7 +90,13 @@ def parse(words: list[str]) -> Request:
     collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
     metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
     criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
-    return Request(replace(collection, criteria=criteria), noise, beside, external)
+    absolute = [word.partition("=")[0] for word in sorted(words) if any(map(os.path.isabs, folders_of_word(word)))]
+    sentence = ""
+    if absolute:
+        named = listed([f"{name}=" for name in absolute])
+        sentence = f"{named}: of an absolute path only the end is named here. Put the folder that it lies in before it."
+    collection = replace(collection, criteria=criteria, left_out_of_command=sentence)
+    return Request(collection, noise, beside, external)
 
 
 def out_folder(words: list[str]) -> Path:
@@ -96,12 +104,18 @@ def out_folder(words: list[str]) -> Path:
     return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
 
 
-def word_in_report(word: str) -> str:
-    """A word of the command line in the form that a report shows. Of paths only the last part is kept, since reports do
-    not show the folders of this machine."""
+def folders_of_word(word: str) -> list[str]:
+    """The paths that a word of the command line names, of RUNS=, NOISE=, EXTERNAL= and OUT=; empty for other words."""
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
-        value = shlex.join(Path(folder).name or folder for folder in parse_folders(value))
-    elif name == "OUT":
-        value = Path(value).name or value
+        return parse_folders(value)
+    return [value] if name == "OUT" and value else []
+
+
+def word_in_report(word: str) -> str:
+    """A word of the command line in the form that a report shows. Of absolute paths only the last part is kept, since
+    reports do not show the folders of this machine."""
+    name, _, value = word.partition("=")
+    if folders := [Path(path).name or path if os.path.isabs(path) else path for path in folders_of_word(word)]:
+        value = shlex.join(folders) if name != "OUT" else folders[0]
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

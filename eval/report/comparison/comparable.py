@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
+from ablations.run import ABSENT
+from ablations.values import flatten
 from eval.report.reading.runs import Cells, in_one_line, runs_in_words
 
 EVALUATION_KEYS = ("version", "lm_eval", "precision")  # of an evaluation
@@ -235,3 +237,26 @@ def exclude_copies(cells: Cells) -> Cells:
         for key in keys:
             first.setdefault(key, (arm, seed))
     return distinct
+
+
+def exclude_runs_of_other_arms(study: Any, cells: Cells) -> Cells:
+    """All runs, {(arm, seed): content of the run directory}, where directories that hold the run of another arm, or of
+    another seed, have no content but what was registered there and a state that says so. Compared are the seed, and the
+    settings that differ between the arms; a run of an earlier version that does not record one of them has the value
+    that was in effect then. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
+    planned = {run: study.cell(*run) for run in cells}
+    deltas = {key for cell in planned.values() for key in cell.delta}
+    varied = sorted(key for key in deltas - {"size"} if not key.startswith("layout."))
+    kept: Cells = {}
+    for run, cell in cells.items():
+        there = ABSENT | flatten(cell["run"]["config"]) if "run" in cell else {}
+        here = flatten(planned[run].config)
+        others = [key for key in [*varied, "seed"] if key in there and there[key] != here.get(key)]
+        kept[run] = cell
+        if others:
+            held, meant = (
+                ", ".join(f"{key}={in_one_line(config.get(key))}" for key in others) for config in (there, here)
+            )
+            kept[run] = {key: entry for key, entry in cell.items() if key == "registered"}
+            kept[run]["state"] = f"its folder holds a run with {held}, where the study has {meant}"
+    return kept

@@ -115,7 +115,8 @@ def late_arms(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool])
     Collection; `cells`: {(arm, seed): content of the run directory}; `holds`: whether the content of a registration, {}
     of a run without one, has it."""
     registered = registered_contents(study, cells)
-    return {run[0] for run, cell in cells.items() if "run" in cell and not holds(registered.get(run, {}))}
+    begun = [run for run, cell in cells.items() if "run" in cell or "registered" in cell]
+    return {run[0] for run in begun if not holds(registered.get(run, {}))}
 
 
 def has_margin(content: dict[str, Any], metric: str, margin: float) -> bool:

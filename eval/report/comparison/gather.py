@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.report.comparison.comparable import arms_with_other_text, arms_without_effect, exclude_copies, refusals
+from ablations.criteria import Criteria
+from eval.report.comparison.comparable import (
+    arms_with_other_text,
+    arms_without_effect,
+    exclude_copies,
+    exclude_runs_of_other_arms,
+    refusals,
+)
 from eval.report.comparison.compare import METRICS, compare_with_baseline
 from eval.report.comparison.contrasts import effects
 from eval.report.comparison.criteria import criteria_of, noise_floor_was_registered, registered_metric, seeds_planned
@@ -36,8 +43,11 @@ def gather(
     Raises:
         ValueError: a directory in `noise` is damaged, or the stored noise floor was measured on another baseline.
     """
-    cells = exclude_copies(read_all(study))
+    found = read_all(study)
+    cells = exclude_copies(exclude_runs_of_other_arms(study, found))
     criteria, margins_named_before = criteria_of(study, cells)
+    baseline_is_there = any(arm == study.arms[0] and "eval" in cell for (arm, _), cell in cells.items())
+    check_noise_floor(criteria, cells if baseline_is_there else found, study.arms[0])
     metric_before, floor_before = registered_metric(study, cells), noise_floor_was_registered(study, cells)
     planned = seeds_planned(study, cells)
     study, cells = with_short_names(study, cells)
@@ -138,14 +148,19 @@ def corrected_comparisons(
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 
+def check_noise_floor(criteria: Criteria, cells: Cells, baseline: str) -> None:
+    """Raise ValueError where the stored noise floor of a study was measured with another baseline, text, budget or
+    evaluation. `cells`: {(arm, seed): content of the run directory}."""
+    floor = criteria.noise_floor
+    if floor is not None and (reason := reason_floor_not_usable(floor, cells, baseline)):
+        raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
+
+
 def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Variance]:
     """The variance of single runs by the study's stored noise floor, {metric: variance}. Metrics that the floor lacks
-    are left out; empty where the study uses no noise floor. Raises ValueError where the floor was measured with another
-    baseline, text, budget or evaluation. `cells`: {(arm, seed): content of the run directory}."""
+    are left out; empty where the study uses no noise floor. `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
     if floor is None:
         return {}
-    if reason := reason_floor_not_usable(floor, cells, study.arms[0]):
-        raise ValueError(f"the noise floor {floor.name} is not that of this study: {reason}")
     parts = {metric: noise_floor_variance(floor, cells, study.arms[0], metric) for metric in metrics}
     return {metric: part for metric, part in parts.items() if part}

@@ -46,6 +46,7 @@ class Collection:
     tuning: Tuning | None = None  # ablations/tuning.py
     predictions: list[Prediction] = field(default_factory=list)  # ablations/prediction.py
     registration: dict[str, Any] = field(default_factory=dict)  # what the study says today; {} of a collection
+    left_out_of_command: str = ""  # a sentence on folders that `command` does not name, or not by their whole path
 
     @property
     def compared_arms(self) -> list[str]:

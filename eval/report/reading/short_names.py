@@ -56,6 +56,7 @@ def with_short_names(study: Any, cells: Cells) -> tuple[Collection, Cells]:
             for prediction in getattr(study, "predictions", [])
         ],
         registration=getattr(study, "registration", {}),
+        left_out_of_command=getattr(study, "left_out_of_command", ""),
     )
     return collection, {
         (shorten(arm), seed): cell_with_short_names(cell, shorten) for (arm, seed), cell in cells.items()

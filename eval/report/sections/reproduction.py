@@ -9,4 +9,6 @@ def section(findings: Findings) -> Section:
     runs = findings.runs
     commits = ", ".join(sorted({in_one_line(run["commit"]["sha"]) for run in runs})) or "unknown"
     versions = " | ".join(dict.fromkeys(in_one_line(run["versions"]) for run in runs)) or "unknown"
-    return Section("How to redo it", [Code(findings.study.command), f"Commit: {commits}. Versions: {versions}."])
+    left_out = [findings.study.left_out_of_command] if findings.study.left_out_of_command else []
+    versions_in_words = f"Commit: {commits}. Versions: {versions}."
+    return Section("How to redo it", [Code(findings.study.command), *left_out, versions_in_words])
