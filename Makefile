@@ -112,7 +112,7 @@ cram: .venv/ready
 	@$(if $(word 2,$(call said,BUDGET)),$(call refuse,BUDGET=$(BUDGET) $(CLOCK)))$(PY) -m launch.local 'STUDY=$(or $(call said,STUDY),cram)' 'SEEDS=$(or $(call said,SEEDS),1)' \
 	  'SET=train.budget=$(or $(call said,BUDGET),24h)$(if $(call said,SET), $(SET))' \
 	  $(call pairs,FORMAT $(filter-out SEEDS SET STUDY,$(NAMES)))
-# a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=
+# a finished run fine-tuned on GLUE: RUN=..., GLUE_DATA=folder of its files (eval/finetune/tasks.py), JOBS=, TASKS=cola,rte or TASKS="cola rte"
 glue: .venv/ready
 	@$(call need,RUN,the directory of a finished run)$(PY) -m eval.finetune '$(RUN)' --data '$(or $(call said,GLUE_DATA),$(EVAL_DATA))' $(foreach n,TASKS JOBS FORMAT,$(call option,$(n))) $(call said,ARGS)
 export: .venv/ready

@@ -48,7 +48,7 @@ HELP = {  # {every NAME: its help text}
     "SHOTS": "with TASKS: examples in each prompt (default: as many as each task's definition says)",
     "EVAL_DATA": "where the data of TASKS is (default: OUT/eval-data, which `make eval-data` fills)",
     "GLUE": "fine-tune each finished run on the GLUE tasks whose data is in this folder, or in several with commas",
-    "GLUE_TASKS": "those of GLUE alone, such as cola,rte (default: all whose data is there)",
+    "GLUE_TASKS": "those of GLUE alone, such as cola,rte or 'cola rte' (default: all whose data is there)",
     "GLUE_SEEDS": "fine-tuning seeds per task, of which the median counts (default 5)",
     "EXPORT": "1: each finished run as a Hugging Face checkpoint too; refused before training where there can be none",
     "PREDICT": 'what is expected, to be checked: "alibi < learned; alibi - learned in [-0.3, -0.05]"',

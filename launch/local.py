@@ -352,6 +352,8 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
         reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
+        for cell in study.cells if study.glue_options else []:
+            print(f"{cell.name}: GLUE  {progress.glue_text(cell) or 'no scores'}", flush=True)
     except ConfigError as error:
         return error_exit(str(error), Exit.INVALID)
     except OSError as error:

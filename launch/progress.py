@@ -5,13 +5,14 @@ printed at each change of a run's state, and now and then a line about all runs.
 """
 
 import heapq
+import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ablations import status
+from ablations import rundir, safe_files, status
 from ablations.rundir import last_metric
 from ablations.safe_files import printable
 from ablations.study import Cell
@@ -20,6 +21,7 @@ from ablations.values import short_number
 SHORTEST_PAUSE = 15.0  # seconds between lines about all runs; untuned
 # The pause grows with the time since the start, as this share of it: a day makes some hundred lines. Untuned.
 PAUSE_SHARE = 0.05
+LOG_BYTES = 20_000  # of the end of a log that are searched for a line about progress
 STAGES = ("starting", "training", "evaluating", "fine-tuning", "exporting")  # the states of a run at work, in order
 ENDED = ("finished", "failed", "stopped")  # the states of a run that this command is done with
 
@@ -113,6 +115,8 @@ class Progress:
                 if (left := cell.run.seconds_left(metric)) is not None:
                     facts.append(f"{status.duration(left)} left")
             return "  ".join(facts)
+        if state == "fine-tuning":
+            return f"{state}  {fine_tuning_text(cell)}".rstrip()
         return f"finished  {self.scores[cell.dir]}" if state == "finished" else state
 
     @property
@@ -135,6 +139,38 @@ def score_text(cell: Cell) -> str:
     return "  ".join(words)
 
 
+def fine_tuning_text(cell: Cell) -> str:
+    """How far the fine-tuning of a run is, by the last line about it in glue.log (written by eval/finetune/work.py),
+    such as "rte, seed 1, step 120 of 780: 3 of 10 done, 3:10 left"; "" where there is none."""
+    try:
+        log = safe_files.read_bytes(cell.dir / rundir.GLUE_LOG) or b""
+    except safe_files.Damaged:
+        return ""
+    lines = re.findall(r"^.*: \d+ of \d+ done.*$", log[-LOG_BYTES:].decode(errors="replace"), re.MULTILINE)
+    return lines[-1] if lines else ""
+
+
+def glue_text(cell: Cell) -> str:
+    """The GLUE scores of a fine-tuned run as text, such as "cola 12.3  rte 52.7  mean of 2 numbers of nine 32.5"; ""
+    where there are none."""
+    try:
+        table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE, ["scores", "study"]) or {}
+    except safe_files.Damaged:
+        return ""
+    means = {"study": {"nine_numbers": rundir.NUMBER, "numbers": int}}
+    if not table or safe_files.first_misfit(table, {"scores": dict, **means}):
+        return ""
+    form = {name: {"study": {"median": rundir.NUMBER}} for name in table["scores"]}
+    if safe_files.first_misfit(table["scores"], form):
+        return ""
+    words = [f"{printable(name)} {entry['study']['median']:.1f}" for name, entry in table["scores"].items()]
+    count = table["study"]["numbers"]
+    words.append(
+        f"mean of {'all nine' if count == 9 else f'{count} of nine'} numbers {table['study']['nine_numbers']:.1f}"
+    )
+    return "  ".join(words)
+
+
 def show_progress(progress: Progress, done: threading.Event) -> None:
     """Show the progress of all runs until `done` is set: as bars on a terminal, as lines elsewhere."""
     from rich.console import Console
@@ -149,10 +185,12 @@ def show_progress(progress: Progress, done: threading.Event) -> None:
 
 def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
     """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and a line about
-    all runs every 15 seconds or more, if it differs from the last such line."""
+    all runs every 15 seconds or more, and with it one about each run in fine-tuning, if they differ from the last such
+    lines."""
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
+    told: dict[Path, str] = {}  # {run directory: the last line about its fine-tuning}
     ended = False
     while not ended:
         ended = done.wait(0.5)
@@ -164,6 +202,12 @@ def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
             last = f"{'all runs':{width}}  {progress.finished_share:.0%} trained  {progress.summary}"
             if last != before:
                 yield last
+            for cell in progress.cells:
+                if progress.state[cell.dir] == "fine-tuning" and (words := progress.describe(cell)) != told.get(
+                    cell.dir
+                ):
+                    told[cell.dir] = words
+                    yield printable(f"{cell.name:{width}}  {words}")
 
 
 def show_bars(progress: Progress, done: threading.Event) -> None:

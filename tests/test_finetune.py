@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -552,6 +553,44 @@ def trees(folder: Path) -> dict[str, dict]:
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_without_a_terminal_there_are_lines_about_the_steps(
+    run: Path,  # noqa: F811
+    glue: Path,
+    jobs: int,
+    capfd,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a study shows the last one in the run's log, and at its end the scores."""
+    from eval.finetune import work
+    from launch.progress import fine_tuning_text, glue_text
+
+    monkeypatch.setattr(work, "SHORTEST_PAUSE", -1.0)
+    monkeypatch.setattr(work, "PAUSE_SHARE", 0.0)
+    assert command.main(arguments(run, glue, "--tasks", "cola,rte", "--jobs", str(jobs))) == 0
+    told = capfd.readouterr().err
+    lines = [line for line in told.splitlines() if " done" in line]
+    assert lines[0] == "all tasks, step 0 of 12: 0 of 4 done"  # 40 items in batches of 16, two tasks, two seeds
+    assert re.fullmatch(r"(cola|rte), seed \d: 4 of 4 done, 0:00 left", [line for line in lines if "seed" in line][-1])
+    if jobs == 1:
+        steps = [line for line in lines if line.startswith("rte, seed 2, step")]
+        assert [line.partition(":")[0] for line in steps] == [f"rte, seed 2, step {step} of 3" for step in (1, 2, 3)]
+        assert all(re.search(r": 3 of 4 done, \d+:\d\d left$", line) for line in steps)
+    else:
+        assert re.search(r"^all tasks, step 12 of 12: 4 of 4 done, 0:00 left$", told, re.MULTILINE)
+
+    cell: Any = SimpleNamespace(dir=run)
+    assert fine_tuning_text(cell) == ""
+    (run / rundir.GLUE_LOG).write_text(f"{told}a warning: 3 of 4 words\n")
+    assert fine_tuning_text(cell) == lines[-1]
+    table = json.loads((run / "glue/glue.json").read_text())
+    cola, rte = (table["scores"][name]["study"]["median"] for name in ("cola", "rte"))
+    assert glue_text(cell) == f"cola {cola:.1f}  rte {rte:.1f}  mean of 2 of nine numbers {(cola + rte) / 2:.1f}"
+    for damage in ("{", '{"scores": {"cola": 1}, "study": {"nine_numbers": 1.0, "numbers": 1}}'):
+        (run / "glue/glue.json").write_text(damage)
+        assert glue_text(cell) == ""
+
+
 def test_killed_it_continues_and_nothing_is_lost(run: Path, glue: Path) -> None:  # noqa: F811
     """SIGKILL, which nothing can catch, of two processes' parent once a result is there: they die with it, each file
     that is there is whole and stays, and the finished table is that of an undisturbed single process."""
@@ -578,7 +617,7 @@ def test_killed_it_continues_and_nothing_is_lost(run: Path, glue: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     left = 6 - len(there)
-    assert f"{left} of {left} done, 0 min left" in done.stderr
+    assert f"{left} of {left} done, 0:00 left" in done.stderr
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
     continued = trees(folder)
     for path in folder.iterdir():
@@ -670,6 +709,10 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     words = ["STUDY=cram", "SIZE=nano", f"OUT={tmp_path}", f"GLUE={glue}", "GLUE_TASKS=cola,rte", "GLUE_SEEDS=2"]
     fine_tuned = from_args(words).glue_options
     assert fine_tuned == ["--data", str(glue), "--tasks", "cola,rte", "--seeds", "2"]
+    for text in ("cola rte", "cola,rte", " cola , rte,cola "):
+        assert tasks.parse_task_names(text) == ["cola", "rte"]
+    assert command.main(["--data", str(glue), "--tasks", "cola colla"]) == 2
+    assert "there is no task 'colla' in GLUE (did you mean cola?)" in capsys.readouterr().err
     assert command.main(["--data", str(glue), "--tasks", "cola"]) == 0
     assert "fine-tuning: cola\n" in capsys.readouterr().out
     assert command.main(["--data", str(glue), "--format", "json"]) == 2
@@ -678,6 +721,7 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert "no data of sst2 (train, dev)" in capsys.readouterr().err
     # what a study asks for, as it is compared with a run's table
     assert local.check_tasks(from_args(words)) == ["cola", "rte"]
+    assert local.check_tasks(from_args([*words[:4], "GLUE_TASKS=rte, cola mrpc"])) == ["rte", "cola", "mrpc"]
     assert local.check_tasks(from_args(words[:4])) == ["cola", "mrpc", "stsb", "mnli", "qnli", "rte"]
     assert local.check_tasks(from_args(words[:3])) == []
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):

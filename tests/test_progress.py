@@ -65,8 +65,12 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_now_and_then_one
         (one.dir / rundir.EVAL).write_text(json.dumps(scores))
         phases[one.dir] = "finished"
 
+    def tuned(left: str) -> Callable[[], object]:
+        return lambda: (one.dir / rundir.GLUE_LOG).write_text(f"rte, seed 1, step 7 of 9: 0 of 2 done, {left} left\n")
+
     acts = [pause(1000), pause(1000), becomes("training"), pause(1000), lambda: log(one, 8), lambda: log(one, 16)]
-    acts += [pause(-1), pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(-1), pause(1000), judged]
+    acts += [pause(-1), pause(-1), pause(1000), becomes("evaluating"), pause(-1), pause(-1), pause(1000)]
+    acts += [becomes("fine-tuning"), tuned("2:00"), pause(-1), pause(-1), tuned("1:00"), pause(1000), judged]
     shown = [*progress_lines(Progress([one, other], phases, 1), cast(Event, Script(*acts)))]
     assert shown == [
         "pos=learned, seed 1  starting",
@@ -74,6 +78,10 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_now_and_then_one
         "all runs             25% trained  0 of 2 finished  at least 1:36 left",
         "pos=learned, seed 1  evaluating",
         "all runs             50% trained  0 of 2 finished  at least 1:04 left",
+        "pos=learned, seed 1  fine-tuning",
+        "all runs             50% trained  0 of 2 finished  1:04 left",  # evaluation took no time
+        "pos=learned, seed 1  fine-tuning  rte, seed 1, step 7 of 9: 0 of 2 done, 2:00 left",
+        "pos=learned, seed 1  fine-tuning  rte, seed 1, step 7 of 9: 0 of 2 done, 1:00 left",
         "pos=learned, seed 1  finished  2.500 bits/byte  zero-shot 33.2 %",
     ]
 

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--data", type=Path, metavar="FOLDER", action="append", default=[], help="of GLUE; may be repeated")
     add("--store", type=Path, metavar="FOLDER", help="the run's prepared data (default: data in its OUT)")
-    add("--tasks", default="", metavar="NAMES", help="with commas between (default: those whose data is there)")
+    add("--tasks", default="", metavar="NAMES", help="with commas or blanks between (default: all whose data is there)")
     add("--seeds", type=int, default=rundir.GLUE_SEEDS, metavar="N", help="%(default)s")
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")

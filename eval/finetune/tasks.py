@@ -76,9 +76,9 @@ HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mis
 
 
 def parse_task_names(text: str) -> list[str]:
-    """The names of tasks of GLUE in a text with commas between them; all tasks where the text is empty. Raises
-    ValueError where a name is not a task of GLUE."""
-    names = [part.strip() for part in text.split(",") if part.strip()] or list(TASKS)
+    """The names of tasks of GLUE in a text with commas or blanks between them, each once; all tasks where the text is
+    empty. Raises ValueError where a name is not a task of GLUE."""
+    names = list(dict.fromkeys(text.replace(",", " ").split())) or list(TASKS)
     for name in names:
         if name not in TASKS:
             near = did_you_mean(name, TASKS)

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import safe_files
+from ablations.status import duration
 
+# Seconds between lines where there is no terminal: the least, and as a share of the time since the start. As in
+# launch/progress.py, untuned.
+SHORTEST_PAUSE, PAUSE_SHARE = 15.0, 0.05
 REFRESH_SECONDS = 0.5  # seconds between looks at what the processes have done
 
 
@@ -111,11 +115,11 @@ def run_all(
             for number, item in enumerate(items):
                 before = sum(earlier.steps for earlier in items[:number])
 
-                def progress(step: int, _: int, before: int = before) -> None:
-                    show(before + step, "")
+                def progress(step: int, steps: int, before: int = before, label: str = item.label) -> None:
+                    show(before + step, f"{label}, step {step} of {steps}")
 
                 done(item, partial(finetune_item, work, item, progress))
-                show(before + item.steps, item.label)
+                show(before + item.steps, item.label, True)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         context = multiprocessing.get_context("spawn")
@@ -128,8 +132,8 @@ def run_all(
                     ended, left = wait(left, REFRESH_SECONDS, FIRST_COMPLETED)
                     for future in ended:
                         done(started[future], future.result)
-                        show(steps.value, started[future].label)
-                    show(steps.value, "")
+                        show(steps.value, started[future].label, True)
+                    show(steps.value, f"all tasks, step {steps.value} of {sum(item.steps for item in items)}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in multiprocessing.active_children():
@@ -161,28 +165,34 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
 
 
 @contextmanager
-def show_progress(items: list[FineTuning]) -> Iterator[Callable[[int, str], None]]:
+def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
     """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere a line for each one
-    that ends. `items`: the fine-tunings.
+    that ends, and every 15 seconds or more a line about the steps (launch/progress.py reads such lines in glue.log).
+    `items`: the fine-tunings.
 
     Yields a function to be called as the work proceeds. Its arguments are the number of optimizer steps that all
-    fine-tunings together have finished so far, and the label of the fine-tuning that has just ended, or "" where none
-    has.
+    fine-tunings together have finished so far, what is at work or has just ended in words, and whether it has ended.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    total, began, ended = sum(item.steps for item in items), time.monotonic(), 0
+    total, ended = sum(item.steps for item in items), 0
+    began = printed = time.monotonic()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("fine-tuning", total=total)
 
-        def show(steps: int, words: str) -> None:
-            nonlocal ended
-            ended += words != ""
+        def show(steps: int, words: str, is_end: bool = False) -> None:
+            nonlocal ended, printed
+            ended += is_end
             bar.update(line, completed=steps, description=f"fine-tuning, {ended} of {len(items)} done")
-            if words and not console.is_terminal:
-                left = (time.monotonic() - began) * (total - steps) / max(1, steps)
-                print(f"{words}: {ended} of {len(items)} done, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+            now = time.monotonic()
+            if console.is_terminal or not (is_end or now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began))):
+                return
+            printed = now
+            left = f"{duration((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            print(f"{words}: {ended} of {len(items)} done, {left}", file=sys.stderr, flush=True)
 
+        if items and not console.is_terminal:
+            print(f"all tasks, step 0 of {total}: 0 of {len(items)} done", file=sys.stderr, flush=True)
         yield show
