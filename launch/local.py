@@ -62,7 +62,8 @@ def run_study(study: Study) -> list[str]:
     register_finished(study, trained)
     if not todo:
         return failures
-    print(*epochs_of_text(study), *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
+    about_text = [line for line in epochs_of_text(study) if not line.startswith("note: ")]  # said by the preparation
+    print(*about_text, *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
     return failures + finish_runs(study, todo, concurrency)
 
 

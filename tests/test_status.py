@@ -209,6 +209,18 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
     assert all("has no run.json" in line for line in failures)
 
 
+def test_notes_on_the_text_are_not_said_again_after_its_preparation_has_said_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note, epochs, caution = "note: web: größer", "web: 100.0% of 1M tokens is 0.5 epochs", "NOTE: judged elsewhere"
+    monkeypatch.setattr(local, "prepare", lambda *_: print(note))  # as python -m data.prepare does
+    monkeypatch.setattr(local, "epochs_of_text", lambda _: [epochs, note, caution])
+    monkeypatch.setattr(local, "finish_runs", lambda *_: [])
+    assert local.run_study(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])) == []
+    said = capsys.readouterr().out
+    assert said.count(note) == said.count(epochs) == said.count(caution) == 1
+
+
 @pytest.mark.parametrize("listed", [True, False], ids=["the driver's list", "device files alone"])
 @pytest.mark.parametrize(("visible", "ranks"), [(None, 4), ("0,2", 2), ("3", 1), ("", 1), ("0,1,2,3,4,5", 4)])
 def test_a_rank_for_each_gpu_that_may_be_used(
