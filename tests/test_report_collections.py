@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.report.__main__ import main
+from eval.report.comparison.gather import gather
 from eval.report.reading.collection import collect_runs
 from eval.report.reading.short_names import shortest_ends
 from eval.report.request import parse
@@ -64,6 +65,15 @@ def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
         [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
     )
     assert len(one.study.runs) == 2 and str(tmp_path) not in one.study.command
+
+
+def test_arms_with_different_seeds_are_named_since_the_means_of_the_table_are_over_different_seeds(study, tmp_path):
+    assert gather(parse([f"RUNS={study.root}"]).study).mismatches == []
+    shutil.rmtree(study.cell("pos=alibi", 1).dir)
+    one = parse([f"RUNS={study.root}"]).study
+    report(one, tmp_path / "out")
+    (line,) = section((tmp_path / "out/report.md").read_text(), "What does not match").splitlines()
+    assert line.startswith("* arms have different seeds, alibi (seeds 2, 3); learned (seeds 1, 2, 3): the means in the")
 
 
 def test_the_command_of_a_comparison_is_accepted_again_or_says_what_it_lacks(study, tmp_path, monkeypatch):

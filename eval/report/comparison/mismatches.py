@@ -5,7 +5,7 @@ from typing import Any
 
 from ablations.values import difference, flatten
 from eval.report.comparison.comparable import flat_evaluation
-from eval.report.reading.runs import Cells, in_one_line
+from eval.report.reading.runs import Cells, in_one_line, runs_in_words
 
 
 def mismatches(study: Any, cells: Cells) -> list[str]:
@@ -64,7 +64,23 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
     if getattr(study, "controlled", True):
         lines += arms_with_several_changes(study, cells)
         lines += settings_beyond_an_edge(study, cells)
+    else:
+        lines += unequal_seeds([run for run, cell in cells.items() if "eval" in cell])
     return lines
+
+
+def unequal_seeds(runs: list[tuple[str, int]]) -> list[str]:
+    """A list with one sentence where arms have different seeds, so that the means of the table are over different
+    seeds; empty where all have the same. `runs`: the evaluated runs, [(arm, seed)]."""
+    seeds: dict[str, set[int]] = {}
+    for arm, seed in runs:
+        seeds.setdefault(arm, set()).add(seed)
+    if len({frozenset(numbers) for numbers in seeds.values()}) < 2:
+        return []
+    return [
+        f"arms have different seeds, {runs_in_words(runs)}: the means in the table are over different seeds, and may "
+        "order the arms otherwise than their differences at the same seeds do"
+    ]
 
 
 def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
