@@ -171,7 +171,7 @@ def test_both_means_have_their_name_and_mnli_its_weight() -> None:
 
 def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
     def result(mcc: float, collapsed: bool = False) -> dict:
-        return {"sets": {"dev": {"metrics": {"mcc": mcc}, "chance": {"mcc": 0.0}, "collapsed": collapsed}}}
+        return {"sets": {"dev": {"metrics": {"mcc": mcc}, "chance": {"mcc": 0.0}, "collapsed": collapsed, "items": []}}}
 
     table = train.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
     study = table["scores"]["cola"]["study"]
@@ -414,6 +414,7 @@ def test_a_run_is_fine_tuned_and_what_is_there_is_kept(run: Path, glue: Path, ca
         (["sets", "dev", "metrics", "mcc"], "1"),
         (["sets", "dev", "chance"], None),
         (["sets", "dev", "collapsed"], 3),
+        (["sets", "dev", "constant"], [{"mcc": "1"}]),
     ],
 )
 def test_a_result_of_another_form_is_made_again(keys: list[str], value: Any, run: Path, glue: Path, capsys) -> None:  # noqa: F811

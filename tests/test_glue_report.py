@@ -5,10 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ablations.safe_files import Damaged
-from eval.finetune.train import summarise
+from eval.finetune.__main__ import table_text
+from eval.finetune.tasks import Example
+from eval.finetune.train import score, summarise
 from eval.report.reading.runs import read_glue_table
 from eval.report.sections import glue
 
@@ -20,7 +23,7 @@ def table(mnli: float, mm: float, rest: float, spearman: float, collapsed: bool 
     results = {}
     for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"):
         scores = dict.fromkeys(CHANCE, rest) | {"spearman": spearman}
-        one = {"metrics": scores, "chance": CHANCE, "collapsed": collapsed and name == "cola"}
+        one = {"metrics": scores, "chance": CHANCE, "collapsed": collapsed and name == "cola", "items": [{}] * 7}
         sets = {"dev": one}
         if name == "mnli":
             sets = {
@@ -44,7 +47,29 @@ def test_both_means_are_named_and_collapsed_seeds_marked() -> None:
     got = rows("none", [table(0.8, 0.6, 0.5, 0.1, collapsed=True)])
     # (0.8 + 0.6 + 7 x 0.5) / 9; (0.7 + 7 x 0.5) / 8; and there STS-B counts (0.5 + 0.1) / 2
     assert got["baseline"][-3:] == ["54.4", "52.5", "50.0"] and "50.0*" in got["baseline"]
-    assert set(got) == {"baseline", "chance"}
+    assert set(got) == {"baseline", "chance", "one answer to all", "items"}
+    assert got["items"][:9] == ["7"] * 9 and got["one answer to all"][:9] == ["-"] * 9  # of an earlier version
+
+
+def test_one_answer_to_all_stands_beside_chance() -> None:
+    """MRPC with 181 paraphrases of 266: always yes has an F1 of 2 x 181 / (266 + 181) and an accuracy of 181 / 266."""
+    examples = [Example(str(i), "a", "b", float(i < 181)) for i in range(266)]
+    rng = np.random.default_rng(0)
+    made = summarise({"mrpc": [{"sets": {"dev": score(rng.normal(size=(266, 2)), examples)}}]})
+    entry = made["scores"]["mrpc"]
+    assert entry["study"]["constant"] == pytest.approx(100 * 362 / 447) and entry["study"]["items"] == 266
+    assert entry["leaderboard"]["constant"] == pytest.approx(50 * (362 / 447 + 181 / 266))
+    assert entry["study"]["chance"] == pytest.approx(100 * 181 / (181 + 133))  # a coin is right half the time
+    got = rows("none", [made])
+    assert [got[name][0] for name in ("chance", "one answer to all", "items")] == ["57.6", "81.0", "266"]
+    assert "266 items; chance 57.6, one answer to all 81.0)" in table_text(made)
+    nli = [Example(str(i), "a", "b", float(i % 5 // 2)) for i in range(10)]  # 4, 4 and 2 of three classes
+    three = score(rng.normal(size=(10, 3)), nli)["constant"]
+    assert [round(each["accuracy"], 9) for each in three] == [0.4, 0.4, 0.2]
+    assert (
+        "constant"
+        not in summarise({"stsb": [{"sets": {"dev": score(rng.normal(size=(10, 1)), nli)}}]})["scores"]["stsb"]["study"]
+    )
 
 
 def test_published_rows_have_their_mark_and_what_is_unverified_is_asked_for() -> None:

@@ -254,7 +254,8 @@ def table_text(table: dict[str, Any]) -> str:
         line = (
             f"{name:8} {study['metric']:9} {study['median']:6.1f}  ({study['lowest']:.1f} to {study['highest']:.1f}, "
         )
-        line += f"{study['seeds']} seeds; chance {study['chance']:.1f})"
+        constant = f", one answer to all {study['constant']:.1f}" if "constant" in study else ""
+        line += f"{study['seeds']} seeds; {study['items']} items; chance {study['chance']:.1f}{constant})"
         if entry["collapsed"]:
             line += f"  {entry['collapsed']} COLLAPSED: the same answer to every item"
         lines.append(line)

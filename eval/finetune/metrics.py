@@ -60,6 +60,15 @@ def chance_metrics(labels: Sequence[float], classes: int) -> dict[str, float]:
     return classification_metrics(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
+def constant_metrics(labels: Sequence[float], classes: int) -> list[dict[str, float]]:
+    """For each class the metrics of a model that answers it to every item, {name of the metric: value}; [] for a
+    regression. `labels` and `classes` are as in `chance_metrics`."""
+    return [
+        classification_metrics(np.tile(np.eye(classes)[one], (len(labels), 1)), np.array(labels, int))
+        for one in range(classes)
+    ]
+
+
 def is_collapsed(outputs: np.ndarray) -> bool:
     """Whether all items are predicted the same class or, in a regression, the same score, which means that training
     failed. `outputs`: logits [N, C] of N items, or scores [N]."""

@@ -167,7 +167,8 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
 
 def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     """The results of one evaluation set: {"metrics": {name: value}, "chance": the metrics of a model with constant
-    outputs, "collapsed": whether all predictions are the same, "items": [{"id", "value"}]}.
+    outputs, "constant": for each class those of a model that always answers it, "collapsed": whether all predictions
+    are the same, "items": [{"id", "value"}]}.
 
     The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
     a regression it is the negative squared error. Raises ValueError where a logit is NaN or infinite.
@@ -187,6 +188,7 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "metrics": scores,
         "chance": metrics.chance_metrics(labels, classes),
+        "constant": metrics.constant_metrics(labels, classes),
         "collapsed": metrics.is_collapsed(outputs),
         "items": [{"id": example.id, "value": float(value)} for example, value in zip(examples, values, strict=True)],
     }
@@ -267,7 +269,9 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         {"scores": {task: {"study": scores by the metric of "Cramming", "leaderboard": scores by the leaderboard's
         metrics, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the means over GLUE of
         the medians by these metrics, from `metrics.glue_means`}. Scores are {"median", "lowest", "highest": over seeds;
-        "seeds": their number; "metric"; "chance"}. MNLI's mismatched set is the task "mnli-mm".
+        "seeds": their number; "metric"; "chance"; "items": number of scored items; "constant": of the answer that is
+        best when given to every item}, the last not in a regression and not of results of earlier versions. MNLI's
+        mismatched set is the task "mnli-mm".
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -284,7 +288,11 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                     "seeds": len(values),
                     "metric": " and ".join(keys),
                     "chance": 100 * float(np.mean([sets[0]["chance"][key] for key in keys])),
+                    "items": len(sets[0]["items"]),
                 }
+                if constant := sets[0].get("constant"):
+                    best = max(float(np.mean([scores[key] for key in keys])) for scores in constant)
+                    entry[kind]["constant"] = 100 * best
             table[f"{name}-mm" if split == "dev_mismatched" else name] = entry
     medians = {
         kind: {name: entry[kind]["median"] for name, entry in table.items()} for kind in ("study", "leaderboard")

@@ -56,10 +56,15 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
 
     task = TASKS[depends["task"]]
     scores = dict.fromkeys((task.study, *task.leaderboard), (int, float))
-    form = {"metrics": scores, "chance": scores, "collapsed": bool, "items": list}
+    form = {"metrics": scores, "chance": scores, "constant?": list, "collapsed": bool, "items": list}
     try:
         result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
-        if result and (key := safe_files.first_misfit(result["sets"], dict.fromkeys(task.splits, form), "sets")):
+        sets = result["sets"] if result else {}
+        key = safe_files.first_misfit(sets, dict.fromkeys(task.splits, form), "sets") if result else ""
+        for split in task.splits if sets and not key else ():
+            for answer in sets[split].get("constant") or ():
+                key = key or safe_files.first_misfit(answer, scores, f"sets.{split}.constant")
+        if key:
             raise safe_files.Damaged(f"{path} is damaged: {key} is not what a result has there.")
     except safe_files.Damaged as error:
         print(f"{error} It does not count.", file=sys.stderr)

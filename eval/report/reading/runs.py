@@ -79,7 +79,10 @@ GLUE_TABLE_FORM = {
     "inputs_version?": int,
     "data_sha256?": dict,
 }
-GLUE_SCORE_FORM = {"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER}
+GLUE_SCORE_FORM = {
+    **{"median": NUMBER, "lowest": NUMBER, "highest": NUMBER, "seeds": int, "metric": str, "chance": NUMBER},
+    **{"items?": int, "constant?": NUMBER},
+}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -32,8 +32,11 @@ Each number is the median over {seeds} fine-tuning seeds in points, averaged ove
 tasks, five epochs at most, metrics as in "Cramming" ({metrics}). *: at least one seed gave the same answer to every
 item. The nine-number mean counts MNLI twice, as "Cramming" does; the eight-task mean averages its two sets first; on
 the leaderboard's metrics MRPC and QQP count accuracy too, STS-B Spearman. Means only where all nine numbers are there.
+Chance: every class is as likely, whatever the item. One answer to all: the answer whose score is best when it is given
+to every item, for F1 above chance. A score tells of something learned only where it is above both.
 Published rows: Geiping and Goldstein 2022, other data, size and hardware; nothing here is ranked with them."""
 
+ONE_ANSWER = "one answer to all"
 EXTERNAL = """\
 External rows: other checkpoints, fine-tuned with the same setting but for the dropout of their own configuration, and
 shown on the tasks that the runs were asked in the same way. Not tested: one checkpoint tells nothing of the noise
@@ -72,7 +75,9 @@ def section(findings: Findings) -> Section:
     ]
     external_lines, notes = external_rows(findings.external, runs, names)
     lines += external_lines
-    lines.append(["chance", *(f"{study_scores[name]['chance']:.1f}" for name in names), *("" for _ in MEANS)])
+    for row_name, key, form in (("chance", "chance", ".1f"), (ONE_ANSWER, "constant", ".1f"), ("items", "items", "d")):
+        cells = (format(study_scores[name][key], form) if key in study_scores[name] else "-" for name in names)
+        lines.append([row_name, *cells, *("" for _ in MEANS)])
     for row in published():
         if findings.published_shown == "none" or (row["mark"] == "unverified" and findings.published_shown != "all"):
             continue
