@@ -70,7 +70,7 @@ def build_study(
     cells = _cells(base, values, deltas, seeds, out / stage)
     criteria = Criteria(seeds=len(seeds))
     study = Study(factor, question, expect, base, list(deltas), cells, seeds, stage, out, criteria, design, tuning)
-    _check_factorial_edges(study)
+    _check_single_changes(study)
     return study if base.layout.compile != "auto" or has_gpu() else _with_compilation_decided(study)
 
 
@@ -189,7 +189,7 @@ def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: fl
     return Tuning(tuple(rates.values()), common, {label: arms[label] for label in deltas})
 
 
-def _check_factorial_edges(study: Study) -> None:
+def _check_single_changes(study: Study) -> None:
     """Check that two combinations of a factorial that differ in one factor differ in this factor's setting alone.
     Raises ConfigError where they differ in other settings. A study that is no factorial passes."""
     if not (design := study.factorial):

@@ -76,8 +76,8 @@ def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a run, and the versions and hashes that decide whether they may be compared with the scores of
-    another run. Entries that are missing are None. `scores`: the content of eval.json."""
+    """Select from eval.json a run's scores, and the versions and hashes that decide whether they may be compared with
+    those of another run. What eval.json lacks is None in the result. `scores`: the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     summary_scores = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

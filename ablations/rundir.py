@@ -25,7 +25,7 @@ from ablations.safe_files import (
     json_digest,
     last_line,
     read_json,
-    read_lines,
+    read_json_lines,
     write_json,
 )
 
@@ -129,7 +129,7 @@ def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     """The rows of attempts.jsonl (ATTEMPTS), which launch/slurm/attempts.py writes, and a sentence about damaged lines:
     (rows, sentence). The sentence is "" where no line is damaged."""
-    return read_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
+    return read_json_lines(run_dir / ATTEMPTS, ["event", "job"], ATTEMPT_TYPES)
 
 
 def read_heartbeat(run_dir: Path) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def read_registrations(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     """Read registered.jsonl (REGISTERED), the registrations of studies in a run. Returns (the lines, a sentence about
     damage of the file). The sentence is "" where there is none. A line is left out where its own hash is wrong, or it
     does not contain the hash of the line before."""
-    rows, problem = read_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
+    rows, problem = read_json_lines(run_dir / REGISTERED, REGISTRATION_KEYS, REGISTRATION_TYPES)
     whole: list[dict[str, Any]] = []
     for row in rows:
         body = {key: value for key, value in row.items() if key != "sha256"}

@@ -260,7 +260,7 @@ def first_misfit(value: Any, shape: Any, path: str = "") -> str:
     return ""
 
 
-def read_lines(
+def read_json_lines(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], str]:
     """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged
@@ -298,7 +298,7 @@ def last_line(
 ) -> tuple[dict[str, Any], str]:
     """Read the last undamaged object of a .jsonl file, within the file's last 16 KiB. Returns (the object, a sentence
     about damaged lines after it). The object is {} where there is none; the sentence is "" where no line is damaged.
-    `keys` and `types` are those of `read_lines`."""
+    `keys` and `types` are those of `read_json_lines`."""
     lines: list[bytes] = []
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

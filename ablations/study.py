@@ -220,10 +220,11 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_ar
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """The number of seeds that MORE=auto has added to a study already, at most `most`.
+    """How many seeds MORE=auto, which adds seeds until the study is decided, has added so far to those that the study
+    began with, judged by its run directories. A larger number is returned as `most`.
 
-    Seeds are added in order, so a seed counts where an arm has a run directory for it or for a later one. The
-    baseline's directories do not count, since other studies share them.
+    Seeds are added in order, so a run directory of any arm for a later seed shows that the earlier ones were added too.
+    Directories of the baseline do not count, since other studies share them.
     """
     folders = {cell.dir.parent / cell.dir.name.rpartition(",seed=")[0] for cell in study.cells if cell.delta}
     last = study.seeds[-1]

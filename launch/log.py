@@ -30,7 +30,7 @@ class Log:
         """Remove from metrics.jsonl the rows of steps after `last_step`, and damaged lines, which are reported on the
         terminal. Raises Damaged where metrics.jsonl is a link or a folder, which must not be overwritten."""
         safe_files.read_bytes(self.path)  # raises Damaged for a link or a folder
-        rows, damage = safe_files.read_lines(self.path, ["step"], rundir.METRIC_TYPES)
+        rows, damage = safe_files.read_json_lines(self.path, ["step"], rundir.METRIC_TYPES)
         if damage:
             print(damage, flush=True)
         safe_files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step))

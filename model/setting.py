@@ -47,8 +47,11 @@ class Setting:
 
 
 def setting(meaning: str, unit: str = "", source: str = "", absent: Any = None, **rest: Any) -> Any:
-    """A field of a settings dataclass, with the `Setting` that has these entries. Its default is `absent`, where that
-    is given: the field was added later, and runs that were recorded without it had this value."""
+    """A dataclass field that carries its explanation, a `Setting` made of these arguments, in its metadata.
+
+    `absent`: for a field that was added later, the value that runs had which were recorded before; it is the field's
+    default. None: the field has no default. `rest`: further attributes of the `Setting`, such as a range.
+    """
     explanation = Setting(meaning, unit, source, absent=absent, **rest)
     return field(default=MISSING if absent is None else absent, metadata={"setting": explanation})
 

@@ -66,7 +66,7 @@ def a_cell(corpus: str, folder: Path, store: Path, **change: Any) -> Cell:
 def trained(cell: Cell, clock: Turned, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(training, "Clock", lambda before: Clock(before, clock))
     training.train(cell, folder)
-    return safe_files.read_lines(cell.dir / rundir.METRICS)[0]
+    return safe_files.read_json_lines(cell.dir / rundir.METRICS)[0]
 
 
 def test_a_clock_goes_on_from_where_it_stood() -> None:
@@ -114,7 +114,7 @@ def test_a_masked_language_model_that_is_killed_ends_bit_for_bit_as_one_that_is_
     cell = a_cell(corpus, tmp_path / "killed", store, **change)
     with pytest.raises(KeyboardInterrupt):
         trained(cell, Turned(until=104.5), tmp_path / "killed", monkeypatch)
-    assert len(safe_files.read_lines(cell.dir / rundir.METRICS)[0]) == 4
+    assert len(safe_files.read_json_lines(cell.dir / rundir.METRICS)[0]) == 4
     again = trained(cell, Turned(), tmp_path / "killed", monkeypatch)
     keys = ("step", "tokens", "loss", "grad_norm", "lr", "seconds")
     assert [[row[key] for key in keys] for row in again] == [[row[key] for key in keys] for row in rows]

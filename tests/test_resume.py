@@ -263,7 +263,7 @@ def test_after_a_spike_the_run_goes_back_and_past_the_data(
     back = (at - 3) // 2 * 2
     assert first["back_to"] == back and f"step {at}: " in first["why"]
     assert first["samples_left_out"] == [4 * back, 4 * (at + 3)]
-    events = [line["event"] for line in safe_files.read_lines(run / "events.jsonl")[0]]
+    events = [line["event"] for line in safe_files.read_json_lines(run / "events.jsonl")[0]]
     assert [event for event in events if event != "slow"][0] == "rollback"  # slow: of this machine, not of the run
     rows = result(run)[1]
     assert [r[0] for r in rows] == list(range(1, 25))  # each step once

@@ -66,7 +66,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None
     safe_files.append_row(path, {"дело": 1})
     path.write_bytes(path.read_bytes() + b'{"by a kill": ')
     safe_files.append_row(path, {"дело": 2})
-    assert safe_files.read_lines(path)[0] == [{"дело": 1}, {"дело": 2}]
+    assert safe_files.read_json_lines(path)[0] == [{"дело": 1}, {"дело": 2}]
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # a write that is cut in its middle, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
@@ -78,7 +78,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None
     assert path.read_bytes() == before
     assert "ulimit -f" in safe_files.storage_error(raised.value)
     safe_files.append_row(path, {"дело": 3})
-    assert safe_files.read_lines(path)[0] == [{"дело": 1}, {"дело": 2}, {"дело": 3}]
+    assert safe_files.read_json_lines(path)[0] == [{"дело": 1}, {"дело": 2}, {"дело": 3}]
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
@@ -104,7 +104,10 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=name):
             safe_files.read_json(tmp_path / name)
         assert "mine" not in safe_files.read_text(tmp_path / name)
-        assert safe_files.read_lines(tmp_path / name)[0] == [] and safe_files.last_line(tmp_path / name) == ({}, "")
+        assert safe_files.read_json_lines(tmp_path / name)[0] == [] and safe_files.last_line(tmp_path / name) == (
+            {},
+            "",
+        )
     os.mkfifo(tmp_path / "lock")
     assert not rundir.is_locked(tmp_path)
 
@@ -156,7 +159,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines) + b'{"step": 5, "lo')
 
     def read() -> Any:
-        return safe_files.read_lines(path, ["step", "loss"], rundir.METRIC_TYPES)
+        return safe_files.read_json_lines(path, ["step", "loss"], rundir.METRIC_TYPES)
 
     assert read() == (rows, "")  # a kill
     path.write_bytes(lines[0] + b"\xff" + lines[1] + b'[]\n\n{"step": 3}\n{"step": "3", "loss": 1}\n' + lines[3])

@@ -24,7 +24,7 @@ from tests.test_checkpoint import alone  # noqa: F401  # a fixture
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    return safe_files.read_lines(run_dir / "events.jsonl", ["step", "event", "detail"])[0]
+    return safe_files.read_json_lines(run_dir / "events.jsonl", ["step", "event", "detail"])[0]
 
 
 ROOT = Path(__file__).parents[1]

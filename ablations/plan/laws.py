@@ -113,7 +113,7 @@ def describe(law: FittedLaw) -> list[str]:
     return out
 
 
-def figure(law: FittedLaw) -> str:
+def law_svg(law: FittedLaw) -> str:
     """Draw the measured and the fitted losses against tokens, for the largest SERIES sizes: points for the runs, a line
     for each size. Returns SVG text."""
     curves = []
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.form == "hoffmann":
                 print(*describe_size_laws(size_laws_by_other_methods(points)), sep="\n")
         if args.figure:
-            _write(args.figure, combined_figures([figure(law)]))
+            _write(args.figure, combined_figures([law_svg(law)]))
         try:
             left_out, errors = error_on_the_largest(points, args.form)
         except UndeterminedLaw as error:

@@ -147,8 +147,8 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_layout(candidates: list[FittingLayout]) -> FittingLayout | None:
-    """The fastest candidate without recomputation, which our engine does not have, or else the fastest; None where
-    there are no candidates. `candidates`: the layouts, the fastest first."""
+    """The fastest layout that recomputes no activations, because our engine cannot recompute them; where all candidates
+    do, the fastest of all; None where there are no candidates. `candidates`: the layouts, the fastest first."""
     return min(candidates, key=lambda candidate: candidate.layout.recompute, default=None)
 
 

@@ -43,7 +43,7 @@ class Definition(NamedTuple):
     def examples(self) -> Source | None:
         """The split from which the examples in the prompts are taken; None where the definition contains the examples
         itself, or prompts have none."""
-        split = _examples_split(self.config) if self.shots else None
+        split = _fewshot_split(self.config) if self.shots else None
         return self.source._replace(split=split) if split else None
 
     @property
@@ -134,7 +134,7 @@ def _definition(name: str, path: Path, spec: dict | None, shots: int | None) -> 
     return Definition({**config, "num_fewshot": number}, source)
 
 
-def _examples_split(config: dict) -> str | None:
+def _fewshot_split(config: dict) -> str | None:
     """The name of the split from which lm-eval takes the examples of a prompt; None where the definition contains the
     examples itself. `config`: the resolved YAML of the task."""
     fewshot = config.get("fewshot_config") or {}

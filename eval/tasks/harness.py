@@ -213,8 +213,9 @@ def _data_origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """The result of one task, in the form of `evaluate_named`. `run`: what lm-eval returned for all tasks that were run
-    together; `name`: the name of the task. Raises ValueError where the value of its main metric is not finite."""
+    """One task's result, as `evaluate_named` describes it: metrics, chance, hashes and samples. `run`: what lm-eval
+    returned for all tasks that were run together; `name`: the name of the task in it. Raises ValueError where the
+    value of its main metric is not finite."""
     values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()

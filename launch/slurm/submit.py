@@ -60,7 +60,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     Raises:
         ConfigError: the study cannot be run, and nothing was submitted; or sbatch refuses a job.
     """
-    _check_study(study, ranks)
+    _check_submittable(study, ranks)
     todo = [i for i, c in enumerate(study.cells) if not is_fully_evaluated(study, c)]
     queued = runs_in_queue(study)
     for i in sorted(queued):
@@ -97,7 +97,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     return jobs
 
 
-def _check_study(study: Study, ranks: int) -> None:
+def _check_submittable(study: Study, ranks: int) -> None:
     """Check a study before hours are spent on preparing its data. `ranks`: the number of ranks of each run. Raises
     ConfigError where the study cannot be run; for a damaged run directory, only a warning is printed."""
     if study.criteria.sequential:
@@ -138,7 +138,7 @@ def submit_report(study: Study, after: list[str], variables: dict[str, str], opt
     logs = _log_folder(study)
     waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
     script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
-    job = sbatch([*_single_task_options("report", options), *waiting], variables, script)
+    job = sbatch([*_options_for_one_slurm_task("report", options), *waiting], variables, script)
     print(f"job {job}: the report; {logs}/{job}.log says where it is\n")
     return {"job": job, "does": "report", "runs": list(range(len(study.cells)))}
 
@@ -201,7 +201,7 @@ def submit_evaluation(
     array = [f"--array={_index_ranges(cells)}", f"--output={_log_folder(study)}/%A_%a.log"]
     gpus = "SBATCH_GPUS_PER_NODE" in variables or any(o.startswith("--gres=gpu") for o in options)
     gpu = ["--gpus-per-node=1"] if gpus else []
-    job = sbatch(_single_task_options("evaluation", options) + gpu + array + after, variables, script)
+    job = sbatch(_options_for_one_slurm_task("evaluation", options) + gpu + array + after, variables, script)
     print(f"job {job}: evaluates {what}")
     return {"job": job, "does": "evaluate", "runs": cells}
 
@@ -237,7 +237,7 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
     return process.stdout.strip().partition(";")[0]
 
 
-def _single_task_options(name: str, options: list[str]) -> list[str]:
+def _options_for_one_slurm_task(name: str, options: list[str]) -> list[str]:
     """Options of sbatch for a job named `name` with a single task on one node. They include those of the training
     array's `options` that say where and how long a job runs, such as partition, account and time."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")

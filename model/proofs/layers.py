@@ -56,9 +56,10 @@ def embedding_norm(model: Any) -> Proof:
 
 
 def norms(model: Any) -> Proof:
-    """Prove `model.norm`, `model.sumnorm` and `model.final_norm`: each norm is applied once and computes the configured
-    formula. The first layer reads the output of sumnorm where that is on, else the sum of embeddings and positions. The
-    head reads the output of the final norm where there is one, else that of the last layer."""
+    """Prove the settings `model.norm`, `model.sumnorm` and `model.final_norm`. What is checked: each norm is applied
+    once and computes the configured formula; the first layer reads the output of sumnorm, or where that is off the sum
+    of embeddings and positions; the head reads the output of the final norm, or where there is none that of the last
+    layer. A failure is no exception: the returned proof has it."""
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")

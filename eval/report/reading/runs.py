@@ -172,7 +172,7 @@ def _read(directory: Path) -> dict[str, Any]:
     cell: dict[str, Any] = {"state": failed or "not finished", "run": read_manifest(directory), "damage": []}
     if (directory / rundir.METRICS).exists():
         keys = ("step", "tokens", "loss", "seconds", "tokens_per_second")
-        rows, damage = safe_files.read_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
+        rows, damage = safe_files.read_json_lines(directory / rundir.METRICS, keys, rundir.METRIC_TYPES)
         possible = [row for row in rows if row["step"] > 0 and row["tokens"] > 0 and row["seconds"] >= 0]
         if len(possible) < len(rows):
             damage = f"{rundir.METRICS} is damaged: {len(rows) - len(possible)} lines have numbers that no run has"
