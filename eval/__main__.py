@@ -19,14 +19,14 @@ from eval.tasks import choice, mirror
 from eval.tasks.choice import TaskRequest
 from eval.weights import weights_of
 
-ABOUT = """Evaluate finished runs, and the weights that a run has kept so far. What has an eval.json of the same weights
-with the tasks is left as it is."""
+ABOUT = """Evaluate finished runs, and the weights that a run has saved so far. Weights that have a result of the
+requested tasks are not evaluated again."""
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval", description=ABOUT)
     add = parser.add_argument
-    add("runs", nargs="*", type=Path, metavar="RUN_DIR", help="of a run")
+    add("runs", nargs="*", type=Path, metavar="RUN_DIR", help="directory of a run")
     add("--tasks", default="", metavar="NAMES", help="suite, multilingual, or any of lm-eval's, with commas between")
     add("--data", type=Path, metavar="FOLDER", help="where their data is (make eval-data)")
     add("--shots", type=int, metavar="N", help="examples in each prompt (default: as each task's definition says)")
@@ -74,13 +74,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_task_names(tasks: list[str]) -> None:
-    """Check that names are those of tasks, groups or patterns of lm-eval that can be run here. The data of the tasks is
-    not needed. Names in eval/tasks/tasks.yaml are checked without lm-eval, which takes seconds to import. Raises
-    ValueError where a name is not known, or its tasks cannot be run here."""
-    if others := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
+    """Check that lm-eval has the named tasks and that they can be run here. The data of the tasks is not needed. A name
+    may be that of a task or of a group, or a pattern such as mmlu_*. Names in eval/tasks/tasks.yaml are checked without
+    lm-eval, which takes seconds to import. Raises ValueError where lm-eval does not know a name, or its tasks cannot be
+    run here."""
+    if unlisted := [name for name in mirror.names(tasks) if name not in mirror.names_in_groups()]:
         from eval.tasks.definitions import definitions
 
-        definitions(others)
+        definitions(unlisted)
 
 
 def check_run(directory: Path) -> None:
@@ -97,7 +98,7 @@ def check_run(directory: Path) -> None:
 
 
 def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.Namespace) -> None:
-    """Evaluate all saved weights of a run that have no up-to-date result, and print a line for each set of weights.
+    """Evaluate all saved weights of a run that have no up-to-date result, and print the scores of each set of weights.
     `requested`: tasks of lm-eval to run besides those made from held-out text; `args`: the parsed command line. Raises
     ValueError where a task failed; the results of all other tasks are written."""
     from eval import results
@@ -113,10 +114,10 @@ def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.
             continue
         result = results.current_result(directory, run, weights, requested, args.precision)
         if result is None:
-            every = requested and results.with_earlier_tasks(directory, weights, requested)
-            result = evaluate_weights(directory, weights, every, args.store, args.precision, args.processes)
-        at = f" at {weights.tokens:,} tokens" if weights.tokens else ""
-        print(safe_files.printable(f"{run['cell']}{at}: {results.summary(result)}"), flush=True)
+            extended = requested and results.with_earlier_tasks(directory, weights, requested)
+            result = evaluate_weights(directory, weights, extended, args.store, args.precision, args.processes)
+        position = f" at {weights.tokens:,} tokens" if weights.tokens else ""
+        print(safe_files.printable(f"{run['cell']}{position}: {results.summary(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})
     if failed:
         raise ValueError("these tasks failed:\n  " + "\n  ".join(f"{name}: {why}" for name, why in failed.items()))

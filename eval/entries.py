@@ -81,8 +81,9 @@ def document_loss(samples: Samples) -> dict[str, Any]:
 
 
 def stratum(samples: Samples) -> Stratum:
-    """The results of one task by cluster: items that share a passage, a document or another source are summed into one.
-    `samples`: {"id", "value"} or {"id", "nats", "bytes"} of each item, with "cluster" where items share something."""
+    """Sum the results of one task over clusters, as the `Stratum` of which standard errors are computed. Items of one
+    cluster share a passage, a document or another source, and so are not independent. `samples`: {"id", "value"} or
+    {"id", "nats", "bytes"} of each item, with "cluster" where items share a source."""
     whole_texts = any("nats" in sample for sample in samples)
     values = [sample["nats"] / LN2 if whole_texts else sample["value"] for sample in samples]
     weights = [sample["bytes"] if whole_texts else 1.0 for sample in samples]
@@ -97,8 +98,8 @@ def stderr(tasks: Iterable[Samples]) -> float | None:
 
 
 def losses_by_domain(corpora: Iterable[str], outcomes: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """The held-out loss of each domain: {corpus: {domain: what `document_loss` returns}}. `outcomes`: {"corpus/domain":
-    result from `harness.evaluate`}."""
+    """The held-out loss of each domain, a part of a corpus with one origin (such as Wikipedia in The Pile): {corpus:
+    {domain: result of `document_loss`}}. `outcomes`: {"corpus/domain": result of `harness.evaluate`}."""
     return {
         corpus: {
             name.removeprefix(f"{corpus}/"): document_loss(outcome["samples"])
@@ -117,14 +118,14 @@ def mean_loss(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None]:
 
 
 def zero_shot(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None] | None:
-    """The mean score in percent over the tasks that are marked "mean" in tasks.yaml: {"value", "stderr", "chance"};
+    """The mean accuracy in percent over the tasks that are marked "mean" in tasks.yaml: {"value", "stderr", "chance"};
     None where no such task was evaluated. `tasks`: {task: entry of eval.json}; `rows`: the lines of
     samples.jsonl.gz."""
-    counted = [name for name, entry in tasks.items() if entry["mean"]]
-    if not counted:
+    names = [name for name, entry in tasks.items() if entry["mean"]]
+    if not names:
         return None
-    means = {key: mean_over_tasks([tasks[name] for name in counted], key) for key in ("value", "chance")}
-    means = {"value": means["value"], "stderr": stderr_of(counted, rows), "chance": means["chance"]}
+    means = {key: mean_over_tasks([tasks[name] for name in names], key) for key in ("value", "chance")}
+    means = {"value": means["value"], "stderr": stderr_of(names, rows), "chance": means["chance"]}
     return {key: None if value is None else 100 * value for key, value in means.items()}
 
 
@@ -153,7 +154,7 @@ def suite_scores(result: dict[str, Any], rows: Samples) -> dict[str, Any] | None
 
 
 def mean_over_tasks(entries: list[dict], key: str) -> float | None:
-    """The unweighted mean over tasks of one number of their entries in eval.json; None where a task has None. `key`:
-    the name of the number, such as "value" or "chance"."""
+    """The unweighted mean over tasks of one number in their entries of eval.json; None where an entry has None for it.
+    `key`: the name of the number, such as "value" or "chance"."""
     values = [entry[key] for entry in entries]
     return None if None in values else float(np.mean(values))

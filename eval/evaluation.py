@@ -30,7 +30,7 @@ class Outcomes(NamedTuple):
     domains: {"corpus/domain": result of `harness.evaluate` on the held-out text of the domain}.
     lm_eval: {task of lm-eval: result of `harness.evaluate_named`}.
     failed: {task of lm-eval: why it failed}.
-    curves: for each corpus what `position.loss_by_position` returned.
+    curves: for each corpus the loss by number of context tokens, from `position.loss_by_position`; [] if not measured.
     """
 
     held_out: dict[str, dict]
@@ -81,13 +81,13 @@ def evaluate_weights(
     model, tokenizer, precision, gpus = load_model(directory, weights, run, store, precision, rank)
     processes = processes or max(1, gpus)
     folder = safe_files.path_inside(directory, weights.name + UNFINISHED)
-    helpers = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
+    other_ranks = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,
         results.identity(run, weights) | {"precision": precision},  # the requests themselves are the journal's keys
         rank,
         processes,
-        lambda: all(helper.poll() is None for helper in helpers),
+        lambda: all(process.poll() is None for process in other_ranks),
     )
     with progress(run["cell"]) as advance:
         if is_masked:
@@ -106,8 +106,8 @@ def evaluate_weights(
     at_step = {"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}
     result = results.identity(run, weights) | at_step | scores
     results.write(directory, weights, result, rows)
-    for helper in helpers:
-        helper.wait()
+    for process in other_ranks:
+        process.wait()
     shutil.rmtree(folder, ignore_errors=True)  # another process may do the same
     return result
 
@@ -127,19 +127,19 @@ def run_tasks(
         tokenizer: the tokenizer of the run.
         text: the held-out text and the tasks made from it.
         tasks: {task of lm-eval that can be run: definition}.
-        requested: the request for lm-eval's tasks, which says where their data is; None: none was made.
+        requested: the request for lm-eval's tasks, which says where their data is; None: no such tasks.
         by_position: whether the loss by number of context tokens is measured too.
     """
     from eval.tasks import harness
 
-    of_text = harness.evaluate(scorer, {name: task for name, task in text.tasks.items() if task[1]})
+    held_out = harness.evaluate(scorer, {name: task for name, task in text.tasks.items() if task[1]})
     lm_eval, failed = harness.evaluate_named(scorer, tasks, requested.data) if requested else ({}, {})
     domains = harness.evaluate(scorer, text.domains) if text.domains else {}
     curves = []
     for documents in text.documents.values() if by_position else ():
         pieces = position.pieces(documents, tokenizer, scorer.window)
         curves.append(position.loss_by_position(pieces, scorer.window, scorer.model.max_length, scorer.score))
-    return Outcomes(of_text, domains, lm_eval, failed, curves)
+    return Outcomes(held_out, domains, lm_eval, failed, curves)
 
 
 def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
@@ -161,28 +161,32 @@ def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], en
 def additional_scores(
     scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
-    """The entries of eval.json that not every evaluation has: "unknown_bytes", the share of bytes that unknown tokens
-    stand for; "by_position", the loss by number of context tokens; where tasks of lm-eval were requested,
-    "lm_eval_tasks" and "suite".
+    """The entries of eval.json that not every evaluation has.
 
     Args:
         scores: the other entries of eval.json.
         rows: the lines of samples.jsonl.gz.
         outcomes: the results of all tasks.
-        requested: the request for lm-eval's tasks; None: none was made.
+        requested: the request for lm-eval's tasks; None: no such tasks.
         missing: the requested tasks whose data is missing.
+
+    Returns:
+        {"unknown_bytes": the share of held-out bytes that the tokenizer encodes as unknown tokens, "by_position": the
+        loss by number of context tokens, "lm_eval_tasks": names and failures of the requested tasks, "suite": scores of
+        BigScience's suite}. The first is left out where the share is 0, the second where it was not measured, the
+        others where no tasks of lm-eval were requested.
     """
-    more: dict[str, Any] = {}
+    additional: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
         sizes = [entry["bytes"] for entry in scores["tasks"].values() if entry["metric"] == "bits_per_byte"]
-        more["unknown_bytes"] = unknown / sum(sizes)
+        additional["unknown_bytes"] = unknown / sum(sizes)
     if outcomes.curves:
-        more["by_position"] = position.mean_curve(outcomes.curves)
+        additional["by_position"] = position.mean_curve(outcomes.curves)
     if requested:
-        asked = {"asked": requested.names, "missing": missing, "failed": outcomes.failed, "shots": requested.shots}
-        more["lm_eval_tasks"] = asked
-        more["suite"] = entries.suite_scores(scores | more, rows)
-    return more
+        request = {"asked": requested.names, "missing": missing, "failed": outcomes.failed, "shots": requested.shots}
+        additional["lm_eval_tasks"] = request
+        additional["suite"] = entries.suite_scores(scores | additional, rows)
+    return additional
 
 
 def load_model(
@@ -241,12 +245,12 @@ def start_ranks(
         precision: "fp32" or "bf16".
         processes: the number of all processes, with this one.
     """
-    words = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
-    words += ["--store", str(store)]
+    options = ["--precision", precision, "--processes", str(processes), "--weights", weights.name]
+    options += ["--store", str(store)]
     if requested:
-        words += ["--tasks", ",".join(requested.names), "--data", str(requested.data.folder)]
-        words += ["--shots", str(requested.shots)] if requested.shots is not None else []
-    command = [sys.executable, "-m", "eval", str(directory), *words]
+        options += ["--tasks", ",".join(requested.names), "--data", str(requested.data.folder)]
+        options += ["--shots", str(requested.shots)] if requested.shots is not None else []
+    command = [sys.executable, "-m", "eval", str(directory), *options]
     return [
         subprocess.Popen([*command, "--rank", str(rank)], stderr=subprocess.DEVNULL) for rank in range(1, processes)
     ]

@@ -85,8 +85,8 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     transformers.logging.disable_progress_bar()
     store = location.data_store(directory, store)
     tokenizer = location.load_tokenizer(directory, run, store)
-    if why := reason_not_exportable(tokenizer):
-        raise ValueError(why)
+    if reason := reason_not_exportable(tokenizer):
+        raise ValueError(reason)
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     weights.check_size(cfg)

@@ -134,11 +134,11 @@ def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[l
     )
     if end != ours.eod:
         raise ValueError(f"the tokenizer's {name} is {end}, not {ours.eod}")
-    alone = {"add_special_tokens": False, "split_special_tokens": True} if ours.kind == "wordpiece" else {}
-    for text, ids, their_ids in zip(texts, encoded, theirs(texts, **alone).input_ids, strict=True):
+    options = {"add_special_tokens": False, "split_special_tokens": True} if ours.kind == "wordpiece" else {}
+    for text, ids, their_ids in zip(texts, encoded, theirs(texts, **options).input_ids, strict=True):
         if ids != their_ids:
-            same = os.path.commonprefix([ids, their_ids])
-            raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(same)[-40:]!r}")
-        back = text if ours.lossless else ours.decode(ids)  # which leaves out what is unknown
-        if theirs.decode(ids, skip_special_tokens=not ours.lossless) != back:
+            common = os.path.commonprefix([ids, their_ids])
+            raise ValueError(f"the converted tokenizer gives other ids, after {ours.decode(common)[-40:]!r}")
+        decoded = text if ours.lossless else ours.decode(ids)  # which leaves out what is unknown
+        if theirs.decode(ids, skip_special_tokens=not ours.lossless) != decoded:
             raise ValueError(f"the converted tokenizer does not give back {text[:40]!r}")

@@ -62,11 +62,11 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
     """
     out = directory.resolve().parent.parent
     folder = store or out / "data"
-    how = "Say where the prepared data of this run is: --store FOLDER"
+    advice = "Say where the prepared data of this run is: --store FOLDER"
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there, or not a folder. {how}")
+        raise ValueError(f"{folder} is not there, or not a folder. {advice}")
     if not store and not folder.resolve().is_relative_to(out):
-        raise ValueError(f"{folder} is a link that leaves {out}, and is not followed. {how}")
+        raise ValueError(f"{folder} is a link that leaves {out}, and is not followed. {advice}")
     return folder.resolve()
 
 

@@ -98,35 +98,35 @@ def current_result(
     result = read(directory, weights)
     if result is None:
         return None
-    same = identity(run, weights) | ({"precision": precision} if precision else {})
-    return result if same.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
+    expected = identity(run, weights) | ({"precision": precision} if precision else {})
+    return result if expected.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
     """Whether a stored result has every requested task of lm-eval whose data can be read. A task counts only with the
     requested number of examples in the prompt, and if its data has not changed since. `result`: the content of
     eval.json; `requested`: the tasks."""
-    judged = result.get("lm_eval_tasks")
-    if not judged or not set(requested.names) <= set(judged["asked"]) or judged.get("shots") != requested.shots:
+    earlier = result.get("lm_eval_tasks")
+    if not earlier or not set(requested.names) <= set(earlier["asked"]) or earlier.get("shots") != requested.shots:
         return False
-    read = [entry[key] for entry in result["tasks"].values() for key in ("data", "examples") if key in entry]
-    if any(map(requested.data.changed, read)):
+    sources = [entry[key] for entry in result["tasks"].values() for key in ("data", "examples") if key in entry]
+    if any(map(requested.data.changed, sources)):
         return False
-    if not judged["missing"]:
+    if not earlier["missing"]:
         return True
     from eval.tasks.definitions import definitions
 
     defined = definitions(mirror.names(requested.names), requested.shots)
-    return all(requested.data.why_any_unusable(defined[name].sources) for name in judged["missing"] if name in defined)
+    return all(requested.data.why_any_unusable(defined[name].sources) for name in earlier["missing"] if name in defined)
 
 
 def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
     """The request, extended by the tasks of lm-eval in the stored result. An evaluation writes eval.json anew, and must
     not lose earlier results because other tasks are requested. Earlier tasks that can no longer be run are left out,
     and named on the terminal."""
-    earlier = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
+    names = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
-    for name in earlier:
+    for name in names:
         try:
             available_tasks(requested._replace(names=[name]), tell=False)
             still_possible.append(name)
@@ -178,9 +178,9 @@ def summary(result: dict[str, Any]) -> str:
         text += f", zero-shot {zero_shot['value']:.1f}{plus_minus(zero_shot['stderr'], 1)} %"
         text += f" (chance {zero_shot['chance']:.1f} %)"
     if scores := result.get("suite"):
-        some = "" if scores["tasks"] == scores["of"] else f" ONLY {scores['tasks']} OF"
+        only = "" if scores["tasks"] == scores["of"] else f" ONLY {scores['tasks']} OF"
         text += (
-            f", suite{some} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
+            f", suite{only} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
             f"(chance {scores['chance']:.1f} %)"
         )
     return f"{text} (±: one standard error), {result['seconds']:.0f} s"

@@ -316,12 +316,12 @@ def test_items_of_this_version_do_not_change(made):
 def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
     large, small = [f"{i} of much: é" * 200 for i in range(90)], [f"{i} of little: é" * 60 for i in range(9)]
     clusters = dict.fromkeys(large, "large") | dict.fromkeys(small, "small")
-    rows = probes.held_out_items([*large, *small], most=12_000, clusters=clusters, piece=1000)
+    rows = probes.held_out_items([*large, *small], max_bytes=12_000, clusters=clusters, piece_bytes=1000)
     sizes = {
         name: sum(len(row["target"].encode()) for row in rows if row["cluster"] == name) for name in clusters.values()
     }
     assert sizes.keys() == {"large", "small"} and abs(sizes["large"] - sizes["small"]) <= 1000
-    everything = probes.held_out_items([*large, *small], most=10**9, clusters=clusters, piece=1000)
+    everything = probes.held_out_items([*large, *small], max_bytes=10**9, clusters=clusters, piece_bytes=1000)
     parts = {text: "" for text in clusters}
     for row in everything:  # each text is there whole, piece by piece
         text = next(t for t in parts if clusters[t] == row["cluster"] and t.startswith(parts[t] + row["target"]))
@@ -383,9 +383,9 @@ def test_a_study_whose_own_tasks_are_wrong_is_not_begun(monkeypatch, tmp_path):
 
 def test_held_out_text_is_cut_but_not_changed():
     texts = ["é" * 3000, "x" * 50, "", "y" * 5000]
-    rows = probes.held_out_items([each for each in texts if each], most=4200)
+    rows = probes.held_out_items([each for each in texts if each], max_bytes=4200)
     assert [row["target"] for row in rows] == ["é" * 2048, "x" * 50]
-    assert probes.held_out_items(["z" * 9000], most=10)[0]["target"] == "z" * 4096  # one document at least
+    assert probes.held_out_items(["z" * 9000], max_bytes=10)[0]["target"] == "z" * 4096  # one document at least
 
 
 def test_last_words_have_occurred_and_are_not_all_the_same(made):

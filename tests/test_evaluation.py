@@ -321,13 +321,13 @@ def test_text_without_spaces_has_loss_and_continuations():
 
 def test_few_long_documents_are_many_items_of_their_own_clusters():
     long = ["é" * 5000 + "a", "ж" * 9000]
-    rows = probes.held_out_items(long, most=80_000)
+    rows = probes.held_out_items(long, max_bytes=80_000)
     assert {row["cluster"] for row in rows} == {probes.digest(text) for text in long}
     assert len({row["id"] for row in rows}) == len(rows) == 3 + 5
     assert [len(row["target"].encode()) for row in rows][:4] == [4096] * 4  # the first of each before any second
     for text in long:
         assert "".join(row["target"] for row in rows if row["cluster"] == probes.digest(text)) == text
-    assert len(probes.held_out_items(long, most=4096 * 3)) == 3
+    assert len(probes.held_out_items(long, max_bytes=4096 * 3)) == 3
 
 
 def test_documents_of_one_package_are_one_cluster(tmp_path):

@@ -60,7 +60,7 @@ def run_command(args: argparse.Namespace) -> int:
         if args.format == "json":
             raise ValueError("FORMAT=json is of results: give the directory of a run")
         names = parse_task_names(args.tasks)
-        return print_available_tasks(args.data, names, every=bool(args.tasks)) if args.data else 0
+        return print_available_tasks(args.data, names, all_needed=bool(args.tasks)) if args.data else 0
     check_words(args)
 
     from eval.finetune.source import Source
@@ -159,11 +159,11 @@ def stored_and_missing(
     from eval.finetune.work import FineTuning, stored_result
 
     results, missing = {}, []
-    for name, depends in identities.items():
+    for name, conditions in identities.items():
         steps = setting.steps(len(load_split(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
-            item = FineTuning(name, seed, depends, steps)
-            if (result := stored_result(item.file(folder), depends | {"seed": seed})) is None:
+            item = FineTuning(name, seed, conditions, steps)
+            if (result := stored_result(item.file(folder), conditions | {"seed": seed})) is None:
                 missing.append(item)
             else:
                 results[name, seed] = result
@@ -171,19 +171,20 @@ def stored_and_missing(
 
 
 def earlier_results(
-    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, asked: set[str]
+    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, requested: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The stored results of tasks that this command does not ask for, {task: results in the order of their seeds}. The
-    table of results is written anew, and must not lose them. Left out are results with other weights, settings or data;
-    a task of the table that has none left is named on the terminal. Data that is in none of the folders counts as
-    unchanged.
+    """The stored results of tasks that this command does not fine-tune on: {task: results in the order of their seeds}.
+    The table of results is written anew, and must not lose them.
+
+    Results with other weights, settings or data are left out; a task of the table that has no result left is named on
+    the terminal. Data that is in none of the data folders counts as unchanged.
 
     Args:
         args: the parsed command line.
         setting: the hyperparameters, an eval.finetune.train.Setting.
         sha256: the hash of the pretrained model.
         folder: the folder of the results.
-        asked: the tasks that this command asks for.
+        requested: the tasks that this command fine-tunes on.
     """
     from eval.finetune.tasks import TASKS, find_split
     from eval.finetune.train import conditions_of_model, identity
@@ -196,33 +197,33 @@ def earlier_results(
     except safe_files.Damaged:
         listed = {}
     earlier: dict[str, list[dict[str, Any]]] = {}
-    for name in [name for name in TASKS if name not in asked]:
-        depends = {"task": name, **conditions_of_model(setting, sha256)}
+    for name in [name for name in TASKS if name not in requested]:
+        conditions = {"task": name, **conditions_of_model(setting, sha256)}
         if all(find_split(name, split, args.data) for split in ("train", *TASKS[name].splits)):
-            depends = identity(name, args.data, setting, sha256)
+            conditions = identity(name, args.data, setting, sha256)
         for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: (len(path.name), path.name)):
             seed = path.stem.removeprefix(f"{name}-")
             if not seed.isdecimal():
                 continue
-            result = stored_result(path, depends | {"seed": int(seed)})
+            result = stored_result(path, conditions | {"seed": int(seed)})
             if result and isinstance(result.get("data_sha256"), dict):
-                depends["data_sha256"] = result["data_sha256"]
+                conditions["data_sha256"] = result["data_sha256"]
                 earlier.setdefault(name, []).append(result)
         if name in listed and name not in earlier:
             print(f"{name} was in {rundir.GLUE_TABLE}, with other weights, settings or data: left out", file=sys.stderr)
     return earlier
 
 
-def print_available_tasks(folders: list[Path], names: list[str], every: bool = False) -> int:
+def print_available_tasks(folders: list[Path], names: list[str], all_needed: bool = False) -> int:
     """Print on which tasks of GLUE a run could be fine-tuned. Returns the exit code 0.
 
     Args:
         folders: folders with data of GLUE.
         names: the tasks to look for.
-        every: whether each of these tasks must have its data, because the user named them.
+        all_needed: whether each of these tasks must have its data, because the user named them.
 
     Raises:
-        ValueError: a folder does not exist, a file is damaged, no task has its data, or with `every` a task lacks data.
+        ValueError: a folder does not exist, a file is damaged, no task has its data, or a needed task lacks data.
     """
     from eval.finetune.tasks import TASKS, find_split, load_split
 
@@ -230,18 +231,18 @@ def print_available_tasks(folders: list[Path], names: list[str], every: bool = F
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; one with GLUE's files is needed, such as CoLA/train.tsv")
     lacking = {name: [s for s in ("train", *TASKS[name].splits) if not find_split(name, s, folders)] for name in names}
-    there = [name for name in names if not lacking[name]]
-    if not there:
+    available = [name for name in names if not lacking[name]]
+    if not available:
         raise ValueError(
             f"{', '.join(map(str, folders))}: no data of any of {', '.join(names)}, such as CoLA/train.tsv "
             "and CoLA/dev.tsv"
         )
-    if every and (missing := [f"{name} ({', '.join(lacking[name])})" for name in names if lacking[name]]):
+    if all_needed and (missing := [f"{name} ({', '.join(lacking[name])})" for name in names if lacking[name]]):
         raise ValueError(f"{', '.join(map(str, folders))}: no data of {'; '.join(missing)}")
-    for name in there:  # what is damaged is said before anything is trained
+    for name in available:  # what is damaged is said before anything is trained
         for split in ("train", *TASKS[name].splits):
             load_split(name, split, folders)
-    print(f"fine-tuning: {', '.join(there)}")
+    print(f"fine-tuning: {', '.join(available)}")
     return 0
 
 
@@ -261,9 +262,9 @@ def table_text(table: dict[str, Any]) -> str:
         lines.append(line)
     for kind in ("study", "leaderboard"):
         means = table[kind]
-        some = "" if means["numbers"] == 9 else f" ONLY {means['numbers']} OF"
+        only = "" if means["numbers"] == 9 else f" ONLY {means['numbers']} OF"
         lines.append(
-            f"{kind} metrics: mean of{some} nine numbers {means['nine_numbers']:.1f}, of the eight tasks "
+            f"{kind} metrics: mean of{only} nine numbers {means['nine_numbers']:.1f}, of the eight tasks "
             f"{means['eight_tasks']:.1f}"
         )
     return "\n".join(lines)

@@ -86,19 +86,19 @@ def glue_means(scores: dict[str, float]) -> dict[str, Any]:
     for which MNLI's two evaluation sets are averaged first, as on the leaderboard.
 
     Args:
-        scores: {name in NINE_SCORES: score}; a mean is taken over the scores that are there.
+        scores: {name in NINE_SCORES: score}; missing scores are left out of the means.
 
     Returns:
-        {"nine_numbers", "eight_tasks": the two means, or None without scores; "numbers": how many scores there are}.
+        {"nine_numbers", "eight_tasks": the two means, None without scores; "numbers": the number of scores}.
     """
-    there = {name: scores[name] for name in NINE_SCORES if name in scores}
-    if not there:
+    present = {name: scores[name] for name in NINE_SCORES if name in scores}
+    if not present:
         return {"nine_numbers": None, "eight_tasks": None, "numbers": 0}
     tasks: dict[str, list[float]] = {}
-    for name, score in there.items():
+    for name, score in present.items():
         tasks.setdefault(name.removesuffix("-mm"), []).append(score)
     return {
-        "nine_numbers": float(np.mean(list(there.values()))),
+        "nine_numbers": float(np.mean(list(present.values()))),
         "eight_tasks": float(np.mean([np.mean(values) for values in tasks.values()])),
-        "numbers": len(there),
+        "numbers": len(present),
     }

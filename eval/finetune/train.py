@@ -227,7 +227,7 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
 def finetune(
     name: str,
     folders: Sequence[Path],
-    make: Callable[[int], Any],
+    make_backbone: Callable[[int], Any],
     encode: Callable[[str, str], list[int]],
     setting: Setting,
     seed: int,
@@ -240,7 +240,7 @@ def finetune(
     Args:
         name: the task.
         folders: folders with data of GLUE.
-        make: a function of the seed that returns a new backbone (classifier.py) with the pretrained weights.
+        make_backbone: a function of the seed that returns a new backbone (classifier.py) with the pretrained weights.
         encode: a function that returns the token ids for text_a and text_b.
         setting: the hyperparameters.
         seed: the seed of the classifier's initial weights, of the order of items and of dropout.
@@ -250,7 +250,7 @@ def finetune(
     task = TASKS[name]
     examples = load_split(name, "train", folders)
     evaluated = {split: load_split(name, split, folders) for split in task.splits}
-    model = Classifier(make(seed), max(1, len(task.labels)), setting.pooling, setting.dropout, seed).to(device)
+    model = Classifier(make_backbone(seed), max(1, len(task.labels)), setting.pooling, setting.dropout, seed).to(device)
     rows = [encode(example.text_a, example.text_b) for example in examples]
     train(model, rows, [example.label for example in examples], setting, seed, progress)
     sets = {}
@@ -260,27 +260,28 @@ def finetune(
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The table of GLUE over seeds, in points (percent).
+    """Summarise the results of fine-tuning over seeds, as the table of GLUE in points (percent).
 
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
     Returns:
-        {"scores": {task: {"study": scores by the metric of "Cramming", "leaderboard": scores by the leaderboard's
-        metrics, "collapsed": number of seeds whose training failed}}, "study" and "leaderboard": the means over GLUE of
-        the medians by these metrics, from `metrics.glue_means`}. Scores are {"median", "lowest", "highest": over seeds;
-        "seeds": their number; "metric"; "chance"; "items": number of scored items; "constant": of the answer that is
-        best when given to every item}, the last not in a regression and not of results of earlier versions. MNLI's
-        mismatched set is the task "mnli-mm".
+        {"scores": {task: {"study": summary, "leaderboard": summary, "collapsed": number of seeds whose training
+        failed}}, "study", "leaderboard": the means over GLUE of the medians, from `metrics.glue_means`}. "study" uses
+        the metric that "Cramming" reports, "leaderboard" the metrics of gluebenchmark.com.
+        A summary is {"median", "lowest", "highest": over seeds, "seeds": their number, "metric": names, "chance": the
+        score of constant outputs, "items": number of scored items, "constant": the best score of one answer to every
+        item}. "constant" is missing for a regression and for results of earlier versions.
+        MNLI's mismatched set is the task "mnli-mm".
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
         task = TASKS[name]
         for split in task.splits:
             sets = [result["sets"][split] for result in seeds]
-            entry: dict[str, Any] = {"collapsed": sum(one["collapsed"] for one in sets)}
+            entry: dict[str, Any] = {"collapsed": sum(scored_set["collapsed"] for scored_set in sets)}
             for kind, keys in (("study", (task.study,)), ("leaderboard", task.leaderboard)):
-                values = [100 * float(np.mean([one["metrics"][key] for key in keys])) for one in sets]
+                values = [100 * float(np.mean([scored_set["metrics"][key] for key in keys])) for scored_set in sets]
                 entry[kind] = {
                     "median": float(np.median(values)),
                     "lowest": min(values),

@@ -28,7 +28,7 @@ class FineTuning(NamedTuple):
 
     name: str  # of the task
     seed: int
-    depends: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.identity`
+    conditions: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.identity`
     steps: int  # of the optimizer
 
     @property
@@ -49,12 +49,13 @@ class SharedInputs(NamedTuple):
     setting: Any  # eval.finetune.train.Setting
 
 
-def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
-    """The stored result of a fine-tuning, if the file is undamaged and everything that the result depends on is as in
-    `depends`; else None. `path`: the file of the result; `depends`: task, seed, model, data and setting."""
+def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the stored result of a fine-tuning. None where the file is missing or damaged, or an entry of `conditions`
+    differs from that of the result. `path`: the file of the result; `conditions`: everything that the result depends
+    on: task, seed, model, data and setting."""
     from eval.finetune.tasks import TASKS
 
-    task = TASKS[depends["task"]]
+    task = TASKS[conditions["task"]]
     scores = dict.fromkeys((task.study, *task.leaderboard), (int, float))
     form = {"metrics": scores, "chance": scores, "constant?": list, "collapsed": bool, "items": list}
     try:
@@ -62,36 +63,38 @@ def stored_result(path: Path, depends: dict[str, Any]) -> dict[str, Any] | None:
         sets = result["sets"] if result else {}
         key = safe_files.first_misfit(sets, dict.fromkeys(task.splits, form), "sets") if result else ""
         for split in task.splits if sets and not key else ():
-            for answer in sets[split].get("constant") or ():
-                key = key or safe_files.first_misfit(answer, scores, f"sets.{split}.constant")
+            for constant_scores in sets[split].get("constant") or ():
+                key = key or safe_files.first_misfit(constant_scores, scores, f"sets.{split}.constant")
         if key:
             raise safe_files.Damaged(f"{path} is damaged: {key} is not what a result has there.")
     except safe_files.Damaged as error:
         print(f"{error} It does not count.", file=sys.stderr)
         return None
-    return result if result is not None and depends.items() <= result.items() else None
+    return result if result is not None and conditions.items() <= result.items() else None
 
 
 def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Fine-tune on one task with one seed, write the result to its file, and return it. `work`: the inputs that all
-    fine-tunings share; `item`: the fine-tuning; `progress`: a function that is called after every step with the number
-    of finished steps and of all steps. Raises ValueError where the task's data has changed since the command began,
-    since the result would be recorded as one on the data of then."""
+    """Fine-tune on one task with one seed, write the result to its file, and return it.
+
+    Args:
+        work: the inputs that all fine-tunings share.
+        item: the fine-tuning.
+        progress: a function that is called after every step with the number of finished steps and of all steps.
+
+    Raises:
+        ValueError: the task's data has changed since the command began; the result belongs to neither version of it.
+    """
     import torch
 
     from eval.finetune.train import finetune, identity
 
     source, setting = work.source, work.setting
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encode = source.encoder(setting.longest)
-
-    def make(seed: int) -> Any:
-        return source.backbone(setting, seed)
-
-    result = finetune(item.name, work.data, make, encode, setting, item.seed, device, progress)
-    if identity(item.name, work.data, setting, item.depends["model_sha256"]) != item.depends:
+    make_backbone, encode = partial(source.backbone, setting), source.encoder(setting.longest)
+    result = finetune(item.name, work.data, make_backbone, encode, setting, item.seed, device, progress)
+    if identity(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:
         raise ValueError("its data changed while it was fine-tuned on: give the same command again")
-    result = item.depends | {"seed": item.seed} | result
+    result = item.conditions | {"seed": item.seed} | result
     safe_files.write_json(item.file(work.folder), result)
     return result
 
@@ -109,22 +112,22 @@ def run_all(
     """
     failed: list[str] = []
 
-    def done(item: FineTuning, make: Callable[[], dict[str, Any]]) -> None:
+    def collect(item: FineTuning, get_result: Callable[[], dict[str, Any]]) -> None:
         try:
-            results[item.name, item.seed] = make()
+            results[item.name, item.seed] = get_result()
         except (ValueError, RuntimeError) as error:
             failed.append(f"{item.label}: {error}")
 
     with show_progress(items) as show:
         if jobs == 1:
             for number, item in enumerate(items):
-                before = sum(earlier.steps for earlier in items[:number])
+                past_steps = sum(finished.steps for finished in items[:number])
 
-                def progress(step: int, steps: int, before: int = before, label: str = item.label) -> None:
-                    show(before + step, f"{label}, step {step} of {steps}")
+                def progress(step: int, steps: int, past_steps: int = past_steps, label: str = item.label) -> None:
+                    show(past_steps + step, f"{label}, step {step} of {steps}")
 
-                done(item, partial(finetune_item, work, item, progress))
-                show(before + item.steps, item.label, True)
+                collect(item, partial(finetune_item, work, item, progress))
+                show(past_steps + item.steps, item.label, True)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         context = multiprocessing.get_context("spawn")
@@ -132,11 +135,11 @@ def run_all(
         with ProcessPoolExecutor(jobs, context, _set_up_worker, (steps,)) as pool:
             try:
                 started = {pool.submit(_finetune_in_pool, work, item): item for item in items}
-                left = set(started)
-                while left:
-                    ended, left = wait(left, REFRESH_SECONDS, FIRST_COMPLETED)
+                running = set(started)
+                while running:
+                    ended, running = wait(running, REFRESH_SECONDS, FIRST_COMPLETED)
                     for future in ended:
-                        done(started[future], future.result)
+                        collect(started[future], future.result)
                         show(steps.value, started[future].label, True)
                     show(steps.value, f"all tasks, step {steps.value} of {sum(item.steps for item in items)}")
             except BaseException:
@@ -171,12 +174,13 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
 
 @contextmanager
 def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
-    """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere a line for each one
-    that ends, and every 15 seconds or more a line about the steps (launch/progress.py reads such lines in glue.log).
-    `items`: the fine-tunings.
+    """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere lines of text. A line
+    is printed when a fine-tuning ends, and every 15 seconds or more for the steps (launch/progress.py reads these lines
+    in glue.log). `items`: the fine-tunings.
 
-    Yields a function to be called as the work proceeds. Its arguments are the number of optimizer steps that all
-    fine-tunings together have finished so far, what is at work or has just ended in words, and whether it has ended.
+    Yields a function to be called as the work proceeds, with three arguments: the number of optimizer steps that all
+    fine-tunings together have finished; a text that names the fine-tuning at work or just ended; and, where one has
+    ended, True.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -195,8 +199,8 @@ def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
             if console.is_terminal or not (is_end or now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began))):
                 return
             printed = now
-            left = f"{duration((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
-            print(f"{words}: {ended} of {len(items)} done, {left}", file=sys.stderr, flush=True)
+            remaining = f"{duration((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            print(f"{words}: {ended} of {len(items)} done, {remaining}", file=sys.stderr, flush=True)
 
         if items and not console.is_terminal:
             print(f"all tasks, step 0 of {total}: 0 of {len(items)} done", file=sys.stderr, flush=True)

@@ -20,29 +20,37 @@ class TaskRequest(NamedTuple):
 
 
 def available_tasks(requested: TaskRequest, tell: bool = True) -> tuple[dict[str, "Definition"], list[str]]:
-    """Find the requested tasks whose data is in the folder and undamaged: ({task that can be run: its lm-eval
-    definition}, the names of the tasks that cannot be run). `tell`: whether to print which tasks of a group cannot be
-    run, and why. Raises ValueError where a task that was requested by its own name cannot be run, or no task of a
-    requested group can."""
+    """Select the requested tasks whose data is complete and undamaged in the folder of task data.
+
+    Args:
+        requested: the requested tasks and the folder of their data.
+        tell: whether to print which tasks of a group cannot be run, and why.
+
+    Returns:
+        ({task that can be run: its definition in lm-eval}, the names of the tasks that cannot be run).
+
+    Raises:
+        ValueError: a task that was requested by its own name cannot be run, or no task of a requested group can.
+    """
     from eval.tasks.definitions import definitions as defined
 
     members_of = {name: defined(names([name]), requested.shots) for name in requested.names}
     definitions = {task: definition for members in members_of.values() for task, definition in members.items()}
     data = requested.data
-    lacking = {
+    reasons = {
         task: why for task, definition in definitions.items() if (why := data.why_any_unusable(definition.sources))
     }
-    unable = [f"{name}: {lacking[name]}" for name in members_of if name in lacking]
-    unable += [
+    problems = [f"{name}: {reasons[name]}" for name in members_of if name in reasons]
+    problems += [
         f"{name}: {data.folder} has the data of none of its {len(members)} tasks"
         for name, members in members_of.items()
-        if name not in members and members.keys() <= lacking.keys()
+        if name not in members and members.keys() <= reasons.keys()
     ]
-    if unable:
-        raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(unable))
-    for task, why in lacking.items() if tell else ():
+    if problems:
+        raise ValueError("these tasks cannot be run:\n  " + "\n  ".join(problems))
+    for task, why in reasons.items() if tell else ():
         print(f"missing: {task}: {why}", file=sys.stderr)
-    return {task: definition for task, definition in definitions.items() if task not in lacking}, list(lacking)
+    return {task: definition for task, definition in definitions.items() if task not in reasons}, list(reasons)
 
 
 def check_tasks(requested: TaskRequest) -> int:

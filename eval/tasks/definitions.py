@@ -67,11 +67,11 @@ def definitions(names: list[str], shots: int | None = None) -> dict[str, Definit
     Raises:
         ValueError: lm-eval does not know a name, or a task that is not named by a pattern cannot be run here.
     """
-    known = suite()
+    suite_tasks = suite()
     tasks: dict[str, Definition] = {}
     for name in names:
-        if name in known:
-            tasks[name] = _definition(name, TASKS / known[name]["file"], known[name], shots)
+        if name in suite_tasks:
+            tasks[name] = _definition(name, TASKS / suite_tasks[name]["file"], suite_tasks[name], shots)
             continue
         index = _index()
         left_out: list[str] = []
@@ -147,9 +147,9 @@ def _fewshot_split(config: dict) -> str | None:
 
 @functools.cache
 def _index() -> dict:
-    """lm-eval's index of tasks: {name of a task, group or tag: lm-eval's entry that says where it is defined}. It
-    equals the index of lm-eval's TaskManager, which takes three times as long, since it reads a file once for each file
-    that includes it."""
+    """lm-eval's index of tasks: {name of a task, group or tag: lm-eval's entry that says where it is defined}. The
+    index equals that of lm-eval's TaskManager, which takes three times as long to make, because it reads a file again
+    for each file that includes it."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of names that its own files define twice
     index: dict[str, Any] = {}
     for path in TaskIndex._iter_yaml_files(TASKS):
@@ -180,14 +180,14 @@ def _unresolved_config(path: Path) -> dict:
     return merged | config
 
 
-def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[str]:
+def _tasks_of_name(name: str, index: dict, outer: tuple[str, ...] = ()) -> list[str]:
     """The tasks that a name stands for: the members of a group or tag, the tasks that match a pattern, or the task
     itself.
 
     Args:
         name: the name of a task, group or tag, or a pattern.
         index: lm-eval's index of tasks, from `_index`.
-        above: in recursive calls the groups that contain this one, to detect groups that contain themselves.
+        outer: in recursive calls the groups that contain this one, to detect groups that contain themselves.
 
     Raises:
         ValueError: lm-eval has no such task, or a group is defined in a way that cannot be run here.
@@ -205,7 +205,7 @@ def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[
     entry = index[name]
     if entry.yaml_path is None:  # a tag, or a task in Python alone
         tags = sorted(entry.tags or ())
-        return [task for tag in tags for task in ([tag] if tag == name else _tasks_of_name(tag, index, (*above, name)))]
+        return [task for tag in tags for task in ([tag] if tag == name else _tasks_of_name(tag, index, (*outer, name)))]
     if "group" not in (entry.cfg or {}):
         return [name]
     members = entry.cfg.get("task") or []
@@ -215,12 +215,12 @@ def _tasks_of_name(name: str, index: dict, above: tuple[str, ...] = ()) -> list[
     for member in [members] if isinstance(members, str) else members:
         if not isinstance(member, str) and member.keys() - {"task", "group"}:
             raise ValueError(f"{name} is a group that changes its tasks, and cannot be run here; name the tasks")
-        inner = member if isinstance(member, str) else member.get("task") or member["group"]
-        if not isinstance(inner, str) or inner in (*above, name):
+        member_name = member if isinstance(member, str) else member.get("task") or member["group"]
+        if not isinstance(member_name, str) or member_name in (*outer, name):
             raise ValueError(
                 f"{name} is a group that defines or contains itself, and cannot be run here; name its tasks"
             )
-        tasks += _tasks_of_name(inner, index, (*above, name))
+        tasks += _tasks_of_name(member_name, index, (*outer, name))
     return tasks
 
 

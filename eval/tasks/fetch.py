@@ -21,7 +21,7 @@ ANSWER_SECONDS = 10.0  # seconds that the hub has for an answer, before its data
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
-def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | None]:
+def fetch(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | None]:
     """Read a split of a data set from the hub: (a datasets.Dataset, its revision; None for a local copy).
 
     Args:
@@ -29,36 +29,36 @@ def fetch(source: Source, spec: dict, local: Path | None) -> tuple[Any, str | No
         spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one). Where the library datasets
             cannot read the data set, it has also "files" (a pattern in the repository) with "format", or "github" (a
             file in its authors' repository on GitHub).
-        local: a folder with copies of the hub's repositories, named organisation__name, to read from instead; None: the
-            hub is read.
+        copies: a folder with copies of the hub's repositories, named organisation__name, to read from; None: the hub
+            is read.
     """
     from datasets import Dataset, load_dataset
 
     revision, split = spec.get("revision"), source.split
-    if "github" in spec and not local:
+    if "github" in spec and not copies:
         import urllib.request
 
         url = LOGIQA.format(revision=revision, file=spec["github"])
         with urllib.request.urlopen(url, timeout=60) as answer:
             return Dataset.from_list(parse_logiqa(answer.read().decode("utf-8"))), revision
-    if local:
-        where, revision = str(local / source.path.replace("/", "__")), None
+    if copies:
+        path, revision = str(copies / source.path.replace("/", "__")), None
     else:
         from huggingface_hub import HfApi
 
         # a branch such as refs/convert/parquet moves: what it points to now is what is read and recorded
         revision = HfApi().dataset_info(source.path, revision=revision or spec.get("branch")).sha
-        where = source.path
-    if "files" in spec and not local:
+        path = source.path
+    if "files" in spec and not copies:
         files = {split: f"hf://datasets/{source.path}@{revision}/{spec['files']}"}
         return load_dataset(spec["format"], data_files=files, split=split), revision
     name = None if source.config == "default" else source.config
-    return load_dataset(where, name, split=split, **({} if local else {"revision": revision})), revision
+    return load_dataset(path, name, split=split, **({} if copies else {"revision": revision})), revision
 
 
 def why_unreachable() -> str:
-    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. This is
-    asked once, before data sets are read: otherwise each of thousands of data sets would be tried again and again."""
+    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. Asking once,
+    before data sets are read, saves repeated attempts for each of thousands of data sets."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -76,21 +76,21 @@ def parse_logiqa(text: str) -> list[dict]:
     datasets does not run from version 4 on.)"""
     lines = text.split("\n")
     rows = []
-    for at in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
-        label, context, question, *options = lines[at + 1 : at + 8]
+    for first in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
+        label, context, question, *options = lines[first + 1 : first + 8]
         texts = [text.replace(".", ". ").strip() for text in (context, question, *(option[2:] for option in options))]
         rows.append({"label": label.strip(), "context": texts[0], "question": texts[1], "options": texts[2:]})
     return rows
 
 
-def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path | None = None) -> dict[str, str]:
+def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, copies: Path | None = None) -> dict[str, str]:
     """Write splits of data sets to a folder of task data, with a manifest. A split that is in the folder already,
     undamaged and with the right revision, is kept.
 
     Args:
         splits: {task: (split, the task's entry in tasks.yaml)}.
         to: the folder of task data.
-        local: a folder with copies of the hub's repositories to read from; None: the hub is read.
+        copies: a folder with copies of the hub's repositories to read from; None: the hub is read.
 
     Returns:
         {task: why its split could not be read}, for the tasks that failed.
@@ -102,17 +102,17 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, local: Path |
     unreachable: str | None = None  # why the hub cannot be reached, or ""; None: it was not asked yet
     for task, (source, spec) in splits.items():
         entry = entries.get(source)
-        pinned = None if local else spec.get("revision")
+        pinned = None if copies else spec.get("revision")
         if entry and pinned in (None, entry.get("revision")) and not Mirror(to).why_unusable(source):
             continue
-        if not local and "github" not in spec:
+        if not copies and "github" not in spec:
             unreachable = why_unreachable() if unreachable is None else unreachable
             if unreachable:
                 failed[task] = unreachable
                 continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
-            table, revision = fetch(source, spec, local)
+            table, revision = fetch(source, spec, copies)
         except Exception as error:  # of any library on the way: say it, and go on with the others
             failed[task] = f"{source}: {type(error).__name__}: {' '.join(str(error).split())}"
             continue
@@ -174,11 +174,11 @@ def main(argv: list[str] | None = None) -> int:
         answers.print_error(safe_files.storage_error(error) or str(error), args.format == "json")
         return 2
     tasks_of: dict[str, list[str]] = {}
-    for task, why in failed.items():
-        tasks_of.setdefault(why, []).append(task)
-    for why, tasks in tasks_of.items():
-        more = f" and {len(tasks) - NAMED_TASKS} more" if len(tasks) > NAMED_TASKS else ""
-        print(f"error: {', '.join(tasks[:NAMED_TASKS])}{more}: {why}", file=sys.stderr)
+    for task, reason in failed.items():
+        tasks_of.setdefault(reason, []).append(task)
+    for reason, tasks in tasks_of.items():
+        others = f" and {len(tasks) - NAMED_TASKS} more" if len(tasks) > NAMED_TASKS else ""
+        print(f"error: {', '.join(tasks[:NAMED_TASKS])}{others}: {reason}", file=sys.stderr)
     if failed:
         print(
             "The same command tries these again and keeps the others. Where the hub's repositories are copied here "
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     if args.format == "json":
-        there = [task for task in splits if task not in failed]
-        print(answers.answer("eval-data", {"written": str(args.to), "tasks": there, "failed": failed}))
+        written = [task for task in splits if task not in failed]
+        print(answers.answer("eval-data", {"written": str(args.to), "tasks": written, "failed": failed}))
     else:
         print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
     return 1 if failed else 0

@@ -82,8 +82,8 @@ def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[
     results = {}
     for name, (spec, items) in tasks.items():
         values = {key.split(",")[0]: value for key, value in run["results"][name].items()}
-        others = {"acc", "perplexity"} & values.keys() - {spec["metric"]}
-        result: dict[str, Any] = {"value": values[spec["metric"]], **{key: values[key] for key in sorted(others)}}
+        extra = {"acc", "perplexity"} & values.keys() - {spec["metric"]}
+        result: dict[str, Any] = {"value": values[spec["metric"]], **{key: values[key] for key in sorted(extra)}}
         rolling = spec["output_type"] == "loglikelihood_rolling"
         if not rolling:
             lengths = [len(scorer.encode(item["context"])) for item in items]
@@ -233,11 +233,11 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
             rows[row["doc_id"]] = row
     ordered = [rows[i] for i in sorted(rows)]
     questions = [json.dumps([row["arguments"], row["target"]], default=str) for row in ordered]
-    times: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
     samples = []
     for row, question in zip(ordered, questions, strict=True):
-        times[question] += 1
-        repetition = f"-{times[question]}" if times[question] > 1 else ""  # the same question twice is two items
+        repeats[question] += 1
+        repetition = f"-{repeats[question]}" if repeats[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
             sample = {"id": digest(question) + repetition, "value": float(row[metric])}
             samples.append(sample | passage_cluster(row["doc"]))
@@ -274,27 +274,29 @@ def passage_cluster(doc: Any) -> dict[str, str]:
 
 
 def scores_without_knowledge(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
-    """The scores of two ways to answer without knowing anything, {"chance", "guess"} as fractions of 1; both are None
-    for metrics other than accuracy and exact match.
+    """The scores of two ways to answer without knowledge, as fractions of 1: {"chance", "guess"}. Both are None for
+    metrics other than accuracy and exact match.
 
-    "chance" is the score of a random option: the mean over items of 1 / number of options; 0 where the answer is free
-    text. "guess" is the score of always giving the most common answer, or chance where that is better. With options,
-    the most common answer is the option number that is right most often. With yes and no it is the more common of the
-    two, also where each item words them differently, as in MultiRC; where each item has its own options, its score is a
-    little above chance. With free text it is the most common text.
+    "chance" is the expected score of a random option: the mean over items of 1 / number of options. It is 0 where the
+    answer is free text.
+
+    "guess" is the score of the answer that is right most often, given to every item, or "chance" where that is better.
+    For multiple choice, an answer is the number of an option, and for free text a text. In a task with the options yes
+    and no the number stands for yes or no even if each item words them differently, as in MultiRC. Where each item has
+    its own options, the numbers carry no meaning, and "guess" is a little above "chance".
 
     Args:
         kind: lm-eval's output_type of the task.
         metric: the name of its main metric.
         rows: lm-eval's logged samples, one for each item.
     """
-    written_out = metric == "exact_match" or kind == "loglikelihood"
-    if not (written_out or (kind == "multiple_choice" and metric == "acc")):
+    free_text = metric == "exact_match" or kind == "loglikelihood"
+    if not (free_text or (kind == "multiple_choice" and metric == "acc")):
         return {"chance": None, "guess": None}
     accepted = [set(map(str, row["target"] if isinstance(row["target"], list) else [row["target"]])) for row in rows]
     counts = Counter(answer for answers in accepted for answer in answers)
     commonest = max(counts.values(), default=0) / len(rows)
-    if written_out:
+    if free_text:
         return {"chance": 0.0, "guess": commonest}
     # acc_mutual_info asks for each option a second time, without a context
     options = [sum(argument[0] != "" for argument in row["arguments"]) or len(row["arguments"]) for row in rows]

@@ -31,8 +31,8 @@ def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
 
 
 class Journal:
-    """The outcomes of requests by their keys, in memory and, with a folder, also in a file to which the outcomes of
-    every batch are appended.
+    """The outcomes of requests to a model (scores or continuations), by the keys of the requests. They are kept in
+    memory and, with a folder, also in a file to which the outcomes of every batch are appended.
 
     After a kill, the next process starts with the outcomes in the folder. Several processes with the same requests
     divide the batches among them; rank 0 waits for the other ranks and reads what they wrote.
@@ -68,8 +68,8 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of the request with key `key`. Where it is not known, rank 0 gets a KeyError, and other ranks,
-        whose results are not used, get `default`."""
+        """The outcome of the request with key `key`. For an unknown outcome rank 0 raises KeyError, and other ranks,
+        whose results are not used, return `default`."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def batches_of_rank(self, batches: list[Any]) -> list[Any]:

@@ -61,12 +61,12 @@ class Mirror:
                 )
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
-    def changed(self, read: dict[str, Any]) -> bool:
-        """Whether a split has other data now than at an earlier evaluation. `read`: the task's entry "data" or
-        "examples" in eval.json, which has the hash of the split then. A split that is no longer in the folder counts as
-        unchanged."""
-        entry = self.entries.get(Source(read["path"], read["config"], read["split"]))
-        return entry is not None and entry["sha256"] != read["sha256"]
+    def changed(self, recorded: dict[str, Any]) -> bool:
+        """Whether the data of a split differs from the data that an earlier evaluation used. A split that is no longer
+        in the folder counts as unchanged. `recorded`: the entry "data" or "examples" of a task in eval.json, with the
+        path, configuration, name and hash of the split."""
+        entry = self.entries.get(Source(recorded["path"], recorded["config"], recorded["split"]))
+        return entry is not None and entry["sha256"] != recorded["sha256"]
 
     def why_unusable(self, source: Source) -> str:
         """The reason why a split cannot be used, as text: its file is missing, damaged or empty, or differs from the
@@ -132,6 +132,6 @@ def names_in_groups() -> set[str]:
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """The requested names, in which the groups `suite` and `multilingual` are replaced by the names of their tasks; no
-    name is there twice."""
+    """The requested names without repetitions, in which the groups `suite` and `multilingual` are replaced by the names
+    of their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

@@ -92,8 +92,8 @@ def loss_by_position(
         pieces: pieces of held-out text.
         seq: the training length in tokens.
         longest: the model's longest input, in tokens; None: unlimited.
-        score: a function that takes pairs (context, continuation) of token ids and returns for each the log-likelihood
-            of the continuation in nats, and whether it is the greedy one; such as `Scorer.score`.
+        score: a function such as `Scorer.score`, which takes pairs (context, continuation) of token ids. It returns for
+            each pair the log-likelihood of the continuation in nats, and whether greedy decoding would give it.
 
     Returns:
         {"positions": the numbers of tokens before the middle of the scored block; "bits_per_byte" and "stderr" (over
@@ -101,22 +101,22 @@ def loss_by_position(
         pieces.
     """
     w, bins = seq // BLOCKS_PER_LENGTH, WINDOW_LENGTHS * BLOCKS_PER_LENGTH
-    reach = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
+    window_bins = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
     if not pieces or not w:
         return None
-    pairs, where = [], []
+    pairs, places = [], []
     for p, piece in enumerate(pieces):
         for block in range(bins - 1, bins - 1 + SCORED_BLOCKS):
-            for b in reach:
-                start, at = (block - b) * w, block * w + 1
-                pairs.append((piece.ids[start:at], piece.ids[at : at + w]))
-                where.append((b, p))
-    nats = np.zeros((len(reach), len(pieces)))
-    for (b, p), (log_likelihood, _) in zip(where, score(pairs), strict=True):
+            for b in window_bins:
+                start, end = (block - b) * w, block * w + 1
+                pairs.append((piece.ids[start:end], piece.ids[end : end + w]))
+                places.append((b, p))
+    nats = np.zeros((len(window_bins), len(pieces)))
+    for (b, p), (log_likelihood, _) in zip(places, score(pairs), strict=True):
         nats[b, p] -= log_likelihood
     sizes = np.array([piece.size for piece in pieces], float)
     return {
-        "positions": [(b + 0.5) * w for b in reach],
+        "positions": [(b + 0.5) * w for b in window_bins],
         "bits_per_byte": [float(piece_nats.sum() / LN2 / sizes.sum()) for piece_nats in nats],
         "stderr": [ratio_stderr(piece_nats / LN2, sizes) if len(sizes) > 1 else None for piece_nats in nats],
         "tokens": len(pieces) * SCORED_BLOCKS * w,

@@ -99,16 +99,17 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is damaged, or no held-out text: {error!r}") from None
 
 
-def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list[dict]]:
+def held_out_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str, list[dict]]:
     """The items for the held-out loss of each domain, {domain: items}, as `held_out_items` makes them; {} where there
     is only one domain.
 
-    The domain of a document is the one that its metadata names (The Pile's pile_set_name). Where the metadata names
-    none it is the corpus, known from the folder of the file, NAME-HASH.
+    A domain is a part of the text with one origin. Metadata of a document may name its domain (The Pile's
+    pile_set_name). Other documents belong to the domain with the name of their corpus, which is known from the folder
+    of their file, NAME-HASH.
 
     Args:
         paths: .jsonl.gz files with held-out documents.
-        most: the largest number of bytes of each domain.
+        max_bytes: the largest number of bytes of each domain.
     """
     texts: dict[str, set[str]] = {}
     for path in paths:
@@ -117,13 +118,13 @@ def held_out_by_domain(paths: Iterable[str | Path], most: int) -> dict[str, list
             if document["text"].strip():
                 domain = (document.get("metadata") or {}).get("domain") or corpus
                 texts.setdefault(domain, set()).add(document["text"])
-    rows = {domain: held_out_items(sorted(texts[domain], key=digest), most) for domain in sorted(texts)}
+    rows = {domain: held_out_items(sorted(texts[domain], key=digest), max_bytes) for domain in sorted(texts)}
     return rows if len(rows) > 1 else {}
 
 
 def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = None) -> dict[str, list[dict]]:
-    """The items of every task of tasks.yaml that is made from held-out text, {task: items}. A task has no items where
-    fewer than MIN_ITEMS could be made, since there is little text or `seq` is very short.
+    """The items of every task of tasks.yaml that is made from held-out text, {task: items}. A task for which fewer than
+    MIN_ITEMS could be made, because there is little text or `seq` is very short, gets [].
 
     Args:
         texts: documents in the order of `documents`.
@@ -131,17 +132,17 @@ def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = Non
         clusters: {text of a document: its cluster}; None: each document is a cluster.
 
     Raises:
-        ValueError: a task is in tasks.yaml and not made here, or made here and not in tasks.yaml.
+        ValueError: tasks.yaml has a task without code in this function, or lacks a task that is made here.
     """
     tasks = specification()["tasks"]
     check_entries(tasks)
-    inside = {"longest": int(FEW_BYTES * seq)}
+    inside = {"max_bytes": int(FEW_BYTES * seq)}
     drawn = {
         "last_word": last_word(texts, tasks["last_word"]["items"]),
         "continuation": continuation(texts),
         "cloze": cloze(texts),
         "copy_inside": copying(texts, **inside),
-        "copy_beyond": copying(texts, between=int(MANY_BYTES * seq)),
+        "copy_beyond": copying(texts, gap_bytes=int(MANY_BYTES * seq)),
         "copy_absent": ((text, without_snippet(item)) for text, item in copying(texts, **inside)),
     }
     if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
@@ -169,7 +170,7 @@ def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
 
 
 def held_out_items(
-    texts: list[str], most: int, clusters: dict[str, str] | None = None, piece: int = PIECE_BYTES
+    texts: list[str], max_bytes: int, clusters: dict[str, str] | None = None, piece_bytes: int = PIECE_BYTES
 ) -> list[dict]:
     """The items of the held-out loss: pieces of documents, of whole characters.
 
@@ -179,12 +180,12 @@ def held_out_items(
 
     Args:
         texts: documents in the order of `documents`.
-        most: the largest number of bytes of all pieces together.
+        max_bytes: the largest number of bytes of all pieces together.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
-        piece: the largest number of bytes of a piece.
+        piece_bytes: the largest number of bytes of a piece.
     """
     rows: list[dict] = []
-    times: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
     waiting: dict[str, deque[tuple[bytes, int]]] = {}
     for text in texts:
         waiting.setdefault(cluster_of(text, clusters), deque()).append((text.encode(), 0))
@@ -194,15 +195,15 @@ def held_out_items(
     while fewest:
         size, number, name = heapq.heappop(fewest)
         content, start = waiting[name].popleft()
-        part = content[start : start + piece].decode(errors="ignore")
-        end = start + len(part.encode())
+        piece = content[start : start + piece_bytes].decode(errors="ignore")
+        end = start + len(piece.encode())
         total += end - start
-        if rows and total > most:
+        if rows and total > max_bytes:
             return rows
-        key = digest(part)
-        times[key] += 1
-        repetition = f"-{times[key]}" if times[key] > 1 else ""  # the same words again are another item
-        rows.append({"id": key + repetition, "cluster": name, "context": "", "target": part})
+        key = digest(piece)
+        repeats[key] += 1
+        repetition = f"-{repeats[key]}" if repeats[key] > 1 else ""  # the same words again are another item
+        rows.append({"id": key + repetition, "cluster": name, "context": "", "target": piece})
         if end < len(content):
             waiting[name].append((content, end))
         if waiting[name]:
@@ -211,8 +212,8 @@ def held_out_items(
 
 
 def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
-    """The cluster of the document with this text. `clusters`: {text of a document: its cluster}; for a document that it
-    does not have, or with None, the hash of the text is the cluster."""
+    """The cluster of the document with this text; a document without an entry in `clusters` is a cluster by itself,
+    named by the hash of its text. `clusters`: {text of a document: its cluster}; None: no document has an entry."""
     return (clusters or {}).get(text) or digest(text)
 
 
@@ -228,15 +229,15 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
         texts: documents in the order of `documents`.
         n: the number of items that will be used, of which a word may answer at most n // 20.
     """
-    known: Counter[tuple[str | Any, ...]] = Counter()
+    pair_documents: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
-        known.update(set(WORD_PAIR.findall(text)))
-    often, answers = max(2, len(texts) / 100), Counter[str]()
+        pair_documents.update(set(WORD_PAIR.findall(text)))
+    least_documents, answers = max(2, len(texts) / 100), Counter[str]()
     for text, rng in repeated_passes(texts):
         usable = []
         for pair in WORD_PAIR.finditer(text):
             word = pair[2]
-            if known[pair.groups()] < often or answers[word] >= n // 20:
+            if pair_documents[pair.groups()] < least_documents or answers[word] >= n // 20:
                 continue
             context = whole_words(text[: pair.end(1)], 250)
             if len(context) > 100 and word in context and regex.search(rf"\b{word}\b", context):
@@ -255,29 +256,29 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
     usable = [text for text in texts if pieces[text]]
     for text, rng in repeated_passes(usable):
         start, end = rng.choice(pieces[text])
-        true, wrong = text[start:end], list[str]()
-        size = len(true.encode())
-        for other in rng.sample(usable, min(len(usable), 40)):
-            piece = other[slice(*rng.choice(pieces[other]))]
-            if other != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [true, *wrong]:
+        right, wrong = text[start:end], list[str]()
+        size = len(right.encode())
+        for other_text in rng.sample(usable, min(len(usable), 40)):
+            piece = other_text[slice(*rng.choice(pieces[other_text]))]
+            if other_text != text and abs(len(piece.encode()) - size) <= size / 10 and piece not in [right, *wrong]:
                 wrong.append(piece)
         if len(wrong) >= 3:
-            yield text, multiple_choice_item(whole_words(text[:start], 120), true, wrong[:3], rng)
+            yield text, multiple_choice_item(whole_words(text[:start], 120), right, wrong[:3], rng)
 
 
 def piece_spans(text: str) -> Iterator[tuple[int, int]]:
-    """The begin and end, as character indices, of each piece of a text that can be a choice of `continuation`. A piece
-    begins between two words after the first 100 characters, and ends at the first space between its 48th and 64th
+    """The start and end, as character indices, of each piece of a text that can be a choice of `continuation`. A piece
+    starts between two words after the first 100 characters, and ends at the first space between its 48th and 64th
     character. In scripts without spaces it ends after 48 characters."""
     for gap in CONTINUATION_START.finditer(text):
         start, end = gap.span()
         if start <= 100:
             continue
-        least = start + 48
+        earliest_end = start + 48
         if end == start:  # no spaces: after any character
-            if least <= len(text):
-                yield start, least
-        elif 0 < (space := text.find(" ", least)) < start + 64:
+            if earliest_end <= len(text):
+                yield start, earliest_end
+        elif 0 < (space := text.find(" ", earliest_end)) < start + 64:
             yield start, space
 
 
@@ -288,68 +289,69 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
     As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
     also about as common as the right one.
     """
-    common: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
-        common.update(WORD.findall(text))
+        counts.update(WORD.findall(text))
     for text, rng in repeated_passes(texts):
         gaps = [gap for gap in CLOZE_GAP.finditer(text) if gap.start() > 100]
         words = {gap[1] for gap in gaps}
         if len(words) < 8:
             continue
         gap = rng.choice(gaps)
-        near = sorted(words - {gap[1]}, key=lambda word: (abs(math.log(common[word] / common[gap[1]])), word))  # noqa: B023
-        wrong, rest = rng.sample(near[:6], 3), text[gap.end(1) : gap.end()]
+        similar = sorted(words - {gap[1]}, key=lambda word: (abs(math.log(counts[word] / counts[gap[1]])), word))  # noqa: B023
+        wrong, after = rng.sample(similar[:6], 3), text[gap.end(1) : gap.end()]
         context = whole_words(text[: gap.start()], 250)
-        yield text, multiple_choice_item(context, f" {gap[1]}{rest}", [f" {word}{rest}" for word in wrong], rng)
+        yield text, multiple_choice_item(context, f" {gap[1]}{after}", [f" {word}{after}" for word in wrong], rng)
 
 
-def copying(texts: list[str], longest: int = 0, between: int = 0) -> Iterator[tuple[str, dict]]:
+def copying(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the copying tasks. The context is a snippet of the document, text of other documents,
     and the first six words of the snippet again; the task is to choose the word that comes next. This is induction, ...
     A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
 
     All four choices occur in the snippet exactly once, and none in the text after it, so that only a word's place in
-    the snippet shows which choice is right. Either `longest` or `between` is given.
+    the snippet shows which choice is right. Either `max_bytes` or `gap_bytes` is given.
 
     Args:
         texts: documents in the order of `documents`.
-        longest: the largest number of bytes of a whole item; 0: not limited.
-        between: the number of bytes of text between the snippet and its repetition; 0: as much as `longest` allows.
+        max_bytes: the largest number of bytes of a whole item; 0: not limited.
+        gap_bytes: the number of bytes of text between the snippet and its repetition; 0: as much as `max_bytes` allows.
     """
     for text, rng in repeated_passes(texts):
         words = text.split()
         if len(words) < 40:
             continue
-        at = rng.randrange(len(words) - 16)
-        snippet, beginning = words[at : at + 16], words[at : at + 6]
+        start = rng.randrange(len(words) - 16)
+        snippet, beginning = words[start : start + 16], words[start : start + 6]
         once = [word for word in snippet[6:] if WORD.fullmatch(word) and snippet.count(word) == 1]
         if len(once) < 4 or once[0] != snippet[6]:
             continue
-        true, wrong = once[0], rng.sample(once[1:], 3)
+        right, wrong = once[0], rng.sample(once[1:], 3)
         question_bytes = len(" ".join(snippet + beginning).encode()) + 4
-        room = longest - question_bytes - 64 if longest else between  # the last word between may have 59 bytes
-        filler = text_of_other_documents(texts, text, {true, *wrong}, room, rng)
+        # the last word of the filler may have 59 bytes
+        filler_bytes = max_bytes - question_bytes - 64 if max_bytes else gap_bytes
+        filler = text_of_other_documents(texts, text, {right, *wrong}, filler_bytes, rng)
         if filler:
             context = "\n\n".join([" ".join(snippet), filler, " ".join(beginning)])
-            yield text, multiple_choice_item(context, " " + true, [" " + word for word in wrong], rng)
+            yield text, multiple_choice_item(context, " " + right, [" " + word for word in wrong], rng)
 
 
-def text_of_other_documents(texts: list[str], but: str, without: set[str], size: int, rng: random.Random) -> str:
+def text_of_other_documents(texts: list[str], excluded: str, omit: set[str], size: int, rng: random.Random) -> str:
     """Running text from other documents, of `size` bytes or up to a word more; "" where `size` is below 40, or the
     documents have too little text.
 
     Args:
         texts: the documents to take text from.
-        but: the text of the document that is not used.
-        without: words that are left out of the text.
+        excluded: the text of the one document that is not used.
+        omit: words that are left out of the text, in upper or lower case.
         size: the length in bytes.
         rng: the random numbers that choose the documents.
     """
-    avoided = {word.lower() for word in without}
+    omitted = {word.lower() for word in omit}
     chosen: list[str] = []
-    for other in rng.choices(texts, k=100 if size >= 40 else 0):
-        for word in other.split() if other != but else []:
-            if len(word) < 60 and word.strip(".,:;()`'\"").lower() not in avoided:
+    for text in rng.choices(texts, k=100 if size >= 40 else 0):
+        for word in text.split() if text != excluded else []:
+            if len(word) < 60 and word.strip(".,:;()`'\"").lower() not in omitted:
                 chosen.append(word)
                 size -= len(word.encode()) + 1
             if size <= 0:
@@ -363,37 +365,37 @@ def without_snippet(item: dict) -> dict:
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
-def multiple_choice_item(context: str, true: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item {"context", "choices", "target"}: the choices are the text `true` and the texts `wrong` in random order,
-    the target is the index of `true` among them. `rng`: the random numbers that order them."""
-    choices = [*wrong, true]
+def multiple_choice_item(context: str, right: str, wrong: list[str], rng: random.Random) -> dict:
+    """An item {"context", "choices", "target"}: the choices are the text `right` and the texts `wrong` in random order,
+    the target is the index of `right` among them. `rng`: the random numbers that order them."""
+    choices = [*wrong, right]
     rng.shuffle(choices)
-    return {"context": context, "choices": choices, "target": choices.index(true)}
+    return {"context": context, "choices": choices, "target": choices.index(right)}
 
 
 def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random numbers seeded for it) that go MAX_PASSES times over all documents, so that every
-    document gives one item before any document gives a second one."""
+    """Pairs (document, random generator seeded for it), in MAX_PASSES passes over all documents: every document gives
+    one item before any document gives a second one."""
     for turn in range(MAX_PASSES):
         for text in texts:
             yield text, random.Random(f"{turn}/{digest(text)}")
 
 
-def distinct_items(rows: Iterator[tuple[str, dict]], most: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `most` different items, each with its "id" and "cluster" added. `rows`: pairs (text of a document, item
-    made from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
+def distinct_items(rows: Iterator[tuple[str, dict]], max_items: int, clusters: dict[str, str] | None) -> list[dict]:
+    """The first `max_items` different items, each with its "id" and "cluster" added. `rows`: pairs (text of a document,
+    item made from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
         key = digest(json.dumps(row, sort_keys=True))
         items_by_id.setdefault(key, {"id": key, "cluster": cluster_of(text, clusters), **row})
-        if len(items_by_id) == most:
+        if len(items_by_id) == max_items:
             break
     return list(items_by_id.values())
 
 
-def whole_words(text: str, most: int) -> str:
-    """The end of a text, of at most `most` characters, beginning with a whole word."""
-    return text if len(text) <= most else text[-most:].split(maxsplit=1)[-1]
+def whole_words(text: str, max_characters: int) -> str:
+    """The end of a text, of at most `max_characters` characters, beginning with a whole word."""
+    return text if len(text) <= max_characters else text[-max_characters:].split(maxsplit=1)[-1]
 
 
 def digest(text: str) -> str:

@@ -40,18 +40,18 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """The input whose forward pass serves each input: {input: a longer input of which it is a prefix, or the input
-    itself}."""
+    """Choose for each input the input whose forward pass serves both: {input: a longer input that begins with it, or
+    the input itself}."""
     representative: dict[Input, Input] = {}
-    after = Input((), 0)
+    longer = Input((), 0)
     for sequence in sorted(set(inputs), key=lambda x: (x.extent, x.tokens), reverse=True):
-        is_beginning = after.extent == sequence.extent and after.tokens[: len(sequence.tokens)] == sequence.tokens
-        representative[sequence] = representative[after] if is_beginning else sequence
-        after = sequence
+        is_beginning = longer.extent == sequence.extent and longer.tokens[: len(sequence.tokens)] == sequence.tokens
+        representative[sequence] = representative[longer] if is_beginning else sequence
+        longer = sequence
     return representative
 
 
-def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
+def pack_rows(inputs: Iterable[Input], hidden: int, max_tokens: int) -> list[Row]:
     """Distribute inputs over rows of a batch. Inputs with a common beginning share a row where that saves work. Longer
     rows come first.
 
@@ -62,7 +62,7 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
     Args:
         inputs: the inputs, all different.
         hidden: the width of the model.
-        most: the largest number of tokens of a row that several inputs share.
+        max_tokens: the largest number of tokens of a row that several inputs share.
     """
 
     def work(n: int) -> float:
@@ -76,27 +76,27 @@ def pack_rows(inputs: Iterable[Input], hidden: int, most: int) -> list[Row]:
             k = len(row.inputs)
             n = len(row) + (k - 1) * row.stem + len(sequence.tokens) - k * stem
             cheaper = work(n) < work(len(row)) + work(len(sequence.tokens))
-            if stem and stem >= sequence.extent and n <= most and cheaper:
+            if stem and stem >= sequence.extent and n <= max_tokens and cheaper:
                 packed[-1] = Row(stem, [*row.inputs, sequence])
                 continue
         packed.append(Row(len(sequence.tokens), [sequence]))
     return sorted(packed, key=lambda row: (-len(row), row.inputs[0].tokens))
 
 
-def common_prefix_length(a: Tokens, b: Tokens, most: int) -> int:
-    """The number of tokens that two inputs have in common at their beginning, counted up to `most`."""
-    n = min(len(a), len(b), most)
+def common_prefix_length(a: Tokens, b: Tokens, limit: int) -> int:
+    """The number of tokens that two inputs have in common at their beginning, counted up to `limit`."""
+    n = min(len(a), len(b), limit)
     if a[:n] == b[:n]:
         return n
     return next(i for i in range(n) if a[i] != b[i])
 
 
-def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Divide rows into batches of at most `most` tokens, padding included; a longer row is a batch alone. `rows`:
+def batches(rows: Iterable[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Divide rows into batches of at most `max_tokens` tokens, padding included; a longer row is a batch alone. `rows`:
     sorted by falling length."""
     group: list[Row] = []
     for row in rows:
-        if group and (len(group) + 1) * len(group[0]) > most:
+        if group and (len(group) + 1) * len(group[0]) > max_tokens:
             yield group
             group = []
         group.append(row)
@@ -104,19 +104,19 @@ def batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
         yield group
 
 
-def batch_inputs(group: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
+def batch_inputs(rows: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
     """The arguments of `GPT.hidden` for a batch of rows: (token ids [B, T], padded on the right; the arrangement of
     positions and attention mask). The arrangement is None for causal rows of a single input each, where positions and
     mask follow from the order of the tokens.
 
     Args:
-        group: the rows of the batch, the longest first.
+        rows: the rows of the batch, the longest first.
         device: the device of the tensors.
         objective: the objective of the model, which says which tokens see each other.
     """
-    B, T = len(group), max(map(len, group))
+    B, T = len(rows), max(map(len, rows))
     tokens_BT, positions_BT, branch_BT = np.zeros((3, B, T), np.int64)  # branch 0 is the stem, -1 the padding
-    for b, row in enumerate(group):
+    for b, row in enumerate(rows):
         tokens_BT[b, : row.stem] = row.inputs[0].tokens[: row.stem]
         positions_BT[b, : row.stem] = range(row.stem)
         start = row.stem
@@ -127,11 +127,11 @@ def batch_inputs(group: list[Row], device: torch.device, objective: Objective) -
             branch_BT[b, start:end] = number
             start = end
         branch_BT[b, start:] = -1
-    x_BT = torch.from_numpy(tokens_BT).to(device)
+    ids_BT = torch.from_numpy(tokens_BT).to(device)
     if objective.causal and not (branch_BT > 0).any():  # what pads on the right is never seen
-        return x_BT, None
-    branch, at = torch.from_numpy(branch_BT).to(device), torch.from_numpy(positions_BT).to(device)
-    extents_B = torch.tensor([row.inputs[0].extent for row in group], device=device)
+        return ids_BT, None
+    branch, pos = torch.from_numpy(branch_BT).to(device), torch.from_numpy(positions_BT).to(device)
+    extents_B = torch.tensor([row.inputs[0].extent for row in rows], device=device)
     row_B = torch.arange(B, device=device)[:, None, None]
     same_input = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    return x_BT, Arrangement(at, same_input & objective.sees(extents_B, row_B, at[:, :, None], at[:, None, :]))
+    return ids_BT, Arrangement(pos, same_input & objective.sees(extents_B, row_B, pos[:, :, None], pos[:, None, :]))

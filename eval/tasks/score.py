@@ -138,7 +138,7 @@ def split_to_fit(
         return [(context, continuation)]
     half = max(1, longest // 2)
     starts = range(0, len(continuation), half)
-    return [([*context, *continuation[:at]], continuation[at : at + half]) for at in starts]
+    return [([*context, *continuation[:start]], continuation[start : start + half]) for start in starts]
 
 
 def token_scores(model: Any, x_ND: Tensor, index: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,21 +188,21 @@ def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
 def continuations(
     model: Any,
     contexts: Sequence[Sequence[int]],
-    new: int,
-    ended: Callable[[list[int]], bool],
+    max_new: int,
+    is_end: Callable[[list[int]], bool],
     batch: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of each context as token ids, computed with a cache of keys and values.
 
-    The beginning of a context is cut off where context and `new` tokens would be longer than the model's longest input.
+    Where context and `max_new` tokens exceed the model's longest input, the beginning of the context is cut off.
 
     Args:
         model: a GPT in evaluation mode, on any device.
         contexts: token ids, at least one in each context.
-        new: the largest number of tokens of a continuation.
-        ended: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
+        max_new: the largest number of tokens of a continuation.
+        is_end: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
             them.
         batch: the number of tokens of a forward pass, including padding; None: a default for the device.
         progress: a function that is called after every batch with the number of tokens of finished contexts and of all
@@ -212,35 +212,35 @@ def continuations(
     longest, journal = model.max_length, journal or Journal()
     device = next(model.parameters()).device
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
-    fitting = [tuple(ids[-(longest - new) :] if longest else ids) for ids in contexts]
-    keys = [request_key(ids, (-new,)) for ids in fitting]
+    fitting = [tuple(ids[-(longest - max_new) :] if longest else ids) for ids in contexts]
+    keys = [request_key(ids, (-max_new,)) for ids in fitting]
     requests = sorted(set(zip(fitting, keys, strict=True)), key=lambda request: (-len(request[0]), request))
     done, total = 0, sum(len(ids) for ids, _ in requests)
     groups: list[list[tuple[Tokens, str]]] = []
     for request in requests:  # the new tokens have keys and values too
-        if not groups or (len(groups[-1]) + 1) * (len(groups[-1][0][0]) + new) > 2 * batch:
+        if not groups or (len(groups[-1]) + 1) * (len(groups[-1][0][0]) + max_new) > 2 * batch:
             groups.append([])
         groups[-1].append(request)
     for group in journal.batches_of_rank(groups):
         done += sum(len(ids) for ids, _ in group)
         if all(key in journal for _, key in group):
             continue
-        decoded = decode_batch(model, [ids for ids, _ in group], new, ended)
+        decoded = decode_batch(model, [ids for ids, _ in group], max_new, is_end)
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
     if not journal.wait_until_complete(keys):
-        return continuations(model, contexts, new, ended, batch, progress, journal)
+        return continuations(model, contexts, max_new, is_end, batch, progress, journal)
     return [journal.get(key, []) for key in keys]
 
 
-def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[list[int]], bool]) -> list[list[int]]:
+def decode_batch(model: Any, group: list[Tokens], max_new: int, is_end: Callable[[list[int]], bool]) -> list[list[int]]:
     """The greedy continuation of each context of one batch, as token ids.
 
     Args:
         model: a GPT in evaluation mode.
         group: the contexts, the longest first.
-        new: the largest number of tokens of a continuation.
-        ended: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
+        max_new: the largest number of tokens of a continuation.
+        is_end: a function that takes the ids of a continuation so far, and returns whether the continuation ends with
             them.
     """
     device, objective = next(model.parameters()).device, model.objective
@@ -255,28 +255,28 @@ def decode_batch(model: Any, group: list[Tokens], new: int, ended: Callable[[lis
     arrangement = Arrangement(t.expand(len(group), P), sees_BTP, past=[])
     x_BD = model.hidden(x_BT, arrangement)[torch.arange(len(group), device=device), length - 1]
     alive = list(range(len(group)))
-    for step in range(new):
+    for step in range(max_new):
         logit_B, token_B = model.project(x_BD)[:, : model.cfg.vocab].max(-1)  # the rest is padding, and no text
         if not torch.isfinite(logit_B).all():
             raise ValueError(NOT_FINITE)
         for i, token in zip(alive, token_B.tolist(), strict=True):
             decoded[i].append(token)
-        keep = [n for n, i in enumerate(alive) if not ended(decoded[i])]
-        if not keep or step + 1 == new:
+        unfinished = [n for n, i in enumerate(alive) if not is_end(decoded[i])]
+        if not unfinished or step + 1 == max_new:
             break
         assert arrangement.past is not None
         past_positions_BP = arrangement.positions_BT
         if arrangement.past_positions_BP is not None:
             past_positions_BP = torch.cat((arrangement.past_positions_BP, past_positions_BP), dim=1)
-        if len(keep) < len(alive):
-            rest = torch.tensor(keep, device=device)
-            alive = [alive[n] for n in keep]
-            arrangement.past[:] = [(k[rest], v[rest]) for k, v in arrangement.past]
+        if len(unfinished) < len(alive):
+            kept_indices = torch.tensor(unfinished, device=device)
+            alive = [alive[n] for n in unfinished]
+            arrangement.past[:] = [(k[kept_indices], v[kept_indices]) for k, v in arrangement.past]
             token_B, length, real_BP, past_positions_BP = (
-                token_B[rest],
-                length[rest],
-                real_BP[rest],
-                past_positions_BP[rest],
+                token_B[kept_indices],
+                length[kept_indices],
+                real_BP[kept_indices],
+                past_positions_BP[kept_indices],
             )
         real_BP = torch.cat((real_BP, real_BP.new_ones(len(alive), 1)), dim=1)
         arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, past_positions_BP)

@@ -104,12 +104,12 @@ class Scorer(TemplateLM):
                 raise ValueError(f"only greedy continuations can be made, not {settings_json}")
             stops = settings.get("until") or []
             stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-            new = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
+            max_new = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
             if self.model.max_length:  # half of the longest input at least is left to the context
-                new = min(new, self.model.max_length // 2)
-            ended = functools.partial(self._has_ended, stops=stops)
+                max_new = min(max_new, self.model.max_length // 2)
+            is_end = functools.partial(self._has_ended, stops=stops)
             contexts = [self.tok_encode(requests[i].args[0]) or [self.eod] for i in numbers]
-            continuations = score.continuations(self.model, contexts, new, ended, **self.options)
+            continuations = score.continuations(self.model, contexts, max_new, is_end, **self.options)
             for i, ids in zip(numbers, continuations, strict=True):
                 answers[i] = self._text(ids)
                 for stop in stops:
