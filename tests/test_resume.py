@@ -49,7 +49,10 @@ def train(launch: Start, argv: list[str], ranks: int = 1) -> Path:
 
 
 def text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    try:
+        return path.read_text()
+    except FileNotFoundError:  # not there yet, or just being replaced by a run that begins
+        return ""
 
 
 def steps(run: Path) -> int:
