@@ -14,6 +14,7 @@ from ablations import rundir, safe_files
 from ablations.__main__ import main as ablations_main
 from ablations.card import card
 from ablations.criteria import Criteria
+from ablations.document.blocks import Table
 from ablations.plan import ladder, laws
 from data import prepare
 from eval import export
@@ -21,7 +22,6 @@ from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
 from eval.report import noise
 from eval.report.comparison.gather import gather
-from eval.report.document.blocks import Table
 from eval.report.outcome import EXIT_CODES, outcome
 from eval.report.request import Request
 from eval.report.simulated import calibration

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablations.document.blocks import Table
+from ablations.document.formats import markdown_table
 from ablations.factorial import parse_factorial
 from eval.report.comparison.contrasts import contrast_variance
 from eval.report.comparison.gather import corrected_comparisons
-from eval.report.document.blocks import Table
-from eval.report.document.formats import markdown_table
 from eval.report.sections import published
 from eval.report.simulated import calibration, error_rates
 from eval.statistics import simulation

@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 
 from ablations import answers
+from ablations.document.blocks import Table
+from ablations.document.formats import markdown_table
 from ablations.factorial import parse_factorial
 from ablations.safe_files import write_text
-from eval.report.document.blocks import Table
-from eval.report.document.formats import markdown_table
 from eval.report.sections import published
 from eval.report.simulated.error_rates import (
     EFFECTS,
