@@ -43,13 +43,6 @@ MAY = {  # a package -> the packages that its files may import
         "eval.statistics",
         "eval.tasks",
     },
-    "eval.report.simulated": {
-        "ablations",
-        "ablations.document",
-        "ablations.plan",
-        "eval.report.sections",
-        "eval.statistics",
-    },
     "eval.report": {
         "ablations",
         "ablations.document",
