@@ -167,8 +167,8 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
 
 def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
     """The decisions (BETTER, WORSE ... of simulation.py) on published accuracies, [studies, 1]. A study is one task
-    with two arms. Both arms are checkpoints of the same run, so that every verdict of better or worse is wrong. `seeds`: how
-    many checkpoints stand for the seeds of an arm.
+    with two arms. Both arms are checkpoints of the same run, so that every verdict of better or worse is wrong.
+    `seeds`: how many checkpoints stand for the seeds of an arm.
 
     Two neighbouring checkpoints are one seed of the two arms. Which of them is the baseline's alternates by the
     Thue-Morse sequence, so that the run's progress does not favour one arm.
