@@ -288,8 +288,8 @@ def read_json_lines(
     """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged
     lines); the sentence is "" where no line is damaged.
 
-    A damaged line is left out: one that is no JSON object, has a key twice or lacks one, or has a value of another type.
-    An incomplete last line is left out too, but is no damage, since a process may be writing it or was killed.
+    A damaged line is left out: one that is no JSON object, has a key twice, lacks a key, or has a value of another
+    type. An incomplete last line is left out too, but is no damage, since a process may be writing it or was killed.
 
     Args:
         path: the file; where it does not exist there are no objects.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.drawing import STYLE, combined_figures
-from ablations.safe_files import write_text
+from ablations.safe_files import read_text, write_text
 from ablations.values import ConfigError
 
 PAGE = """\
@@ -135,13 +135,16 @@ class Document:
         return PAGE.format(title=html.escape(self.title), style=STYLE, body="\n".join(out))
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and an SVG file for each figure into a folder. Returns the paths of the files.
-        `folder`: created where it does not exist."""
+        """Write report.md, report.html and an SVG file for each figure into a folder, and remove the figures of the
+        report.md that was there before. Returns the paths of the files. `folder`: created where it does not exist."""
         make_folder(folder)
+        earlier = re.findall(r"^!\[(\w+)\]\(\1\.svg\)$", read_text(folder / "report.md"), re.M)
         files = {"report.md": self.to_markdown(), "report.html": self.to_html()}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures}
         for name, content in files.items():
             write_text(folder / name, content)
+        for name in {f"{name}.svg" for name in earlier} - files.keys():
+            (folder / name).unlink(missing_ok=True)
         return [folder / name for name in files]
 
 
