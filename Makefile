@@ -94,7 +94,7 @@ noise: .venv/ready
 	@$(FORMATS)$(PY) -m eval.report.noise --check $(call pairs,FORMAT) $(NOISE_WORDS) || exit $$?; { $(PY) -m launch.local $(NOISE_WORDS) $(PROGRESS); } $(OR_STOP) && $(PY) -m eval.report.noise $(call pairs,FORMAT) $(NOISE_WORDS)
 # the tables of docs/statistics.md: how often verdicts err and what they see, by simulated studies with fixed seeds
 calibrate: .venv/ready
-	@$(PY) -m eval.report.simulated.calibration $(call option,FORMAT)
+	@$(PY) -m tests.calibration.tables $(call option,FORMAT)
 status show: .venv/ready
 	@$(PY) -m ablations $@ $(if $(filter status,$@),$(if $(call said,WATCH),$(if $(filter 1,$(WATCH)),--watch,$(error WATCH=$(WATCH): 1, or leave it out)))) $(call pairs,FORMAT) $(WORDS)
 report: .venv/ready

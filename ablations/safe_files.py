@@ -103,6 +103,27 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
                 path.unlink()
 
 
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
+    before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
+    written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in texts:
+        remove_abandoned(folder, f".{name}.*.tmp")
+    temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
+    try:
+        for name, text in texts.items():
+            write_text(temporaries[name], text)
+        for name in texts:
+            os.replace(temporaries[name], folder / name)
+    except BaseException:
+        for path in temporaries.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+    wait_until_on_disk(folder, deep=False)
+
+
 def path_inside(folder: Path, name: str | Path) -> Path:
     """The path folder / name. Raises Damaged where the path leads out of the folder, by ".." or by a symbolic link."""
     path = folder / name

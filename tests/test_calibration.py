@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablations.document.blocks import Table
+from ablations.document.formats import markdown_table
 from ablations.factorial import parse_factorial
 from eval.report.comparison.contrasts import contrast_variance
 from eval.report.comparison.gather import corrected_comparisons
-from eval.report.document.blocks import Table
-from eval.report.document.formats import markdown_table
 from eval.report.sections import published
-from eval.report.simulated import calibration, error_rates
-from eval.statistics import simulation
 from eval.statistics.comparison import FEWEST_ITEMS, compare, corrected_family
 from eval.statistics.items import Stratum, noise_parts
 from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import seed_variance
-from eval.statistics.simulation import Noise, decide_all, decisions, item_noise
 from eval.statistics.verdicts import verdict
+from tests.calibration import error_rates, simulation
+from tests.calibration import tables as calibration
+from tests.calibration.simulation import Noise, decide_all, decisions, item_noise
 
 NO_ITEMS = Variance(0.0, np.inf)
 CODES = {

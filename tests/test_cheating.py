@@ -10,11 +10,11 @@ import pytest
 
 from ablations import rundir
 from ablations.criteria import Criteria
+from ablations.document.formats import markdown
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, changes
 from eval.report.comparison.criteria import seeds_planned
 from eval.report.comparison.gather import gather
 from eval.report.contents import contents
-from eval.report.document.formats import markdown
 from eval.report.record import terminal_text
 from tests import made_study
 

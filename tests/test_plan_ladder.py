@@ -17,7 +17,9 @@ from scipy import stats
 from ablations import safe_files
 from ablations.plan import extrapolation, ladder
 from ablations.plan.extrapolation import Extrapolation, Pair, Score, extrapolate, order_accuracy
-from ablations.plan.simulated_ladders import (
+from ablations.study import from_args
+from ablations.values import ConfigError
+from tests.calibration.ladders import (
     SIZES,
     TARGET,
     ArmSampler,
@@ -27,8 +29,6 @@ from ablations.plan.simulated_ladders import (
     simulate_outcomes,
     simulated_pairs,
 )
-from ablations.study import from_args
-from ablations.values import ConfigError
 
 LADDERS = 150  # of each kind
 

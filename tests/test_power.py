@@ -10,7 +10,7 @@ from scipy import special, stats
 from ablations.config import resolve
 from ablations.factorial import parse_factorial
 from ablations.plan import power
-from eval.statistics import simulation
+from tests.calibration import simulation
 from tests.test_false_verdicts import studies
 
 

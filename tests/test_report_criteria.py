@@ -8,10 +8,10 @@ import pytest
 
 from ablations import rundir
 from ablations.criteria import Criteria
+from ablations.document.formats import markdown
 from eval.report.__main__ import main
 from eval.report.comparison.gather import gather
 from eval.report.contents import contents
-from eval.report.document.formats import markdown
 from eval.report.record import write
 from eval.statistics.sequential import alpha_share
 from tests.made_study import ARMS, Study, make, register, registered, report, rewrite, section, shift

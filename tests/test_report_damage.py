@@ -12,10 +12,10 @@ import xml.dom.minidom
 import pytest
 
 from ablations import drawing
+from ablations.document.blocks import Section, Table
+from ablations.document.formats import latex, markdown, plain_text, to_csv
+from ablations.document.page import page
 from eval.report.__main__ import main
-from eval.report.document.blocks import Section, Table
-from eval.report.document.formats import latex, markdown, plain_text, to_csv
-from eval.report.document.page import page
 from tests.made_study import FILES, change, report, section, study  # noqa: F401  # a fixture
 
 

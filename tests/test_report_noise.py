@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from ablations.criteria import Criteria
+from ablations.document.formats import markdown
 from eval.report.comparison.findings import recorded_noise
 from eval.report.comparison.gather import gather
 from eval.report.comparison.predictions import interval_of
 from eval.report.contents import contents
-from eval.report.document.formats import markdown
 from eval.report.reading.runs import read
 from eval.report.request import parse
 from eval.report.sections.differences import largest_difference, noise_cells

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ablations import drawing
+from ablations.document.blocks import Figure, Section, Table
+from ablations.document.formats import latex, markdown
+from ablations.document.page import page
 from ablations.values import short_number
-from eval.report.document.blocks import Figure, Section, Table
-from eval.report.document.formats import latex, markdown
-from eval.report.document.page import page
 from eval.report.reading.curves import BINS, average_in_bins, loss_curve, subtract
 from eval.report.reading.runs import budget_seconds
 from tests.made_study import ARMS, FILES, Study, full, make, report

@@ -1,7 +1,7 @@
 """The sections of a report in their order. A new section is a file in eval/report/sections and a line here."""
 
+from ablations.document.blocks import Section
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section
 from eval.report.sections import (
     challenge,
     composition,

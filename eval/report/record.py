@@ -2,20 +2,18 @@
 record."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ablations import drawing, safe_files
+from ablations.document.blocks import Table
+from ablations.document.formats import latex, markdown, plain_text, to_csv
+from ablations.document.page import page
 from ablations.safe_files import Damaged, printable
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings, recorded_noise
 from eval.report.comparison.predictions import checked_predictions
 from eval.report.contents import contents
-from eval.report.document.blocks import Table
-from eval.report.document.formats import latex, markdown, plain_text, to_csv
-from eval.report.document.page import page
 from eval.report.reading.runs import Cells, runs_in_words
 from eval.report.sections import answer, composition, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest_plot
@@ -34,7 +32,7 @@ def write(findings: Findings, out: Path) -> None:
         *paired_curves(findings),
         forest_plot(findings, "zero-shot"),
     ]
-    write_together(
+    safe_files.write_together(
         out,
         {
             "report.md": markdown(findings.study.title, sections),
@@ -45,27 +43,6 @@ def write(findings: Findings, out: Path) -> None:
             "run.json": json.dumps(record(findings), indent=1) + "\n",
         },
     )
-
-
-def write_together(folder: Path, texts: dict[str, str]) -> None:
-    """Write several files so that a failure leaves the existing ones unchanged: all are written under temporary names
-    before the first one is renamed. `texts`: {name of a file: its content}. Raises OSError where they cannot be
-    written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in texts:
-        safe_files.remove_abandoned(folder, f".{name}.*.tmp")
-    temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
-    try:
-        for name, text in texts.items():
-            safe_files.write_text(temporaries[name], text)
-        for name in texts:
-            os.replace(temporaries[name], folder / name)
-    except BaseException:
-        for path in temporaries.values():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
-    safe_files.wait_until_on_disk(folder, deep=False)
 
 
 def terminal_text(findings: Findings) -> str:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ablations import safe_files
+from ablations.document.blocks import Table
+from ablations.document.formats import plain_text
 from ablations.safe_files import Damaged
 from eval.report.comparison.predictions import FAILED, HELD, UNDECIDED
-from eval.report.document.blocks import Table
-from eval.report.document.formats import plain_text
 
 
 def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:

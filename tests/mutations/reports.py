@@ -273,7 +273,7 @@ MUTATIONS = [
         "",
         "",
         "",
-        "eval/report/record.py",
+        "ablations/safe_files.py",
         'folder / f".{name}.{os.getpid()}.tmp" for name in texts',
         "folder / name for name in texts",
         FULL_DISK,

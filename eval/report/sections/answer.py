@@ -5,11 +5,11 @@ against another arm. That comparison is made in eval/report/comparison/leading.p
 the leader by its result.
 """
 
+from ablations.document.blocks import Table
 from ablations.values import listed
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import leading_arm
-from eval.report.document.blocks import Table
 from eval.statistics.verdicts import with_unit
 
 OPPOSITE_KINDS = {"better": "worse", "worse": "better"}

@@ -4,8 +4,8 @@ rules a run breaks, and what it spent."""
 from typing import Any
 
 from ablations.budget import clock_seconds
+from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.runs import has_clock_budget, in_one_line
 

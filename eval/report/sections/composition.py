@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablations.document.blocks import Block, Code, Section, Table
 from ablations.safe_files import first_misfit
 from ablations.values import listed
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Code, Section, Table
 from eval.report.reading.runs import NUMBER, in_one_line
 from eval.report.reading.short_names import shortest_ends
 

@@ -4,9 +4,9 @@ beyond the training length."""
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Figure, Section, Table
 from ablations.drawing import Line
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Figure, Section, Table
 from eval.tasks.position import BEYOND_TRAINING_LENGTH
 
 MULTIPLES = (1, 2, 4)  # of the training length, for which the table has a column

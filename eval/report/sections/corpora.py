@@ -5,9 +5,9 @@ from math import inf
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Figure, Section, Table, plus_minus
 from eval.report.comparison.comparable import all_tasks
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Figure, Section, Table, plus_minus
 from eval.report.sections.tasks import standard_error
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, level_stderr

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.runs import in_one_line
 

@@ -6,10 +6,10 @@ from math import inf, isinf
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Block, Section, Table
 from ablations.plan.power import POWER, detectable
 from eval.report.comparison.compare import METRICS, difference_strata, pairing
 from eval.report.comparison.findings import Findings, recorded_noise
-from eval.report.document.blocks import Block, Section, Table
 from eval.report.sections.answer import pairs_table
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison

@@ -4,8 +4,8 @@ from math import nan
 
 import numpy as np
 
+from ablations.document.blocks import Section, Table, plus_minus
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table, plus_minus
 
 
 def section(findings: Findings) -> Section:

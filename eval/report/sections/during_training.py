@@ -3,11 +3,11 @@
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Block, Figure, Section, Table
 from ablations.drawing import Line
 from ablations.values import short_number
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Figure, Section, Table
 
 EQUAL_KEYS = (
     "version",

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from ablations.document.blocks import Block, Section, Table
 from eval.report.comparison.compare import METRICS, interval_in_words
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Section, Table
 from eval.statistics.comparison import Comparison
 
 WORDS = """\

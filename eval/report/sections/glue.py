@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table
 from eval.report.reading.external import External, reason_not_comparable, remarks
 from eval.report.sections.challenge import MARK, broken_rules
 

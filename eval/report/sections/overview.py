@@ -4,10 +4,10 @@ from math import nan
 
 import numpy as np
 
+from ablations.document.blocks import Figure, Image, Section, Table, plus_minus
 from ablations.values import listed
 from eval.report.comparison.compare import METRICS, arm_strata
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Figure, Image, Section, Table, plus_minus
 from eval.report.reading.runs import in_one_line
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules

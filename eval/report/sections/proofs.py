@@ -1,7 +1,7 @@
 """Section: the activity proofs, which were measured before the first step to show that each factor acts."""
 
+from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table
 from eval.report.reading.runs import in_one_line
 
 

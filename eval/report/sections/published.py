@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Block, Figure, Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Figure, Section, Table
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from ablations.document.blocks import Block, Section, Table
 from ablations.values import short_number
 from eval.report.comparison.comparable import evaluation_classes
 from eval.report.comparison.compare import METRICS, rankings
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Section, Table
 from eval.report.reading.short_names import shortest_ends
 from eval.report.sections.settings import configurations
 

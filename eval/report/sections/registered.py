@@ -3,11 +3,11 @@
 from typing import Any
 
 from ablations import rundir
+from ablations.document.blocks import Block, Section, Table
 from ablations.registration import NOTHING_EXPECTED, changes
 from eval.report.comparison.criteria import first_registrations, late_arms, registered_contents
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.predictions import checked_predictions
-from eval.report.document.blocks import Block, Section, Table
 from eval.report.reading.runs import runs_in_words
 
 HEAD = """\

@@ -1,7 +1,7 @@
 """Section: how to reproduce the study: command, commits and versions."""
 
+from ablations.document.blocks import Code, Section
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Code, Section
 from eval.report.reading.runs import in_one_line
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Figure, Section
 from ablations.drawing import Line
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Figure, Section
 from eval.report.reading.expense import cost_so_far
 from eval.report.sections import published
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from ablations.document.blocks import Section, Table
 from ablations.values import flatten
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Section, Table
 from eval.report.reading.collection import is_setting
 from eval.report.reading.runs import in_one_line
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Block, Figure, Section, Table, plus_minus
 from eval.report.comparison.comparable import Run, evaluation_classes
 from eval.report.comparison.compare import item_scores
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Block, Figure, Section, Table, plus_minus
 from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.tasks.position import CUT_TO_TRAINING_LENGTH
 from eval.tasks.suite import suite

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from ablations import drawing
+from ablations.document.blocks import Figure, Section
 from ablations.drawing import Line
 from eval.report.comparison.findings import Findings
-from eval.report.document.blocks import Figure, Section
 from eval.report.reading.curves import average_in_bins, loss_curve, subtract
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.runs import budget_seconds

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ablations import drawing
+from ablations.document.blocks import Block, Figure, Section, Table
 from ablations.drawing import Line
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
@@ -12,7 +13,6 @@ from eval.report.comparison.tuned import (
     learning_rate_sensitivity,
     losses_by_rate,
 )
-from eval.report.document.blocks import Block, Figure, Section, Table
 from eval.statistics.comparison import Comparison
 
 WORDS = """\

@@ -8,8 +8,8 @@ import csv
 import io
 import re
 
+from ablations.document.blocks import Code, Figure, Image, Section, Table
 from ablations.safe_files import printable
-from eval.report.document.blocks import Code, Figure, Image, Section, Table
 
 
 def markdown(title: str, sections: list[Section]) -> str:

@@ -1,16 +1,16 @@
 """Error rates and power of the verdicts, over simulated studies, and over published results of runs that do not differ.
 
-The random numbers come from fixed seeds, so the rates are always the same. calibration.py makes a page of them.
+The random numbers come from fixed seeds, so the rates are always the same. tables.py makes the page.
 """
 
 import numpy as np
 
 from ablations.factorial import order, parse_factorial
 from ablations.plan.extrapolation import Score
-from ablations.plan.simulated_ladders import gaps_that_change_sign, gaps_that_keep_their_sign, simulate_outcomes
 from eval.report.sections import published
 from eval.statistics.parts import LEVEL
-from eval.statistics.simulation import (
+from tests.calibration.ladders import gaps_that_change_sign, gaps_that_keep_their_sign, simulate_outcomes
+from tests.calibration.simulation import (
     BETTER,
     EQUIVALENT,
     WORSE,
@@ -45,7 +45,7 @@ def simulated_results(key: tuple[int, ...], studies: int, arms: int, seeds: int)
 
 def share_with_wrong_verdict(verdicts: np.ndarray) -> float:
     """The share of studies, from 0 to 1, that call at least one arm better or worse although no arms differ.
-    `verdicts`: the decisions (BETTER, WORSE ... of eval/statistics/simulation.py), [studies, comparisons]."""
+    `verdicts`: the decisions (BETTER, WORSE ... of simulation.py), [studies, comparisons]."""
     return float(((verdicts == BETTER) | (verdicts == WORSE)).any(1).mean())
 
 
@@ -166,10 +166,13 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
 
 
 def decisions_on_published_checkpoints(seeds: int) -> np.ndarray:
-    """The decisions (BETTER, WORSE ... of eval/statistics/simulation.py) on published accuracies, [studies, 1]. A study
-    is one task with two arms. Both arms are checkpoints of the same run, so that every verdict of better or worse is
-    wrong. SAVES in calibration.py explains how the checkpoints are paired. `seeds`: how many checkpoints stand for the
-    seeds of an arm."""
+    """The decisions (BETTER, WORSE ... of simulation.py) on published accuracies, [studies, 1]. A study is one task
+    with two arms. Both arms are checkpoints of the same run, so that every verdict of better or worse is wrong.
+    `seeds`: how many checkpoints stand for the seeds of an arm.
+
+    Two neighbouring checkpoints are one seed of the two arms. Which of them is the baseline's alternates by the
+    Thue-Morse sequence, so that the run's progress does not favour one arm.
+    """
     verdicts = []
     for accuracies_NT in published.published_checkpoints().values():
         number = len(accuracies_NT) // (2 * seeds)  # the latest saves, which change the least

@@ -4,9 +4,9 @@ tables that can be sorted."""
 import html
 import re
 
+from ablations.document.blocks import Code, Figure, Section, Table
 from ablations.drawing import STYLE
 from ablations.safe_files import printable
-from eval.report.document.blocks import Code, Figure, Section, Table
 
 CSS = """\
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--faint:#5f6670;--grid:#e4e6ea;--tint:#f5f6f8;--link:#0b62a8}

@@ -10,12 +10,14 @@ from itertools import product
 from pathlib import Path
 
 from ablations import answers
+from ablations.document.blocks import Table
+from ablations.document.formats import markdown_table
 from ablations.factorial import parse_factorial
 from ablations.safe_files import write_text
-from eval.report.document.blocks import Table
-from eval.report.document.formats import markdown_table
 from eval.report.sections import published
-from eval.report.simulated.error_rates import (
+from eval.statistics.parts import LEVEL
+from eval.statistics.sequential import alpha_share
+from tests.calibration.error_rates import (
     EFFECTS,
     LADDER_KINDS,
     MARGINS,
@@ -31,9 +33,7 @@ from eval.report.simulated.error_rates import (
     wrong_verdicts_with_clusters,
     wrong_verdicts_with_few_groups,
 )
-from eval.statistics.parts import LEVEL
-from eval.statistics.sequential import alpha_share
-from eval.statistics.simulation import BETTER, EQUIVALENT, simulate_sequential
+from tests.calibration.simulation import BETTER, EQUIVALENT, simulate_sequential
 
 PAGE = Path("docs/statistics.md")
 STUDIES = 20_000  # of each kind: a rate of 5 % has a standard error of 0.15 %
@@ -186,7 +186,7 @@ def with_tables(page: str, tables: dict[str, list[Table]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = answers.Parser(prog="python -m eval.report.simulated.calibration", description=__doc__)
+    parser = answers.Parser(prog="python -m tests.calibration.tables", description=__doc__)
     answers.add_format(parser)
     args = parser.parse_args(argv)
     tables = make_tables()
