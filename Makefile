@@ -55,9 +55,12 @@ JSON = $(filter json,$(call said,FORMAT))
 comma := ,
 refuse = $(if $(JSON),$(info {"kind": "error"$(comma) "version": 1$(comma) "error": "$(subst ",\",$(subst \,\\,$(strip $(1))))"}))$(error $(1))
 UNUSED := $(filter-out $(TAKEN),$(TYPED))
-$(if $(UNUSED),$(call refuse,make $(GOALS) does not use $(UNUSED). It takes $(or $(TAKEN),no words)))
-EMPTY := $(strip $(foreach n,$(filter-out $(NAMES) ON SITE WATCH ARGS,$(TYPED)),$(if $(strip $($(n))),,$(n)=)))
-$(if $(EMPTY),$(call refuse,$(EMPTY) is empty: give a value or leave it out))
+# What to type in place of a word that another command takes.
+INSTEAD_BUDGET = In place of the BUDGET of make cram: SET=train.budget=$(if $(word 2,$(BUDGET)),10m,$(BUDGET))$(comma) and STUDY=cram SEEDS=1 where make cram was given none.
+INSTEAD_SIZES = In place of the SIZES of make ladder: SIZE= one of them$(comma) for each is a study of its own.
+$(if $(UNUSED),$(call refuse,make $(GOALS) does not use $(UNUSED). $(strip $(foreach n,$(UNUSED),$(INSTEAD_$(n))) It takes $(or $(TAKEN),no words))))
+EMPTY := $(strip $(foreach n,$(filter-out ARGS,$(TYPED)),$(if $(strip $($(n))),,$(n)=)))
+$(if $(EMPTY),$(call refuse,$(EMPTY) is empty: give a value$(comma) of those that make help names$(comma) or leave it out))
 need = $(if $(strip $(call said,$(1))),,$(call refuse,make $@ needs $(1)=$(comma) $(2)))
 
 .PHONY: ablation calibrate noise cram glue data plan laws ladder status report show card diff export test test-slurm chaos check mutations bench bench-data bench-gpu eval-data bench-eval docs loc help clean

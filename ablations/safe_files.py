@@ -209,26 +209,48 @@ def read_json(
         cure: a sentence for the error message that tells the user how to repair a damaged file.
 
     Raises:
-        Damaged: the file holds no JSON object, the object lacks a key, or a value is of another type.
+        Damaged: the file holds no JSON object, an object has the same key twice or lacks one of `keys`, or a value is
+            of another type.
     """
     content = read_bytes(path)
     if content is None:
         return None
-    value = _parse(content)
-    complaint = "it is not a JSON object" if value is None else form_problem(value, keys, types)
-    if complaint or value is None:
-        raise Damaged(f"{path} is damaged, or of another version: {complaint}.{cure and ' '}{cure}")
+    try:
+        return _parse(content, keys, types)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged, or of another version: {error}.{cure and ' '}{cure}") from None
+
+
+def _parse(content: bytes, keys: Iterable[str], types: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object in `content`, as a dictionary. Unlike in Python's own parser, repeated keys, NaN, Infinity and
+    numbers beyond LARGEST_NUMBER are refused. `keys` and `types` are those of `read_json`. Raises ValueError where the
+    content is no such object; the message is a clause that says why."""
+    try:
+        value = json.loads(
+            content.decode(), parse_constant=_number, parse_float=_number, parse_int=_number, object_pairs_hook=_object
+        )
+    except _RepeatedKey:
+        raise
+    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+        value = None
+    problem = form_problem(value, keys, types) if isinstance(value, dict) else "it is not a JSON object"
+    if problem:
+        raise ValueError(problem)
     return value
 
 
-def _parse(content: bytes) -> dict[str, Any] | None:
-    """The JSON object in `content`, as a dictionary; None where the content is something else. Unlike in Python's own
-    parser, NaN, Infinity and numbers beyond LARGEST_NUMBER are refused."""
-    try:
-        value = json.loads(content.decode(), parse_constant=_number, parse_float=_number, parse_int=_number)
-    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
-        return None
-    return value if isinstance(value, dict) else None
+class _RepeatedKey(ValueError):
+    """An object in a JSON file has the same key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The JSON object with these (key, value). Raises _RepeatedKey where two of the keys are equal."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKey(f"the key {repeated[:60]!r} is there twice")
+    return value
 
 
 def _number(text: str) -> float:
@@ -287,8 +309,8 @@ def read_json_lines(
     """Read a .jsonl file, which holds a JSON object in each line. Returns (the objects, a sentence about damaged
     lines); the sentence is "" where no line is damaged.
 
-    A damaged line is left out: one that is no JSON object, lacks a key, or has a value of another type. An incomplete
-    last line is left out too, but is no damage, since a process may be writing it or was killed.
+    A damaged line is left out: one that is no JSON object, has a key twice, lacks a key, or has a value of another
+    type. An incomplete last line is left out too, but is no damage, since a process may be writing it or was killed.
 
     Args:
         path: the file; where it does not exist there are no objects.
@@ -302,11 +324,11 @@ def read_json_lines(
     lines = (content or b"").split(b"\n")
     rows, damaged = [], []
     for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is not None and not form_problem(row, keys, types):
-            rows.append(row)
-        elif line.strip() and number < len(lines):
-            damaged.append(number)
+        try:
+            rows.append(_parse(line, keys, types))
+        except ValueError:
+            if line.strip() and number < len(lines):
+                damaged.append(number)
     if not damaged:
         return rows, ""
     several = "s" if len(damaged) > 1 else ""
@@ -328,10 +350,10 @@ def last_line(
             lines = file.read().split(b"\n")[:-1]
     damage = ""
     for line in reversed(lines):
-        row = _parse(line)
-        if row is not None and not form_problem(row, keys, types):
-            return row, damage
-        damage = f"{path} is damaged in its last lines" if line.strip() else damage
+        try:
+            return _parse(line, keys, types), damage
+        except ValueError:
+            damage = f"{path} is damaged in its last lines" if line.strip() else damage
     return {}, damage
 
 
@@ -351,9 +373,10 @@ def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, 
     except (OSError, EOFError, zlib.error) as error:
         raise Damaged(f"{path} is damaged: {error}.") from None
     for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None or form_problem(row, keys, {}):
-            raise Damaged(f"{path} is damaged in line {number}.")
+        try:
+            row = _parse(line, keys, {})
+        except ValueError as error:
+            raise Damaged(f"{path} is damaged in line {number}: {error}.") from None
         yield row
 
 

@@ -58,9 +58,8 @@ HELP = {  # {every NAME: its help text}
 
 
 def parse_words(words: list[str]) -> dict[str, str]:
-    """Split NAME=VALUE words. Returns {name: value}, without names whose value is empty. Raises ConfigError where a
-    word is no NAME=VALUE or its name is unknown, a name is given twice, or a value has control characters or is not
-    UTF-8."""
+    """Split NAME=VALUE words. Returns {name: value}. Raises ConfigError where a word is no NAME=VALUE or its name is
+    unknown, a name is given twice, or a value is empty, has control characters or is not UTF-8."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -70,9 +69,17 @@ def parse_words(words: list[str]) -> dict[str, str]:
             raise ConfigError(f"{name} is given twice")
         if not _is_text(value) or (name in PATHS and re.search(r"[\t\n]", value.strip())):
             raise ConfigError(f"{name}={value[:200]!r}: characters that are no text, or no UTF-8")
-        if value.strip():
-            values[name] = expand_home(value.strip()) if name in PATHS else value.strip()
+        values[name] = expand_home(value.strip()) if name in PATHS else value.strip()
+    check_not_empty(values, HELP)
     return values
+
+
+def check_not_empty(values: dict[str, str], meanings: dict[str, str]) -> None:
+    """Check that no NAME=VALUE word has an empty value. `values`: {name: value}; `meanings`: {name: its help text}.
+    Raises ConfigError where a value is empty."""
+    for name, value in values.items():
+        if not value.strip():
+            raise ConfigError(f"{name}= is empty: give a value or leave it out. {name}: {meanings[name]}")
 
 
 def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:

@@ -90,6 +90,13 @@ def test_an_amount_of_hours_is_a_document_of_studies_alone(tmp_path: Path, capsy
     assert main(["plan", "BUDGET=40 core-hours", f"TO={tmp_path}"]) == 0
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text in capsys.readouterr().out and "SIZES=nano,mini,small TARGET=14m" in text
+    (tmp_path / "mine.svg").write_text("<svg/>")
+    (tmp_path / "report.md").write_text("![loss](loss.svg)\n\n![mine](other.svg)\n")  # an earlier plan's
+    for name in ("loss", "other"):
+        (tmp_path / f"{name}.svg").write_text("<svg/>")
+    assert main(["plan", "BUDGET=40 core-hours", f"TO={tmp_path}"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "mine.svg", "other.svg"}
+    capsys.readouterr()
     assert planned(capsys, "BUDGET=1k EUR, a100", "PRICE=2")["hours"] == 500
     assert planned(capsys, "BUDGET=500 GPU-hours, a100")["unit"] == "GPU-hours"
     assert planned(capsys, "BUDGET=0.0001 core-hours")["studies"] == []

@@ -267,6 +267,7 @@ def test_hardware_is_named_in_several_ways() -> None:
         (["POS=alibi", "ON="], "empty"),
         (["POS=alibi", "ON=a100", "NEED=3B"], "NEED: only for what to train"),
         (["POS=alibi", "ON=a100", "TO=x", "NEED=3B"], "NEED and TO: only"),
+        (["POS=alibi", "NEED=3B"], "NEED: only for what to train with a budget, such as BUDGET='18 weeks"),
         (["POS=alibi", "ON=a100", "PRICE=2"], "belongs to a budget of money"),
         (["POS=alibi", "ON=99999999999x8 a100"], "more than 1,000,000 GPUs"),
         (["POS=alibi", "ON=a100", "BUDGET=300B tokens"], "has no GPU-hours"),

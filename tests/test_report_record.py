@@ -132,8 +132,10 @@ def test_a_study_of_many_long_arms_has_a_short_name_of_its_own(tmp_path):
     assert from_args(["POS=alibi", *words]).name == "position-alibi-nano"
 
 
-@pytest.mark.parametrize("when", ["written", "renamed"])
-def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, capsys, when):
+@pytest.mark.parametrize(
+    ("when", "number"), [("written", errno.ENOSPC), ("renamed", errno.ENOSPC), ("renamed", errno.EDQUOT)]
+)
+def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, capsys, when, number):
     monkeypatch.chdir(tmp_path)
     assert main([f"RUNS={study.root}"]) == 0
     (folder,) = (tmp_path / "ablations/records").iterdir()
@@ -144,7 +146,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(study, tmp_path, monkeypatch, c
     def full(*args, **kwargs):
         calls.append(args)
         if len(calls) >= 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
+            raise OSError(number, os.strerror(number), str(args[0]))
         return real(*args, **kwargs)
 
     name = "os.fsync" if when == "written" else "ablations.safe_files.write_bytes"

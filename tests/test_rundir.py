@@ -139,6 +139,17 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
     assert isinstance(error.value, ValueError) and safe_files.read_json(tmp_path / "none") is None
 
 
+def test_a_key_that_is_there_twice_is_damage_and_named(tmp_path: Path) -> None:
+    """Of two values for one key Python's parser keeps the last without a word."""
+    path = tmp_path / "eval.json"
+    path.write_bytes(b'{"a": 1, "tasks": {"b": {"n": 1, "acc": 2, "n": 3}}}')
+    with pytest.raises(Damaged, match="eval.json is damaged, or of another version: the key 'n' is there twice"):
+        safe_files.read_json(path)
+    (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1}\n{"id": 2, "id": 3}\n'))
+    with pytest.raises(Damaged, match="in line 2: the key 'id' is there twice"):
+        list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))
+
+
 def test_a_file_larger_than_any_of_a_run_is_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(tmp_path / "größe.json", "wb") as file:
         file.truncate(safe_files.LARGEST_FILE + 1)  # takes no place on the disk
@@ -165,6 +176,8 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_bytes(lines[0] + b"\xff" + lines[1] + b'[]\n\n{"step": 3}\n{"step": "3", "loss": 1}\n' + lines[3])
     assert read() == ([rows[0], rows[3]], f"{path} is damaged: lines 2, 3, 5, 6 left out")
     assert rundir.last_metric(tmp_path) == (rows[3], "")
+    path.write_bytes(lines[0] + lines[1].replace(b"}", b', "step": 3}') + lines[3])
+    assert read() == ([rows[0], rows[3]], f"{path} is damaged: line 2 left out")
     path.write_bytes(lines[0] + b'{"step": 2, "loss": 1.\xff}\n')
     assert rundir.last_metric(tmp_path) == (rows[0], f"{path} is damaged in its last lines")
 

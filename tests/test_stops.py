@@ -125,7 +125,8 @@ def test_under_slurm_a_run_that_another_job_holds_is_tried_again(
 
 @pytest.mark.parametrize(
     ("said", "slurm", "given_up"),
-    [("Input/output error", True, False), (os.strerror(errno.ENOSPC), True, True), ("Input/output error", False, True)],
+    [("Input/output error", True, False), ("Input/output error", False, True)]
+    + [(os.strerror(number), True, True) for number in (errno.ENOSPC, errno.EDQUOT)],
 )
 def test_what_may_go_better_is_tried_again_under_slurm(
     said: str, slurm: bool, given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -129,6 +129,7 @@ def test_the_limits_of_a_file_hold_what_is_ours_many_times() -> None:
         (["POS=alibi", "JOBS=" + "9" * 5000], "from 1 to"),
         (["POS=alibi", "SEEDS=²"], "SEEDS=²: a number of seeds"),
         (["POS=alibi", "SEEDS=-1"], "a number of seeds"),
+        (["POS=alibi", "OUT= "], "OUT= is empty: give a value or leave it out. OUT: where runs and prepared data"),
         (["STUDY=" + "x" * 300], "is not one of activation,"),
         (["STUDY=../studies/position"], "is not one of activation,"),
         (["STUDY=position.yaml"], "did you mean position?"),

@@ -90,6 +90,12 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
             raise ConfigError(f"PRICE={options['PRICE']}: a GPU-hour costs {PRICES[0]:g} to {PRICES[1]:g} here")
         if budget is None or budget.kind != "money":
             raise ConfigError("PRICE, of a GPU-hour, belongs to a budget of money: BUDGET='200k EUR' PRICE=1.8")
+    unused = [name for name in ("NEED", "TO") if name in options]
+    if unused and (budget is None or "ON" in options):
+        raise ConfigError(
+            f"{' and '.join(unused)}: only for what to train with a budget, such as "
+            "BUDGET='18 weeks, 52x8 A100-80, 4 spare', without ON and a study"
+        )
     if "ON" not in options:
         if budget is None:
             raise ConfigError(f"{', '.join(options)} needs ON=hardware with a study, or BUDGET=")
@@ -102,8 +108,6 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
         if study_words:
             raise ConfigError(f"a study on a budget needs ON=, the hardware of a run: {' '.join(study_words)} ON=a100")
         return _plan_budget(budget, options, answer_format, price)
-    if unused := [name for name in ("NEED", "TO") if name in options]:
-        raise ConfigError(f"{' and '.join(unused)}: only for what to train with a BUDGET, without ON and a study")
     from ablations.plan import study_cost
 
     gpu, gpus = parse_hardware(options["ON"])

@@ -1,6 +1,7 @@
 """The document of `make plan` with BUDGET=: built part by part, written as Markdown and as one HTML page."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ablations.document.blocks import Figure, Image, Section, Table
 from ablations.document.formats import markdown
 from ablations.document.page import page
 from ablations.drawing import combined_figures
-from ablations.safe_files import write_together
+from ablations.safe_files import read_text, write_together
 from ablations.values import ConfigError
 
 
@@ -45,12 +46,16 @@ class Document:
         return markdown(self.title, self.sections)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and an SVG file for each figure into a folder, all of them or none. Returns the
-        paths of the files. `folder`: created where it does not exist."""
+        """Write report.md, report.html and an SVG file for each figure into a folder, all of them or none. Then remove
+        the other figures that the report.md before named. Returns the paths of the files. `folder`: created where it
+        does not exist."""
         make_folder(folder)
+        earlier = re.findall(r"^!\[(\w+)\]\(\1\.svg\)$", read_text(folder / "report.md"), re.M)
         files = {"report.md": self.to_markdown(), "report.html": page(self.title, self.sections)}
         files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures.items()}
         write_together(folder, files)
+        for name in {f"{name}.svg" for name in earlier} - files.keys():
+            (folder / name).unlink(missing_ok=True)
         return [folder / name for name in files]
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.values import listed
-from ablations.words import parse_folders
+from ablations.words import HELP as WORDS
+from ablations.words import check_not_empty, parse_folders
 from eval.report.reading.collection import collect_runs, run_directories
 from eval.report.reading.external import External, read_all_external
 
@@ -56,9 +57,8 @@ def parse(words: list[str]) -> Request:
     """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it. Raises
     ValueError where a word is not valid, a directory is not that of a run, or no run has begun."""
     from ablations.study import from_args
-    from ablations.words import HELP as STUDY_WORDS
 
-    known = {**STUDY_WORDS, **HELP}
+    known = {**WORDS, **HELP}
     for word in words:
         if "=" not in word or word.partition("=")[0] not in known:
             raise ValueError(f"{word[:200]!r} is no NAME=VALUE of {', '.join(known)}")
@@ -66,7 +66,8 @@ def parse(words: list[str]) -> Request:
     if twice := [name for name in ("RUNS", "NOISE", "BESIDE", "EXTERNAL") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
-    beside = values.get("BESIDE", "").strip() or "checked"
+    check_not_empty(values, known)
+    beside = values.get("BESIDE", "checked").strip()
     if beside not in BESIDE:
         raise ValueError(f"BESIDE={beside} is not one of {', '.join(BESIDE)}")
     noise = [path for name in parse_folders(values.get("NOISE", "")) for path in run_directories(name)]
@@ -88,7 +89,7 @@ def parse(words: list[str]) -> Request:
     if not runs:
         raise ValueError("no run of these studies has begun")
     collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
-    metric = check_metric(values.get("METRIC", "").strip() or PRIMARY, "METRIC")
+    metric = check_metric(values.get("METRIC", PRIMARY).strip(), "METRIC")
     criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
     absolute = [word.partition("=")[0] for word in sorted(words) if any(map(os.path.isabs, folders_of_word(word)))]
     sentence = ""
@@ -100,8 +101,11 @@ def parse(words: list[str]) -> Request:
 
 
 def out_folder(words: list[str]) -> Path:
-    """The folder that OUT= names among the words of a command; "runs" without OUT=."""
-    return Path(dict(word.partition("=")[::2] for word in words).get("OUT", "").strip() or "runs")
+    """The folder that OUT= names among the words of a command; "runs" without OUT=. Raises ValueError where OUT= is
+    empty."""
+    out = dict(word.partition("=")[::2] for word in words).get("OUT", "runs").strip()
+    check_not_empty({"OUT": out}, WORDS)
+    return Path(out)
 
 
 def folders_of_word(word: str) -> list[str]:
@@ -109,7 +113,7 @@ def folders_of_word(word: str) -> list[str]:
     name, _, value = word.partition("=")
     if name in ("RUNS", "NOISE", "EXTERNAL"):
         return parse_folders(value)
-    return [value] if name == "OUT" and value else []
+    return [value] if name == "OUT" else []
 
 
 def word_in_report(word: str) -> str:
