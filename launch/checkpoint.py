@@ -290,7 +290,9 @@ def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
     if damage := _first_sentence_of_all_ranks(damages):
         return {}, damage
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_sentence_of_all_ranks([safe_files.damage(path / name, recorded) for name, recorded in share])
+    return index, _first_sentence_of_all_ranks(
+        [safe_files.describe_damage(path / name, recorded) for name, recorded in share]
+    )
 
 
 def _first_sentence_of_all_ranks(sentences: list[str]) -> str:

@@ -113,7 +113,7 @@ def finish_runs(study: Study, todo: list[Cell], concurrency: int) -> list[str]:
         except Interrupted:
             phases[cell.dir] = "stopped"
         except (CommandFailed, Damaged, OSError) as error:
-            reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
+            reason = safe_files.storage_error_message(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
             phases[cell.dir] = "failed"
@@ -358,7 +358,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     except ConfigError as error:
         return error_exit(str(error), Exit.INVALID)
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         return error_exit(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):

@@ -16,11 +16,11 @@ def check_request(study: Study) -> None:
     """Check that tokenizers given as files can be read, that the evaluation tasks in TASKS and GLUE_TASKS exist, and,
     where EXPORT is asked for, that every arm can be exported. The data of the tasks is not checked, since the plan may
     be for another machine. Raises ConfigError with the reason where a check fails."""
-    from data.tokenizer import read
+    from data.tokenizer import read_tokenizer
 
     for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
         try:
-            read(path)
+            read_tokenizer(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
     if tasks := study.word_value("TASKS"):

@@ -15,7 +15,7 @@ def epochs_of_text(study: Study) -> list[str]:
     evaluated only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be
     used as the study asks."""
     from data.corpus import MissingData
-    from data.prepare import epochs, prepare
+    from data.prepare import epochs_by_component, prepare
 
     lines: list[str] = []
     distinct = {repr((run.data_request, run.model.seq, run.known_tokens)): run for run in (c.run for c in study.cells)}
@@ -28,7 +28,9 @@ def epochs_of_text(study: Study) -> list[str]:
             continue
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        lines += [_epochs_sentence(source, run) for source in epochs(manifest, run.known_tokens, run.model.seq)]
+        lines += [
+            _epochs_sentence(source, run) for source in epochs_by_component(manifest, run.known_tokens, run.model.seq)
+        ]
         is_default_recipe = data.recipe == type(data.recipe)()
         lines += [
             f"note: {note}" for note in manifest["notes"] if not (is_default_recipe and "removed nothing" in note)
@@ -59,8 +61,8 @@ def _evaluation_note(run: Run) -> str:
 
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     """A sentence on how often a run reads one source of its text. `source`: an entry of the result of
-    `data.prepare.epochs`, with the source's "corpus", "tokens", "epochs", "share" of the run's text, and "unused"
-    tokens at its end."""
+    `data.prepare.epochs_by_component`, with the source's "corpus", "tokens", "epochs", "share" of the run's text, and
+    "unused" tokens at its end."""
     tokens = run.known_tokens
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"

@@ -358,12 +358,12 @@ def main(argv: list[str] | None = None) -> int:
         safe_files.write_json(folder / "ladder.json", content, indent=1)
         safe_files.write_text(folder / "report.md", report(results, ladder, target, comparison, args.words))
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         answers.print_error(reason, as_json)
         return 1
     if as_json:
-        print(answers.answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
+        print(answers.json_answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
         return 0
     print(*describe(results, ladder, target), sep="\n")
     if comparison:

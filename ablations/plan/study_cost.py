@@ -9,7 +9,7 @@ from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bar_chart
-from ablations.factorial import order
+from ablations.factorial import effect_order
 from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
@@ -245,7 +245,7 @@ def detectable_text(study: Study) -> str:
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
-            name = "main effects" if order(effect) == 1 else f"interactions of {order(effect)}"
+            name = "main effects" if effect_order(effect) == 1 else f"interactions of {effect_order(effect)}"
             squares[name] = sum(weight * weight for weight in design.coefficients(effect).values())
     arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:

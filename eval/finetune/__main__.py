@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
     add("--epochs", type=int, metavar="N", help="5 at most (default)")
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     args = parser.parse_args(argv)
     try:
         return run_command(args)
@@ -96,7 +96,7 @@ def run_command(args: argparse.Namespace) -> int:
     }
     safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     if args.format == "json":
-        print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
+        print(answers.json_answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:
         print(table_text(table))
     return 1 if failed else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import safe_files
-from ablations.status import duration
+from ablations.status import duration_text
 
 # Seconds between lines where there is no terminal: the least, and as a share of the time since the start. As in
 # launch/progress.py, untuned.
@@ -199,7 +199,9 @@ def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
             if console.is_terminal or not (is_end or now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began))):
                 return
             printed = now
-            remaining = f"{duration((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            remaining = (
+                f"{duration_text((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            )
             print(f"{words}: {ended} of {len(items)} done, {remaining}", file=sys.stderr, flush=True)
 
         if items and not console.is_terminal:

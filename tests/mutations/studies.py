@@ -36,7 +36,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/rundir.py",
-        "complaint = damage(path, expected)",
+        "complaint = describe_damage(path, expected)",
         'complaint = ""',
         RUNDIR,
     ),
