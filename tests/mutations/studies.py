@@ -297,7 +297,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/compilation.py",
-        "    if begun:",
+        "    if begun_mode:",
         "    if False:",
         COMPILATION,
     ),
