@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from ablations.config import ConfigError, resolve
+from ablations.plan.hardware import gpu_of_device
 from launch import attention_kernel, deepspeed_setup, engine, preflight, run_model
 from model import attention, count
 from model.fp8 import weights_cast
@@ -43,16 +44,6 @@ from model.memory import estimate_memory
 from model.objective import Batch
 from tests.bench_gpu_check import POSITIONS, Compare, cases, lacks_fp8
 
-# Dense bf16 FLOP/s by the beginning of the name that CUDA gives; NVIDIA's data sheets. An H100 PCIe or NVL has fewer
-# units and lower clocks than an SXM.
-PEAKS = {
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835.5e12,
-    "NVIDIA H100": 989.5e12,
-    "NVIDIA H200 NVL": 835.5e12,
-    "NVIDIA H200": 989.5e12,
-    "NVIDIA A100": 312e12,
-}
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 DESCRIBES = (
@@ -361,13 +352,13 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
         print_profile(step, trace)
     speed = batch * run.model.seq / statistics.median(seconds)
     flops = speed * count.flops_per_token(run.model)
-    peak = next((peak for card, peak in PEAKS.items() if name().startswith(card)), None)
+    gpu = gpu_of_device(name())
     guess = estimate_memory(run.model, micro, run.train.precision, run.layout.zero, 1, wanted["accumulate"], cuda, 1)
     return {
         "tokens_per_second": speed,
         "step_seconds": seconds,
         "flops_per_second": flops,
-        "mfu": flops / peak if peak else None,
+        "mfu": flops / gpu.peak if gpu and gpu.bf16 else None,
         "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if cuda else guess["total"] / 1e9,
         "estimated_gigabytes": guess["total"] / 1e9,
         "compile_seconds": compiling,

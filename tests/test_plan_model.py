@@ -71,7 +71,7 @@ def test_what_one_unit_is_in_another_and_what_is_missing() -> None:
         ("24h", "a time alone, as `make cram` takes it"),
         ("10m", "a time alone, as `make cram` takes it"),
         ("52x8 A100", "lacks a time"),
-        ("18 weeks, 52x8 A99", "v100-16, v100-32, a100-40, a100-80, h100, h200, b200, "),
+        ("18 weeks, 52x8 A99", "v100-pcie, v100-16, v100-32, a100-pcie, a100-40, a100-80, h100-pcie, "),
         ("18 weeks, 0x8 A100", "above 0"),
         ("18 weeks, 4x8 A100, 4 spare", "cannot be spare"),
         ("18 weeks, 4x8 A100, 3 PF-days", "two budgets"),

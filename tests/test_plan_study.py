@@ -15,7 +15,7 @@ from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import power, site_speed
 from ablations.plan.command import parse_hardware, split_words
-from ablations.plan.hardware import GPUS, find_gpu, gpu_name
+from ablations.plan.hardware import GPUS, find_gpu, gpu_of_device
 from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
 from ablations.plan.study_cost import detectable_text, figure, study_cost
 from ablations.plan.throughput import Layout, Shape, predict_step
@@ -199,8 +199,30 @@ def test_damaged_measurements_are_named(content: str, tmp_path: Path) -> None:
 
 
 def test_devices_are_known_by_what_torch_calls_them() -> None:
-    names = ["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3", "cpu"]
-    assert [gpu_name(name) for name in names] == ["a100-80", "a100-40", "v100-32", "h100", ""]
+    names = {
+        "NVIDIA A100-SXM4-80GB": "a100-80",
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100 80GB PCIe": "a100-pcie",
+        "Tesla V100-SXM2-32GB": "v100-32",
+        "Tesla V100-SXM2-16GB": "v100-16",
+        "Tesla V100-PCIE-16GB": "v100-pcie",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "NVIDIA H100 NVL": "h100-nvl",
+        "NVIDIA H200": "h200",
+        "NVIDIA H200 NVL": "h200-nvl",
+        "NVIDIA B200": "b200",
+        "NVIDIA GB200": "gb200",
+        "NVIDIA L40S": "l40s",
+        "Tesla T4": "t4",
+        "AMD Instinct MI300X": "mi300x",
+        "NVIDIA GeForce RTX 2080 Ti": "2080ti",
+        "NVIDIA RTX A6000": "a6000",
+    }
+    assert {name: gpu.name for name in names if (gpu := gpu_of_device(name))} == names
+    unknown = ["cpu", "AMD EPYC 7763 64-Core Processor", "NVIDIA GH200 480GB", "NVIDIA T400", "NVIDIA RTX 6000 Ada"]
+    assert not any(map(gpu_of_device, unknown))
+    assert {gpu.name for gpu in GPUS.values()} - set(names.values()) == {"a4000"}
 
 
 def test_the_picture_says_what_costs_what() -> None:

@@ -80,6 +80,8 @@ def test_power_law_of_the_lower_envelope():
     [
         ("AMD EPYC", 1, 2, "core", 2.0, 2 * 4.4 / 1000),
         ("NVIDIA H100 80GB HBM3", 8, 4, "GPU", 8.0, 8 * 0.7),
+        ("NVIDIA H100 PCIe", 1, 4, "GPU", 1.0, 0.35),
+        ("AMD Instinct MI300X", 1, 4, "GPU", 1.0, 0.75),
         ("NVIDIA Nonesuch", 2, 1, "GPU", 2.0, None),
     ],
 )

@@ -1,4 +1,4 @@
-"""The accelerators that a plan can name, with their peak FLOP/s, memory, bandwidths and power.
+"""The accelerators that a plan can name, or that a run is trained on: peak FLOP/s, memory, bandwidths and power.
 
 Peaks, bandwidths and watts are those of the makers' data sheets, as catalogues quote them (secondary). The memory of
 cards up to the H100 is what nvidia-smi shows (seen in public logs; for V100s unverified), that of later cards is
@@ -11,6 +11,7 @@ between them. An MI300X has one link to each of the seven other GPUs. Nodes of t
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class GPU:
     bf16: bool  # whether it computes in bf16
     source: str
     switched: bool = True  # whether a single GPU of the node can be reached at the full rate of `link`
+    device: str = "(?!)"  # a regular expression for the names that torch gives such a device; (?!) matches none
+    similar: str = ""  # the most similar accelerator with published speeds (published.csv)
 
     @property
     def precision(self) -> str:
@@ -64,9 +67,8 @@ def read_gpus() -> dict[str, GPU]:
             peak, bandwidth, link, network = (float(row[key]) for key in ("peak", "bandwidth", "link", "network"))
             bf16, switched = (row[key] == "yes" for key in ("bf16", "switched"))
             node, watts, source = int(row["node"]), float(row["watts"]), row["source"]
-            gpus[row["name"]] = GPU(
-                row["name"], peak, memory, bandwidth, link, network, node, watts, bf16, source, switched
-            )
+            numbers = (peak, memory, bandwidth, link, network, node, watts)
+            gpus[row["name"]] = GPU(row["name"], *numbers, bf16, source, switched, row["device"], row["similar"])
     return gpus
 
 
@@ -88,26 +90,7 @@ def find_gpu(name: str) -> GPU:
     return GPUS[key]
 
 
-def gpu_name(device: str) -> str:
-    """The name in gpus.csv of a device that torch names, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; "" where the
-    table has no such device."""
-    text = device.upper().replace(" ", "-")
-    for name in ("V100", "A100"):
-        if name in text:
-            return name.lower() + next((f"-{size}" for size in ("16", "32", "40", "80") if f"-{size}GB" in text), "")
-    names = {"H200": "h200", "H100": "h100", "B200": "b200", "MI300X": "mi300x"}
-    names |= {"2080-TI": "2080ti", "RTX-A4000": "a4000", "RTX-A6000": "a6000"}
-    return next((key for name, key in names.items() if name in text), "")
-
-
-def peak_flops(device: str, devices: int, seconds: float) -> float | None:
-    """The FLOPs that GPUs could do in a time at the peak of their data sheet, peak FLOP/s x devices x seconds: the unit
-    in which "Cramming" states its budgets. None for a device that gpus.csv does not have.
-
-    Args:
-        device: the GPU's name in torch, such as "NVIDIA A100-SXM4-80GB".
-        devices: the number of such GPUs.
-        seconds: the duration of training.
-    """
-    name = gpu_name(device)
-    return find_gpu(name).peak * devices * seconds if name else None
+def gpu_of_device(device: str) -> GPU | None:
+    """The accelerator of gpus.csv for a device that torch names, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; None
+    where the table has no such device. The first row that matches counts."""
+    return next((gpu for gpu in GPUS.values() if re.search(gpu.device, device, re.IGNORECASE)), None)

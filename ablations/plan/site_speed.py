@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.config import resolve
-from ablations.plan.hardware import GPU, gpu_name
+from ablations.plan.hardware import GPU, gpu_of_device
 from ablations.plan.throughput import Layout, PredictedStep, Shape, predict_step
 from ablations.values import ConfigError
 
@@ -50,7 +50,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
                 raise TypeError("no mapping")
             if "tokens_per_second" not in row or (row["loop"], row["precision"]) != ("engine", "bf16"):
                 continue
-            if gpu_name(row["device"]) != gpu.name:
+            if (measured := gpu_of_device(row["device"])) is None or measured.name != gpu.name:
                 continue
             ratios.append(_measured_over_predicted(row, gpu))
             device = row["device"]

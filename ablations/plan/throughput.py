@@ -162,17 +162,12 @@ def calibration() -> dict[str, Any]:
     return dict(json.loads(CALIBRATION.read_text()))
 
 
-# {GPU: the GPU whose published rows are used for it}, of llm-foundry. No published rows are of our own engine;
-# llm-foundry's stack (flash attention, fused kernels, no recomputation where memory suffices) is the most similar.
-NEAREST_MEASURED = {
-    "a100-40": "a100-40",
-    "a100-80": "a100-80",
-    "h100": "h100",
-    "h200": "h100",
-    "b200": "h100",
-    "mi300x": "h100",
+# {stack: the accelerators with published rows}. No published rows are of our own engine; llm-foundry's stack (flash
+# attention, fused kernels, no recomputation where memory suffices) is the most similar.
+MEASURED = {
+    "Megatron-DeepSpeed": ("v100-16", "v100-32", "a100-40", "a100-80"),
+    "llm-foundry": ("a100-40", "a100-80", "h100"),
 }
-NEAREST_MEASURED |= {"2080ti": "a100-40", "a4000": "a100-40", "a6000": "a100-40"}
 # The factor by which the interval is widened on each side for a GPU without published rows. Predicting h100 by the
 # weights of a100-80 was off by 18% in the median (measured by calibrate.py); twice that is taken.
 UNMEASURED_SPREAD = 1.36
@@ -191,13 +186,12 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
             "Megatron-DeepSpeed" on V100s, for which llm-foundry has no rows, else "llm-foundry".
     """
     fits = calibration()
-    is_v100 = gpu.name.startswith("v100")
+    is_v100 = gpu.similar == "v100"
     stack = stack or ("Megatron-DeepSpeed" if is_v100 else "llm-foundry")
     if stack == "Megatron-DeepSpeed":
         measured_gpu = "v100" if is_v100 else "a100-80"
-        is_measured = is_v100 or gpu.name.startswith("a100")
     else:
-        measured_gpu, is_measured = NEAREST_MEASURED[gpu.name], gpu.name in ("a100-40", "a100-80", "h100")
+        measured_gpu = gpu.similar
     fit = fits[f"{stack}, {measured_gpu}"]
     weights = dict(fit["weights"])
     if stack != "Megatron-DeepSpeed":  # llm-foundry's rows have no tensor parallelism
@@ -207,7 +201,7 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
     seconds = sum(parts.values())
     low, high = fit["interval"]
     basis = f"{stack}'s published rows on {measured_gpu}"
-    if not is_measured:
+    if gpu.name not in MEASURED[stack]:
         low, high = low / UNMEASURED_SPREAD, high * UNMEASURED_SPREAD
         basis += f"; none on {gpu.name}"
     if shape.hidden < MIN_HIDDEN:

@@ -14,9 +14,9 @@ MUTATIONS = [
         "",
         "",
         "",
-        "ablations/plan/hardware.py",
-        "find_gpu(name).peak * devices * seconds",
-        "find_gpu(name).peak * seconds",
+        "eval/report/reading/expense.py",
+        'gpu.peak * hardware["ranks"] * last',
+        "gpu.peak * last",
         "tests/test_challenge.py::test_a_day_of_an_a6000_is_13_4_exaflop",
     ),
     one(

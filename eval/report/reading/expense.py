@@ -2,27 +2,14 @@
 
 from typing import Any
 
-from ablations.plan.hardware import peak_flops
+from ablations.plan.hardware import gpu_of_device
 
-# (a word of the device's name, watts, what they are). A GPU's board at its limit; one core of a processor's. Neither
-# memory, network, cooling nor idle neighbours are in them: an estimate from below for the machine, from above for the
-# processor.
-WATTS = [
-    ("GB200", 1200, "NVIDIA data sheet, board limit"),
-    ("B200", 1000, "NVIDIA data sheet, board limit"),
-    ("H200", 700, "NVIDIA data sheet, SXM, board limit"),
-    ("H100 PCIe", 350, "NVIDIA data sheet, board limit"),
-    ("H100", 700, "NVIDIA data sheet, SXM, board limit"),
-    ("A100-PCI", 300, "NVIDIA data sheet, board limit of 80 GB"),
-    ("A100", 400, "NVIDIA data sheet, SXM, board limit"),
-    ("V100-PCI", 250, "NVIDIA data sheet, board limit"),
-    ("V100", 300, "NVIDIA data sheet, SXM2, board limit"),
-    ("L40S", 350, "NVIDIA data sheet, board limit"),
-    ("T4", 70, "NVIDIA data sheet, board limit"),
-]
+# (watts, their source) of one core of a processor. Neither memory, network, cooling nor idle neighbours are in it, nor
+# in the watts of a GPU: an estimate from below for the machine, from above for the processor.
 CORE = (4.4, "280 W of an AMD EPYC 7763 over its 64 cores, assumed for any")
 MOST_FLOPS = 1e18  # for a token: of 10**17 weights; more is no model, but a damaged configuration
-GPUS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
+# by which a GPU is recognised that gpus.csv lacks
+GPU_WORDS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
@@ -35,18 +22,21 @@ def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
         hours: of all processors together.
         kwh: estimated energy; watts: power of one processor; both None where no power is known.
         power: the source of `watts`, or that none is known.
-        peak: FLOPs that the devices could have done in this time; None where their peak is unknown.
+        peak: FLOPs that the devices could have done in this time by their data sheets, the unit in which "Cramming"
+            states its budgets; None where their peak is unknown.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
-    known = next(((watts, source) for word, watts, source in WATTS if word.lower() in device.lower()), None)
-    gpu = known is not None or any(word in device for word in GPUS)
-    processors = hardware["ranks"] * (1 if gpu else hardware["threads"])
-    watts, source = known or ((None, "no power is known for it") if gpu else CORE)
+    gpu = gpu_of_device(device)
+    is_gpu = gpu is not None or any(word in device for word in GPU_WORDS)
+    processors = hardware["ranks"] * (1 if is_gpu else hardware["threads"])
+    watts, source = (None, "no power is known for it") if is_gpu else CORE
+    if gpu:
+        watts, source = gpu.watts, f"at most: {gpu.name} in ablations/plan/gpus.csv"
     hours = last["seconds"] / 3600 * processors
     per_token = flops_per_token(cell["run"]["config"]["model"])
     return {
-        "unit": "GPU" if gpu else "core",
+        "unit": "GPU" if is_gpu else "core",
         "processors": processors,
         "seconds": last["seconds"],
         "hours": hours,
@@ -55,7 +45,7 @@ def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
         "power": source,
         "tokens": last["tokens"],
         "flops": last["tokens"] * per_token if per_token else None,
-        "peak": peak_flops(device, hardware["ranks"], last["seconds"]),
+        "peak": gpu.peak * hardware["ranks"] * last["seconds"] if gpu else None,
     }
 
 

@@ -53,7 +53,7 @@ def section(findings: Findings) -> Section:
     if not lines:
         return Section("Cost", ["No run has begun."])
     power = "; ".join(
-        f"{in_one_line(device)}: {f'{watts} W per {unit}' if watts else 'unknown'} ({source})"
+        f"{in_one_line(device)}: {f'{watts:g} W per {unit}' if watts else 'unknown'} ({source})"
         for device, (watts, source, unit) in devices.items()
     )
     total = " and ".join(f"{value:.3g} {unit}-hours" for unit, value in sorted(hours.items()))
