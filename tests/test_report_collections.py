@@ -82,6 +82,16 @@ def test_the_command_of_a_comparison_is_accepted_again_or_says_what_it_lacks(stu
     one = parse([f"RUNS={names}", "OUT=some/where"]).study
     assert one.command == f"make report OUT=some/where RUNS='{names}'" and not one.left_out_of_command
     assert parse(shlex.split(one.command)[2:]).study == one
+    words = ["POS=alibi", "SIZE=nano", "TASKS=piqa", f"EVAL_DATA={tmp_path}/e", f"GLUE={tmp_path}/a/b,c"]
+    words.append(f"RUNS={study.root}")
+    inside = parse(words).study
+    assert inside.command == "make report EVAL_DATA=e GLUE=a/b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
+    assert not inside.left_out_of_command
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outside = parse(words).study
+    assert outside.command == "make report EVAL_DATA=e GLUE=b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
+    assert outside.left_out_of_command.startswith("EVAL_DATA=, GLUE= and RUNS=: of an absolute path only the end is")
     away = parse([f"RUNS={study.root}", "OUT=some/where"]).study
     assert away.command == "make report OUT=some/where RUNS=runs"
     report(away, tmp_path / "out")
