@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import get_args, get_origin
 
 from ablations.config import FOLDER, KEYS, SETTINGS, resolve, sizes_and_presets
+from ablations.document.blocks import Section, Table
+from ablations.document.formats import markdown
 from ablations.run import SECTIONS
 from ablations.schedule import SCHEDULES, WITH_WARMUP
 from model.count import parameters
@@ -74,11 +76,15 @@ def with_comments(text: str) -> str:
 def reference_page() -> str:
     """The reference page: every setting, size and schedule, as Markdown."""
     baseline = resolve([("size", "nano")]).flat()
-    parts = [
-        "# Settings",
-        "Made by `python -m ablations reference` from ablations/settings.py and model/config.py. "
-        '`SET="key=value ..."` sets one for all runs, `ARM=key=value` makes it the question. '
-        "The values are the baseline's at size nano.",
+    sections = [
+        Section(
+            "",
+            [
+                "Made by `python -m ablations reference` from ablations/settings.py and model/config.py. "
+                '`SET="key=value ..."` sets one for all runs, `ARM=key=value` makes it the question. '
+                "The values are the baseline's at size nano."
+            ],
+        )
     ]
     for section, cls in {"": None, **SECTIONS}.items():
         keys = [key for key in SETTINGS if key.rpartition(".")[0] == section]
@@ -90,15 +96,15 @@ def reference_page() -> str:
                 (f"`{key}`", f"`{value}`", allowed_values(key), SETTINGS[key].unit, _meaning(key), SETTINGS[key].source)
             )
         head = ("setting", "value", "allowed", "unit", "meaning", "source")
-        parts += [f"## {section or 'The run'}", summary, _table(head, rows)]
+        sections.append(Section(section or "The run", [summary, _table(head, rows)]))
     schedules = [
         (f"`{name}`", "yes" if name in WITH_WARMUP else "rises by itself", " ".join((shape.__doc__ or "").split()))
         for name, shape in SCHEDULES.items()
     ]
-    parts += ["## Schedules", _table(("train.schedule", "warm-up", "shape"), schedules)]
+    sections.append(Section("Schedules", [_table(("train.schedule", "warm-up", "shape"), schedules)]))
     sizes = [(f"`{name}`", f"{parameters(resolve([('size', name)]).model):,}") for name in sizes_and_presets()]
-    parts += ["## Sizes", _table(("size", "parameters"), sizes)]
-    return "\n\n".join(parts) + "\n"
+    sections.append(Section("Sizes", [_table(("size", "parameters"), sizes)]))
+    return markdown("Settings", sections)
 
 
 def _meaning(key: str) -> str:
@@ -106,13 +112,7 @@ def _meaning(key: str) -> str:
     return SETTINGS[key].meaning + (f". Has an effect only where {' and '.join(only)}" if only else "")
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table with the column names `head` and the given rows. Columns whose cells are all empty are left
-    out."""
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table with the column names `head`. Columns whose cells are all empty are left out."""
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    lines = [
-        [head[i] for i in used],
-        ["---"] * len(used),
-        *([row[i].replace("|", "\\|") for i in used] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Table([head[i] for i in used], [[row[i] for i in used] for row in rows])

@@ -148,7 +148,8 @@ def test_the_command_reads_runs_fits_and_counts_itself(tmp_path: Path, capsys: p
     told = json.loads(written.read_text())
     assert told["arms"][0]["verdict"] == "better" and len(told["pairs"]) == 6
     assert "target" in (written.parent / "figure.svg").read_text()
-    report = (written.parent / "report.md").read_text()
+    report, page = ((written.parent / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert "<strong>Answer.</strong> At 14m" in page and page.count("<figure>") == 1
     assert (
         "**Answer.** At 14m, by the line through nano, mini and small, pos=alibi is better than the baseline" in report
     )

@@ -189,7 +189,7 @@ def test_a_setting_that_one_arm_uses_may_be_set_for_all() -> None:
         (["ablations", "diff", "A=nnano", "B=nano"], "A=nnano is not one of nano, "),
         (["ablations", "diff", "A=nano"], "diff needs A= and B=, each one of nano, "),
         (["ablations", "reference", "foo"], "reference takes no words, only --write: foo"),
-        (["ablations", "plan", "STUDY=position", "ON=1x1"], "which are v100-16, "),
+        (["ablations", "plan", "STUDY=position", "ON=1x1"], "which are v100-pcie, "),
         (["eval.report", "foo"], "'foo' is no NAME=VALUE of STUDY, POS,"),
         (["eval.report", "POS=alibi", "NOISES=x"], "RUNS, NOISE, "),
         (["launch.local"], "no question asked: give one of POS=,"),

@@ -1,11 +1,11 @@
-"""The document of `make plan` with BUDGET=: built part by part, written as Markdown and as one HTML page."""
+"""Documents of plans and ladders: built part by part, written as Markdown and as one HTML page."""
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.document.blocks import Figure, Image, Section, Table
+from ablations.document.blocks import Code, Figure, Image, Section, Table
 from ablations.document.formats import markdown
 from ablations.document.page import page
 from ablations.drawing import combined_figures
@@ -27,6 +27,9 @@ class Document:
     def add_text(self, words: str) -> None:
         self.sections[-1].blocks.append(words)
 
+    def add_code(self, lines: str) -> None:
+        self.sections[-1].blocks.append(Code(lines))
+
     def add_bullets(self, items: Sequence[str]) -> None:
         self.add_text("\n".join(f"* {item}" for item in items))
 
@@ -45,14 +48,17 @@ class Document:
     def to_markdown(self) -> str:
         return markdown(self.title, self.sections)
 
+    def files(self) -> dict[str, str]:
+        """The files of the document: {name: content}, with report.md, report.html and an SVG file for each figure."""
+        texts = {"report.md": self.to_markdown(), "report.html": page(self.title, self.sections)}
+        return texts | {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures.items()}
+
     def write(self, folder: Path) -> list[Path]:
-        """Write report.md, report.html and an SVG file for each figure into a folder, all of them or none. Then remove
-        the other figures that the report.md before named. Returns the paths of the files. `folder`: created where it
-        does not exist."""
+        """Write the files of the document into a folder, all of them or none. Then remove the other figures that the
+        report.md before named. Returns the paths of the files. `folder`: created where it does not exist."""
         make_folder(folder)
         earlier = re.findall(r"^!\[(\w+)\]\(\1\.svg\)$", read_text(folder / "report.md"), re.M)
-        files = {"report.md": self.to_markdown(), "report.html": page(self.title, self.sections)}
-        files |= {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures.items()}
+        files = self.files()
         write_together(folder, files)
         for name in {f"{name}.svg" for name in earlier} - files.keys():
             (folder / name).unlink(missing_ok=True)

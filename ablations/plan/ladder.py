@@ -6,6 +6,7 @@ It writes a folder, OUT/ladder-NAME, which can be copied to ablations/records li
 """
 
 import argparse
+import json
 import math
 import shlex
 import statistics
@@ -15,7 +16,8 @@ from typing import Any
 
 from ablations import answers, rundir, safe_files
 from ablations.criteria import PRIMARY
-from ablations.drawing import Line, combined_figures, line_plot
+from ablations.drawing import Line, line_plot
+from ablations.plan.document import Document
 from ablations.plan.extrapolation import (
     LEAST_SEEDS,
     LEAST_SIZES,
@@ -228,65 +230,71 @@ def ladder_content(results: Sequence[Extrapolation], pairs: Sequence[Pair], targ
 
 def report(
     results: Sequence[Extrapolation],
+    pairs: Sequence[Pair],
     ladder: Sequence[Study],
     target: Study,
     comparison: dict[str, dict[str, Any]] | None,
     words: Sequence[str],
-) -> str:
-    """The content of report.md, in Markdown: question, expectation, answer, table and figure of the arms, outcomes of
-    predictions, what would decide undecided arms, and how to read the table.
+) -> Document:
+    """The report of a ladder: question, expectation, answer, table and figure of the arms, outcomes of predictions,
+    what would decide undecided arms, and how to read the table.
 
     Args:
         results: the extrapolated difference of each arm.
+        pairs: the losses of each arm and the baseline, for the figure.
         ladder: the study at each size.
         target: the study at the target size.
         comparison: the result of `compare_with_target`; None where runs at the target size are missing.
         words: the words of the command, without SIZES and TARGET.
     """
     sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
-    outcomes = [
-        f"* `{p.text}`: {prediction_outcome(p, results, target.arms[0])}"
-        for p in distinct_predictions(target.predictions)
-    ]
+    out = Document(f"{target.factor}, a ladder of {listed(sizes)} to {target.base.size}, {len(target.seeds)} seeds")
+    out.add_text(f"**Question.** {target.question}")
+    is_expected = not target.expect.startswith(NOTHING_EXPECTED)
+    out.add_text(f"**Expected before the runs.** {target.expect}" if is_expected else target.expect)
+    out.add_text(answer_text(results, ladder, target))
+    out.add_table(
+        ["arm", f"line at {target.base.size}", "90% interval", f"{largest} alone", "its verdict", "the line's verdict"],
+        [
+            [
+                result.arm,
+                f"{result.at_target:+.2%}",
+                f"{result.low:+.2%} to {result.high:+.2%}",
+                f"{result.single:+.2%}",
+                result.single_verdict,
+                result.verdict,
+            ]
+            for result in results
+        ],
+    )
+    out.add_figure("figure", figure(pairs, results, baseline_run_flops(target)))
+    if predictions := distinct_predictions(target.predictions):
+        out.add_heading("Predictions")
+        out.add_bullets(
+            [f"`{claim.text}`: {prediction_outcome(claim, results, target.arms[0])}" for claim in predictions]
+        )
+    notes = describe(results, ladder, target)[2 + len(results) :]
+    notes += describe_comparison(comparison) if comparison else []
+    if notes:
+        out.add_heading("How sure it is")
+        out.add_bullets(notes)
     tokens = ", ".join(f"{study.base.size} {short_number(study.base.tokens)}" for study in [*ladder, target])
     times = baseline_run_flops(target) / baseline_run_flops(ladder[-1])
     untested = "" if comparison else " No run here tests the line beyond that size."
-    notes = [f"* {line}" for line in describe(results, ladder, target)[2 + len(results) :]]
-    notes += [f"* {line}" for line in (describe_comparison(comparison) if comparison else [])]
-    rows = [
-        f"| {result.arm} | {result.at_target:+.2%} | {result.low:+.2%} to {result.high:+.2%} | "
-        f"{result.single:+.2%} | {result.single_verdict} | {result.verdict} |"
-        for result in results
-    ]
-    expected = target.expect
-    if not expected.startswith(NOTHING_EXPECTED):
-        expected = f"**Expected before the runs.** {expected}"
-    sections = [
-        f"# {target.factor}, a ladder of {listed(sizes)} to {target.base.size}, {len(target.seeds)} seeds",
-        f"**Question.** {target.question}",
-        expected,
-        answer_text(results, ladder, target),
-        "\n".join(
-            [
-                f"| arm | line at {target.base.size} | 90% interval | {largest} alone | its verdict | "
-                "the line's verdict |",
-                "|---|---|---|---|---|---|",
-                *rows,
-            ]
-        ),
-        "![difference from the baseline by compute](figure.svg)",
-        *(["## Predictions", "\n".join(outcomes)] if outcomes else []),
-        *(["## How sure it is", "\n".join(notes)] if notes else []),
-        "## How to read the table",
-        "* A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm "
-        f"is better.\n* The line is fitted to the differences at {listed(sizes)}, against the logarithm of compute.\n"
-        f"* Tokens of a run: {tokens}. {target.base.size} takes {times:.3g} times the compute of {largest}, the "
-        f"largest size on the line.{untested}\n"
-        "* Intervals are of 90%. Better or worse: the interval leaves out 0.",
-        "Made by",
-        f"    make ladder {' '.join(map(shlex.quote, words))} SIZES={','.join(sizes)} TARGET={target.base.size}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    out.add_heading("How to read the table")
+    out.add_bullets(
+        [
+            "A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm "
+            "is better.",
+            f"The line is fitted to the differences at {listed(sizes)}, against the logarithm of compute.",
+            f"Tokens of a run: {tokens}. {target.base.size} takes {times:.3g} times the compute of {largest}, the "
+            f"largest size on the line.{untested}",
+            "Intervals are of 90%. Better or worse: the interval leaves out 0.",
+        ]
+    )
+    out.add_heading("How to redo it")
+    out.add_code(f"make ladder {' '.join(map(shlex.quote, words))} SIZES={','.join(sizes)} TARGET={target.base.size}")
+    return out
 
 
 def answer_text(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> str:
@@ -349,14 +357,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         answers.print_error(str(error), as_json)
         return 2
-    folder, drawn = target.out / f"ladder-{target.name}", figure(pairs, results, baseline_run_flops(target))
-    content = ladder_content(results, pairs, target)
+    folder, content = target.out / f"ladder-{target.name}", ladder_content(results, pairs, target)
     comparison = None if unfinished else compare_with_target(results, target_pairs)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        safe_files.write_text(folder / "figure.svg", combined_figures([drawn]))
-        safe_files.write_json(folder / "ladder.json", content, indent=1)
-        safe_files.write_text(folder / "report.md", report(results, ladder, target, comparison, args.words))
+        files = report(results, pairs, ladder, target, comparison, args.words).files()
+        safe_files.write_together(folder, files | {"ladder.json": json.dumps(content, indent=1) + "\n"})
     except OSError as error:
         if not (reason := safe_files.storage_error(error)):
             raise
@@ -368,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
     print(*describe(results, ladder, target), sep="\n")
     if comparison:
         print(*describe_comparison(comparison), sep="\n")
-    print(f"written: {folder}/report.md, figure.svg, ladder.json")
+    print(f"written: {folder}/report.md, report.html, figure.svg, ladder.json")
     return 0
 
 
