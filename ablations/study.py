@@ -6,7 +6,7 @@ from typing import Any, get_origin
 
 from ablations.build_study import build_study
 from ablations.cells import Cell, Study
-from ablations.config import KEYS, ConfigError, parse_setting, presets, resolve, setting_needed_for_effect
+from ablations.config import KEYS, ConfigError, Run, parse_setting, presets, resolve, setting_needed_for_effect
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
@@ -25,6 +25,11 @@ from ablations.words import (
     parse_whole_number,
     parse_words,
 )
+from model.count import parameters
+
+# Tokens for each parameter below which a run that is shorter than that of its size is a trial; untuned: half of the 20
+# (Hoffmann) with which `make plan` fits studies into a budget
+TRIAL_TOKENS = 10
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
@@ -74,7 +79,7 @@ def from_args(words: list[str]) -> Study:
     def study_with_seeds(number: int) -> Study:
         seeds = list(range(first, first + number))
         built = build_study(factor, question, expect, common_settings, arms, seeds, out, cross, rates, recipe)
-        predictions = _predictions(values, file, built.arms)
+        predictions = _predictions(values, file, built)
         return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
 
     planned = study_with_seeds(count)
@@ -171,22 +176,30 @@ def _parse_cross_and_lr(values: dict[str, str], criteria: Criteria) -> tuple[str
     return values.get("CROSS", ""), parse_multiples(values["LR"]) if "LR" in values else ()
 
 
-def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: first those in its file, then those of PREDICT=. If STUDY= did not name the file, its
-    predictions about arms that are not run are left out.
+def _predictions(values: dict[str, str], file: StudyFile | None, study: Study) -> list[Prediction]:
+    """The predictions of a study: first those in its file, then those of PREDICT=. If the runs are trials, those in the
+    file are left out. If STUDY= did not name the file, its predictions about arms that are not run are left out.
 
     Args:
         values: {name: value} of all words.
         file: the study file; None: there is none.
-        arms: the labels of the arms, the baseline first.
+        study: the study, without its predictions.
 
     Raises:
         ConfigError: a text is no prediction, or names an arm that is not run.
     """
-    lines = file.predictions if file else []
+    arms = study.arms
+    lines = file.predictions if file and not _is_trial(study.base, file.base) else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
     return [*of_file, *(parse_prediction(line, arms) for line in typed)]
+
+
+def _is_trial(run: Run, base: list[tuple[str, Any]]) -> bool:
+    """Whether a run only tries out whether a study works: it has fewer tokens than its size and the study file give it,
+    and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for all runs."""
+    tokens, usual = run.known_tokens, resolve([*base, ("size", run.size)]).train.tokens
+    return tokens is not None and tokens < min(usual, TRIAL_TOKENS * parameters(run.model))
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_arms: bool) -> Criteria:

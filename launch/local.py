@@ -20,6 +20,7 @@ from ablations import answers, rundir, safe_files
 from ablations.compilation import check_compiler
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
+from ablations.noise_floor import check_same_baseline
 from ablations.plan.epochs import epochs_of_text
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
@@ -170,9 +171,11 @@ def _run(*words: str, output: int | None = None) -> subprocess.CompletedProcess[
 
 def check_tasks(study: Study) -> list[str]:
     """Check, before hours are spent on training, that the runs can be evaluated, fine-tuned and exported as the study
-    asks. Raises ConfigError in four cases: tasks.yaml and the code do not define the same tasks made from held-out
-    text; the runs cannot be evaluated on TASKS; they cannot be fine-tuned on GLUE; they cannot be exported (EXPORT=1).
-    Returns the tasks of GLUE on which each run is to be fine-tuned; [] where the study has no word GLUE=."""
+    asks, and that its NOISE_FLOOR is of its baseline. Raises ConfigError in five cases: the floor is of another
+    baseline; tasks.yaml and the code do not define the same tasks made from held-out text; the runs cannot be evaluated
+    on TASKS; they cannot be fine-tuned on GLUE; they cannot be exported (EXPORT=1). Returns the tasks of GLUE on which
+    each run is to be fine-tuned; [] where the study has no word GLUE=."""
+    check_same_baseline(study.criteria.noise_floor, study.base)
     if not _command_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):

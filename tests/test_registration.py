@@ -115,6 +115,25 @@ def test_a_studys_predictions_are_those_of_its_arms_and_of_the_words() -> None:
         from_args([f"STUDY={name}", "SIZE=nano"])
 
 
+def test_a_trial_makes_no_prediction_that_was_not_typed(tmp_path: Path) -> None:
+    """A few steps that show whether a study works are no test of what its file predicts of whole runs."""
+    for question in (["POS=alibi"], ["STUDY=position"]):
+        for length, trial in (
+            (["SIZE=nano"], False),
+            (["SIZE=nano", "TOKENS=1048576"], False),
+            (["SIZE=nano", "TOKENS=1048064"], True),
+            (["SIZE=nano", "SET=train.tokens=8K"], True),
+            (["SIZE=pico"], False),
+            (["SIZE=125m", "TOKENS=2.5B"], False),  # of 112B: 20 for each parameter
+            (["SIZE=125m", "TOKENS=1B"], True),
+            (["SIZE=nano", "SET=train.budget=10m"], False),
+        ):
+            made = from_args([*question, *length, f"OUT={tmp_path}"])
+            assert (made.predictions == [] == registration_of(made)["predictions"]) == trial, (question, length)
+    typed = from_args(["POS=alibi", "SIZE=nano", "TOKENS=8K", "PREDICT=alibi < learned", f"OUT={tmp_path}"])
+    assert [prediction.text for prediction in typed.predictions] == ["alibi < learned"]
+
+
 # ------------------------------------------------------------------------------------------------ in the run directory
 
 

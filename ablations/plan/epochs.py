@@ -1,6 +1,7 @@
 """How often the runs of a study read their text: the number of epochs of each source, and the tokens at its end that
 are too few to fill a sequence."""
 
+from contextlib import suppress
 from typing import Any
 
 from ablations.run import Run
@@ -42,6 +43,19 @@ def epochs_of_text(study: Study) -> list[str]:
     ]
     lines += [_evaluation_note(run) for run in distinct.values()]
     return list(dict.fromkeys(filter(None, lines)))
+
+
+def training_texts(study: Study) -> dict[str, str]:
+    """The training texts of a study: {corpus: sha256 of the text, or "" where it is not prepared yet}."""
+    from data.corpus import MissingData
+    from data.prepare import prepare
+
+    texts = {}
+    for run in {repr(cell.run.data_request): cell.run for cell in study.cells}.values():
+        texts[run.data.corpus] = ""
+        with suppress(MissingData, ValueError):
+            texts[run.data.corpus] = prepare(**run.data_request, store=study.out / DATA, build=False)["sha256"]
+    return texts
 
 
 def _evaluation_note(run: Run) -> str:

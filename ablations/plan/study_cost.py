@@ -241,6 +241,8 @@ def _is_execution_machine(study: Study) -> bool:
 def detectable_text(study: Study) -> str:
     """Lines of text on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
+    from ablations.plan.epochs import training_texts
+
     base = study.base
     squares: dict[str, float] = {}
     if design := study.factorial:
@@ -250,7 +252,9 @@ def detectable_text(study: Study) -> str:
     arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
-    line = power.describe_detectable(base, arms, seeds, tests=study.number_of_tests, effects=squares)
+    line = power.describe_detectable(
+        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_texts(study)
+    )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))
