@@ -1,1 +1,1 @@
-"""What a run is, what a study is, what it costs, and what it may be compared with."""
+"""The definitions of runs and studies: their settings, cost, directories and registrations."""

@@ -14,9 +14,9 @@ from ablations import answers, rundir, safe_files
 from ablations.budget import learning_rate
 from ablations.config import ConfigError, Run, resolve, sizes_and_presets
 from ablations.site import read_site
-from ablations.status import table, watch
+from ablations.status import status_table, watch
 from ablations.study import Study, from_args
-from ablations.values import unknown_choice
+from ablations.values import unknown_choice_error
 from ablations.words import COMMON_SETTINGS, FACTORS, HELP, change_to_checkout
 
 COMMANDS = {
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return rundir.Exit.INTERRUPTED
     except OSError as error:
-        reason = safe_files.storage_error(error)
+        reason = safe_files.storage_error_message(error)
         if not isinstance(error, BrokenPipeError) and not reason:
             raise
         # the reader has closed the pipe, as `| head` does, or the disk is full: at exit Python would write the buffer
@@ -100,19 +100,19 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
         watch(study)
         return 0
     if as_json and args.command == "status":
-        print(answers.answer("status", answers.status(study)))
+        print(answers.json_answer("status", answers.status_answer(study)))
     elif as_json:
-        print(answers.answer("configuration", answers.configuration(study)))
+        print(answers.json_answer("configuration", answers.configuration_answer(study)))
     elif args.command == "status":
-        print(table(study))
+        print(status_table(study))
     else:
         print_configurations(study)
     return 0
 
 
 def words_help() -> str:
-    """The help text about the NAME=VALUE words, a line or more for each: its name, the setting that it stands for, its
-    meaning, and the setting's choices."""
+    """The help text about the NAME=VALUE words. For each word a line or more: its name, the setting that it stands for,
+    its meaning, and the setting's choices."""
     from ablations.reference import choices
 
     lines = []
@@ -134,7 +134,7 @@ def plan(words: list[str], as_json: bool) -> int:
     study = from_args(words)
     check_request(study)
     if as_json:
-        print(answers.answer("plan", answers.plan(study)))
+        print(answers.json_answer("plan", answers.plan_answer(study)))
     else:
         print(*plan_here(study), sep="\n")
     return 0
@@ -143,7 +143,7 @@ def plan(words: list[str], as_json: bool) -> int:
 def print_configurations(study: Study) -> None:
     """Print the complete configuration of the baseline as JSON, and for each arm the settings in which it differs and
     its fingerprint."""
-    content = answers.configuration(study)
+    content = answers.configuration_answer(study)
     print(json.dumps(content["baseline"], indent=2))
     for name, arm in content["arms"].items():
         print(
@@ -159,7 +159,7 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     if as_json and args.write:
         raise ConfigError("--write has no FORMAT=json: it writes a file, and says nothing")
     if as_json:
-        print(answers.answer("reference", answers.reference(resolve([("size", "nano")]))))
+        print(answers.json_answer("reference", answers.reference_answer(resolve([("size", "nano")]))))
     elif args.write:
         BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
@@ -173,7 +173,7 @@ def show_card(words: list[str]) -> int:
     values = dict(word.partition("=")[::2] for word in words)
     if values.keys() != {"RUN"} or len(words) != 1 or not values["RUN"]:
         raise ConfigError("card needs RUN=, a run directory such as runs/nano/baseline,seed=1")
-    print(answers.answer("card", card(Path(values["RUN"]))))
+    print(answers.json_answer("card", card(Path(values["RUN"]))))
     return 0
 
 
@@ -183,11 +183,11 @@ def diff(words: list[str], as_json: bool) -> int:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(sizes_and_presets())}")
     for side in "AB":
         if names[side] not in sizes_and_presets():
-            raise unknown_choice(side, names[side], sizes_and_presets())
+            raise unknown_choice_error(side, names[side], sizes_and_presets())
     runs = [resolve([("size", names[side])]) for side in "AB"]
-    content = answers.difference(names["A"], names["B"], *runs)
+    content = answers.difference_answer(names["A"], names["B"], *runs)
     if as_json:
-        print(answers.answer("difference", content))
+        print(answers.json_answer("difference", content))
         return 0
     derived = content["derived"]
     rows = [(key, *map(json.dumps, values)) for key, values in content["settings"].items()]

@@ -13,11 +13,11 @@ from ablations.config import KEYS, SETTINGS, Run
 from ablations.safe_files import Damaged
 from ablations.status import state
 from ablations.study import Study
-from ablations.values import ConfigError, unknown_choice
-from data.answers import FORMATS, Parser, add_format, answer, asks_for_json
-from data.answers import error as error_answer
+from ablations.values import ConfigError, unknown_choice_error
+from data import answers as data_answers
+from data.answers import FORMATS, Parser, add_format_option, asks_for_json, json_answer
 
-__all__ = ["Parser", "add_format", "answer", "error", "asks_for_json", "print_error", "extract_format"]
+__all__ = ["Parser", "add_format_option", "json_answer", "json_error", "asks_for_json", "print_error", "extract_format"]
 
 
 def extract_format(words: list[str]) -> tuple[bool, list[str]]:
@@ -27,21 +27,21 @@ def extract_format(words: list[str]) -> tuple[bool, list[str]]:
     if len(formats) > 1:
         raise ConfigError("FORMAT is given twice")
     if formats and formats[0] not in FORMATS:
-        raise unknown_choice("FORMAT", formats[0], FORMATS)
+        raise unknown_choice_error("FORMAT", formats[0], FORMATS)
     return formats == ["json"], [word for word in words if not word.startswith("FORMAT=")]
 
 
-def error(problem: str) -> str:
-    """The JSON text that answers a request which was refused or failed: {"kind": "error", "error": problem}. Control
-    characters of the message `problem`, which could act on a terminal, are escaped."""
-    return error_answer(safe_files.printable(problem))
+def json_error(problem: str) -> str:
+    """The answer, as JSON text, to a request that was refused or failed. Control characters of the error message
+    `problem`, which could act on a terminal, are escaped."""
+    return data_answers.json_error(safe_files.printable(problem))
 
 
 def print_error(problem: str, as_json: bool, answers_to: TextIO | None = None) -> None:
-    """Print the error message `problem` to standard error. With `as_json` the JSON text of `error` is printed too, to
-    the stream `answers_to`; None: to standard output."""
+    """Print the error message `problem` to standard error. With `as_json` the JSON text of `json_error` is printed too,
+    to the stream `answers_to`; None: to standard output."""
     if as_json:
-        print(error(problem), file=answers_to, flush=True)
+        print(json_error(problem), file=answers_to, flush=True)
     print(f"error: {safe_files.printable(problem)}", file=sys.stderr)
 
 
@@ -51,7 +51,7 @@ def study_entries(study: Study) -> dict[str, Any]:
     return head | {"registration": study.registration}
 
 
-def plan(study: Study) -> dict[str, Any]:
+def plan_answer(study: Study) -> dict[str, Any]:
     """The answer of the command `plan`, as an object for JSON (docs/schema/plan.json): the runs of a study and what
     they cost. FLOPs and tokens are null where a wall clock ends the runs.
 
@@ -84,7 +84,9 @@ def plan(study: Study) -> dict[str, Any]:
     aliased = {}
     if (design := study.factorial) and design.generators:
         aliased = {
-            design.name(effect): {design.name(alias): weight for alias, weight in design.aliases(effect).items()}
+            design.effect_name(effect): {
+                design.effect_name(alias): weight for alias, weight in design.aliases(effect).items()
+            }
             for effect in design.effects
         }
     at_most = None
@@ -96,7 +98,7 @@ def plan(study: Study) -> dict[str, Any]:
     return study_entries(study) | {"size": study.base.size, "aliased": aliased, "at_most": at_most, "cells": cells}
 
 
-def status(study: Study) -> dict[str, Any]:
+def status_answer(study: Study) -> dict[str, Any]:
     """The answer of the command `status`, as an object for JSON (docs/schema/status.json): for every run its state and
     the other facts of `ablations.status.state`, and under "counts" the number of runs in each state."""
     runs = []
@@ -108,7 +110,7 @@ def status(study: Study) -> dict[str, Any]:
     return study_entries(study) | {"counts": {name: states.count(name) for name in dict.fromkeys(states)}, "runs": runs}
 
 
-def configuration(study: Study) -> dict[str, Any]:
+def configuration_answer(study: Study) -> dict[str, Any]:
     """The answer of the command `show`, as an object for JSON (docs/schema/configuration.json): all settings of the
     baseline, and for each arm its fingerprint and the settings in which it differs."""
     cells = {arm: study.cell(arm, study.seeds[0]) for arm in study.arms}
@@ -116,7 +118,7 @@ def configuration(study: Study) -> dict[str, Any]:
     return study_entries(study) | {"baseline": study.base.flat(), "arms": arms}
 
 
-def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
+def difference_answer(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
     """The answer of the command `diff`, as an object for JSON (docs/schema/difference.json): the settings in which the
     baselines of two sizes or presets differ, and their numbers of parameters, steps and FLOPs. Each entry is a list of
     two values, the first for `a`.
@@ -137,7 +139,7 @@ def difference(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
     return {"a": a, "b": b, "settings": settings, "derived": derived}
 
 
-def reference(baseline: Run) -> dict[str, Any]:
+def reference_answer(baseline: Run) -> dict[str, Any]:
     """The answer of the command `reference`, as an object for JSON (docs/schema/reference.json): for each setting its
     meaning, unit, source and allowed values, and its value in the run `baseline`."""
     from ablations.reference import allowed_values, choices

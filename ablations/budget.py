@@ -14,11 +14,11 @@ ALLOWED_BUDGETS = "tokens, or a time with its unit, one of s, m, h and d, such a
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """A budget in tokens: how far the learning-rate schedule has passed depends on the tokens that were trained."""
+    """A budget in tokens: the learning-rate schedule advances with the number of trained tokens."""
 
     horizon: int  # tokens at which the schedule ends: train.decay_tokens, or all tokens of the run
 
-    def share(self, tokens: int, seconds: float) -> float:
+    def used_share(self, tokens: int, seconds: float) -> float:
         """The share of the schedule that has passed after `tokens` trained tokens; above 1 after the schedule's end.
         `seconds` is not used, but needed by ClockBudget."""
         return tokens / self.horizon
@@ -31,7 +31,7 @@ class ClockBudget:
 
     seconds: float
 
-    def share(self, tokens: int, seconds: float) -> float:
+    def used_share(self, tokens: int, seconds: float) -> float:
         """The share of the budget that has passed after `seconds` of training; at or above 1 at the end of the run.
         `tokens` is not used, but needed by TokenBudget."""
         return seconds / self.seconds
@@ -59,7 +59,7 @@ def clock_seconds(text: str) -> float | None:
 
 
 class RampStage(NamedTuple):
-    """A part of a batch-size ramp: consecutive steps with one batch size."""
+    """A stage of a batch-size ramp: consecutive steps with one batch size."""
 
     step: int  # number of its first step, counted from 0
     sample: int  # number of its first sample (sequence), counted from 0
@@ -99,8 +99,8 @@ class BatchSizes:
         begin = stage.sample + (step - stage.step) * stage.size
         return range(begin, begin + stage.size)
 
-    def steps(self, samples: int) -> int:
-        """The largest number of whole steps that together use at most `samples` samples."""
+    def whole_steps(self, samples: int) -> int:
+        """The largest number of steps that together use at most `samples` samples (sequences)."""
         stage = [stage for stage in self.stages if stage.sample <= samples][-1]
         return stage.step + (samples - stage.sample) // stage.size
 
@@ -118,7 +118,7 @@ def learning_rate(train: TrainConfig, t: float) -> float:
 
     Args:
         train: the settings of the section `train`.
-        t: the used share of the budget, from the method `share` of TokenBudget or ClockBudget.
+        t: the used share of the budget, from the method `used_share` of TokenBudget or ClockBudget.
     """
     if train.schedule in WITH_WARMUP and t < train.warmup:
         return train.lr * t / train.warmup

@@ -7,7 +7,7 @@ from typing import Any
 
 from ablations import compilation, rundir
 from ablations.cells import Cell, Study
-from ablations.config import ConfigError, Run, parse, resolve, setting_needed_for_effect
+from ablations.config import ConfigError, Run, parse_setting, resolve, setting_needed_for_effect
 from ablations.criteria import Criteria
 from ablations.factorial import Factorial, parse_factorial
 from ablations.machine import has_gpu
@@ -41,23 +41,23 @@ def build_study(
         question: the question of the study, as text.
         expect: what was expected before any run, as text.
         common_settings: (key, value) of the settings of all runs.
-        arm_values: (key, value) of the setting that makes each arm; or (a part of a recipe, the preset to take it
-            from), such as ("training", "bert-normal").
+        arm_values: for each arm the (key, value) of the setting that makes it. For an arm that takes a part of a
+            recipe: (the part, the preset to take it from), such as ("training", "bert-normal").
         seeds: the seeds of each arm.
         out: the output root.
         cross: "1": the arms are all combinations of the pairs in `arm_values`; "1/2", "1/4" or "1/8": a fraction of
             these; "": each pair is an arm.
         multiples: every arm is run at the baseline's learning rate times each of these numbers; empty: only at the
             baseline's learning rate.
-        recipe: (name, {setting: value}) of a recipe whose settings are among `common_settings`: in names of folders the
-            name stands for these settings. None: no recipe.
+        recipe: (name, {setting: value}) of a recipe whose settings are among `common_settings`. Names of folders
+            contain its name in place of these settings. None: no recipe.
 
     Raises:
         ConfigError: a setting is not allowed or has no effect, or two runs would be equal.
     """
     if any(k == "seed" for k, _ in common_settings + arm_values):
         raise ConfigError("seed is not a setting of a study: use SEEDS")
-    values = [(k, parse(k, v)) for k, v in common_settings]
+    values = [(k, parse_setting(k, v)) for k, v in common_settings]
     base = resolve(values)
     stage, base = stage_of_begun_study(base, values, recipe, seeds, out)
     for corpus in base.corpora:
@@ -82,16 +82,16 @@ def _with_compilation_decided(study: Study) -> Study:
     mode, reason = compilation.choose_compilation([cell.run for cell in study.cells], mode_of_begun_runs)
 
     def decided(run: Run) -> Run:
-        return replace(run, layout=replace(run.layout, compile=parse("layout.compile", mode)))
+        return replace(run, layout=replace(run.layout, compile=parse_setting("layout.compile", mode)))
 
     cells = [replace(cell, run=decided(cell.run)) for cell in study.cells]
     return replace(study, base=decided(study.base), cells=cells, compiled_why=reason)
 
 
 def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
-    """The baseline and the arms of a study, {label: {setting: value} in which the arm differs from the baseline}: one
-    arm for each pair in `arm_values` (see `build_study`), before arms are combined. Raises ConfigError where a setting
-    cannot make an arm, has no effect, or gives the same run as the baseline or another arm."""
+    """The deltas of the baseline and of one arm for each pair in `arm_values` (see `build_study`): {label: {setting:
+    value}}. The baseline's delta is empty. Raises ConfigError if a setting cannot make an arm, has no effect, or gives
+    the same run as the baseline or another arm."""
     flat = base.flat()
     keys = list(dict.fromkeys(key for key, _ in arm_values))
     shown = [key for key in keys if key in flat] if len(keys) <= MOST_LABEL_SETTINGS else []
@@ -101,7 +101,7 @@ def _deltas(base: Run, arm_values: list[tuple[str, Any]]) -> Deltas:
         if key in PARTS:
             deltas[f"{key}={value}"] = settings_of_part(key, value, base.size, flat)
             continue
-        value = parse(key, value)
+        value = parse_setting(key, value)
         if key.startswith(("layout.", "eval.")) or key == "size":
             raise ConfigError(f"{key} cannot make an arm: it is no part of what is trained, or many lines at once")
         if missing := setting_needed_for_effect(key, flat):
@@ -153,10 +153,12 @@ def _cells(base: Run, values: list[tuple[str, Any]], deltas: Deltas, seeds: list
 
 
 def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
-    """Replace arms of one setting each by combinations of these settings. Returns the design of this factorial.
-    `deltas`: the baseline and the arms, as `_deltas` returns them; the combinations take their place. `cross`: the
-    value of CROSS=, such as "1/2". Raises ConfigError where a factor has two values, or the factors do not allow this
-    fraction."""
+    """Replace the arms of a study by combinations of their settings. Returns the design of this factorial. Raises
+    ConfigError if a factor has two values, or the factors do not allow this fraction.
+
+    `deltas`: the deltas of the baseline and the arms, as `_deltas` returns them, which are changed here; `cross`: the
+    value of CROSS=, such as "1/2".
+    """
     baseline, *labels = deltas
     singles = [deltas[label] for label in labels]
     keys = [key for delta in singles for key in delta]
@@ -166,15 +168,19 @@ def _cross_arms(deltas: Deltas, cross: str) -> Factorial:
     deltas.clear()
     for combination in design.combinations:
         lines = [single for i, single in enumerate(singles) if combination >> i & 1]
-        deltas[design.label(combination) or baseline] = {k: v for line in lines for k, v in line.items()}
+        deltas[design.arm_label(combination) or baseline] = {k: v for line in lines for k, v in line.items()}
     return design
 
 
 def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: float) -> Tuning:
-    """Add arms so that every arm is run at several learning rates. Returns the design. `deltas`: the baseline and the
-    arms, as `_deltas` returns them; copies of each at other learning rates are added. `multiples`: the learning rates
-    as multiples of the baseline's, 1 among them; `common`: the baseline's learning rate. Raises ConfigError where an
-    arm changes train.lr itself."""
+    """Add copies of every arm at other learning rates to a study. Returns the design. Raises ConfigError if an arm
+    changes train.lr itself.
+
+    Args:
+        deltas: the deltas of the baseline and the arms, as `_deltas` returns them; the copies are added to them.
+        multiples: the learning rates as multiples of the baseline's, 1 among them.
+        common: the baseline's learning rate.
+    """
     if any("train.lr" in delta for delta in deltas.values()):
         raise ConfigError("LR runs every arm at several learning rates: train.lr cannot be an arm too")
     rates = {multiple: common if multiple == 1 else float(f"{common * multiple:.6g}") for multiple in multiples}
@@ -190,12 +196,12 @@ def _add_learning_rates(deltas: Deltas, multiples: tuple[float, ...], common: fl
 
 
 def _check_single_changes(study: Study) -> None:
-    """Check that two combinations of a factorial that differ in one factor differ in this factor's setting alone.
-    Raises ConfigError where they differ in other settings. A study that is no factorial passes."""
+    """Check a factorial: combinations that differ in one factor must differ in the setting of this factor alone. Raises
+    ConfigError if they differ in other settings. A study that is no factorial passes."""
     if not (design := study.factorial):
         return
-    for combination, changed, number in design.edges:
-        first, second = (design.label(c) or study.arms[0] for c in (combination, changed))
+    for combination, changed, number in design.single_changes:
+        first, second = (design.arm_label(c) or study.arms[0] for c in (combination, changed))
         (key,) = study.cell(design.factors[number], study.seeds[0]).delta
         for seed in study.seeds:
             changes = difference(study.cell(first, seed).run.flat(), study.cell(second, seed).run.flat())
@@ -204,9 +210,9 @@ def _check_single_changes(study: Study) -> None:
 
 
 def _values_after_rounding(run: Run) -> tuple[Any, ...]:
-    """The values of a run that follow from ROUNDED_SETTINGS: its length, budget, batch sizes, rows of the embedding,
-    and the share of the budget in which a ramp by the clock ends. Two runs that differ only in ROUNDED_SETTINGS train
-    alike where these values are equal."""
+    """The values of a run that follow from ROUNDED_SETTINGS by rounding: its length, budget, batch sizes, rows of the
+    embedding, and the share of the budget in which a ramp by the clock ends. If these values are equal, two runs that
+    differ only in ROUNDED_SETTINGS train alike."""
     by_clock = run.train.ramp_share if run.ends_by_clock else 0.0  # under a budget in tokens the batch sizes have it
     return run.length, run.budget, run.batch_sizes, run.model.padded_vocab, by_clock
 

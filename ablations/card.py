@@ -1,6 +1,7 @@
-"""The identity card of a run directory: what the run is, which data it read, and which versions of metrics judged it.
+"""The identity card of a run directory: the run's settings, its data, and the versions of the metrics of its
+evaluation.
 
-Only the directory is read, which may come from anyone. Missing parts are null; damaged files are named.
+Only the directory is read, which may be from an unknown source. Missing parts are null; damaged files are named.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def card(run_dir: Path) -> dict[str, Any]:
 
 
 def dict_at(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dictionary value[key]; {} where `value` has no such key, or holds something else than a dictionary there."""
+    """The dictionary value[key]; {} if `value` has no such key, or no dictionary there."""
     inner = value.get(key)
     return inner if isinstance(inner, dict) else {}
 
@@ -76,8 +77,8 @@ def training_data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(scores: dict[str, Any]) -> dict[str, Any]:
-    """Select from eval.json a run's scores, and the versions and hashes that decide whether they may be compared with
-    those of another run. What eval.json lacks is None in the result. `scores`: the content of eval.json."""
+    """Select from eval.json a run's scores, and the versions and hashes that decide whether the scores may be compared
+    with those of another run. Entries that eval.json lacks are None. `scores`: the content of eval.json."""
     versions = ("version", "lm_eval", "precision", "weights_sha256", "samples_sha256", "corpora")
     summary_scores = ("bits_per_byte", "zero_shot", "suite")
     tasks = {

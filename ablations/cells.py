@@ -117,8 +117,8 @@ class Study:
 
     @property
     def number_of_tests(self) -> int:
-        """The number of hypothesis tests on one metric, by which its p-values are corrected for multiple testing: one
-        for each compared arm, and in a factorial one for each effect."""
+        """The number of hypothesis tests on one metric, by which its p-values are corrected for multiple testing. There
+        is one test for each compared arm, and in a factorial one for each effect."""
         return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     @property
@@ -141,13 +141,13 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the same study on any machine: without the words for the paths of files (OUT,
-        EVAL_DATA, GLUE), those that need them (GLUE_TASKS, GLUE_SEEDS), and the number of runs at a time (JOBS)."""
+        """The command that makes the same study on any machine. It lacks the words for paths of files (OUT, EVAL_DATA,
+        GLUE), the words that need these (GLUE_TASKS, GLUE_SEEDS), and the number of runs at a time (JOBS)."""
         return _command([w for w in self.words if not w.startswith(("OUT=", "JOBS=", "EVAL_DATA=", "GLUE"))])
 
     @property
     def left_out_of_command(self) -> str:
-        """A sentence on the words that `command` lacks, since they name folders of one machine; "" where it lacks
+        """A sentence on the words that `command` leaves out because they name folders of one machine; "" if there are
         none."""
         given = {word.partition("=")[0]: word for word in self.words if word.partition("=")[2]}
         shown = [f"{name}=" for name in ("OUT", "EVAL_DATA", "GLUE") if name in given]
@@ -161,9 +161,9 @@ class Study:
 
     @property
     def registration(self) -> dict[str, Any]:
-        """What each run registers before its first step: the study's question, expectation, criteria and plan, {name:
-        value}; see ablations/registration.py."""
-        return registration.content(self)
+        """The study's question, expectation, criteria and plan, as each run registers them before its first step:
+        {name: value}. See ablations/registration.py."""
+        return registration.registration_of(self)
 
     @property
     def eval_options(self) -> list[str]:
@@ -193,8 +193,8 @@ class Study:
         return dict(word.split("=", 1) for word in self.words).get(name, "").strip()
 
     @cached_property
-    def _cells(self) -> dict[tuple[str, int], Cell]:
+    def _cell_by_arm_and_seed(self) -> dict[tuple[str, int], Cell]:
         return {(c.arm, c.seed): c for c in self.cells}
 
     def cell(self, arm: str, seed: int) -> Cell:
-        return self._cells[arm, seed]
+        return self._cell_by_arm_and_seed[arm, seed]

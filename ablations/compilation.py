@@ -1,5 +1,5 @@
-"""Decides whether the runs of a study are compiled on a CPU under layout.compile=auto: where compiling all of them
-takes less time than it saves. Either all runs of a study are compiled, or none."""
+"""Decides under layout.compile=auto whether the runs of a study are compiled on a CPU. Either all of them are, or none:
+they are compiled if this takes less time in all than it saves."""
 
 import os
 import shutil
@@ -29,15 +29,16 @@ class Compilation(NamedTuple):
     reason: str
 
 
-def choose_compilation(runs: Sequence[Run], begun: str = "") -> Compilation:
+def choose_compilation(runs: Sequence[Run], begun_mode: str = "") -> Compilation:
     """Choose whether the runs of a study are compiled, on a CPU and under layout.compile=auto.
 
     Args:
         runs: all runs of the study.
-        begun: layout.compile of those runs that have begun, which is kept for all others; "": no run has begun.
+        begun_mode: the value of layout.compile in runs of the study that have begun, which the others take over; "": no
+            run has begun.
     """
-    if begun:
-        return Compilation(begun, f"layout.compile={begun}, as in the runs of the study that have begun")
+    if begun_mode:
+        return Compilation(begun_mode, f"layout.compile={begun_mode}, as in the runs of the study that have begun")
     if unknown := next(filter(None, map(reason_gain_is_unknown, runs)), ""):
         return Compilation("never", f"not compiled: {unknown}")
     saved, taken = sum(map(seconds_saved, runs)), compile_seconds(runs)
@@ -81,8 +82,8 @@ def compile_seconds(runs: Sequence[Run]) -> float:
 
 
 def missing_for_compiler() -> str:
-    """What torch needs to compile for a CPU and this machine lacks, a C++ compiler or Python's headers, as a clause; ""
-    where nothing is missing."""
+    """A clause that names what is missing on this machine for torch to compile for a CPU: a C++ compiler or Python's
+    headers; "" if nothing is missing."""
     compiler = os.environ.get("CXX", "g++")  # as torch chooses it
     if not shutil.which(compiler):
         return f"there is no C++ compiler ({compiler})"

@@ -11,7 +11,7 @@ from ablations.machine import has_bf16, has_gpu
 from ablations.run import KEYS, SECTIONS, SETTINGS, Run, fit_micro_batch
 from ablations.safe_files import first_misfit
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, convert_value, did_you_mean, flatten, unknown_choice
+from ablations.values import ConfigError, convert_value, did_you_mean, flatten, unknown_choice_error
 from model import count
 from model.config import ModelConfig
 from model.setting import check_ranges
@@ -23,7 +23,7 @@ __all__ = [
     "Run",
     "sizes_and_presets",
     "fit_micro_batch",
-    "parse",
+    "parse_setting",
     "resolve",
     "setting_needed_for_effect",
 ]
@@ -31,7 +31,7 @@ __all__ = [
 FOLDER = Path(__file__).parent
 
 
-def parse(key: str, value: Any) -> Any:
+def parse_setting(key: str, value: Any) -> Any:
     """Convert a value, given as text or read from YAML, to the type of the setting `key`. Raises ConfigError where
     there is no such setting, or the value has the wrong type or is not one of the setting's choices."""
     if key not in KEYS:
@@ -48,20 +48,20 @@ def resolve(overrides: Iterable[tuple[str, Any]] = ()) -> Run:
     Raises:
         ConfigError: a key, type or value is not allowed, or settings do not fit together; the message says what is.
     """
-    typed_values = [(key, parse(key, value)) for key, value in overrides]
+    typed_values = [(key, parse_setting(key, value)) for key, value in overrides]
     flat = _baseline()
     size = dict(typed_values).get("size", flat["size"])
     if size == "auto":
         size = "14m" if has_gpu() else "nano"
     sizes = sizes_and_presets()
     if size not in sizes:
-        raise unknown_choice("size", size, sizes)
-    bundle = [(key, parse(key, value)) for key, value in sizes[size]["set"].items()]
+        raise unknown_choice_error("size", size, sizes)
+    bundle = [(key, parse_setting(key, value)) for key, value in sizes[size]["set"].items()]
     flat = flat | dict(bundle) | dict(typed_values) | {"size": size}
     if flat["train.precision"] == "auto":
         flat["train.precision"] = "bf16" if has_bf16() else "fp32"
     _check_declared_parameters(size, sizes[size]["params"], bundle)
-    return _build(flat)
+    return _run_with_settings(flat)
 
 
 @functools.cache
@@ -71,12 +71,12 @@ def _baseline() -> dict[str, Any]:
     for key in sorted(KEYS.keys() | flat.keys()):
         if key not in KEYS or key not in flat:
             raise ConfigError(f"ablations/baseline.yaml must hold exactly the keys of a run: see {key}")
-    return {key: parse(key, value) for key, value in flat.items()}
+    return {key: parse_setting(key, value) for key, value in flat.items()}
 
 
 def setting_needed_for_effect(key: str, flat: dict[str, Any]) -> str:
-    """The settings without which the setting `key` has no effect, as text such as "model.pos=rotary"; "" where `key`
-    has an effect in a run with the settings `flat`, {setting: value}."""
+    """The settings without which the setting `key` has no effect, as text such as "model.pos=rotary"; "" if `key` has
+    an effect. `flat`: {setting: value} of the run."""
     texts = {name: str(flat[name]).lower() for name in SETTINGS[key].only_with}  # true, not True
     missing = {name: values for name, values in SETTINGS[key].only_with.items() if texts[name] not in values}
     return " and ".join(f"{name}={' or '.join(values)}" for name, values in missing.items())
@@ -100,9 +100,9 @@ def sizes_and_presets() -> dict[str, dict[str, Any]]:
     return bundles
 
 
-def _build(flat: dict[str, Any]) -> Run:
-    """Make the run that has the settings `flat`, {key: value of its type}. Raises ConfigError where a number is outside
-    its range, or settings do not fit together."""
+def _run_with_settings(flat: dict[str, Any]) -> Run:
+    """The run with the settings `flat`, {setting: value of its type}. Raises ConfigError if a number is outside its
+    range, or settings do not fit together."""
     sections: dict[str, Any] = {}
     try:
         for name, cls in SECTIONS.items():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ablations.noise_floor import NoiseFloor
-from ablations.values import ConfigError, did_you_mean, typed_number
+from ablations.values import ConfigError, did_you_mean, parse_number
 
 METRICS = {"bits/byte": "bits/byte", "zero-shot": "points", "suite": "points"}  # {metric: its unit}
 UNITS = ("bits/byte", "points")
@@ -63,7 +63,7 @@ def margins_of_word(text: str) -> dict[str, float]:
     with a comma, the second in points (percentage points of accuracy). Raises ConfigError where the text is neither, or
     a number is not above 0."""
     try:
-        numbers = [typed_number(number) for number in text.split(",")] if text.strip() else []
+        numbers = [parse_number(number) for number in text.split(",")] if text.strip() else []
         valid = len(numbers) <= len(UNITS) and all(0 < number <= LARGEST_MARGIN for number in numbers)
     except ValueError:
         valid = False

@@ -74,9 +74,9 @@ def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[flo
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
-    """The function that maps a value of an axis to a coordinate: `low` to `start` and `high` to `end`. `log`: whether
-    the axis is logarithmic."""
+def axis_scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
+    """A function that maps a value on an axis to its coordinate in the figure: `low` to `start` and `high` to `end`.
+    `log`: whether the axis is logarithmic."""
     f = math.log if log else float
     width = (f(high) - f(low)) or 1.0
     return lambda value: start + (f(value) - f(low)) / width * (end - start)
@@ -88,9 +88,10 @@ def text_width(text: str, size: float = 12) -> float:
     return 0.58 * size * len(text)
 
 
-def fitting_end(words: str, room: float, size: float = 12) -> str:
-    """The text `words`, cut to its end after "…" where it is wider than `room` in a font of `size` units. The end is
-    kept since long texts are paths and settings, which differ at their ends."""
+def cut_to_width(words: str, room: float, size: float = 12) -> str:
+    """The text `words` or, if it is wider than `room`, "…" and as much of its end as fits. The end is kept since long
+    texts are paths and settings, which differ at their ends. `size`: the size of the font; `room` and `size` are in
+    units of the figure."""
     most = max(2, int(room / text_width("x", size)))
     return words if len(words) <= most else "…" + words[1 - most :]
 
@@ -130,7 +131,7 @@ def line_plot(
     y0, y1 = _y_limits(curves, logy, zero, zoom)
     yticks = ticks(y0, y1, logy)
     left = 24 + max(text_width(short_number(t)) for t in yticks)
-    X, Y = scale(x0, x1, left, RIGHT, logx), scale(y0, y1, bottom, top, logy)
+    X, Y = axis_scale(x0, x1, left, RIGHT, logx), axis_scale(y0, y1, bottom, top, logy)
 
     out = [text(0, 14, title, "head"), *legend]
     for t in yticks:
@@ -173,7 +174,7 @@ def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
     """The legend of the curves: (its SVG elements, the number of its rows). Where there is only one label the legend is
     left out: ([], 0)."""
     named = [c for c in curves if c.kind != "thin" and c.label]
-    entries = list(dict.fromkeys((fitting_end(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
+    entries = list(dict.fromkeys((cut_to_width(c.label, WIDTH - 32), c.colour, c.kind) for c in named))
     if len(entries) < 2:
         return [], 0
     out = []
@@ -252,7 +253,7 @@ def forest_plot(
         effects: for each arm (its label, its difference, half the width of its interval or inf, its colour, the text
             beside it); the colour is "good", "bad" or "same".
         xlabel: the text under the axis.
-        largest: the largest possible absolute difference, to which the ends of intervals in tooltips are limited.
+        largest: the largest possible absolute difference. In tooltips, intervals end there.
     """
     if not effects:
         return ""
@@ -266,7 +267,7 @@ def forest_plot(
     low, high = min([0.0, *ends]), max([0.0, *ends])
     room = 0.05 * (high - low) or 1.0
     low, high = low - room, high + room
-    X, top, step = scale(low, high, 14, WIDTH - 14), 34, 40
+    X, top, step = axis_scale(low, high, 14, WIDTH - 14), 34, 40
     bottom = top + step * len(effects)
     out = [text(0, 14, title, "head")]
     for t in ticks(low, high):
@@ -277,7 +278,7 @@ def forest_plot(
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
         y = top + step * i + 28
-        name = fitting_end(arm, WIDTH - 36 - text_width(words))
+        name = cut_to_width(arm, WIDTH - 36 - text_width(words))
         out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
         bar, width = "", ""
         if math.isfinite(half):
@@ -309,7 +310,7 @@ def bar_chart(title: str, rows: list[tuple[str, list[float], str]], parts: list[
     """
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
-    X, step = scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
+    X, step = axis_scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
     out, top = [text(0, 14, title, "head")], 32
     if len(parts) > 1:
         for i, (part, (x, row)) in enumerate(zip(parts, _legend_positions(parts), strict=True)):
@@ -319,7 +320,7 @@ def bar_chart(title: str, rows: list[tuple[str, list[float], str]], parts: list[
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
         room = WIDTH - 40 - text_width(words)
-        out += [text(14, y, fitting_end(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
+        out += [text(14, y, cut_to_width(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
         for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
             width = X(amount) - 14
             tip = f"<title>{escape(f'{label}, {part}: {short_number(amount)}')}</title>"
@@ -336,12 +337,13 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     Args:
         title: the heading of the figure.
         rows, columns: the names of the rows and of the columns.
-        cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell.
-            Positive strengths have the colour for good, negative ones that for bad, and 0 has none.
+        cells: for each row a cell of each column: (text, strength from -1 to 1, tooltip), or None for an empty cell. A
+            positive strength is drawn in the colour for good, a negative one in the colour for bad, and 0 without a
+            colour.
     """
     side = min(170.0, 8 + max(text_width(r, 11) for r in rows))
     step = max(46.0, (WIDTH - side - 4) / len(columns))
-    columns = [fitting_end(c, 170) for c in columns]
+    columns = [cut_to_width(c, 170) for c in columns]
     tilt = max(text_width(c) for c in columns) > step - 4  # whether the columns' names are written at an angle
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
     beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
@@ -356,7 +358,7 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
         )
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
-        short = fitting_end(name, side - 6, 11)
+        short = cut_to_width(name, side - 6, 11)
         out.append(
             f'<text x="{side - 6:.1f}" y="{y + 15:.1f}" text-anchor="end" style="font-size:11px">{escape(short)}</text>'
         )

@@ -22,9 +22,9 @@ MOST_FACTORS = 8  # 256 combinations; untuned
 ALL_ORDERS = 3  # with more factors only interactions of two are estimated, else interactions of any number
 
 
-def order(effect: int) -> int:
-    """The number of factors in an effect, an integer whose bits stand for factors: 1 for a main effect, 2 or more for
-    an interaction."""
+def effect_order(effect: int) -> int:
+    """The number of factors in an effect: 1 for a main effect, 2 or more for an interaction. `effect`: an integer whose
+    bits stand for factors."""
     return effect.bit_count()
 
 
@@ -45,7 +45,7 @@ class Factorial:
     generators: tuple[int, ...] = ()  # of a fraction, as bit masks of factors; empty: all combinations are run
 
     @cached_property
-    def defining(self) -> frozenset[int]:
+    def defining_sets(self) -> frozenset[int]:
         return frozenset(defining_relation(self.generators))
 
     @property
@@ -53,19 +53,19 @@ class Factorial:
         """The resolution of a fraction, the smallest number of factors in a defining set; None where all combinations
         are run. With 3, main effects are aliased with interactions of two factors; with 4, these interactions are
         aliased with each other; with 5, neither."""
-        return min(map(order, self.defining), default=None)
+        return min(map(effect_order, self.defining_sets), default=None)
 
     @property
     def combinations(self) -> list[int]:
         """The combinations that are run, ordered by the number of changed factors, the baseline first."""
         every = range(2 ** len(self.factors))
-        fraction = [c for c in every if all(order(c & generator) % 2 == 0 for generator in self.generators)]
-        return sorted(fraction, key=lambda c: (order(c), c))
+        fraction = [c for c in every if all(effect_order(c & generator) % 2 == 0 for generator in self.generators)]
+        return sorted(fraction, key=lambda c: (effect_order(c), c))
 
     @property
-    def edges(self) -> list[tuple[int, int, int]]:
-        """The pairs of combinations that differ in one factor only: (the combination in which the factor is unchanged,
-        the combination in which it is changed, the index of the factor)."""
+    def single_changes(self) -> list[tuple[int, int, int]]:
+        """The pairs of combinations that differ in one factor only: [(combination with this factor unchanged,
+        combination with it changed, index of the factor), ...]."""
         combinations = set(self.combinations)
         return [
             (c, c | 1 << i, i)
@@ -76,26 +76,28 @@ class Factorial:
 
     @property
     def effects(self) -> list[int]:
-        """The effects that are estimated, main effects first: of each group of aliased effects the one with the fewest
-        factors. With more than ALL_ORDERS factors, interactions of three or more are left out."""
-        covered: set[int] = set(self.defining) | {0}  # effects that are aliased with an estimated one, or with the mean
+        """The effects that are estimated, main effects first. Of a group of aliased effects only the one with the
+        fewest factors is estimated. With more than ALL_ORDERS factors, interactions of three or more are left out."""
+        covered: set[int] = set(self.defining_sets) | {
+            0
+        }  # effects that are aliased with an estimated one, or with the mean
         effects = []
         most = len(self.factors) if len(self.factors) <= ALL_ORDERS else 2
-        for effect in sorted(range(1, 2 ** len(self.factors)), key=lambda e: (order(e), e)):
-            if effect not in covered and order(effect) <= most:
+        for effect in sorted(range(1, 2 ** len(self.factors)), key=lambda e: (effect_order(e), e)):
+            if effect not in covered and effect_order(effect) <= most:
                 effects.append(effect)
-                covered |= {effect} | {effect ^ other for other in self.defining}
+                covered |= {effect} | {effect ^ other for other in self.defining_sets}
         return effects
 
     def aliases(self, effect: int) -> dict[int, float]:
         """The effects that are aliased with `effect`: {aliased effect: its weight in the estimate of `effect`}. Effects
         are defined as in `coefficients`."""
         weights = {}
-        for defining in self.defining:
+        for defining in self.defining_sets:
             other = effect ^ defining
-            sign = (-1) ** order(defining)  # of the product of the defining set's factors, coded -1 and 1
-            weights[other] = sign * 2.0 ** (order(effect) - order(other))
-        return dict(sorted(weights.items(), key=lambda item: (order(item[0]), item[0])))
+            sign = (-1) ** effect_order(defining)  # of the product of the defining set's factors, coded -1 and 1
+            weights[other] = sign * 2.0 ** (effect_order(effect) - effect_order(other))
+        return dict(sorted(weights.items(), key=lambda item: (effect_order(item[0]), item[0])))
 
     def coefficients(self, effect: int) -> dict[int, float]:
         """The weights of the combinations' results in the estimate of `effect`, {combination: weight}.
@@ -106,14 +108,14 @@ class Factorial:
         """
         combinations = self.combinations
         # factors of the effect that the combination does not change
-        unchanged = {c: order(effect & ~c) for c in combinations}
-        return {c: (-1) ** unchanged[c] * 2.0 ** order(effect) / len(combinations) for c in combinations}
+        unchanged = {c: effect_order(effect & ~c) for c in combinations}
+        return {c: (-1) ** unchanged[c] * 2.0 ** effect_order(effect) / len(combinations) for c in combinations}
 
-    def name(self, effect: int) -> str:
+    def effect_name(self, effect: int) -> str:
         """The name of an effect, such as "pos=alibi × act=swiglu"."""
         return " × ".join(label for i, label in enumerate(self.factors) if effect >> i & 1)
 
-    def label(self, combination: int) -> str:
+    def arm_label(self, combination: int) -> str:
         """The label of a combination's arm, such as "pos=alibi+act=swiglu"; "" for the baseline."""
         return "+".join(label for i, label in enumerate(self.factors) if combination >> i & 1)
 
@@ -130,16 +132,20 @@ class Factorial:
         """For a fraction, a line of text for each estimated effect that names the effects aliased with it; [] where all
         combinations are run."""
         return [
-            f"{self.name(effect)}: with {self.aliases_in_words(effect)}" for effect in self.effects if self.generators
+            f"{self.effect_name(effect)}: with {self.aliases_in_words(effect)}"
+            for effect in self.effects
+            if self.generators
         ]
 
     def aliases_in_words(self, effect: int) -> str:
         """The aliases of an effect as text, such as "+0.5 of b × c, -1 of d". Only the aliases with the fewest factors
         are named."""
         weights = self.aliases(effect)
-        fewest = min(map(order, weights))
+        fewest = min(map(effect_order, weights))
         return ", ".join(
-            f"{weight:+g} of {self.name(other)}" for other, weight in weights.items() if order(other) == fewest
+            f"{weight:+g} of {self.effect_name(other)}"
+            for other, weight in weights.items()
+            if effect_order(other) == fewest
         )
 
 
@@ -178,11 +184,11 @@ def best_generators(factors: int, p: int) -> tuple[int, ...]:
     `factors`: the number of factors. The best fraction has the highest resolution and, among such, the fewest defining
     sets of the smallest size (minimum aberration: Fries & Hunter 1980, Technometrics 22)."""
     base = factors - p
-    sets = [s for s in range(2**base) if order(s) >= 2]
+    sets = [s for s in range(2**base) if effect_order(s) >= 2]
     candidates = [tuple(s | 1 << (base + i) for i, s in enumerate(chosen)) for chosen in combinations(sets, p)]
 
     def aberration(generators: tuple[int, ...]) -> list[int]:
-        lengths = [order(word) for word in defining_relation(generators)]
+        lengths = [effect_order(word) for word in defining_relation(generators)]
         return [lengths.count(length) for length in range(1, factors + 1)]
 
     return min(candidates, key=aberration)

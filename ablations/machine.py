@@ -12,8 +12,8 @@ def installed_gpus() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether runs have an NVIDIA GPU: whether one is visible here (`sees_gpu`) or, where the environment variable
-    MEGAHOUR_GPU is set, whether it is 1. A login node without a GPU may submit runs to nodes with one."""
+    """Whether the runs will have an NVIDIA GPU: whether one is visible here (`sees_gpu`). The environment variable
+    MEGAHOUR_GPU, 1 or 0, overrides this: a login node without a GPU may submit runs to nodes with one."""
     if os.environ.get("MEGAHOUR_GPU"):
         return os.environ["MEGAHOUR_GPU"] == "1"
     return sees_gpu()

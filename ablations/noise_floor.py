@@ -6,11 +6,14 @@ freedom are added to those of the study's own seeds.
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablations import safe_files
+from ablations.run import ABSENT, Run
 from ablations.rundir import NUMBER
 from ablations.safe_files import first_misfit
 from ablations.values import ConfigError
@@ -27,6 +30,7 @@ KEYS = {  # {entry of the file: its type}
     "versions": dict,
     "hardware": dict,
 }
+REASONS_SHOWN = 6  # differences that an error message names
 METRIC_KEYS = {"unit": str, "tasks": str, "results": dict}
 
 
@@ -72,3 +76,30 @@ def read_noise_floor(path: str) -> NoiseFloor:
         if wrong or first_misfit(metric["results"], dict.fromkeys(metric["results"], NUMBER)):
             raise ConfigError(f"NOISE_FLOOR={path}: {name} is not what a noise floor has there")
     return NoiseFloor(file.name, hashlib.sha256(data).hexdigest(), content)
+
+
+def different_settings(floor: NoiseFloor, config: Mapping[str, Any]) -> list[str]:
+    """The settings, and the size, in which a run of a study's baseline differs from the runs of a noise floor, as texts
+    such as "data.corpus: pydocs there, c4 here". Settings that an earlier version did not have get the value that was
+    then in effect. `config`: {setting: value} of the run."""
+    there, here = (
+        {**ABSENT, **values} for values in ({"size": floor.content["size"]} | floor.content["settings"], config)
+    )
+    return [
+        f"{key}: {str(there.get(key))[:60]} there, {str(here.get(key))[:60]} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key) and not key.startswith("layout.") and key != "seed"
+    ]
+
+
+def check_same_baseline(floor: NoiseFloor | None, run: Run) -> None:
+    """Check, before any run, that a noise floor was measured at the size and settings of a study's baseline; the report
+    compares the text and the evaluation too. `floor`: None: the study has none; `run`: a run of the baseline. Raises
+    ConfigError where a setting differs."""
+    config = json.loads(json.dumps(run.flat()))  # as run.json has it: tuples become lists
+    if floor and (reasons := different_settings(floor, config)):
+        more = "; ..." if len(reasons) > REASONS_SHOWN else ""
+        raise ConfigError(
+            f"NOISE_FLOOR={floor.name} is of another baseline: {'; '.join(reasons[:REASONS_SHOWN])}{more}. "
+            "`make noise` with the same settings measures that of this one"
+        )

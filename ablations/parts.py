@@ -7,8 +7,8 @@ not taken from the preset.
 
 from typing import Any
 
-from ablations.config import parse, presets, setting_needed_for_effect, sizes_and_presets
-from ablations.values import ConfigError, unknown_choice
+from ablations.config import parse_setting, presets, setting_needed_for_effect, sizes_and_presets
+from ablations.values import ConfigError, unknown_choice_error
 
 # {setting: its part} of settings whose part is not that of their section. In the configuration files of "Cramming"
 # dropout and masks belong to training, the vocabulary and the length of sequences to data.
@@ -26,8 +26,8 @@ PARTS = tuple(SECTIONS.values())
 SETTINGS_OF_NO_PART = ("train.budget", "train.tokens", "train.decay_tokens", "train.precision")
 
 
-def part_of(key: str) -> str:
-    """The part of a recipe, one of PARTS, that a setting belongs to; "" where it belongs to none."""
+def part_of_recipe(key: str) -> str:
+    """The part of a recipe, one of PARTS, that the setting `key` belongs to; "" if it belongs to none."""
     return "" if key in SETTINGS_OF_NO_PART else OTHER_PARTS.get(key) or SECTIONS.get(key.partition(".")[0], "")
 
 
@@ -46,10 +46,12 @@ def settings_of_part(part: str, preset: str, size: str, flat: dict[str, Any]) ->
     """
     names = presets()
     if preset not in names:
-        raise unknown_choice(part, preset, names)
+        raise unknown_choice_error(part, preset, names)
     size_settings = {} if size in names else sizes_and_presets()[size]["set"]
-    values = {key: parse(key, value) for key, value in sizes_and_presets()[preset]["set"].items()}
-    part_settings = {key: value for key, value in values.items() if part_of(key) == part and key not in size_settings}
+    values = {key: parse_setting(key, value) for key, value in sizes_and_presets()[preset]["set"].items()}
+    part_settings = {
+        key: value for key, value in values.items() if part_of_recipe(key) == part and key not in size_settings
+    }
     differing = {key: value for key, value in part_settings.items() if value != flat[key]}
     differing = {key: value for key, value in differing.items() if not setting_needed_for_effect(key, flat | differing)}
     if not differing:

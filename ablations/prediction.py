@@ -3,7 +3,7 @@ interaction.
 
 alibi < rotary < learned                    in bits/byte, where less is better
 alibi - learned in [-0.3, -0.05]            the difference of two arms; -inf and inf are allowed as ends
-alibi x swiglu in [-0.02, 0.02]             the interaction of two arms: both together, minus what each changes alone
+alibi x swiglu in [-0.02, 0.02]             the interaction: the change by both, minus the changes by each alone
 zero-shot: learned < alibi                  the values of another metric
 
 An arm is named by its label (pos=alibi), by its value where no other arm has the same (alibi), or as `baseline`.
@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ablations.criteria import METRICS, PRIMARY, check_metric
-from ablations.values import ConfigError, typed_number
+from ablations.values import ConfigError, parse_number
 
 FORM = (
     f"a prediction is `A < B < C`, `A - B in [low, high]` or `A x B in [low, high]`, with {' or '.join(METRICS)} and a "
@@ -37,8 +37,8 @@ class Prediction(NamedTuple):
 
 
 def distinct_predictions(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions without repetitions: the first of those that make the same claim. A study file and PREDICT= may
-    contain the same prediction."""
+    """The predictions without repetitions: of several that make the same claim, the first. A study file and PREDICT=
+    may contain the same prediction."""
     claims = {(p.metric, p.kind, p.arms, p.interval): p for p in reversed(predictions)}
     return [p for p in predictions if claims[p.metric, p.kind, p.arms, p.interval] is p]
 
@@ -59,15 +59,15 @@ def parse_prediction(text: str, arms: Sequence[str]) -> Prediction:
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{text!r} names an arm twice; {FORM}")
     if kind == INTERACTION:
-        labels += [find_arm_pair(labels[0], labels[1], arms, text), arms[0]]
+        labels += [find_combined_arm(labels[0], labels[1], arms, text), arms[0]]
     return Prediction(text.strip(), metric, tuple(labels), parse_interval(right, text) if is_interval else None, kind)
 
 
-def find_arm_pair(first: str, second: str, arms: Sequence[str], text: str) -> str:
-    """The label of the arm that combines the changes of two other arms, such as "pos=alibi+act=swiglu".
+def find_combined_arm(first: str, second: str, arms: Sequence[str], text: str) -> str:
+    """The label of the arm with the changes of two other arms, such as "pos=alibi+act=swiglu".
 
     Args:
-        first, second: the labels of the two arms.
+        first, second: the labels of the two other arms.
         arms: the labels of the study's arms, the baseline first.
         text: the prediction, for the error message.
 
@@ -102,7 +102,7 @@ def parse_interval(text: str, prediction: str) -> tuple[float, float]:
     brackets, the lower one first."""
     text = text.strip()
     try:
-        low, high = (typed_number(number) for number in text.removeprefix("[").removesuffix("]").split(","))
+        low, high = (parse_number(number) for number in text.removeprefix("[").removesuffix("]").split(","))
     except ValueError:
         low, high = math.nan, math.nan
     if not (text.startswith("[") and text.endswith("]") and low < high):
@@ -111,8 +111,9 @@ def parse_interval(text: str, prediction: str) -> tuple[float, float]:
 
 
 def predictions_about(texts: Sequence[str], arms: Sequence[str]) -> list[Prediction]:
-    """The predictions of a study file that are about arms which are run; others are left out, since a file may have
-    more arms. `texts`: all predictions of the file; `arms`: the labels of the arms that are run, the baseline first."""
+    """The predictions of a study file whose arms are run. The other predictions are left out, since a file may have
+    more arms than are run. `texts`: all predictions of the file; `arms`: the labels of the arms that are run, the
+    baseline first."""
     predictions = []
     for text in texts:
         with suppress(ConfigError):

@@ -1,4 +1,5 @@
-"""What a study registers in each of its run directories before the first step, and what was changed since.
+"""The registration of a study, which is written into each of its run directories before the first step, and the changes
+to it since.
 
 A line of registered.jsonl (ablations/rundir.py) holds all registered values, so that a report can quote earlier ones.
 The hash of a line covers the hash of the line before it, and run.json holds the hash of the first line.
@@ -43,8 +44,8 @@ UNTIL_DECIDED = "seeds are added until every arm is decided, or there are no mor
 
 
 def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> str:
-    """The question of a study for which the user gave none, made from its arms. `arms`: (key, value) of the setting
-    that makes each arm; `base`: {setting: value} of the baseline."""
+    """A question for a study for which the user gave none, made from its arms. `arms`: (key, value) of the setting that
+    makes each arm; `base`: {setting: value} of the baseline."""
     keys = list(dict.fromkeys(key for key, _ in arms))
     if len(arms) <= 2 or (len(keys) == 1 and keys[0] not in base):
         return f"Does {' or '.join(f'{key}={value}' for key, value in arms)} beat the baseline?"
@@ -58,7 +59,7 @@ def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> 
     return f"Which {single_key} is best: {listed([f'{base[single_key]} (the baseline)', *names], 'or')}?"
 
 
-def content(study: Any) -> Content:
+def registration_of(study: Any) -> Content:
     """The registration of a study, an ablations.cells.Study, as an object for JSON: its question, expectation, criteria
     and plan under the keys of FIELDS. The entry "study" names the study, since several studies may share a run."""
     criteria = study.criteria
@@ -78,7 +79,7 @@ def content(study: Any) -> Content:
     }
 
 
-def in_words(key: str, value: Any) -> str:
+def value_in_words(key: str, value: Any) -> str:
     """A registered value as text for a report; "none" where it is empty. `key`: the key of the value, one of FIELDS."""
     if key == "seeds" and isinstance(value, list) and len(value) == 2:
         return f"{value[0]} to {value[1]}"
@@ -91,9 +92,8 @@ def in_words(key: str, value: Any) -> str:
     return str(value) if value not in ("", None) else "none"
 
 
-def changes(present: Content, registered: Mapping[str, Content], planned: int) -> list[str]:
-    """What was changed in the registration of a study after its runs had begun: a sentence for each earlier value that
-    differs from the present one.
+def describe_changes(present: Content, registered: Mapping[str, Content], planned: int) -> list[str]:
+    """A sentence for each registered value of a study that was changed after runs of the study had begun.
 
     Args:
         present: the present registration.
@@ -107,7 +107,7 @@ def changes(present: Content, registered: Mapping[str, Content], planned: int) -
             old, new = earlier.get(key), present.get(key)
             if key == "question" and earlier.get("arms") == present.get("arms") and _are_generated(old, new):
                 continue  # another version of this program words the question of the same arms differently
-            change = in_words(key, old), in_words(key, new)
+            change = value_in_words(key, old), value_in_words(key, new)
             if change[0] == change[1] and old and new and old != new:  # arms of the same names, of other settings
                 change = json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
             if change[0] != change[1]:

@@ -53,7 +53,7 @@ def fp8_has_no_tensor_parallelism(run: Run) -> str:
 
 
 def fp8_needs_multiples(run: Run) -> str:
-    """An error message where a side of the matrices that are multiplied in FP8 is no multiple of FP8_MULTIPLE, else "".
+    """An error message if a side of the matrices that are multiplied in FP8 is no multiple of FP8_MULTIPLE, else "".
     One side is the number of tokens in a micro-batch, a multiple of model.seq. So model.seq itself is checked, and the
     rule does not depend on the layout."""
     if run.train.precision != "fp8":

@@ -88,7 +88,7 @@ class Run:
         wall clock ends the run."""
         if self.ends_by_clock:
             raise ValueError(f"train.budget={self.train.budget}: the clock decides how many steps and tokens there are")
-        return self.batch_sizes.steps(self.train.tokens // self.model.seq)
+        return self.batch_sizes.whole_steps(self.train.tokens // self.model.seq)
 
     @property
     def tokens(self) -> int:
@@ -118,8 +118,7 @@ class Run:
 
     @property
     def budget(self) -> Budget:
-        """The budget of the run, which says what share of the learning-rate schedule has passed: a TokenBudget or a
-        ClockBudget."""
+        """The budget of the run: a TokenBudget or a ClockBudget."""
         seconds = clock_seconds(self.train.budget)
         return TokenBudget(self.horizon) if seconds is None else ClockBudget(seconds)
 
@@ -129,12 +128,12 @@ class Run:
 
     @property
     def length(self) -> float:
-        """The length of the run in the unit of `position`: in seconds where the budget is a time, else in steps."""
+        """The length of the run: its seconds if the budget is a time, else its number of steps."""
         return self.budget.seconds if isinstance(self.budget, ClockBudget) else self.steps
 
-    def position(self, metric: Mapping[str, Any]) -> float:
-        """How far the run is trained: in seconds where the budget is a time, else in steps. `metric`: the last row of
-        metrics.jsonl, {} where there is none."""
+    def progress(self, metric: Mapping[str, Any]) -> float:
+        """How much of the run is trained: in seconds if the budget is a time, else in steps. `metric`: the last row of
+        metrics.jsonl, {} if there is none."""
         return float(metric.get("seconds" if isinstance(self.budget, ClockBudget) else "step", 0))
 
     def seconds_left(self, metric: Mapping[str, Any]) -> float | None:
@@ -167,8 +166,8 @@ class Run:
         """A hash of all settings that determine the result of the run, 16 hexadecimal digits. The layout and the name
         of the size are not among them.
 
-        A setting that was added in a later version is left out where its value is what was in effect before, so that
-        earlier runs keep their fingerprint.
+        A setting that was added in a later version is not hashed if it has the value that was in effect before. So
+        earlier runs keep their fingerprints.
         """
         identity = {
             key: value
@@ -179,9 +178,9 @@ class Run:
 
 
 def fit_micro_batch(run: Run, ranks: int) -> Run:
-    """The run with a layout.micro_batch (sequences per forward pass) that fits the number of data-parallel ranks: the
-    run's own, or a smaller one where a rank's share of the smallest batch is smaller. Raises ConfigError where a batch
-    of the run cannot be split among `ranks` ranks in whole micro-batches."""
+    """The run with a layout.micro_batch (sequences per forward pass) that fits the number of data-parallel ranks. It is
+    the run's own, or a rank's share of the smallest batch if that is smaller. Raises ConfigError if a batch of the run
+    cannot be split among `ranks` ranks in whole micro-batches."""
     sizes = run.batch_sizes.sizes
     micro = max(1, min(run.layout.micro_batch, min(sizes) // ranks))
     for size in sizes:

@@ -21,7 +21,7 @@ from ablations.safe_files import (
     Damaged,
     append_row,
     checksum,
-    damage,
+    describe_damage,
     json_digest,
     last_line,
     read_json,
@@ -64,13 +64,14 @@ SLURM = "slurm"  # the logs of Slurm jobs
 BAD_NODES = "bad_nodes"  # a line "node reason" for each node that was found unfit
 
 
-def eval_name(step: int | None = None) -> str:
-    """The name of the file that holds the evaluation of the weights of `step`; None stands for the trained weights."""
+def eval_file_name(step: int | None = None) -> str:
+    """The name of the file with the evaluation of the weights after a step. `step`: the number of the step; None: the
+    trained weights."""
     return EVAL if step is None else f"eval-step_{step}.json"
 
 
 class State(StrEnum):
-    """The state of a run, as `make status` shows it; the states that need somebody's attention come first."""
+    """The state of a run, as `make status` shows it. States in which the user has to act come first."""
 
     FAILED = "failed"
     DAMAGED = "damaged"
@@ -149,9 +150,9 @@ REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str
 
 
 def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
-    """Append a study's registration to the file registered.jsonl (REGISTERED) of a run, unless it equals the last one
-    of this study in the file. `content`: the registration, from `ablations.registration.content`; `step`: the last step
-    that the run has trained."""
+    """Append a study's registration to the file registered.jsonl (REGISTERED) of a run. Nothing is appended if it
+    equals the study's last one in the file. `content`: the registration, from `ablations.registration.registration_of`;
+    `step`: the last step that the run has trained."""
     lines, _ = read_registrations(run_dir)
     as_read = json.loads(json.dumps(content))  # as the file gives it back: tuples become lists
     of_study = [line["content"] for line in lines if line["content"].get("study") == content["study"]]
@@ -251,7 +252,7 @@ def steps_to_evaluate(run_dir: Path) -> list[int]:
     """The steps of the weights that a run has saved for evaluation (layout.eval_at) and that have no evaluation yet, in
     ascending order."""
     steps = [step_of(folder) or 0 for folder in checkpoints(run_dir / CHECKPOINTS, "weights")]
-    return sorted(step for step in steps if not (run_dir / eval_name(step)).exists())
+    return sorted(step for step in steps if not (run_dir / eval_file_name(step)).exists())
 
 
 # ------------------------------------------------------------------------------------------------ trained, and locked
@@ -268,8 +269,8 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     checksum of the weights; None while the run is not trained. `verify`: whether to compare the sha256 of the weights
     too, for which all of them are read.
 
-    Raises Damaged where the file is damaged, or the weights are missing or not those that were written. `launch.local`
-    then continues from the last checkpoint and writes the file and the weights again.
+    Raises Damaged if the file is damaged, or the weights are missing or were changed. `launch.local` then continues
+    from the last checkpoint and writes the file and the weights again.
     """
     cure = "The same command repairs it from the run's last checkpoint."
     summary = read_json(run_dir / DONE, cure=cure)
@@ -278,7 +279,7 @@ def read_done(run_dir: Path, verify: bool = False) -> dict[str, Any] | None:
     path = run_dir / WEIGHTS
     expected = summary.get("weights")
     if isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys() and verify:
-        complaint = damage(path, expected)
+        complaint = describe_damage(path, expected)
     else:
         complaint = "" if path.exists() else f"{path.name} is missing"
         if not complaint and isinstance(expected, dict) and path.stat().st_size != expected.get("bytes"):

@@ -132,7 +132,7 @@ def path_inside(folder: Path, name: str | Path) -> Path:
     return path
 
 
-def storage_error(error: OSError) -> str:
+def storage_error_message(error: OSError) -> str:
     """The message about an error of the disk (full, read-only, no permission and the like), which also says what the
     user can do; "" for errors of other kinds."""
     cures = {
@@ -263,8 +263,8 @@ def _number(text: str) -> float:
 
 
 def form_problem(value: Mapping[str, Any], keys: Iterable[str], types: Mapping[str, Any]) -> str:
-    """What is wrong with the form of an object from a file, as a clause that names missing keys or keys whose values
-    are of another type; "" where nothing is wrong. A bool is never of the right type.
+    """A clause that names the first fault in the form of an object from a file: missing keys, or keys whose values are
+    of another type; "" if there is none. A bool is never of the right type.
 
     Args:
         value: the object.
@@ -387,13 +387,14 @@ def sha256(path: Path) -> str:
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """The size and the sha256 of a file, {"bytes": int, "sha256": text}. `damage` compares the file with them later."""
+    """The size and the sha256 of a file, {"bytes": int, "sha256": text}, for a later comparison by
+    `describe_damage`."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def damage(path: Path, expected: dict[str, Any]) -> str:
-    """A clause that says how a file differs from what was written; "" where it does not differ. `expected`: the
-    `checksum` of the file when it was written."""
+def describe_damage(path: Path, expected: dict[str, Any]) -> str:
+    """A clause that says how a file differs from its content when it was written; "" if it does not differ. `expected`:
+    the `checksum` of the file when it was written."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

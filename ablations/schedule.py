@@ -19,7 +19,7 @@ DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-dec
 
 
 def after_warmup(t: float, warmup: float) -> float:
-    """The passed share of the time after the warm-up: 0 at t = warmup, 1 at t = 1."""
+    """The share of the time after the warm-up that has passed: 0 at t = warmup, 1 at t = 1."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
@@ -34,7 +34,7 @@ def linear(t: float, warmup: float) -> float:
 
 
 def constant(t: float, warmup: float) -> float:
-    """The peak rate at every t after the warm-up."""
+    """The peak, at every t after the warm-up."""
     return 1.0
 
 
@@ -56,15 +56,18 @@ def dive_slow(t: float, warmup: float) -> float:
 
 
 def warmup_stable_decay(t: float, warmup: float) -> float:
-    """The peak from the end of the warm-up to the last fifth of the budget, then 1 - sqrt down to 0 (Hägele et al.
-    2024, 1-sqrt cooldown)."""
+    """The peak until the last fifth of the budget (COOLDOWN), then a fall to 0 as 1 - sqrt(x), where x is the share of
+    that fifth that has passed (Hägele et al. 2024, 1-sqrt cooldown)."""
     return 1 - math.sqrt(max(0.0, (t - (1 - COOLDOWN)) / COOLDOWN))
 
 
 def warmup_stable_decay_stable(t: float, warmup: float) -> float:
     """The peak after the warm-up, with a fall to 0 before each of DECAY_ENDS, after which the peak returns at once
-    ("WSD-S" of Wen et al. 2024). Each fall is that of warmup-stable-decay for a budget that ends there. One run thus
-    replaces runs of several lengths: layout.eval_at=0.25,0.5 saves and evaluates the weights at these ends."""
+    ("WSD-S" of Wen et al. 2024). Each fall is the one of warmup-stable-decay for a budget that ends there.
+
+    So one run replaces runs of several lengths: layout.eval_at=0.25,0.5 saves and evaluates the weights after the first
+    two falls.
+    """
     end = next(end for end in DECAY_ENDS if t <= end)
     return warmup_stable_decay(t / end, warmup)
 
@@ -81,8 +84,9 @@ def budget_triangle2(t: float, warmup: float) -> float:
 
 
 def budget_inverse_sqrt(t: float, warmup: float) -> float:
-    """Rises linearly from 0 to the peak in the first twentieth of the budget, then falls as one over the square root of
-    t. This is "inverse-sqrt" of Geiping & Goldstein 2023: 30,000 of at most 600,000 micro-batches."""
+    """A linear rise from 0 to the peak in the first twentieth of the budget (RISE), then a fall as one over the square
+    root of t. This is "inverse-sqrt" of Geiping & Goldstein 2023, who warm up for 30,000 of at most 600,000
+    micro-batches."""
     return min(t / RISE, math.sqrt(RISE / t)) if t else 0.0
 
 

@@ -51,7 +51,7 @@ class DataConfig:
 
     @property
     def recipe(self) -> filters.Recipe:
-        """The settings that determine how the corpus becomes training text, as one tuple."""
+        """The settings that determine how the corpus becomes training text."""
         return filters.Recipe(*(getattr(self, name) for name in filters.Recipe._fields))
 
 

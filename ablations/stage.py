@@ -1,4 +1,4 @@
-"""Names the folders of a study's runs after the settings in which it differs from the baseline:
+"""Makes the names of a study's folders from the settings in which its runs differ from the baseline:
 `nano,tokens=2M/pos=alibi,seed=1`."""
 
 import hashlib
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablations.config import ConfigError, Run, parse, resolve, sizes_and_presets
+from ablations.config import ConfigError, Run, parse_setting, resolve, sizes_and_presets
 from ablations.rundir import read_run
 from ablations.safe_files import Damaged
 from ablations.values import short_number
@@ -22,12 +22,12 @@ Recipe = tuple[str, dict[str, Any]]  # (its name, {setting: value})
 def stage_of_begun_study(
     base: Run, values: list[tuple[str, Any]], recipe: Recipe | None, seeds: list[int], out: Path
 ) -> tuple[str, Run]:
-    """The stage of a study, which may have begun on another machine, and its baseline: (stage, baseline). The stage is
-    the name of the folder of the study's runs (see `stage_name`).
+    """(the stage of a study, which may have begun on another machine; its baseline). The stage is the name of the
+    folder of the study's runs (see `stage_name`).
 
-    Where no setting names the precision, it depends on the machine, and the study keeps the precision that its runs
-    began with. Where a setting names just that precision, it is left out of the stage, so that the same run directories
-    are found.
+    If no setting names the precision, the study keeps the precision that its runs began with; a new study takes the one
+    that suits this machine. If a setting names the precision with which the runs began without one, the stage does not
+    contain it. So the same run directories are found.
 
     Args:
         base: the baseline as this machine would run it.
@@ -49,13 +49,13 @@ def stage_of_begun_study(
 
 
 def recorded_setting(run_dirs: Sequence[Path], key: str) -> str:
-    """The value of a setting that is text, by the first readable run.json in these run directories; "" where no run has
-    begun. `key`: the setting, such as "train.precision"."""
+    """The value of a setting in the first readable run.json of these run directories; "" if no run has begun. `key`:
+    the setting, whose value is text, such as "train.precision"."""
     section, name = key.split(".")
     for run_dir in run_dirs:
         with suppress(Damaged, ConfigError, KeyError, TypeError):
             if recorded := read_run(run_dir):
-                return parse(key, recorded["config"][section][name])
+                return parse_setting(key, recorded["config"][section][name])
     return ""
 
 
@@ -69,7 +69,7 @@ def stage_name(base: Run, common_settings: list[tuple[str, Any]], recipe: Recipe
         recipe: (name, {setting: value}) of a recipe; None: no recipe.
     """
     name, settings = recipe or ("", {})
-    plain = resolve([("size", base.size)]).flat() | {key: parse(key, value) for key, value in settings.items()}
+    plain = resolve([("size", base.size)]).flat() | {key: parse_setting(key, value) for key, value in settings.items()}
     flat = base.flat()
     values = {}
     for key, _ in common_settings:
@@ -103,8 +103,8 @@ def value_text(value: Any) -> str:
 
 
 def path_part(text: str) -> str:
-    """`text` as a part of a path. Characters that are not allowed in paths are replaced, and a long text is cut to its
-    end. A hash is appended to a text that was changed, so that different texts stay different."""
+    """A text in a form that can be part of a path. Characters that are not allowed in paths are replaced, and of a long
+    text only the end is kept. A hash is appended if the text was changed, so that different texts stay different."""
     plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text)
     if plain == text and len(text) <= MAX_VALUE:
         return text

@@ -24,12 +24,13 @@ def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
         cell: the run.
         now: the time in seconds since the epoch; None: the present time.
 
-    Returns the facts "state", a `State`, and "attempts", the number of attempts under Slurm; and where they are known:
+    Returns the facts "state", a `State`, and "attempts", the number of attempts under Slurm. Where they are known,
+    also:
         "step", "tokens", "loss", "tokens_per_second" and the rest of the last row of metrics.jsonl
         "left": the seconds to the end of the run at its present speed
         "silent": the seconds since the last heartbeat
         "nodes": the names of the nodes, as text with commas
-        "on_the_way": of the weights that were saved during training, [number that are evaluated, number of all]
+        "on_the_way": [number of evaluated, number of all] weights that were saved during training
         "why": the reason for the state
         "bits_per_byte", "zero_shot": the scores in eval.json of a finished run
     """
@@ -52,7 +53,7 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 
     Args:
         cell: the run.
-        facts: the last row of metrics.jsonl, {} where there is none; further entries are ignored.
+        facts: the last row of metrics.jsonl, {} if there is none; it may have further entries.
         attempts: the rows of attempts.jsonl, the oldest first.
         now: the time in seconds since the epoch.
     """
@@ -65,7 +66,7 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
         return {"state": State.DAMAGED, "why": str(error)}
     try:
         if (scores := safe_files.read_json(folder / rundir.EVAL, cure=REPAIR_HINT)) is not None:
-            return {"state": State.FINISHED} | _headlines(scores)
+            return {"state": State.FINISHED} | _headline_scores(scores)
     except Damaged as error:
         damaged_scores = {"why": str(error)}
     if trained is not None:
@@ -86,12 +87,13 @@ def _state_by_files(cell: Cell, facts: dict[str, Any], attempts: list[dict[str, 
 def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
-    """The state of a run that a process has locked or Slurm has started: starting, running, or stalled where it gives
-    no sign of life. Returns the facts "state", "nodes", "silent" and "step" of `state`, and "left" where it is known.
+    """The state of a run that a process has locked or Slurm has started: starting, running, or stalled, which means
+    without a heartbeat for too long. Returns the facts "state", "nodes", "silent" and "step" of `state`, and "left" if
+    it is known.
 
     Args:
         cell: the run.
-        facts: the last row of metrics.jsonl, {} where there is none; further entries are ignored.
+        facts: the last row of metrics.jsonl, {} if there is none; it may have further entries.
         attempts: the rows of attempts.jsonl, the oldest first.
         locked: whether a process holds the lock of the run directory.
         now: the time in seconds since the epoch.
@@ -130,14 +132,14 @@ def _attempt_end_text(line: dict[str, Any]) -> str:
     return f"{line.get('how', 'ended')}{reason} at step {line.get('step', 0)}"
 
 
-def table(study: Study, width: int | None = None, height: int | None = None) -> str:
+def status_table(study: Study, width: int | None = None, height: int | None = None) -> str:
     """The states of all runs of a study as text: a title, a table with a line for each run, and the number of runs in
     each state.
 
     Args:
-        width: characters to which lines are cut, as in a line of the screen; None: no limit.
-        height: lines of the screen; None: no limit. Where not all runs fit, those are shown whose states come first in
-            `State`.
+        width: characters to which lines are cut; None: no limit.
+        height: the number of lines on the screen; None: no limit. If not all runs fit, the runs are shown whose states
+            come first in `State`.
     """
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
@@ -152,8 +154,8 @@ def table(study: Study, width: int | None = None, height: int | None = None) -> 
                 cell.run.step_text(facts["step"]) if "step" in facts else "",
                 f"{facts['loss']:.3f}" if "loss" in facts else "",
                 short_number(facts["tokens_per_second"]) if "tokens_per_second" in facts else "",
-                duration(facts["left"]) if "left" in facts else "",
-                duration(facts["silent"]) if "silent" in facts else "",
+                duration_text(facts["left"]) if "left" in facts else "",
+                duration_text(facts["silent"]) if "silent" in facts else "",
                 str(facts["attempts"] or ""),
                 facts.get("nodes", ""),
                 "{} of {} on the way".format(*facts["on_the_way"]) if "on_the_way" in facts else "",
@@ -184,7 +186,7 @@ def watch(study: Study) -> None:
     console = Console()
 
     def now() -> Text:
-        text = table(study, console.width, console.height - 1)
+        text = status_table(study, console.width, console.height - 1)
         return Text(f"{text}\n{time.strftime('%T')}; Ctrl-C ends this view, not the runs")
 
     with contextlib.suppress(KeyboardInterrupt), Live(now(), console=console, auto_refresh=False) as live:
@@ -193,7 +195,7 @@ def watch(study: Study) -> None:
             live.update(now(), refresh=True)
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A number of seconds as text: "1:15" for 75, "1 h 06 min" for 4000."""
     s = max(0, int(seconds))
     if s >= 48 * 3600:
@@ -201,9 +203,9 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60:02} min" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 
-def _headlines(scores: dict[str, Any]) -> dict[str, float]:
-    """The two scores that the status shows of a finished run, {"bits_per_byte": value, "zero_shot": value}, without
-    those that are missing or no number. `scores`: the content of eval.json."""
+def _headline_scores(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores of a finished run that the status shows: {"bits_per_byte": value, "zero_shot": value}. A score that is
+    missing or no number is left out. `scores`: the content of eval.json."""
     headlines = {name: scores.get(name) for name in ("bits_per_byte", "zero_shot")}
     values = {name: score.get("value") for name, score in headlines.items() if isinstance(score, dict)}
     return {name: value for name, value in values.items() if isinstance(value, rundir.NUMBER)}

@@ -10,10 +10,10 @@ from data import strict_yaml
 
 @functools.cache
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary; all names in it are text.
+    """Read a YAML file that holds a mapping. Returns the mapping as a dictionary, whose keys are text.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds no such mapping; the message names the file.
+        ConfigError: the file cannot be read, is not YAML, or holds no mapping; the message names the file.
     """
     try:
         return strict_yaml.read_yaml(path)

@@ -6,7 +6,7 @@ from typing import Any, get_origin
 
 from ablations.build_study import build_study
 from ablations.cells import Cell, Study
-from ablations.config import KEYS, ConfigError, parse, presets, resolve, setting_needed_for_effect
+from ablations.config import KEYS, ConfigError, Run, parse_setting, presets, resolve, setting_needed_for_effect
 from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
@@ -22,16 +22,21 @@ from ablations.words import (
     check_folder,
     check_words,
     parse_assignments,
+    parse_whole_number,
     parse_words,
-    whole_number,
 )
+from model.count import parameters
+
+# Tokens for each parameter below which a run that is shorter than that of its size is a trial; untuned: half of the 20
+# (Hoffmann) with which `make plan` fits studies into a budget
+TRIAL_TOKENS = 10
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
 
 def from_args(words: list[str]) -> Study:
     """Make the study that NAME=VALUE words ask for, as they are typed after `make ablation`. Creates no file. Raises
-    ConfigError where a word or a value is not allowed; the message says what is."""
+    ConfigError if a word or a value is not allowed; the message names what is allowed."""
     values = parse_words(words)
     set_words = parse_assignments("SET", values.get("SET", ""))
     factor, arms, corpus = _arms_and_corpus(values)
@@ -56,11 +61,11 @@ def from_args(words: list[str]) -> Study:
 
     if "TOKENS" in values and (budget := resolve(common_settings).train.budget) != "tokens":
         raise ConfigError(f"TOKENS={values['TOKENS']} and train.budget={budget}: one of the two ends a run, give one")
-    count = whole_number("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
-    first = whole_number("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
+    count = parse_whole_number("SEEDS", values.get("SEEDS", "2"), 100, "seeds")
+    first = parse_whole_number("FIRST_SEED", values.get("FIRST_SEED", "1"), 1_000_000, "the first seed")
     criteria = _criteria(values, file, count, bool(arms))
-    cross, rates = _design_words(values, criteria)
-    jobs = whole_number("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
+    cross, rates = _parse_cross_and_lr(values, criteria)
+    jobs = parse_whole_number("JOBS", values["JOBS"], 10_000, "runs at a time") if "JOBS" in values else None
     check_words(values)
     out = Path(values.get("OUT", "runs"))
     check_folder(out)
@@ -74,7 +79,7 @@ def from_args(words: list[str]) -> Study:
     def study_with_seeds(number: int) -> Study:
         seeds = list(range(first, first + number))
         built = build_study(factor, question, expect, common_settings, arms, seeds, out, cross, rates, recipe)
-        predictions = _predictions(values, file, built.arms)
+        predictions = _predictions(values, file, built)
         return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
 
     planned = study_with_seeds(count)
@@ -118,12 +123,13 @@ def _settings_of_all_runs(
 
 
 def _arms_and_corpus(values: dict[str, str]) -> tuple[str, list[tuple[str, Any]], str]:
-    """What the words for factors (POS, ACT, ...) and ARM ask for: (the names of the factors, joined by hyphens; the
-    (key, value) of each arm; the corpus of all runs).
+    """The arms and the corpus that the words for factors (POS, ACT, ...), ARM and DATA ask for.
 
-    The corpus is "" unless DATA is given beside another factor. DATA is then no factor itself. `values`: {name: value}
-    of all words. Raises ConfigError where DATA names several corpora for all runs, or is combined with an arm of
-    data.corpus.
+    Returns (the names of the factors, joined by hyphens; the (key, value) of each arm; the corpus of all runs). DATA
+    with another factor names the corpus of all runs, and is then no factor; otherwise the corpus is "".
+
+    `values`: {name: value} of all words. Raises ConfigError if DATA names several corpora for all runs, or is combined
+    with an arm of data.corpus.
     """
     factors = [name for name in FACTORS if name in values]
     corpus = ""
@@ -154,10 +160,10 @@ def _check_used(study: Study, settings: dict[str, str]) -> None:
             raise ConfigError(f"SET: {key} does nothing without {missing[0]}: leave it out")
 
 
-def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
-    """What the words CROSS and LR ask for: (the value of CROSS, the multiples of the learning rate); "" and () where
-    the word is not given. `values`: {name: value} of all words. Raises ConfigError where CROSS and LR are combined with
-    each other or with MORE=auto, or a value is not allowed."""
+def _parse_cross_and_lr(values: dict[str, str], criteria: Criteria) -> tuple[str, tuple[float, ...]]:
+    """The design that the words CROSS and LR ask for: (the value of CROSS, or ""; the multiples of the learning rate,
+    or ()). `values`: {name: value} of all words. Raises ConfigError if CROSS and LR are combined with each other or
+    with MORE=auto, or a value is not allowed."""
     if "CROSS" in values and "LR" in values:
         raise ConfigError("CROSS and LR are two designs: give one of them")
     for name in ("CROSS", "LR"):
@@ -170,22 +176,30 @@ def _design_words(values: dict[str, str], criteria: Criteria) -> tuple[str, tupl
     return values.get("CROSS", ""), parse_multiples(values["LR"]) if "LR" in values else ()
 
 
-def _predictions(values: dict[str, str], file: StudyFile | None, arms: list[str]) -> list[Prediction]:
-    """The predictions of a study: those of its file, then those of PREDICT=. Where the file was not named by STUDY= but
-    found by its arms, its predictions about arms that are not run are left out.
+def _predictions(values: dict[str, str], file: StudyFile | None, study: Study) -> list[Prediction]:
+    """The predictions of a study: first those in its file, then those of PREDICT=. If the runs are trials, those in the
+    file are left out. If STUDY= did not name the file, its predictions about arms that are not run are left out.
 
     Args:
         values: {name: value} of all words.
         file: the study file; None: there is none.
-        arms: the labels of the arms, the baseline first.
+        study: the study, without its predictions.
 
     Raises:
         ConfigError: a text is no prediction, or names an arm that is not run.
     """
-    lines = file.predictions if file else []
+    arms = study.arms
+    lines = file.predictions if file and not _is_trial(study.base, file.base) else []
     of_file = [parse_prediction(line, arms) for line in lines] if "STUDY" in values else predictions_about(lines, arms)
     typed = [line.strip() for line in values.get("PREDICT", "").split(";") if line.strip()]
     return [*of_file, *(parse_prediction(line, arms) for line in typed)]
+
+
+def _is_trial(run: Run, base: list[tuple[str, Any]]) -> bool:
+    """Whether a run only tries out whether a study works: it has fewer tokens than its size and the study file give it,
+    and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for all runs."""
+    tokens, usual = run.known_tokens, resolve([*base, ("size", run.size)]).train.tokens
+    return tokens is not None and tokens < min(usual, TRIAL_TOKENS * parameters(run.model))
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_arms: bool) -> Criteria:
@@ -211,7 +225,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_ar
         if "MAX_SEEDS" in values:
             raise ConfigError("MAX_SEEDS says how many seeds MORE=auto may come to: give that too")
         return Criteria(metric, margins, seeds, noise_floor=floor)
-    most = whole_number("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
+    most = parse_whole_number("MAX_SEEDS", values.get("MAX_SEEDS", str(most_of_file or MAX_SEEDS)), 100, "seeds")
     if not has_arms:
         raise ConfigError("MORE=auto adds seeds until the arms are decided: this study has none beside the baseline")
     if most < max(2, seeds):
@@ -220,8 +234,8 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_ar
 
 
 def _seeds_added(study: Study, most: int) -> int:
-    """How many seeds MORE=auto, which adds seeds until the study is decided, has added so far to those that the study
-    began with, judged by its run directories. A larger number is returned as `most`.
+    """The number of seeds that MORE=auto has added to a study so far, according to its run directories; at most `most`.
+    MORE=auto adds seeds until the study is decided.
 
     Seeds are added in order, so a run directory of any arm for a later seed shows that the earlier ones were added too.
     Directories of the baseline do not count, since other studies share them.
@@ -239,7 +253,9 @@ def _without_baseline(arms: list[tuple[str, Any]], common_settings: list[tuple[s
     makes an arm may be the default of a size. `arms`, `common_settings`: (key, value) of the arms and of the settings
     of all runs. Raises ConfigError where no arm remains."""
     flat = resolve(common_settings).flat()
-    changed = [(key, value) for key, value in arms if key in PARTS or key == "seed" or parse(key, value) != flat[key]]
+    changed = [
+        (key, value) for key, value in arms if key in PARTS or key == "seed" or parse_setting(key, value) != flat[key]
+    ]
     if arms and not changed:
         raise ConfigError("two equal runs: all arms of the study are the baseline under these settings")
     return changed
@@ -251,17 +267,17 @@ def arms_left_out(study: Study) -> list[str]:
     name = study.word_value("STUDY")
     flat = study.base.flat()
     arms = read_study(name).arms if name else []
-    return [f"{key}={value}" for key, value in arms if key not in PARTS and parse(key, value) == flat[key]]
+    return [f"{key}={value}" for key, value in arms if key not in PARTS and parse_setting(key, value) == flat[key]]
 
 
 def _question_and_expectation(
     arms: list[tuple[str, Any]], common_settings: list[tuple[str, Any]]
 ) -> tuple[str, str, StudyFile | None]:
-    """For arms that are typed without STUDY=: (the question of the study, its expectation, the study file that both
-    come from). That file is the first one without settings of its own that contains all of the arms.
+    """The question and the expectation of a study whose arms are typed without STUDY=. They come from the first study
+    file that contains all of the arms and has no settings of its own. Returns (question, expectation, this file).
 
-    Where there is no such file, the question is made from the arms, the expectation is NOTHING_EXPECTED, and the file
-    is None. The expectation then names study files that cannot be read, since one of them may contain the arms.
+    If there is no such file, the question is made from the arms, the expectation is NOTHING_EXPECTED, and the file is
+    None. The expectation then names the study files that cannot be read, since one of them may contain the arms.
 
     `arms`, `common_settings`: (key, value) of the arms and of the settings of all runs.
     """
@@ -283,4 +299,4 @@ def _question_and_expectation(
 
 def _arm_as_text(key: str, value: Any) -> tuple[str, str]:
     """An arm as (key, value as text), for comparing it with other arms."""
-    return key, str(value if key in PARTS else parse(key, value))
+    return key, str(value if key in PARTS else parse_setting(key, value))

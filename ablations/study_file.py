@@ -8,7 +8,7 @@ from ablations.criteria import PRIMARY, check_metric, margins_of_file
 from ablations.parts import PARTS
 from ablations.run import SETTINGS
 from ablations.strict_yaml import read_yaml
-from ablations.values import ConfigError, did_you_mean, unknown_choice
+from ablations.values import ConfigError, did_you_mean, unknown_choice_error
 
 STUDIES = Path(__file__).parent / "studies"
 FORM = """a study file holds
@@ -48,11 +48,11 @@ def study_names() -> list[str]:
 
 
 def read_study(name: str) -> StudyFile:
-    """Read the study file ablations/studies/`name`.yaml. Raises ConfigError where there is no such file, or it is not a
+    """Read the study file ablations/studies/`name`.yaml. Raises ConfigError if there is no such file, or it is not a
     study file; the message says what a study file contains."""
     names = study_names()
     if name not in names:
-        raise unknown_choice("STUDY", name, names)
+        raise unknown_choice_error("STUDY", name, names)
     path = STUDIES / f"{name}.yaml"
     content = read_yaml(path)
     if unknown := content.keys() - set(KEYS):
@@ -98,9 +98,9 @@ def read_study(name: str) -> StudyFile:
 
 
 def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
-    """The entries `tasks` and `shots` of a study file, as far as it has them, as the words that they stand for:
-    {"TASKS": text, "SHOTS": text}. `file`: the name of the file, for error messages; `content`: the content of the
-    file. Raises ConfigError where an entry is of the wrong type."""
+    """The NAME=VALUE words that the entries `tasks` and `shots` of a study file stand for: {"TASKS": text, "SHOTS":
+    text}, without a word whose entry is missing. `file`: the name of the file, for error messages; `content`: its
+    content. Raises ConfigError if an entry is of the wrong type."""
     words = {}
     if (tasks := content.get("tasks")) is not None:
         if not isinstance(tasks, str) or not tasks.strip():
@@ -114,14 +114,17 @@ def _evaluation_words(file: str, content: dict[str, Any]) -> dict[str, str]:
 
 
 def _base_or_named_base(base: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings in the base of the study that `base` names by {"study": name}; `base` itself where it names none.
-    `base`: the entry of that name in a study file; `file`: the name of the file, for error messages. Returns {setting:
-    value}. Raises ConfigError where there is no such study, or its base has no settings of its own."""
+    """The settings from which the base of a study file starts, {setting: value}. If `base` has an entry "study", they
+    are the base of the study of that name; else `base` itself.
+
+    `base`: the entry "base" of the file; `file`: the name of the file, for error messages. Raises ConfigError if there
+    is no study of that name, or its base has no settings of its own.
+    """
     if "study" not in base:
         return base
     other = str(base["study"])
     if other not in study_names():
-        raise unknown_choice(f"{file}: base: study", other, study_names())
+        raise unknown_choice_error(f"{file}: base: study", other, study_names())
     shared = read_yaml(STUDIES / f"{other}.yaml").get("base")
     if not isinstance(shared, dict) or "study" in shared:
         raise ConfigError(f"{file}: base: study={other} has no settings of its own in its base")

@@ -1,10 +1,9 @@
-"""The design LR=tune: every arm is run at the same multiples of the baseline's learning rate, and judged at the best of
-them."""
+"""The design LR=tune: every arm is run at the same learning rates, and judged at the best of them."""
 
 import math
 from dataclasses import dataclass
 
-from ablations.values import ConfigError, typed_number
+from ablations.values import ConfigError, parse_number
 
 # of LR=tune: steps by a factor of two are common in sweeps of learning rates; how many is untuned
 DEFAULT_MULTIPLES = (0.5, 1.0, 2.0)
@@ -27,8 +26,8 @@ class Tuning:
         return [label for label, (factor, _) in self.arms.items() if label == factor]
 
     def labels_by_rate(self, factor: str) -> dict[float, str]:
-        """An arm at each learning rate, {learning rate: label}, the lowest rate first. `factor`: the label of the arm
-        at the baseline's learning rate."""
+        """The labels of an arm at each learning rate, {learning rate: label}, the lowest rate first. `factor`: the
+        label of the arm at the baseline's learning rate."""
         return dict(sorted((rate, label) for label, (name, rate) in self.arms.items() if name == factor))
 
     @property
@@ -48,7 +47,7 @@ def parse_multiples(text: str) -> tuple[float, ...]:
     if text == "tune":
         return DEFAULT_MULTIPLES
     try:
-        numbers = tuple(sorted(typed_number(part) for part in text.split(",")))
+        numbers = tuple(sorted(parse_number(part) for part in text.split(",")))
     except ValueError:
         numbers = (math.nan,)
     if (

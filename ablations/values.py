@@ -44,7 +44,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice) or str(value) == str(choice):
                 return choice
-        raise unknown_choice(key, value, [str(choice) for choice in choices])
+        raise unknown_choice_error(key, value, [str(choice) for choice in choices])
     try:
         return _convert(kind, value)
     except (ValueError, TypeError, ArithmeticError):
@@ -54,7 +54,7 @@ def convert_value(key: str, kind: Any, value: Any, meaning: str = "") -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError where that is impossible."""
+    """Convert `value` to the type `kind`. Raises ValueError, TypeError or ArithmeticError if that is impossible."""
     if get_origin(kind) is list:
         if isinstance(value, str):
             text = value.strip()
@@ -90,13 +90,13 @@ def _int(value: Any) -> int:
 def _float(value: Any) -> float:
     if isinstance(value, bool):
         raise ValueError
-    number = typed_number(value) if isinstance(value, str) else float(value)
+    number = parse_number(value) if isinstance(value, str) else float(value)
     if not math.isfinite(number):
         raise ValueError
     return number
 
 
-def typed_number(text: str) -> float:
+def parse_number(text: str) -> float:
     """The number in a text that a user typed, such as 3e-4, 1_000 or -inf. Raises ValueError where the text is no
     number, has digits other than 0 to 9, or an underscore that may be meant as a decimal point (1_0)."""
     if not text.isascii() or ("_" in text and not re.fullmatch(rf"\s*[+-]?{DIGITS}(?:\.\d+)?\s*", text)):
@@ -126,7 +126,7 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {k: b.get(k) for k in sorted(a.keys() | b.keys()) if a.get(k, nothing) != b.get(k, nothing)}
 
 
-def unknown_choice(name: str, value: Any, options: Iterable[str]) -> ConfigError:
+def unknown_choice_error(name: str, value: Any, options: Iterable[str]) -> ConfigError:
     """The error about a value that is not one of the `options`, which its message lists. `name`: the word or setting
     that has the value."""
     text, names = str(value)[:SHOWN_CHARACTERS], list(options)
@@ -134,9 +134,9 @@ def unknown_choice(name: str, value: Any, options: Iterable[str]) -> ConfigError
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown word, " (did you mean ...?)"; "" where no known word is similar.
-    `word`: the unknown word; `options`: the known ones. The suggestion is the option that is spelled most like `word`,
-    whatever its case, or the setting whose name ends with `word`."""
+    """The end of an error message about an unknown word: " (did you mean ...?)", or "" if no known word is similar. The
+    suggestion is the option that is spelled most like `word`, whatever its case, or the setting whose name ends with
+    `word`. `word`: the unknown word; `options`: the known ones."""
     by_lower_case = {option.lower(): option for option in options}
     word = word.lower()
     close = [name for name in by_lower_case if name.endswith(f".{word}")]

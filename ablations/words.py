@@ -10,7 +10,7 @@ from pathlib import Path
 from ablations.config import KEYS, SETTINGS, ConfigError
 from ablations.criteria import MAX_SEEDS
 from ablations.values import did_you_mean
-from data.answers import asks_for_json, error
+from data.answers import asks_for_json, json_error
 
 ROOT = Path(__file__).parent.parent
 PATHS = ("DATA", "EVAL_DATA", "GLUE", "NOISE_FLOOR", "OUT")
@@ -101,7 +101,7 @@ def parse_assignments(name: str, text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def whole_number(name: str, text: str, most: int, things: str, least: int = 1) -> int:
+def parse_whole_number(name: str, text: str, most: int, things: str, least: int = 1) -> int:
     """The whole number that a NAME=VALUE word gives.
 
     Args:
@@ -138,12 +138,12 @@ def check_words(values: dict[str, str]) -> None:
             raise ConfigError(
                 "SHOTS counts the examples in the prompts of evaluation tasks: name them, e.g. TASKS=gsm8k"
             )
-        whole_number("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
+        parse_whole_number("SHOTS", values["SHOTS"], MOST_SHOTS, "examples in each prompt", least=0)
     for name in ("GLUE_SEEDS", "GLUE_TASKS"):
         if name in values and "GLUE" not in values:
             raise ConfigError(f"{name} is about fine-tuning on GLUE: say where its data is, GLUE=folder")
     if "GLUE_SEEDS" in values:
-        whole_number("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
+        parse_whole_number("GLUE_SEEDS", values["GLUE_SEEDS"], 100, "seeds")
     if values.get("EXPORT", "1") != "1":
         raise ConfigError(f"EXPORT={values['EXPORT'][:60]}: 1, or leave it out")
 
@@ -166,8 +166,8 @@ def check_folder(out: Path) -> None:
 
 
 def expand_home(paths: str) -> str:
-    """Paths with ~ replaced by the user's home, which some shells do not do in OUT=~/runs. `paths`: a path, or several
-    with commas between them. Raises ConfigError where the home is not known, as in a container whose user has no
+    """Replace ~ in paths by the user's home, which some shells do not do in OUT=~/runs. `paths`: a path, or several
+    with commas between them. Raises ConfigError if the home is not known, as in a container whose user has no
     account."""
 
     def home(_: re.Match[str]) -> str:
@@ -180,9 +180,12 @@ def expand_home(paths: str) -> str:
 
 
 def parse_folders(text: str) -> list[str]:
-    """The paths of the folders that the word RUNS, NOISE or EXTERNAL names. `text`: the value of the word, paths or
-    globs with spaces between them; a path that contains spaces is in quotes, or alone. Raises ConfigError where a quote
-    is not closed, or paths are separated by commas."""
+    """The paths of the folders that the word RUNS, NOISE or EXTERNAL names. Raises ConfigError if a quote is not
+    closed, or paths are separated by commas.
+
+    `text`: the value of the word: paths or globs with spaces between them. A path that contains spaces is in quotes, or
+    is the only one.
+    """
     if _exists(text):
         return [text]
     try:
@@ -211,7 +214,7 @@ def change_to_checkout(words: list[str]) -> list[str]:
             f"records, study files and site file are; {ROOT} has the installed package alone"
         )
         if asks_for_json(sys.argv):
-            print(error(why))
+            print(json_error(why))
         print(f"error: {why}", file=sys.stderr)
         raise SystemExit(2)
     here = Path.cwd()

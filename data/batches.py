@@ -69,7 +69,7 @@ class Batches:
         if numbers and min(numbers) < 0:
             raise ValueError(f"samples are counted from 0: {numbers}")
         if numbers != self._next:
-            self._look_up(numbers)
+            self._prefetch(numbers)
         rows = np.empty((len(numbers), self.seq + 1), np.int64)
         for row, (source, spans) in zip(rows, self._spans, strict=True):
             filled = 0
@@ -78,29 +78,29 @@ class Batches:
                 filled += end - begin
         distance = numbers.start - self._last.start
         if numbers and self._last and distance > 0:  # the next call is likely to be as far from this one
-            self._look_up(range(numbers.start + distance, numbers.stop + distance, numbers.step))
+            self._prefetch(range(numbers.start + distance, numbers.stop + distance, numbers.step))
         self._last = numbers
         return torch.from_numpy(rows)
 
-    def _spans_of(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
-        """For each sample number a pair (source, spans): the source of the sample, and the stretches [(begin, end),
-        ...] of the source's tokens that the sample consists of."""
+    def _token_spans(self, numbers: range) -> list[tuple[_Source, list[tuple[int, int]]]]:
+        """For each sample number a pair (source, spans): the source of the sample, and where its tokens lie in the
+        source's token file. `spans`: [(begin, end), ...], counted in tokens; the sample is these stretches, joined."""
         if len(self._sources) == 1:
             return [(self._sources[0], self._sources[0].token_spans(number)) for number in numbers]
         end = max(numbers, default=-1) + 1
         if end > len(self._blend[0]):
             unit = 1 << max(end.bit_length() - 3, 10)  # at most a quarter more than asked for
-            self._blend = _blend(self._weights, -(-end // unit) * unit)
+            self._blend = _choose_sources(self._weights, -(-end // unit) * unit)
         chosen = [self._sources[self._blend[0][number]] for number in numbers]
         return [
             (source, source.token_spans(int(self._blend[1][number])))
             for source, number in zip(chosen, numbers, strict=True)
         ]
 
-    def _look_up(self, numbers: range) -> None:
-        """Find where the tokens of the samples with the given numbers lie, for the call of `batch` with these numbers.
-        The operating system is asked to read the tokens into its page cache in the background."""
-        self._next, self._spans = numbers, self._spans_of(numbers)
+    def _prefetch(self, numbers: range) -> None:
+        """Find the token spans of the samples with the given numbers, and keep them for the next call of `batch`. The
+        operating system is asked to read these tokens into its page cache in the background."""
+        self._next, self._spans = numbers, self._token_spans(numbers)
         if hasattr(os, "posix_fadvise"):
             for source, spans in self._spans:
                 size, file = source.flat.itemsize, source.file.fileno()
@@ -118,8 +118,8 @@ class _Epoch(NamedTuple):
 
 
 class _Source:
-    """The samples of one source, epoch after epoch: with n samples in an epoch, sample i is sample i % n of epoch
-    i // n.
+    """The samples of one source (a token file), epoch after epoch: with n samples in an epoch, sample i is sample i % n
+    of epoch i // n.
 
     Args:
         prefix: the path of the .bin and .idx file, without extension.
@@ -136,7 +136,7 @@ class _Source:
             if not Path(prefix + suffix).is_file():
                 raise ValueError(f"no token file {prefix + suffix}")
         dtype, self.lengths = tokens.read_index(prefix)
-        self.offsets = tokens.offsets(prefix)
+        self.offsets = tokens.sequence_offsets(prefix)
         self.token_count = int(self.lengths.sum(dtype=np.int64))
         if self.token_count < seq + 1:
             raise ValueError(f"{prefix} holds {self.token_count} tokens, but one sample of seq={seq} takes {seq + 1}")
@@ -144,11 +144,11 @@ class _Source:
         self.flat = np.memmap(self.file, dtype, "r")
         self.samples_per_epoch = (self.token_count - 1) // seq
         self.seq, self.seed, self.in_order = seq, seed, in_order
-        self._epoch = lru_cache(maxsize=2)(self._build)  # a batch lies in one epoch, or across the end of one
+        self._epoch = lru_cache(maxsize=2)(self._build_epoch)  # a batch lies in one epoch, or across the end of one
 
     def token_spans(self, sample_number: int) -> list[tuple[int, int]]:
-        """The stretches of the source's tokens that a sample consists of, in order: [(begin, end), ...], indices of
-        `flat`. `sample_number`: the number of the sample, from 0, counted over all epochs."""
+        """Where the tokens of a sample lie in the .bin file: [(begin, end), ...], counted in tokens. The sample is
+        these stretches, joined. `sample_number`: the number of the sample, from 0, counted over all epochs."""
         epoch, sample = divmod(sample_number, self.samples_per_epoch)
         if self.in_order:
             return [(sample * self.seq, (sample + 1) * self.seq + 1)]
@@ -161,7 +161,9 @@ class _Source:
         begins[0] += skipped
         return list(zip(begins, ends, strict=True))
 
-    def _build(self, epoch: int) -> _Epoch:
+    def _build_epoch(self, epoch: int) -> _Epoch:
+        """Shuffle the documents, cut them into samples, and shuffle the samples. `epoch`: the number of the epoch, from
+        0."""
         random = np.random.RandomState(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         documents = np.arange(len(self.lengths), dtype=np.int32)
         random.shuffle(documents)
@@ -171,7 +173,7 @@ class _Source:
         return _Epoch(documents, cuts, samples)
 
 
-def _blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _choose_sources(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose the source of each of the first `size` samples of a blend: the source whose share so far is furthest below
     its weight. Returns two arrays [size]: the index of each sample's source, and the sample's number within that
     source. `weights`: [sources], which add up to 1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.coverage import Coverage
-from data.tokenizer_base import TokenizerJSON, valid_unicode
+from data.tokenizer_base import TokenizerJSON, encode_utf8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +24,14 @@ MAX_CACHE_BYTES = 1 << 28
 
 
 class ByteBPE(TokenizerJSON):
-    """A byte-level BPE tokenizer from the content of a tokenizer.json. Added tokens that are not special, such as the
-    runs of spaces of code models, are recognised in text; `in_text` is the list of their names.
+    """A byte-level BPE tokenizer from the content of a tokenizer.json.
 
-    The library gigatoken encodes text, 30 times as fast as Hugging Face's tokenizers. The latter are used where
-    gigatoken cannot encode: with an added token that matches whole words only, and with some ways of splitting text,
-    such as digit by digit.
+    Added tokens that are not special are recognised in text, such as the runs of spaces of code models. The attribute
+    `added_in_text` is the list of their names.
+
+    Texts are encoded by the library gigatoken, 30 times as fast as by Hugging Face's tokenizers. Where gigatoken cannot
+    encode, Hugging Face's library does: for added tokens that match whole words only, and for some ways of splitting
+    text, such as digit by digit.
     """
 
     kind = "byte-bpe"
@@ -69,28 +71,32 @@ class ByteBPE(TokenizerJSON):
             )
         self.eod: int = ends[0]
         self.vocab_size: int = max(vocab.values()) + 1
-        self.in_text = [name for name, token in added.items() if not token.get("special")]
+        self.added_in_text = [name for name, token in added.items() if not token.get("special")]
         masks = [
-            vocab[name] for name in MASK_NAMES if name in vocab and name not in merged and name not in self.in_text
+            vocab[name]
+            for name in MASK_NAMES
+            if name in vocab and name not in merged and name not in self.added_in_text
         ]
         self.mask: int | None = masks[0] if masks else None
         special = [token["id"] for token in added.values() if token.get("special")]
         self.specials = sorted({self.eod, *special, *masks})
         # such a token swallows the spaces beside it, and decoding does not give them back
-        swallows_spaces = [name for name in self.in_text if added[name].get("lstrip") or added[name].get("rstrip")]
+        swallows_spaces = [
+            name for name in self.added_in_text if added[name].get("lstrip") or added[name].get("rstrip")
+        ]
         # decoding does not remove a space that was added either
         self.lossless = not swallows_spaces and not adds_space
         # Without the special tokens, so that "<|endoftext|>" in a text is 13 characters, not the end of the document.
-        plain = [token for name, token in added.items() if name in set(self.in_text)]
+        plain = [token for name, token in added.items() if name in set(self.added_in_text)]
         self._spec = json.dumps(spec | {"added_tokens": plain, "post_processor": None})
         self._has_whole_words = any(token.get("single_word") for token in plain)
-        self._bytes = _bytes_of({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
+        self._bytes = _bytes_of_pieces({index: piece for piece, index in vocab.items()}, self.vocab_size, set(added))
         self._encoder: Any = None  # gigatoken's tokenizer
         self._bytes_left = 0  # bytes of text to encode before the encoder is created anew, see MAX_CACHE_BYTES
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text. With `threads` above 1 as many threads are used as there are cores."""
-        encoded = valid_unicode(texts)
+        """The token ids of each text. `threads`: 1, or any larger number for as many threads as there are cores."""
+        encoded = encode_utf8(texts)
         if self._needs_hugging_face:
             return self._hugging_face_ids(texts)
         return self._gigatoken_encoder(encoded).encode_batch_list(encoded, parallel=threads > 1)
@@ -100,7 +106,7 @@ class ByteBPE(TokenizerJSON):
 
         if self._needs_hugging_face:
             return super().token_arrays(texts)
-        encoded = valid_unicode(texts)
+        encoded = encode_utf8(texts)
         layout = self._gigatoken_encoder(encoded).encode_batch(encoded, parallel=False).layout
         ends = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], np.diff(ends)
@@ -113,10 +119,10 @@ class ByteBPE(TokenizerJSON):
         """Count the tokens and bytes of the texts. No token is unknown, as every byte has a piece."""
         return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
 
-    def unknown(self, text: str) -> tuple[int, int]:
+    def count_unknown(self, text: str) -> tuple[int, int]:
         return 0, 0
 
-    def check(self, texts: Sequence[str]) -> None:
+    def check_against_reference(self, texts: Sequence[str]) -> None:
         batch, reference_batch = self.encode_batch(texts), self._hugging_face_ids(texts)
         for text, ids, reference in zip(texts, batch, reference_batch, strict=True):
             if ids != reference:
@@ -209,10 +215,15 @@ def _adds_space(pre_tokenizer: Any) -> bool:
     return any(part.get("add_prefix_space") for part in parts if part["type"] == "ByteLevel")
 
 
-def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
-    """The bytes of each piece, in a list with the piece's id as index; b"" for an id without a piece. `pieces`: {id:
-    piece}; `size`: the length of the list; `added`: the pieces that are written as plain text, in place of a character
-    for each byte (see `_byte_of_character`)."""
+def _bytes_of_pieces(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]:
+    """The bytes of each piece: a list with the piece's id as index, b"" for an id without a piece.
+
+    Args:
+        pieces: {id: piece}.
+        size: the length of the list.
+        added: the added tokens, which are written as plain text. In other pieces a character stands for a byte (see
+            `_byte_of_character`).
+    """
     byte_of = _byte_of_character()
     return [
         pieces[i].encode() if pieces.get(i, "") in added else bytes(byte_of[c] for c in pieces.get(i, ""))
@@ -221,8 +232,8 @@ def _bytes_of(pieces: dict[int, str], size: int, added: set[str]) -> list[bytes]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """{character: byte} for all 256 bytes. Byte-level BPE writes a byte as a printable character: the character with
-    that code where it is printable, else one of the characters from U+0100 on."""
+    """The characters in which byte-level BPE writes bytes: {character: byte} for all 256 bytes. A printable byte is the
+    character with that code; the others are characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

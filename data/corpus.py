@@ -1,4 +1,4 @@
-"""Specifications of corpora: what a corpus is read from, checked, and which of its documents are held out for
+"""The specifications of corpora: reads and checks them, and decides which documents of a corpus are held out for
 validation."""
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ def corpus_names() -> list[str]:
     return sorted(path.stem for path in CORPORA.glob("*.yaml"))
 
 
-def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, Any]:
+def load_specification(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, Any]:
     """The specification of a corpus, as a dictionary. No document is read.
 
     Args:
         corpus: a name in data/corpora, possibly with a variant, as in oscar:fr; a .yaml file; or a file, folder or glob
             of text.
-        store: the folder of prepared data, in which `record_folder` has noted where the files of named corpora are;
+        store: the folder of prepared data, in which `record_folder` has noted where the files of named corpora are.
             None: these notes are not used.
-        blend: the name of the blend that has this corpus as a component, for messages; a component must not be a blend
+        blend: the name of the blend that has this corpus as a component, for messages. A component must not be a blend
             itself. "": the corpus is loaded on its own.
 
-    Returns {"name": `corpus`} together with the keys of one of three kinds of corpus:
+    Returns {"name": `corpus`} and further keys, which depend on the kind of corpus:
         a blend: "blend", {component: weight}, with weights that add up to 1; and "alpha", None or a number. With a
-            number the weights are preliminary: the final ones follow from the sizes of the components, which are known
+            number the weights are preliminary: the final ones depend on the sizes of the components, which are known
             after preparation.
-        files: "files", a list of paths where the files are on this machine, else of globs; "layout", one of
-            `readers.LAYOUTS`; "root", the folder of the files, only where they are on this machine; "left_out", a
-            sentence for each kind of file in the folder that is not read; and other entries of the .yaml file.
+        files: "files", a list of paths if the files are on this machine, else of globs; "layout", one of
+            `readers.LAYOUTS`; "root", the folder of the files, only if they are on this machine; "left_out", a sentence
+            for each kind of file in the folder that is not read; and other entries of the .yaml file.
         packages: "packages", {name: version}; "held_out", names of packages; "text", one of TEXT_KINDS; "minimum", the
             fewest characters of a document.
 
@@ -85,15 +85,16 @@ def load(corpus: str, store: Path | None = None, blend: str = "") -> dict[str, A
 
 
 def components(corpus: str, store: Path | None = None) -> dict[str, float]:
-    """The components of a blend, {component: weight}; of any other corpus {corpus: 1}. `store`: as for `load`."""
-    return load(corpus, store).get("blend", {corpus: 1.0})
+    """The components of a blend, {component: weight}; of any other corpus {corpus: 1}. `store`: as for
+    `load_specification`."""
+    return load_specification(corpus, store).get("blend", {corpus: 1.0})
 
 
 def check(corpus: str, store: Path | None = None) -> None:
     """Check within milliseconds that a corpus can be prepared: its specification, its packages, and whether its first
-    file has a document. `corpus`, `store`: as for `load`. Raises ValueError where the corpus cannot be prepared; the
-    message names what is allowed."""
-    spec = load(corpus, store)
+    file has a document. Raises ValueError if it cannot; the message names what is allowed. `corpus`, `store`: as for
+    `load_specification`."""
+    spec = load_specification(corpus, store)
     for component in spec.get("blend", ()):
         check(component, store)
     for package, version in spec.get("packages", {}).items():
@@ -109,13 +110,13 @@ def record_folder(corpus: str, folder: str, store: Path) -> None:
     name in data/corpora; `folder`: the folder; `store`: the folder of prepared data. Raises ValueError where the files
     are not in the folder, or the corpus is not read from files."""
     name = corpus.partition(":")[0]
-    spec = load(name)
+    spec = load_specification(name)
     if "layout" not in spec or has_magic(name) or "/" in name:
-        corpora_of_files = [known for known in corpus_names() if "layout" in load(known)]
+        corpora_of_files = [known for known in corpus_names() if "layout" in load_specification(known)]
         raise ValueError(f"{corpus} is not read from files of its own: FROM is for {', '.join(corpora_of_files)}")
     if not Path(folder).is_dir():
         raise ValueError(f"FROM={folder} is no folder")
-    matching_files(Path(folder), load(corpus)["files"])
+    matching_files(Path(folder), load_specification(corpus)["files"])
     path = store / "sources.json"
     with locked(store / "sources.json.lock"):
         write_whole(path, json.dumps(_recorded_folders(store) | {name: str(Path(folder).resolve())}, indent=1))
@@ -123,9 +124,9 @@ def record_folder(corpus: str, folder: str, store: Path) -> None:
 
 def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
     """A sentence for each incomplete series of numbered files on this machine, such as the series of data-3-of-8.jsonl.
-    The files that exist are read all the same. `corpora`: the corpora with the files, each as for `load`; `store`: as
-    for `load`."""
-    specs = {name: load(name, store) for corpus in corpora for name in components(corpus, store)}
+    The files that exist are read nevertheless. `corpora`, `store`: the corpora with the files, and the store, as for
+    `load_specification`."""
+    specs = {name: load_specification(name, store) for corpus in corpora for name in components(corpus, store)}
     return [
         f"{name}: {sentence}; what is missing is not read"
         for name, spec in specs.items()
@@ -134,10 +135,10 @@ def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str
     ]
 
 
-def valid_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
-    """The share of the documents of a corpus that is held out for validation. It is the "share" of the specification;
-    where that has none, VALID_SHARE, or less for files of more than VALID_BYTES / VALID_SHARE bytes. `spec`: the
-    specification of the corpus, from `load`; `files`: its files."""
+def held_out_share(spec: dict[str, Any], files: list[SourceFile]) -> float:
+    """The share of a corpus' documents that is held out for validation: the "share" of the specification, else
+    VALID_SHARE. Of large files less is held out, so that at most about VALID_BYTES are. `spec`: the specification of
+    the corpus, from `load_specification`; `files`: its files."""
     return spec.get("share", min(VALID_SHARE, VALID_BYTES / max(1, sum(file.size for file in files))))
 
 
@@ -146,7 +147,7 @@ def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VA
     a corpus of files it depends on the hash of the text, so that about the given share of the documents is held out.
 
     Args:
-        spec: the specification of the corpus, from `load`.
+        spec: the specification of the corpus, from `load_specification`.
         package: the package of the document; "" in a corpus of files.
         text: the text of the document.
         share: the share of documents to hold out; not used in a corpus of packages.
@@ -161,10 +162,14 @@ def is_held_out(spec: dict[str, Any], package: str, text: str, share: float = VA
 
 
 def _checked_specification(path: Path, spec: dict[str, Any], variant: str) -> dict[str, Any]:
-    """Check the specification of a corpus and fill in defaults. Returns the dictionary that `load` returns, without
-    "name". `path`, `spec`: the YAML file of the specification and its content; `variant`: the requested variant, such
-    as "fr" in oscar:fr; "": the default. Raises ValueError where the specification is wrong, or has no variants though
-    one is requested."""
+    """Check the specification of a corpus and fill in defaults. Returns the dictionary that `load_specification`
+    returns, without "name". Raises ValueError if the specification is wrong, or has no variants though one is
+    requested.
+
+    Args:
+        path, spec: the YAML file of the specification, and its content.
+        variant: the requested variant, such as "fr" in oscar:fr; "": the default.
+    """
     spec_name = f"{path.parent.name}/{path.name}"
     kind = next((kind for kind in FIELDS_BY_KIND if kind in spec), None)
     if kind is None or not isinstance(spec[kind], dict | (list if kind != "packages" else dict)) or not spec[kind]:
@@ -287,7 +292,7 @@ def _checked_blend(spec_name: str, components: Any, alpha: Any, folder: Path) ->
             raise ValueError(f"{spec_name}: the weight of {name} is {str(weight)[:60]!r}; weights are positive numbers")
         if folder != CORPORA and (folder / name).exists():
             name = str(folder / name)  # beside a .yaml file of one's own
-        component = load(name, blend=spec_name)
+        component = load_specification(name, blend=spec_name)
         if name in weights:
             raise ValueError(f"{spec_name}: {name} is there twice")
         for package in component.get("packages", ()):

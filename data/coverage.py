@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer can represent, and how much becomes unknown tokens."""
+"""How much of a text a tokenizer can represent, and how much of it becomes unknown tokens."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ def count_digests(folder: Path) -> int:
 
 
 def _digest_files(folder: Path) -> list[Path]:
-    """The paths of the files that `write_digests` has written to a folder. They follow from the names of the shards
-    (*.jsonl) in the same folder: on a network file system, a listing may lack files that another machine has just
-    written."""
+    """The paths of the files that `write_digests` has written to a folder, made from the names of the shards (*.jsonl)
+    in this folder. The folder is not searched for them: on a network file system, its list may lack files that another
+    machine has just written."""
     return [path.with_suffix(".digests") for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -84,8 +84,9 @@ class WordsAndCharacters:
         return words
 
 
-def signatures(folder: Path) -> Any:
-    """datatrove's step that computes the MinHash signature of each document and writes it to `folder`."""
+def signature_step(folder: Path) -> Any:
+    """The step of datatrove's pipeline that computes the MinHash signature of each document and writes it to
+    `folder`."""
     from dataclasses import replace
 
     import numpy as np
@@ -110,19 +111,22 @@ def signatures(folder: Path) -> Any:
             return [self._hash_func(" ".join(words[at : at + SHINGLE])) for at in range(len(words) - SHINGLE + 1)]
 
         def get_signature(self, shingles: Any) -> list[list[int]]:
-            return least_hashes(shingles, *self.parameters).reshape(BUCKETS, HASHES).tolist()
+            return minhashes(shingles, *self.parameters).reshape(BUCKETS, HASHES).tolist()
 
-    config = _config()
+    config = _minhash_config()
     with_numbers = replace(config.norm_config, norm_numbers=False)
     step = Signature(str(folder), config=config, language=WhitespaceTokenizer())
     step.word_tokenizer = WordsAndCharacters()
     return step
 
 
-def least_hashes(shingles: Any, a: Any, b: Any) -> Any:
-    """The smallest value of each hash function over all shingles of a document: uint64 [functions]. The hash of x is
-    (a x + b) mod 2^64 mod MERSENNE. The result is datatrove's, in a third of its time. `shingles`: uint64 [shingles,
-    1], the shingles as numbers; `a`, `b`: uint64 [1, functions], the parameters of the hash functions."""
+def minhashes(shingles: Any, a: Any, b: Any) -> Any:
+    """The MinHash values of a document, uint64 [functions]: the smallest value of each hash function over all shingles.
+    The hash of x is (a x + b) mod 2^64 mod MERSENNE. The result is datatrove's, in a third of its time.
+
+    `shingles`: uint64 [shingles, 1], the shingles as numbers; `a`, `b`: uint64 [1, functions], the parameters of the
+    hash functions.
+    """
     import numpy as np
 
     least = np.full(a.shape[1], MERSENNE, np.uint64)
@@ -145,16 +149,16 @@ def count_signatures(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "bucket_000").glob("*.minhash.sig")) // (8 * HASHES + 4)
 
 
-def matching_pairs(signatures: Path, pairs: Path) -> Any:
-    """datatrove's step that finds the pairs of near duplicates: documents whose signatures have equal hashes in one of
-    the BUCKETS buckets. The step runs as BUCKETS tasks. `signatures`: the folder with the signatures; `pairs`: the
-    folder for the result."""
+def matching_pairs_step(signatures: Path, pairs: Path) -> Any:
+    """The step of datatrove's pipeline that finds the pairs of near duplicates: documents whose signatures have equal
+    hashes in one of the BUCKETS buckets. The step runs as BUCKETS tasks. `signatures`: the folder with the signatures;
+    `pairs`: the folder for the result."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    return MinhashDedupBuckets(str(signatures), str(pairs), config=_config(), lines_to_buffer=1000)
+    return MinhashDedupBuckets(str(signatures), str(pairs), config=_minhash_config(), lines_to_buffer=1000)
 
 
-def _config() -> Any:
+def _minhash_config() -> Any:
     from datatrove.pipeline.dedup.minhash import MinhashConfig
 
     return MinhashConfig(n_grams=SHINGLE, num_buckets=BUCKETS, hashes_per_bucket=HASHES)
@@ -172,7 +176,7 @@ def choose_removals(read: Path, pairs: Path, removed: Path, dedup: str, *_: Any)
 
     Args:
         read: the folder with the hashes, from `write_digests`.
-        pairs: the folder with the pairs of near duplicates, from `matching_pairs`.
+        pairs: the folder with the pairs of near duplicates, from `matching_pairs_step`.
         removed: the folder for the result. For each task with removed documents there are two files: <rank>.json,
             {"exact" and "near": [number of a document in the task, ...]}, and <rank>.counts, {"exact" and "near":
             number of documents}.

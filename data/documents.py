@@ -18,7 +18,7 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
     domain, else {}.
 
     Args:
-        spec: the specification of the corpus, from `corpus.load`.
+        spec: the specification of the corpus, from `corpus.load_specification`.
         file: the file to read.
         ledger: where problems with the file are reported; None: the first problem raises ValueError.
     """
@@ -40,10 +40,13 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
 
 
 def docstrings(source: str, file: str) -> Iterator[tuple[str, str]]:
-    """Yield (qualified name, text) for a Python module that has a docstring, and for each of the module's functions and
-    classes that has one. The text is the docstring below the name; that of a class includes its members' docstrings.
-    Code that does not parse yields nothing. `source`: the code of the module; `file`: the path of the module from the
-    folder of installed packages, such as "numpy/linalg/__init__.py", for the qualified names."""
+    """Yield (qualified name, text) for a Python module and each of its functions and classes, if it has a docstring.
+    The text is the qualified name and below it the docstring; the text of a class includes its members' docstrings.
+    Code that does not parse yields nothing.
+
+    `source`: the code of the module; `file`: its path from the folder of installed packages, such as
+    "numpy/linalg/__init__.py", for the qualified names.
+    """
     try:
         module = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -23,13 +23,13 @@ from data.text import prepared_text, shard_lines
 from data.tokenizer import (
     EXTRA_IDS,
     SAMPLE_BYTES,
+    allowed_vocab_sizes,
     check_parity,
     load_tokenizer,
+    read_tokenizer,
     reason_not_exportable,
     train,
-    vocabularies,
 )
-from data.tokenizer import read as read_tokenizer
 from data.tokenizer_base import Tokenizer
 
 # the library that trains each kind of tokenizer
@@ -88,15 +88,17 @@ def _tokenizer_manifest(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _copied_tokenizer(path: str, vocab: int, store: Store) -> tuple[Path, dict[str, Any]]:
     """Copy an existing tokenizer into the store. Returns the path of the copy, and its manifest (see
-    `_tokenizer_manifest`). `path`: the tokenizer, in a format of `tokenizer.read`; `vocab`: the setting model.vocab.
-    Raises ValueError where there is no tokenizer at `path`, or `tokenizer.vocabularies` does not allow `vocab` for
-    it."""
+    `_tokenizer_manifest`). Raises ValueError if there is no tokenizer at `path`, or it does not allow `vocab` (see
+    `tokenizer.allowed_vocab_sizes`).
+
+    `path`: the tokenizer, in a format of `tokenizer.read_tokenizer`; `vocab`: the setting model.vocab.
+    """
     file, content = read_tokenizer(path)
 
     def make(work: Path, _: RunStage) -> dict[str, Any]:
         (work / file).write_bytes(content)
         loaded = load_tokenizer(work / file)
-        if vocab not in (allowed := vocabularies(loaded)):
+        if vocab not in (allowed := allowed_vocab_sizes(loaded)):
             alternative = ""
             if len(allowed) > 1:
                 extra = f"T5's {EXTRA_IDS} extra ids" if loaded.kind == "unigram" else "an id for a masked token"
@@ -184,7 +186,7 @@ def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int
         while texts := [json.loads(line)["text"] for line in islice(file, COVERAGE_BATCH)]:
             total += tokenizer.coverage(texts)
             count += len(texts)
-            lost += sum(map(tokenizer.bytes_not_given_back, texts))
+            lost += sum(map(tokenizer.lost_bytes, texts))
     return total, count, max(0, lost - total.unknown_bytes)
 
 

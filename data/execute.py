@@ -22,11 +22,11 @@ POLL_SECONDS = 2.0  # seconds between two looks at the queue
 
 
 class Executor(NamedTuple):
-    """Where, and how many at a time, the tasks of a preparation run.
+    """The kind of machine that runs the tasks of a preparation, and how many tasks run at a time.
 
     Args:
         kind: "local" (this machine), "slurm" or "ray".
-        workers: the number of tasks that run at a time; 0: on this machine a task for each core, on a cluster all at
+        workers: the number of tasks that run at a time. 0: on this machine a task for each core, on a cluster all at
             once.
         options: {name: value}, options of datatrove's executor. Slurm needs time and partition, and takes others, such
             as mem_per_cpu_gb or qos; options that datatrove does not know go to sbatch. Ray takes address,

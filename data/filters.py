@@ -277,9 +277,9 @@ def task_files(folder: str) -> dict[str, list[Path]]:
 def index_tasks(folder: str, index: Path) -> dict[str, Any]:
     """Write the hashes of the n-grams (NGRAM words in a row) of all evaluation tasks, to find them in a corpus.
 
-    There is a file of hashes for each task, which datatrove's filter reads; and rows.npy, uint64 [n-grams, 3]: the
-    hash, the number of the task, and the number of the row in the task. A row is a line of the task's files, that is,
-    an evaluation item.
+    For each task a file of hashes is written, which datatrove's filter reads. The file rows.npy is for all tasks,
+    uint64 [n-grams, 3]: the hash, the number of the task, and the number of the row in the task. A row is a line of the
+    task's files, which is one evaluation item.
 
     Args:
         folder: the folder with the evaluation tasks, as for `task_files`.

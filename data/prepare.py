@@ -53,9 +53,9 @@ def prepare(
     within each component of a blend.
 
     Args:
-        corpus: the name of a corpus, or a file, folder or glob, as for `data.corpus.load`.
+        corpus: the name of a corpus, or a file, folder or glob, as for `data.corpus.load_specification`.
         tokenizer: the corpus on whose training text the tokenizer is trained, given like `corpus`; with kind="file" the
-            path of an existing tokenizer, as for `data.tokenizer.read`.
+            path of an existing tokenizer, as for `data.tokenizer.read_tokenizer`.
         vocab: the number of the tokenizer's pieces.
         store: the folder of prepared data.
         kind: the kind of tokenizer, one of `data.tokenizer.KINDS`.
@@ -81,7 +81,7 @@ def prepare(
         steps: [{corpus, step, in, out, ...}], the entries STEP_KEYS of each `filters.step_report`
         reports: [path of the report.md of each component]
         notes: [a sentence for each thing that the user should know, such as a filter that removed nothing]
-        mismatch: [a sentence for each component whose text is not that whose sha256 its specification records]
+        mismatch: [a sentence for each component whose text has another sha256 than its specification records]
 
     Raises:
         ValueError: an argument is wrong; where possible this is found before any work. The message names what is
@@ -99,7 +99,7 @@ def _prepare(
     _check_request(corpus, tokenizer, vocab, store, kind, recipe)
     default_recipe = Recipe(allow_errors=recipe.allow_errors)
     model, trained = prepared_tokenizer(tokenizer, vocab, kind, default_recipe, store, mask)
-    spec = corpora.load(corpus, store.path)
+    spec = corpora.load_specification(corpus, store.path)
     weights = spec.get("blend", {corpus: 1.0})
     texts = {name: prepared_text(name, recipe, store) for name in weights}
     token_files = {
@@ -200,27 +200,31 @@ def _counts(texts: Collection[dict[str, Any]], token_files: Collection[dict[str,
 
 
 def source_identities(corpus: str, store: Path) -> dict[str, Any]:
-    """The identity of the files of a corpus as they are now, to find out whether they changed: {component: {"files":
-    number of files, "bytes", "sha256", "names": the names of the first files}}; None in place of the inner dictionary
-    for installed packages. It has the form of "sources" in a manifest of `prepare`.
+    """The identity of the files of a corpus as they are now, to find out whether they changed. `corpus`: as for
+    `prepare`; `store`: the folder of prepared data, which keeps the hashes of files. Nothing is prepared, and only
+    files are read that changed since they were last hashed.
 
-    Files that changed since they were last hashed are read; nothing is prepared. `corpus`: as for `prepare`; `store`:
-    the folder of prepared data, which keeps hashes of files."""
+    Returns {component: {"files": number of files, "bytes": their total size, "sha256", "names": the names of the first
+    files}}, with None for a component of installed packages. "sources" in a manifest of `prepare` has the same form.
+    """
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
 def composition(corpus: str, store: Path) -> dict[str, Any]:
-    """The components of a corpus and the identity of their files, for run.json: {"sources": as `source_identities`
-    returns it}. No file is read: components whose files have no hash in the store, or do not exist, are left out.
+    """The components of a corpus and the identity of their files, for run.json. No file is read. `corpus`: as for
+    `prepare`; `store`: the folder of prepared data.
 
-    For a blend there are two further entries, "blend" and "alpha", from which a specification file of the same blend
-    can be written. "blend" is {component: weight}; or, where "alpha" is a number and gives the weights, a list of the
-    components. `corpus`: as for `prepare`; `store`: the folder of prepared data.
+    Returns a dictionary:
+        sources: {component: identity}, as `source_identities` returns it, without components whose files have no hash
+            in the store or do not exist.
+        blend: only for a blend: {component: weight}; or a list of the components, where "alpha" is a number.
+        alpha: only for a blend: None, or the exponent from which the weights follow. "blend" and "alpha" are written as
+            in a specification file, from which the same blend can be made.
     """
     result: dict[str, Any] = {"sources": {}}
     spec: dict[str, Any] = {}
     with contextlib.suppress(ValueError, OSError):
-        spec = corpora.load(corpus, store)
+        spec = corpora.load_specification(corpus, store)
     for name in spec.get("blend", [corpus]):
         with contextlib.suppress(MissingData, ValueError, OSError):
             result["sources"][name] = source_identity(name, Store(store, build=False))
@@ -232,11 +236,11 @@ def composition(corpus: str, store: Path) -> dict[str, Any]:
 
 def describe_data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Compare the data of two runs: a sentence for each difference in their source files, their text or their
-    tokenizer. A changed text is reported only where no source files changed, and a changed tokenizer only where neither
-    source files nor text changed.
+    tokenizer. A changed text is reported only if no source files changed. A changed tokenizer is reported only if
+    neither source files nor text changed.
 
-    `before`, `now`: the manifests of `prepare` for the earlier and for the later run. A manifest may lack entries,
-    which are then not compared.
+    `before`, `now`: the manifests of `prepare` for the earlier and for the later run. Entries that one of them lacks
+    are not compared.
     """
     sentences = []
     for name, old in before.get("sources", {}).items():
@@ -286,17 +290,17 @@ def validation_files(corpus: str, store: Path, allow_errors: int = 0, build: boo
     ]
 
 
-def epochs(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
-    """How often a run reads the token files of each component of its data: for each component {"corpus", "share": its
-    weight in the blend, "tokens": the number of its tokens, "epochs": how often they are read}.
+def epochs_by_component(manifest: dict[str, Any], tokens: int | None, seq: int = 0) -> list[dict[str, Any]]:
+    """How often a run reads the token files of each component of its data. Returns a list with a dictionary for each
+    component: {"corpus", "share": its weight in the blend, "tokens": the number of its tokens, "epochs": how often they
+    are read}.
 
     Args:
         manifest: the manifest of the data, from `prepare`.
-        tokens: the number of tokens that the run trains on; None where a wall clock ends the run, and then there is no
-            entry "epochs".
-        seq: the length of a training sequence in tokens. Unless it is 0 there is a further entry "unused": the number
-            of tokens at the end of each epoch that do not fill a sequence. No other tokens are left out, since
-            documents are packed end to end.
+        tokens: the number of tokens that the run trains on. None: a wall clock ends the run; there is then no entry
+            "epochs".
+        seq: the length of a training sequence in tokens. Unless it is 0, there is a further entry "unused": the number
+            of tokens at the end of each epoch that do not fill a sequence.
     """
     return [
         {
@@ -316,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def exit_with(code: int, problem: str) -> NoReturn:
         if args.format == "json":
-            print(answers.error(problem), flush=True)
+            print(answers.json_error(problem), flush=True)
         parser.exit(code, f"error: {problem}\n")
 
     try:
@@ -347,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(INTERRUPTED, "\ninterrupted; the same command continues\n")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
-    print(answers.answer("data", manifest) if args.format == "json" else manifest_text(manifest))
+    print(answers.json_answer("data", manifest) if args.format == "json" else manifest_text(manifest))
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
@@ -403,7 +407,7 @@ def _parser() -> answers.Parser:
         default=[],
         help="of the executor: Slurm's partition, time, mem_per_cpu_gb, account ...; Ray's address ...",
     )
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     return parser
 
 

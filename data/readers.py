@@ -49,7 +49,7 @@ class Unreachable(RuntimeError):
 
 
 class Ledger:
-    """What readers report while they read files.
+    """The problems that readers met in the files, and the number of records that they left out.
 
     Attributes:
         allowed: the number of problems that are tolerated.
@@ -91,8 +91,8 @@ def format_and_compression(name: str) -> tuple[str, str] | None:
 
 
 def missing_numbered_files(names: Iterable[str]) -> list[str]:
-    """A sentence for each incomplete series of numbered files, such as the series of data-3-of-8.jsonl where only some
-    of the numbers 1 to 8 exist. `names`: the names of all files that exist, numbered or not."""
+    """A sentence for each incomplete series of numbered files. An example is data-3-of-8.jsonl, where only some of the
+    numbers 1 to 8 exist. `names`: the names of all files that exist, numbered or not."""
     numbers_of_series: dict[tuple[str, int], set[int]] = {}
     for name in names:
         form, compression = format_and_compression(name) or ("", "")

@@ -113,10 +113,12 @@ def write(
 
 
 def _token_count(manifest: dict[str, Any], counts: list[int], rate: float) -> dict[str, Any]:
-    """The number of tokens of the training text before or after a step: {"count": int, "estimated": bool}. For the
-    final text the count is exact; for an earlier text it is estimated from the bytes, since removed text is never
-    tokenized. `manifest`: that of the token files; `counts`: [documents, bytes] of the text; `rate`: tokens per
-    byte."""
+    """The number of tokens of the training text before or after a step: {"count": int, "estimated": bool}. The count of
+    the final text is exact. The count of an earlier text is estimated from its bytes, since removed text is never
+    tokenized.
+
+    `manifest`: the manifest of the token files; `counts`: [documents, bytes] of the text; `rate`: tokens per byte.
+    """
     exact = counts == [manifest["documents"], manifest["bytes"]]
     return {"count": manifest["train"] if exact else round(counts[1] * rate), "estimated": not exact}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.coverage import Coverage
-from data.tokenizer_base import Tokenizer, valid_unicode
+from data.tokenizer_base import Tokenizer, encode_utf8
 
 SPACE = "\u2581"  # SentencePiece's sign for a space; where a text itself has this character, it is encoded as bytes
 OPTIONS: dict[str, Any] = {
@@ -70,7 +70,7 @@ class SentencePiece(Tokenizer):
         self.mask: int | None = processor.unk_id() if self.lossless else None
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        parts = valid_unicode(part for text in texts for part in (text.split(SPACE) if self.lossless else (text,)))
+        parts = encode_utf8(part for text in texts for part in (text.split(SPACE) if self.lossless else (text,)))
         encoded = iter(self._processor.encode(parts, num_threads=threads))
         batch = []
         for text in texts:
@@ -84,7 +84,7 @@ class SentencePiece(Tokenizer):
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        valid_unicode(texts)
+        encode_utf8(texts)
         if self.lossless:
             return Coverage(sum(map(len, self.encode_batch(texts))), 0, sum(len(text.encode()) for text in texts), 0)
         total, unknown = Coverage(0, 0, 0, 0), self._processor.unk_id()

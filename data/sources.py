@@ -39,18 +39,18 @@ class MissingData(LookupError):
     """Prepared data is missing, and the caller did not allow preparing it."""
 
 
-def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = True) -> list[SourceFile]:
-    """The files of a corpus that is not a blend, in the order in which they are read: by name, in a corpus of packages
-    those of held-out packages first.
+def source_files(spec: dict[str, Any], store: Path | None = None, ask_hub: bool = True) -> list[SourceFile]:
+    """The files of a corpus that is not a blend, in the order in which they are read, which is by name. In a corpus of
+    packages, the files of held-out packages come first.
 
     Args:
-        spec: the specification of the corpus, from `corpus.load`.
-        store: the folder of prepared data, where lists of the files on the Hugging Face hub are kept: the files of a
-            commit never change. None: such lists are not kept.
-        ask: whether the hub may be asked for a list that is not in the store.
+        spec: the specification of the corpus, from `corpus.load_specification`.
+        store: the folder of prepared data, in which lists of files on the Hugging Face hub are kept. None: they are not
+            kept.
+        ask_hub: whether the hub may be asked for a list that is not in the store.
 
     Raises:
-        MissingData: the list is not in the store, and `ask` is false.
+        MissingData: the list is not in the store, and `ask_hub` is false.
         ValueError: the hub does not answer or has no such files; a package is not installed in the version of the
             specification; or the name of a file is not allowed (see `check_name`).
     """
@@ -62,7 +62,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask: bool = Tr
             for path in spec["files"]
         ]
     if "files" in spec:
-        return _hub_files(spec, store, ask)
+        return _hub_files(spec, store, ask_hub)
     files = []
     for package, version in spec["packages"].items():
         for file in distribution(package, version).files or ():
@@ -193,8 +193,8 @@ def _paths_matching(pattern: str) -> list[Path]:
 
 
 def _folders_below(folder: Path) -> list[Path]:
-    """A folder and all folders below it, each once and without those whose path from `folder` has a name that begins
-    with a dot. Symbolic links to folders are followed as by `_walk`."""
+    """A folder and all folders below it, each once, except hidden ones: those with a name that begins with a dot on the
+    path from `folder`. Symbolic links to folders are followed as by `_walk`."""
     below = (path for path, _ in _walk(folder))
     return [path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
@@ -234,8 +234,8 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _existing_files(paths: Iterable[Path]) -> list[Path]:
-    """The given paths, without those that are no files. Raises ValueError where a path is a symbolic link to a missing
-    file, since a part of the text is then missing."""
+    """The given paths that are files. Raises ValueError if a path is a symbolic link to a missing file, since a part of
+    the text is then missing."""
     files = []
     for path in paths:
         if path.is_symlink() and not os.path.exists(path):
@@ -296,9 +296,10 @@ def common_folder(files: list[Path]) -> Path:
 
 
 def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
-    """The sha256 of files according to lists of checksums in the same folders, as OSCAR v1 has them: {path of the file
-    from the corpus' folder: sha256}. None where there is no list, or the files are not on this machine. `spec`: the
-    specification of the corpus, from `corpus.load`. Raises ValueError where a list names a file that does not exist."""
+    """The sha256 of a corpus' files according to the lists of checksums in their folders, as OSCAR v1 has them: {path
+    of the file from the corpus' folder: sha256}. None if there is no list, or the files are not on this machine.
+    `spec`: the specification of the corpus, from `corpus.load_specification`. Raises ValueError if a list names a file
+    that does not exist."""
     if "root" not in spec:
         return None
     sums: dict[str, str] = {}
@@ -317,10 +318,10 @@ def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
 # Files on the hub
 
 
-def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[SourceFile]:
-    """The result of `source_files`, with the same arguments, for a corpus whose files are not on this machine. Raises
-    ValueError where they are not on the Hugging Face hub either, and MissingData where the files were not listed yet
-    and `ask` is false."""
+def _hub_files(spec: dict[str, Any], store: Path | None, ask_hub: bool) -> list[SourceFile]:
+    """The files of a corpus on the Hugging Face hub; arguments and result are those of `source_files`. Raises
+    ValueError if the hub does not have them, and MissingData if the files were not listed yet and `ask_hub` is
+    false."""
     if "hub" not in spec:
         raise ValueError(
             f"{spec['name']} is on no hub: get its files ({', '.join(spec['files'])}), and say once where "
@@ -330,7 +331,7 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask: bool) -> list[Sour
     key = hashlib.sha256(json.dumps([repo, revision, spec["files"]]).encode()).hexdigest()[:8]
     listing = store / "hub" / f"{repo.replace('/', '__')}-{key}.json" if store else None
     entries = _read_listing(listing) if listing else None
-    if entries is None and not ask:
+    if entries is None and not ask_hub:
         raise MissingData(f"the files of {repo} were not listed yet")
     if entries is None:
         entries = _list_hub_files(spec["name"], repo, revision, spec["files"])

@@ -270,9 +270,10 @@ def _sha256(path: Path) -> str:
 
 
 def _is_note_valid(note: Path, paths: Iterable[Path], store: Store) -> bool:
-    """Whether there is a note with a result on some files, such as a hash, and the result can be trusted. It cannot
-    where a file had changed less than RACY_SECONDS before the note was written: the file may have changed again without
-    a new timestamp. Where `store.build` is false, every note is accepted.
+    """Whether there is a note with a result on some files, such as a hash, and the result can be trusted.
+
+    A note is not trusted if one of the files had changed less than RACY_SECONDS before the note was written: the file
+    may have changed again without a new timestamp. If `store.build` is false, every note is trusted.
 
     Args:
         note: the file with the result, named by the state of the files.

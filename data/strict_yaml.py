@@ -1,4 +1,4 @@
-"""Reads YAML files of settings, studies and corpora strictly: any fault of a file is an error whose message names the
+"""Reads YAML files of settings, studies and corpora strictly: a fault in a file is an error whose message names the
 file."""
 
 import re
@@ -99,9 +99,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, ArithmeticError) as error:  # of StrictLoader; or an impossible date or number
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold `name: value` lines, not {_kind(tree)}")
+        raise ValueError(f"{path} must hold `name: value` lines, not {_type_in_words(tree)}")
     return tree
 
 
-def _kind(tree: Any) -> str:
+def _type_in_words(tree: Any) -> str:
     return "nothing" if tree is None else f"a {type(tree).__name__}"

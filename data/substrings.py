@@ -104,9 +104,8 @@ def repeated_characters(codes: np.ndarray, ends: np.ndarray, length: int, at_onc
 def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     """A polynomial hash modulo 2^64 of every window of `length` code points: uint64 [len(codes) - length + 1].
 
-    The hashes of windows of 1, 2, 4, 8 ... code points are computed, each from the hashes of the two halves of the
-    window. `length` is a sum of such powers of two, and the hash of a window is joined from the hashes of its parts of
-    these lengths.
+    First the hashes of windows of 1, 2, 4, 8 ... code points are computed, each from the hashes of the two halves of
+    the window. A window of `length` consists of parts of these sizes, and its hash is joined from their hashes.
     """
     import numpy as np
 
@@ -128,7 +127,7 @@ def window_hashes(codes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _repeated_windows(codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """The starts of the windows whose text equals that of a window with an earlier start: int64 [repeated windows].
+    """The starts of the windows with the same text as an earlier window: int64 [repeated windows].
 
     Args:
         codes: [characters], the code points of all documents.

@@ -54,7 +54,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
     Raises:
         ValueError: there are more problems in the files than the recipe allows, or no document is left.
     """
-    spec = corpora.load(name, store.path)
+    spec = corpora.load_specification(name, store.path)
     recorded_sha = spec.pop("sha256", None)
     files: list[SourceFile] = []  # in a corpus of packages they are listed when the text is made: it takes a second
     inputs: dict[str, Any]
@@ -68,7 +68,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         inputs = {key: spec[key] for key in ("layout", "text", "where") if spec.get(key)}
         inputs |= {
             "files": [[file.name, sha] for file, sha in zip(files, hashes, strict=True)],
-            "share": corpora.valid_share(spec, files),
+            "share": corpora.held_out_share(spec, files),
         }
     else:
         for package, release in spec["packages"].items():
@@ -107,7 +107,7 @@ def source_identity(name: str, store: Store) -> dict[str, Any] | None:
     their total size, "sha256": a hash of their names and contents, "names": the names of the first MOST_NAMES files}.
     None for a corpus of packages, which are identified by their versions. `store`: the store of prepared data, which
     keeps the hashes of files, so that only changed files are read."""
-    spec = corpora.load(name, store.path)
+    spec = corpora.load_specification(name, store.path)
     if "files" not in spec:
         return None
     files = source_files(spec, store.path, store.build)
@@ -191,7 +191,7 @@ def _make_text(
     task_counts: dict[str, Any] = {}
     if "decontaminate" in filtering:
         task_counts = filters.index_tasks(recipe.decontaminate, folders.tasks)
-    share = corpora.valid_share(spec, files)
+    share = corpora.held_out_share(spec, files)
     problems, left_out, total = _read_and_filter(spec, files, recipe, known_problems, share, folders, count, run)
     _remove_duplicates(recipe, folders, count, work, run)
     duplicates = {
@@ -199,7 +199,7 @@ def _make_text(
         for kind in ("exact", "near")
     }
     copies = sum(duplicates.values())
-    manifest = _gather_valid(spec, work, share, total, left_out, copies) | {"duplicates": duplicates}
+    manifest = _gather_held_out(spec, work, share, total, left_out, copies) | {"duplicates": duplicates}
     cuts = ["substring"] if recipe.substring else []
     steps = [filters.summed_report(folders.reports / name) for name in [*filtering, "duplicates", *cuts]]
     filtered = sum(step["in"][0] - step["out"][0] for step in steps[: len(filtering)])
@@ -241,11 +241,11 @@ def _read_and_filter(
     run: RunStage,
 ) -> tuple[list[str], dict[str, int], int]:
     """Read and filter the documents of a corpus, and write the remaining ones, their hashes and their MinHash
-    signatures. `share`: the share of the documents that is held out; `folders`: where to write; `count`: the number of
-    tasks; the other arguments are those of `_make_text`.
+    signatures. Returns (a sentence for each problem, {kind: number of records that were left out}, number of documents
+    that were read). Raises ValueError if there are more problems than allowed.
 
-    Returns (a sentence for each problem, {kind: number of records that were left out}, number of documents that were
-    read). Raises ValueError where there are more problems than allowed.
+    `share`: the share of the documents that is held out; `folders`: where to write; `count`: the number of tasks; the
+    other arguments are the same as for `_make_text`.
     """
     from datatrove.pipeline.writers import JsonlWriter
 
@@ -265,7 +265,7 @@ def _read_and_filter(
                 *(FilterStep(name, make[name], folders.reports / name) for name in filters.filter_names(recipe)),
                 JsonlWriter(str(folders.read), compression=None),
                 partial(dedup.write_digests, folders.read),
-                dedup.signatures(folders.signatures),
+                dedup.signature_step(folders.signatures),
             ],
             count,
         )
@@ -284,7 +284,7 @@ def _remove_duplicates(recipe: Recipe, folders: WorkFolders, count: int, work: P
     function that runs one stage of the work (see `store.RunStage`)."""
     from datatrove.pipeline.writers import JsonlWriter
 
-    run("finding duplicates", [dedup.matching_pairs(folders.signatures, folders.pairs)], dedup.BUCKETS)
+    run("finding duplicates", [dedup.matching_pairs_step(folders.signatures, folders.pairs)], dedup.BUCKETS)
     choose = partial(dedup.choose_removals, folders.read, folders.pairs, folders.removed, recipe.dedup)
     run("removing duplicates", [choose], 1)
     text = JsonlWriter(str(work), "${split}/${rank}.jsonl", compression=None)
@@ -360,13 +360,16 @@ def _summed_reports(folder: Path) -> tuple[list[str], dict[str, int], int]:
     )
 
 
-def _gather_valid(
+def _gather_held_out(
     spec: dict[str, Any], work: Path, share: float, total: int, left_out: dict[str, int], copies: int
 ) -> dict[str, Any]:
-    """Gather the held-out documents in one file, valid.jsonl.gz, and hash and count all documents. Returns {"sha256":
-    a hash of all text, "train" and "valid": {"documents": number, "bytes": number}}. `work`: the folder with the
-    shards in train/ and valid/; the other arguments are for the error message (see `_no_documents_message`). Raises
-    ValueError where no document is left for training or for validation."""
+    """Gather the held-out documents in one file, valid.jsonl.gz, and hash and count all documents. Returns {"sha256": a
+    hash of all text, "train" and "valid": {"documents": number, "bytes": number}}. Raises ValueError if no document is
+    left for training or for validation.
+
+    `work`: the folder with the shards in train/ and valid/; the other arguments are for the error message (see
+    `_no_documents_message`).
+    """
     import orjson
 
     sha, counts = hashlib.sha256(), {}

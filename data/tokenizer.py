@@ -3,7 +3,7 @@
     bpe, unigram: SentencePiece, trained here: lossless, one file tokenizer.model (data/sentencepiece_model.py)
     byte-bpe: GPT-2's byte-level BPE, trained here, one file tokenizer.json (data/byte_bpe.py)
     wordpiece: BERT's, trained here as Cramming did, one file tokenizer.json (data/wordpiece.py)
-    file: an existing tokenizer, in a format of `read`
+    file: an existing tokenizer, in a format of `read_tokenizer`
 
 Each is a subclass of `Tokenizer` (data/tokenizer_base.py).
 """
@@ -51,26 +51,26 @@ GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hu
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer in a file or folder, in a format of `read`. Raises ValueError where there is no such
+    """Load the tokenizer in a file or folder, in a format of `read_tokenizer`. Raises ValueError if there is no such
     tokenizer."""
-    name, content = read(path)
+    name, content = read_tokenizer(path)
     if not name.endswith(".json"):
         return SentencePiece(path, content)
     return WordPiece(path, content) if _model_type(content) == "WordPiece" else ByteBPE(path, content)
 
 
 def _model_type(content: bytes) -> str:
-    """The type of the model in a tokenizer.json, such as "BPE"; "" where the content names no type or is not that of a
-    tokenizer.json. `content`: the bytes of the file."""
+    """The type of the model in a tokenizer.json, such as "BPE"; "" if there is none, or `content` is no tokenizer.json.
+    `content`: the bytes of the file."""
     try:
         return str(json.loads(content)["model"].get("type", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
 
 
-def read(path: str | Path) -> tuple[str, bytes]:
-    """Read an existing tokenizer, of one or several files, as the content of a single file. Returns (name, content) for
-    that file: "tokenizer.json" or "tokenizer.model", and its bytes. `load_tokenizer` makes the same tokenizer from it.
+def read_tokenizer(path: str | Path) -> tuple[str, bytes]:
+    """Read the files of an existing tokenizer. Returns (file name, content) of a single file with the same tokenizer:
+    "tokenizer.json" or "tokenizer.model", and its bytes. `load_tokenizer` can load this file.
 
     Args:
         path: a SentencePiece model such as T5's spiece.model; a tokenizer.json of Hugging Face's tokenizers with
@@ -102,10 +102,10 @@ def check_parity(tokenizer: Tokenizer) -> None:
     """Raise ValueError where a tokenizer gives other ids than Hugging Face's tokenizers, on PARITY_TEXTS or on texts
     with the tokenizer's added tokens. An export after training needs equal ids, so they are compared before
     training."""
-    added = tokenizer.in_text if isinstance(tokenizer, ByteBPE) else []
+    added = tokenizer.added_in_text if isinstance(tokenizer, ByteBPE) else []
     with_added = [text.replace("@", name) for name in added for text in ("@", "a@b", " @ ", "@@", "\n@.", "é@é")]
     try:
-        tokenizer.check([*PARITY_TEXTS, *with_added])
+        tokenizer.check_against_reference([*PARITY_TEXTS, *with_added])
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
@@ -122,10 +122,10 @@ def reason_not_exportable(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def reason_setting_not_exportable(kind: str, path: str) -> str:
-    """The reason why a run with these settings of the tokenizer cannot be exported as a Hugging Face checkpoint; ""
-    where it can. This is known before the tokenizer is trained. `kind`, `path`: the settings data.tokenizer_kind and
-    data.tokenizer. Raises ValueError where kind="file" and there is no tokenizer at `path`."""
+def reason_settings_not_exportable(kind: str, path: str) -> str:
+    """The reason why a run with these settings cannot be exported as a Hugging Face checkpoint; "" if it can. This is
+    known before the tokenizer is trained. `kind`, `path`: the settings data.tokenizer_kind and data.tokenizer. Raises
+    ValueError if kind="file" and there is no tokenizer at `path`."""
     if kind == "file":
         return reason_not_exportable(load_tokenizer(path))
     return NOT_EXPORTABLE.format(kind) if kind == "unigram" else ""
@@ -135,9 +135,9 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     """The token id that stands for a masked position in a model with a vocabulary of `vocab` ids. No text is encoded as
     this id.
 
-    It is `tokenizer.mask`, if that is not None: the id of [MASK] for WordPiece, of <unk> for a SentencePiece model
-    trained here, and of <mask> or [MASK] for a file with such a piece. Else it is the first id beyond the tokenizer's
-    pieces. Raises ValueError where `vocab` leaves no such id; the message says what the user can do.
+    It is `tokenizer.mask`, if that is not None: the id of [MASK] for WordPiece, the id of <unk> for a SentencePiece
+    model trained here, and the id of <mask> or [MASK] for a file with such a piece. Else it is the first id beyond the
+    tokenizer's pieces. Raises ValueError if `vocab` leaves no such id; the message says what the user can do.
     """
     if tokenizer.mask is not None:
         return tokenizer.mask
@@ -149,10 +149,10 @@ def mask_id(tokenizer: Tokenizer, vocab: int) -> int:
     )
 
 
-def vocabularies(tokenizer: Tokenizer) -> list[int]:
-    """The values of model.vocab that are allowed with a tokenizer from a file. The first is n, the number of its
-    pieces. The second is n + EXTRA_IDS for a unigram model, as in T5; n + 1 for another tokenizer without an id for a
-    masked token; for the remaining tokenizers there is none."""
+def allowed_vocab_sizes(tokenizer: Tokenizer) -> list[int]:
+    """The values of model.vocab that are allowed with a tokenizer from a file: n, the number of its pieces, and
+    possibly a larger one. This is n + EXTRA_IDS for a unigram model, as in T5, and n + 1 for another tokenizer without
+    an id for a masked token."""
     sizes = [tokenizer.vocab_size]
     if isinstance(tokenizer, SentencePiece) and tokenizer.kind == "unigram":
         sizes.append(tokenizer.vocab_size + EXTRA_IDS)
@@ -190,6 +190,6 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
 
 
 def stride(size: int) -> int:
-    """The interval between the documents that a tokenizer is trained on: 1 means all documents, 3 every third one. It
-    is such that these documents have at most about SAMPLE_BYTES. `size`: the number of bytes of all documents."""
+    """The interval n between the documents that a tokenizer is trained on: every n-th one; 1 means all. These documents
+    have at most about SAMPLE_BYTES together. `size`: the number of bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

@@ -1,4 +1,4 @@
-"""The base class of all tokenizers, and that of the tokenizers whose file is a tokenizer.json."""
+"""The base class of all tokenizers, and the base class of tokenizers whose file is a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text, without end-of-document tokens. The number of threads changes the time that it
-        takes, not the result."""
+        """The token ids of each text, without end-of-document tokens. `threads` changes how long this takes, not the
+        result."""
         raise NotImplementedError
 
     def token_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,26 +71,28 @@ class Tokenizer:
         """Count the tokens and bytes of texts, the unknown tokens, and the bytes that unknown tokens stand for."""
         raise NotImplementedError
 
-    def unknown(self, text: str) -> tuple[int, int]:
-        """The number of unknown tokens in a text, and the number of UTF-8 bytes that they stand for."""
+    def count_unknown(self, text: str) -> tuple[int, int]:
+        """(the number of unknown tokens in a text, the number of UTF-8 bytes that they stand for)."""
         if self.lossless:
             return 0, 0
         counts = self.coverage([text])
         return counts.unknown, counts.unknown_bytes
 
-    def bytes_not_given_back(self, text: str) -> int:
+    def lost_bytes(self, text: str) -> int:
         """A lower bound of the number of UTF-8 bytes of a text that are lost when the text is encoded and decoded; 0
-        for a lossless tokenizer. Lost are the bytes of unknown tokens, and what the tokenizer changes or drops before
-        it splits the text (case, accents, line ends, repeated spaces). The bound follows from how often each value of
-        a byte occurs in the text and in the result."""
+        for a lossless tokenizer. It is the number of bytes that the decoded text lacks, whatever their order.
+
+        Lost are the bytes of unknown tokens, and what the tokenizer changes or drops before it splits the text: case,
+        accents, line ends, repeated spaces.
+        """
         if self.lossless:
             return 0
         back = self.decode(self.encode(text))
         return (Counter(text.encode()) - Counter(back.encode())).total()
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Raise RuntimeError where the ids of a text differ from those of Hugging Face's tokenizers. Only tokenizers
-        that encode by a replacement of that library compare; the others do nothing."""
+    def check_against_reference(self, texts: Sequence[str]) -> None:
+        """Raise RuntimeError if the ids of a text differ from those of Hugging Face's tokenizers. Only `ByteBPE` can
+        differ, since another library encodes its texts; other tokenizers do nothing here."""
 
 
 class TokenizerJSON(Tokenizer):
@@ -126,8 +128,8 @@ class TokenizerJSON(Tokenizer):
         return {name: value for name, value in self.__dict__.items() if name != "_hugging_face"}
 
 
-def valid_unicode(texts: Iterable[str]) -> list[bytes]:
-    """Encode texts as UTF-8. Raises ValueError where a text is not valid Unicode, as it has half of a surrogate
+def encode_utf8(texts: Iterable[str]) -> list[bytes]:
+    """Encode texts as UTF-8. Raises ValueError if a text is not valid Unicode because it has one half of a surrogate
     pair."""
     try:
         return [text.encode() for text in texts]

@@ -36,7 +36,7 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """Counts over some documents."""
+    """The size of some documents."""
 
     documents: int
     bytes: int  # of the text in UTF-8
@@ -48,7 +48,7 @@ class Count(NamedTuple):
 
 
 def summed_counts(parts: Iterable[Mapping[str, Iterable[int]]]) -> dict[str, Count]:
-    """The sum of the counts of each domain, {domain: Count}, over several {domain: the fields of a Count}."""
+    """Sum counts by domain: {domain: Count}. `parts`: several {domain: the fields of a Count}."""
     counts: dict[str, Count] = defaultdict(lambda: Count(0, 0, 0, 0))
     for part in parts:
         for domain, count in part.items():
@@ -56,9 +56,9 @@ def summed_counts(parts: Iterable[Mapping[str, Iterable[int]]]) -> dict[str, Cou
     return dict(counts)
 
 
-def dtype(vocab: int) -> np.dtype:
-    """The type of a token in token files, by Megatron's rule: 2 bytes for a vocabulary of fewer than 65,500 ids, else
-    4."""
+def token_dtype(vocab: int) -> np.dtype:
+    """The type of a token in token files, by Megatron's rule: 2 bytes for a vocabulary of fewer than 65,500 ids, else 4
+    bytes."""
     return DTYPES[8 if vocab < 65500 else 4]
 
 
@@ -75,13 +75,13 @@ def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: T
         RuntimeError: the tokenizer gives other ids than its reference; this is checked on the beginning of one text in
             each batch.
     """
-    prefix, kind = str(prefix), dtype(tokenizer.vocab_size)
+    prefix, kind = str(prefix), token_dtype(tokenizer.vocab_size)
     lengths: list[np.ndarray] = []
     domains: dict[str, Count] = defaultdict(lambda: Count(0, 0, 0, 0))
     with open(prefix + ".bin.part", "wb") as file:
         for batch in _batches(documents):
             texts = [text for text, _ in batch]
-            tokenizer.check([texts[0][:CHECKED_CHARACTERS]])
+            tokenizer.check_against_reference([texts[0][:CHECKED_CHARACTERS]])
             ids, counts = tokenizer.token_arrays(texts)
             tokens = np.empty(len(ids) + len(counts), kind)
             ends = np.cumsum(counts + 1) - 1
@@ -128,7 +128,7 @@ def read_index(prefix: str | Path) -> tuple[np.dtype, np.ndarray]:
     return DTYPES[code], lengths
 
 
-def offsets(prefix: str | Path) -> np.ndarray:
+def sequence_offsets(prefix: str | Path) -> np.ndarray:
     """Where each sequence of a token file begins in the .bin file, in bytes: int64 [sequences], memory-mapped.
     `prefix`: the path of the .bin and .idx file, without extension. Raises ValueError as `read_index` does."""
     count = len(read_index(prefix)[1])
@@ -208,7 +208,7 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
     from data import corpus as corpora
     from data.sources import source_files
 
-    spec = corpora.load(corpus)
+    spec = corpora.load_specification(corpus)
     if "blend" in spec:
         raise ValueError(f"{corpus} is a blend: tokenize {', '.join(spec['blend'])} one by one")
     files = source_files(spec)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.coverage import Coverage
-from data.tokenizer_base import TokenizerJSON, valid_unicode
+from data.tokenizer_base import TokenizerJSON, encode_utf8
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names, with the ids 0 to 4 where trained here
 CRAMMING_SPECIALS = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")  # the names in Cramming's published tokenizers
@@ -47,7 +47,7 @@ class WordPiece(TokenizerJSON):
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The token ids of each text. `threads` has no effect: the library's threads depend on the environment variable
         TOKENIZERS_PARALLELISM alone."""
-        valid_unicode(texts)
+        encode_utf8(texts)
         return self._hugging_face_ids(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,7 +56,7 @@ class WordPiece(TokenizerJSON):
         return self._hugging_face.decode([int(i) for i in ids if i < self.vocab_size])
 
     def coverage(self, texts: Sequence[str]) -> Coverage:
-        valid_unicode(texts)
+        encode_utf8(texts)
         total = Coverage(0, 0, 0, 0)
         encodings = self._hugging_face.encode_batch(list(texts), add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):

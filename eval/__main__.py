@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             # FileNotFoundError too: training may go back to an earlier step and remove what it had kept
             name = "" if str(directory) in str(error) else f"{directory}: "
-            advice = safe_files.storage_error(error) if isinstance(error, OSError) else ""
+            advice = safe_files.storage_error_message(error) if isinstance(error, OSError) else ""
             print(f"error: {name}{advice or error}", file=sys.stderr)
             code = code or 1
     return code

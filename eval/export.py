@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     add("run", type=Path, metavar="RUN_DIR", help="of a finished run")
     add("--store", type=Path, metavar="FOLDER", help="where the run's prepared data is (default: data in its OUT)")
     add("--to", type=Path, metavar="DIR", help="a folder that does not exist yet (default: hub in RUN_DIR)")
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     args = parser.parse_args(argv)
     to = args.to or args.run / rundir.HUB
     is_new = bool(args.to) or not rundir.is_exported(args.run)
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         answers.print_error(str(error), args.format == "json")
         return 2
     if args.format == "json":
-        print(answers.answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None}))
+        print(
+            answers.json_answer("export", {"written": str(to), "new": is_new, "verified": verified if is_new else None})
+        )
     else:
         print(f"{to}: {verified}")
     return 0

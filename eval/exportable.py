@@ -11,7 +11,7 @@ from ablations.rundir import Exit
 from ablations.safe_files import printable
 from ablations.study import from_args
 from ablations.words import change_to_checkout
-from data.tokenizer import reason_setting_not_exportable
+from data.tokenizer import reason_settings_not_exportable
 
 
 def reason_not_exportable(run: Run) -> str:
@@ -21,7 +21,7 @@ def reason_not_exportable(run: Run) -> str:
 
     try:
         hub.matching_format(run.model)
-        return reason_setting_not_exportable(run.data.tokenizer_kind, run.data.tokenizer)
+        return reason_settings_not_exportable(run.data.tokenizer_kind, run.data.tokenizer)
     except ValueError as error:
         return str(error)
 

@@ -95,7 +95,7 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     path = path_in_store(store, recorded["path"])
     if not path.is_file():
         raise ValueError(f"the tokenizer of {directory} is not in {store}: {path} is not there")
-    _, content = tokenizers.read(path)
+    _, content = tokenizers.read_tokenizer(path)
     if hashlib.sha256(content).hexdigest() != recorded["sha256"]:  # before anything is made of a damaged one
         raise ValueError(f"{path} is not the tokenizer that {directory} was trained with: its sha256 differs")
     return tokenizers.load_tokenizer(path)

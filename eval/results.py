@@ -53,7 +53,7 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
     missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
     directory; `weights`: the weights, whose step says which file is read."""
     try:
-        result = safe_files.read_json(directory / rundir.eval_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
+        result = safe_files.read_json(directory / rundir.eval_file_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
             return None
         wrong = safe_files.first_misfit(result, RESULT_FORM)
@@ -62,7 +62,7 @@ def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
                 entry, {"data?": SOURCE_FORM, "examples?": SOURCE_FORM}, f"tasks.{name}"
             )
         if wrong:
-            path = directory / rundir.eval_name(weights.step)
+            path = directory / rundir.eval_file_name(weights.step)
             raise safe_files.Damaged(f"{path} is damaged: {wrong} is not what an evaluation has there.")
         if weights.step is not None:
             return result
@@ -154,7 +154,7 @@ def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[
         samples = gzip.compress(lines.encode(), mtime=0)
         safe_files.write_bytes(directory / rundir.SAMPLES, samples)
         result["samples_sha256"] = hashlib.sha256(samples).hexdigest()
-    safe_files.write_json(directory / rundir.eval_name(weights.step), result, indent=1)
+    safe_files.write_json(directory / rundir.eval_file_name(weights.step), result, indent=1)
 
 
 def not_finite(value: Any, path: str = "") -> list[str]:

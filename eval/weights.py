@@ -100,7 +100,7 @@ class Weights:
         pieces: dict[str, dict[tuple[int, int], dict[int, Any]]] = {}  # parameter -> (rank, size) -> {start: piece}
         for name, checksum in read_manifest(self.path)["files"].items():
             path = safe_files.path_inside(self.path, name)
-            if complaint := safe_files.damage(path, checksum):
+            if complaint := safe_files.describe_damage(path, checksum):
                 raise safe_files.Damaged(f"{path} is damaged: {complaint}")
             for key, piece in _load(path).items():
                 cut = rundir.FragmentKey.parse(key)

@@ -303,7 +303,8 @@ def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
     if damage := _first_nonempty_over_ranks(damages):
         return {}, damage
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_nonempty_over_ranks([safe_files.damage(path / name, recorded) for name, recorded in share])
+    damages = [safe_files.describe_damage(path / name, recorded) for name, recorded in share]
+    return index, _first_nonempty_over_ranks(damages)
 
 
 def _first_nonempty_over_ranks(sentences: list[str]) -> str:

@@ -20,6 +20,7 @@ from ablations import answers, rundir, safe_files
 from ablations.compilation import check_compiler
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
+from ablations.noise_floor import check_same_baseline
 from ablations.plan.epochs import epochs_of_text
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
@@ -118,7 +119,7 @@ def finish_runs(study: Study, todo: list[Cell], concurrency: int) -> list[str]:
         except Interrupted:
             phases[cell.dir] = "stopped"
         except (CommandFailed, Damaged, OSError) as error:
-            reason = safe_files.storage_error(error) if isinstance(error, OSError) else str(error)
+            reason = safe_files.storage_error_message(error) if isinstance(error, OSError) else str(error)
             if not reason:
                 raise
             phases[cell.dir] = "failed"
@@ -173,13 +174,15 @@ def _run_python(*words: str, output: int | None = None) -> subprocess.CompletedP
 
 
 def check_evaluation(study: Study) -> list[str]:
-    """Check, before any training, that the runs can be evaluated, fine-tuned and exported as the study asks. Returns
-    the GLUE tasks on which each run is to be fine-tuned; [] where the study has no word GLUE=.
+    """Check, before any training, that the runs can be evaluated, fine-tuned and exported as the study asks, and that
+    its NOISE_FLOOR is of its baseline. Returns the GLUE tasks on which each run is to be fine-tuned; [] where the study
+    has no word GLUE=.
 
     Raises:
-        ConfigError: tasks.yaml and the code define different tasks; or the runs cannot be evaluated on TASKS,
-            fine-tuned on GLUE, or exported (EXPORT=1).
+        ConfigError: the noise floor is of another baseline; tasks.yaml and the code define different tasks; or the runs
+            cannot be evaluated on TASKS, fine-tuned on GLUE, or exported (EXPORT=1).
     """
+    check_same_baseline(study.criteria.noise_floor, study.base)
     if not _python_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
     if study.exports and not _python_succeeds("-m", "eval.exportable", *study.words):
@@ -368,7 +371,7 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     except ConfigError as error:
         return error_exit(str(error), Exit.INVALID)
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         return error_exit(reason, Exit.FAILED)
     except (Interrupted, KeyboardInterrupt):

@@ -49,7 +49,7 @@ def run_lock(folder: Path) -> Iterator[None]:
                 else:
                     raise ConfigError(f"another process is training {folder}") from None
             except OSError as error:
-                if safe_files.storage_error(error):
+                if safe_files.storage_error_message(error):
                     raise
                 raise ConfigError(  # such as a Lustre file system that was mounted without `flock`
                     f"{folder} cannot be locked ({error.strerror}): choose an OUT elsewhere, "

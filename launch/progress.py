@@ -67,7 +67,7 @@ class Progress:
     def trained_length(self, cell: Cell) -> float:
         """How far a run is trained: in steps, or in seconds where the budget is a time (as `cell.run.length`)."""
         trained = self.state[cell.dir] in ("finished", *STAGES[2:])
-        return cell.run.length if trained else cell.run.position(self.metric[cell.dir])
+        return cell.run.length if trained else cell.run.progress(self.metric[cell.dir])
 
     @property
     def finished_share(self) -> float:
@@ -113,7 +113,7 @@ class Progress:
             if metric.get("tokens_per_second", 0) > 0:
                 facts.append(f"{short_number(metric['tokens_per_second'])} tokens/s")
                 if (left := cell.run.seconds_left(metric)) is not None:
-                    facts.append(f"{status.duration(left)} left")
+                    facts.append(f"{status.duration_text(left)} left")
             return "  ".join(facts)
         if state == "fine-tuning":
             return f"{state}  {fine_tuning_text(cell)}".rstrip()
@@ -126,7 +126,7 @@ class Progress:
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
         if not set(states) <= set(ENDED) and (left := self.seconds_left or 0.0) >= 1:
-            counts.append(f"{'' if 'evaluating' in self.durations else 'at least '}{status.duration(left)} left")
+            counts.append(f"{'' if 'evaluating' in self.durations else 'at least '}{status.duration_text(left)} left")
         return "  ".join(counts)
 
 

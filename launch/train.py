@@ -214,7 +214,7 @@ def launch_step(session: Session) -> None:
     samples = state.next_samples(run)
     first, end = (samples.start + state.skipped + r * len(samples) // replicas for r in (replica, replica + 1))
     rank_samples = range(first, end)
-    lr = learning_rate(run.train, run.budget.share(samples.stop * run.model.seq, state.seconds))
+    lr = learning_rate(run.train, run.budget.used_share(samples.stop * run.model.seq, state.seconds))
     dropout_seed = (run.seed * 1_000_003 + state.step) * replicas + replica
     save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
     batch = engine.model.objective.batch(session.batches.batch(rank_samples), run.seed, rank_samples, session.special)
@@ -376,7 +376,7 @@ def main(argv: list[str]) -> int:
         print(f"stopped: {cell.name}: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:
-        reason = safe_files.storage_error(error)
+        reason = safe_files.storage_error_message(error)
         if not reason:
             raise
         report_failure(cell, reason)

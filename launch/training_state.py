@@ -42,5 +42,5 @@ class TrainingState:
         without those that are skipped after divergences."""
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
-        ramped = run.budget.share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0
+        ramped = run.budget.used_share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0
         return range(self.samples, self.samples + run.batch_sizes.size_at(ramped))

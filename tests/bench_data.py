@@ -219,7 +219,7 @@ def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
     from data import corpus, documents, sources
 
     shard = sorted(folder.glob("*"))[0]
-    spec = corpus.load(str(shard))
+    spec = corpus.load_specification(str(shard))
     texts = [text for _, text, _ in documents.documents(spec, sources.source_files(spec)[0])]
     mb = sum(len(text.encode()) for text in texts) / 1e6
     own = library.SentencePieceProcessor(model_file=str(path))

@@ -48,7 +48,7 @@ def test_the_ramp_is_megatrons(ramp: tuple[int, int, int], batch: int) -> None:
     assert [(r.start, len(r)) for r in got] == expected[:: 7 if ramp[2] > 100 else 1]
     assert {len(r) for r in got} <= set(sizes.sizes)
     for count in (1, 2, 6, 7, 1000, 54_321, 2_000_320):
-        done = sizes.steps(count)
+        done = sizes.whole_steps(count)
         assert sizes.samples(done).start <= count < sizes.samples(done).stop
 
 
@@ -56,9 +56,9 @@ def test_bigsciences_ramp_and_budget() -> None:
     stages = BIGSCIENCE.batch_sizes.stages
     assert len(stages) == 16 and stages[-1] == (13_828, 2_000_320, 512)
     assert BIGSCIENCE.steps == 117_000 and BIGSCIENCE.tokens == 112_280_338_432
-    assert BIGSCIENCE.batch_sizes.steps(73_242_187) == 152_972
+    assert BIGSCIENCE.batch_sizes.whole_steps(73_242_187) == 152_972
     none = budget.BatchSizes((512,))
-    assert none.samples(10) == range(5120, 5632) and none.steps(5119) == 9
+    assert none.samples(10) == range(5120, 5632) and none.whole_steps(5119) == 9
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.document.formats import markdown
-from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, changes
+from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, describe_changes
 from eval.report.comparison.criteria import seeds_planned
 from eval.report.comparison.gather import gather
 from eval.report.contents import contents
@@ -74,9 +74,9 @@ def test_arms_of_the_same_names_and_other_settings_are_told() -> None:
     """As when a preset is edited: `training=bert-normal` is another recipe then."""
     then = REGISTERED | {"arms": {"baseline": {}, "training=größer": {"train.lr": 0.001}}}
     now = REGISTERED | {"arms": {"baseline": {}, "training=größer": {"train.lr": 0.002}}}
-    (line,) = changes(now, {"training=größer, seed 1": then}, 4)
+    (line,) = describe_changes(now, {"training=größer, seed 1": then}, 4)
     assert line.startswith("the arms were changed after 1 of 4 runs") and "0.001" in line and "0.002" in line
-    assert changes(then, {"baseline, seed 1": json.loads(json.dumps(then))}, 4) == []
+    assert describe_changes(then, {"baseline, seed 1": json.loads(json.dumps(then))}, 4) == []
 
 
 def test_a_registration_that_was_deleted_is_told(tmp_path: Path) -> None:

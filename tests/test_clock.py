@@ -163,10 +163,10 @@ def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(
 def test_what_is_left_and_how_far_a_run_is_are_told_by_the_clock() -> None:
     run = resolve([("size", "nano"), ("train.budget", "10m")])
     metric = {"step": 3, "seconds": 150.0, "tokens": 999, "tokens_per_second": 10.0}
-    assert (run.length, run.position(metric), run.seconds_left(metric)) == (600.0, 150.0, 450.0)
+    assert (run.length, run.progress(metric), run.seconds_left(metric)) == (600.0, 150.0, 450.0)
     assert run.seconds_left({"seconds": 700.0}) == 0.0 and run.step_text(3) == "3"
     tokens = resolve([("size", "nano"), ("train.tokens", 8 * 256 * 10)])
-    assert (tokens.length, tokens.position(metric), tokens.step_text(3)) == (10, 3.0, "3/10")
+    assert (tokens.length, tokens.progress(metric), tokens.step_text(3)) == (10, 3.0, "3/10")
     assert tokens.seconds_left(metric) == (20480 - 999) / 10 and tokens.seconds_left({}) is None
 
 

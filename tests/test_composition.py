@@ -107,7 +107,7 @@ def test_run_json_has_what_a_blend_is_made_of(tmp_path: Path) -> None:
         assert [made["sources"][str(tmp_path / name)]["names"] for name in ("eins", "zwei")] == [["été.txt"]] * 2
         again = tmp_path / "again.yaml"
         again.write_text(composition.blend_file(str(path), made["blend"], made["alpha"]), "utf-8")
-        loaded = [corpora.load(str(file)) for file in (path, again)]
+        loaded = [corpora.load_specification(str(file)) for file in (path, again)]
         assert [spec["blend"] for spec in loaded] == [loaded[0]["blend"]] * 2
         assert [spec["alpha"] for spec in loaded] == [loaded[0]["alpha"]] * 2
     assert prepare.composition(str(tmp_path / "gone"), tmp_path / "store") == {"sources": {}}

@@ -8,7 +8,7 @@ import pytest
 
 from ablations import config, study
 from ablations.config import ConfigError, resolve
-from ablations.parts import PARTS, part_of
+from ablations.parts import PARTS, part_of_recipe
 from ablations.strict_yaml import read_yaml
 from ablations.study import from_args
 from ablations.values import difference, flatten
@@ -124,7 +124,7 @@ def test_every_study_plans_and_each_arm_is_the_baseline_plus_one_line(path: Path
         reference = plan.cell(plan.arms[0], cell.seed)
         assert difference(reference.run.flat(), cell.run.flat()) == cell.delta
         if (part := cell.arm.partition("=")[0]) in PARTS:  # the one line names a part of a preset
-            assert cell.delta and {part_of(key) for key in cell.delta} == {part}
+            assert cell.delta and {part_of_recipe(key) for key in cell.delta} == {part}
             continue
         assert len(cell.delta) == (0 if cell.arm == plan.arms[0] else 1)
     assert len({c.run.fingerprint for c in plan.cells}) == len(plan.cells) == len({c.dir for c in plan.cells})

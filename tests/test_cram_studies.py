@@ -9,7 +9,7 @@ import pytest
 from ablations import study_file
 from ablations.__main__ import main
 from ablations.config import ConfigError, presets, resolve, sizes_and_presets
-from ablations.parts import PARTS, SETTINGS_OF_NO_PART, part_of
+from ablations.parts import PARTS, SETTINGS_OF_NO_PART, part_of_recipe
 from ablations.plan.schedules import figure, schedule_drawings
 from ablations.run import KEYS
 from ablations.schedule import SCHEDULES
@@ -79,7 +79,7 @@ def test_the_three_parts_are_all_that_two_presets_differ_in() -> None:
     for cell in study.cells[1:]:
         assert not everything.keys() & cell.delta.keys() and len(cell.delta) > 1
         everything |= cell.delta
-    expected = {key: value for key, value in difference(crammed, bert).items() if part_of(key)}
+    expected = {key: value for key, value in difference(crammed, bert).items() if part_of_recipe(key)}
     assert everything == expected
     outside = difference(crammed, bert).keys() - expected.keys()
     assert outside <= {"size", *SETTINGS_OF_NO_PART, *(key for key in KEYS if key.startswith("layout."))}

@@ -33,7 +33,7 @@ def write(path, texts):
 
 
 def read(name):
-    spec = corpus.load(str(name))
+    spec = corpus.load_specification(str(name))
     return [(name, text) for unit in sources.source_files(spec) for name, text, _ in documents.documents(spec, unit)]
 
 
@@ -425,7 +425,7 @@ def test_a_specification_of_files_is_checked(monkeypatch, tmp_path, lines, match
     specify(monkeypatch, tmp_path, "")
     (tmp_path / "specs/some.yaml").write_bytes(lines if isinstance(lines, bytes) else lines.encode())
     with pytest.raises(ValueError, match=match):
-        corpus.load("some")
+        corpus.load_specification("some")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"some": 5}', '{"some"', "\xff"])
@@ -433,10 +433,10 @@ def test_a_damaged_note_of_where_corpora_lie_is_named(monkeypatch, tmp_path, con
     specify(monkeypatch, tmp_path, "files: ['*.jsonl']")
     write(tmp_path / "texts/a.jsonl", ["one"])
     corpus.record_folder("some", str(tmp_path / "texts"), tmp_path)
-    assert corpus.load("some", tmp_path)["root"] == tmp_path / "texts"
+    assert corpus.load_specification("some", tmp_path)["root"] == tmp_path / "texts"
     (tmp_path / "sources.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="sources.json is damaged: remove it"):
-        corpus.load("some", tmp_path)
+        corpus.load_specification("some", tmp_path)
 
 
 def test_blends_are_checked(monkeypatch, tmp_path):
@@ -471,14 +471,14 @@ def test_weights_are_shares(monkeypatch, tmp_path):
     specify(monkeypatch, tmp_path, GOOD, "one")
     specify(monkeypatch, tmp_path, GOOD, "two")
     specify(monkeypatch, tmp_path, "blend: {one: 3, two: 1}")
-    assert corpus.load("some")["blend"] == {"one": 0.75, "two": 0.25}
+    assert corpus.load_specification("some")["blend"] == {"one": 0.75, "two": 0.25}
 
 
 @pytest.mark.parametrize("module", ["click.core", "click.utils", "more_itertools.recipes", "sympy.ntheory.factor_"])
 def test_docstrings_are_those_that_python_sees(module):
     """Against the imported module: each function and class that has a docstring there has it in the
     documents."""
-    spec = corpus.load("pydocs") | {"minimum": 0}
+    spec = corpus.load_specification("pydocs") | {"minimum": 0}
     unit = next(unit for unit in sources.source_files(spec) if unit.name == module.replace(".", "/") + ".py")
     found = {name: text for name, text, _ in documents.documents(spec, unit)}
     expected = {}
@@ -494,7 +494,7 @@ def test_docstrings_are_those_that_python_sees(module):
 
 
 def test_the_embedded_corpora_hold_out_the_same_packages():
-    docs, code = corpus.load("pydocs"), corpus.load("pycode")
+    docs, code = corpus.load_specification("pydocs"), corpus.load_specification("pycode")
     assert set(docs["held_out"]) == set(code["held_out"])
     packages = [unit.package for unit in sources.source_files(docs)]
     turn = sum(package in docs["held_out"] for package in packages)
@@ -509,12 +509,14 @@ def test_pins_agree_with_the_requirements():
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE))
     pins = {re.sub("[-_.]+", "-", name).lower(): version for name, version in pins.items()}
     for name in ("pydocs", "pycode"):
-        for package, version in corpus.load(name)["packages"].items():
+        for package, version in corpus.load_specification(name)["packages"].items():
             assert pins[re.sub("[-_.]+", "-", package).lower()] == version
 
 
 def test_no_file_that_differs_between_machines_is_read():
-    names = [unit.name for name in ("pydocs", "pycode") for unit in sources.source_files(corpus.load(name))]
+    names = [
+        unit.name for name in ("pydocs", "pycode") for unit in sources.source_files(corpus.load_specification(name))
+    ]
     differing = r"(^|/)(tests?|__pycache__)/|__config__|\b_?version\.py$"
     assert names and not [name for name in names if re.search(differing, name)]
 

@@ -125,7 +125,7 @@ def test_a_folder_is_its_data_without_hidden_files_and_notes(tmp_path):
     (folder / "LICENSE.txt").write_text("Permission is hereby granted.\n\nNo warranty.\n")
     (folder / "thoughts.txt").write_text("To be cleaned.\n")
     (folder / "config.json").write_text('{"rows": 300}')
-    spec = corpus.load(str(folder))
+    spec = corpus.load_specification(str(folder))
     assert [path.name for path in spec["files"]] == ["a.jsonl"]
     made = prepare.prepare(str(folder), str(folder), VOCAB, tmp_path / "store")
     said = [note for note in made["notes"] if "not read" in note]
@@ -133,26 +133,29 @@ def test_a_folder_is_its_data_without_hidden_files_and_notes(tmp_path):
     assert [name for name in left_out if name not in " ".join(said)] == []
     assert {d["text"] for d in train_documents(made) + valid_documents(made)} <= set(WORKABLE)
     (tmp_path / "own.yaml").write_text(f"files: ['**/*.jsonl']\npath: {folder}\n")
-    assert [path.name for path in corpus.load(str(tmp_path / "own.yaml"))["files"]] == ["a.jsonl"]
+    assert [path.name for path in corpus.load_specification(str(tmp_path / "own.yaml"))["files"]] == ["a.jsonl"]
 
 
 def test_two_kinds_of_data_in_a_folder_are_refused_with_a_glob(tmp_path):
     save(tmp_path / "d" / "a.jsonl", WORKABLE)
     (tmp_path / "d" / "poems.txt").write_text("\n\n".join(WORKABLE))
     with pytest.raises(ValueError, match=r"holds 1 .jsonl files \(.*\) and 1 .txt files .*/\*\*/\*.txt'"):
-        corpus.load(str(tmp_path / "d"))
+        corpus.load_specification(str(tmp_path / "d"))
     shutil.move(tmp_path / "d" / "a.jsonl", tmp_path / "a.jsonl")  # a folder of text alone, as OSCAR's
-    assert [path.name for path in corpus.load(str(tmp_path / "d"))["files"]] == ["poems.txt"]
+    assert [path.name for path in corpus.load_specification(str(tmp_path / "d"))["files"]] == ["poems.txt"]
 
 
 def test_a_file_that_is_there_packed_too_is_read_once(tmp_path):
     save(tmp_path / "d" / "büro" / "a.jsonl", WORKABLE)
     save(tmp_path / "d" / "b.jsonl.gz", WORKABLE)
-    assert len(corpus.load(str(tmp_path / "d"))["files"]) == 2
+    assert len(corpus.load_specification(str(tmp_path / "d"))["files"]) == 2
     save(tmp_path / "d" / "büro" / "a.jsonl.gz", WORKABLE)
     with pytest.raises(ValueError, match=r"holds büro/a.jsonl and büro/a.jsonl.gz, .* such as '.*/\*\*/\*.jsonl.gz'"):
-        corpus.load(str(tmp_path / "d"))
-    assert [path.name for path in corpus.load(f"{tmp_path}/d/**/*.jsonl.gz")["files"]] == ["b.jsonl.gz", "a.jsonl.gz"]
+        corpus.load_specification(str(tmp_path / "d"))
+    assert [path.name for path in corpus.load_specification(f"{tmp_path}/d/**/*.jsonl.gz")["files"]] == [
+        "b.jsonl.gz",
+        "a.jsonl.gz",
+    ]
 
 
 def test_a_name_that_is_no_utf8_is_said(tmp_path):
@@ -235,7 +238,7 @@ def test_a_small_corpus_is_refused_with_a_way_out_that_works(tmp_path):
     for share in (0, 1, "half", True):
         (tmp_path / "small.yaml").write_text(f"files: ['*.jsonl']\npath: {tmp_path}\nshare: {share}")
         with pytest.raises(ValueError, match="share is"):
-            corpus.load(str(tmp_path / "small.yaml"))
+            corpus.load_specification(str(tmp_path / "small.yaml"))
 
 
 # Damage

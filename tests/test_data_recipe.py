@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import corpus, filters, prepare, readers, sources
-from data.dedup import MERSENNE, SHINGLES_AT_ONCE, least_hashes, signatures
+from data.dedup import MERSENNE, SHINGLES_AT_ONCE, minhashes, signature_step
 from data.filters import Recipe
 from data.text import checksum_problems
 from data.tokenizer import load_tokenizer
@@ -300,7 +300,7 @@ def test_what_fills_no_sample_is_counted(tmp_path, store, texts):
 
     made = run(save(tmp_path / "p.jsonl", texts), store)
     for seq in (31, 64):
-        (source,) = prepare.epochs(made, 10**6, seq)
+        (source,) = prepare.epochs_by_component(made, 10**6, seq)
         samples = Batches([(made["train"][0]["prefix"], 1.0)], seq, 1)._sources[0].samples_per_epoch
         assert source["unused"] == made["train"][0]["tokens"] - 1 - samples * seq < seq
 
@@ -392,7 +392,7 @@ def test_checksums_of_oscar(tmp_path, store, texts):
 
 @real
 def test_the_placeholders_of_the_oscar_samples_are_no_hashes():
-    spec = corpus.load(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
+    spec = corpus.load_specification(str(SHARED / "pretrain_samples/oscar_v1/en_dedup"))
     assert checksum_problems(spec, sources.source_files(spec), ["0" * 64])[0].endswith(
         "the list beside it says insert_hash_here"
     )
@@ -420,7 +420,7 @@ def test_alpha_weighs_by_size(tmp_path, store, texts, alpha):
     for size, each in zip(sizes, made["train"], strict=True):
         assert each["weight"] == pytest.approx(size**alpha / sum(other**alpha for other in sizes))
     budget = 3 * sum(sizes)
-    for size, each in zip(sizes, prepare.epochs(made, budget), strict=True):
+    for size, each in zip(sizes, prepare.epochs_by_component(made, budget), strict=True):
         assert each["epochs"] == pytest.approx(budget * each["share"] / size)
         assert alpha != 1 or each["epochs"] == pytest.approx(3)
 
@@ -522,7 +522,7 @@ def test_a_signature_is_that_of_datatrove(tmp_path, language):
 
     words = prose(language, 700)  # more shingles than are hashed at once
     text = {"ascii": words, "accents": words.replace("e", "é"), "Chinese": "".join(map(chr, range(0x4E00, 0x5100)))}
-    step = signatures(tmp_path)
+    step = signature_step(tmp_path)
     shingles = step.get_shingles(text[language])
     np.testing.assert_array_equal(shingles, MinhashDedupSignature.get_shingles(step, text[language]))
     assert len(shingles) > 2 * SHINGLES_AT_ONCE
@@ -534,7 +534,7 @@ def test_a_signature_is_that_of_datatrove(tmp_path, language):
         assert step.get_signature(some) == MinhashDedupSignature.get_signature(step, some)
     one, zero = (np.full((1, 1), value, np.uint64) for value in (1, 0))
     for x in edges:  # alone, and not only where another hash is smaller
-        assert least_hashes(np.full((1, 1), x, np.uint64), one, zero).tolist() == [x % MERSENNE]
+        assert minhashes(np.full((1, 1), x, np.uint64), one, zero).tolist() == [x % MERSENNE]
 
 
 def test_tables_of_numbers_are_told_apart_by_their_numbers(tmp_path, store, texts):

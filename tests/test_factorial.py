@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablations import rundir
-from ablations.factorial import Factorial, order, parse_factorial
+from ablations.factorial import Factorial, effect_order, parse_factorial
 from ablations.prediction import parse_prediction
 from ablations.study import from_args
 from ablations.values import ConfigError, difference
@@ -31,7 +31,7 @@ def expected(design: Factorial, truth: dict[int, float]) -> dict[int, float]:
     differences and of an interaction as a difference of these: y = sum of effect/2**order x product of ±1."""
     return {
         c: sum(
-            size / 2 ** order(effect) * np.prod([1 if c >> i & 1 else -1 for i in range(8) if effect >> i & 1])
+            size / 2 ** effect_order(effect) * np.prod([1 if c >> i & 1 else -1 for i in range(8) if effect >> i & 1])
             for effect, size in truth.items()
         )
         for c in design.combinations
@@ -56,9 +56,9 @@ def test_a_whole_factorial_gives_back_every_effect_and_least_squares_agrees() ->
     design = parse_factorial(FACTORS[:3], "1")
     truth = {effect: float(rng.normal()) for effect in range(1, 8)}
     y = expected(design, truth)
-    assert design.effects == sorted(truth, key=lambda e: (order(e), e)) and not design.aliasing
+    assert design.effects == sorted(truth, key=lambda e: (effect_order(e), e)) and not design.aliasing
     codes = np.array([[1 if c >> i & 1 else -1 for i in range(3)] for c in design.combinations])
-    columns = [codes[:, [i for i in range(3) if e >> i & 1]].prod(1) / 2 ** order(e) for e in design.effects]
+    columns = [codes[:, [i for i in range(3) if e >> i & 1]].prod(1) / 2 ** effect_order(e) for e in design.effects]
     fitted = np.linalg.lstsq(np.stack([*columns, np.ones(8)], 1), np.array([y[c] for c in design.combinations]))[0]
     for effect, value in zip(design.effects, fitted, strict=False):
         assert estimated(design, y, effect) == pytest.approx(truth[effect]) == pytest.approx(value)
@@ -73,7 +73,7 @@ def test_fractions_have_the_resolution_of_the_published_tables(factors: int, fra
     2**(8-3) three of four and four of five."""
     design = parse_factorial([f"f{i}=x" for i in range(factors)], fraction)
     assert design.resolution == resolution
-    lengths = sorted(map(order, design.defining))
+    lengths = sorted(map(effect_order, design.defining_sets))
     if (factors, fraction) == (7, "1/8"):
         assert lengths == [4] * 7
     if (factors, fraction) == (8, "1/8"):
@@ -114,16 +114,16 @@ def test_what_cannot_be_crossed_is_refused_by_what_can(words: list[str], named: 
 def test_every_edge_of_the_design_is_one_difference_and_single_factors_are_the_plain_arms() -> None:
     study = from_args([*CROSSED, "CROSS=1", "SEEDS=1"])
     design = study.factorial
-    assert design and len(study.cells) == 16 and len(design.edges) == 32
-    runs = {c: study.cell(design.label(c) or study.arms[0], 1).run.flat() for c in design.combinations}
+    assert design and len(study.cells) == 16 and len(design.single_changes) == 32
+    runs = {c: study.cell(design.arm_label(c) or study.arms[0], 1).run.flat() for c in design.combinations}
     keys = ("model.pos", "model.act", "model.norm", "model.embnorm")
-    for one, other, number in design.edges:
+    for one, other, number in design.single_changes:
         assert set(difference(runs[one], runs[other])) == {keys[number]}
     plain = from_args([*CROSSED, "SEEDS=1"])
     assert {cell.dir for cell in plain.cells} < {cell.dir for cell in study.cells}
     assert study.registration["design"].startswith("crossed: all 16")
     half = from_args([*CROSSED, "CROSS=1/2", "SEEDS=1"])
-    assert len(half.cells) == 8 and half.factorial and not half.factorial.edges
+    assert len(half.cells) == 8 and half.factorial and not half.factorial.single_changes
     assert len({study.name, half.name, plain.name}) == 3
 
 
@@ -161,7 +161,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             assert part
             error = float(by_seed.mean()) - truth.get(effect, 0.0)
             covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
-            if order(effect) > 1:
+            if effect_order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
         called += any(c.is_significant for c in corrected_family(interactions).values())
     assert np.mean(covered) > 0.94

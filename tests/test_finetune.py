@@ -19,11 +19,13 @@ import pytest
 import torch
 
 from ablations import rundir
+from ablations.safe_files import Damaged
 from eval.finetune import __main__ as command
-from eval.finetune import classifier, metrics, tasks, train
+from eval.finetune import classifier, metrics, results, tasks, train
 from eval.finetune.classifier import Classifier, GPTBackbone, HuggingFaceBackbone, pad
 from eval.finetune.source import Source
 from eval.report.reading.external import conditions, read_external, reason_not_comparable
+from eval.report.reading.runs import read_glue_table
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_answers import checked
@@ -173,7 +175,7 @@ def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
     def result(mcc: float, collapsed: bool = False) -> dict:
         return {"sets": {"dev": {"metrics": {"mcc": mcc}, "chance": {"mcc": 0.0}, "collapsed": collapsed, "items": []}}}
 
-    table = train.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
+    table = results.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
     study = table["scores"]["cola"]["study"]
     assert (study["median"], study["lowest"], study["highest"]) == (30.0, 0.0, 50.0)
     assert table["scores"]["cola"]["collapsed"] == 1 and "1 COLLAPSED" in command.table_text(table)
@@ -487,6 +489,7 @@ def test_results_of_other_tasks_stay_in_the_table_while_they_are_valid(run: Path
     together = table()
     stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-*.json")}
     assert command.main(arguments(run, glue, "--tasks", "rte")) == 0
+    assert command.main([*arguments(run, glue, "--tasks", "rte,cola"), "--seeds", "1"]) == 0  # fewer than are there
     assert table() == together and list(together["scores"]) == list(together["data_sha256"]) == ["cola", "mrpc", "rte"]
     (glue / "MRPC").rename(glue / "elsewhere")  # data that is not there cannot have changed
     (folder / rundir.GLUE_TABLE).write_bytes(b"{")  # and a lost table is made of all results
@@ -506,6 +509,36 @@ def test_results_of_other_tasks_stay_in_the_table_while_they_are_valid(run: Path
     assert "cola was in glue.json, with other weights, settings or data: left out" in capsys.readouterr().err
     assert command.main([*arguments(run, glue, "--tasks", "rte"), "--epochs", "2"]) == 0  # other settings
     assert list(table()["scores"]) == ["rte"] and table()["setting"]["epochs"] == 2
+
+
+def test_a_table_that_is_not_that_of_the_results_beside_it_is_damage(run: Path, glue: Path) -> None:  # noqa: F811
+    assert command.main(arguments(run, glue, "--tasks", "cola,rte")) == 0
+    path, result = run / "glue" / rundir.GLUE_TABLE, run / "glue/cola-2.json"
+    whole, stored = json.loads(path.read_text()), result.read_text()
+    assert read_glue_table(path) == whole
+
+    forged = json.loads(path.read_text())
+    for kind in ("study", "leaderboard"):
+        forged["scores"]["cola"][kind] |= {"median": 55.0, "highest": 99.0}
+        forged[kind] = metrics.glue_means({name: entry[kind]["median"] for name, entry in forged["scores"].items()})
+    path.write_text(json.dumps(forged))
+    with pytest.raises(Damaged, match="glue.json is damaged: the median of cola is not that of cola-1.json and cola-2"):
+        read_glue_table(path)
+    forged = json.loads(json.dumps(whole))
+    forged["scores"]["rte"]["collapsed"] += 1
+    path.write_text(json.dumps(forged))
+    with pytest.raises(Damaged, match="the number of seeds of rte that collapsed is not that of rte-1.json and rte-2"):
+        read_glue_table(path)
+    path.write_text(json.dumps(whole))
+    result.write_text(stored.replace('"mcc": ', '"mcc": 1', 1))
+    with pytest.raises(Damaged, match="the median of cola is not that of"):
+        read_glue_table(path)
+    result.write_text(stored[:-9])
+    with pytest.raises(Damaged, match="cola-2.json is damaged"):
+        read_glue_table(path)
+    for content in (stored.replace('"epochs": 1', '"epochs": 2'), None):  # made otherwise, or missing
+        result.unlink() if content is None else result.write_text(content)
+        assert read_glue_table(path) == whole
 
 
 def test_bad_input_is_named_before_any_work(run: Path, glue: Path, tmp_path: Path, capsys) -> None:  # noqa: F811

@@ -10,8 +10,9 @@ import pytest
 
 from ablations.safe_files import Damaged
 from eval.finetune.__main__ import table_text
+from eval.finetune.results import summarise
 from eval.finetune.tasks import Example
-from eval.finetune.train import score, summarise
+from eval.finetune.train import score
 from eval.report.reading.runs import read_glue_table
 from eval.report.sections import glue
 

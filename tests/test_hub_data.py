@@ -249,7 +249,7 @@ def test_the_folder_of_a_pattern(pattern, folder):
 
 def test_the_pile_from_the_hub_is_the_same_as_from_disk(tmp_path):
     """pile_uncopyrighted: shards of zstd, in a folder, with the domain of each document."""
-    spec = corpus.load("pile_uncopyrighted")
+    spec = corpus.load_specification("pile_uncopyrighted")
     place, content = tmp_path / "disk" / "train", {}
     place.mkdir(parents=True)
     for shard in range(3):

@@ -278,7 +278,7 @@ class Letters(Bytes):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [[byte % 90 if byte < 128 else self.UNKNOWN for byte in text.encode()] for text in texts]
 
-    def unknown(self, text: str) -> tuple[int, int]:
+    def count_unknown(self, text: str) -> tuple[int, int]:
         lost = sum(byte > 127 for byte in text.encode())
         return lost, lost
 

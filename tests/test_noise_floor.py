@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ablations.__main__ import main as command
 from ablations.config import ConfigError
 from ablations.criteria import Criteria
 from ablations.noise_floor import NoiseFloor, read_noise_floor
@@ -18,6 +19,7 @@ from eval.report.comparison.gather import gather
 from eval.report.record import write
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import combined_with_floor
+from launch import local
 from tests import made_study
 from tests.made_study import Study, change, make, section, values
 
@@ -117,6 +119,26 @@ def test_a_floor_of_another_baseline_is_refused_with_the_reason(
     with pytest.raises(ValueError, match="the noise floor baseline-nano.json is not that of this study") as error:
         judged_with(study, floor)
     assert reason in str(error.value)
+
+
+def test_a_floor_of_another_baseline_is_refused_before_any_run(
+    floor: NoiseFloor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "baseline-nano.json"
+    settings = json.loads(json.dumps(from_args(["POS=alibi", "SIZE=nano"]).base.flat()))
+    change(path, "settings", to=settings)
+    words = ["POS=alibi", f"NOISE_FLOOR={path}", f"OUT={tmp_path / 'out'}", "SEEDS=2"]
+    assert command(["plan", "SIZE=nano", *words]) == 0
+    capsys.readouterr()
+    for other, reason in (
+        (["SIZE=nano", "DATA=pycode"], "data.corpus: pydocs there, pycode here"),
+        (["SIZE=pico"], "size: nano there, pico here"),
+        (["SIZE=nano", "SET=train.lr=1e-3"], "train.lr: 0.002 there, 0.001 here"),
+    ):
+        assert command(["plan", *words, *other]) == 2 and local.main([*words, *other]) == 2
+        said = capsys.readouterr().err
+        assert said.count("NOISE_FLOOR=baseline-nano.json is of another baseline") == said.count(reason) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_floor_that_was_judged_otherwise_is_refused(floor: NoiseFloor, tmp_path: Path) -> None:

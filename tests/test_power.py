@@ -107,11 +107,33 @@ def planned(size, tokens):
     return resolve([("size", size), ("train.tokens", tokens)])
 
 
+def test_plan_says_that_the_noise_is_of_other_text(tmp_path):
+    noise = {"bits/byte": {"seed_sd": 0.01, "dof": 2, "items": 0.1, "unit": "bits/byte"}}
+    for name, tokens, corpora in [("near", 10**6, ["pydocs"]), ("far", 10**7, ["books"]), ("blend", 10**6, [*"abcd"])]:
+        entries = [{"corpus": corpus, "sha256": f"of {corpus}"} for corpus in corpora]
+        (tmp_path / name).mkdir()
+        record = {"size": "nano", "tokens": tokens, "noise": noise, "corpora": entries}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    run = planned("nano", 10**6)
+
+    def said(texts):
+        return power.describe_detectable(run, 2, 3, tmp_path, texts=texts).partition("from the noise of ")[2]
+
+    assert said({}) == said({"pydocs": "of pydocs"}) == "near, 1,000,000 tokens"
+    assert said({"books": ""}) == said({"/a/books": "of books"}) == "far, 10,000,000 tokens"  # and not the nearest
+    assert said({"c4": ""}).startswith("blend, 1,000,000 tokens of other text (a, b and c, ...), so it may")
+    (tmp_path / "blend/run.json").unlink()
+    other = "near, 1,000,000 tokens of other text (pydocs), so it may see more or less"
+    assert said({"pydocs": "of newer packages"}) == said({"pydocs": "of pydocs", "books": "of books"}) == other
+
+
 def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     for name, size, tokens, sd in [("a", "nano", 10**6, 0.01), ("b", "nano", 10**7, 0.001), ("c", "1b3", 10**6, 9.0)]:
         (tmp_path / name).mkdir()
         noise = {"bits/byte": {"seed_sd": sd, "dof": 2, "items": 0.0, "unit": "bits/byte"}}
-        (tmp_path / name / "run.json").write_text(json.dumps({"size": size, "tokens": tokens, "noise": noise}))
+        corpora = [{"corpus": "pydocs", "sha256": name}]
+        record = {"size": size, "tokens": tokens, "noise": noise, "corpora": corpora}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text("{}")
     odd = [{"bits/byte": 3}, {"bits/byte": {"seed_sd": -1, "items": 0, "unit": "x"}}, {"bits/byte": {"seed_sd": 1}}]

@@ -10,7 +10,7 @@ import pytest
 
 from ablations import rundir
 from ablations.prediction import distinct_predictions, parse_prediction, predictions_about
-from ablations.registration import NOTHING_EXPECTED, changes, content
+from ablations.registration import NOTHING_EXPECTED, describe_changes, registration_of
 from ablations.study import Study, from_args, study_names
 from ablations.values import ConfigError
 from eval.report import track_record
@@ -50,12 +50,19 @@ def test_the_question_of_many_typed_arms_is_short_and_its_older_words_are_no_cha
     study = from_args(words)
     assert study.question == "Which model.layers is best: 4 (the baseline), 2, 3, 5 or 6?"
     older = "Does model.layers=2 or model.layers=3 or model.layers=5 or model.layers=6 beat the baseline?"
-    then = {"layers=2, seed 1": content(study) | {"question": older}}
-    assert changes(content(study), then, 10) == []
-    assert len(changes(content(study), {"a": content(study) | {"question": "Is deeper better?"}}, 10)) == 1
-    fewer = content(from_args(["ARM=model.layers=2,3", *words[1:]]))
+    then = {"layers=2, seed 1": registration_of(study) | {"question": older}}
+    assert describe_changes(registration_of(study), then, 10) == []
+    assert (
+        len(
+            describe_changes(
+                registration_of(study), {"a": registration_of(study) | {"question": "Is deeper better?"}}, 10
+            )
+        )
+        == 1
+    )
+    fewer = registration_of(from_args(["ARM=model.layers=2,3", *words[1:]]))
     assert fewer["question"] == "Does model.layers=2 or model.layers=3 beat the baseline?"
-    assert [line.split(" after")[0] for line in changes(content(study), {"a": fewer}, 10)] == [
+    assert [line.split(" after")[0] for line in describe_changes(registration_of(study), {"a": fewer}, 10)] == [
         "the question was changed",
         "the arms were changed",
     ]
@@ -108,13 +115,32 @@ def test_a_studys_predictions_are_those_of_its_arms_and_of_the_words() -> None:
         from_args([f"STUDY={name}", "SIZE=nano"])
 
 
+def test_a_trial_makes_no_prediction_that_was_not_typed(tmp_path: Path) -> None:
+    """A few steps that show whether a study works are no test of what its file predicts of whole runs."""
+    for question in (["POS=alibi"], ["STUDY=position"]):
+        for length, trial in (
+            (["SIZE=nano"], False),
+            (["SIZE=nano", "TOKENS=1048576"], False),
+            (["SIZE=nano", "TOKENS=1048064"], True),
+            (["SIZE=nano", "SET=train.tokens=8K"], True),
+            (["SIZE=pico"], False),
+            (["SIZE=125m", "TOKENS=2.5B"], False),  # of 112B: 20 for each parameter
+            (["SIZE=125m", "TOKENS=1B"], True),
+            (["SIZE=nano", "SET=train.budget=10m"], False),
+        ):
+            made = from_args([*question, *length, f"OUT={tmp_path}"])
+            assert (made.predictions == [] == registration_of(made)["predictions"]) == trial, (question, length)
+    typed = from_args(["POS=alibi", "SIZE=nano", "TOKENS=8K", "PREDICT=alibi < learned", f"OUT={tmp_path}"])
+    assert [prediction.text for prediction in typed.predictions] == ["alibi < learned"]
+
+
 # ------------------------------------------------------------------------------------------------ in the run directory
 
 
 def test_a_registration_is_a_chain_of_hashes_and_the_same_is_not_written_twice(tmp_path: Path) -> None:
-    first = content(from_args(["POS=alibi", "SIZE=nano"]))
-    later = content(from_args(["POS=alibi", "SIZE=nano", "METRIC=zero-shot", "MARGIN=0.01,1"]))
-    other = content(from_args(["ACT=swiglu", "SIZE=nano"]))
+    first = registration_of(from_args(["POS=alibi", "SIZE=nano"]))
+    later = registration_of(from_args(["POS=alibi", "SIZE=nano", "METRIC=zero-shot", "MARGIN=0.01,1"]))
+    other = registration_of(from_args(["ACT=swiglu", "SIZE=nano"]))
     for step, what in enumerate([first, first, other, first, later]):
         rundir.register(tmp_path, what, step)
     lines, problem = rundir.read_registrations(tmp_path)
@@ -168,7 +194,7 @@ def test_of_several_ranks_one_registers(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:
     for seeds in (2, 3, 4):
-        rundir.register(tmp_path, content(from_args(["POS=alibi", "SIZE=nano", f"SEEDS={seeds}"])), 0)
+        rundir.register(tmp_path, registration_of(from_args(["POS=alibi", "SIZE=nano", f"SEEDS={seeds}"])), 0)
     path = tmp_path / rundir.REGISTERED
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2])
@@ -177,18 +203,18 @@ def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path)
 
 
 def test_what_was_changed_is_told_in_words_and_after_how_many_runs() -> None:
-    then = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4"]))
-    now = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4", "METRIC=suite", "MARGIN=0.02,1"]))
+    then = registration_of(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4"]))
+    now = registration_of(from_args(["POS=alibi", "SIZE=nano", "SEEDS=4", "METRIC=suite", "MARGIN=0.02,1"]))
     runs = {f"pos=alibi, seed {seed}": then if seed <= 3 else now for seed in range(1, 9)}
-    assert changes(now, runs, 8) == [
+    assert describe_changes(now, runs, 8) == [
         "the metric was changed after 3 of 8 runs had begun: then `bits/byte`, now `suite`",
         "the margin was changed after 3 of 8 runs had begun: "
         "then `bits/byte 0.01 bits/byte, zero-shot 1 points, suite 1 points`, "
         "now `bits/byte 0.02 bits/byte, zero-shot 1 points, suite 1 points`",
     ]
-    assert changes(now, dict.fromkeys(runs, now), 8) == []
-    stopped = content(from_args(["POS=alibi", "SIZE=nano", "SEEDS=2", "MORE=auto"]))
-    said = changes(stopped, {"pos=alibi, seed 1": then}, 20)
+    assert describe_changes(now, dict.fromkeys(runs, now), 8) == []
+    stopped = registration_of(from_args(["POS=alibi", "SIZE=nano", "SEEDS=2", "MORE=auto"]))
+    said = describe_changes(stopped, {"pos=alibi, seed 1": then}, 20)
     assert any(line.startswith("the stopping rule was changed after 1 of 20 runs") for line in said)
     assert any(line.startswith("the seeds were changed") and "`1 to 4`, now `1 to 10`" in line for line in said)
 
@@ -332,7 +358,7 @@ def test_a_report_without_words_counts_the_predictions_of_all_records(
 def test_a_study_registers_everything_that_it_is_decided_by() -> None:
     """A field of a study that decides something and is not registered could be changed without a trace."""
     study: Study = from_args(["POS=alibi", "SIZE=nano", "TASKS=suite"])
-    registration = content(study)
+    registration = registration_of(study)
     assert json.loads(json.dumps(registration)) == registration
     assert registration["arms"] == {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}}
     assert registration["tasks"] == "suite"

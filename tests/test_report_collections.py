@@ -11,7 +11,6 @@ import pytest
 
 from eval.report.__main__ import main
 from eval.report.comparison.gather import gather
-from eval.report.reading.collection import collect_runs
 from eval.report.reading.short_names import shortest_ends
 from eval.report.request import parse
 from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, report, section, study  # noqa: F401  # a fixture
@@ -31,9 +30,26 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
     for words, why in (([f"RUNS={tmp_path / 'nowhere'}"], "is no run directory"), ([both, both], "is given twice")):
         assert main(words) == 2
         assert why in capsys.readouterr().err
-    shutil.copytree(study.cell("pos=none", 1).dir, tmp_path / "copy")
-    with pytest.raises(ValueError, match="are the same run"):
-        collect_runs([("", study.cell("pos=none", 1).dir), ("", tmp_path / "copy")], "")
+
+
+def test_a_run_that_lies_in_two_folders_counts_once_where_its_results_are_the_same(study, tmp_path, monkeypatch):
+    """As the baseline of studies that were made in different OUTs."""
+    other = tmp_path / "other"
+    for seed in study.seeds:
+        shutil.copytree(study.cell("pos=learned", seed).dir, other / f"pos=learned,seed={seed}")
+    change(other / "pos=learned,seed=1" / "eval.json", "seconds", to=1234.5)
+    both = parse([f"RUNS={study.root} {other}"]).study
+    assert both.runs == parse([f"RUNS={study.root}"]).study.runs
+    change(other / "pos=learned,seed=2" / "eval.json", "weights_sha256", to="others")
+    with pytest.raises(
+        ValueError, match="seed=2 are the same run, one configuration and seed 2, with different"
+    ) as said:
+        parse([f"RUNS={study.root} {other}"])
+    advised = re.search("RUNS='(.*)'", str(said.value))[1].replace("ARM", "pos=alibi")
+    assert advised == f"{study.root} {other}/pos=alibi,seed=*"
+    (other / "pos=learned,seed=2" / "eval.json").unlink()
+    with pytest.raises(ValueError, match="or not both are judged"):
+        parse([f"RUNS={study.root} {other}"])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +98,16 @@ def test_the_command_of_a_comparison_is_accepted_again_or_says_what_it_lacks(stu
     one = parse([f"RUNS={names}", "OUT=some/where"]).study
     assert one.command == f"make report OUT=some/where RUNS='{names}'" and not one.left_out_of_command
     assert parse(shlex.split(one.command)[2:]).study == one
+    words = ["POS=alibi", "SIZE=nano", "TASKS=piqa", f"EVAL_DATA={tmp_path}/e", f"GLUE={tmp_path}/a/b,c"]
+    words.append(f"RUNS={study.root}")
+    inside = parse(words).study
+    assert inside.command == "make report EVAL_DATA=e GLUE=a/b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
+    assert not inside.left_out_of_command
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outside = parse(words).study
+    assert outside.command == "make report EVAL_DATA=e GLUE=b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
+    assert outside.left_out_of_command.startswith("EVAL_DATA=, GLUE= and RUNS=: of an absolute path only the end is")
     away = parse([f"RUNS={study.root}", "OUT=some/where"]).study
     assert away.command == "make report OUT=some/where RUNS=runs"
     report(away, tmp_path / "out")

@@ -176,7 +176,7 @@ def test_ticks_and_numbers():
         "−0.25",
         "0.0002",
     ]
-    x = drawing.scale(10, 1000, 0, 1, log=True)
+    x = drawing.axis_scale(10, 1000, 0, 1, log=True)
     assert (x(10), x(1000)) == (0, 1) and x(100) == pytest.approx(0.5)
 
 
@@ -211,8 +211,8 @@ def test_names_that_are_cut_keep_their_ends():
         for name in long:
             assert sum(len(end) > 10 and name.endswith(end) for end in cut) == len(cut) // 2, (kind, cut)
     assert (
-        drawing.fitting_end("short", 100) == "short"
-        and drawing.fitting_end("0123456789", drawing.text_width("xxxx")) == "…789"
+        drawing.cut_to_width("short", 100) == "short"
+        and drawing.cut_to_width("0123456789", drawing.text_width("xxxx")) == "…789"
     )
 
 

@@ -76,7 +76,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    assert "ulimit -f" in safe_files.storage_error(raised.value)
+    assert "ulimit -f" in safe_files.storage_error_message(raised.value)
     safe_files.append_row(path, {"дело": 3})
     assert safe_files.read_json_lines(path)[0] == [{"дело": 1}, {"дело": 2}, {"дело": 3}]
 

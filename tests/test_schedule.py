@@ -108,7 +108,7 @@ def test_the_cosine_is_bit_for_bit_what_it_was() -> None:
 def test_a_wall_clock_has_a_unit(text: str, seconds: float) -> None:
     assert clock_seconds(text) == seconds
     run = resolve([("size", "nano"), ("train.budget", text)])
-    assert run.budget == ClockBudget(seconds) and run.budget.share(10**9, seconds / 4) == 0.25
+    assert run.budget == ClockBudget(seconds) and run.budget.used_share(10**9, seconds / 4) == 0.25
 
 
 @pytest.mark.parametrize("text", ["24", "0h", "-1h", "h", "24 hours", "24H", "１０m", "1e3s", "nan", "auto", "1,5h"])
@@ -122,8 +122,8 @@ def test_a_budget_that_is_none_is_refused_with_the_units(text: str) -> None:
 
 def test_a_budget_of_tokens_counts_tokens() -> None:
     run = resolve([("size", "nano")])
-    assert run.budget == TokenBudget(run.tokens) and run.budget.share(run.tokens // 4, 1e9) == 0.25
-    assert resolve([("train.decay_tokens", "4M")]).budget.share(1_000_000, 0.0) == 0.25
+    assert run.budget == TokenBudget(run.tokens) and run.budget.used_share(run.tokens // 4, 1e9) == 0.25
+    assert resolve([("train.decay_tokens", "4M")]).budget.used_share(1_000_000, 0.0) == 0.25
 
 
 @pytest.mark.parametrize(

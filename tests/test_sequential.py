@@ -14,13 +14,14 @@ from eval.report import undecided as undecided_command
 from eval.report.comparison.gather import gather
 from eval.report.request import Request
 from eval.report.undecided import undecided_arms
-from eval.statistics import sequential, simulation
+from eval.statistics import sequential
 from eval.statistics.comparison import compare, corrected_family
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.sequential import alpha_levels, alpha_share
 from eval.statistics.verdicts import seeds_cannot_decide, seeds_to_decide
 from launch import local
 from launch.local import run_until_decided
+from tests.calibration import simulation
 from tests.made_study import ARMS, Study, make, register, registered, rewrite
 
 NO_ITEMS = Variance(0.0, np.inf)

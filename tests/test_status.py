@@ -21,7 +21,7 @@ from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
 from ablations.rundir import State
 from ablations.safe_files import last_line
-from ablations.status import duration, state, table
+from ablations.status import duration_text, state, status_table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
@@ -492,7 +492,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
     (folders[7] / "heartbeat.json").write_text('{"time": "noon"}')
     line(folders[7] / "attempts.jsonl", {"time": time.time()} | START)
 
-    shown = table(study)
+    shown = status_table(study)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
     lines = dict(enumerate(shown.splitlines()[2:]))
     expected = {
@@ -537,7 +537,7 @@ def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
         for row in rows:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(row.replace("%s", large) + "\n")
-            assert f"{file} is damaged" in table(study), row
+            assert f"{file} is damaged" in status_table(study), row
         (folder / file).unlink()
     line(folder / "attempts.jsonl", {"time": -1e30} | START)
     assert state(study.cells[0])["state"] == State.STALLED
@@ -545,9 +545,9 @@ def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
 
 def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:
     study = from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])
-    assert table(study).splitlines()[1].split() == ["run", "state"]
+    assert status_table(study).splitlines()[1].split() == ["run", "state"]
     metrics(study.cells[0].dir, 16)
-    assert table(study).splitlines()[1].split() == ["run", "state", "step", "loss", "tokens/s"]
+    assert status_table(study).splitlines()[1].split() == ["run", "state", "step", "loss", "tokens/s"]
 
 
 def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
@@ -556,11 +556,11 @@ def test_a_small_screen_shows_first_what_needs_a_look(tmp_path: Path) -> None:
     for i, reason in {3: "the disk is full\nof logs", 17: "spike"}.items():
         study.cells[i].dir.mkdir(parents=True)
         (study.cells[i].dir / "failed").write_text(reason)
-    whole, small = table(study).splitlines(), table(study, 60, 7).splitlines()
+    whole, small = status_table(study).splitlines(), status_table(study, 60, 7).splitlines()
     assert whole[-1] == "20 runs: 2 failed, 1 trained, not evaluated, 17 not started" and len(whole) == 23
     assert len(small) == 6 and max(map(len, small)) <= 60 and small[-1].startswith(whole[-1][:40])
     assert [line.split()[0] for line in small[2:5]] == ["3", "9", "17"] and "the disk" in small[2]
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0, 75, 4000, 200_000)] == ["0:00", "1:15", "1 h 06 min", "2 d 7 h"]
+    assert [duration_text(s) for s in (0, 75, 4000, 200_000)] == ["0:00", "1:15", "1 h 06 min", "2 d 7 h"]

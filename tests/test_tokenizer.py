@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from data import tokenizer as module
 from data.sentencepiece_model import SPACE
-from data.tokenizer import SMALLEST_VOCAB, load_tokenizer, read, train
+from data.tokenizer import SMALLEST_VOCAB, load_tokenizer, read_tokenizer, train
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [inspect.getsource(module) for module in (argparse, inspect)]  # real text that is everywhere
@@ -124,10 +124,10 @@ def _reference(path):
 
 
 def test_byte_bpe_is_compared_with_its_reference(byte_bpe, monkeypatch):
-    byte_bpe.check(TEXTS)
+    byte_bpe.check_against_reference(TEXTS)
     monkeypatch.setattr(type(byte_bpe), "encode_batch", lambda self, texts: [[0] for _ in texts])
     with pytest.raises(RuntimeError, match="different ids for a text that begins '# Author"):
-        byte_bpe.check(TEXTS[:1])
+        byte_bpe.check_against_reference(TEXTS[:1])
 
 
 def test_a_new_encoder_gives_the_same_ids(byte_bpe, monkeypatch):
@@ -236,7 +236,7 @@ def test_gpt2s_two_files(byte_bpe, tmp_path, names):
     assert loaded.encode_batch(TEXTS) == byte_bpe.encode_batch(TEXTS)
     for other in (folder / names[0], folder / names[1]):
         assert load_tokenizer(other).sha256 == loaded.sha256
-    name, content = read(folder)  # the copy that a run keeps
+    name, content = read_tokenizer(folder)  # the copy that a run keeps
     (tmp_path / name).write_bytes(content)
     assert name == "tokenizer.json" and load_tokenizer(tmp_path / name).sha256 == loaded.sha256
 
@@ -313,13 +313,13 @@ def prepared(tmp_path, tokenizer, vocab):
 def test_what_a_tokenizer_drops_is_said_in_bytes(tmp_path, bpe):
     """One that makes a space of line ends has less to predict, and its bits per byte are of all bytes."""
     t5 = load_tokenizer(t5_model(tmp_path / "spiece.model"))
-    assert t5.bytes_not_given_back("the\n\nthe") == 2 and t5.bytes_not_given_back("the the") == 0
-    assert t5.bytes_not_given_back("theｅ") == len("ｅ".encode())  # NFKC makes another letter of it
+    assert t5.lost_bytes("the\n\nthe") == 2 and t5.lost_bytes("the the") == 0
+    assert t5.lost_bytes("theｅ") == len("ｅ".encode())  # NFKC makes another letter of it
     notes = prepared(tmp_path, tmp_path / "spiece.model", 500)["notes"]
     (said,) = [note for note in notes if "changes or drops at least" in note]
     share = float(re.search(r"at least ([0-9.]+)%", said)[1])
     assert 1 < share < 30
-    assert bpe.lossless and bpe.bytes_not_given_back("théorie\n\n  ｅ") == 0
+    assert bpe.lossless and bpe.lost_bytes("théorie\n\n  ｅ") == 0
 
 
 def test_t5s_vocabulary_with_and_without_its_extra_ids(tmp_path):
@@ -665,6 +665,6 @@ def test_what_has_no_piece_is_counted(wordpiece, bpe, byte_bpe, tmp_path):
         assert counts.bytes == len(text.encode()) + 3 and counts.tokens == len(loaded.encode(text)) + len(
             loaded.encode("the")
         )
-        assert loaded.unknown(text) == (50, 400)
+        assert loaded.count_unknown(text) == (50, 400)
     for loaded in (bpe, byte_bpe):
         assert loaded.coverage([text])[1:] == (0, len(text.encode()), 0) and loaded.lossless

@@ -127,7 +127,7 @@ def test_counts(tmp_path, tokenizer):
 
 
 def test_width_follows_the_vocabulary():
-    assert [tokens.dtype(size).itemsize for size in (65_499, 65_500, 250_680)] == [2, 4, 4]  # Megatron's rule
+    assert [tokens.token_dtype(size).itemsize for size in (65_499, 65_500, 250_680)] == [2, 4, 4]  # Megatron's rule
 
 
 def test_damaged_files_are_refused(tmp_path, tokenizer):

@@ -56,7 +56,7 @@ class AffordableStudy(NamedTuple):
     seeds: int
     runs: int
     hours: float  # of all runs, in the unit of the device
-    least: float | None  # the least detectable difference in bits per byte; None: no record has the noise at this size
+    least: float | None  # the least detectable difference in bits per byte; None: no record has the noise
     record: str  # the name of the record with the noise; "" where `least` is None
 
 
@@ -130,7 +130,7 @@ def affordable_studies(device: Device, hours: float) -> list[AffordableStudy]:
         fitting = ((run, cost) for run, cost in costs if cost * runs <= hours and run.tokens <= most_tokens)
         if largest := next(fitting, None):
             run, cost = largest
-            least, record = least_detectable(run, arms)
+            least, record = (None, "") if compares_text else least_detectable(run, arms)
             studies.append(
                 AffordableStudy(name, run.size, run.train.tokens, arms, SEEDS, runs, cost * runs, least, record)
             )
@@ -140,10 +140,11 @@ def affordable_studies(device: Device, hours: float) -> list[AffordableStudy]:
 def least_detectable(run: Run, arms: int) -> tuple[float | None, str]:
     """The least difference between arms that a study detects at the size of `run`, with SEEDS seeds of each arm, given
     the noise in the record of an earlier study. Returns (difference in bits per byte, name of the record); (None, "")
-    where no record has the noise at this size. `arms`: the number of arms, the baseline included."""
-    record = power.recorded_noise(run)
+    where no record has the noise at this size and on the text that `study_command` names. `arms`: the number of arms,
+    the baseline included."""
+    record = power.recorded_noise(run, texts={"c4" if run.tokens > LARGEST_PYDOCS_RUN else run.data.corpus: ""})
     noise = record["noise"].get("bits/byte") if record else None
-    if not record or not noise:
+    if not record or not noise or record["other_text"]:
         return None, ""
     dof = noise.get("items_dof") or math.inf
     return power.detectable(noise["seed_sd"], noise["items"], arms, SEEDS, items_dof=dof), record["record"]
@@ -208,7 +209,7 @@ def add_studies(out: Document, device: Device, studies: list[AffordableStudy], h
     out.add_text(f"{device.unit}: {device.basis}. Each row alone fits; together they may not.")
     out.add_text(
         f"Sees: with a chance of {power.POWER:.0%}, by the noise of the record that is named; unknown where no record "
-        "has the noise of that size (make noise measures it)."
+        "has the noise of that size and text (make noise measures it)."
     )
     out.add_text(f"What such a study tells about {larger_model}, and what not:")
     ladder = affordable_ladder(device, hours, studies[0].arms)

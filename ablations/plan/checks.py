@@ -8,19 +8,22 @@ nor lm-eval.
 import subprocess
 import sys
 
+from ablations.noise_floor import check_same_baseline
 from ablations.study import ROOT, Study
 from ablations.values import ConfigError
 
 
 def check_request(study: Study) -> None:
-    """Check that tokenizers given as files can be read, that the evaluation tasks in TASKS and GLUE_TASKS exist, and,
-    where EXPORT is asked for, that every arm can be exported. The data of the tasks is not checked, since the plan may
-    be for another machine. Raises ConfigError with the reason where a check fails."""
-    from data.tokenizer import read
+    """Check that the file of NOISE_FLOOR is of the study's baseline, that tokenizers given as files can be read, that
+    the evaluation tasks in TASKS and GLUE_TASKS exist, and, where EXPORT is asked for, that every arm can be exported.
+    The data of the tasks is not checked, since the plan may be for another machine. Raises ConfigError with the reason
+    where a check fails."""
+    from data.tokenizer import read_tokenizer
 
+    check_same_baseline(study.criteria.noise_floor, study.base)
     for path in {cell.run.data.tokenizer for cell in study.cells if cell.run.data.tokenizer_kind == "file"}:
         try:
-            read(path)
+            read_tokenizer(path)
         except ValueError as error:
             raise ConfigError(str(error)) from None
     if tasks := study.word_value("TASKS"):

@@ -27,7 +27,7 @@ from ablations.plan.resources import (
     positive_number,
 )
 from ablations.study import from_args
-from ablations.values import ConfigError, short_number, unknown_choice
+from ablations.values import ConfigError, short_number, unknown_choice_error
 from ablations.words import FACTORS
 
 OPTIONS = ("ON", "BUDGET", "FORMAT", "PRICE", "TO", "NEED")
@@ -81,7 +81,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
         return None
     answer_format = options.get("FORMAT", "table")
     if answer_format not in FORMATS:
-        raise unknown_choice("FORMAT", answer_format, FORMATS)
+        raise unknown_choice_error("FORMAT", answer_format, FORMATS)
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
@@ -121,7 +121,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
         seeds = f" with all {answer.study.criteria.seeds} seeds (MAX_SEEDS)" if answer.at_most else ""
         answer.refused.append(f"the study needs {cost} GPU-hours{seeds}, and the budget has {limit}")
     if answer_format == "json":
-        print(answers.answer("study-cost", answer.as_json(hours)))
+        print(answers.json_answer("study-cost", answer.as_json(hours)))
     elif answer_format == "svg":
         from ablations.drawing import combined_figures
         from ablations.plan.schedules import figure
@@ -167,13 +167,13 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
     if device:
         hours = budget.amount if budget.kind == "core-hours" else budget.gpu_hours(price)
         if answer_format == "json":
-            print(answers.answer("budget-studies", command | affordable.as_json(budget, device, hours)))
+            print(answers.json_answer("budget-studies", command | affordable.as_json(budget, device, hours)))
             return 0
         document = affordable.document(budget, device, hours)
     else:
         answer = decision.decide(budget, token_range)
         if answer_format == "json":
-            print(answers.answer("budget-plan", command | decision.as_json(answer)))
+            print(answers.json_answer("budget-plan", command | decision.as_json(answer)))
             return 0
         document = decision_report.document(answer)
     written = document.write(folder)

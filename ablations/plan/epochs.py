@@ -1,6 +1,7 @@
 """How often the runs of a study read their text: the number of epochs of each source, and the tokens at its end that
 are too few to fill a sequence."""
 
+from contextlib import suppress
 from typing import Any
 
 from ablations.run import Run
@@ -15,7 +16,7 @@ def epochs_of_text(study: Study) -> list[str]:
     evaluated only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be
     used as the study asks."""
     from data.corpus import MissingData
-    from data.prepare import epochs, prepare
+    from data.prepare import epochs_by_component, prepare
 
     lines: list[str] = []
     distinct = {repr((run.data_request, run.model.seq, run.known_tokens)): run for run in (c.run for c in study.cells)}
@@ -28,7 +29,9 @@ def epochs_of_text(study: Study) -> list[str]:
             continue
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        lines += [_epochs_sentence(source, run) for source in epochs(manifest, run.known_tokens, run.model.seq)]
+        lines += [
+            _epochs_sentence(source, run) for source in epochs_by_component(manifest, run.known_tokens, run.model.seq)
+        ]
         is_default_recipe = data.recipe == type(data.recipe)()
         lines += [
             f"note: {note}" for note in manifest["notes"] if not (is_default_recipe and "removed nothing" in note)
@@ -40,6 +43,19 @@ def epochs_of_text(study: Study) -> list[str]:
     ]
     lines += [_evaluation_note(run) for run in distinct.values()]
     return list(dict.fromkeys(filter(None, lines)))
+
+
+def training_texts(study: Study) -> dict[str, str]:
+    """The training texts of a study: {corpus: sha256 of the text, or "" where it is not prepared yet}."""
+    from data.corpus import MissingData
+    from data.prepare import prepare
+
+    texts = {}
+    for run in {repr(cell.run.data_request): cell.run for cell in study.cells}.values():
+        texts[run.data.corpus] = ""
+        with suppress(MissingData, ValueError):
+            texts[run.data.corpus] = prepare(**run.data_request, store=study.out / DATA, build=False)["sha256"]
+    return texts
 
 
 def _evaluation_note(run: Run) -> str:
@@ -59,8 +75,8 @@ def _evaluation_note(run: Run) -> str:
 
 def _epochs_sentence(source: dict[str, Any], run: Run) -> str:
     """A sentence on how often a run reads one source of its text. `source`: an entry of the result of
-    `data.prepare.epochs`, with the source's "corpus", "tokens", "epochs", "share" of the run's text, and "unused"
-    tokens at its end."""
+    `data.prepare.epochs_by_component`, with the source's "corpus", "tokens", "epochs", "share" of the run's text, and
+    "unused" tokens at its end."""
     tokens = run.known_tokens
     blend = "" if source["corpus"] == run.data.corpus else f" of {run.data.corpus}"
     text = f"{source['corpus']}{blend}: {source['share']:.1%} of"

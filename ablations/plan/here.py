@@ -17,7 +17,7 @@ def plan_here(study: Study) -> list[str]:
     from ablations.plan.schedules import schedule_drawings
     from ablations.plan.study_cost import detectable_text
 
-    plan = answers.plan(study)
+    plan = answers.plan_answer(study)
     out = [study.title, f"  question  {study.question}", f"  expected  {study.expect}"]
     if already := arms_left_out(study):
         out.append(f"  left out, the baseline has it already: {', '.join(already)}")
@@ -47,8 +47,8 @@ def plan_here(study: Study) -> list[str]:
 
 
 def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
-    """The table of a study's runs as lines of text. `cells`: the entry "cells" of the result of `answers.plan`, a dict
-    for each run."""
+    """The table of a study's runs as lines of text. `cells`: the entry "cells" of the result of `answers.plan_answer`,
+    a dict for each run."""
     deltas = {cell.arm: cell.delta for cell in study.cells}
     names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
     width = max(map(len, names.values()))
@@ -66,7 +66,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
     """A sentence on the number of runs, the steps of each, the FLOPs of all, and the largest memory of a rank. `cells`:
-    the entry "cells" of the result of `answers.plan`, a dict for each run."""
+    the entry "cells" of the result of `answers.plan_answer`, a dict for each run."""
     from model.memory import estimate_memory
 
     layout = study.base.layout

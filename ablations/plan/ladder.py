@@ -363,12 +363,12 @@ def main(argv: list[str] | None = None) -> int:
         files = report(results, pairs, ladder, target, comparison, args.words).files()
         safe_files.write_together(folder, files | {"ladder.json": json.dumps(content, indent=1) + "\n"})
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         answers.print_error(reason, as_json)
         return 1
     if as_json:
-        print(answers.answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
+        print(answers.json_answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
         return 0
     print(*describe(results, ladder, target), sep="\n")
     if comparison:

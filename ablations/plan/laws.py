@@ -17,7 +17,7 @@ from ablations.plan.best_size import envelope, isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
 from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit
 from ablations.schedule import DECAY_ENDS
-from ablations.values import ConfigError, short_number, unknown_choice
+from ablations.values import ConfigError, short_number, unknown_choice_error
 from model.config import ModelConfig
 from model.count import parameters
 
@@ -63,7 +63,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             loss = _loss(folder / rundir.EVAL)
             losses = {tokens: loss.value}
             if schedule == SEVERAL_DECAYS:
-                for path in sorted(folder.glob(rundir.eval_name().replace(".json", "-step_*.json"))):
+                for path in sorted(folder.glob(rundir.eval_file_name().replace(".json", "-step_*.json"))):
                     scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
                     if any(math.isclose(share, end, rel_tol=SAME_MOMENT) for end in DECAY_ENDS):
@@ -101,7 +101,7 @@ def _write(path: Path, text: str) -> None:
     try:
         safe_files.write_text(path, text)
     except OSError as error:
-        raise ConfigError(f"TO={path}: {safe_files.storage_error(error) or error.strerror}") from None
+        raise ConfigError(f"TO={path}: {safe_files.storage_error_message(error) or error.strerror}") from None
 
 
 def describe(law: FittedLaw) -> list[str]:
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answers.extract_format([f"FORMAT={args.format}"])
         if args.form not in FORMS:
-            raise unknown_choice("FORM", args.form, FORMS)
+            raise unknown_choice_error("FORM", args.form, FORMS)
         if args.figure and not args.figure.absolute().parent.is_dir():
             raise ConfigError(f"TO={args.figure}: there is no folder {args.figure.parent}")
         if not args.runs:
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"
             ) from None
         if as_json:
-            print(answers.answer("laws", laws_content(law, left_out, errors)))
+            print(answers.json_answer("laws", laws_content(law, left_out, errors)))
             return 0
         worst = max(errors, key=abs)
         print(

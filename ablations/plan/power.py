@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ablations import safe_files
 from ablations.rundir import NUMBER
 from ablations.safe_files import Damaged
+from ablations.values import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,7 @@ TWO_ARMS = 2.0  # the sum of the squared weights, 1 and -1, of a difference betw
 # on, five digits agree with those of 1,000 points.
 NODES, ITEM_NODES = 64, 400
 LARGEST_DIFFERENCE = {"points": 100.0}  # {unit: the largest difference that there can be}
+CORPORA_NAMED = 3  # corpora that a plan names where a record is of other text than the study
 NOISE_FORM = {"unit": str, "seed_sd": NUMBER, "items": NUMBER, "items_dof?": NUMBER}  # of a metric, in a record
 
 
@@ -162,17 +164,22 @@ def inverse_of_increasing(function: Callable[[float], float], value: float, star
     return high
 
 
-def recorded_noise(run: Run, records: Path = RECORDS) -> dict[str, Any] | None:
+def recorded_noise(
+    run: Run, records: Path = RECORDS, texts: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any] | None:
     """The noise (from seeds and from the sample of evaluated items) in the record of an earlier study of the same size
-    and the same setting train.budget; None where no record has it. Of several records the one with the nearest number
-    of training tokens, by ratio, is taken.
+    and the same setting train.budget; None where no record has it. A record of the same training text is preferred. Of
+    several such records the one with the nearest number of training tokens, by ratio, is taken.
 
     Args:
         run: a planned run.
         records: the folder of the records of earlier studies.
+        texts: {corpus: sha256 of its training text, or "" where that is not known} of the planned study; empty: the
+            corpus of `run`.
 
     Returns:
-        {"record": its name, "tokens": its training tokens, "noise": {metric: noise}}. Noise is {"seed_sd": the standard
+        {"record": its name, "tokens": its training tokens, "corpora": the names of its corpora, "other_text": whether
+        its training text differs from `texts`, "noise": {metric: noise}}. Noise is {"seed_sd": the standard
         deviation between seeds, "dof": its degrees of freedom, "items": the part of the standard error of a difference
         between two arms that is due to the sample of items, "items_dof": its degrees of freedom, "unit": of the
         metric}.
@@ -181,18 +188,40 @@ def recorded_noise(run: Run, records: Path = RECORDS) -> dict[str, Any] | None:
     for path in sorted(records.glob("*/run.json")):
         record: dict[str, Any] | None = None
         with suppress(Damaged):  # a damaged record is ignored
-            record = safe_files.read_json(path, types={"tokens": int, "noise": dict})
+            record = safe_files.read_json(path, types={"tokens": int, "noise": dict, "corpora": list})
         if (
             record
             and record.get("size") == run.size
             and record.get("budget", "tokens") == run.train.budget
             and is_noise(record.get("noise"))
         ):
-            candidates.append({key: record[key] for key in ("tokens", "noise")} | {"record": path.parent.name})
+            recorded = {
+                entry["corpus"]: entry["sha256"]
+                for entry in record.get("corpora", [])
+                if not safe_files.first_misfit(entry, {"corpus": str, "sha256": str})
+            }
+            candidates.append(
+                {
+                    "record": path.parent.name,
+                    "corpora": list(recorded),
+                    "other_text": not _is_same_text(texts or {run.data.corpus: ""}, recorded),
+                    **{key: record[key] for key in ("tokens", "noise")},
+                }
+            )
     tokens = run.known_tokens
-    return min(
-        candidates, key=lambda candidate: abs(log(candidate["tokens"] / tokens)) if tokens else 0.0, default=None
-    )
+
+    def distance(candidate: dict[str, Any]) -> tuple[bool, float]:
+        return candidate["other_text"], abs(log(candidate["tokens"] / tokens)) if tokens else 0.0
+
+    return min(candidates, key=distance, default=None)
+
+
+def _is_same_text(planned: Mapping[str, str], recorded: Mapping[str, str]) -> bool:
+    """Whether two studies read the same training texts, as far as is known: by the sha256 of the texts where all are
+    known, else by the names of the corpora. `planned`, `recorded`: {corpus: sha256, or "" where it is not known}."""
+    if all(planned.values()):
+        return set(planned.values()) == set(recorded.values())
+    return planned.keys() == recorded.keys()
 
 
 def is_noise(noise: Any) -> bool:
@@ -213,6 +242,7 @@ def describe_detectable(
     records: Path = RECORDS,
     tests: int = 0,
     effects: Mapping[str, float] = MappingProxyType({}),
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why they are
     unknown.
@@ -225,8 +255,9 @@ def describe_detectable(
         tests: the number of comparisons; 0: one for each arm besides the baseline.
         effects: the effects of a factorial, {name: sum of the squared weights of the arms}, see `squares` of
             `detectable`.
+        texts: the training texts of the study, see `recorded_noise`.
     """
-    record = recorded_noise(run, records)
+    record = recorded_noise(run, records, texts)
     if not record:
         budget = "" if run.train.budget == "tokens" else f" under a budget of {run.train.budget}"
         folder = f"{records.parent.name}/{records.name}"
@@ -249,9 +280,11 @@ def describe_detectable(
     detected += [f"{name} of {least_differences(squares)}" for name, squares in effects.items()]
     unknown = [name for name, noise in record["noise"].items() if not noise["items"]]
     caveat = f"; the items of {' and '.join(unknown)} count as no noise there, so it takes more" if unknown else ""
+    names = listed(record["corpora"][:CORPORA_NAMED]) + (", ..." if len(record["corpora"]) > CORPORA_NAMED else "")
+    text = f" of other text ({names or 'not named'}), so it may see more or less" if record["other_text"] else ""
     return (
         f"what it can see with a chance of {POWER:.0%}: {', '.join(detected)}; "
-        f"from the noise of {record['record']}, {record['tokens']:,} tokens{caveat}"
+        f"from the noise of {record['record']}, {record['tokens']:,} tokens{text}{caveat}"
     )
 
 

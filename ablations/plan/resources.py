@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from ablations.plan.hardware import GPU, find_gpu
-from ablations.values import ConfigError, did_you_mean, typed_number
+from ablations.values import ConfigError, did_you_mean, parse_number
 
 HOUR = 3600.0
 PF_DAY = 1e15 * 86400
@@ -144,7 +144,7 @@ def _number(text: str, word: str) -> float:
     """Parse a finite number. Raises ConfigError where the text is none. `word`: the NAME=VALUE word that contains the
     text, for the error message."""
     try:
-        number = typed_number(text)
+        number = parse_number(text)
     except ValueError:
         number = math.nan
     if math.isnan(number):

@@ -9,7 +9,7 @@ from ablations import answers
 from ablations.budget import ClockBudget
 from ablations.cells import Cell
 from ablations.drawing import bar_chart
-from ablations.factorial import order
+from ablations.factorial import effect_order
 from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
@@ -241,16 +241,20 @@ def _is_execution_machine(study: Study) -> bool:
 def detectable_text(study: Study) -> str:
     """Lines of text on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
+    from ablations.plan.epochs import training_texts
+
     base = study.base
     squares: dict[str, float] = {}
     if design := study.factorial:
         for effect in design.effects:
-            name = "main effects" if order(effect) == 1 else f"interactions of {order(effect)}"
+            name = "main effects" if effect_order(effect) == 1 else f"interactions of {effect_order(effect)}"
             squares[name] = sum(weight * weight for weight in design.coefficients(effect).values())
     arms, seeds = 1 + len(study.compared_arms), len(study.seeds)
     if study.criteria.sequential:
         seeds = study.criteria.seeds
-    line = power.describe_detectable(base, arms, seeds, tests=study.number_of_tests, effects=squares)
+    line = power.describe_detectable(
+        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_texts(study)
+    )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_published_noise(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--jobs", type=int, default=1, metavar="N", help="tasks and seeds at a time (%(default)s)")
     add("--pooling", choices=("first", "mean", "last"), help="default: last for decoders, first for encoders")
     add("--epochs", type=int, metavar="N", help="5 at most (default)")
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     args = parser.parse_args(argv)
     try:
         return run_command(args)
@@ -63,9 +63,9 @@ def run_command(args: argparse.Namespace) -> int:
         return print_available_tasks(args.data, names, all_needed=bool(args.tasks)) if args.data else 0
     check_words(args)
 
+    from eval.finetune.results import summarise
     from eval.finetune.source import Source
-    from eval.finetune.tasks import TASKS
-    from eval.finetune.train import Setting, conditions_of_model, summarise
+    from eval.finetune.train import Setting, conditions_of_model
     from eval.finetune.work import SharedInputs, run_all
 
     source = Source(args.run, args.external, args.store)
@@ -85,18 +85,15 @@ def run_command(args: argparse.Namespace) -> int:
         print(f"error: {why}", file=sys.stderr)
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
-    seeds = range(1, args.seeds + 1)
-    by_task = {name: [results[name, seed] for seed in seeds if (name, seed) in results] for name in identities}
-    for name, of_seeds in earlier_results(args, setting, sha256, folder, set(identities)).items():
-        by_task[name], identities[name] = of_seeds, of_seeds[0]
-    table = summarise({name: by_task[name] for name in TASKS if by_task.get(name)})
+    by_task = all_results(args, setting, sha256, folder, identities)
+    table = summarise(by_task)
     conditions = {
         **conditions_of_model(setting, sha256),
-        "data_sha256": {name: identities[name]["data_sha256"] for name in TASKS if name in identities},
+        "data_sha256": {name: of_seeds[0]["data_sha256"] for name, of_seeds in by_task.items()},
     }
     safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
     if args.format == "json":
-        print(answers.answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
+        print(answers.json_answer("glue", {"written": str(folder), "failed": failed, **conditions, **table}))
     else:
         print(table_text(table))
     return 1 if failed else 0
@@ -170,11 +167,11 @@ def stored_and_missing(
     return results, missing
 
 
-def earlier_results(
-    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, requested: set[str]
+def all_results(
+    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, identities: dict[str, dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The stored results of tasks that this command does not fine-tune on: {task: results in the order of their seeds}.
-    The table of results is written anew, and must not lose them.
+    """The stored results of all tasks and seeds: {task: results in the order of their seeds}. The table of results is
+    made of them, and loses no task or seed that an earlier command fine-tuned on.
 
     Results with other weights, settings or data are left out; a task of the table that has no result left is named on
     the terminal. Data that is in none of the data folders counts as unchanged.
@@ -184,7 +181,7 @@ def earlier_results(
         setting: the hyperparameters, an eval.finetune.train.Setting.
         sha256: the hash of the pretrained model.
         folder: the folder of the results.
-        requested: the tasks that this command fine-tunes on.
+        identities: {task that this command fine-tunes on: everything that its result depends on besides the seed}.
     """
     from eval.finetune.tasks import TASKS, find_split
     from eval.finetune.train import conditions_of_model, identity
@@ -197,10 +194,10 @@ def earlier_results(
     except safe_files.Damaged:
         listed = {}
     earlier: dict[str, list[dict[str, Any]]] = {}
-    for name in [name for name in TASKS if name not in requested]:
+    for name in TASKS:
         conditions = {"task": name, **conditions_of_model(setting, sha256)}
         if all(find_split(name, split, args.data) for split in ("train", *TASKS[name].splits)):
-            conditions = identity(name, args.data, setting, sha256)
+            conditions = identities.get(name) or identity(name, args.data, setting, sha256)
         for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: (len(path.name), path.name)):
             seed = path.stem.removeprefix(f"{name}-")
             if not seed.isdecimal():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import safe_files
-from ablations.status import duration
+from ablations.status import duration_text
 
 # Seconds between lines where there is no terminal: the least, and as a share of the time since the start. As in
 # launch/progress.py, untuned.
@@ -53,20 +53,10 @@ def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | No
     """Read the stored result of a fine-tuning. None where the file is missing or damaged, or an entry of `conditions`
     differs from that of the result. `path`: the file of the result; `conditions`: everything that the result depends
     on: task, seed, model, data and setting."""
-    from eval.finetune.tasks import TASKS
+    from eval.finetune.results import read_result
 
-    task = TASKS[conditions["task"]]
-    scores = dict.fromkeys((task.study, *task.leaderboard), (int, float))
-    form = {"metrics": scores, "chance": scores, "constant?": list, "collapsed": bool, "items": list}
     try:
-        result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
-        sets = result["sets"] if result else {}
-        key = safe_files.first_misfit(sets, dict.fromkeys(task.splits, form), "sets") if result else ""
-        for split in task.splits if sets and not key else ():
-            for constant_scores in sets[split].get("constant") or ():
-                key = key or safe_files.first_misfit(constant_scores, scores, f"sets.{split}.constant")
-        if key:
-            raise safe_files.Damaged(f"{path} is damaged: {key} is not what a result has there.")
+        result = read_result(path, conditions["task"])
     except safe_files.Damaged as error:
         print(f"{error} It does not count.", file=sys.stderr)
         return None
@@ -199,7 +189,9 @@ def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
             if console.is_terminal or not (is_end or now - printed > max(SHORTEST_PAUSE, PAUSE_SHARE * (now - began))):
                 return
             printed = now
-            remaining = f"{duration((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            remaining = (
+                f"{duration_text((now - began) * (total - steps) / steps)} left" if steps else "time left unknown"
+            )
             print(f"{words}: {ended} of {len(items)} done, {remaining}", file=sys.stderr, flush=True)
 
         if items and not console.is_terminal:

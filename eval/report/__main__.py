@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ablations import answers
 from ablations.rundir import Exit
-from ablations.safe_files import printable, storage_error
+from ablations.safe_files import printable, storage_error_message
 from ablations.words import change_to_checkout, check_folder
 from eval.report import record, request, track_record
 from eval.report.comparison.findings import Findings
@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         out, note = write_record(findings, words)
     except OSError as error:
-        answers.print_error(f"the report cannot be written: {storage_error(error) or error}", as_json)
+        answers.print_error(f"the report cannot be written: {storage_error_message(error) or error}", as_json)
         return 1
     verdict = outcome(findings)
     if as_json:
         content = {"verdict": verdict, "written": str(out), "note": printable(note), "record": record.record(findings)}
-        print(answers.answer("report", content))
+        print(answers.json_answer("report", content))
         return EXIT_CODES[verdict["outcome"]]
     files = "\n".join(printable(str(out / name)) for name in ("report.md", "report.html"))
     print(f"{record.terminal_text(findings)}\n\n{files}")
@@ -108,7 +108,7 @@ def print_predictions(words: list[str], as_json: bool = False) -> int:
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
     if as_json:
-        print(answers.answer("predictions", {"predictions": lines, "counts": track_record.outcome_counts(lines)}))
+        print(answers.json_answer("predictions", {"predictions": lines, "counts": track_record.outcome_counts(lines)}))
         return 0
     if not lines:
         print("No record has a prediction. A report of runs needs a study: make report POS=alibi")

@@ -93,10 +93,10 @@ def main(words: list[str]) -> int:
             print(f"{path}: {error}", file=sys.stderr)
     else:
         if as_json:
-            print(answers.error("the noise floor cannot be written; the reasons stand on standard error"))
+            print(answers.json_error("the noise floor cannot be written; the reasons stand on standard error"))
         return Exit.FAILED
     if as_json:
-        print(answers.answer("noise", {"written": str(path), "floor": content}))
+        print(answers.json_answer("noise", {"written": str(path), "floor": content}))
         return Exit.FINISHED
     print(f"{path}: of {len(content['runs'])} runs that differ in the seed alone, {content['tokens']:,} tokens each")
     for name, metric in content["metrics"].items():

@@ -11,10 +11,11 @@ from ablations import rundir
 from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
 from ablations.values import listed
 from ablations.words import HELP as WORDS
-from ablations.words import check_not_empty, parse_folders
+from ablations.words import PATHS, check_not_empty, parse_folders
 from eval.report.reading.collection import collect_runs, run_directories
 from eval.report.reading.external import External, read_all_external
 
+FOLDER_WORDS = ("RUNS", "NOISE", "EXTERNAL")  # words that name folders, with spaces between them
 CRITERIA = ("METRIC", "MARGIN")  # words of a study that any runs may be judged by
 BESIDE = ("checked", "all", "none")
 HELP = {
@@ -63,7 +64,7 @@ def parse(words: list[str]) -> Request:
         if "=" not in word or word.partition("=")[0] not in known:
             raise ValueError(f"{word[:200]!r} is no NAME=VALUE of {', '.join(known)}")
     names = [word.partition("=")[0] for word in words]
-    if twice := [name for name in ("RUNS", "NOISE", "BESIDE", "EXTERNAL") if names.count(name) > 1]:
+    if twice := [name for name in (*FOLDER_WORDS, "BESIDE") if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice: say it once, with spaces between several directories")
     values = dict(word.partition("=")[::2] for word in words)
     check_not_empty(values, known)
@@ -109,17 +110,18 @@ def out_folder(words: list[str]) -> Path:
 
 
 def folders_of_word(word: str) -> list[str]:
-    """The paths that a word of the command line names, of RUNS=, NOISE=, EXTERNAL= and OUT=; empty for other words."""
+    """The paths and corpora that a word of the command line names, relative to the present folder where they lie in it;
+    empty for words that name no paths."""
     name, _, value = word.partition("=")
-    if name in ("RUNS", "NOISE", "EXTERNAL"):
-        return parse_folders(value)
-    return [value] if name == "OUT" else []
+    paths = parse_folders(value) if name in FOLDER_WORDS else value.split(",") if name in PATHS else []
+    here = Path.cwd()
+    return [str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path for path in paths]
 
 
 def word_in_report(word: str) -> str:
-    """A word of the command line in the form that a report shows. Of absolute paths only the last part is kept, since
-    reports do not show the folders of this machine."""
+    """A word of the command line in the form that a report shows. Of absolute paths outside the present folder only the
+    last part is kept, since reports do not show the folders of this machine."""
     name, _, value = word.partition("=")
     if folders := [Path(path).name or path if os.path.isabs(path) else path for path in folders_of_word(word)]:
-        value = shlex.join(folders) if name != "OUT" else folders[0]
+        value = shlex.join(folders) if name in FOLDER_WORDS else ",".join(folders)
     return f"{name}={shlex.quote(value)}" if " " in value else f"{name}={value}"

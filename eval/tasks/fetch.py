@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="copies of the hub's repositories as organisation__name, in place of the hub",
     )
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     args = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1" if args.local else "0"
     from eval.tasks.definitions import definitions  # imports `datasets`, which reads these variables
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         failed = write_mirror(splits, args.to, args.local)
     except OSError as error:  # of the disk: what is complete there is kept
-        answers.print_error(safe_files.storage_error(error) or str(error), args.format == "json")
+        answers.print_error(safe_files.storage_error_message(error) or str(error), args.format == "json")
         return 2
     tasks_of: dict[str, list[str]] = {}
     for task, reason in failed.items():
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if args.format == "json":
         written = [task for task in splits if task not in failed]
-        print(answers.answer("eval-data", {"written": str(args.to), "tasks": written, "failed": failed}))
+        print(answers.json_answer("eval-data", {"written": str(args.to), "tasks": written, "failed": failed}))
     else:
         print(f"{args.to}: {len(splits) - len(failed)} of {len(splits)} tasks")
     return 1 if failed else 0

@@ -78,7 +78,7 @@ def masked_loss(
     share = predicted / ordinary if ordinary else 1.0  # the mask rate, but for rounding
     samples = []
     for text, nats in zip(texts, nats_of_text.tolist(), strict=True):
-        unknown = tokenizer.unknown(text)[1] if hasattr(tokenizer, "unknown") else 0
+        unknown = tokenizer.count_unknown(text)[1] if hasattr(tokenizer, "count_unknown") else 0
         samples.append(text_sample(text, nats * cfg.mask_rate / share, unknown, cfg.mask_rate))
     size = sum(sample["bytes"] for sample in samples)
     return {

@@ -61,7 +61,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
         tokenizer: the tokenizer of the run.
         seq: the training length in tokens.
     """
-    unknown = getattr(tokenizer, "unknown", None)
+    unknown = getattr(tokenizer, "count_unknown", None)
     n, w = tokens_per_piece(seq), seq // BLOCKS_PER_LENGTH
     most = int(MANY_BYTES * n)
     long = [text for text in texts if len(text.encode()) >= most]

@@ -45,7 +45,7 @@ class Scorer(TemplateLM):
         self.options: dict[str, Any] = {"batch": batch, "progress": progress, "journal": journal or Journal()}
         self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))
         self.decode: Callable[[list[int]], str] = getattr(tokenizer, "decode", str)
-        self._unknown = getattr(tokenizer, "unknown", None)
+        self._unknown = getattr(tokenizer, "count_unknown", None)
 
     @property
     def eot_token_id(self) -> int:

@@ -309,7 +309,7 @@ def main(argv: list[str]) -> int:
         print_with_time(f"error: {safe_files.printable(str(error))}")
         return Exit.INVALID
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         print_with_time(f"error: {reason}")
         return Exit.FAILED

@@ -373,17 +373,17 @@ def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
         jobs = submit(study, options, variables, nodes * per_node)
     except ConfigError as error:
         print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)
-        return Exit.INVALID, answers.error(str(error))
+        return Exit.INVALID, answers.json_error(str(error))
     except OSError as error:
-        if not (reason := safe_files.storage_error(error)):
+        if not (reason := safe_files.storage_error_message(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
-        return Exit.FAILED, answers.error(reason)
+        return Exit.FAILED, answers.json_error(reason)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
-        return Exit.INTERRUPTED, answers.error("interrupted")
+        return Exit.INTERRUPTED, answers.json_error("interrupted")
     content = answers.study_entries(study) | {"jobs": jobs, "logs": str(_log_folder(study))}
-    return Exit.FINISHED, answers.answer("submission", content)
+    return Exit.FINISHED, answers.json_answer("submission", content)
 
 
 if __name__ == "__main__":

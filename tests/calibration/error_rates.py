@@ -5,7 +5,7 @@ The random numbers come from fixed seeds, so the rates are always the same. tabl
 
 import numpy as np
 
-from ablations.factorial import order, parse_factorial
+from ablations.factorial import effect_order, parse_factorial
 from ablations.plan.extrapolation import Score
 from eval.report.sections import published
 from eval.statistics.parts import LEVEL
@@ -139,8 +139,8 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
     arms = len(design.combinations)
     x = simulated_results((key, factors, arms, seeds), studies, arms, seeds)
     columns = {effect: arms - 1 + i for i, effect in enumerate(design.effects)}  # of the decisions
-    main = [column for effect, column in columns.items() if order(effect) == 1]
-    interactions = [column for effect, column in columns.items() if order(effect) > 1]
+    main = [column for effect, column in columns.items() if effect_order(effect) == 1]
+    interactions = [column for effect, column in columns.items() if effect_order(effect) > 1]
     every = [list(range(arms - 1 + len(weights)))]
     wrong = [
         share_with_wrong_verdict(factorial_decisions(x, weights, families))
@@ -151,13 +151,13 @@ def factorial_rates(factors: int, fraction: str, seeds: int, studies: int, key: 
         """The decisions of all studies, as `factorial_decisions` returns them, where some effects are not 0. `effects`:
         {bit mask of the effect's factors: its true size}."""
         shift = [
-            sum(s / 2 ** order(e) * (-1) ** order(e & ~combination) for e, s in effects.items())
+            sum(s / 2 ** effect_order(e) * (-1) ** effect_order(e & ~combination) for e, s in effects.items())
             for combination in design.combinations
         ]
         return factorial_decisions(x + np.array(shift)[:, None], weights, every)
 
     beside = share_with_wrong_verdict(decisions_with({1 << i: 4.0 - i for i in range(factors)})[:, interactions])
-    first = next(i for i, effect in enumerate(design.effects) if order(effect) == 2)
+    first = next(i for i, effect in enumerate(design.effects) if effect_order(effect) == 2)
     half = interval_half_widths(LEVEL, [contrast_noise(x, weights)])[:, first]
     covered = float((abs(x.mean(2) @ weights[first]) <= half).mean())
     pair = design.effects[first]

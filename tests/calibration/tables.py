@@ -187,13 +187,13 @@ def with_tables(page: str, tables: dict[str, list[Table]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = answers.Parser(prog="python -m tests.calibration.tables", description=__doc__)
-    answers.add_format(parser)
+    answers.add_format_option(parser)
     args = parser.parse_args(argv)
     tables = make_tables()
     write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), tables))
     if args.format == "json":
         rows = [{"section": title, **table._asdict()} for title, of in tables.items() for table in of]
-        print(answers.answer("calibration", {"written": str(PAGE), "tables": rows}))
+        print(answers.json_answer("calibration", {"written": str(PAGE), "tables": rows}))
     else:
         print(PAGE)
     return 0

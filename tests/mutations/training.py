@@ -206,8 +206,8 @@ MUTATIONS = [
         "",
         "",
         "launch/manifest.py",
-        "epochs(data, None if run.ends_by_clock else run.tokens, run.model.seq)",
-        "epochs(data, run.train.tokens, run.model.seq)",
+        "epochs_by_component(data, None if run.ends_by_clock else run.tokens, run.model.seq)",
+        "epochs_by_component(data, run.train.tokens, run.model.seq)",
         CLOCK,
     ),
     one(
@@ -226,8 +226,8 @@ MUTATIONS = [
         "",
         "",
         "launch/training_state.py",
-        "run.budget.share(0, self.seconds) / run.train.ramp_share if",
-        "run.budget.share(0, self.seconds) if",
+        "run.budget.used_share(0, self.seconds) / run.train.ramp_share if",
+        "run.budget.used_share(0, self.seconds) if",
         CLOCK,
     ),
     one(

@@ -32,7 +32,7 @@ def effects(
     results = {arm: row for arm, row in results.items() if row}
     estimates = {}
     for effect in design.effects:
-        weights = {design.label(c) or baseline: w for c, w in design.coefficients(effect).items()}
+        weights = {design.arm_label(c) or baseline: w for c, w in design.coefficients(effect).items()}
         if comparison := contrast(cells, results, weights, metric):
             estimates[effect] = comparison
     return estimates

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ablations.noise_floor import NoiseFloor
+from ablations.noise_floor import REASONS_SHOWN, NoiseFloor, different_settings
 from ablations.run import ABSENT
 from ablations.values import flatten
 from eval.report.comparison.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
@@ -10,8 +10,6 @@ from eval.report.reading.collection import is_setting
 from eval.report.reading.runs import Cells
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import noise_floor
-
-REASONS_SHOWN = 6
 
 
 def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
@@ -40,9 +38,8 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
     if not judged:
         return ""
     identity, stored = identity_of_runs(judged[0]), floor.content
-    size = judged[0]["run"]["config"].get("size")
-    reasons = [f"size: {stored['size']} there, {size} here"] if stored["size"] != size else []
-    for part in ("settings", "text", "evaluation"):
+    reasons = different_settings(floor, flatten(judged[0]["run"]["config"]))
+    for part in ("text", "evaluation"):
         for key in dict.fromkeys([*stored[part], *identity[part]]):
             before, now = stored[part].get(key), identity[part].get(key)
             if before != now:

@@ -167,8 +167,8 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
     design = getattr(study, "factorial", None)
     if not design:
         return lines
-    for one, other, number in design.edges:
-        first, second = (design.label(c) or study.arms[0] for c in (one, other))
+    for one, other, number in design.single_changes:
+        first, second = (design.arm_label(c) or study.arms[0] for c in (one, other))
         for seed in study.seeds:
             runs = [cells.get((arm, seed), {}).get("run") for arm in (first, second)]
             if not all(runs):

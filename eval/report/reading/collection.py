@@ -13,7 +13,7 @@ from ablations.registration import NOTHING_EXPECTED
 from ablations.safe_files import Damaged, json_digest
 from ablations.tuning import Tuning
 from ablations.values import difference, flatten, short_number
-from eval.report.reading.runs import in_one_line, read_manifest
+from eval.report.reading.runs import in_one_line, read_evaluation, read_manifest
 
 FAMILIAR_SETTINGS = ("size", "model.pos", "model.act", "model.norm", "model.embnorm", "data.corpus", "train.tokens")
 
@@ -67,7 +67,8 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
     """Group runs by arm and seed into a Collection. Runs belong to the same arm when their text is the same and their
     configurations differ only in seed and layout. `directories`: pairs (origin, run directory), where an origin is a
     name such as that of a study, or ""; `command`: the command that made the report. Raises ValueError where no
-    directory is that of a run, or two runs have the same configuration and seed."""
+    directory is that of a run, or two runs have the same configuration and seed with different results. Where their
+    results are equal, the first counts."""
     groups: dict[str, dict[int, CollectedRun]] = {}
     origins: dict[str, str] = {}
     damaged = []
@@ -83,9 +84,14 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
         runs = groups.setdefault(arm, {})
         origins.setdefault(arm, origin)
         if seed in runs:
-            if runs[seed].dir.resolve() == directory.resolve():
+            first = runs[seed].dir
+            if first.resolve() == directory.resolve() or _have_equal_results(first, directory):
                 continue  # studies share their baseline
-            raise ValueError(f"{runs[seed].dir} and {directory} are the same run: one configuration, seed {seed}")
+            raise ValueError(
+                f"{first} and {directory} are the same run, one configuration and seed {seed}, with different results, "
+                f"or not both are judged. Name the runs that count, and one of these two alone, as in RUNS='"
+                f"{first.parent} {directory.parent}/ARM,seed=*' with an arm in place of ARM"
+            )
         runs[seed] = CollectedRun(directory, run["config"])
     if not groups:
         raise ValueError("; ".join(message for message, _ in damaged) or "no run was given")
@@ -110,6 +116,17 @@ def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collectio
             f"{directory.name}: left out: {message.replace(f'{directory}/', '')}" for message, directory in damaged
         ],
     )
+
+
+def _have_equal_results(first: Path, second: Path) -> bool:
+    """Whether two run directories hold the same weights with the same evaluation. Their times may differ."""
+    results = []
+    for directory in (first, second):
+        try:
+            results.append(read_evaluation(directory / rundir.EVAL) | {"seconds": None})
+        except Damaged:
+            return False
+    return results[0] == results[1]
 
 
 def is_setting(key: str) -> bool:

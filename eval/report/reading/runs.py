@@ -13,7 +13,10 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
+from ablations.values import listed
 from eval.finetune.metrics import glue_means
+from eval.finetune.results import read_result, summarise
+from eval.finetune.tasks import TASKS
 from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
@@ -230,7 +233,8 @@ def _training_summary(path: Path) -> dict[str, Any]:
 
 def read_glue_table(path: Path) -> dict[str, Any] | None:
     """The table of fine-tuning on GLUE (eval/finetune) in a file glue.json; None where the file does not exist. Raises
-    Damaged where it is not such a table, or its scores and means do not fit together."""
+    Damaged where it is not such a table, its scores and means do not fit together, or its scores are not those of the
+    results of single seeds that lie beside it."""
     table = safe_files.read_json(path, ["scores", "study", "leaderboard"])
     if table is None:
         return None
@@ -249,7 +253,34 @@ def read_glue_table(path: Path) -> dict[str, Any] | None:
         means = glue_means({name: score["median"] for name, score in scores.items()})
         if any(not _is_equal(table[kind].get(key), value) for key, value in means.items()):
             raise Damaged(f"{path} is damaged: the means of {kind} are not those of its scores")
+    for task in TASKS.keys() & table["scores"].keys():
+        _check_glue_scores(path, table, task)
     return table
+
+
+def _check_glue_scores(path: Path, table: dict[str, Any], task: str) -> None:
+    """Compare the scores on a task of GLUE with those that the results of single seeds give, the files TASK-SEED.json
+    beside the table. Nothing is compared where fewer results lie there than the table counts. `path`: that of
+    glue.json; `table`: its content. Raises Damaged where a result is damaged, or a score differs."""
+    conditions = {key: table.get(key) for key in ("model_sha256", "setting", "inputs_version")}
+    conditions["data_sha256"] = (table.get("data_sha256") or {}).get(task)
+    results = {}
+    for file in sorted(path.parent.glob(f"{task}-*.json"), key=lambda file: (len(file.name), file.name)):
+        result = read_result(file, task)
+        if result and all(result.get(key) == value for key, value in conditions.items()):
+            results[file.name] = result
+    seeds = table["scores"][task]["study"]["seeds"]
+    if not 0 < seeds <= len(results):
+        return
+    # an earlier version counted the first seeds alone where fewer were asked for than were there
+    names = list(results)[:seeds]
+    for name, entry in summarise({task: [results[name] for name in names]})["scores"].items():
+        for kind in ("study", "leaderboard"):
+            given = table["scores"].get(name, {}).get(kind, {})
+            wrong = [key for key in ("median", "lowest", "highest") if not _is_equal(given.get(key), entry[kind][key])]
+            if wrong or table["scores"][name]["collapsed"] != entry["collapsed"]:
+                said = f"the {wrong[0]} of {name}" if wrong else f"the number of seeds of {name} that collapsed"
+                raise Damaged(f"{path} is damaged: {said} is not that of {listed(names)} beside it")
 
 
 def _is_equal(a: float | None, b: float | None) -> bool:

@@ -42,7 +42,7 @@ def effect_rows(findings: Findings) -> list[list[str]]:
     assert design
     return [
         [
-            f"{design.name(effect)}, {name}",
+            f"{design.effect_name(effect)}, {name}",
             *estimate_cells(c, name, effect.bit_count()),
             verdict_text(findings, name, effect, c),
         ]
@@ -104,10 +104,10 @@ def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
         return lines
     for name in findings.results:
         for effect, c in findings.effects.get(name, {}).items():
-            line = {"effect": design.name(effect), "metric": METRICS[name].key, "estimate": c.difference}
+            line = {"effect": design.effect_name(effect), "metric": METRICS[name].key, "estimate": c.difference}
             line["verdict"] = verdict_text(findings, name, effect, c).replace("**", "")
             line |= noise_for_record(c)
             if shares := design.aliases(effect):
-                line["aliased_with"] = {design.name(other): share for other, share in shares.items()}
+                line["aliased_with"] = {design.effect_name(other): share for other, share in shares.items()}
             lines.append(line)
     return lines

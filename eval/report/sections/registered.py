@@ -4,7 +4,7 @@ from typing import Any
 
 from ablations import rundir
 from ablations.document.blocks import Block, Section, Table
-from ablations.registration import NOTHING_EXPECTED, changes
+from ablations.registration import NOTHING_EXPECTED, describe_changes
 from eval.report.comparison.criteria import first_registrations, late_arms, registered_contents
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.predictions import checked_predictions
@@ -78,7 +78,7 @@ def changes_since(findings: Findings) -> list[str]:
     registered = {
         f"{arm}, seed {seed}": line["content"] for (arm, seed), line in registrations_by_time(findings).items()
     }
-    return changes(findings.study.registration, registered, len(findings.cells))
+    return describe_changes(findings.study.registration, registered, len(findings.cells))
 
 
 def unchanged_sentence(findings: Findings) -> str:
