@@ -47,7 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
-        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
+        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.mlp_width, cfg.mlp_matrix_count)
 
     @property
     def layer_weights(self) -> int:

@@ -67,7 +67,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/kernels/fp8.py",
-        "g8_NF = cast(grads[0], g, BACKWARD)",
+        "g8_NF = cast_to_fp8(grads[0], g, BACKWARD)",
         "g8_NF = grads[0].to(BACKWARD)",
         FP8,
     ),
@@ -156,7 +156,7 @@ MUTATIONS = [
         "model.block=post-ln",
         "model.block",
         GPT,
-        '"post-ln": PostLN',
+        '"post-ln": PostLNBlock',
         '"post-ln": Block',
     ),
     one(
