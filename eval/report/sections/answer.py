@@ -10,7 +10,7 @@ from ablations.values import listed
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import leading_arm
-from eval.statistics.verdicts import with_unit
+from eval.statistics.verdicts import margin_text
 
 OPPOSITE_KINDS = {"better": "worse", "worse": "better"}
 
@@ -51,7 +51,7 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
     if kind == "equivalent":
-        return f"{arm} is equivalent to {baseline} within {with_unit(findings.margins[metric], definition.unit)}", [
+        return f"{arm} is equivalent to {baseline} within {margin_text(findings.margins[metric], definition.unit)}", [
             kind
         ]
     return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
@@ -77,7 +77,7 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     if open_:
         clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
-        margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
+        margin = f"{margin_text(findings.margins[metric], METRICS[metric].unit)}"
         clauses.append(f"is equivalent to {listed(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
