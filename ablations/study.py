@@ -30,6 +30,10 @@ from model.count import parameters
 # Tokens for each parameter below which a run that is shorter than that of its size is a trial; untuned: half of the 20
 # (Hoffmann) with which `make plan` fits studies into a budget
 TRIAL_TOKENS = 10
+TRIAL_NOTE = (
+    f"a trial: fewer tokens than its size has, and than {TRIAL_TOKENS} for each parameter. The predictions of the "
+    "study file are not registered; those of PREDICT= are"
+)
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
@@ -80,7 +84,8 @@ def from_args(words: list[str]) -> Study:
         seeds = list(range(first, first + number))
         built = build_study(factor, question, expect, common_settings, arms, seeds, out, cross, rates, recipe)
         predictions = _predictions(values, file, built)
-        return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
+        note = TRIAL_NOTE if file and file.predictions and _is_trial(built.base, file.base) else ""
+        return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions, trial_note=note)
 
     planned = study_with_seeds(count)
     _check_used(planned, dict(set_words))
