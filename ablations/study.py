@@ -7,7 +7,7 @@ from typing import Any, get_origin
 from ablations.build_study import build_study
 from ablations.cells import Cell, Study
 from ablations.config import KEYS, ConfigError, Run, parse_setting, presets, resolve, setting_needed_for_effect
-from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_from_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, parse_prediction, predictions_about
@@ -220,7 +220,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_ar
         ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
     """
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
-    margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    margins = margins_from_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")

@@ -13,7 +13,7 @@ from typing import Any
 
 from data import readers
 from data.disk import locked, write_whole
-from data.documents import documents
+from data.documents import read_documents
 from data.readers import EXTENSIONS, SourceFile
 from data.sources import MissingData as MissingData
 from data.sources import check_name, common_folder, data_files, distribution, matching_files, source_files
@@ -101,7 +101,9 @@ def check(corpus: str, store: Path | None = None) -> None:
         distribution(package, version)
     if "root" in spec:  # a fault in another file is reported when that file is read
         first = source_files(spec)[0]
-        if next(documents({**spec, "where": {}}, first), None) is None:  # documents that `where` selects may come later
+        if (
+            next(read_documents({**spec, "where": {}}, first), None) is None
+        ):  # documents that `where` selects may come later
             raise ValueError(f"{first.path} holds no document")
 
 

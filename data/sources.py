@@ -295,7 +295,7 @@ def common_folder(files: list[Path]) -> Path:
     return root
 
 
-def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
+def recorded_checksums(spec: dict[str, Any]) -> dict[str, str] | None:
     """The sha256 of a corpus' files according to the lists of checksums in their folders, as OSCAR v1 has them: {path
     of the file from the corpus' folder: sha256}. None if there is no list, or the files are not on this machine.
     `spec`: the specification of the corpus, from `corpus.load_specification`. Raises ValueError if a list names a file

@@ -159,7 +159,7 @@ def _progress(store: Store, label: str, logs: Path) -> Iterator[RunStage]:
                 folder = str(logs / stage.replace(" ", "-"))
                 progress.update(line, description=f"data: {label}, {stage}", total=tasks, logs=folder)
                 if pipeline:
-                    execute.run(store.executor, pipeline, tasks, folder)
+                    execute.run_pipeline(store.executor, pipeline, tasks, folder)
                 progress.update(line, logs="")
 
             if not screen.isatty():  # in a file the progress line is written at the end only
@@ -228,7 +228,7 @@ def damage_error(path: Path, difference: str) -> ValueError:
 def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     """The size and hash of files in a folder: {name: {"bytes", "sha256"}}. Several files are read at a time. `files`:
     their paths from the folder."""
-    with ThreadPoolExecutor(execute.cores()) as pool:
+    with ThreadPoolExecutor(execute.usable_cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
             file.as_posix(): {"bytes": (folder / file).stat().st_size, "sha256": sha}
@@ -240,7 +240,7 @@ def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
     """The sha256 of the content of each file. For files on the hub it is the hash that the hub lists: the sha256 for a
     file in Git LFS, Git's own hash for any other. Files on this machine are read, several at a time, unless the store
     has their hash."""
-    with ThreadPoolExecutor(execute.cores()) as pool:
+    with ThreadPoolExecutor(execute.usable_cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 

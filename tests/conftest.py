@@ -60,7 +60,7 @@ def one_worker() -> Iterator[None]:
     each core and sixteen shards. The defaults are tested, too: by tests/test_data_prepare.py, and by commands that
     tests start as processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "cores", lambda: 1)
+        patch.setattr(execute, "usable_cores", lambda: 1)
         patch.setattr("data.text.MIN_SHARDS", 2)
         yield
 

@@ -160,7 +160,7 @@ def test_second_call_builds_nothing(made, store):
 
 
 def test_bytes_do_not_depend_on_store_or_cores(made, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 3)
+    monkeypatch.setattr(execute, "usable_cores", lambda: 3)
     prepare.prepare("some", "some", VOCAB, tmp_path)
     built = contents(tmp_path)
     assert built and built.items() <= contents(store).items()
