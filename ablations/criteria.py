@@ -45,9 +45,14 @@ def check_metric(name: Any, where: str) -> str:
 
 
 def margins_from_file(value: Any, metric: str, where: str) -> dict[str, float]:
-    """The margins of equivalence that a study file declares, {metric: number}. `value`: the entry `margin` of the file:
-    a number, for the primary metric, or {metric: number}; `metric`: the primary metric; `where`: the name of the file,
-    for the message. Raises ConfigError where a margin is no number above 0, or there is no such metric."""
+    """The margins of equivalence that a study file declares, {metric: number}. Raises ConfigError if a margin is no
+    number above 0, or there is no such metric.
+
+    Args:
+        value: the entry `margin` of the file: a number, for the primary metric, or {metric: number}.
+        metric: the primary metric.
+        where: the name of the file, for the message.
+    """
     margins = value if isinstance(value, dict) else {metric: value}
     for name, margin in margins.items():
         check_metric(name, f"{where}: margin")

@@ -45,9 +45,14 @@ STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}
 
 
 class Line(NamedTuple):
-    """One curve of a figure, through the points (x[i], y[i]). `label`: its name in the legend. `colour`: a number below
-    SERIES. `kind`: how the curve is drawn: "" as a line, "thin", "dash" (a dashed line) or "point" (points alone). A
-    thin curve is not in the legend."""
+    """One curve of a figure, through the points (x[i], y[i]).
+
+    Args:
+        label: its name in the legend.
+        colour: a number below SERIES.
+        kind: how the curve is drawn: "" as a line, "thin", "dash" (a dashed line) or "point" (points alone). A thin
+            curve is not in the legend.
+    """
 
     label: str
     colour: int

@@ -89,7 +89,7 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def remove_abandoned(folder: Path, pattern: str) -> None:
+def remove_abandoned_drafts(folder: Path, pattern: str) -> None:
     """Remove the drafts that killed processes left in a folder: files and folders that have not changed for
     ABANDONED_SECONDS. Newer ones may belong to a process that is at work. Errors are ignored. `pattern`: a glob pattern
     that matches all drafts."""
@@ -109,7 +109,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in texts:
-        remove_abandoned(folder, f".{name}.*.tmp")
+        remove_abandoned_drafts(folder, f".{name}.*.tmp")
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():
@@ -336,7 +336,7 @@ def read_json_lines(
     return rows, f"{path} is damaged: line{several} {numbers} left out"
 
 
-def last_line(
+def last_json_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
     """Read the last undamaged object of a .jsonl file, within the file's last 16 KiB. Returns (the object, a sentence

@@ -201,8 +201,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, study: Study) -
 
 
 def _is_trial(run: Run, base: list[tuple[str, Any]]) -> bool:
-    """Whether a run only tries out whether a study works: it has fewer tokens than its size and the study file give it,
-    and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for all runs."""
+    """Whether a run is a trial of a study, too short for its predictions: it has fewer tokens than its size and the
+    study file give it, and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for
+    all runs."""
     tokens, usual = run.known_tokens, resolve([*base, ("size", run.size)]).train.tokens
     return tokens is not None and tokens < min(usual, TRIAL_TOKENS * parameters(run.model))
 

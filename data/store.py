@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_whole
+from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_text
 from data.execute import THIS_MACHINE, Executor
 from data.readers import SourceFile
 from data.sources import MissingData
@@ -41,8 +41,13 @@ RunStage = Callable[..., None]
 
 
 class Store(NamedTuple):
-    """A store of prepared data: its folder (`path`), where the tasks that build data run (`executor`), and whether
-    anything may be built (`build`)."""
+    """A store of prepared data.
+
+    Args:
+        path: its folder.
+        executor: where the tasks that build data run.
+        build: whether missing data may be built.
+    """
 
     path: Path
     executor: Executor = THIS_MACHINE
@@ -98,7 +103,7 @@ def _build(
             files = [path for path in below if path.parts[0] != "logs" and path.name != "code"]
             content = {"inputs": inputs, "made": result, "files": _checksums(work, files)}
             content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
-            write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
+            write_text(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
         # the folder is complete: a kill after this line loses nothing
         for temporary in ("scratch", "logs"):
             shutil.rmtree(work / temporary, ignore_errors=True)
@@ -121,7 +126,7 @@ def _begin_folder(work: Path) -> None:
             "that version finish it"
         )
     work.mkdir(exist_ok=True)
-    write_whole(work / "code", _code_hash())
+    write_text(work / "code", _code_hash())
 
 
 @functools.cache
@@ -289,7 +294,7 @@ def _write_note(note: Path, text: str) -> None:
     """Write a result on some files, such as a hash, to the file `note`, for `_is_note_valid`. Do nothing where the disk
     cannot be written."""
     try:
-        write_whole(note, text)
+        write_text(note, text)
     except OSError as error:
         if not unwritable_message(error, note.parent):
             raise

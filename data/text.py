@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from data import corpus as corpora
 from data import dedup, filters, substrings
-from data.disk import write_whole
+from data.disk import write_text
 from data.documents import read_documents
 from data.filters import DEFAULT_RECIPE, FilterStep, Recipe
 from data.readers import Ledger, SourceFile, check_problem_count
-from data.sources import distribution, recorded_checksums, source_files
+from data.sources import installed_distribution, recorded_checksums, source_files
 from data.store import RunStage, Store, content_hash, content_hashes, digest, folder_label, prepared_folder
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
@@ -72,7 +72,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         }
     else:
         for package, release in spec["packages"].items():
-            distribution(package, release)  # raises where the package is not installed in this version
+            installed_distribution(package, release)  # raises where the package is not installed in this version
         inputs = {**spec, "python": platform.python_version_tuple()[:2]}
     # without allow_errors: the text is the same, and the number of problems is checked below at each use
     inputs |= {
@@ -330,7 +330,7 @@ def _read_files(
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then all reports are read
         summary = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
-        write_whole(reports / f"{rank:05d}.json", json.dumps(summary))
+        write_text(reports / f"{rank:05d}.json", json.dumps(summary))
 
 
 def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:

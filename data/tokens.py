@@ -36,7 +36,7 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """The size of some documents."""
+    """The amount of text in some documents, and its number of tokens."""
 
     documents: int
     bytes: int  # of the text in UTF-8

@@ -147,7 +147,7 @@ def register_finished(study: Study, trained: dict[Path, int]) -> None:
     trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # a folder that can only be read: the report then says that the registration is missing
-            rundir.register(folder, study.registration, steps)
+            rundir.append_registration(folder, study.registration, steps)
 
 
 def _python_succeeds(*words: str) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 from ablations import rundir
 from data import execute
-from data.disk import locked, write_whole
+from data.disk import locked, write_text
 from launch.processes import RANK_VARIABLES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,7 +82,7 @@ def corpus(shared: Path) -> str:
         if not path.exists():
             docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
             lines = [json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)]
-            write_whole(path, "".join(lines))
+            write_text(path, "".join(lines))
     return str(path)
 
 

@@ -248,7 +248,7 @@ def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
 def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = made_study.make(made_study.Study(tmp_path))
     folder = study.cell("pos=alibi", 2).dir
-    rundir.register(folder, {"study": "position", "question": "Welche?"}, 0)
+    rundir.append_registration(folder, {"study": "position", "question": "Welche?"}, 0)
     assert ablations_main(["card", f"RUN={folder}"]) == 0
     answer = checked(capsys.readouterr().out)
     assert answer["run"]["arm"] == "pos=alibi" and answer["run"]["delta"] == {"model.pos": "alibi"}

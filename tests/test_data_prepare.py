@@ -467,11 +467,11 @@ def test_two_places_of_corpora_that_are_said_at_once_are_both_remembered(tmp_pat
 import sys, time
 from pathlib import Path
 from data import corpus
-write = corpus.write_whole
+write = corpus.write_text
 def slowly(*what):
     time.sleep(1)
     write(*what)
-corpus.write_whole = slowly
+corpus.write_text = slowly
 corpus.record_folder(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 """
     calls = [
