@@ -163,7 +163,7 @@ def prepared_tokens(
             "steps": [*text_manifest["steps"], *steps],
         }
         manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered, lost)
-        report.write(work, name, recipe, text_manifest, manifest, lengths, text)
+        report.write_report(work, name, recipe, text_manifest, manifest, lengths, text)
         return manifest
 
     inputs = {
@@ -221,7 +221,7 @@ def _tokenize(folder: Path, model: Path, results: Path, count_sentences: bool, _
                 yield text, labels.get("domain", "")
 
     prefix = results / shard.stem
-    domains = tokens.write(prefix, texts_with_domains(), load_tokenizer(model))
+    domains = tokens.write_token_file(prefix, texts_with_domains(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 

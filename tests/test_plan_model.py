@@ -197,7 +197,9 @@ def test_the_coverage_of_an_interval_is_that_of_rows_which_had_no_part_in_it() -
 
 def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:
     group = "Megatron-DeepSpeed, a100-80"
-    rows = [row for row in calibrate.published_rows() if row.seconds and row.stack_and_gpu == group and not row.is_check]
+    rows = [
+        row for row in calibrate.published_rows() if row.seconds and row.stack_and_gpu == group and not row.is_check
+    ]
     predicted = calibrate.held_out_predictions(rows, calibrate.HOLD_OUT[group])
     errors = sorted(abs(p / (row.seconds or 1) - 1) for p, row in zip(predicted, rows, strict=True))
     assert len(rows) == 17 and errors[8] < 0.02 and errors[-1] < 0.10
