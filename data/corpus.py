@@ -250,8 +250,10 @@ def _is_list_of_strings(value: Any) -> bool:
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
     """The folder on this machine with the files of a named corpus: the folder that `record_folder` noted in the store,
-    else "path" of the specification; None where there is neither, as for a corpus on the hub. `name`, `spec`: the
-    corpus and its specification; `store`: the folder of prepared data, None for none."""
+    else the "path" of the specification. None if there is neither, as for a corpus on the hub.
+
+    `name`, `spec`: the corpus and its specification; `store`: the folder of prepared data, None for none.
+    """
     folders = _recorded_folders(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 

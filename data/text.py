@@ -103,10 +103,13 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """The identity of the files of a corpus that is not a blend, as they are now: {"files": number of files, "bytes":
-    their total size, "sha256": a hash of their names and contents, "names": the names of the first MOST_NAMES files}.
-    None for a corpus of packages, which are identified by their versions. `store`: the store of prepared data, which
-    keeps the hashes of files, so that only changed files are read."""
+    """The identity of the files of a corpus that is not a blend, as they are now; None for a corpus of packages, which
+    are identified by their versions. `store`: the store of prepared data, which keeps the hashes of files, so that only
+    changed files are read.
+
+    Returns {"files": number of files, "bytes": their total size, "sha256": a hash of their names and contents, "names":
+    the names of the first MOST_NAMES files}.
+    """
     spec = corpora.load_specification(name, store.path)
     if "files" not in spec:
         return None
