@@ -18,7 +18,7 @@ from eval.report.comparison import predictions
 from eval.report.comparison.contrasts import contrast_variance
 from eval.report.comparison.gather import gather
 from eval.report.record import terminal_text, write
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from tests import made_study
 
@@ -163,7 +163,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
             if effect_order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
-        called += any(c.is_significant for c in corrected_family(interactions).values())
+        called += any(c.is_significant for c in apply_holm_correction(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)
 
@@ -249,7 +249,7 @@ def test_a_predicted_interaction_holds_or_fails_and_may_have_arms_of_earlier_stu
     for arm in study.arms:
         for seed in study.seeds:
             is_new = arm == "pos=alibi+act=swiglu"
-            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+            rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
     rows = predictions.checked_predictions(gather(study))
     assert {row.text: (row.outcome, row.registered) for row in rows} == expected
     assert rows[0].measured.startswith("pos=alibi × act=swiglu: +0.0")
@@ -264,7 +264,7 @@ def test_a_prediction_that_came_after_all_four_arms_is_no_registered_one(tmp_pat
     for arm in study.arms:
         for seed in study.seeds:
             is_new = (arm, seed) == ("pos=alibi+act=swiglu", 1)  # its seed 2 came earlier
-            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+            rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
     assert [row.registered for row in predictions.checked_predictions(gather(study))] == [False]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.statistics.comparison import Comparison, compare, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare
 from eval.statistics.items import FEWEST_ITEMS, Stratum, item_variance, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance, sum_of_variances
 from eval.statistics.seeds import residual_squares, seed_variance
@@ -87,7 +87,7 @@ def null_family(rng, arms, seeds, true, item_sd=0.0) -> dict[str, Comparison]:
         items = item_variance([Stratum(d_N[None], np.ones(40))])
         difference = float(x[a].mean() - x[0].mean() + d_N.mean())
         found[str(a)] = compare(difference, seed_variance(table(x), str(a), "0"), items)
-    return corrected_family(found)
+    return apply_holm_correction(found)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
             difference = float(x[a].mean() - x[0].mean())
             both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
             both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
-        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in apply_holm_correction(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 1000 <= 0.064 and careless / 1000 > before
 
@@ -186,7 +186,7 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
             for family, clusters in list(zip(both, (names, ()), strict=True))[: 2 if before else 1]:
                 noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
-        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in apply_holm_correction(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 600 <= 0.067 and (not before or careless / 600 >= before)
 
@@ -208,7 +208,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
                 )
                 for a in range(1, 4)
             }
-            counts = any(c.is_significant for c in corrected_family(found).values())
+            counts = any(c.is_significant for c in apply_holm_correction(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
@@ -231,5 +231,5 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
             str(a): compare(float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0"), NO_ITEMS)
             for a in range(1, 5)
         }
-        wrong += any(c.is_significant for c in corrected_family(found).values())
+        wrong += any(c.is_significant for c in apply_holm_correction(found).values())
     assert wrong / 1500 <= 0.062

@@ -14,7 +14,7 @@ from ablations.criteria import Criteria
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import corrected_for_pairs, leading_arm
 from eval.report.sections.answer import answer
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, seed_variance
 from tests.made_study import ARMS, Study, make, register, registered, report, section
@@ -36,7 +36,7 @@ def findings_of(x: np.ndarray, margin: float | None = None) -> Findings:
     """
     arms = [chr(ord("a") + i) for i in range(len(x))]
     results = {arm: dict(enumerate(map(float, row))) for arm, row in zip(arms, x, strict=True)}
-    compared = corrected_family({arm: difference(results, arm, "a") for arm in arms[1:]})
+    compared = apply_holm_correction({arm: difference(results, arm, "a") for arm in arms[1:]})
     leader, pairs = leading_arm(compared, "a", METRIC), len(arms) * (len(arms) - 1) // 2
     others = [arm for arm in arms[1:] if arm != leader] if leader != "a" and len(arms) > 2 else []
     criteria = Criteria(margins={METRIC: margin} if margin else {}, seeds=x.shape[1])
@@ -90,17 +90,17 @@ def written_out(x: np.ndarray, margin: float) -> str:
     if len(behind) == A - 1:
         return f"**Answer.** Of {A} arms {who} is best{lead}, and ahead of every other arm."
 
-    def listed(names: list[str]) -> str:
+    def join_names(names: list[str]) -> str:
         return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
     clauses = []
     if unknown:
-        clauses.append(f"cannot be told from {listed(unknown) if len(unknown) < A - 1 else 'any other arm'}")
+        clauses.append(f"cannot be told from {join_names(unknown) if len(unknown) < A - 1 else 'any other arm'}")
     if even:
-        clauses.append(f"is equivalent to {listed(even)} within {margin:g} bits/byte")
+        clauses.append(f"is equivalent to {join_names(even)} within {margin:g} bits/byte")
     if behind:
         clauses.append("is ahead of every other arm")
-    text = f"f {A} arms {who} has the lowest bits/byte{lead}; it {listed(clauses)}."
+    text = f"f {A} arms {who} has the lowest bits/byte{lead}; it {join_names(clauses)}."
     text = f"**Answer.** O{text}" if behind or even else f"**Answer.** Undecided: o{text}"
     better = [i for i in verdicts if verdicts[i] == "better" and i != first]
     assert not better or "the baseline" in behind  # one variance for all: the leader is surely ahead, too

@@ -61,7 +61,7 @@ def test_the_commands_of_what_is_offered_make_those_runs(tmp_path: Path) -> None
 def test_a_small_cluster_is_told_which_studies_fit_and_a_large_one_is_not() -> None:
     made = decision.decide(parse_budget("2 weeks, 1x8 h100"))
     text = decision_report.document(made).to_markdown()
-    assert not made.first_studies and made.smaller_studies and "## Ablations at a size that fits" in text
+    assert not made.studies_to_run_first and made.smaller_studies and "## Ablations at a size that fits" in text
     assert {offer.size for offer in made.smaller_studies} < set(affordable.GPU_SIZES)
     assert all(offer.hours <= STUDY_SHARE * made.machines.gpu_hours for offer in made.smaller_studies)
     assert f"or cost more than 10% of the budget at {STUDY_SIZE}; at {made.smaller_studies[0].size}" in text

@@ -74,7 +74,7 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
     by_law = {optimum.law.name: (optimum.parameters, optimum.tokens) for optimum in found.optima}
     assert by_law["Kaplan 2020"] == pytest.approx((392e9, 165e9), rel=0.01)
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
-    mean, low, high = found.tokens_in_time(found.chosen)
+    mean, low, high = found.trainable_tokens(found.chosen)
     assert 366e9 < low < mean < high < 500e9  # BLOOM saw 366B
     assert found.timeline_without_spares.shares["trained"] < 0.9 < found.timeline.shares["trained"]
     shares = [value for name, value in found.timeline.shares.items() if name != "failures"]
@@ -117,7 +117,7 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
         <= first_studies.STUDY_SHARE * made.machines.gpu_hours
     )
     if chosen := made.chosen:
-        training = made.training(chosen)
+        training = made.planned_training(chosen)
         assert memory_verdict(chosen.gib, made.machines.gpu) == "fits"
         assert chosen.layout.tp <= made.machines.per_node
         assert training.tokens * 6 * chosen.shape.parameters <= made.compute * (1 + 1e-9)
@@ -165,8 +165,8 @@ def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> No
     text = decision_report.document(made).to_markdown()
     assert (
         "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text
-        and not made.first_studies
-        and not made.unknown_studies
+        and not made.studies_to_run_first
+        and not made.studies_of_unknown_effect
     )
 
 
@@ -174,11 +174,11 @@ def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: py
     failures = []
 
     def counted(cluster: reliability.UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-        history = reliability.simulate(cluster, seconds, interval, seed)
+        history = reliability.simulate_job(cluster, seconds, interval, seed)
         failures.append(history["failures"])
         return history
 
-    monkeypatch.setattr(decision, "simulate", counted)
+    monkeypatch.setattr(decision, "simulate_job", counted)
     machines = parse_budget("20 years, 125000x8 h100, 30000 spare").cluster
     assert machines
     line = decision.simulate_timeline(machines, machines.spare)

@@ -246,7 +246,7 @@ def test_bad_words_end_with_2(words: list[str], said: str, capsys: pytest.Captur
 def test_the_intervals_of_several_arms_stand_side_by_side() -> None:
     gaps: list[Callable[[float], float]] = [lambda n: -0.02, lambda n: 0.01, lambda n: 0.0]
     pairs = simulated_pairs(gaps, np.random.default_rng(1), 2, 0.004)
-    drawn = ladder.figure(pairs, extrapolate(pairs, run_flops(TARGET)), run_flops(TARGET))
+    drawn = ladder.draw_differences(pairs, extrapolate(pairs, run_flops(TARGET)), run_flops(TARGET))
     upright = [re.match(r"M([\d.]+) [\d.]+L([\d.]+) ", path) for path in re.findall(r'd="([^"]+)" class="line', drawn)]
     places = {match[1] for match in upright if match and match[1] == match[2]}
     assert len(places) == 3 and "PFLOP of a run" in drawn

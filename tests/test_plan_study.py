@@ -16,8 +16,8 @@ from ablations.config import resolve
 from ablations.plan import power, site_speed
 from ablations.plan.command import parse_hardware, split_words
 from ablations.plan.hardware import GPUS, find_gpu, gpu_of_device
-from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
-from ablations.plan.study_cost import detectable_text, figure, study_cost
+from ablations.plan.layouts import fitting_layouts, layouts_to_show, rank_memory
+from ablations.plan.study_cost import cost_figure, detectable_text, study_cost
 from ablations.plan.throughput import Layout, Shape, predict_step
 from ablations.study import from_args
 from ablations.values import ConfigError
@@ -56,7 +56,7 @@ def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gp
     run = resolve(overrides)
     found, reasons = fitting_layouts([run], find_gpu(gpu), gpus)
     assert found or reasons
-    for candidate in best_of_each_kind(found):
+    for candidate in layouts_to_show(found):
         layout = candidate.layout
         assert rank_memory(run, layout) == candidate.gib < find_gpu(gpu).memory
         assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
@@ -150,7 +150,7 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
 def test_at_1b3_published_noise_says_what_the_27_tasks_see() -> None:
     """Three standard errors of 41 hundredths of a point are not seen with two seeds; encoders and clocks have none."""
     study = from_args(["STUDY=position", "SIZE=1b3"])
-    least = power.detectable(0.27, 0.41, 4, 2)
+    least = power.detectable_difference(0.27, 0.41, 4, 2)
     assert f"it would see {least:.2g} points of their mean" in detectable_text(study) and "(assumed" in detectable_text(
         study
     )
@@ -226,7 +226,7 @@ def test_devices_are_known_by_what_torch_calls_them() -> None:
 
 
 def test_the_picture_says_what_costs_what() -> None:
-    drawn = figure(study_cost(from_args(WORDS), find_gpu("a100"), 64))
+    drawn = cost_figure(study_cost(from_args(WORDS), find_gpu("a100"), 64))
     for words in ("pos=alibi", "matrix products", "communication", "evaluation", "GPU-hours, all seeds"):
         assert words in drawn
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="12"', drawn)]

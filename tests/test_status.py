@@ -20,8 +20,8 @@ from ablations import config, machine, safe_files
 from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
 from ablations.rundir import State
-from ablations.safe_files import last_line
-from ablations.status import duration_text, state, status_table
+from ablations.safe_files import last_json_line
+from ablations.status import duration_text, run_state, status_table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
@@ -123,7 +123,7 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
         (cell.dir / name).write_text(content.get(name, name))
     if "done" in files:
         mark_as_trained(cell.dir)
-    found = state(cell, NOW)
+    found = run_state(cell, NOW)
     assert {k: found.get(k) for k in expected} == expected and found["state"] in State
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_left_while_its_job_was_killed_is_not_starting(tmp_path: Path
     metrics(cell.dir, 64)
     for silent, expected in ((9, "running"), (70, "stalled"), (400, "starting")):  # the last: rows of an attempt before
         os.utime(cell.dir / "metrics.jsonl", (NOW - silent,) * 2)
-        assert state(cell, NOW)["state"] == expected
+        assert run_state(cell, NOW)["state"] == expected
 
 
 def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
@@ -143,23 +143,23 @@ def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(t
     line(cell.dir / "attempts.jsonl", {"time": 5.0} | START, {"time": 6.0} | END)
     with open(cell.dir / "attempts.jsonl", "a") as f:
         f.write('{"time": 7, "eve')
-    assert state(cell)["state"] == "queued"
+    assert run_state(cell)["state"] == "queued"
     with open(cell.dir / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert state(cell)["state"] == "starting"
+        assert run_state(cell)["state"] == "starting"
         beat(cell.dir, time.time() + 1, 3)
-        assert state(cell)["state"] == "running"
-    assert state(cell)["state"] == "queued"
+        assert run_state(cell)["state"] == "running"
+    assert run_state(cell)["state"] == "queued"
 
 
 def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     beat(cell.dir, time.time() - 3, 70)  # of a launch that was killed
     with run_lock(cell.dir):
-        assert state(cell)["state"] == "starting"
+        assert run_state(cell)["state"] == "starting"
         os.utime(cell.dir / "lock", (time.time() + 7200,) * 2)  # since when, by the clock as it was
         beat(cell.dir, time.time() - 3, 71)
-        assert state(cell)["state"] == "running" and state(cell)["step"] == 71
+        assert run_state(cell)["state"] == "running" and run_state(cell)["step"] == 71
     (cell.dir / "heartbeat.json").unlink()
     beat(cell.dir, time.time() + 7200, 71)
     monkeypatch.setattr(slurm_attempts, "is_locked", lambda folder: True)  # by a node that is gone
@@ -169,7 +169,7 @@ def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
 def test_a_log_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path, text: str, step: int | None) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert last_line(tmp_path / "metrics.jsonl")[0].get("step") == step
+    assert last_json_line(tmp_path / "metrics.jsonl")[0].get("step") == step
 
 
 def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         mark_as_trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     failures = sorted(local.run_study(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
@@ -214,7 +214,7 @@ def test_notes_on_the_text_are_not_said_again_after_its_preparation_has_said_the
 ) -> None:
     note, epochs, caution = "note: web: größer", "web: 100.0% of 1M tokens is 0.5 epochs", "NOTE: judged elsewhere"
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: print(note))  # as python -m data.prepare does
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [epochs, note, caution])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [epochs, note, caution])
     monkeypatch.setattr(local, "finish_runs", lambda *_: [])
     assert local.run_study(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])) == []
     said = capsys.readouterr().out
@@ -293,7 +293,7 @@ import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
-local.prepare_missing_data, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare_missing_data, local.describe_epochs, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
@@ -401,7 +401,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
         pytest.skip("needs root to mount a file system")
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
@@ -512,7 +512,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
 
     worked = []
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
     )
@@ -540,7 +540,7 @@ def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
             assert f"{file} is damaged" in status_table(study), row
         (folder / file).unlink()
     line(folder / "attempts.jsonl", {"time": -1e30} | START)
-    assert state(study.cells[0])["state"] == State.STALLED
+    assert run_state(study.cells[0])["state"] == State.STALLED
 
 
 def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:

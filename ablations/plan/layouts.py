@@ -1,8 +1,8 @@
-"""The parallel layouts in which a run fits into the memory of given GPUs, sorted by predicted speed. They include
-layouts with activation recomputation, which our engine does not have yet.
+"""The parallel layouts in which a run fits into the memory of given GPUs, sorted by predicted speed. Some have
+activation recomputation, which our engine does not have yet.
 
-Every layout in a result fits into memory by the estimate of model/memory.py, and divides every batch of the run evenly
-among the ranks.
+Every layout fits into memory by the estimate of model/memory.py, and divides every batch of the run evenly among the
+ranks.
 """
 
 import itertools
@@ -23,8 +23,8 @@ LAYOUTS_SHOWN = 4
 
 @dataclass(frozen=True)
 class FittingLayout:
-    """A parallel layout in which all arms of a study fit. `steps`: the predicted step time of each arm; `gib`: the
-    memory of a GPU in GiB, for the arm that needs the most."""
+    """A parallel layout in which all arms of a study fit into memory. `steps`: the predicted step time of each arm;
+    `gib`: the memory per GPU in GiB, for the arm that needs the most."""
 
     layout: Layout
     steps: tuple[PredictedStep, ...]  # one for each arm, in the order of the arms
@@ -42,7 +42,7 @@ class FittingLayout:
 
     @property
     def settings_text(self) -> str:
-        """This layout as KEY=VALUE settings with spaces between them, as SET= takes them on the command line."""
+        """This layout as KEY=VALUE settings separated by spaces, for SET= on the command line."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -51,8 +51,7 @@ class FittingLayout:
 
 
 def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
-    measurements."""
+    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published measurements)."""
     precision = run.train.precision
     tensors = estimate_memory(
         run.model,
@@ -147,14 +146,15 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_layout(candidates: list[FittingLayout]) -> FittingLayout | None:
-    """The fastest layout that recomputes no activations, because our engine cannot recompute them; where all candidates
-    do, the fastest of all; None where there are no candidates. `candidates`: the layouts, the fastest first."""
+    """The fastest layout without activation recomputation, which our engine does not have. Where all candidates
+    recompute, the fastest of all; None where there are no candidates. `candidates`: the layouts, the fastest first."""
     return min(candidates, key=lambda candidate: candidate.layout.recompute, default=None)
 
 
-def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """The candidates to show, the fastest first and at most LAYOUTS_SHOWN: the two fastest, and the fastest of each
-    other combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest first."""
+def layouts_to_show(candidates: list[FittingLayout]) -> list[FittingLayout]:
+    """The layouts to show in a plan, the fastest first and at most LAYOUTS_SHOWN. They are the two fastest, and the
+    fastest for each other combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest
+    first."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

@@ -1,9 +1,9 @@
-"""The memory of a GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism. (Our engine
+"""The memory per GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism. (Our engine
 does not have it; its memory is in model/memory.py.)
 
-Weights, gradients and the optimizer's share (ZeRO-1) are computed exactly. Four numbers are fitted to published
-measurements (published.csv) by ablations/plan/calibrate.py: further bytes for each weight (copies and buffers of
-DeepSpeed and NCCL), a factor on the activations, bytes for each logit, and the overhead of a process.
+The memory of weights, gradients and optimizer states (ZeRO-1) is computed exactly. Four constants are fitted to
+published measurements (published.csv) by ablations/plan/calibrate.py: further bytes for each weight (copies and buffers
+of DeepSpeed and NCCL), a factor on the activations, bytes for each logit, and the overhead of a process.
 """
 
 from ablations.plan.hardware import GIB, GPU
@@ -14,8 +14,8 @@ EDGE = 0.03  # the relative error of the estimate: its median on held-out rows
 
 
 def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
-    """The memory of a GPU of the first or the last pipeline stage, as a list of summands: first the part that is known
-    exactly, in GiB; then for each constant in FITTED the number by which it must be multiplied to give GiB.
+    """The memory of a GPU of the first or last pipeline stage as a list: first the exactly known part in GiB, then for
+    each constant in FITTED its coefficient. The memory in GiB is the first part plus the sum of coefficient x constant.
 
     Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score. With
     recomputation they are the input of each layer, and all activations of one layer.

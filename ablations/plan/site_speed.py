@@ -22,9 +22,11 @@ LEAST_SPREAD = 1.05  # two tables of one machine and day differ by 4% (BigScienc
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The measured speed of one kind of GPU at a site. `factor`: the median over the measurements of measured /
-    predicted seconds of a step; `spread`: the largest ratio between a measurement and this median, up or down; `rows`:
-    the number of measurements; `device`: the GPU's name in torch."""
+    """The measured speed of one kind of GPU at a site, relative to predictions.
+
+    `factor`: the median of measured / predicted seconds of a step; `spread`: the largest ratio between a measurement
+    and this median, up or down; `rows`: the number of measurements; `device`: the GPU's name in torch.
+    """
 
     factor: float
     spread: float
@@ -52,7 +54,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
                 continue
             if (measured := gpu_of_device(row["device"])) is None or measured.name != gpu.name:
                 continue
-            ratios.append(_measured_over_predicted(row, gpu))
+            ratios.append(_measured_to_predicted_ratio(row, gpu))
             device = row["device"]
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -64,7 +66,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
     return SiteSpeed(factor, spread, len(ratios), str(device))
 
 
-def _measured_over_predicted(row: dict[str, Any], gpu: GPU) -> float:
+def _measured_to_predicted_ratio(row: dict[str, Any], gpu: GPU) -> float:
     """The measured seconds of a step divided by the predicted seconds. `row`: a line of the file of measurements;
     `gpu`: the GPU on which it was measured."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])

@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 
 from ablations.plan.extrapolation import Pair, Score, extrapolate, order_accuracy
-from ablations.plan.published_laws import Hoffmann
+from ablations.plan.published_laws import HoffmannLaw
 
 SIZES = (1.3e6, 2.8e6, 6e6)  # parameters
 TARGET = SIZES[-1] * math.sqrt(20)  # parameters; the largest of SIZES has 5% of the target's compute
 TOKENS_PER_PARAMETER = 20
 NOISE = 0.004  # the relative standard deviation of a run's loss
 ARMS = 3
-BASELINE_LAW = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
+BASELINE_LAW = HoffmannLaw(1.8, 480.0, 2000.0, 0.35, 0.37)
 GapFunction = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
 ArmSampler = Callable[[np.random.Generator], list[GapFunction]]
 
@@ -30,7 +30,7 @@ def run_flops(n: float) -> float:
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 
-def loss_at(law: Hoffmann, n: float) -> float:
+def loss_at(law: HoffmannLaw, n: float) -> float:
     return law.loss(n, TOKENS_PER_PARAMETER * n)
 
 
@@ -39,11 +39,12 @@ def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[GapFunction]:
     constants of the scaling law of the loss. Returns for each arm a function from the number of parameters to log(loss
     of the arm / loss of the baseline). `rng`: the random generator."""
 
-    def gap(arm: Hoffmann, n: float) -> float:
+    def gap(arm: HoffmannLaw, n: float) -> float:
         return math.log(loss_at(arm, n) / loss_at(BASELINE_LAW, n))
 
     arms = [
-        Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(ARMS)
+        HoffmannLaw(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37)
+        for _ in range(ARMS)
     ]
     return [partial(gap, arm) for arm in arms]
 

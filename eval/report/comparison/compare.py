@@ -10,12 +10,12 @@ import numpy as np
 from ablations.criteria import Criteria
 from eval.report.comparison.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
 from eval.report.reading.runs import Cells
-from eval.statistics.comparison import Comparison, compare, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare
 from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance
-from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
+from eval.statistics.seeds import Results, seed_variance, welch_variance, within_arm_variance
 from eval.statistics.sequential import alpha_share
-from eval.statistics.verdicts import possible_places
+from eval.statistics.verdicts import possible_ranks
 
 
 class Metric(NamedTuple):
@@ -189,7 +189,7 @@ def compare_pair(
     part = (
         seed_variance(pool, arm, baseline, None if pairs.left_out else borrowed)
         if pairs.paired
-        else welch(ours.values(), theirs.values())
+        else welch_variance(ours.values(), theirs.values())
     )
     parts = difference_strata(cells, arm, baseline, pairs, metric)
     independent, replicated = independent_items(parts), part is not None or not floor
@@ -230,7 +230,7 @@ def compare_with_baseline(
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
-    floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
+    floor = within_arm_variance({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
     spending = share_of_alpha(study.criteria, len(study.compared_arms))
     compared = {
         arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
@@ -249,7 +249,7 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
     corrected for the number of pairs. `cells`: {(arm, seed): content of the run directory}; `results`: {arm: {seed:
     result on the metric}}.
     """
-    floor, groups = noise_floor(results), []
+    floor, groups = within_arm_variance(results), []
     ungrouped = [arm for arm in study.arms if results[arm]]
     while ungrouped:
         first, *others = ungrouped
@@ -270,9 +270,9 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
         both = list(combinations(same, 2))
         spending = share_of_alpha(study.criteria, len(both))
         pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
-        adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
+        adjusted = apply_holm_correction({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].is_significant if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))
+            groups.append((possible_ranks(values, counts, METRICS[metric].higher_is_better), values))
     return groups

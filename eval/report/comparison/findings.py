@@ -178,7 +178,7 @@ class Findings(NamedTuple):
 
 def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
-    entry}. The report uses the same noise to say how many more seeds would decide (`Comparison.planning_noise`).
+    entry}. The report uses the same noise to say how many more seeds would decide (`Comparison.planning_variances`).
 
     Returns for each metric:
         seed_sd, dof: the standard deviation between runs that differ only in the seed, without what the arms of a seed
@@ -194,7 +194,7 @@ def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[findings.baseline].keys())
             if c.seeds and c.replicated and c.enough_items and shared > 1:
-                of_seeds, of_items = c.planning_noise
+                of_seeds, of_items = c.planning_variances
                 pairs.append((of_seeds, shared, of_items))
         if not pairs or not findings.controlled:
             continue

@@ -7,15 +7,15 @@ import numpy as np
 
 from ablations import drawing
 from ablations.document.blocks import Block, Section, Table
-from ablations.plan.power import POWER, detectable
+from ablations.plan.power import POWER, detectable_difference
 from eval.report.comparison.compare import METRICS, difference_strata, pairing
 from eval.report.comparison.findings import Findings, recorded_noise
 from eval.report.sections.answer import pairs_table
-from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Variance, interval_half_width
-from eval.statistics.seeds import noise_floor
-from eval.statistics.verdicts import with_unit
+from eval.statistics.seeds import within_arm_variance
+from eval.statistics.verdicts import margin_text
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -140,10 +140,10 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
     if not parts:
         return []
     digits = METRICS[metric].digits + 1
-    low, high = interval(bootstrap(parts))
+    low, high = bootstrap_interval(bootstrap_differences(parts))
     line = [f"{low:+.{digits}f} to {high:+.{digits}f}", "-", str(len(parts))]
     if len(parts) > 2:
-        low, high = interval(bootstrap(parts, tasks=True), len(parts))
+        low, high = bootstrap_interval(bootstrap_differences(parts, tasks=True), len(parts))
         line[1] = f"{low:+.{digits}f} to {high:+.{digits}f}"
     return [line]
 
@@ -159,7 +159,7 @@ def criteria_paragraph(findings: Findings) -> str:
         was_registered = name in findings.registered_margins
         when = "named before the runs" if was_registered else "chosen after the runs, so exploratory"
         if name in findings.results:
-            sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
+            sentences.append(f"Margin of {name}: {margin_text(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
         was_registered = findings.noise_floor_registered
         when = "named before the runs" if was_registered else "chosen after the runs, so verdicts are exploratory"
@@ -189,7 +189,7 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
     if not lines:
         return []
     margins = " and ".join(
-        f"{with_unit(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
+        f"{margin_text(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
         for name, margin in findings.margins.items()
         if name in findings.results
     )
@@ -206,7 +206,7 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
     for name, noise in recorded_noise(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
-        floor = noise_floor(findings.distinct_results(name))
+        floor = within_arm_variance(findings.distinct_results(name))
         assert floor
         widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
@@ -215,7 +215,9 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
             else f"no possible difference with {n}"
             for n in STUDIES_SHOWN
             for least in [
-                detectable(noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf)
+                detectable_difference(
+                    noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf
+                )
             ]
         ]
         lines.append(

@@ -5,7 +5,7 @@ from math import nan
 import numpy as np
 
 from ablations.document.blocks import Figure, Image, Section, Table, plus_minus
-from ablations.values import listed
+from ablations.values import join_names
 from eval.report.comparison.compare import METRICS, arm_strata
 from eval.report.comparison.findings import Findings
 from eval.report.reading.runs import in_one_line
@@ -15,8 +15,8 @@ from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation
 from eval.report.sections.tasks import suite_examples
 from eval.statistics.items import independent_items, item_variance
-from eval.statistics.seeds import arms_that_scatter_more, level_stderr
-from eval.statistics.verdicts import with_unit
+from eval.statistics.seeds import arm_mean_stderr, arms_that_scatter_more
+from eval.statistics.verdicts import margin_text
 
 
 def section(findings: Findings) -> Section:
@@ -64,7 +64,7 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
         return "-"
     pool = findings.results[metric] if findings.controlled else {arm: row}
     strata = arm_strata(findings.cells, arm, sorted(row), metric)
-    error = level_stderr(pool, arm, item_variance(strata))
+    error = arm_mean_stderr(pool, arm, item_variance(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
     return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)
@@ -162,7 +162,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     for words, arms in arms_of.items():
         verb = "are" if len(arms) > 1 else "is"
         undecided = words.startswith("undecided")
-        clauses.append(f"{listed(arms)} {verb} {words}" if undecided else f"{listed(arms)}: {words}")
+        clauses.append(f"{join_names(arms)} {verb} {words}" if undecided else f"{join_names(arms)}: {words}")
     return "; ".join(clauses)
 
 
@@ -188,7 +188,7 @@ def criteria_note(findings: Findings) -> str:
         before = findings.registered_metric or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
-        f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
+        f"Margin of {name}: {margin_text(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
         if name in findings.results and name not in findings.registered_margins
     ]
