@@ -57,8 +57,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/kernels/fp8.py",
-        "        1 / a,\n        one,\n        1 / b,\n",
-        "        a,\n        one,\n        b,\n",
+        "        1 / a_scale,\n        one,\n        1 / b_scale,\n",
+        "        a_scale,\n        one,\n        b_scale,\n",
         FP8,
     ),
     one(
