@@ -318,6 +318,8 @@ def as_json(decision: Decision) -> dict[str, Any]:
 
 
 def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict[str, Any]:
+    """The chosen shape's training and parallel layout as an object for FORMAT=json. The times are in weeks, None where
+    they are infinite."""
     training, layout = decision.planned_training(chosen), chosen.layout
     return {
         "tokens": training.tokens,

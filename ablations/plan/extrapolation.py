@@ -74,6 +74,7 @@ class Extrapolation:
 
 
 def _verdict(low: float, high: float) -> str:
+    """The verdict on a difference with the interval from `low` to `high`; below 0 the arm is better."""
     return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 

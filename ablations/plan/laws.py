@@ -39,8 +39,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, has a run whose budget is a time, or
-            was evaluated differently from the first; the message names it.
+        ConfigError: a folder cannot be used; the message names it. It is given twice, has no finished and evaluated
+            run, has a run whose budget is a time, or was evaluated differently from the first.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:

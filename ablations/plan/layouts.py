@@ -32,6 +32,7 @@ class FittingLayout:
 
     @property
     def seconds(self) -> float:
+        """The sum of the predicted step times of all arms."""
         return sum(step.seconds for step in self.steps)
 
     @property

@@ -36,6 +36,7 @@ class HoffmannLaw:
         return n, compute / (6 * n)
 
     def least_loss(self, compute: float) -> float:
+        """The least loss in nats per token that `compute` FLOPs can reach."""
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:

@@ -114,7 +114,7 @@ def duration_in_words(seconds: float) -> str:
     are used only for whole numbers of weeks: "18 weeks"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
-        if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
+        if count >= 1 and (unit != "week" or abs(count - round(count)) < 1e-9):
             return f"{count:.3g} {unit}{'' if f'{count:.3g}' == '1' else 's'}"
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
@@ -237,6 +237,7 @@ class _BudgetParts:
         self._add_number(match["number"], unit)
 
     def _add_number(self, text: str, unit: str) -> None:
+        """Read a number with a unit: a duration, spare nodes, or an amount."""
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
             number = _finite_number(text, self.word)

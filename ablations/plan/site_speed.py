@@ -22,11 +22,9 @@ LEAST_SPREAD = 1.05  # two tables of one machine and day differ by 4% (BigScienc
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The measured speed of one kind of GPU at a site, relative to predictions.
-
-    `factor`: the median of measured / predicted seconds of a step; `spread`: the largest ratio between a measurement
-    and this median, up or down; `rows`: the number of measurements; `device`: the GPU's name in torch.
-    """
+    """The measured speed of one kind of GPU at a site, relative to predictions. `factor`: the median of measured /
+    predicted seconds of a step. `spread`: the largest ratio between a measurement and this median, up or down. `rows`:
+    the number of measurements. `device`: the GPU's name in torch."""
 
     factor: float
     spread: float

@@ -87,6 +87,7 @@ class StudyCost:
 
     @property
     def gpu_hours(self) -> float:
+        """The GPU-hours of training and evaluation of all runs."""
         return sum(run.gpu_hours + run.evaluation_gpu_hours for run in self.runs)
 
     @property
@@ -111,6 +112,7 @@ class StudyCost:
         }
 
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
+        """The cost as an object for FORMAT=json. `budget_gpu_hours`: the user's budget, or None."""
         study = self.study
         return {
             **answers.study_entries(study),

@@ -47,6 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
+        """The shape of a model of our own."""
         return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
 
     @property
@@ -69,12 +70,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parallel layout of a training step.
-
-    `gpus`: the total number of GPUs; `tp`, `pp`: the tensor- and pipeline-parallel sizes; `batch`: the sequences of a
-    step; `micro_batch`: the sequences of one pass of a replica; `embedding_slots`: whether each of the two embeddings
-    counts as a layer when layers are assigned to pipeline stages.
-    """
+    """The parallel layout of a training step. `gpus`: the total number of GPUs. `tp`, `pp`: the tensor- and
+    pipeline-parallel sizes. `batch`: the sequences of a step. `micro_batch`: the sequences of one pass of a replica.
+    `embedding_slots`: whether each of the two embeddings counts as a layer when layers are assigned to pipeline
+    stages."""
 
     gpus: int
     tp: int
@@ -87,6 +86,7 @@ class Layout:
 
     @property
     def dp(self) -> int:
+        """The number of data-parallel replicas."""
         return self.gpus // (self.tp * self.pp)
 
     @property

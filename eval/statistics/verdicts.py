@@ -162,6 +162,7 @@ def possible_ranks(
     """
 
     def beats(a: str, b: str) -> bool:
+        """Whether `a` is significantly better than `b`."""
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
 
     place_of = {}
