@@ -20,7 +20,7 @@ from typing import Any
 
 from ablations.plan.hardware import GPUS
 from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory, total_memory
-from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
+from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_time_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 # The weights that the regularisation favours, which decide where the rows do not: matrix products at three quarters of
@@ -58,7 +58,7 @@ class PublishedRow:
     @property
     def terms(self) -> list[float]:
         """The terms of a step's time, in the order of TERMS, before they are weighted."""
-        return step_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
+        return step_time_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
 def published_rows() -> list[PublishedRow]:

@@ -75,7 +75,7 @@ def _measured_to_predicted_ratio(row: dict[str, Any], gpu: GPU) -> float:
     return layout.batch * model.seq / speed / predict_step(Shape.of(model), layout, gpu).seconds
 
 
-def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
+def predict_step_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
     """Predict the seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site; None:
     there are none, and the prediction is not corrected."""
     prediction = predict_step(shape, layout, gpu)

@@ -95,7 +95,7 @@ class Layout:
         return self.batch / (self.dp * self.micro_batch)
 
 
-def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
+def step_time_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     """The seconds of each term of one step, in the order of TERMS, on the busiest pipeline stage and at the rates of
     the data sheet. `flash`: whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
@@ -199,7 +199,7 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
     weights = dict(fit["weights"])
     if stack != "Megatron-DeepSpeed":  # llm-foundry's rows have no tensor parallelism
         weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
-    values = step_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
+    values = step_time_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
     parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
     seconds = sum(parts.values())
     low, high = fit["interval"]

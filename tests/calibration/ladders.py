@@ -112,8 +112,8 @@ def simulate_outcomes(sample_arms: ArmSampler, seeds: int, ladders: int, seed: i
         results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), run_flops(TARGET))
         for result, truth in zip(results, truths, strict=True):
             covered.append(result.low <= truth <= result.high)
-            line.count(result.verdict, truth)
-            single.count(result.single_verdict, truth)
+            line.add_verdict(result.verdict, truth)
+            single.add_verdict(result.single_verdict, truth)
         line_orders.append(order_accuracy([result.at_target for result in results], truths))
         single_orders.append(order_accuracy([result.single for result in results], truths))
     means = (statistics.fmean(values) for values in (line_orders, single_orders))
