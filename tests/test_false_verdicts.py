@@ -100,14 +100,14 @@ def test_rate_of_wrong_equivalences_is_at_most_five_percent(arms, seeds, item_sd
     rng, margin = np.random.default_rng(35), 6.0 * sqrt(2 / seeds) + 2 * item_sd
     count = 1000 if arms == 2 else 300
     found = [null_family(rng, arms, seeds, margin, item_sd) for _ in range(count)]
-    wrong = np.mean([any(c.equivalent(margin) for c in comparisons.values()) for comparisons in found])
+    wrong = np.mean([any(c.is_equivalent(margin) for c in comparisons.values()) for comparisons in found])
     assert wrong <= (0.065 if arms == 2 else 0.08)
 
 
 @pytest.mark.parametrize("seeds, least", [(2, 0.35), (5, 0.9)])
 def test_arms_that_do_not_differ_are_found_equivalent_within_a_wide_margin(seeds, least):
     rng, margin = np.random.default_rng(34), 6.0 * sqrt(2 / seeds)
-    assert np.mean([null_family(rng, 2, seeds, 0.0)["1"].equivalent(margin) for _ in range(300)]) > least
+    assert np.mean([null_family(rng, 2, seeds, 0.0)["1"].is_equivalent(margin) for _ in range(300)]) > least
 
 
 @pytest.mark.parametrize("true, sd, margin", [(1.0, 1.0, None), (0.6, 0.5, None), (0.05, 0.3, 0.5)])
@@ -121,7 +121,7 @@ def test_the_seeds_that_are_said_to_be_missing_decide(true, sd, margin):
     for _ in range(500):
         x = rng.normal(0, sd, (2, n)) + [[0.0], [true]]
         c = compare(float(x[1].mean() - x[0].mean()), seed_variance(table(x), "1", "0"), NO_ITEMS)
-        decided += c.is_significant or c.equivalent(margin)
+        decided += c.is_significant or c.is_equivalent(margin)
     assert 0.4 < decided / 500 < 0.8
     assert seeds_to_decide(compare(0.001, Variance(1.0, 2), NO_ITEMS), 2, 2) is None  # "no number up to 20 would tell"
     assert seeds_to_decide(compare(1.0, Variance(1.0, 2), Variance(1.0, 99)), 2, 2) is None  # the items alone hide it

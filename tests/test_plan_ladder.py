@@ -93,7 +93,7 @@ def test_what_it_takes_to_be_sure_is_enough() -> None:
 def test_scores_and_orders() -> None:
     score = Score()
     for verdict, truth in (("better", -1.0), ("worse", 1.0), ("better", 1.0), ("undecided", 1.0)):
-        score.count(verdict, truth)
+        score.add_verdict(verdict, truth)
     assert (score.hits, score.misses, score.open) == (2, 1, 1)
     assert order_accuracy([-1, 2], [-3, 1]) == 1 and order_accuracy([2, -1], [-3, 1]) == 0
     assert order_accuracy([1, 2], [1, -3]) == pytest.approx(1 / 3)

@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on_the_largest, fit_law
+from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on_largest_size, fit_law
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -34,7 +34,7 @@ def test_published_optima_at_4500_pf_days() -> None:
     assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
     n, d = published_laws.fixed_ratio_optimum(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
-    n, d = published_laws.kaplan_size(4500 * PF_DAY)
+    n, d = published_laws.kaplan_size_and_tokens(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
 
 
@@ -100,12 +100,12 @@ def test_the_unit_of_the_loss_changes_nothing_but_the_unit(form: str) -> None:
 
 
 def test_a_law_is_checked_against_the_size_it_has_not_seen() -> None:
-    left_out, errors = error_on_the_largest(simulated(BESIROGLU.loss, 0.002))
+    left_out, errors = error_on_largest_size(simulated(BESIROGLU.loss, 0.002))
     assert {point.n for point in left_out} == {1e9} and len(errors) == 5
     assert max(map(abs, errors)) < 0.01
     # a law that bends where nothing small has shown it is seen to be off
     bent = [Point(p.n, p.d, p.loss * (1.05 if p.n == 1e9 else 1)) for p in simulated(BESIROGLU.loss, 0.002)]
-    assert np.mean(error_on_the_largest(bent)[1]) == pytest.approx(-0.05, abs=0.01)
+    assert np.mean(error_on_largest_size(bent)[1]) == pytest.approx(-0.05, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds)
         p = simulation.p_values(estimates, simulation.contrast_noise(x, weights))
         assert 0.74 < np.mean(p <= 0.05 / tests) < 0.82
         dof = (arms - 1) * (seeds - 1)
-        variance = simulation.residuals(x).sum(1, keepdims=True) / dof / seeds * (weights**2).sum()
+        variance = simulation.residual_squares(x).sum(1, keepdims=True) / dof / seeds * (weights**2).sum()
         pooled = simulation.Noise(variance, np.full((4000, 1), float(dof)))
         assert np.mean(simulation.p_values(estimates, pooled) <= 0.05 / tests) == pytest.approx(0.8, abs=0.02)
 

@@ -58,7 +58,7 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
     assert alpha_share(1, 10) == alpha_share(11, 10) == 0.0 and 0 < alpha_share(2, 10) < alpha_share(10, 10) < 1
     c = apply_holm_correction({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
-    assert not c.is_significant and not c.equivalent(1000.0) and c.threshold == np.inf
+    assert not c.is_significant and not c.is_equivalent(1000.0) and c.threshold == np.inf
 
 
 def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
@@ -70,8 +70,8 @@ def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivale
         )
         assert above.is_significant and not below.is_significant and above.threshold == pytest.approx(edge)
         inside = interval_half_width(2 * part * LEVEL, seeds, NO_ITEMS)
-        assert below.equivalent(below.difference + 1.001 * inside)
-        assert not below.equivalent(below.difference + 0.999 * inside)
+        assert below.is_equivalent(below.difference + 1.001 * inside)
+        assert not below.is_equivalent(below.difference + 0.999 * inside)
 
 
 def test_more_seeds_are_foreseen_by_the_levels_that_they_will_have():

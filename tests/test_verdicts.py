@@ -22,10 +22,10 @@ def test_equivalence_is_two_one_sided_tests():
     for margin in (0.3, 0.99 * least, 1.01 * least, 3.0):
         lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
         upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
-        assert c.equivalent(margin) == (max(lower, upper) <= 0.05)
+        assert c.is_equivalent(margin) == (max(lower, upper) <= 0.05)
     assert verdict(c, True, 3, 3.0, "points") == ("equivalent", "equivalent within 3 points")
     assert verdict(c, True) == ("undecided", "undecided: within noise")
-    assert not c.equivalent(None) and not compare(0.0, None, NO_ITEMS).equivalent(9.0)
+    assert not c.is_equivalent(None) and not compare(0.0, None, NO_ITEMS).is_equivalent(9.0)
     real = compare(0.1, Variance(0.01**2, 8), NO_ITEMS)
     assert verdict(real, False, 3, 0.5).words == "worse by 0.100 (10 × noise, p < 0.0001), less than the margin"
 

@@ -72,6 +72,7 @@ def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
     speed = site_speed.read_site_speed(gpu)
 
     def hours(run: Run) -> float:
+        """The GPU-hours of a run on one GPU, else on a node; inf where neither does."""
         for gpus in dict.fromkeys((1, per_node)):
             seconds, _ = training_time(run, gpu, gpus, speed)
             if math.isfinite(seconds) and seconds <= longest:
@@ -92,6 +93,7 @@ def core_device() -> Device:
     flops_per_second = NANO_TOKENS_PER_SECOND * flops_per_token(nano) / TOTAL_OVER_TRAINING
 
     def hours(run: Run) -> float:
+        """The core-hours of a run."""
         return run.tokens * flops_per_token(run.model) / flops_per_second / HOUR
 
     basis = (

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.plan.hardware import GPUS
-from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory
-from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
+from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory, total_memory
+from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_time_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 # The weights that the regularisation favours, which decide where the rows do not: matrix products at three quarters of
@@ -58,7 +58,7 @@ class PublishedRow:
     @property
     def terms(self) -> list[float]:
         """The terms of a step's time, in the order of TERMS, before they are weighted."""
-        return step_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
+        return step_time_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
 def published_rows() -> list[PublishedRow]:
@@ -109,6 +109,7 @@ INTERVAL_QUANTILES = (0.1, 0.9)  # of actual / predicted seconds
 
 
 def _layers_and_width(row: PublishedRow) -> tuple[int, int]:
+    """The group of a row: all rows of one model size."""
     return row.shape.layers, row.shape.hidden
 
 
@@ -161,31 +162,28 @@ def calibrate() -> dict[str, Any]:
         actual = np.array([row.seconds for row in rows])
         ratio = actual / np.array(held_out_predictions(rows, key))
         weights = fit_weights(rows)
-        check_ratio = np.array(
-            [(row.seconds or 1) / predicted_seconds(row, weights) for row in checks if row.stack_and_gpu == group]
+        check_rows = [row for row in checks if row.stack_and_gpu == group]
+        check_actual = np.array([row.seconds for row in check_rows])
+        check_ratio = check_actual / np.array([predicted_seconds(row, weights) for row in check_rows])
+        interval_keys, interval_ratio = (
+            (list(map(_layers_and_width, check_rows)), check_ratio) if check_rows else (list(map(key, rows)), ratio)
         )
-        interval_rows = [row for row in checks if row.stack_and_gpu == group] or rows
-        interval_ratio = check_ratio if len(check_ratio) else ratio
         low, high = np.quantile(interval_ratio, INTERVAL_QUANTILES)
-        interval_key = _layers_and_width if len(check_ratio) else key
         result[group] = {
             "weights": {name: round(weight, 4) for name, weight in weights.items()},
             "interval": [round(float(low), 3), round(float(high), 3)],
-            "coverage held out": round(
-                _held_out_coverage([interval_key(row) for row in interval_rows], interval_ratio), 3
-            ),
+            "coverage held out": round(_held_out_coverage(interval_keys, interval_ratio), 3),
             "rows": len(rows),
             "median error": round(float(np.median(np.abs(1 / ratio - 1))), 4),
             "largest error": round(float(np.max(np.abs(1 / ratio - 1))), 3),
             "rank correlation": round(float(spearmanr(actual / ratio, actual)[0]), 3),
             "sources": sorted({row.source for row in rows}),
         }
-        if len(check_ratio):
-            seconds = np.array([row.seconds for row in checks if row.stack_and_gpu == group])
+        if check_rows:
             result[group] |= {
-                "checks": len(check_ratio),
+                "checks": len(check_rows),
                 "median error of checks": round(float(np.median(np.abs(1 / check_ratio - 1))), 4),
-                "rank correlation of checks": round(float(spearmanr(seconds / check_ratio, seconds)[0]), 3),
+                "rank correlation of checks": round(float(spearmanr(check_actual / check_ratio, check_actual)[0]), 3),
             }
     return result
 
@@ -210,8 +208,8 @@ def calibrate_memory() -> dict[str, Any]:
     errors = []
     for row in rows:
         fitted = fit_memory([another for another in rows if another is not row])
-        exact, *fitted_parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
-        total = exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
+        parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
+        total = total_memory(parts, fitted)
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
     return {

@@ -26,7 +26,7 @@ from ablations.plan.resources import (
     amount_text,
     check_word_value,
     parse_budget,
-    positive_number,
+    parse_positive_number,
 )
 from ablations.study import from_args
 from ablations.values import ConfigError, short_number, unknown_choice_error
@@ -38,7 +38,7 @@ PRICES = (1e-3, 1e5)  # the least and the highest price of a GPU-hour; others ar
 LEAST_TOKENS = 1e6  # fewer are taken for a typing error: a missing unit
 
 
-def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_plan_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Separate the plan's own options from the words that describe the study. Returns ({name in OPTIONS: value}, the
     study's words, unchanged). Raises ConfigError where an option is given twice or has no value."""
     options: dict[str, str] = {}
@@ -76,7 +76,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
     """Print the plan for the hardware in ON= or the budget in BUDGET=. Returns the exit code; None where `words` have
     none of the OPTIONS, and the plan is for this machine. Raises ConfigError where a word or value is not allowed.
     `words`: the NAME=VALUE words of the command."""
-    options, study_words = split_words(words)
+    options, study_words = split_plan_options(words)
     if not options:
         return None
     answer_format = options.get("FORMAT", "table")
@@ -85,7 +85,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
-        price = positive_number(options["PRICE"], "PRICE")
+        price = parse_positive_number(options["PRICE"], "PRICE")
         if not PRICES[0] <= price <= PRICES[1]:
             raise ConfigError(f"PRICE={options['PRICE']}: a GPU-hour costs {PRICES[0]:g} to {PRICES[1]:g} here")
         if budget is None or budget.kind != "money":
@@ -168,7 +168,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
             return 0
         document = affordable.document(budget, device, hours)
     else:
-        answer = decision.decide(budget, token_range)
+        answer = decision.decide_what_to_train(budget, token_range)
         if answer_format == "json":
             print(answers.json_answer("budget-plan", command | decision.as_json(answer)))
             return 0
@@ -203,4 +203,4 @@ def _parse_tokens(text: str, word: str) -> float:
     """Parse a number of tokens such as "300B". `word`: the NAME=VALUE word that contains the text, for the error
     message. Raises ConfigError where the text has no number above 0."""
     number = text.rstrip("kmbtKMBT ")
-    return positive_number(number, word) * SCALES[text[len(number) :].strip().lower()]
+    return parse_positive_number(number, word) * SCALES[text[len(number) :].strip().lower()]

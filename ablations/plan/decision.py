@@ -84,7 +84,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to train with a budget, and the numbers that led to it. `decide` makes it."""
+    """What to train with a budget, and the numbers that led to it. `decide_what_to_train` makes it."""
 
     budget: Budget
     machines: Cluster
@@ -183,7 +183,7 @@ class Decision:
         return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
 
-def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
+def decide_what_to_train(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
     """Decide what to train with a budget.
 
     Args:
@@ -318,6 +318,8 @@ def as_json(decision: Decision) -> dict[str, Any]:
 
 
 def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict[str, Any]:
+    """The chosen shape's training and parallel layout as an object for FORMAT=json. The times are in weeks, None where
+    they are infinite."""
     training, layout = decision.planned_training(chosen), chosen.layout
     return {
         "tokens": training.tokens,

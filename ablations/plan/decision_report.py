@@ -24,6 +24,7 @@ def _two_digit_ratio(number: float) -> str:
 
 
 def document(decision: Decision) -> Document:
+    """The document on what to train with a budget."""
     out = Document(f"What to train with {decision.machines}")
     _add_summary(out, decision)
     _add_budget(out, decision)
@@ -173,6 +174,7 @@ def _study_text(entry: dict[str, Any]) -> str:
 
 
 def _add_budget(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the budget in GPU-hours, PF-days and energy, and the uses of its GPU-hours."""
     machines = decision.machines
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
@@ -214,6 +216,7 @@ def _add_budget(out: Document, decision: Decision) -> None:
 
 
 def _add_optima(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the compute-optimal sizes by published laws."""
     compute, days = decision.compute, decision.compute / PF_DAY
     out.add_heading("The optimum, by each law")
     out.add_table(
@@ -315,6 +318,7 @@ def _accuracy_text(gpu: GPU) -> str:
 
 
 def _add_shapes(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the candidate shapes with their predicted speed and memory."""
     out.add_heading("Shapes")
     chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:

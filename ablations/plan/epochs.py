@@ -47,7 +47,7 @@ def describe_epochs(study: Study) -> list[str]:
     return list(dict.fromkeys(filter(None, lines)))
 
 
-def training_texts(study: Study) -> dict[str, str]:
+def training_text_hashes(study: Study) -> dict[str, str]:
     """The training texts of a study: {corpus: sha256 of the text, or "" where it is not prepared yet}."""
     from data.corpus import MissingData
     from data.prepare import prepare

@@ -74,6 +74,7 @@ class Extrapolation:
 
 
 def _verdict(low: float, high: float) -> str:
+    """The verdict on a difference with the interval from `low` to `high`; below 0 the arm is better."""
     return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 
@@ -192,7 +193,7 @@ class Score:
     misses: int = 0
     open: int = 0
 
-    def count(self, verdict: str, truth: float) -> None:
+    def add_verdict(self, verdict: str, truth: float) -> None:
         """Add one verdict to the score. `verdict`: "better", "worse" or "undecided"; `truth`: the true difference
         between the arm and the baseline at the target, below 0 where the arm is better."""
         if verdict == "undecided":

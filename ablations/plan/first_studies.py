@@ -30,8 +30,8 @@ def ranked_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
     Returns:
         (a row for each study, the source of the predicted hours as text). A row is {"study": name, "arms", "seeds": of
         each arm, "runs", "gpu_hours": of all runs, "least": the least detectable difference, "effect": the published
-        difference or None, "sees": whether the effect can be detected, "within": whether the costs of the rows up to
-        this one add up to at most the share STUDY_SHARE of the budget}.
+        difference or None, "sees": whether the effect can be detected, "within": see below}. "within" is whether the
+        rows up to this one together cost at most the share STUDY_SHARE of the budget.
     """
     gpu = machines.gpu
     run = resolve([("size", STUDY_SIZE), ("train.precision", gpu.precision)])

@@ -191,8 +191,8 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
     for result in results:
-        ladder.count(result.verdict, truth[result.arm])
-        single.count(result.single_verdict, truth[result.arm])
+        ladder.add_verdict(result.verdict, truth[result.arm])
+        single.add_verdict(result.single_verdict, truth[result.arm])
     true = [truth[result.arm] for result in results]
     orders = [
         order_accuracy([result.at_target for result in results], true),

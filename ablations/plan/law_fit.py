@@ -296,7 +296,7 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
     return {"Nc": math.exp(t[0] + unit / an), "Dc": math.exp(t[1] + unit / ad), "aN": an, "aD": ad}
 
 
-def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
+def error_on_largest_size(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
     """Validate a law on the largest size: fit it to all smaller sizes, and predict the losses at the largest. Returns
     (the points of the largest size, the relative error of each prediction). `form`: "hoffmann", "kaplan" or "compute".
     Raises UndeterminedLaw where the smaller sizes do not determine the law."""

@@ -15,7 +15,7 @@ from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures, line_plot
 from ablations.plan.best_size import fit_envelope, fit_isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
-from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit_law
+from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_largest_size, fit_law
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, short_number, unknown_choice_error
 from model.config import ModelConfig
@@ -39,8 +39,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, has a run whose budget is a time, or
-            was evaluated differently from the first; the message names it.
+        ConfigError: a folder cannot be used; the message names it. It is given twice, has no finished and evaluated
+            run, has a run whose budget is a time, or was evaluated differently from the first.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -161,7 +161,7 @@ def laws_content(law: FittedLaw, left_out: Sequence[Point], errors: Sequence[flo
 
     Args:
         law: the law fitted to all runs.
-        left_out: the points of the largest size, from `error_on_the_largest`.
+        left_out: the points of the largest size, from `error_on_largest_size`.
         errors: the relative error at each of these points, of the law fitted to the smaller sizes.
     """
     intervals = {name: law.interval(itemgetter(name)) for name in law.values}
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.figure:
             _write(args.figure, combined_figures([law_svg(law)]))
         try:
-            left_out, errors = error_on_the_largest(points, args.form)
+            left_out, errors = error_on_largest_size(points, args.form)
         except UndeterminedLaw as error:
             raise UndeterminedLaw(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"

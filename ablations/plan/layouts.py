@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ablations.config import Run
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
-from ablations.plan.site_speed import SiteSpeed, predict_at_site
+from ablations.plan.site_speed import SiteSpeed, predict_step_at_site
 from ablations.plan.throughput import Layout, PredictedStep, Shape, calibration
 from model.memory import estimate_memory
 
@@ -32,6 +32,7 @@ class FittingLayout:
 
     @property
     def seconds(self) -> float:
+        """The sum of the predicted step times of all arms."""
         return sum(step.seconds for step in self.steps)
 
     @property
@@ -50,7 +51,7 @@ class FittingLayout:
         )
 
 
-def rank_memory(run: Run, layout: Layout) -> float:
+def memory_of_rank(run: Run, layout: Layout) -> float:
     """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published measurements)."""
     precision = run.train.precision
     tensors = estimate_memory(
@@ -67,7 +68,7 @@ def rank_memory(run: Run, layout: Layout) -> float:
     return tensors / GIB + float(calibration()["memory"]["fitted"]["GiB for each process"])
 
 
-def fitting_layouts(
+def layouts_that_fit(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study get the same layout, so that
@@ -96,12 +97,12 @@ def fitting_layouts(
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
-        memory = max(rank_memory(run, layout) for run in runs)
+        memory = max(memory_of_rank(run, layout) for run in runs)
         least_memory = min(least_memory, memory)
         if memory * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")
             continue
-        steps = tuple(predict_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
+        steps = tuple(predict_step_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
         fitting.append(FittingLayout(layout, steps, memory))
     if not fitting and "memory" in refused:
         refused["memory"] = (
@@ -116,7 +117,7 @@ def training_time(run: Run, gpu: GPU, gpus: int, site: SiteSpeed | None) -> tupl
     """The training time of a run in the fastest layout that our engine has: (seconds, the basis of the prediction in
     words); (inf, "") where none fits. `gpus`: the number of GPUs; `site`: speeds measured on this kind of GPU, or
     None."""
-    best = best_layout(fitting_layouts([run], gpu, gpus, site)[0])
+    best = best_layout(layouts_that_fit([run], gpu, gpus, site)[0])
     if not best or best.layout.recompute:
         return math.inf, ""
     step = best.steps[0]

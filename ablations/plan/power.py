@@ -152,12 +152,12 @@ def detectable_difference(
     v1, v2 = squares * seed_sd * seed_sd / seeds, squares / TWO_ARMS * item_error * item_error
     if not v1 + v2:
         return 0.0
-    return inverse_of_increasing(
+    return invert_increasing_function(
         lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2)
     )
 
 
-def inverse_of_increasing(function: Callable[[float], float], value: float, start: float = 1.0) -> float:
+def invert_increasing_function(function: Callable[[float], float], value: float, start: float = 1.0) -> float:
     """The x >= 0 at which an increasing function reaches a value, to five digits. inf where it stays below the value up
     to 1e6 times `start`.
 
@@ -205,7 +205,7 @@ def recorded_noise(
             record
             and record.get("size") == run.size
             and record.get("budget", "tokens") == run.train.budget
-            and is_noise(record.get("noise"))
+            and is_recorded_noise(record.get("noise"))
         ):
             recorded = {
                 entry["corpus"]: entry["sha256"]
@@ -237,7 +237,7 @@ def _is_same_text(planned: Mapping[str, str], recorded: Mapping[str, str]) -> bo
     return planned.keys() == recorded.keys()
 
 
-def is_noise(noise: Any) -> bool:
+def is_recorded_noise(noise: Any) -> bool:
     """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
     with at least one metric."""
     return bool(noise) and all(

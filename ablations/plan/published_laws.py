@@ -36,6 +36,7 @@ class HoffmannLaw:
         return n, compute / (6 * n)
 
     def least_loss(self, compute: float) -> float:
+        """The least loss in nats per token that `compute` FLOPs can reach."""
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
@@ -72,7 +73,7 @@ def kaplan_optimum(
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
-def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
+def kaplan_size_and_tokens(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
     """The compute-optimal number of parameters by Kaplan's power law of N alone, and the tokens that the compute allows
     at that size: (N, compute / (6 N)). The law is applied to `compute` itself and not to the smaller least compute of
     `kaplan_optimum`, as is often done.
@@ -131,7 +132,7 @@ LAWS = [
     ),
     PublishedLaw(
         "Kaplan 2020, N alone",
-        kaplan_size,
+        kaplan_size_and_tokens,
         ((1.3e9, 0.05e9), (0.73, 0.005)),
         "secondary",
         "the same N, all compute taken for the least: what is often quoted",

@@ -116,6 +116,7 @@ def simulate_job(cluster: UnreliableCluster, seconds: float, interval: float, se
     repairs: list[float] = []  # a heap of the times at which broken nodes will be repaired
 
     def spend(use: str, duration: float) -> None:
+        """Add to a use a duration, or the rest of the simulated time if that is shorter."""
         nonlocal now
         duration = max(0.0, min(duration, seconds - now))
         spent[use] += duration

@@ -114,7 +114,7 @@ def duration_in_words(seconds: float) -> str:
     are used only for whole numbers of weeks: "18 weeks"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
-        if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
+        if count >= 1 and (unit != "week" or abs(count - round(count)) < 1e-9):
             return f"{count:.3g} {unit}{'' if f'{count:.3g}' == '1' else 's'}"
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
@@ -129,17 +129,17 @@ def amount_text(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def positive_number(text: str, word: str) -> float:
+def parse_positive_number(text: str, word: str) -> float:
     """Parse a number such as "18", "4500", "1e21" or "1_000". Raises ConfigError where the text is no number in the
     digits 0 to 9, is not above 0, or is too large for a floating-point number. `word`: the NAME=VALUE word that
     contains the text, for the error message."""
-    number = _finite_number(text, word)
+    number = _parse_finite_number(text, word)
     if not number > 0:
         raise ConfigError(f"{word}: {text} must be above 0")
     return number
 
 
-def _finite_number(text: str, word: str) -> float:
+def _parse_finite_number(text: str, word: str) -> float:
     """Parse a finite number. Raises ConfigError for any other text. `word`: the NAME=VALUE word that contains the text,
     for the error message."""
     try:
@@ -237,14 +237,15 @@ class _BudgetParts:
         self._add_number(match["number"], unit)
 
     def _add_number(self, text: str, unit: str) -> None:
+        """Read a number with a unit: a duration, spare nodes, or an amount."""
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
-            number = _finite_number(text, self.word)
+            number = _parse_finite_number(text, self.word)
             if self.spare is not None or not number.is_integer() or number < 0:
                 raise ConfigError(f"{self.word}: one whole number of spare nodes is needed, 0 or more")
             self.spare = int(number)
             return
-        number = positive_number(text, self.word)
+        number = parse_positive_number(text, self.word)
         if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
             if self.seconds is not None:
                 raise ConfigError(f"{self.word} says a time twice")

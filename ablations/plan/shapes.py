@@ -49,6 +49,7 @@ class ShapeCandidate:
 
     @property
     def label(self) -> str:
+        """The shape as text, "layers x width x heads"."""
         s = self.shape
         return f"{s.layers} x {s.hidden} x {s.heads}"
 

@@ -22,11 +22,9 @@ LEAST_SPREAD = 1.05  # two tables of one machine and day differ by 4% (BigScienc
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The measured speed of one kind of GPU at a site, relative to predictions.
-
-    `factor`: the median of measured / predicted seconds of a step; `spread`: the largest ratio between a measurement
-    and this median, up or down; `rows`: the number of measurements; `device`: the GPU's name in torch.
-    """
+    """The measured speed of one kind of GPU at a site, relative to predictions. `factor`: the median of measured /
+    predicted seconds of a step. `spread`: the largest ratio between a measurement and this median, up or down. `rows`:
+    the number of measurements. `device`: the GPU's name in torch."""
 
     factor: float
     spread: float
@@ -77,7 +75,7 @@ def _measured_to_predicted_ratio(row: dict[str, Any], gpu: GPU) -> float:
     return layout.batch * model.seq / speed / predict_step(Shape.of(model), layout, gpu).seconds
 
 
-def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
+def predict_step_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
     """Predict the seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site; None:
     there are none, and the prediction is not corrected."""
     prediction = predict_step(shape, layout, gpu)

@@ -14,7 +14,7 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_layout, fitting_layouts, layouts_to_show
+from ablations.plan.layouts import FittingLayout, best_layout, layouts_that_fit, layouts_to_show
 from ablations.plan.reliability import ASSUMED, NODE_MTBF, feasible_save_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
@@ -87,6 +87,7 @@ class StudyCost:
 
     @property
     def gpu_hours(self) -> float:
+        """The GPU-hours of training and evaluation of all runs."""
         return sum(run.gpu_hours + run.evaluation_gpu_hours for run in self.runs)
 
     @property
@@ -111,6 +112,7 @@ class StudyCost:
         }
 
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
+        """The cost as an object for FORMAT=json. `budget_gpu_hours`: the user's budget, or None."""
         study = self.study
         return {
             **answers.study_entries(study),
@@ -154,7 +156,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     site = site_speed.read_site_speed(gpu, speeds)
     arm_runs = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     baseline = arm_runs[0]
-    candidates, reasons = fitting_layouts(arm_runs, gpu, gpus, site)
+    candidates, reasons = layouts_that_fit(arm_runs, gpu, gpus, site)
     best = best_layout(candidates)
     refused, notes = _check_comparability(study)
     if baseline.train.precision == "bf16" and not gpu.bf16:
@@ -241,7 +243,7 @@ def _runs_use_this_disk(study: Study) -> bool:
 def detectable_text(study: Study) -> str:
     """Lines of text on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
-    from ablations.plan.epochs import training_texts
+    from ablations.plan.epochs import training_text_hashes
 
     base = study.base
     squares: dict[str, float] = {}
@@ -253,7 +255,7 @@ def detectable_text(study: Study) -> str:
     if study.criteria.sequential:
         seeds = study.criteria.seeds
     line = power.describe_detectable(
-        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_texts(study)
+        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_text_hashes(study)
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
     published = power.describe_detectable_on_suite(base, arms, seeds)

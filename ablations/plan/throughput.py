@@ -47,6 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
+        """The shape of a model of our own."""
         return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.mlp_width, cfg.mlp_matrix_count)
 
     @property
@@ -69,12 +70,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parallel layout of a training step.
-
-    `gpus`: the total number of GPUs; `tp`, `pp`: the tensor- and pipeline-parallel sizes; `batch`: the sequences of a
-    step; `micro_batch`: the sequences of one pass of a replica; `embedding_slots`: whether each of the two embeddings
-    counts as a layer when layers are assigned to pipeline stages.
-    """
+    """The parallel layout of a training step. `gpus`: the total number of GPUs. `tp`, `pp`: the tensor- and
+    pipeline-parallel sizes. `batch`: the sequences of a step. `micro_batch`: the sequences of one pass of a replica.
+    `embedding_slots`: whether each of the two embeddings counts as a layer when layers are assigned to pipeline
+    stages."""
 
     gpus: int
     tp: int
@@ -87,6 +86,7 @@ class Layout:
 
     @property
     def dp(self) -> int:
+        """The number of data-parallel replicas."""
         return self.gpus // (self.tp * self.pp)
 
     @property
@@ -95,7 +95,7 @@ class Layout:
         return self.batch / (self.dp * self.micro_batch)
 
 
-def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
+def step_time_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     """The seconds of each term of one step, in the order of TERMS, on the busiest pipeline stage and at the rates of
     the data sheet. `flash`: whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
@@ -199,7 +199,7 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
     weights = dict(fit["weights"])
     if stack != "Megatron-DeepSpeed":  # llm-foundry's rows have no tensor parallelism
         weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
-    values = step_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
+    values = step_time_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
     parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
     seconds = sum(parts.values())
     low, high = fit["interval"]

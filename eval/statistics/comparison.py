@@ -57,14 +57,14 @@ class Comparison:
         return self.planned or (self.seeds or Variance(0.0, inf), self.items)
 
     @property
-    def enough_items(self) -> bool:
+    def has_enough_items(self) -> bool:
         """Whether there are enough independent items to estimate their noise; True where their number is unknown."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
-    def equivalent(self, margin: float | None) -> bool:
+    def is_equivalent(self, margin: float | None) -> bool:
         """Whether the difference lies significantly within ±`margin`, by two one-sided tests. False where the margin is
         None, or the noise is not known well enough."""
-        if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
+        if margin is None or not self.seeds or not self.replicated or not self.has_enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
         return abs(self.difference) + interval_half_width(2 * level, self.seeds, self.items) <= margin
@@ -74,7 +74,7 @@ class Comparison:
         """Whether the difference is significant and was seen with more than one seed. The p-value after Holm's
         correction counts, where there is one."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
-        return self.replicated and self.enough_items and bool(p <= LEVEL)
+        return self.replicated and self.has_enough_items and bool(p <= LEVEL)
 
 
 def compare(

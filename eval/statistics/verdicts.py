@@ -52,7 +52,7 @@ def seeds_to_decide(
         most: the largest number of seeds of a study that adds seeds until it is decided. None for a study with a fixed
             number of seeds; up to MAX_SEEDS_NAMED are then tried.
     """
-    if not c.seeds or not c.enough_items or seeds < 2:
+    if not c.seeds or not c.has_enough_items or seeds < 2:
         return None
     of_seeds, of_items = c.planning_variances
     borrowed = max(0.0, of_seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
@@ -84,7 +84,7 @@ def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
     average it out. False where the noise is unknown. `margin`: differences within it count as equivalent; None: only
     significance decides.
     """
-    if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
+    if not c.seeds or not c.replicated or not c.has_enough_items or not c.items_alone:
         return False
     no_noise, level = Variance(0.0, inf), LEVEL / c.family
     size, reach = abs(c.difference), interval_half_width(LEVEL, c.planning_variances[0], no_noise)
@@ -120,13 +120,13 @@ def verdict(
             FEWEST_ITEMS independent items, which the text then names as the reason.
     """
     count = comparison.independent
-    if not comparison.enough_items:
+    if not comparison.has_enough_items:
         items = "item" if count == 1 else "items"
         return Verdict("undecided", f"undecided: {count} independent {items}, {FEWEST_ITEMS} are needed")
     p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
     if not comparison.replicated:
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
-    equivalent = comparison.equivalent(margin)
+    equivalent = comparison.is_equivalent(margin)
     if not comparison.is_significant and equivalent and margin is not None:
         return Verdict("equivalent", f"equivalent within {margin_text(margin, unit)}")
     if not comparison.is_significant:
@@ -162,6 +162,7 @@ def possible_ranks(
     """
 
     def beats(a: str, b: str) -> bool:
+        """Whether `a` is significantly better than `b`."""
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
 
     place_of = {}

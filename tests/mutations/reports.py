@@ -554,8 +554,8 @@ MUTATIONS = [
         "",
         "",
         "eval/report/undecided.py",
-        "if not compared[arm].enough_items or seeds_cannot_decide(compared[arm], margin)",
-        "if not compared[arm].enough_items",
+        "if not compared[arm].has_enough_items or seeds_cannot_decide(compared[arm], margin)",
+        "if not compared[arm].has_enough_items",
         "tests/test_sequential.py::test_no_seed_is_added_where_only_more_groups_of_text_would_tell",
     ),
     one(

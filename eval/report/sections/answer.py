@@ -132,8 +132,8 @@ def pairs_table(findings: Findings) -> list[str | Table]:
         [
             f"{leader} − {arm}",
             f"{c.difference:+.{digits}f}",
-            f"{c.noise:.{digits}f}" if c.seeds and c.enough_items else "unknown",
-            f"{c.adjusted:.2g}" if c.seeds and c.enough_items else "-",
+            f"{c.noise:.{digits}f}" if c.seeds and c.has_enough_items else "unknown",
+            f"{c.adjusted:.2g}" if c.seeds and c.has_enough_items else "-",
             findings.verdict_on(c, metric).kind,
         ]
         for arm, c in findings.leader_compared.items()

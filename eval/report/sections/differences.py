@@ -112,10 +112,10 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
         digits: the decimals that are shown.
         largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
-    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
-    if c.enough_items and c.items.variance == 0:
+    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.has_enough_items else "unknown"
+    if c.has_enough_items and c.items.variance == 0:
         items = NOT_ABOVE_ZERO
-    if c.seeds is None or not c.enough_items:
+    if c.seeds is None or not c.has_enough_items:
         return ["unknown", items, "unknown", "-", "-"]
     seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else NOT_ABOVE_ZERO
     above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
@@ -236,7 +236,7 @@ def forest_plot(findings: Findings, metric: str) -> str:
         kind = "same"
         if c.is_significant:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
-        half_width = c.threshold if c.seeds and c.enough_items else np.inf
+        half_width = c.threshold if c.seeds and c.has_enough_items else np.inf
         effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"

@@ -69,7 +69,7 @@ def blocks_for_terminal(findings: Findings) -> list[str | Table]:
 def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
     digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
-    if not c.seeds or not c.enough_items:
+    if not c.seeds or not c.has_enough_items:
         return [estimate, "unknown", "unknown", "-"]
     ends = interval_in_words(c.difference, c.threshold, metric, factors)
     return [estimate, ends, f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
@@ -90,7 +90,7 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
 
 def noise_for_record(c: Comparison) -> dict[str, float]:
     """The noise of a comparison as it is stored in the record's run.json; empty where the noise is unknown."""
-    if not c.seeds or not c.enough_items:
+    if not c.seeds or not c.has_enough_items:
         return {}
     return {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
 
