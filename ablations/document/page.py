@@ -1,5 +1,5 @@
-"""Writes a document as one HTML file that needs no network, has a light and a dark mode, is readable on a phone, and has
-tables that can be sorted."""
+"""Writes a document as one HTML file that needs no network, has a light and a dark mode, is readable on a phone, and
+has tables that can be sorted."""
 
 import html
 import re
