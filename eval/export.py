@@ -104,9 +104,9 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     try:
         origin = {name: run.get(name) for name in ("cell", "fingerprint", "commit")}
         origin["weights"] = weights.sha256
-        hub.save(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
+        hub.save_checkpoint(cfg, state, draft, tokenizer.eod, origin, getattr(tokenizer, "pad", None))
         _save_tokenizer(tokenizer, draft, cfg.seq if cfg.pos == "learned" else None, form.causal, texts, encoded)
-        difference = hub.verify(draft, cfg, state, rows_BT)
+        difference = hub.verify_checkpoint(draft, cfg, state, rows_BT)
         wait_until_on_disk(draft)
         if earlier:
             shutil.rmtree(to, ignore_errors=True)

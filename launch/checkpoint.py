@@ -73,9 +73,9 @@ class Checkpoints:
     Args:
         folder: the run's folder of checkpoints.
         keep: how many of the newest checkpoints are kept.
-        milestones: {step: tokens trained on by then} of the steps at which the weights are saved for evaluation too.
-        identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. It is written into each
-            checkpoint; loading a checkpoint in which one of these hashes differs raises RunFailed.
+        milestones: {step: tokens trained on by then}, for the steps at which the weights are also saved for evaluation.
+        identity: {name: hash} of the run and its data, such as {"fingerprint": ...}. Each checkpoint stores these
+            hashes; loading one with another hash raises RunFailed.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class Engine:
         return self.run.layout.compile == "reduce-overhead"
 
     @property
-    def execution(self) -> dict[str, Any]:
+    def execution_details(self) -> dict[str, Any]:
         """How this machine executes training, for run.json. These choices change results by no more than rounding.
         Keys: "attention" (the kernel), "attention_seconds" ({kernel: seconds}), "compiled" (the mode of layout.compile,
         or "never"), "micro_batch" (sequences), "gradients" (how ranks sum gradients)."""

@@ -20,13 +20,13 @@ RECORDED_PACKAGES = ["torch", "deepspeed", "megatron-core", "datatrove", "senten
 
 
 class RunFailed(RuntimeError):
-    """A run cannot go on; the message says why, and what to do."""
+    """A run cannot continue; the message says why, and what to do."""
 
     retry = False  # whether a second attempt, perhaps on other nodes, may succeed
 
 
 class Diverged(RunFailed):
-    """Training diverged: the loss or the gradient norm is not finite, or the loss rose above what the run allows."""
+    """Training diverged: the loss or the gradient norm is not finite, or the loss rose above the run's limits."""
 
 
 class Mismatch(RunFailed):
@@ -95,7 +95,7 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
     rows, proofs, effective = _prove_configuration(cell, engine, data)
     before = cell.run_json()
     _check_same_data(before, data)
-    this_launch = describe_launch(hosts) | {"execution": engine.execution}
+    this_launch = describe_launch(hosts) | {"execution": engine.execution_details}
     record = {
         "cell": cell.dir.name,
         "arm": cell.arm,

@@ -198,7 +198,7 @@ def checkpoint_bytes(run: Run) -> int:
     return 12 * count_parameters(run.model)
 
 
-def check_fp8(run: Run) -> None:
+def check_fp8_support(run: Run) -> None:
     """Raise ConfigError for train.precision=fp8 on a GPU that has no FP8 matrix products (compute capability below
     8.9). A CPU emulates them."""
     if run.train.precision != "fp8" or not torch.cuda.is_available():

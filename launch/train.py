@@ -154,7 +154,7 @@ def start_session(cell: Cell, out: Path) -> Session:
     run = preflight.choose_micro_batch(cell.run, world)
     cell = replace(cell, run=fit_micro_batch(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
-    preflight.check_fp8(run)
+    preflight.check_fp8_support(run)
     preflight.check_fits_memory(run, world)
     hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)

@@ -39,8 +39,8 @@ class Watch:
     """A context around the training of one rank. Its thread ends the process when training hangs, and notices requests
     to stop.
 
-    A hang is a step, or the saving or loading of a checkpoint, that takes longer than the property `limit`. The thread
-    then records an event, writes the stacks of all threads into the run directory, and exits the process with
+    A hang is a step, or the saving or loading of a checkpoint, that takes longer than the property `hang_limit`. The
+    thread then records an event, writes the stacks of all threads into the run directory, and exits the process with
     Exit.RESUBMIT. Under Slurm launch/run.sh requeues the job, and training continues from the last checkpoint.
 
     A request to stop is SIGTERM, or a file `stop` that the first rank finds. It sets `stop_reason`; the training loop
@@ -89,7 +89,7 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step `step` has just ended. The times between these calls determine `limit`."""
+        """Record that step `step` has just ended. The times between these calls determine `hang_limit`."""
         now = time.monotonic()
         if self.step:  # not of the first step, which also compiles and warms up
             self.durations.append(now - self.last_progress)
@@ -97,13 +97,13 @@ class Watch:
 
     @contextmanager
     def allow_storage_time(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint, in which `limit` is at least STORAGE_SECONDS."""
+        """A context for saving or loading a checkpoint, in which `hang_limit` is at least STORAGE_SECONDS."""
         self.last_progress, self.is_storing = time.monotonic(), True
         yield
         self.last_progress, self.is_storing = time.monotonic(), False
 
     @property
-    def limit(self) -> float:
+    def hang_limit(self) -> float:
         """Seconds after which a step counts as a hang: `hang` times the median step, and at least `patience`. Longer
         during the first steps of a launch, and while a checkpoint is saved or loaded."""
         if self.is_storing:
@@ -114,13 +114,13 @@ class Watch:
 
     def _watch_until_ended(self) -> None:
         last_heartbeat = last_wake = time.monotonic()
-        while not self.ended.wait(pause := min(0.5, self.limit / 4)):
+        while not self.ended.wait(pause := min(0.5, self.hang_limit / 4)):
             now = time.monotonic()
             # where this thread slept longer than `pause`, the whole process was stopped (Ctrl-Z, a paused machine), and
             # that time does not count against the step
             self.last_progress += max(0.0, now - last_wake - pause)
             last_wake = now
-            if now - self.last_progress > self.limit:
+            if now - self.last_progress > self.hang_limit:
                 self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
                 self.stop_reason = self.stop_reason or self._read_stop_file()
@@ -149,7 +149,7 @@ class Watch:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID", ""),
-            "limit": self.limit,
+            "limit": self.hang_limit,
         }
         with suppress(OSError):  # such as a full disk, which the next checkpoint reports
             safe_files.write_json(self.folder / rundir.HEARTBEAT, heartbeat, durable=False)

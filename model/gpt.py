@@ -244,4 +244,5 @@ class GPT(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the predicted tokens of a batch, in nats per token, fp32."""
         x_BTD = self.hidden_states(batch.inputs_BT, extents_B=batch.extents_B)
-        return self.tp.loss(*self._logit_factors(batch.select(x_BTD)), batch.select(batch.targets_BT))
+        x_ND, targets_N = batch.select_predicted(x_BTD), batch.select_predicted(batch.targets_BT)
+        return self.tp.loss(*self._logit_factors(x_ND), targets_N)

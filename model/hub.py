@@ -95,7 +95,7 @@ def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
 # ------------------------------------------------------------------------------------------- writing
 
 
-def save(
+def save_checkpoint(
     cfg: ModelConfig,
     state: dict[str, Tensor],
     to: Path,
@@ -152,14 +152,14 @@ def save(
     (to / "model.safetensors").chmod((to / "config.json").stat().st_mode)
 
 
-def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor) -> float:
+def verify_checkpoint(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor) -> float:
     """Load a Hugging Face checkpoint with transformers, and compare it with our model in fp32.
 
     The logits of `tokens_BT` are compared, those of the vocabulary's padding rows included. A decoder also generates up
     to NEW_TOKENS tokens greedily, and our model must choose the same tokens.
 
     Args:
-        folder: the checkpoint, as `save` wrote it.
+        folder: the checkpoint, as `save_checkpoint` wrote it.
         cfg: the configuration of our model.
         state: the weights of our model.
         tokens_BT: token ids of the texts to compare on.
@@ -206,8 +206,9 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 # ------------------------------------------------------------------------------------------- reading
 
 
-def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Hugging Face checkpoint, written by `save` or by transformers, of a format in the table of model/hub.py.
+def load_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Read a Hugging Face checkpoint of a format in the table of model/hub.py, written by `save_checkpoint` or by
+    transformers.
 
     Settings of ours that the format lacks, such as the rotary base in GPT-2, get the usual value. Without
     `unpadded_vocab_size` in config.json the vocabulary counts as unpadded.

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     predicted: Tensor | None = None
     extents_B: Tensor | None = None
 
-    def select(self, x_BT: Tensor) -> Tensor:
+    def select_predicted(self, x_BT: Tensor) -> Tensor:
         """Select, from values [B, T, ...] at all outputs, those at the N outputs that enter the loss: [N, ...], in the
         order of sequences."""
         if self.predicted is None:

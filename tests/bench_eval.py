@@ -57,7 +57,7 @@ def models(data: mirror.Mirror, folder: Path, run: Any) -> tuple[GPT, Any]:
     with torch.no_grad():
         for p in gpt.parameters():  # sharper than at the start of training, so that choices differ
             p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    hub.save(run.model, gpt.state_dict(), folder, tokenizer.eod)
+    hub.save_checkpoint(run.model, gpt.state_dict(), folder, tokenizer.eod)
     convert_tokenizer(tokenizer, run.model.seq).save_pretrained(folder)
     return gpt, tokenizer
 

@@ -71,7 +71,7 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if "fp8" in args.precision:
-            preflight.check_fp8(resolve([("train.precision", "fp8")]))
+            preflight.check_fp8_support(resolve([("train.precision", "fp8")]))
             if missing := lacks_fp8(device):
                 raise ConfigError(missing)
     except ConfigError as error:
@@ -362,7 +362,7 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
         "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if cuda else guess["total"] / 1e9,
         "estimated_gigabytes": guess["total"] / 1e9,
         "compile_seconds": compiling,
-        "execution": built.execution if built else None,
+        "execution": built.execution_details if built else None,
         "date": datetime.date.today().isoformat(),
     }
 

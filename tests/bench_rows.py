@@ -125,8 +125,8 @@ def peer(model: Any, run: Run, rows: torch.Tensor, setting: str, masked_only: bo
 
     def loss() -> Any:
         if batch is not None and masked_only:
-            logits = model.cls(batch.select(model.bert(batch.inputs_BT).last_hidden_state))
-            return cross_entropy(logits.float(), batch.select(batch.targets_BT))
+            logits = model.cls(batch.select_predicted(model.bert(batch.inputs_BT).last_hidden_state))
+            return cross_entropy(logits.float(), batch.select_predicted(batch.targets_BT))
         if batch is not None:
             return model.loss(batch) if isinstance(model, GPT) else model(batch.inputs_BT, labels=labels).loss
         if isinstance(model, GPT):

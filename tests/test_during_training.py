@@ -283,7 +283,7 @@ def test_a_study_is_judged_on_the_way_exported_and_drawn(
         assert steps_to_evaluate(cell.dir) == [] and f"at {6 * STEP} tokens" in text(cell.dir / "eval.log")
         assert rundir.is_exported(cell.dir) and (cell.dir / rundir.EVAL).exists()
         assert not list(cell.dir.glob(f".{rundir.HUB}*"))
-        _, exported = hub.load(cell.dir / rundir.HUB)
+        _, exported = hub.load_checkpoint(cell.dir / rundir.HUB)
         trained = load_file(cell.dir / rundir.WEIGHTS)
         assert all(exported[name].equal(trained[name]) for name in trained) and exported.keys() == trained.keys()
     assert status_table(study).count("2 of 2 on the way") == 2

@@ -101,13 +101,13 @@ def test_of_two_exports_of_a_run_at_once_the_second_finds_the_first(
     (tmp_path / "tokenizer.model").write_bytes(tokenizers.train(text, 20_000, 400))
     tokenizer = tokenizers.load_tokenizer(tmp_path / "tokenizer.model")
     run = run_directory(tmp_path / "out", replace(SMALL, vocab=400), tokenizer, text)
-    verify = hub.verify
+    verify = hub.verify_checkpoint
 
     def overtaken(draft: Path, *rest: Any) -> float:
         shutil.copytree(draft, run / rundir.HUB)
         return verify(draft, *rest)
 
-    monkeypatch.setattr(hub, "verify", overtaken)
+    monkeypatch.setattr(hub, "verify_checkpoint", overtaken)
     drafts = [run / f".{rundir.HUB}.{number}" for number in (7, 8)]  # of a process that was killed, and one at work
     for draft in drafts:
         draft.mkdir()

@@ -308,11 +308,11 @@ def test_a_gpu_without_fp8_is_refused_before_any_work(monkeypatch: MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    preflight.check_fp8(resolve([("train.precision", "bf16")]))
+    preflight.check_fp8_support(resolve([("train.precision", "bf16")]))
     with pytest.raises(ConfigError, match=r"NVIDIA A100 has 8\.0: bf16 runs there"):
-        preflight.check_fp8(resolve([("train.precision", "fp8")]))
+        preflight.check_fp8_support(resolve([("train.precision", "fp8")]))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    preflight.check_fp8(resolve([("train.precision", "fp8")]))
+    preflight.check_fp8_support(resolve([("train.precision", "fp8")]))
 
 
 def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(corpus: str, store: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class Checkpoint:
         self.state = {name: x.detach().clone() for name, x in model.state_dict().items()}
         self.folder = folder / "theirs"
         self.folder.mkdir()
-        hub.save(CFG, self.state, self.folder, self.tokenizer.eod, pad=self.tokenizer.pad)
+        hub.save_checkpoint(CFG, self.state, self.folder, self.tokenizer.eod, pad=self.tokenizer.pad)
         export_tokenizer.convert_tokenizer(self.tokenizer, LONGEST, causal=False).save_pretrained(self.folder)
 
     def ours(self, seed: int, dropout: float) -> Classifier:

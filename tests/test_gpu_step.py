@@ -176,7 +176,7 @@ def test_cuda_graphs_are_asked_for_where_no_gradient_outlives_its_micro_batch() 
         built = live(run, 1, True)
         rows = torch.randint(100, (4, 17), generator=torch.Generator().manual_seed(1))
         losses.append([built.step(built.model.objective.batch(rows), 1e-2).loss for _ in range(3)])
-        assert built.execution["compiled"] == compiled
+        assert built.execution_details["compiled"] == compiled
         assert all(p.grad is None for p in built.model.parameters())
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 

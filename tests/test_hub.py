@@ -105,7 +105,7 @@ def tokens(cfg: ModelConfig, T: int = 24) -> torch.Tensor:
 
 def saved(cfg: ModelConfig, to: Path) -> Path:
     to.mkdir(exist_ok=True)
-    hub.save(cfg, weights(cfg), to, eod=1)
+    hub.save_checkpoint(cfg, weights(cfg), to, eod=1)
     return to
 
 
@@ -150,8 +150,8 @@ def test_of_encoders_only_bert_is_accepted() -> None:
 @pytest.mark.parametrize("cfg", [*EXPORTED, *ENCODERS], ids=name)
 def test_what_is_written_computes_the_same_and_comes_back(cfg: ModelConfig, tmp_path: Path) -> None:
     cfg = replace(cfg, **({"hidden": 40, "heads": 5} if cfg.pos == "alibi" else {}))
-    assert hub.verify(saved(cfg, tmp_path), cfg, weights(cfg), tokens(cfg)) < 5e-6
-    again, state = hub.load(tmp_path)
+    assert hub.verify_checkpoint(saved(cfg, tmp_path), cfg, weights(cfg), tokens(cfg)) < 5e-6
+    again, state = hub.load_checkpoint(tmp_path)
     if cfg.pos != "rotary":
         again = replace(again, rotary_base=cfg.rotary_base)  # those formats do not have one
     assert replace(again, mask_rate=cfg.mask_rate) == cfg  # none has that
@@ -184,7 +184,7 @@ def test_kinds_of_tokens_that_transformers_trained_are_read_into_the_positions(t
     state = load_file(file)
     state["bert.embeddings.token_type_embeddings.weight"] = torch.randn(2, 48)
     save_file(state, file, metadata={"format": "pt"})
-    cfg, read = hub.load(tmp_path)
+    cfg, read = hub.load_checkpoint(tmp_path)
     ours = GPT(cfg).eval()
     ours.load_state_dict(read)
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
@@ -211,7 +211,7 @@ def test_generation_equals_greedy_decoding(tmp_path: Path) -> None:
 def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -> None:
     cfg = replace(SMALL, dropout=0.1, attn_dropout=0.2)
     state = {k: x.bfloat16() for k, x in weights(cfg).items()}
-    hub.save(cfg, state, tmp_path, eod=7, origin={"cell": "a"})
+    hub.save_checkpoint(cfg, state, tmp_path, eod=7, origin={"cell": "a"})
     config = json.loads((tmp_path / "config.json").read_text())
     assert {k: config[k] for k in ("vocab_size", "unpadded_vocab_size", "dtype", "eos_token_id", "bos_token_id")} == {
         "vocab_size": 128,
@@ -222,8 +222,8 @@ def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -
     }
     assert (config["resid_pdrop"], config["embd_pdrop"], config["attn_pdrop"]) == (0.1, 0.1, 0.2)
     assert config["trained_by"] == {"name": "megahour", "cell": "a"}
-    assert hub.verify(tmp_path, cfg, state, tokens(cfg)) < 5e-6
-    again, read = hub.load(tmp_path)
+    assert hub.verify_checkpoint(tmp_path, cfg, state, tokens(cfg)) < 5e-6
+    again, read = hub.load_checkpoint(tmp_path)
     assert again.dropout == 0.1 and again.vocab == 120 and all(read[k].equal(state[k]) for k in state)
 
 
@@ -241,7 +241,7 @@ def test_precision_padding_and_dropout_are_written_as_they_are(tmp_path: Path) -
 def test_what_has_no_counterpart_is_refused_by_name(change: dict, why: str, tmp_path: Path) -> None:
     cfg = replace(SMALL, **change)
     with pytest.raises(ValueError, match=why):
-        hub.save(cfg, GPT(cfg).state_dict(), tmp_path, eod=1)
+        hub.save_checkpoint(cfg, GPT(cfg).state_dict(), tmp_path, eod=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -273,7 +273,7 @@ def test_every_setting_is_known() -> None:
 def test_verification_sees_a_wrong_setting(cfg: ModelConfig, change: dict, tmp_path: Path) -> None:
     edit(saved(cfg, tmp_path), **change)
     with pytest.raises(ValueError, match="other logits|does not load"):
-        hub.verify(tmp_path, cfg, weights(cfg), tokens(cfg))
+        hub.verify_checkpoint(tmp_path, cfg, weights(cfg), tokens(cfg))
 
 
 @pytest.mark.parametrize("key, value", [("transformer.ln_f.bias", None), ("transformer.h.2.ln_1.bias", torch.ones(48))])
@@ -282,7 +282,7 @@ def test_verification_sees_a_missing_and_a_left_over_tensor(key: str, value: Any
     state = {k: x for k, x in (load_file(file) | {key: value}).items() if x is not None}
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"does not load what was written: .*{key}"):
-        hub.verify(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
+        hub.verify_checkpoint(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
 
 
 def test_verification_sees_a_wrong_weight_and_other_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,15 +290,15 @@ def test_verification_sees_a_wrong_weight_and_other_text(tmp_path: Path, monkeyp
     state["transformer.h.1.mlp.c_fc.bias"][3] += 0.1
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="other logits"):
-        hub.verify(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
+        hub.verify_checkpoint(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
     monkeypatch.setattr(hub, "TOLERANCE", 10.0)  # logits pass, and a token that is not the likeliest would
-    hub.verify(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
+    hub.verify_checkpoint(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
     saved(SMALL, tmp_path)
     monkeypatch.undo()
     settings = tmp_path / "generation_config.json"
     settings.write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 1, "repetition_penalty": 9.0}))
     with pytest.raises(ValueError, match="generates other text"):
-        hub.verify(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
+        hub.verify_checkpoint(tmp_path, SMALL, weights(SMALL), tokens(SMALL))
 
 
 # ------------------------------------------------------------------------------------------------ reading theirs
@@ -343,7 +343,7 @@ def written_by_transformers(config: Any, to: Path) -> Any:
 @pytest.mark.parametrize("which", THEIRS)
 def test_what_transformers_wrote_is_read(which: str, tmp_path: Path) -> None:
     theirs = written_by_transformers(THEIRS[which], tmp_path)
-    cfg, state = hub.load(tmp_path)
+    cfg, state = hub.load_checkpoint(tmp_path)
     assert cfg.tied == (which in ("GPT-2", "BLOOM"))
     assert cfg.seq == (2048 if which == "BLOOM" else 30) and cfg.dropout == (0.1 if which == "GPT-2" else 0)
     ours = GPT(cfg).eval()
@@ -356,7 +356,7 @@ def test_what_transformers_wrote_is_read(which: str, tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_no_multiple_is_read(tmp_path: Path) -> None:
     config = transformers.GPT2Config(**(THEIRS["GPT-2"].to_dict() | {"vocab_size": 131}))
     theirs = written_by_transformers(config, tmp_path)
-    cfg, state = hub.load(tmp_path)
+    cfg, state = hub.load_checkpoint(tmp_path)
     assert (cfg.vocab, cfg.padded_vocab) == (131, 131)
     ours = GPT(cfg).eval()
     ours.load_state_dict(state)
@@ -369,7 +369,7 @@ def test_a_bare_model_in_shards_is_read(tmp_path: Path) -> None:
     theirs = written_by_transformers(THEIRS["GPT-2"], tmp_path / "whole")
     theirs.transformer.save_pretrained(tmp_path / "bare", max_shard_size="100KB")
     assert len(list((tmp_path / "bare").glob("*.safetensors"))) > 1
-    whole, bare = hub.load(tmp_path / "whole"), hub.load(tmp_path / "bare")
+    whole, bare = hub.load_checkpoint(tmp_path / "whole"), hub.load_checkpoint(tmp_path / "bare")
     assert whole[0] == bare[0] and all(bare[1][k].equal(x) for k, x in whole[1].items())
 
 
@@ -403,7 +403,7 @@ def test_settings_without_a_counterpart_are_refused(which: str, change: dict, wh
     THEIRS[which].save_pretrained(tmp_path)
     edit(tmp_path, **change)
     with pytest.raises(ValueError, match=why):
-        hub.load(tmp_path)
+        hub.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -421,21 +421,21 @@ def test_weights_that_do_not_fit_are_refused(key: str, value: Any, why: str, tmp
     state = load_file(file)
     save_file({k: x for k, x in (state | {key: value}).items() if x is not None}, file)
     with pytest.raises(ValueError, match=why):
-        hub.load(tmp_path)
+        hub.load_checkpoint(tmp_path)
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no config.json"):
-        hub.load(tmp_path)
+        hub.load_checkpoint(tmp_path)
     file = saved(SMALL, tmp_path) / "model.safetensors"
     whole = file.read_bytes()
     for part in (whole[:-1], whole[: len(whole) // 2], b"", b"no tensors at all"):
         file.write_bytes(part)
         with pytest.raises(ValueError, match="model.safetensors is damaged"):
-            hub.load(tmp_path)
+            hub.load_checkpoint(tmp_path)
     file.unlink()
     with pytest.raises(ValueError, match="no model.safetensors"):
-        hub.load(tmp_path)
+        hub.load_checkpoint(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the tokenizer
@@ -569,7 +569,7 @@ def test_a_run_is_exported(run: Path, ours: SentencePiece, capsys: pytest.Captur
     }
     text = transformers.pipeline("text-generation", model=str(to), tokenizer=str(to))
     assert text("import", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("import")
-    _, state = hub.load(to)
+    _, state = hub.load_checkpoint(to)
     trained = load_file(run / "weights.safetensors")
     assert all(state[k].equal(x) for k, x in trained.items()) and state.keys() == trained.keys()
     assert export.main([str(run), "--to", str(to)]) == 2 and "exists" in capsys.readouterr().err

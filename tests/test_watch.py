@@ -258,7 +258,7 @@ def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
         for step in range(1, 6):
             time.sleep(0.2)  # a thousand of them are minutes
             w.step_ended(step)
-        assert w.limit == 1000 * statistics.median(w.durations) > 60.0
+        assert w.hang_limit == 1000 * statistics.median(w.durations) > 60.0
         until(lambda: time.monotonic() > w.last_progress + w.patience)
         has_looked(w)
     assert not hangs
@@ -271,11 +271,11 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
         for step in range(1, 6):
             w.step_ended(step)
         with w.allow_storage_time():
-            assert w.limit == STORAGE_SECONDS
+            assert w.hang_limit == STORAGE_SECONDS
             until(lambda: time.monotonic() > w.last_progress + w.patience)  # longer than a step may take
             has_looked(w)
             stored = time.monotonic()
-        assert w.limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= stored
+        assert w.hang_limit == max(0.5, 5 * statistics.median(w.durations)) and w.last_progress >= stored
     assert not hangs
 
 

@@ -46,7 +46,7 @@ def cast_to_fp8(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
     return (x * scale.to(x.dtype)).to(kind)
 
 
-def product(
+def fp8_product(
     a_NK: Tensor, a_scale: Tensor, b_KM: Tensor, b_scale: Tensor, bias_M: Tensor | None = None, fast: bool = False
 ) -> Tensor:
     """Multiply FP8 operands: a_NK @ b_KM, divided by both scales, + bias_M, in bf16.
@@ -132,7 +132,7 @@ class _Products(torch.autograd.Function):
             ctx.save_for_backward(x8_ND, x, w, weight_FD)
         else:
             ctx.save_for_backward(x8_ND, x, w, w8_DF)
-        return product(x8_ND, x, w8_FD.t(), w, bias_F, fast=True)
+        return fp8_product(x8_ND, x, w8_FD.t(), w, bias_F, fast=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,5 +141,5 @@ class _Products(torch.autograd.Function):
         g = fp8_scale(grads[0], BACKWARD)
         g8_NF = cast_to_fp8(grads[0], g, BACKWARD)
         bias_grad = grads[0].sum(0) if ctx.needs_input_grad[2] else None
-        x_grad = product(g8_NF, g, w8_FD, w)
-        return x_grad, product(g8_NF.t(), g, x8_ND, x), bias_grad, None, None, None
+        x_grad = fp8_product(g8_NF, g, w8_FD, w)
+        return x_grad, fp8_product(g8_NF.t(), g, x8_ND, x), bias_grad, None, None, None

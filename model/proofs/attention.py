@@ -106,7 +106,7 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
                 qkv[:, start + j, 2, :, j] = 1
             return qkv.view(1, T, 3 * H * K)
 
-        with probe.hooks() as on:
+        with probe.temporary_hooks() as on:
             for layer, block in zip(weights, model.blocks, strict=True):
 
                 def read(m: Any, args: Any, columns: np.ndarray = layer[:, :, start : start + width]) -> None:
@@ -121,7 +121,7 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
     return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
 
 
-def proof_length(model: Any) -> tuple[int, str]:
+def proof_sequence_length(model: Any) -> tuple[int, str]:
     """Choose the sequence length at which `prove_position` measures scores, so that no other scheme gives equal scores.
 
     The length starts at MIN_POSITIONS and is doubled until the scores differ, or the training length is reached. For
@@ -150,7 +150,7 @@ def prove_position(model: Any) -> Proof:
     configured position scheme."""
     cfg = model.cfg
     wrong, worst = [], 0.0
-    T, same = proof_length(model)
+    T, same = proof_sequence_length(model)
     if same and cfg.pos != "none":
         wrong.append(f"within the {T} tokens of a sequence its formula in expected_scores is that of {same}")
     expected = expected_scores(model, cfg.pos, T)[probe.heads_of_rank(model)]
@@ -291,7 +291,7 @@ def information_leaks(model: Any) -> list[str]:
     def enlarge(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return out / sizes.setdefault(module, out.float().std()).to(out.dtype)  # the same for both texts
 
-    with probe.hooks() as on:
+    with probe.temporary_hooks() as on:
         for layer in model.blocks:
             on(layer.attn.qkv.register_forward_hook(enlarge))
         before, after = (
@@ -327,14 +327,14 @@ def prove_objective(model: Any) -> Proof:
         wrong += masking_faults(model, rows.cpu().numpy(), batch, mask)
     expected = expected_predictions(model, rows.cpu().numpy(), batch)
     total = sum(map(len, expected))
-    matrix = probe.whole_parameter(model, "embed.weight" if model.head is None else "head.weight")
+    matrix = probe.gather_parameter(model, "embed.weight" if model.head is None else "head.weight")
     favoured = matrix[cfg.vocab - 1]
     y_D = 30 * favoured / favoured.square().sum()
     logits = matrix.double() @ y_D.double()
     costs = (logits.logsumexp(0) - logits).tolist()  # of predicting each token from y_D
     base = math.log(cfg.padded_vocab)
     for t in range(T):
-        with probe.hooks() as on:
+        with probe.temporary_hooks() as on:
 
             def favour(m: Any, args: Any, out: Tensor, t: int = t) -> Tensor:
                 out = torch.zeros_like(out)
@@ -366,7 +366,7 @@ def prove_qk_scaling(model: Any) -> Proof:
         return Proof("model.qk_scaling", value, not cfg.qk_scaling, detail + idle)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     exact = []
-    with probe.hooks() as on:
+    with probe.temporary_hooks() as on:
         for number, layer in enumerate(model.blocks, start=1):
             size = math.sqrt((number - 0.5) * torch.finfo(dtype).max / math.sqrt(K))
 

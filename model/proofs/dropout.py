@@ -41,7 +41,7 @@ def measure_dropout(model: Any) -> DropoutMeasurement:
         qkv[:, :, 2] = 1
         return qkv.view_as(out)
 
-    with probe.hooks() as on:
+    with probe.temporary_hooks() as on:
         for layer in model.blocks:
             on(layer.register_forward_pre_hook(lambda m, a: inputs.append(a[0])))
             on(layer.attn.qkv.register_forward_hook(values))

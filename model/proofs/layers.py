@@ -47,7 +47,7 @@ def prove_embedding_norm(model: Any) -> Proof:
     tokens = some[:, None].expand(8, 2)
     x_BD = probe.embedding_sum(model, 2, tokens)[:, 0]
     x_BD = x_BD - position_rows(model, 1)[0]  # positions come after the norm
-    raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
+    raw_BD = probe.gather_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
     # sinusoids are as large as 1, and in bf16 they round the small embeddings that they are added to
     ok = probe.is_close(x_BD, expected, 1.0 if cfg.embnorm or cfg.pos in ADDITIVE_SCHEMES else cfg.init_std)
@@ -73,7 +73,7 @@ def prove_norms(model: Any) -> Proof:
         sites["norm"] = model.norm
     ends: dict[str, Tensor] = {}  # of the trunk: what the embeddings' sum becomes, layers in between, what leaves them
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in sites}
-    with probe.hooks() as on:
+    with probe.temporary_hooks() as on:
         for name, norm in sites.items():
             if norm is not None:
                 # an input that is neither centred nor of unit size, so that no formula looks like another or like none
@@ -113,7 +113,7 @@ def prove_block(model: Any) -> Proof:
         out_BTD = {
             name: torch.randn(1, 8, cfg.hidden, generator=generator).to(model.embed.weight) for name in ("attn", "mlp")
         }
-        with probe.hooks() as on:
+        with probe.temporary_hooks() as on:
             on(layer.register_forward_pre_hook(lambda m, a: (2 * a[0] / a[0].std() + 1, *a[1:])))
             on(layer.register_forward_hook(lambda m, a, o, tensors=tensors: tensors.update(into=a[0], out=o)))
             for name in ("attn", "mlp"):
@@ -210,7 +210,7 @@ def prove_activation(model: Any) -> Proof:
         F, like = block.mlp.up.out_features, block.mlp.up.weight
         h_1TF = torch.linspace(-4, 4, 8 * F, dtype=torch.float64).view(1, 8, F).to(like)
         g_1TF = h_1TF.flip(1).roll(1, 2)
-        with probe.hooks() as on:
+        with probe.temporary_hooks() as on:
             on(block.mlp.up.register_forward_hook(lambda m, a, o, h=h_1TF: h))
             if gated and hasattr(block.mlp, "gate"):
                 on(block.mlp.gate.register_forward_hook(lambda m, a, o, g=g_1TF: g))
@@ -260,7 +260,7 @@ def prove_tied(model: Any) -> Proof:
     x = model.transform(probe.hidden_states(model, tokens)).double()
     outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
     rows = {
-        n: p for n in outside if (p := probe.whole_parameter(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2
+        n: p for n in outside if (p := probe.gather_parameter(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2
     }
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})

@@ -26,9 +26,9 @@ class Proof:
 
 
 @contextmanager
-def hooks() -> Iterator[Any]:
-    """A context for forward hooks. It yields a function that takes the handle of a hook; when the context ends, all
-    these hooks are removed."""
+def temporary_hooks() -> Iterator[Any]:
+    """A context for forward hooks, which are removed when it ends. It yields a function that takes the handle of a
+    hook."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -43,8 +43,8 @@ def heads_of_rank(model: Any) -> range:
     return range(model.tp.rank * H, (model.tp.rank + 1) * H)
 
 
-def whole_parameter(model: Any, name: str) -> Tensor:
-    """The whole parameter `name`, gathered from all ranks where tensor parallelism divides it. All ranks call this
+def gather_parameter(model: Any, name: str) -> Tensor:
+    """Gather the whole parameter `name` from all ranks where tensor parallelism divides it. All ranks call this
     function together."""
     return model.tp.gather(name, model.get_parameter(name))
 
@@ -74,7 +74,7 @@ def embedding_sum(model: Any, T: int, tokens: Tensor | None = None) -> Tensor:
     0."""
     sums: list[Tensor] = []  # inputs of the norm of the sum
     first_inputs: list[Tensor] = []  # inputs of the first layer, used where a model has no such norm
-    with hooks() as on:
+    with temporary_hooks() as on:
         on(model.sumnorm.register_forward_pre_hook(lambda m, args: sums.append(args[0])))
         on(model.blocks[0].register_forward_pre_hook(lambda m, args: first_inputs.append(args[0])))
         zeros = torch.zeros(1, T, dtype=torch.long, device=model.embed.weight.device)
