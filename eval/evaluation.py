@@ -26,9 +26,9 @@ NO_LIKELIHOOD = (
 class Outcomes(NamedTuple):
     """The results of all tasks of an evaluation, from which the scores in eval.json are computed.
 
-    held_out: {task made from held-out text: result of `harness.evaluate`}.
-    domains: {"corpus/domain": result of `harness.evaluate` on the held-out text of the domain}.
-    lm_eval: {task of lm-eval: result of `harness.evaluate_named`}.
+    held_out: {task made from held-out text: result of `harness.run_held_out_tasks`}.
+    domains: {"corpus/domain": result of `harness.run_held_out_tasks` on the held-out text of the domain}.
+    lm_eval: {task of lm-eval: result of `harness.run_lm_eval_tasks`}.
     failed: {task of lm-eval: why it failed}.
     curves: for each corpus the loss by number of context tokens, from `position.loss_by_position`; [] if not measured.
     """
@@ -84,7 +84,8 @@ def evaluate_weights(
     other_ranks = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,
-        results.identity(run, weights) | {"precision": precision},  # the requests themselves are the journal's keys
+        results.result_conditions(run, weights)
+        | {"precision": precision},  # the requests themselves are the journal's keys
         rank,
         processes,
         lambda: all(process.poll() is None for process in other_ranks),
@@ -100,12 +101,12 @@ def evaluate_weights(
     journal.close()
     if rank:
         return {}
-    scores, rows = scores_of(text, outcomes)
+    scores, rows = scores_and_samples(text, outcomes)
     scores |= {"precision": precision, "seconds": round(time.monotonic() - start, 1)}
-    scores |= additional_scores(scores, rows, outcomes, requested, missing)
+    scores |= optional_entries(scores, rows, outcomes, requested, missing)
     at_step = {"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}
-    result = results.identity(run, weights) | at_step | scores
-    results.write(directory, weights, result, rows)
+    result = results.result_conditions(run, weights) | at_step | scores
+    results.write_result(directory, weights, result, rows)
     for process in other_ranks:
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)  # another process may do the same
@@ -132,9 +133,9 @@ def run_tasks(
     """
     from eval.tasks import harness
 
-    held_out = harness.evaluate(scorer, {name: task for name, task in text.tasks.items() if task[1]})
-    lm_eval, failed = harness.evaluate_named(scorer, tasks, requested.data) if requested else ({}, {})
-    domains = harness.evaluate(scorer, text.domains) if text.domains else {}
+    held_out = harness.run_held_out_tasks(scorer, {name: task for name, task in text.tasks.items() if task[1]})
+    lm_eval, failed = harness.run_lm_eval_tasks(scorer, tasks, requested.data) if requested else ({}, {})
+    domains = harness.run_held_out_tasks(scorer, text.domains) if text.domains else {}
     curves = []
     for documents in text.documents.values() if by_position else ():
         pieces = position.pieces(documents, tokenizer, scorer.window)
@@ -142,7 +143,7 @@ def run_tasks(
     return Outcomes(held_out, domains, lm_eval, failed, curves)
 
 
-def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
+def scores_and_samples(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
     """The scores of an evaluation: (the entries of eval.json with the scores of each task and the means over tasks, the
     lines of samples.jsonl.gz)."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
@@ -153,12 +154,12 @@ def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], en
         "omitted": text.omitted,
         "bits_per_byte": entries.mean_loss(tasks, rows),
         "by_domain": entries.losses_by_domain(text.documents, outcomes.domains),
-        "zero_shot": entries.zero_shot(tasks, rows),
+        "zero_shot": entries.zero_shot_mean(tasks, rows),
     }
     return result, rows
 
 
-def additional_scores(
+def optional_entries(
     scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
     """The entries of eval.json that not every evaluation has.

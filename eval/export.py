@@ -80,7 +80,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     import torch
     import transformers
 
-    from eval.tasks.probes import documents
+    from eval.tasks.probes import sorted_texts
     from eval.weights import Weights
 
     transformers.logging.set_verbosity_error()
@@ -95,7 +95,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     if note := weights.check():
         print(f"note: {note}", file=sys.stderr)
     state = weights.read(run, None)
-    texts = documents(location.valid_files(directory, run, store))
+    texts = sorted_texts(location.validation_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
     safe_files.remove_abandoned(to.parent, f".{glob.escape(to.name)}.*")

@@ -43,7 +43,7 @@ class HeldOutText(NamedTuple):
 def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
     """The held-out text on which a run is evaluated. `run`: the content of run.json; `store`: the folder of prepared
     data."""
-    spec = probes.specification()["tasks"]
+    spec = probes.load_specification()["tasks"]
     text = HeldOutText({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
         files = location.held_out_files(corpus, run, store)
@@ -59,7 +59,7 @@ def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
 def masked_outcomes(
     model: Any, tokenizer: Any, tasks: Tasks, progress: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
-    """The held-out loss of a masked language model on each task: {task: result}, in the form of `harness.evaluate`.
+    """The held-out loss of a masked language model on each task: {task: result}, in the form of `harness.run_held_out_tasks`.
 
     Args:
         model: a GPT with objective mlm.

@@ -101,7 +101,7 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     return tokenizers.load_tokenizer(path)
 
 
-def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
+def validation_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
     """The files in the store with the held-out text of the corpus that a run was trained on.
 
     Args:

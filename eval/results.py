@@ -36,19 +36,19 @@ RESULT_FORM = {  # of what is used of a stored result (see `safe_files.first_mis
 SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a task's entries "data" and "examples"
 
 
-def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
+def result_conditions(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version":
     of this project's tasks, "lm_eval": of lm-eval, "weights_sha256", "corpora": the names of the
     held-out texts}. `run`: the content of run.json; `weights`: the evaluated weights."""
     return {
-        "version": probes.specification()["version"],
+        "version": probes.load_specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
         "weights_sha256": weights.sha256,
         "corpora": run["config"]["eval"]["corpora"],
     }
 
 
-def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
+def read_result(directory: Path, weights: Weights) -> dict[str, Any] | None:
     """The stored result of an evaluation (the content of eval.json, or of eval-step_N.json); None where the files are
     missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
     directory; `weights`: the weights, whose step says which file is read."""
@@ -95,10 +95,10 @@ def current_result(
         requested: tasks of lm-eval that the result must have, on data that has not changed since; None: no such tasks.
         precision: the precision of the evaluation, "fp32" or "bf16"; None: any.
     """
-    result = read(directory, weights)
+    result = read_result(directory, weights)
     if result is None:
         return None
-    expected = identity(run, weights) | ({"precision": precision} if precision else {})
+    expected = result_conditions(run, weights) | ({"precision": precision} if precision else {})
     return result if expected.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
@@ -120,11 +120,11 @@ def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
     return all(requested.data.why_any_unusable(defined[name].sources) for name in earlier["missing"] if name in defined)
 
 
-def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
+def add_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
     """The request, extended by the tasks of lm-eval in the stored result. An evaluation writes eval.json anew, and must
     not lose earlier results because other tasks are requested. Earlier tasks that can no longer be run are left out,
     and named on the terminal."""
-    names = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
+    names = (read_result(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in names:
         try:
@@ -135,7 +135,7 @@ def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest
     return requested._replace(names=list(dict.fromkeys([*still_possible, *requested.names])))
 
 
-def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_result(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write samples.jsonl.gz and then eval.json; for weights of an earlier step only eval-step_N.json.
 
     Args:
@@ -167,25 +167,25 @@ def not_finite(value: Any, path: str = "") -> list[str]:
     return [path.lstrip("/")] if isinstance(value, float) and not math.isfinite(value) else []
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary_line(result: dict[str, Any]) -> str:
     """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, score of the suite,
     seconds. `result`: the content of eval.json."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
-    text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
+    text = f"{bits['value']:.3f}{stderr_text(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
         text += f" ({100 * share:.1f} % of the bytes are unknown to the tokenizer and charged 8 bits each)"
     if zero_shot:
-        text += f", zero-shot {zero_shot['value']:.1f}{plus_minus(zero_shot['stderr'], 1)} %"
+        text += f", zero-shot {zero_shot['value']:.1f}{stderr_text(zero_shot['stderr'], 1)} %"
         text += f" (chance {zero_shot['chance']:.1f} %)"
     if scores := result.get("suite"):
         only = "" if scores["tasks"] == scores["of"] else f" ONLY {scores['tasks']} OF"
         text += (
-            f", suite{only} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
+            f", suite{only} {scores['of']} tasks {scores['value']:.2f}{stderr_text(scores['stderr'], 2)} % "
             f"(chance {scores['chance']:.1f} %)"
         )
     return f"{text} (±: one standard error), {result['seconds']:.0f} s"
 
 
-def plus_minus(stderr: float | None, digits: int) -> str:
+def stderr_text(stderr: float | None, digits: int) -> str:
     """A standard error as text with `digits` decimals, such as " ± 0.012"; "" where it is None."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

@@ -123,11 +123,11 @@ def trainer(
         epoch = -1
 
         def __len__(self) -> int:
-            return len(train.batches(lengths, setting.batch, seed, 0))
+            return len(train.epoch_batches(lengths, setting.batch, seed, 0))
 
         def __iter__(self) -> Iterator[list[int]]:
             self.epoch += 1
-            yield from train.batches(lengths, setting.batch, seed, self.epoch)
+            yield from train.epoch_batches(lengths, setting.batch, seed, self.epoch)
 
     collate = transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(model.name_or_path))
     losses: list[float] = []

@@ -160,7 +160,7 @@ def is_causal(folder: Path) -> bool:
     return decodes or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
+def huggingface_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
     """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier by the tokenizer of a
     Hugging Face checkpoint. The tokenizer's template for two texts is used where text_b is not "", else that for one
     text.

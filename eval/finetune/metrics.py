@@ -41,12 +41,12 @@ def regression_metrics(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict
     from scipy.stats import rankdata
 
     return {
-        "pearson": correlation(predictions_N, targets_N),
-        "spearman": correlation(rankdata(predictions_N), rankdata(targets_N)),
+        "pearson": pearson_correlation(predictions_N, targets_N),
+        "spearman": pearson_correlation(rankdata(predictions_N), rankdata(targets_N)),
     }
 
 
-def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+def pearson_correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
     if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
         return 0.0
     return float(np.corrcoef(np.asarray(a_N, float), np.asarray(b_N, float))[0, 1])
@@ -60,7 +60,7 @@ def chance_metrics(labels: Sequence[float], classes: int) -> dict[str, float]:
     return classification_metrics(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
-def constant_metrics(labels: Sequence[float], classes: int) -> list[dict[str, float]]:
+def metrics_per_constant_class(labels: Sequence[float], classes: int) -> list[dict[str, float]]:
     """For each class the metrics of a model that answers it to every item, {name of the metric: value}; [] for a
     regression. `labels` and `classes` are as in `chance_metrics`."""
     return [

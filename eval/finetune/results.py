@@ -29,7 +29,7 @@ def read_result(path: Path, name: str) -> dict[str, Any] | None:
     return result
 
 
-def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summarise_over_seeds(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Summarise the results of fine-tuning over seeds, as the table of GLUE in points (percent).
 
     Args:

@@ -12,7 +12,7 @@ from eval import location
 CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, settings and tokenizers
 
 
-class Source:
+class PretrainedModel:
     """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. The object can
     be pickled for worker processes.
 
@@ -75,7 +75,7 @@ class Source:
             assert self.store
             return classifier.input_encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
         assert self.external
-        return classifier.external_input_encoder(self.external, longest)
+        return classifier.huggingface_input_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
         """A new backbone (classifier.py) with the pretrained weights.

@@ -50,7 +50,7 @@ class Setting:
             raise ValueError("a batch of 1 at least, inputs of 8 tokens at least, a warm-up below 1, a rate above 0")
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     """The learning rate of a step as a share of the peak: linear warm-up from 0, then a cosine to 0. `step`: the number
     of the step, from 0; `steps`: the number of all steps; `warmup`: the share of the steps that warm up."""
     rising = int(warmup * steps)
@@ -59,7 +59,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of an epoch in the order of training, each a list of indices of items.
 
     Items are shuffled; within pools of BATCHES_PER_POOL batches they are sorted by length, to reduce padding; then the
@@ -124,9 +124,9 @@ def train(
     losses: list[float] = []
     model.train()
     for epoch in range(setting.epochs):
-        for items in batches(lengths, setting.batch, seed, epoch):
+        for items in epoch_batches(lengths, setting.batch, seed, epoch):
             for group in optimizer.param_groups:
-                group["lr"] = setting.lr * schedule(step, steps, setting.warmup)
+                group["lr"] = setting.lr * learning_rate_factor(step, steps, setting.warmup)
             batch = pad([rows[i] for i in items])
             labels_B = torch.tensor([labels[i] for i in items], device=device)
             value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
@@ -165,7 +165,7 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
     return logits_NC
 
 
-def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
+def score_predictions(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     """The results of one evaluation set: {"metrics": {name: value}, "chance": the metrics of a model with constant
     outputs, "constant": for each class those of a model that always answers it, "collapsed": whether all predictions
     are the same, "items": [{"id", "value"}]}.
@@ -188,22 +188,22 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "metrics": scores,
         "chance": metrics.chance_metrics(labels, classes),
-        "constant": metrics.constant_metrics(labels, classes),
+        "constant": metrics.metrics_per_constant_class(labels, classes),
         "collapsed": metrics.is_collapsed(outputs),
         "items": [{"id": example.id, "value": float(value)} for example, value in zip(examples, values, strict=True)],
     }
 
 
-def conditions_of_model(setting: Setting, model_sha256: str) -> dict[str, Any]:
+def model_conditions(setting: Setting, model_sha256: str) -> dict[str, Any]:
     """What the results of fine-tuning a model on any task depend on: {"model_sha256", "setting", "inputs_version": the
     version of the encoding of inputs}. `setting`: the hyperparameters; `model_sha256`: the hash of the pretrained
     model."""
     return {"model_sha256": model_sha256, "setting": asdict(setting), "inputs_version": rundir.GLUE_INPUTS_VERSION}
 
 
-def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
+def result_conditions(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
     """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "data_sha256": {split:
-    sha256}} and what `conditions_of_model` returns.
+    sha256}} and what `model_conditions` returns.
 
     Args:
         name: the task.
@@ -221,7 +221,7 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
             load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
         data[split] = safe_files.sha256(path)
-    return {"task": name, **conditions_of_model(setting, model_sha256), "data_sha256": data}
+    return {"task": name, **model_conditions(setting, model_sha256), "data_sha256": data}
 
 
 def finetune(
@@ -234,7 +234,7 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune a model on a task and score it: {"sets": {evaluation set: result of `score`}, "train_items": number of
+    """Fine-tune a model on a task and score it: {"sets": {evaluation set: result of `score_predictions`}, "train_items": number of
     training items}.
 
     Args:
@@ -255,5 +255,5 @@ def finetune(
     train(model, rows, [example.label for example in examples], setting, seed, progress)
     sets = {}
     for split, items in evaluated.items():
-        sets[split] = score(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
+        sets[split] = score_predictions(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
     return {"sets": sets, "train_items": len(examples)}

@@ -28,7 +28,7 @@ class FineTuning(NamedTuple):
 
     name: str  # of the task
     seed: int
-    conditions: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.identity`
+    conditions: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.result_conditions`
     steps: int  # of the optimizer
 
     @property
@@ -63,7 +63,7 @@ def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | No
     return result if result is not None and conditions.items() <= result.items() else None
 
 
-def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def run_fine_tuning(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Fine-tune on one task with one seed, write the result to its file, and return it.
 
     Args:
@@ -76,20 +76,20 @@ def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int,
     """
     import torch
 
-    from eval.finetune.train import finetune, identity
+    from eval.finetune.train import finetune, result_conditions
 
     source, setting = work.source, work.setting
     device = "cuda" if torch.cuda.is_available() else "cpu"
     make_backbone, encode = partial(source.backbone, setting), source.encoder(setting.longest)
     result = finetune(item.name, work.data, make_backbone, encode, setting, item.seed, device, progress)
-    if identity(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:
+    if result_conditions(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:
         raise ValueError("its data changed while it was fine-tuned on: give the same command again")
     result = item.conditions | {"seed": item.seed} | result
     safe_files.write_json(item.file(work.folder), result)
     return result
 
 
-def run_all(
+def run_fine_tunings(
     work: SharedInputs, items: list[FineTuning], jobs: int, results: dict[tuple[str, int], dict[str, Any]]
 ) -> list[str]:
     """Run several fine-tunings. Returns a sentence for each one that failed.
@@ -116,7 +116,7 @@ def run_all(
                 def progress(step: int, steps: int, past_steps: int = past_steps, label: str = item.label) -> None:
                     show(past_steps + step, f"{label}, step {step} of {steps}")
 
-                collect(item, partial(finetune_item, work, item, progress))
+                collect(item, partial(run_fine_tuning, work, item, progress))
                 show(past_steps + item.steps, item.label, True)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
@@ -159,7 +159,7 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
         with _steps.get_lock():
             _steps.value += 1
 
-    return finetune_item(work, item, progress)
+    return run_fine_tuning(work, item, progress)
 
 
 @contextmanager

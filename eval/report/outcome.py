@@ -8,7 +8,7 @@ from eval.report.comparison.findings import Findings
 EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "refused": int(Exit.INVALID)}
 
 
-def outcome(findings: Findings) -> dict[str, Any]:
+def study_outcome(findings: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
     The outcome is "refused" where arms have results that cannot be compared. It is "undecided" where an arm is

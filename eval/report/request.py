@@ -54,7 +54,7 @@ def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
     return values == ["1"], [word for word in words if not word.startswith("VERDICT=")]
 
 
-def parse(words: list[str]) -> Request:
+def parse_request(words: list[str]) -> Request:
     """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it. Raises
     ValueError where a word is not valid, a directory is not that of a run, or no run has begun."""
     from ablations.study import from_args
@@ -89,7 +89,7 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
+    collection = collect_runs(runs, " ".join(["make report", *map(word_without_folders, sorted(words))]))
     metric = check_metric(values.get("METRIC", PRIMARY).strip(), "METRIC")
     criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
     absolute = [word.partition("=")[0] for word in sorted(words) if any(map(os.path.isabs, folders_of_word(word)))]
@@ -118,7 +118,7 @@ def folders_of_word(word: str) -> list[str]:
     return [str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path for path in paths]
 
 
-def word_in_report(word: str) -> str:
+def word_without_folders(word: str) -> str:
     """A word of the command line in the form that a report shows. Of absolute paths outside the present folder only the
     last part is kept, since reports do not show the folders of this machine."""
     name, _, value = word.partition("=")

@@ -10,7 +10,7 @@ from ablations.safe_files import Damaged
 from eval.report.comparison.predictions import FAILED, HELD, UNDECIDED
 
 
-def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+def read_predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Two lists: the predictions in all records in some folders, and a sentence for each record that is damaged. A
     prediction is {"record": name, "text", "metric", "outcome", "measured", "registered": whether before the runs}. Of
     records with the same name, only the one in the first folder counts."""
@@ -32,14 +32,14 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def outcome_counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions as `predictions` returns
+    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions as `read_predictions` returns
     them."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 
-def summary(lines: list[dict[str, Any]]) -> str:
+def summary_text(lines: list[dict[str, Any]]) -> str:
     """Two sentences on how many predictions came true: of those that were registered before the runs, and of all.
-    `lines`: predictions as `predictions` returns them."""
+    `lines`: predictions as `read_predictions` returns them."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = outcome_counts(some)
@@ -49,7 +49,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
     return "\n".join(sentences)
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def predictions_table(lines: list[dict[str, Any]]) -> str:
     head = ["record", "predicted", "of", "outcome", "registered before the runs", "measured"]
     rows = [
         [x["record"], x["text"], x["metric"], x["outcome"], "yes" if x["registered"] else "no", x["measured"]]

@@ -13,7 +13,7 @@ from ablations.safe_files import printable
 from eval.report import request
 from eval.report.comparison.criteria import criteria_chosen_late
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.gather import gather
+from eval.report.comparison.gather import gather_findings
 from eval.statistics.verdicts import seeds_cannot_decide
 
 
@@ -52,8 +52,8 @@ CRITERIA_ONLY = "--criteria"
 
 def main(words: list[str]) -> int:
     try:
-        requested = request.parse([word for word in words if word != CRITERIA_ONLY])
-        findings = gather(requested.study, requested.noise, requested.beside)
+        requested = request.parse_request([word for word in words if word != CRITERIA_ONLY])
+        findings = gather_findings(requested.study, requested.noise, requested.beside)
         check_criteria(findings)
         arms, of_items = ({}, {}) if CRITERIA_ONLY in words else undecided_arms(findings)
     except (ValueError, OSError) as error:

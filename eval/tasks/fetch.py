@@ -21,7 +21,7 @@ ANSWER_SECONDS = 10.0  # seconds that the hub has for an answer, before its data
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
-def fetch(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | None]:
+def read_split(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | None]:
     """Read a split of a data set from the hub: (a datasets.Dataset, its revision; None for a local copy).
 
     Args:
@@ -112,7 +112,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, copies: Path 
                 continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
-            table, revision = fetch(source, spec, copies)
+            table, revision = read_split(source, spec, copies)
         except Exception as error:  # of any library on the way: say it, and go on with the others
             failed[task] = f"{source}: {type(error).__name__}: {' '.join(str(error).split())}"
             continue

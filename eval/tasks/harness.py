@@ -15,7 +15,7 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from eval.tasks.definitions import FAILURES, Definition, error_in_one_line, is_greedy
 from eval.tasks.definitions import definitions as definitions  # for those who `from eval import harness`
 from eval.tasks.mirror import Mirror, Source
-from eval.tasks.probes import digest
+from eval.tasks.probes import short_hash
 from eval.tasks.scorer import Scorer
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -60,7 +60,7 @@ def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
     )
 
 
-def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
+def run_held_out_tasks(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
     """Run tasks made from held-out text through lm-eval.
 
     Args:
@@ -144,7 +144,7 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
         return error_in_one_line(error)
 
 
-def evaluate_named(
+def run_lm_eval_tasks(
     scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """Run tasks of lm-eval. A task that fails does not affect other tasks.
@@ -198,7 +198,7 @@ def evaluate_named(
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
     """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {task:
-    result in the form of `evaluate_named`}."""
+    result in the form of `run_lm_eval_tasks`}."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -213,7 +213,7 @@ def _data_origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """One task's result, as `evaluate_named` describes it: metrics, chance, hashes and samples. `run`: what lm-eval
+    """One task's result, as `run_lm_eval_tasks` describes it: metrics, chance, hashes and samples. `run`: what lm-eval
     returned for all tasks that were run together; `name`: the name of the task in it. Raises ValueError where the
     value of its main metric is not finite."""
     values = {
@@ -239,7 +239,7 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
         repeats[question] += 1
         repetition = f"-{repeats[question]}" if repeats[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
-            sample = {"id": digest(question) + repetition, "value": float(row[metric])}
+            sample = {"id": short_hash(question) + repetition, "value": float(row[metric])}
             samples.append(sample | passage_cluster(row["doc"]))
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
@@ -269,7 +269,7 @@ def passage_cluster(doc: Any) -> dict[str, str]:
         return {}
     for column in PASSAGE_COLUMNS:
         if isinstance(doc.get(column), str) and doc[column].strip():
-            return {"cluster": digest(" ".join(doc[column].split()))}
+            return {"cluster": short_hash(" ".join(doc[column].split()))}
     return {}
 
 

@@ -57,7 +57,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     unknown token is not known.
 
     Args:
-        texts: documents in the order of `probes.documents`.
+        texts: documents in the order of `probes.sorted_texts`.
         tokenizer: the tokenizer of the run.
         seq: the training length in tokens.
     """

@@ -61,13 +61,13 @@ CONTINUATION_START = regex.compile(
 
 
 @functools.cache
-def specification() -> dict:
+def load_specification() -> dict:
     """The content of tasks.yaml: {"version": int, "tasks": {name of a task made from held-out text: its entry},
     ...}."""
     return yaml.safe_load(TASKS.read_text(encoding="utf-8"))
 
 
-def documents(paths: Iterable[str | Path]) -> list[str]:
+def sorted_texts(paths: Iterable[str | Path]) -> list[str]:
     """The different texts of the documents in .jsonl.gz files, sorted by their hashes; empty texts are left out. Raises
     ValueError where a file is damaged; the message names the file."""
     return list(clusters_of(paths))
@@ -80,9 +80,9 @@ def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
     clusters: dict[str, str] = {}
     for document in read_documents(paths):
         text, labels = document["text"], document.get("metadata") or {}
-        group = next((f"{label} {labels[label]}" for label in CLUSTER_LABELS if labels.get(label)), digest(text))
+        group = next((f"{label} {labels[label]}" for label in CLUSTER_LABELS if labels.get(label)), short_hash(text))
         clusters[text] = min(group, clusters.get(text, group))
-    return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=digest)}
+    return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=short_hash)}
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
@@ -118,7 +118,7 @@ def held_out_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str,
             if document["text"].strip():
                 domain = (document.get("metadata") or {}).get("domain") or corpus
                 texts.setdefault(domain, set()).add(document["text"])
-    rows = {domain: held_out_items(sorted(texts[domain], key=digest), max_bytes) for domain in sorted(texts)}
+    rows = {domain: held_out_items(sorted(texts[domain], key=short_hash), max_bytes) for domain in sorted(texts)}
     return rows if len(rows) > 1 else {}
 
 
@@ -127,23 +127,23 @@ def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = Non
     MIN_ITEMS could be made, because there is little text or `seq` is very short, gets [].
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         seq: the training length in tokens, on which only the copying tasks depend.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
 
     Raises:
         ValueError: tasks.yaml has a task without code in this function, or lacks a task that is made here.
     """
-    tasks = specification()["tasks"]
+    tasks = load_specification()["tasks"]
     check_entries(tasks)
     inside = {"max_bytes": int(FEW_BYTES * seq)}
     drawn = {
-        "last_word": last_word(texts, tasks["last_word"]["items"]),
-        "continuation": continuation(texts),
-        "cloze": cloze(texts),
-        "copy_inside": copying(texts, **inside),
-        "copy_beyond": copying(texts, gap_bytes=int(MANY_BYTES * seq)),
-        "copy_absent": ((text, without_snippet(item)) for text, item in copying(texts, **inside)),
+        "last_word": last_word_items(texts, tasks["last_word"]["items"]),
+        "continuation": continuation_items(texts),
+        "cloze": cloze_items(texts),
+        "copy_inside": copying_items(texts, **inside),
+        "copy_beyond": copying_items(texts, gap_bytes=int(MANY_BYTES * seq)),
+        "copy_absent": ((text, without_snippet(item)) for text, item in copying_items(texts, **inside)),
     }
     if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
         raise ValueError(
@@ -179,7 +179,7 @@ def held_out_items(
     documents come first, then the second pieces, and so on. A few long documents thus give many items.
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         max_bytes: the largest number of bytes of all pieces together.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
         piece_bytes: the largest number of bytes of a piece.
@@ -200,7 +200,7 @@ def held_out_items(
         total += end - start
         if rows and total > max_bytes:
             return rows
-        key = digest(piece)
+        key = short_hash(piece)
         repeats[key] += 1
         repetition = f"-{repeats[key]}" if repeats[key] > 1 else ""  # the same words again are another item
         rows.append({"id": key + repetition, "cluster": name, "context": "", "target": piece})
@@ -214,10 +214,10 @@ def held_out_items(
 def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
     """The cluster of the document with this text; a document without an entry in `clusters` is a cluster by itself,
     named by the hash of its text. `clusters`: {text of a document: its cluster}; None: no document has an entry."""
-    return (clusters or {}).get(text) or digest(text)
+    return (clusters or {}).get(text) or short_hash(text)
 
 
-def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
+def last_word_items(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the task to predict the last word of a passage, as in LAMBADA (Paperno et al. 2016).
     The word occurs earlier in the passage.
 
@@ -226,7 +226,7 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
     giving the most common answer scores little.
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         n: the number of items that will be used, of which a word may answer at most n // 20.
     """
     pair_documents: Counter[tuple[str | Any, ...]] = Counter()
@@ -248,10 +248,10 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
             yield text, {"context": context, "target": " " + word}
 
 
-def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
+def continuation_items(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the task to choose the true continuation of a text among four. The three wrong choices
     are pieces of other documents, whose lengths in bytes differ from the true one's by a tenth at most. `texts`:
-    documents in the order of `documents`."""
+    documents in the order of `sorted_texts`."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
     for text, rng in repeated_passes(usable):
@@ -267,7 +267,7 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_spans(text: str) -> Iterator[tuple[int, int]]:
-    """The start and end, as character indices, of each piece of a text that can be a choice of `continuation`. A piece
+    """The start and end, as character indices, of each piece of a text that can be a choice of `continuation_items`. A piece
     starts between two words after the first 100 characters, and ends at the first space between its 48th and 64th
     character. In scripts without spaces it ends after 48 characters."""
     for gap in CONTINUATION_START.finditer(text):
@@ -282,9 +282,9 @@ def piece_spans(text: str) -> Iterator[tuple[int, int]]:
             yield start, space
 
 
-def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
+def cloze_items(texts: list[str]) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the task to choose the word that is left out of running text. Each choice is a
-    candidate for the word, followed by the text after the gap. `texts`: documents in the order of `documents`.
+    candidate for the word, followed by the text after the gap. `texts`: documents in the order of `sorted_texts`.
 
     As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
     also about as common as the right one.
@@ -304,7 +304,7 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
         yield text, multiple_choice_item(context, f" {gap[1]}{after}", [f" {word}{after}" for word in wrong], rng)
 
 
-def copying(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterator[tuple[str, dict]]:
+def copying_items(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterator[tuple[str, dict]]:
     """Pairs (document, item) of the copying tasks. The context is a snippet of the document, text of other documents,
     and the first six words of the snippet again; the task is to choose the word that comes next. This is induction, ...
     A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
@@ -313,7 +313,7 @@ def copying(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterato
     the snippet shows which choice is right. Either `max_bytes` or `gap_bytes` is given.
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         max_bytes: the largest number of bytes of a whole item; 0: not limited.
         gap_bytes: the number of bytes of text between the snippet and its repetition; 0: as much as `max_bytes` allows.
     """
@@ -360,7 +360,7 @@ def text_of_other_documents(texts: list[str], excluded: str, omit: set[str], siz
 
 
 def without_snippet(item: dict) -> dict:
-    """A control for an item of `copying`: the item without the snippet and the text of other documents, so that its
+    """A control for an item of `copying_items`: the item without the snippet and the text of other documents, so that its
     answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
@@ -378,7 +378,7 @@ def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
     one item before any document gives a second one."""
     for turn in range(MAX_PASSES):
         for text in texts:
-            yield text, random.Random(f"{turn}/{digest(text)}")
+            yield text, random.Random(f"{turn}/{short_hash(text)}")
 
 
 def distinct_items(rows: Iterator[tuple[str, dict]], max_items: int, clusters: dict[str, str] | None) -> list[dict]:
@@ -386,7 +386,7 @@ def distinct_items(rows: Iterator[tuple[str, dict]], max_items: int, clusters: d
     item made from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
-        key = digest(json.dumps(row, sort_keys=True))
+        key = short_hash(json.dumps(row, sort_keys=True))
         items_by_id.setdefault(key, {"id": key, "cluster": cluster_of(text, clusters), **row})
         if len(items_by_id) == max_items:
             break
@@ -398,7 +398,7 @@ def whole_words(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else text[-max_characters:].split(maxsplit=1)[-1]
 
 
-def digest(text: str) -> str:
+def short_hash(text: str) -> str:
     """The first 64 bits of a text's sha256, as 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

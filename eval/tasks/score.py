@@ -30,7 +30,7 @@ NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights 
 
 
 @torch.inference_mode()
-def likelihoods(
+def score_pairs(
     model: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch: int | None = None,
@@ -58,7 +58,7 @@ def likelihoods(
     journal = journal or Journal()
     if longest and any(len(continuation) > longest for _, continuation in pairs):
         pieces = [split_to_fit(context, continuation, longest) for context, continuation in pairs]
-        scores = iter(likelihoods(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
+        scores = iter(score_pairs(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
     keys = [request_key(context, continuation) for context, continuation in pairs]
@@ -87,7 +87,7 @@ def likelihoods(
         journal.add({keys[i]: scores for i, *scores in zip(numbers, nats.tolist(), best.tolist(), strict=True)})
         progress(done, total)
     if not journal.wait_until_complete(keys):
-        return likelihoods(model, pairs, batch, progress, journal)
+        return score_pairs(model, pairs, batch, progress, journal)
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
 
@@ -185,7 +185,7 @@ def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def continuations(
+def greedy_continuations(
     model: Any,
     contexts: Sequence[Sequence[int]],
     max_new: int,
@@ -229,7 +229,7 @@ def continuations(
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
     if not journal.wait_until_complete(keys):
-        return continuations(model, contexts, max_new, is_end, batch, progress, journal)
+        return greedy_continuations(model, contexts, max_new, is_end, batch, progress, journal)
     return [journal.get(key, []) for key in keys]
 
 

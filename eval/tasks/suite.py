@@ -11,7 +11,7 @@ from eval.tasks import mirror
 STANDARD_ERRORS_ABOVE_GUESS = 2
 
 
-def suite(evaluations: list[dict]) -> dict[str, Any] | None:
+def mean_suite_scores(evaluations: list[dict]) -> dict[str, Any] | None:
     """The scores of the suite in points (percent), averaged over the tasks that every evaluation has, and over the
     evaluations.
 

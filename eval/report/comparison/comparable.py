@@ -22,7 +22,7 @@ ADDED_KEYS = ("prompts", "items' text", "clusters")  # earlier evaluations did n
 Run = tuple[str, int]  # arm, seed
 
 
-def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
+def task_conditions(cell: dict[str, Any], task: str) -> dict[str, Any]:
     """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
     version, items, prompts, number of examples and so on. `cell`: the content of a run directory."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
@@ -31,37 +31,37 @@ def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
         identity["data"] = entry["data"].get("sha256")
     if entry.get("shots"):  # evaluations before it was written had none
         identity["shots"] = entry["shots"]
-    identity["items"] = digest([(item, outcome.weight) for item, outcome in outcomes])
+    identity["items"] = short_hash([(item, outcome.weight) for item, outcome in outcomes])
     for name, key in (("prompts", "prompts_sha256"), ("items' text", "items_sha256")):
         if key in entry:
             identity[name] = entry[key]
     if any(outcome.cluster for _, outcome in outcomes):
-        identity["clusters"] = digest([outcome.cluster for _, outcome in outcomes])
+        identity["clusters"] = short_hash([outcome.cluster for _, outcome in outcomes])
     return identity
 
 
-def digest(value: Any) -> str:
+def short_hash(value: Any) -> str:
     """A short hash (12 hexadecimal digits) of a JSON value, to compare values that are too long to show."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
-def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `task_identity` of every task of an evaluated run: {task: identity}. The result is cached in `cell` (the
+def conditions_by_task(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The `task_conditions` of every task of an evaluated run: {task: identity}. The result is cached in `cell` (the
     content of the run directory), since tasks have up to 40,000 items."""
     if "identities" not in cell:
-        cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
+        cell["identities"] = {task: task_conditions(cell, task) for task in cell["eval"]["tasks"]}
     return cell["identities"]
 
 
-def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether scores on a task may be compared, given the `task_identity` of the task in two runs. Values in
+def are_comparable(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether scores on a task may be compared, given the `task_conditions` of the task in two runs. Values in
     ADDED_KEYS, which earlier evaluations did not record, have to be equal only where both runs have them."""
     return all(
         a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in ADDED_KEYS or (key in a and key in b)
     )
 
 
-def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
+def counts_in_metric(entry: dict[str, Any], metric: str) -> bool:
     """Whether a task, given by its entry in eval.json, counts in a metric: "bits/byte", "zero-shot" or "suite"."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
@@ -70,60 +70,60 @@ def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
     }[metric]
 
 
-def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
+def tasks_in_metric(cell: dict[str, Any], metric: str) -> list[str]:
     """The tasks of an evaluated run that count in a metric, in the order of evaluation. `cell`: the content of the run
     directory."""
-    return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
+    return [task for task, entry in cell["eval"]["tasks"].items() if counts_in_metric(entry, metric)]
 
 
-def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
+def comparable_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all of the given runs, in the order of evaluation; empty where
     the evaluations of the runs differ in general (EVALUATION_KEYS). `cells`: {(arm, seed): content of the run
     directory}; `runs`: at least one (arm, seed)."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in EVALUATION_KEYS):
         return []
-    identities = task_identities(first)
+    identities = conditions_by_task(first)
     return [
         task
-        for task in tasks_of(first, metric)
+        for task in tasks_in_metric(first, metric)
         if all(
-            task in task_identities(other) and same_task(identities[task], task_identities(other)[task])
+            task in conditions_by_task(other) and are_comparable(identities[task], conditions_by_task(other)[task])
             for other in others
         )
     ]
 
 
-def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
+def tasks_of_any_run(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
     """The tasks of a metric that at least one of the given runs was evaluated on. `cells`: {(arm, seed): content of the
     run directory}."""
-    return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
+    return list(dict.fromkeys(task for run in runs for task in tasks_in_metric(cells[run], metric)))
 
 
-def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
+def evaluation_conditions(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
     {"version", ..., "TASK: chance", ...}. `cell`: the content of the run directory."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
-    for task, identity in task_identities(cell).items():
+    for task, identity in conditions_by_task(cell).items():
         flat |= {f"{task}: {key}": value for key, value in identity.items()}
     return flat
 
 
-def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def were_evaluated_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two evaluated runs were evaluated in the same way, on every task. `one`, `other`: the contents of their
     run directories."""
-    ours, theirs = task_identities(one), task_identities(other)
+    ours, theirs = conditions_by_task(one), conditions_by_task(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in EVALUATION_KEYS)
-    return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
+    return whole and ours.keys() == theirs.keys() and all(are_comparable(ours[task], theirs[task]) for task in ours)
 
 
-def evaluation_classes(cells: Cells) -> list[list[Run]]:
+def group_by_evaluation(cells: Cells) -> list[list[Run]]:
     """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task. Returns a list
     of groups, each a list of (arm, seed). `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
-            home = next((runs for runs in classes if same_evaluation(cells[runs[0]], cell)), None)
+            home = next((runs for runs in classes if were_evaluated_alike(cells[runs[0]], cell)), None)
             if home is None:
                 classes.append([run])
             else:
@@ -131,13 +131,13 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
     return classes
 
 
-def refusals(cells: Cells) -> list[str]:
+def refusal_sentences(cells: Cells) -> list[str]:
     """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
     differently. The sentence names the runs, and what differs. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[str] = []
-    first_class, *other_classes = evaluation_classes(cells) or [[]]
+    first_class, *other_classes = group_by_evaluation(cells) or [[]]
     for runs in other_classes:
-        first, other = flat_evaluation(cells[first_class[0]]), flat_evaluation(cells[runs[0]])
+        first, other = evaluation_conditions(cells[first_class[0]]), evaluation_conditions(cells[runs[0]])
         reasons: list[str] = []
         lacking: list[str] = []
         additional: list[str] = []
@@ -163,7 +163,7 @@ def refusals(cells: Cells) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the text
 
 
-def texts_read(cell: dict[str, Any]) -> dict[str, str]:
+def text_hashes(cell: dict[str, Any]) -> dict[str, str]:
     """The text and tokenizer that a run read: {description of the corpus and its preparation, or of the tokenizer:
     sha256}. Two runs can be compared only where the values of the keys that both have are equal. `cell`: the content of
     the run directory."""
@@ -177,14 +177,14 @@ def texts_read(cell: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
+def have_same_text(cells: Cells, runs: Iterable[Run]) -> bool:
     """Whether runs that declare the same corpus have read the same text, and runs that declare the same tokenizer have
     used the same tokenizer. `cells`: {(arm, seed): content of the run directory}."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256
         for run in runs
-        for declared, sha256 in texts_read(cells[run]).items()
+        for declared, sha256 in text_hashes(cells[run]).items()
     )
 
 
@@ -194,7 +194,9 @@ def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
-    return [arm for arm in arms if base and not same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])]
+    return [
+        arm for arm in arms if base and not have_same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])
+    ]
 
 
 def arms_without_effect(cells: Cells) -> dict[str, str]:
@@ -239,7 +241,7 @@ def exclude_copies(cells: Cells) -> Cells:
     return distinct
 
 
-def exclude_runs_of_other_arms(study: Any, cells: Cells) -> Cells:
+def exclude_misplaced_runs(study: Any, cells: Cells) -> Cells:
     """All runs, {(arm, seed): content of the run directory}, where directories that hold the run of another arm, or of
     another seed, have no content but what was registered there and a state that says so. Compared are the seed, and the
     settings that differ between the arms; a run of an earlier version that does not record one of them has the value

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ablations.criteria import Criteria
-from eval.report.comparison.comparable import Run, all_tasks, same_text, shared_tasks, tasks_of
+from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text, tasks_in_metric, tasks_of_any_run
 from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
@@ -58,7 +58,7 @@ class Items(NamedTuple):
     clusters: list[str]  # [items]: a name shared by items that are not independent
 
 
-def item_scores(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
+def common_items(cells: Cells, arm: str, seeds: Iterable[int], task: str) -> Items:
     """The items of a task that an arm's runs at the given seeds have in common, with the value of each item in each
     run. Items without weight, such as a document of no bytes, are left out. `cells`: {(arm, seed): content of the run
     directory}."""
@@ -75,8 +75,8 @@ def arm_strata(cells: Cells, arm: str, seeds: list[int], metric: str) -> list[St
     for each task a Stratum [1, items or clusters]. Tasks on which the runs have no item in common are left out.
     `cells`: {(arm, seed): content of the run directory}."""
     strata = []
-    for task in all_tasks(cells, [(arm, seed) for seed in seeds], metric):
-        items = item_scores(cells, arm, seeds, task)
+    for task in tasks_of_any_run(cells, [(arm, seed) for seed in seeds], metric):
+        items = common_items(cells, arm, seeds, task)
         if items.names:
             means = METRICS[metric].scale * items.values.mean(0, keepdims=True)
             strata.append(stratum_of_clusters(means, items.weights, items.clusters))
@@ -92,7 +92,7 @@ class Pairing(NamedTuple):
     left_out: list[str]  # tasks of the metric on which only one was evaluated, or both in different ways
 
 
-def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
+def choose_pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str) -> Pairing | None:
     """The seeds and tasks with which two arms are compared; None where either arm has no result.
 
     The seeds that both arms have are paired. Where the arms share no seed, or only one although both have several, the
@@ -106,8 +106,8 @@ def pairing(cells: Cells, results: Results, arm: str, baseline: str, metric: str
     unpaired = not shared or (len(shared) < 2 and min(len(ours), len(theirs)) > 1)
     seeds = (sorted(ours), sorted(theirs)) if unpaired else (shared, shared)
     runs: list[Run] = [(arm, seed) for seed in seeds[0]] + [(baseline, seed) for seed in seeds[1]]
-    tasks = shared_tasks(cells, runs, metric) if same_text(cells, runs) else []
-    left_out = [task for task in all_tasks(cells, runs, metric) if task not in tasks]
+    tasks = comparable_tasks(cells, runs, metric) if have_same_text(cells, runs) else []
+    left_out = [task for task in tasks_of_any_run(cells, runs, metric) if task not in tasks]
     return Pairing(seeds, not unpaired, tasks, left_out)
 
 
@@ -121,9 +121,9 @@ def results_on_tasks(cells: Cells, results: Results, metric: str, tasks: list[st
     on_tasks: Results = {}
     for arm, row in results.items():
         runs: list[Run] = [(arm, seed) for seed in row]
-        if all(set(tasks_of(cells[run], metric)) == set(tasks) for run in runs):
+        if all(set(tasks_in_metric(cells[run], metric)) == set(tasks) for run in runs):
             on_tasks[arm] = row
-        elif tasks and set(tasks) <= set(shared_tasks(cells, runs, metric)):
+        elif tasks and set(tasks) <= set(comparable_tasks(cells, runs, metric)):
             scale = METRICS[metric].scale
             on_tasks[arm] = {
                 seed: scale * float(np.mean([cells[arm, seed]["eval"]["tasks"][task]["value"] for task in tasks]))
@@ -139,7 +139,10 @@ def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, met
     comparison."""
     differences = []
     for task in pairs.tasks:
-        ours, theirs = item_scores(cells, arm, pairs.seeds[0], task), item_scores(cells, baseline, pairs.seeds[1], task)
+        ours, theirs = (
+            common_items(cells, arm, pairs.seeds[0], task),
+            common_items(cells, baseline, pairs.seeds[1], task),
+        )
         if not ours.names:
             continue
         if pairs.paired:
@@ -154,7 +157,7 @@ def difference_strata(cells: Cells, arm: str, baseline: str, pairs: Pairing, met
     return differences
 
 
-def compare_pair(
+def compare_arms(
     cells: Cells,
     results: Results,
     arm: str,
@@ -179,7 +182,7 @@ def compare_pair(
             seeds of `results` show; None without a noise floor. Not used where tasks are left out of the comparison or
             its seeds are not paired.
     """
-    pairs = pairing(cells, results, arm, baseline, metric)
+    pairs = choose_pairing(cells, results, arm, baseline, metric)
     if pairs is None or not pairs.tasks:
         return None
     on_tasks = results_on_tasks(cells, results, metric, pairs.tasks)
@@ -200,7 +203,7 @@ def compare_pair(
     return compare(mean, noise.seeds, noise.items, replicated, independent, spent, noise.planned, noise.items_alone)
 
 
-def share_of_alpha(criteria: Criteria, tests: int) -> Callable[[int], float]:
+def alpha_share_function(criteria: Criteria, tests: int) -> Callable[[int], float]:
     """A function of the number of seeds: the share of alpha (LEVEL) that the test at this number may use. The share is
     always 1 where the number of seeds was fixed before the runs, so that there is only one test. `tests`: the number of
     comparisons that alpha is divided over."""
@@ -231,16 +234,16 @@ def compare_with_baseline(
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
     floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
-    spending = share_of_alpha(study.criteria, len(study.compared_arms))
+    spending = alpha_share_function(study.criteria, len(study.compared_arms))
     compared = {
-        arm: compare_pair(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
+        arm: compare_arms(cells, results, arm, study.arms[0], metric, study.controlled, floor, spending, borrowed)
         for arm in study.compared_arms
         if arm in results
     }
     return {arm: comparison for arm, comparison in compared.items() if comparison}
 
 
-def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
+def rank_arms(study: Any, cells: Cells, results: Results, metric: str) -> list[tuple[dict[str, str], dict[str, float]]]:
     """Rankings of the arms, one for each group of arms that can be ranked together: [({arm: its place as text, such as
     "1" or "2–4"}, {arm: its mean over seeds})].
 
@@ -254,22 +257,22 @@ def rankings(study: Any, cells: Cells, results: Results, metric: str) -> list[tu
     while ungrouped:
         first, *others = ungrouped
         runs: list[Run] = [(first, seed) for seed in results[first]]
-        tasks = shared_tasks(cells, runs, metric)
+        tasks = comparable_tasks(cells, runs, metric)
         same = [first]
         for arm in others:
             arm_runs: list[Run] = [(arm, seed) for seed in results[arm]]
-            shared = shared_tasks(cells, [*runs, *arm_runs], metric)
+            shared = comparable_tasks(cells, [*runs, *arm_runs], metric)
             if (
                 shared
-                and set(shared) in (set(tasks), set(tasks_of(cells[arm_runs[0]], metric)))
-                and same_text(cells, [*runs, *arm_runs])
+                and set(shared) in (set(tasks), set(tasks_in_metric(cells[arm_runs[0]], metric)))
+                and have_same_text(cells, [*runs, *arm_runs])
             ):
                 tasks, same, runs = shared, [*same, arm], [*runs, *arm_runs]
         ungrouped = [arm for arm in ungrouped if arm not in same]
         means = results_on_tasks(cells, {arm: results[arm] for arm in same}, metric, tasks)
         both = list(combinations(same, 2))
-        spending = share_of_alpha(study.criteria, len(both))
-        pairs = {(a, b): compare_pair(cells, results, a, b, metric, False, floor, spending) for a, b in both}
+        spending = alpha_share_function(study.criteria, len(both))
+        pairs = {(a, b): compare_arms(cells, results, a, b, metric, False, floor, spending) for a, b in both}
         adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].is_significant if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}

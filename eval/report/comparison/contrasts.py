@@ -4,8 +4,8 @@ and items."""
 import numpy as np
 
 from ablations.factorial import Factorial
-from eval.report.comparison.comparable import Run, same_text, shared_tasks
-from eval.report.comparison.compare import METRICS, item_scores, results_on_tasks
+from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text
+from eval.report.comparison.compare import METRICS, common_items, results_on_tasks
 from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, independent_items, noise_parts, stratum_of_clusters
@@ -15,7 +15,7 @@ from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squa
 Coefficients = dict[str, float]  # {arm: its weight}
 
 
-def effects(
+def factorial_effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
     """The effects of a factorial: {bit mask of the effect's factors: the effect as a Comparison with 0}, without
@@ -33,12 +33,12 @@ def effects(
     estimates = {}
     for effect in design.effects:
         weights = {design.arm_label(c) or baseline: w for c, w in design.coefficients(effect).items()}
-        if comparison := contrast(cells, results, weights, metric):
+        if comparison := compare_contrast(cells, results, weights, metric):
             estimates[effect] = comparison
     return estimates
 
 
-def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
+def compare_contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
     """The weighted sum of arms as a Comparison with 0. It is taken over the seeds that all of these arms have and the
     tasks on which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed):
     content of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
@@ -46,7 +46,7 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
     runs: list[Run] = [(arm, seed) for arm in weights for seed in seeds]
-    tasks = shared_tasks(cells, runs, metric) if runs and same_text(cells, runs) else []
+    tasks = comparable_tasks(cells, runs, metric) if runs and have_same_text(cells, runs) else []
     if not tasks:
         return None
     on_tasks = {arm: row for arm, row in results_on_tasks(cells, results, metric, tasks).items() if arm in weights}
@@ -82,7 +82,7 @@ def contrast_strata(
     unit of the metric. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its weight}."""
     strata = []
     for task in tasks:
-        items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}
+        items = {arm: common_items(cells, arm, seeds, task) for arm in weights}
         first = next(iter(items.values()))
         if not first.names:
             continue

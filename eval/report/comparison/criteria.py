@@ -15,7 +15,7 @@ from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
 from eval.report.reading.runs import Cells
 
 
-def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
+def criteria_in_effect(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     """The criteria to decide by, and the metrics whose margin was named before the runs.
 
     A margin among the words of the report (MARGIN=) is used, but counts as named before the runs only if the runs
@@ -33,9 +33,10 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     before = {
         metric
         for metric, margin in criteria.margins.items()
-        if margins and len(late_arms(study, cells, partial(has_margin, metric=metric, margin=margin))) <= 1
+        if margins
+        and len(arms_registered_late(study, cells, partial(registers_margin, metric=metric, margin=margin))) <= 1
     }
-    most = [seeds for content in registered.values() if (seeds := registered_most_seeds(content))]
+    most = [seeds for content in registered.values() if (seeds := registered_max_seeds(content))]
     if most:
         criteria = replace(criteria, sequential=True, seeds=max(most))
     return criteria, frozenset(before)
@@ -45,7 +46,9 @@ def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
     """Whether all runs, but for those of at most one arm, registered the noise floor that the study uses before their
     first step. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
-    late = late_arms(study, cells, lambda content: floor is not None and content.get("noise_floor") == floor.identity)
+    late = arms_registered_late(
+        study, cells, lambda content: floor is not None and content.get("noise_floor") == floor.identity
+    )
     return bool(registered_contents(study, cells)) and len(late) <= 1
 
 
@@ -66,13 +69,13 @@ def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
     floor = criteria.noise_floor.identity if criteria.noise_floor else None
     checks: dict[str, Callable[[dict[str, Any]], bool]] = {
         "metric": lambda content: content.get("metric", PRIMARY) == criteria.metric,
-        "margin": lambda content: not margin or has_margin(content, criteria.metric, margin),
+        "margin": lambda content: not margin or registers_margin(content, criteria.metric, margin),
         "noise floor": lambda content: not floor or content.get("noise_floor") == floor,
     }
-    return [name for name, holds in checks.items() if len(late_arms(study, cells, holds)) > 1]
+    return [name for name, holds in checks.items() if len(arms_registered_late(study, cells, holds)) > 1]
 
 
-def seeds_planned(study: Any, cells: Cells) -> int | None:
+def exceeded_seed_plan(study: Any, cells: Cells) -> int | None:
     """The number of seeds that the runs registered, if by now the study has evaluated runs with further seeds without a
     rule for adding seeds; else None. Also None for a plan of one seed, since its results decide nothing. `study`: a
     Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
@@ -110,7 +113,7 @@ def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
     return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
 
 
-def late_arms(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
+def arms_registered_late(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
     """The arms with a run that has begun and did not register something before its first step. `study`: a Study or a
     Collection; `cells`: {(arm, seed): content of the run directory}; `holds`: whether the content of a registration, {}
     of a run without one, has it."""
@@ -119,7 +122,7 @@ def late_arms(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool])
     return {run[0] for run in begun if not holds(registered.get(run, {}))}
 
 
-def has_margin(content: dict[str, Any], metric: str, margin: float) -> bool:
+def registers_margin(content: dict[str, Any], metric: str, margin: float) -> bool:
     """Whether a registration has this margin of equivalence for a metric. `content`: the content of the
     registration."""
     return registered_margins(content).get(metric) == margin
@@ -139,7 +142,7 @@ def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def registered_most_seeds(content: dict[str, Any]) -> int | None:
+def registered_max_seeds(content: dict[str, Any]) -> int | None:
     """The largest number of seeds that a registration allows, if the study adds seeds until it is decided; None where
     the number of seeds was fixed. `content`: the content of the registration."""
     seeds = content.get("seeds")

@@ -6,7 +6,7 @@ import numpy as np
 
 from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
-from eval.report.comparison.compare import METRICS, pairing
+from eval.report.comparison.compare import METRICS, choose_pairing
 from eval.report.reading.collection import Collection
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.external import External
@@ -86,7 +86,7 @@ class Findings(NamedTuple):
     def tasks_left_out(self, arm: str, metric: str) -> list[str]:
         """The tasks of a metric that are left out of the comparison of an arm with the baseline; empty where the arm is
         not compared."""
-        pairs = pairing(self.cells, self.results[metric], arm, self.baseline, metric)
+        pairs = choose_pairing(self.cells, self.results[metric], arm, self.baseline, metric)
         return pairs.left_out if pairs else []
 
     def verdict_on(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
@@ -176,7 +176,7 @@ class Findings(NamedTuple):
         }
 
 
-def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
+def noise_for_planning(findings: Findings) -> dict[str, dict[str, Any]]:
     """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
     entry}. The report uses the same noise to say how many more seeds would decide (`Comparison.planning_noise`).
 

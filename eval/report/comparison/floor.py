@@ -5,14 +5,14 @@ from typing import Any
 from ablations.noise_floor import REASONS_SHOWN, NoiseFloor, different_settings
 from ablations.run import ABSENT
 from ablations.values import flatten
-from eval.report.comparison.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
+from eval.report.comparison.comparable import EVALUATION_KEYS, conditions_by_task, short_hash, tasks_in_metric
 from eval.report.reading.collection import is_setting
 from eval.report.reading.runs import Cells
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import noise_floor
 
 
-def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
+def floor_conditions(cell: dict[str, Any]) -> dict[str, Any]:
     """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
     {"settings", "text", "evaluation"}, a dictionary each. Settings that an earlier version did not have get the value
     that was then in effect. `cell`: the content of an evaluated run's directory."""
@@ -23,11 +23,11 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
-def tasks_digest(cell: dict[str, Any], metric: str) -> str:
+def hash_of_tasks(cell: dict[str, Any], metric: str) -> str:
     """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts, versions.
     `cell`: the content of an evaluated run's directory."""
-    identities = task_identities(cell)
-    return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
+    identities = conditions_by_task(cell)
+    return short_hash([[task, identities[task]] for task in tasks_in_metric(cell, metric)])
 
 
 def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
@@ -37,7 +37,7 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
-    identity, stored = identity_of_runs(judged[0]), floor.content
+    identity, stored = floor_conditions(judged[0]), floor.content
     reasons = different_settings(floor, flatten(judged[0]["run"]["config"]))
     for part in ("text", "evaluation"):
         for key in dict.fromkeys([*stored[part], *identity[part]]):
@@ -54,7 +54,7 @@ def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric:
     `cells`: {(arm, seed): content of the run directory}."""
     stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
-    if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):
+    if not stored or not judged or stored["tasks"] != hash_of_tasks(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
     return noise_floor(

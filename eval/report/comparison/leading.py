@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import comb
 from typing import Any
 
-from eval.report.comparison.compare import METRICS, compare_pair, share_of_alpha
+from eval.report.comparison.compare import METRICS, alpha_share_function, compare_arms
 from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
@@ -53,9 +53,9 @@ def compare_leader(
     arms = {study.arms[0], *compared}
     pool = {arm: row for arm, row in results.items() if arm in arms}
     pairs = comb(len(arms), 2)
-    spending = share_of_alpha(study.criteria, pairs)
+    spending = alpha_share_function(study.criteria, pairs)
     comparisons = {
-        arm: compare_pair(cells, pool, leader, arm, metric, True, None, spending, borrowed)
+        arm: compare_arms(cells, pool, leader, arm, metric, True, None, spending, borrowed)
         for arm in compared
         if arm != leader
     }

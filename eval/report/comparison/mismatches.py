@@ -4,11 +4,11 @@ versions."""
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.report.comparison.comparable import flat_evaluation
+from eval.report.comparison.comparable import evaluation_conditions
 from eval.report.reading.runs import Cells, in_one_line, runs_in_words
 
 
-def mismatches(study: Any, cells: Cells) -> list[str]:
+def find_mismatches(study: Any, cells: Cells) -> list[str]:
     """Sentences about everything that violates a controlled comparison. `study`: a study or a Collection; `cells`:
     {(arm, seed): content of the run directory}."""
     return join_by_text(single_mismatches(study, cells), len(cells))
@@ -55,15 +55,15 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         tokenizers[name] = {f"tokenizer of {tokenizer['corpus']} with {tokenizer['vocab']} pieces": tokenizer["sha256"]}
     lines += differing_values(tokenizers, only_shared=True)
 
-    lines += differing_values({name: {"evaluation": flat_evaluation(cell)} for name, cell in evaluated.items()})
+    lines += differing_values({name: {"evaluation": evaluation_conditions(cell)} for name, cell in evaluated.items()})
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
     for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing") or []}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
-        lines += arms_with_several_changes(study, cells)
-        lines += settings_beyond_an_edge(study, cells)
+        lines += unplanned_configurations(study, cells)
+        lines += edges_with_other_changes(study, cells)
     else:
         lines += unequal_seeds([run for run, cell in cells.items() if "eval" in cell])
     return lines
@@ -123,7 +123,7 @@ def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
     return layout | {"compile": mode} if mode else layout
 
 
-def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
+def unplanned_configurations(study: Any, cells: Cells) -> list[str]:
     """Sentences about three kinds of runs: their configuration is not the one that the study plans; they differ from
     the baseline in more than the settings of their arm; or their activity proofs failed or are missing. `study`: a
     study; `cells`: {(arm, seed): content of the run directory}."""
@@ -144,7 +144,7 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
             ),
         }
         for what, (one, other, allowed) in tests.items():
-            if more := changes_beyond(allowed, one, other):
+            if more := unexpected_changes(allowed, one, other):
                 changes = ", ".join(f"{key}={in_one_line(value)}" for key, value in more.items())
                 lines.append(f"{name}: {what}: {changes}")
         # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
@@ -158,7 +158,7 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
+def edges_with_other_changes(study: Any, cells: Cells) -> list[str]:
     """A sentence for each edge of a factorial whose two runs of a seed differ in more than one factor, as configured or
     in effect. An edge is a pair of combinations that should differ in one factor only. Empty where there is no such
     edge, or the study is no factorial. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run
@@ -175,14 +175,14 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
                 continue
             allowed = study.cell(design.factors[number], seed).delta
             for what in ("config", "effective"):
-                if more := changes_beyond(allowed, *(run[what] for run in runs if run)):
+                if more := unexpected_changes(allowed, *(run[what] for run in runs if run)):
                     lines.append(
                         f"{second}, seed {seed}: {what}: differs from {first} in more than one line: {', '.join(more)}"
                     )
     return lines
 
 
-def changes_beyond(allowed: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def unexpected_changes(allowed: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The settings in which two configurations differ although they are not in `allowed`: {setting: its value in
     `other`}. Layout and the name of the size are left out."""
     changes = difference(flatten(one), flatten(other))

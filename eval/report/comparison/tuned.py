@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.report.comparison.comparable import Run, same_text, shared_tasks
-from eval.report.comparison.compare import METRICS, item_scores
+from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text
+from eval.report.comparison.compare import METRICS, common_items
 from eval.report.comparison.findings import Findings
 from eval.statistics.comparison import Comparison, compare, corrected_family
 from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, noise_parts, stratum_of_clusters
@@ -34,7 +34,7 @@ CHOICE_METRIC = "bits/byte"  # what a learning rate is chosen by, whatever the v
 JUDGED_METRICS = ("bits/byte", "suite")  # not zero-shot: its questions are made from the text that chooses
 
 
-class Task(NamedTuple):
+class ClusteredTask(NamedTuple):
     """The results of a task by cluster of items, for several labels. A label names an arm at one learning rate."""
 
     values: dict[str, np.ndarray]  # {label: [seeds, clusters]}
@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
 
     labels: dict[str, list[str]]  # {arm: its labels, by rising rate}
     seeds: list[int]
-    tasks: list[Task]  # of CHOICE_METRIC
+    tasks: list[ClusteredTask]  # of CHOICE_METRIC
 
 
 def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_METRIC) -> Candidates | None:
@@ -80,22 +80,24 @@ def candidate_runs(findings: Findings, arms: list[str], metric: str = CHOICE_MET
     }
     flat = [label for of_arm in labels.values() for label in of_arm]
     runs: list[Run] = [(label, seed) for label in flat for seed in seeds]
-    names = shared_tasks(findings.cells, runs, metric) if runs and same_text(findings.cells, runs) else []
+    names = comparable_tasks(findings.cells, runs, metric) if runs and have_same_text(findings.cells, runs) else []
     tasks = [task_outcomes(findings, flat, seeds, task, METRICS[metric].scale) for task in names]
     too_few = metric == CHOICE_METRIC and any(len(task.weights) < FEWEST_ITEMS for task in tasks)
     return None if too_few or not tasks else Candidates(labels, seeds, tasks)
 
 
-def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> Task:
+def task_outcomes(findings: Findings, labels: list[str], seeds: list[int], task: str, scale: float) -> ClusteredTask:
     """The results of one task in the runs of several labels (arms at a learning rate), with its clusters divided into
     two halves. `scale`: the factor from the outcome of an item to the unit of the metric."""
-    items = {label: item_scores(findings.cells, label, seeds, task) for label in labels}
+    items = {label: common_items(findings.cells, label, seeds, task) for label in labels}
     first = next(iter(items.values()))
     strata = {label: stratum_of_clusters(scale * i.values, i.weights, i.clusters) for label, i in items.items()}
     clusters = sorted(set(first.clusters))
     names = clusters if len(clusters) < len(first.clusters) else first.clusters  # as stratum_of_clusters has them
     weights = next(iter(strata.values())).weights
-    return Task({label: s.differences for label, s in strata.items()}, weights, assign_halves(names), tuple(names))
+    return ClusteredTask(
+        {label: s.differences for label, s in strata.items()}, weights, assign_halves(names), tuple(names)
+    )
 
 
 def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
@@ -115,7 +117,7 @@ def chosen_label(c: Candidates, arm: str, seed: int, half: int | None) -> str:
     return c.labels[arm][int(np.argmin(losses))]
 
 
-def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[Task], by_half: bool) -> list[np.ndarray]:
+def cross_fitted_outcomes(c: Candidates, arm: str, tasks: list[ClusteredTask], by_half: bool) -> list[np.ndarray]:
     """The outcomes of an arm for each task, [seeds, clusters], where the learning rate for each seed is chosen without
     that seed's results.
 
@@ -159,7 +161,7 @@ def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results
 
 
 def compare_at_best_rates(
-    c: Candidates, tasks: list[Task], arm: str, baseline: str, by_half: bool, results: Results
+    c: Candidates, tasks: list[ClusteredTask], arm: str, baseline: str, by_half: bool, results: Results
 ) -> Comparison:
     """The comparison of two arms, each at its own best learning rate, without multiple-comparison correction.
 
@@ -174,11 +176,14 @@ def compare_at_best_rates(
     strata = [Stratum(a - b, task.weights, task.clusters) for a, b, task in zip(ours, theirs, tasks, strict=True)]
     by_seed = np.mean([s.differences.sum(1) / s.weights.sum() for s in strata], axis=0)
     choice = VARIANCE_FACTOR_OF_CHOICE[max(map(len, c.labels.values()))]
-    noise, independent = (noise_parts(seed_noise(results, by_seed, choice), strata, choice), independent_items(strata))
+    noise, independent = (
+        noise_parts(variance_at_best_rates(results, by_seed, choice), strata, choice),
+        independent_items(strata),
+    )
     return compare(float(by_seed.mean()), noise.seeds, noise.items, independent=independent, planned=noise.planned)
 
 
-def seed_noise(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:
+def variance_at_best_rates(results: Results, by_seed: np.ndarray, choice: float) -> Variance | None:
     """The variance that the seeds and the choice of the learning rates give to the mean difference of two arms; None
     with one seed. It is pooled over all rates of both arms. Where runs scatter unequally, it is the variance of the
     differences between seeds, if that gives a wider interval. `results`: {label: {seed: result}} of all rates of both

@@ -49,7 +49,7 @@ def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.
     return np.array([common[bins == b].mean() for b in used]), means
 
 
-def subtract(a: Curve, b: Curve) -> Curve:
+def subtract_curves(a: Curve, b: Curve) -> Curve:
     """The difference of two curves, a - b, at the values of x that both have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]

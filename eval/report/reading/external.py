@@ -47,7 +47,7 @@ def read_all_external(folders: list[str]) -> list[External]:
     return rows
 
 
-def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
+def conditions_to_compare(table: dict[str, Any], task: str) -> dict[str, Any]:
     """The conditions of fine-tuning on a task of GLUE that have to be equal for two models to be shown in one table:
     {name: value}. `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
@@ -67,9 +67,9 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
-    checkpoint = conditions(table, task)
+    checkpoint = conditions_to_compare(table, task)
     for run in having:
-        other = conditions(run, task)
+        other = conditions_to_compare(run, task)
         names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
         if names:
             more = "; ..." if len(names) > REASONS_SHOWN else ""
@@ -82,7 +82,7 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
     return ""
 
 
-def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
+def differing_conditions(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
     """Sentences on differences between the fine-tuning of a checkpoint and of the runs beside it that do not prevent a
     comparison: settings that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
     glue.json; `runs`: the contents of the runs' glue.json; `tasks`: the tasks of GLUE on which both are shown."""

@@ -15,13 +15,13 @@ from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
 from ablations.values import listed
 from eval.finetune.metrics import glue_means
-from eval.finetune.results import read_result, summarise
+from eval.finetune.results import read_result, summarise_over_seeds
 from eval.finetune.tasks import TASKS
 from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 NUMBER = rundir.NUMBER
-Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
+Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read_run` gives}
 
 # What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN_FORM: dict[str, Any] = {
@@ -151,7 +151,7 @@ def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
     return outcomes
 
 
-def read(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> dict[str, Any]:
     """The content of a run directory. Damage is reported in the result, and no error is raised.
 
     Returns:
@@ -162,12 +162,12 @@ def read(directory: Path) -> dict[str, Any]:
         checkpoints: the evaluations of weights saved during training, the one with the fewest training tokens first.
     """
     try:
-        return _read(directory)
+        return _read_run_files(directory)
     except Damaged as error:
         return {"state": f"damaged ({_without_path(error, directory)})"}
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def _read_run_files(directory: Path) -> dict[str, Any]:
     why = " ".join(safe_files.read_text(directory / rundir.FAILED).split())
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
@@ -274,7 +274,7 @@ def _check_glue_scores(path: Path, table: dict[str, Any], task: str) -> None:
         return
     # an earlier version counted the first seeds alone where fewer were asked for than were there
     names = list(results)[:seeds]
-    for name, entry in summarise({task: [results[name] for name in names]})["scores"].items():
+    for name, entry in summarise_over_seeds({task: [results[name] for name in names]})["scores"].items():
         for kind in ("study", "leaderboard"):
             given = table["scores"].get(name, {}).get(kind, {})
             wrong = [key for key in ("median", "lowest", "highest") if not _is_equal(given.get(key), entry[kind][key])]
@@ -293,11 +293,11 @@ def _without_path(message: Damaged | str, directory: Path) -> str:
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
-def read_all(study: Any) -> Cells:
-    """The contents of the run directories of all planned runs of a study or collection, {(arm, seed): content as `read`
+def read_cells(study: Any) -> Cells:
+    """The contents of the run directories of all planned runs of a study or collection, {(arm, seed): content as `read_run`
     returns it}."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
-    return {key: read(cell.dir) for key, cell in planned.items() if cell}
+    return {key: read_run(cell.dir) for key, cell in planned.items() if cell}
 
 
 def in_one_line(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from ablations.rundir import EVAL, SAMPLES
 from ablations.safe_files import Damaged
 from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, finite_or_none, stderr_over_tasks, stratum_of_clusters
-from eval.tasks.suite import suite
+from eval.tasks.suite import mean_suite_scores
 
 # metrics that are the mean of their items'; others (F1, a correlation) are as the evaluation says
 MEAN_METRICS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
@@ -37,14 +37,14 @@ def checked_scores(result: dict[str, Any], outcomes: Mapping[str, Mapping[str, O
     losses = [name for name, entry in tasks.items() if entry["metric"] == "bits_per_byte"]
     counted = [name for name, entry in tasks.items() if entry.get("mean")]
     of_suite = [name for name, entry in tasks.items() if entry.get("suite")]
-    overall = suite([result])
+    overall = mean_suite_scores([result])
     chances = {
-        "zero_shot": 100 * mean([tasks[name] for name in counted], "chance"),
+        "zero_shot": 100 * mean_over_entries([tasks[name] for name in counted], "chance"),
         "suite": overall["chance"] if overall else np.nan,
     }
     for key, names, value in (
-        ("bits_per_byte", losses, mean([tasks[name] for name in losses])),
-        ("zero_shot", counted, 100 * mean([tasks[name] for name in counted])),
+        ("bits_per_byte", losses, mean_over_entries([tasks[name] for name in losses])),
+        ("zero_shot", counted, 100 * mean_over_entries([tasks[name] for name in counted])),
         ("suite", of_suite, overall["value"] if overall else np.nan),
     ):
         claimed = result.get(key)
@@ -120,7 +120,7 @@ def has_clusters(outcomes: Mapping[str, Outcome]) -> bool:
     return len(set(names)) < len(names)
 
 
-def mean(entries: list[dict[str, Any]], key: str = "value") -> float:
+def mean_over_entries(entries: list[dict[str, Any]], key: str = "value") -> float:
     """The unweighted mean over tasks of a number of their entries in eval.json; NaN where there are no tasks, or one
     has no such number. `key`: the name of the number, "value" or "chance"."""
     numbers = [entry.get(key) for entry in entries]

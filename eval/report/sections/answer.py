@@ -64,7 +64,7 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     compared = findings.comparisons[metric]
     leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
     others.remove(leader)
-    kinds = {arm: kind_against(findings, leader, arm) for arm in others}
+    kinds = {arm: leader_verdict_kind(findings, leader, arm) for arm in others}
     names = {arm: "the baseline" if arm == baseline else arm for arm in others}
     ahead = [arm for arm in others if kinds[arm] == "better"]
     even = [names[arm] for arm in others if kinds[arm] == "equivalent"]
@@ -92,7 +92,7 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     return text, list(kinds.values())
 
 
-def kind_against(findings: Findings, leader: str, arm: str) -> str:
+def leader_verdict_kind(findings: Findings, leader: str, arm: str) -> str:
     """The kind of the verdict on the leading arm against another arm: "better", "worse", "equivalent" or "undecided".
     Either arm may be the baseline."""
     metric, baseline = findings.primary, findings.baseline

@@ -56,7 +56,7 @@ def section(findings: Findings) -> Section:
     corpora |= set(evaluated_corpora(findings)) | {name for name, _ in trained_tokenizers(findings)}
     if all(NAMED.fullmatch(name) for name in corpora) and all(len(text.parts) < 2 for text in texts):
         return Section(TITLE, [])
-    rows = [row for text in texts for row in rows_of(text)]
+    rows = [row for text in texts for row in rows_of_sources(text)]
     blocks: list[Block] = []
     if rows:
         head = ["trained on", "made of", "share", "documents", "tokens", "epochs", "files", "sha256"]
@@ -79,7 +79,7 @@ def names_shown(findings: Findings) -> Callable[[str], str]:
     for run in findings.runs:
         config, data = run["config"], run["data"]
         values = [*config["data"].values(), *config["eval"]["corpora"], data["tokenizer"]["corpus"]]
-        values += [entry["corpus"] for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+        values += [entry["corpus"] for entry in list_or_empty(data, "train") if not first_misfit(entry, PART)]
         for key in ("sources", "corpora"):
             values += data[key] if isinstance(data.get(key), dict) else ()
         names |= {value for value in values if isinstance(value, str)}
@@ -95,19 +95,21 @@ def training_texts(findings: Findings) -> list[Text]:
         for cell in seeds.values():
             data = cell["run"]["data"]
             corpus = shown(cell["run"]["config"]["data"]["corpus"])
-            text = texts.setdefault((corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of(data, shown)))
+            text = texts.setdefault(
+                (corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of_text(data, shown))
+            )
             if arm not in text.arms:
                 text.arms.append(arm)
     return list(texts.values())
 
 
-def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
+def parts_of_text(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
     """The sources of a run's training text; empty where run.json does not list any. `data`: the entry "data" of
     run.json; `shown`: the function that `names_shown` returns."""
-    entries = [entry for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+    entries = [entry for entry in list_or_empty(data, "train") if not first_misfit(entry, PART)]
     epochs = {
         entry["corpus"]: entry.get("epochs")
-        for entry in list_in(data, "epochs")
+        for entry in list_or_empty(data, "epochs")
         if not first_misfit(entry, {"corpus": str, "epochs?": NUMBER})
     }
     sources = data.get("sources")
@@ -128,18 +130,18 @@ def documents_after_steps(data: dict[str, Any], source: str) -> int | None:
     """How many documents of a source are left after the last step of its preparation, as runs of earlier versions
     record it; None where that number is unknown. `data`: the entry "data" of run.json; `source`: the name of the source
     in `data`."""
-    steps = [step for step in list_in(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
+    steps = [step for step in list_or_empty(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
     counts = [step["out"][0] for step in steps if step["corpus"] == source and step["out"]]
     return counts[-1] if counts and isinstance(counts[-1], int) else None
 
 
-def list_in(data: dict[str, Any], key: str) -> list[Any]:
+def list_or_empty(data: dict[str, Any], key: str) -> list[Any]:
     """The list under a key of a dictionary that anyone may have written; empty where there is no list."""
     value = data.get(key)
     return value if isinstance(value, list) else []
 
 
-def rows_of(text: Text) -> list[list[str]]:
+def rows_of_sources(text: Text) -> list[list[str]]:
     """The rows of the table of sources for one training text, a row for each source."""
     rows = []
     for part in text.parts:

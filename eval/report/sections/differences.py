@@ -8,8 +8,8 @@ import numpy as np
 from ablations import drawing
 from ablations.document.blocks import Block, Section, Table
 from ablations.plan.power import POWER, detectable
-from eval.report.comparison.compare import METRICS, difference_strata, pairing
-from eval.report.comparison.findings import Findings, recorded_noise
+from eval.report.comparison.compare import METRICS, choose_pairing, difference_strata
+from eval.report.comparison.findings import Findings, noise_for_planning
 from eval.report.sections.answer import pairs_table
 from eval.statistics.bootstrap import bootstrap, interval
 from eval.statistics.comparison import Comparison
@@ -135,7 +135,7 @@ def largest_difference(findings: Findings, metric: str) -> float:
 def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[str]]:
     """The bootstrap intervals of an arm's difference from the baseline over items and over tasks, and the number of
     tasks, as a list with one table row; empty where there are no items."""
-    pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
+    pairs = choose_pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
     parts = difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
@@ -203,7 +203,7 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
     the differences that studies with 2, 3, 5 and 10 seeds would detect."""
     lines: list[Block] = []
     arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
-    for name, noise in recorded_noise(findings).items():
+    for name, noise in noise_for_planning(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
         floor = noise_floor(findings.distinct_results(name))

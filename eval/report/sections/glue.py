@@ -8,7 +8,7 @@ import numpy as np
 
 from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.reading.external import External, reason_not_comparable, remarks
+from eval.report.reading.external import External, differing_conditions, reason_not_comparable
 from eval.report.sections.challenge import MARK, broken_rules
 
 TASKS = {
@@ -114,7 +114,7 @@ def external_rows(
             tasks = ", ".join(TASKS[task] for task, task_reason in reasons.items() if task_reason == reason)
             notes.append(f"* {title} is not shown on {tasks}: {reason}.")
         if shown:
-            notes += [f"* {title}: {remark}." for remark in remarks(table, runs, list(shown))]
+            notes += [f"* {title}: {remark}." for remark in differing_conditions(table, runs, list(shown))]
             complete = len(shown) == len(reasons)
             means = (mean_text([table], *mean) if complete else "-" for mean in MEANS.values())
             rows.append([title, *(task_text([{"scores": shown}], task) for task in names), *means])

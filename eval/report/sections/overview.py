@@ -12,8 +12,8 @@ from eval.report.reading.runs import in_one_line
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
-from eval.report.sections.registered import expectation
-from eval.report.sections.tasks import suite_examples
+from eval.report.sections.registered import expectation_text
+from eval.report.sections.tasks import suite_examples_text
 from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arms_that_scatter_more, level_stderr
 from eval.statistics.verdicts import with_unit
@@ -27,10 +27,10 @@ def section(findings: Findings) -> Section:
         )
         for name in findings.results
     ]
-    question = [f"**Question.** {findings.study.question}", expectation(findings)]
+    question = [f"**Question.** {findings.study.question}", expectation_text(findings)]
     question += [text for text in [answer(findings)] if text]
     image = Image("figure.svg", "Loss curves and differences")
-    listed_notes = "\n".join(f"* {line}" for line in notes(findings))
+    listed_notes = "\n".join(f"* {line}" for line in notes_on_numbers(findings))
     return Section(
         "",
         [
@@ -39,7 +39,7 @@ def section(findings: Findings) -> Section:
             table(findings),
             image,
             *forests,
-            *cautions(findings),
+            *caution_paragraphs(findings),
             "**How to read the table**",
             listed_notes,
         ],
@@ -108,7 +108,7 @@ def arms_without_effect(findings: Findings) -> list[str]:
     ]
 
 
-def cautions(findings: Findings) -> list[str]:
+def caution_paragraphs(findings: Findings) -> list[str]:
     """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
     that are left out of a comparison, arms that scatter more than the other arms, and what preparation noted about the
     text. Empty where nothing limits it."""
@@ -120,7 +120,7 @@ def cautions(findings: Findings) -> list[str]:
     ]
 
 
-def notes(findings: Findings) -> list[str]:
+def notes_on_numbers(findings: Findings) -> list[str]:
     """Notes on what the numbers of the table mean, a line each: the verdict, each metric with the verdicts on it, ±, ×
     noise and p."""
     return [
@@ -141,10 +141,10 @@ def metric_notes(findings: Findings, name: str) -> list[str]:
     evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
     scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
     chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
-    what = held_out_loss(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
+    what = held_out_loss_phrase(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
     if name == "suite" and scores:
         tasks, of = scores[0]["tasks"], scores[0]["of"]
-        examples = suite_examples(evaluations)
+        examples = suite_examples_text(evaluations)
         kind = "tasks" if examples else "zero-shot tasks"
         what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
     verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
@@ -166,7 +166,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     return "; ".join(clauses)
 
 
-def held_out_loss(findings: Findings) -> str:
+def held_out_loss_phrase(findings: Findings) -> str:
     """What the metric bits/byte means in this study, as a phrase of its note: the loss of the whole held-out text
     or, for masked language models, that of the masked tokens."""
     models = [run["config"]["model"] for run in findings.runs]

@@ -5,7 +5,7 @@ from typing import Any
 from ablations import rundir
 from ablations.document.blocks import Block, Section, Table
 from ablations.registration import NOTHING_EXPECTED, describe_changes
-from eval.report.comparison.criteria import first_registrations, late_arms, registered_contents
+from eval.report.comparison.criteria import arms_registered_late, first_registrations, registered_contents
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.predictions import checked_predictions
 from eval.report.reading.runs import runs_in_words
@@ -93,7 +93,7 @@ def unchanged_sentence(findings: Findings) -> str:
     )
 
 
-def expectation(findings: Findings) -> str:
+def expectation_text(findings: Findings) -> str:
     """The expectation of the study as text, with when it was written. It counts as written before the runs if all runs,
     but for those of at most one arm, registered it before their first step. The runs of that arm may be from an earlier
     study."""
@@ -102,7 +102,8 @@ def expectation(findings: Findings) -> str:
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
     study, cells = findings.study, findings.cells
     registered = [content.get("expected") for content in registered_contents(study, cells).values()]
-    if expect in registered and len(late_arms(study, cells, lambda content: content.get("expected") == expect)) <= 1:
+    late = arms_registered_late(study, cells, lambda content: content.get("expected") == expect)
+    if expect in registered and len(late) <= 1:
         when = "written before the runs"
     elif first_registrations(study, cells):
         when = "written after the runs had begun"
@@ -111,7 +112,7 @@ def expectation(findings: Findings) -> str:
     return f"**Expected, {when}.** {expect}"
 
 
-def summary(findings: Findings) -> dict[str, Any]:
+def registration_summary(findings: Findings) -> dict[str, Any]:
     """The registration of the study for the record's run.json: {"before_the_first_step": the number of runs that
     registered it before their first step, "runs": the number of all runs, "changed": sentences on what has changed
     since}. Empty for a collection."""

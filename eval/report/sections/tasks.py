@@ -7,12 +7,12 @@ import numpy as np
 
 from ablations import drawing
 from ablations.document.blocks import Block, Figure, Section, Table, plus_minus
-from eval.report.comparison.comparable import Run, evaluation_classes
-from eval.report.comparison.compare import item_scores
+from eval.report.comparison.comparable import Run, group_by_evaluation
+from eval.report.comparison.compare import common_items
 from eval.report.comparison.findings import Findings
 from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.tasks.position import CUT_TO_TRAINING_LENGTH
-from eval.tasks.suite import suite
+from eval.tasks.suite import mean_suite_scores
 
 HeatCell = tuple[str, float, str] | None  # (text, colour, tip) of drawing.heat_map
 
@@ -33,7 +33,7 @@ COPYING, WITHOUT_SNIPPET = ("copy_inside", "copy_beyond"), "copy_absent"  # task
 STANDARD_ERRORS = 2  # above which a score is above another, as in the heat map: 95 % of a normal distribution
 
 
-def suite_examples(evaluations: Iterable[dict]) -> str:
+def suite_examples_text(evaluations: Iterable[dict]) -> str:
     """Text on the number of examples in the prompts of the suite's tasks, such as " with 5 examples in each prompt"; ""
     where the prompts have none. `evaluations`: contents of eval.json."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
@@ -44,15 +44,15 @@ def suite_examples(evaluations: Iterable[dict]) -> str:
 def suite_means(findings: Findings) -> list[Block]:
     """A paragraph and a table of the three means over the suite of tasks (see eval/tasks/tasks.yaml), by arm. Only runs
     that were evaluated like the first run count; empty where none of these runs has the suite."""
-    comparable = next(iter(evaluation_classes(findings.cells)), [])
+    comparable = next(iter(group_by_evaluation(findings.cells)), [])
     evaluations = {run: findings.cells[run]["eval"] for run in comparable if findings.cells[run]["eval"].get("suite")}
-    together = suite(list(evaluations.values())) if evaluations else None
+    together = mean_suite_scores(list(evaluations.values())) if evaluations else None
     if not together:
         return []
     able, lines = together["able"], []
     for arm in findings.study.arms:
         arm_evaluations = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
-        result = suite(arm_evaluations) if arm_evaluations else None
+        result = mean_suite_scores(arm_evaluations) if arm_evaluations else None
         if result:
             scores = [100 * evaluation["tasks"][name]["value"] for evaluation in arm_evaluations for name in able]
             lines.append(
@@ -69,7 +69,7 @@ def suite_means(findings: Findings) -> list[Block]:
         Table(
             head,
             lines,
-            f"{together['tasks']} of BigScience's {together['of']} tasks{suite_examples(evaluations.values())}, in %",
+            f"{together['tasks']} of BigScience's {together['of']} tasks{suite_examples_text(evaluations.values())}, in %",
         ),
     ]
 
@@ -194,7 +194,7 @@ def task_columns(task: str, entry: dict) -> list[str]:
 def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) -> float:
     """The standard error of an arm's score on a task, averaged over the given seeds: over items, or over clusters of
     items that are not independent. NaN where the runs have no items in common."""
-    items = item_scores(findings.cells, arm, seeds, task)
+    items = common_items(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
     sums, sizes, _ = stratum_of_clusters(items.values.mean(0, keepdims=True), items.weights, items.clusters)

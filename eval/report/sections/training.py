@@ -8,7 +8,7 @@ from ablations import drawing
 from ablations.document.blocks import Figure, Section
 from ablations.drawing import Line
 from eval.report.comparison.findings import Findings
-from eval.report.reading.curves import average_in_bins, loss_curve, subtract
+from eval.report.reading.curves import average_in_bins, loss_curve, subtract_curves
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.runs import budget_seconds
 
@@ -75,7 +75,7 @@ def paired_curves(findings: Findings) -> list[str]:
     lines = []
     for arm, seeds in cells.items():
         differences = {
-            seed: subtract(loss_curve(cell, clock), loss_curve(cells[findings.baseline][seed], clock))
+            seed: subtract_curves(loss_curve(cell, clock), loss_curve(cells[findings.baseline][seed], clock))
             for seed, cell in seeds.items()
             if arm != findings.baseline and seed in cells[findings.baseline]
         }
