@@ -58,7 +58,7 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
     qkv = torch.randn(micro_batch, cfg.seq, 3, heads, cfg.head_dim, device=weight.device, dtype=weight.dtype)
     inputs = [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).unbind(0)]
     grad_BHTK = torch.randn_like(qkv[:, :, 0]).transpose(1, 2)
-    expected = _plain_results(model, heads, inputs, grad_BHTK)
+    expected = _reference_results(model, heads, inputs, grad_BHTK)
     torch_kernels = () if model.position.has_bias else tuple(attention.TORCH_KERNELS)
     seconds = {}
     for kernel in (*torch_kernels, attention.FLEX):
@@ -68,8 +68,8 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
         else:
             attend = attention.maskless_attention(model.position, model.objective, kernel, or_plain=False)
         try:
-            results = _results(attend, inputs, grad_BHTK)
-            fastest = _step_seconds(attend, inputs, grad_BHTK)
+            results = _output_and_gradients(attend, inputs, grad_BHTK)
+            fastest = _forward_backward_seconds(attend, inputs, grad_BHTK)
         except (RuntimeError, NotImplementedError):  # torch raises them where a kernel lacks this device or shape
             continue
         error = max(_relative_error(ours[:1], right) for ours, right in zip(results, expected, strict=True))
@@ -80,17 +80,19 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
-def _plain_results(model: Any, heads: int, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
-    """The correct results for the first sequence alone, in fp32 by the plain formula, in the form of `_results`."""
+def _reference_results(model: Any, heads: int, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
+    """The correct output and gradients for the first sequence alone: in fp32, by `plain_attention`. In the form of
+    `_output_and_gradients`."""
     first = [x[:1].detach().float().requires_grad_() for x in inputs]
     x_BTD = first[0].new_empty(1, model.cfg.seq, 0)
     attend = attention.plain_attention(model.position, heads, x_BTD, model.objective)
-    return _results(attend, first, grad_BHTK[:1].float())
+    return _output_and_gradients(attend, first, grad_BHTK[:1].float())
 
 
-def _results(attend: attention.Attend, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
-    """Run attention forward and backward. Returns its output and the gradients of queries, keys and values, each of
-    shape [B, H, T, K]. `inputs`: queries, keys and values; `grad_BHTK`: the gradient of the output."""
+def _output_and_gradients(attend: attention.Attend, inputs: list[Tensor], grad_BHTK: Tensor) -> list[Tensor]:
+    """Run attention forward and backward. Returns [output, gradient of the queries, of the keys, of the values], each
+    [B, H, T, K] (batch, heads, tokens, head dimension). `inputs`: queries, keys and values; `grad_BHTK`: the gradient
+    of the output."""
     out = attend(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_BHTK)]
 
@@ -99,5 +101,7 @@ def _relative_error(ours: Tensor, right: Tensor) -> float:
     return float((ours.float() - right).norm() / right.norm())
 
 
-def _step_seconds(attend: attention.Attend, inputs: list[Tensor], grad_BHTK: Tensor) -> float:
-    return least_seconds(lambda: _results(attend, inputs, grad_BHTK), inputs[0].device, REPETITIONS, WARM_UP)
+def _forward_backward_seconds(attend: attention.Attend, inputs: list[Tensor], grad_BHTK: Tensor) -> float:
+    return least_seconds(
+        lambda: _output_and_gradients(attend, inputs, grad_BHTK), inputs[0].device, REPETITIONS, WARM_UP
+    )

@@ -1,10 +1,15 @@
-"""Changes DeepSpeed's bf16 optimizer: on a CPU it takes less memory; on a GPU it makes the same update with fewer
-kernels, and without the host waiting for the device.
+"""Changes DeepSpeed's bf16 optimizer. On a CPU it takes less memory. On a GPU the same update needs fewer kernels, and
+the host does not wait for the device.
 
-On a GPU, DeepSpeed itself launches three kernels per parameter and micro-batch (a cast, a sum, a zero), from a Python
-loop. In each step, it fills all sums with zeros twice, computes a norm for each parameter, and reads from the device
-twice ("is the norm finite?", "is it above the limit?"), for which the host has to wait. Between ranks it sums whole
-gradients, rounded to bf16, although each rank updates only a part.
+What DeepSpeed does on a GPU without this change:
+
+* For each parameter and micro-batch it launches three kernels from a Python loop: they cast the gradient, add it to the
+  sum, and zero it.
+* In each step it zeroes all sums twice, and computes a norm for each parameter.
+* In each step the host waits for the device twice: to read whether the norm is finite, and whether it is above the
+  limit.
+* Each rank receives the sum of all gradients over ranks, rounded to bf16, although it updates only a part of the
+  parameters.
 """
 
 from typing import Any
@@ -16,15 +21,17 @@ from torch import Tensor
 CLIP_EPSILON = 1e-6  # DeepSpeed's: clip_tensors_by_global_norm
 
 
-def use_device_updates(ds: Any) -> None:
-    """On a GPU, replace the methods by which DeepSpeed's bf16 optimizer sums, clips and applies gradients.
+def install_gpu_update(ds: Any) -> None:
+    """On a GPU, replace the methods by which DeepSpeed's bf16 optimizer sums, clips and applies gradients. The new ones
+    launch fewer kernels and never have the host wait for the device.
 
-    * Sums over micro-batches: the gradients of the first micro-batch are written into the fp32 sums, and those of later
-      micro-batches are added to them, in one call for all parameters.
-    * Sums over ranks: each rank receives the fp32 sums of the part that it updates (reduce-scatter). That moves as many
-      bytes as DeepSpeed's all-reduce in bf16, and needs no copy of the gradients.
-    * The norm is computed from these parts. AdamW's kernel clips, and skips an update whose gradients are not finite
-      (as with torch.amp.GradScaler): weights, moments and step count stay as they were, and the norm is infinite.
+    * Micro-batches: the first one's gradients are copied into the fp32 sums, later ones are added. One call serves all
+      parameters.
+    * Ranks: a reduce-scatter gives each rank the fp32 sums of the part that it updates. It moves as many bytes as
+      DeepSpeed's all-reduce in bf16.
+    * Norm: it is computed from the ranks' parts. AdamW's kernel clips the gradients.
+    * Gradients that are not finite: AdamW's kernel skips the update (as with torch.amp.GradScaler), and the norm is
+      infinite.
 
     `ds`: a DeepSpeed engine with a BF16_Optimizer, without tensor parallelism.
     """
@@ -79,13 +86,11 @@ def use_device_updates(ds: Any) -> None:
 
 
 def free_fp32_gradients_between_steps(optimizer: Any) -> None:
-    """On a CPU, have DeepSpeed's bf16 optimizer free the fp32 sums of the gradients after each update. In the next step
-    the first micro-batch's gradients are written into the sums, not added to zeros.
+    """On a CPU, free the fp32 sums of the gradients after each update, and allocate them again in the next step.
 
-    Otherwise DeepSpeed keeps the sums allocated during the forward pass, when activations need the memory. On a GPU the
-    sums are not freed: that would save nothing where micro-batches are accumulated, as is usual there, and the
-    allocator may not find so large a block again. `optimizer`: a BF16_Optimizer, whose methods `clear_hp_grads` and
-    `update_hp_grads` are replaced.
+    DeepSpeed keeps the sums allocated during the forward pass, when activations need the memory. On a GPU this function
+    is not used: the allocator may not find so large a block again. `optimizer`: a BF16_Optimizer; its methods
+    `clear_hp_grads` and `update_hp_grads` are replaced.
     """
     flat, add = optimizer.fp32_groups_gradients_flat, optimizer.update_hp_grads
     sizes = [sums.untyped_storage().nbytes() for sums in flat]

@@ -1,16 +1,16 @@
-"""Checkpoints that load at any parallel layout: fp32 weights and optimizer moments, in fragments named by parameter.
+"""Checkpoints of a run, which load at any number of ranks, ZeRO stage and tensor parallel size.
 
-A checkpoint is a folder `step_N`. For each rank it has a safetensors file with the fragments that this rank holds,
-under the names of `rundir.FragmentKey`. The file `checkpoint.json` is written last; a folder without it is no
-checkpoint.
+A checkpoint is a folder `step_N`. It has a safetensors file for each rank, with the fp32 weights and the optimizer
+moments that the rank holds. `checkpoint.json` is written last; a folder without it is no checkpoint.
 
-Fragments are found by name and position, so that a checkpoint loads at any number of ranks and any ZeRO stage. Where
-tensor parallelism cuts a parameter, a fragment's name has the number of the part; at another tensor parallel size the
-parameter is joined and cut anew. Nothing is ever unpickled, and a file is read only after its sha256 was compared.
+Each rank holds fragments of parameters: runs of elements. A file names each by its parameter and its first element
+(`rundir.FragmentKey`), so that another number of ranks finds what it needs. Where tensor parallelism divides a
+parameter, the name also has the number of the part; at another size the parameter is joined and divided again. Nothing
+is ever unpickled, and a file is read only after its sha256 was compared.
 
-At milestones (the steps of layout.eval_at) the weights are also saved in a folder `weights_N`, for eval/weights.py:
-files like those of `step_N`, without the optimizer moments. This folder is complete before `step_N` is, so that a run
-continued from `step_N` has it. It is removed only where its step is trained again.
+At milestones (the steps of layout.eval_at) the weights are also saved in a folder `weights_N`, for eval/weights.py. It
+has the files of `step_N` without the optimizer moments. It is complete before `step_N` is, so that a run which
+continues from `step_N` has it.
 
 Saving is asynchronous: `save` copies the fragments to host memory and returns; a thread writes them.
 """
@@ -50,8 +50,8 @@ class CheckpointError(RunFailed):
 
 @dataclass(frozen=True)
 class Fragment:
-    """The slice of a parameter, or of one of its optimizer moments, that a rank holds: elements `start` to `start +
-    len(data)` of the flattened tensor."""
+    """A run of consecutive elements of a parameter, or of one of its optimizer moments, that this rank holds: elements
+    `start` to `start + len(data)` of the flattened tensor."""
 
     name: str  # of the parameter
     kind: str  # one of KINDS
@@ -63,6 +63,7 @@ class Fragment:
 
     @property
     def key(self) -> str:
+        """The fragment's name in a safetensors file."""
         return str(FragmentKey(self.name, self.kind, self.start, self.rank, self.size))
 
 
@@ -142,13 +143,13 @@ class Checkpoints:
         rank: int,
         began: float,
     ) -> None:
-        """Write this rank's tensors; on rank 0 also complete the checkpoint and remove old ones. Runs on a thread; an
-        error is kept in `self.error`, which `check` raises on the training thread.
+        """Write this rank's tensors to its files. The first rank also completes the checkpoint and removes old ones.
+        Runs on a thread; an error is kept in `self.error`, for `raise_save_error` on the training thread.
 
         Args:
-            folders: {name of a folder: the kinds of tensors (KINDS) that go into it}.
+            folders: {folder name: which of KINDS ("weight", "exp_avg", "exp_avg_sq") are written into the folder}.
             tensors: {`Fragment.key`: the fragment's copy on the host}.
-            index: the content of checkpoint.json except files and times.
+            index: the content of checkpoint.json, without the entries "files", "seconds" and "stall".
             rank: the number of this rank.
             began: when `save` was called, by time.perf_counter.
         """
@@ -164,17 +165,24 @@ class Checkpoints:
                     self._write_index_when_complete(file.parent, index, began)
             self.seconds = time.perf_counter() - began
             if rank == 0:
-                self._remove_old()
+                self._remove_old_checkpoints()
         except Exception as error:  # the training thread must hear of it
             if file.suffix:
                 file.unlink(missing_ok=True)
             self.error = error
 
     def _write_index_when_complete(self, target: Path, index: dict[str, Any], began: float) -> None:
-        """On rank 0: wait until the files of all ranks are written to the folder `target`, then write checkpoint.json,
-        which makes the folder a checkpoint. This thread polls the file system, since a collective of its own would mix
-        with those of training. `index`: the content of checkpoint.json except files and times; `began`: when `save` was
-        called, by time.perf_counter."""
+        """On the first rank: wait until all ranks have written their files to the folder `target`, then write
+        checkpoint.json.
+
+        This thread polls the file system. It cannot call a collective, which would mix with the collectives of
+        training.
+
+        Args:
+            target: the checkpoint's folder.
+            index: as for `_write`.
+            began: when `save` was called, by time.perf_counter.
+        """
         checksum_files = [target / f"rank_{r}.json" for r in range(index["ranks"])]
         while not all(path.exists() for path in checksum_files):
             time.sleep(0.02)
@@ -185,9 +193,9 @@ class Checkpoints:
         for path in checksum_files:
             path.unlink()
 
-    def _remove_old(self) -> None:
-        """Remove all checkpoints but the newest `keep`. A checkpoint that cannot be removed (on a network file system,
-        because a process still reads it) does not stop training: its removal is tried again after the next save."""
+    def _remove_old_checkpoints(self) -> None:
+        """Remove all checkpoints but the newest `keep`. If one cannot be removed, as on a network file system while a
+        process reads it, training goes on, and the next save tries again."""
         oldest = step_of(rundir.checkpoints(self.folder)[: self.keep][-1]) or 0
         for old in self.folder.glob("step_*"):
             step = step_of(old)
@@ -202,10 +210,11 @@ class Checkpoints:
         if self.thread:
             self.thread.join()
             self.thread = None
-        self.check()
+        self.raise_save_error()
 
-    def check(self) -> None:
-        """Raise CheckpointError where the save in the background has failed; return at once while it is under way."""
+    def raise_save_error(self) -> None:
+        """Raise CheckpointError if the save in the background has failed. Does not wait for a save that is under
+        way."""
         if self.error:
             complete = rundir.checkpoints(self.folder)
             newest = f"the newest whole one is {complete[0].name}" if complete else "there is no other yet"
@@ -215,8 +224,10 @@ class Checkpoints:
             ) from self.error
 
     def load(self, fragments: Iterable[Fragment], before: int | None = None) -> dict[str, Any] | None:
-        """Fill `fragments` from the newest checkpoint that is complete and undamaged. Damaged checkpoints are renamed;
-        other checkpoints of later steps are removed. All ranks call this method together.
+        """Fill `fragments` from the newest checkpoint that is complete and undamaged. All ranks call this method
+        together.
+
+        Newer checkpoints are renamed where they are damaged, else removed, since training will reach their steps again.
 
         Args:
             fragments: this rank's share of weights and optimizer moments; their tensors are overwritten.
@@ -263,9 +274,8 @@ class Checkpoints:
             )
 
     def _remove_later_checkpoints(self, path: Path, damaged: list[Path]) -> None:
-        """Before training continues from the checkpoint in `path`: remove the checkpoints of later steps, which are
-        trained again, and rename each folder in `damaged` from step_N to damaged_step_N, so that it can be inspected.
-        """
+        """Remove the checkpoints of later steps than that of the folder `path`, from which training continues. The
+        folders in `damaged` are kept for inspection, renamed from step_N to damaged_step_N."""
         newest = step_of(path) or 0
         for folder in [*self.folder.glob("step_*"), *self.folder.glob("weights_*")]:
             step = step_of(folder)
@@ -278,36 +288,37 @@ class Checkpoints:
 
 
 def _read_and_verify(path: Path) -> tuple[dict[str, Any], str]:
-    """Read checkpoint.json of the checkpoint in folder `path` and compare the hashes of its files; each rank hashes a
-    share of them. All ranks call this function together. Returns (the content of checkpoint.json, the damage that a
-    rank has found, as a sentence); the sentence is "" where there is no damage, and equal on all ranks."""
+    """Read checkpoint.json in the folder `path`, and compare the sha256 of the checkpoint's files. Each rank hashes a
+    share of the files; all ranks call this function together and get the same result.
+
+    Returns:
+        (the content of checkpoint.json, a sentence about the first damage that was found, or "" where there is none).
+    """
     index: dict[str, Any] = {}
     damages = []
     try:
         index = rundir.read_checkpoint(path)
     except Damaged as error:
         damages = [str(error)]
-    if damage := _first_sentence_of_all_ranks(damages):
+    if damage := _first_nonempty_over_ranks(damages):
         return {}, damage
     share = list(index["files"].items())[dist.get_rank() :: dist.get_world_size()]
-    return index, _first_sentence_of_all_ranks(
-        [safe_files.describe_damage(path / name, recorded) for name, recorded in share]
-    )
+    damages = [safe_files.describe_damage(path / name, recorded) for name, recorded in share]
+    return index, _first_nonempty_over_ranks(damages)
 
 
-def _first_sentence_of_all_ranks(sentences: list[str]) -> str:
-    """Exchange sentences between ranks, and return the first one that is not empty, by the order of ranks; "" where all
-    are empty. `sentences`: those of this rank. All ranks call this function together and get the same result."""
+def _first_nonempty_over_ranks(sentences: list[str]) -> str:
+    """Gather the `sentences` of all ranks, and return the first that is not empty; "" where all are. All ranks call
+    this function together and get the same result."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, sentences)
     return next((sentence for of_rank in gathered for sentence in of_rank if sentence), "")
 
 
 def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment]) -> None:
-    """Overwrite the tensors of this rank's `fragments` with the saved elements. Where the checkpoint was saved at
-    another tensor parallel size, parameters are joined and cut anew. `path`: the checkpoint's folder; `files`: the
-    names of its safetensors files. Raises CheckpointError where elements of a parameter are missing, or the parameter
-    was saved in another shape."""
+    """Overwrite the tensors of this rank's `fragments` with the elements saved in a checkpoint, whatever its tensor
+    parallel size. `path`: the checkpoint's folder; `files`: the names of its safetensors files. Raises CheckpointError
+    where elements of a parameter are missing, or the parameter was saved in another shape."""
     readers = [safe_open(path / name, framework="pt") for name in files]
     saved: dict[tuple[str, str], list[dict[int, Any]]] = {}  # (name, kind): for each part {start: slice}
     for reader in readers:
@@ -318,7 +329,7 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
     for fragment in fragments:
         filled, end = 0, fragment.start + len(fragment.data)
         parts = saved.get((fragment.name, fragment.kind), [{}] * fragment.size)
-        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _part_from_other_layout(fragment, parts)}
+        part = parts[fragment.rank] if len(parts) == fragment.size else {0: _shard_from_other_layout(fragment, parts)}
         for data_start, data in part.items():
             data_end = data_start + (len(data) if isinstance(data, Tensor) else data.get_shape()[0])
             low, high = max(data_start, fragment.start), min(data_end, end)  # the elements that both have
@@ -330,10 +341,13 @@ def _fill_fragments(path: Path, files: list[str], fragments: Iterable[Fragment])
             raise CheckpointError(f"{path} lacks {fragment.kind} of {fragment.name}, or holds it in another shape")
 
 
-def _part_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
-    """The part of a parameter, or of a moment, that `fragment` names, from a checkpoint of another tensor parallel
-    size: flattened, [n]; empty where some elements are missing. `parts`: for each saved part {start: slice of the
-    safetensors file}."""
+def _shard_from_other_layout(fragment: Fragment, parts: list[dict[int, Any]]) -> Tensor:
+    """This rank's shard of the tensor to which `fragment` belongs, from a checkpoint of another tensor parallel size.
+    The saved shards are joined, and the whole is divided again.
+
+    `parts`: for each saved shard {start: slice of the safetensors file}. Returns the shard flattened, [n]; empty where
+    elements are missing.
+    """
     full = full_shape(fragment.name, fragment.shape, fragment.size)
     shape = [n // len(parts) if i == shard_dimension(fragment.name) else n for i, n in enumerate(full)]
     flat = [torch.cat([part[start][:] for start in sorted(part)] or [torch.empty(0)]) for part in parts]

@@ -16,9 +16,12 @@ from model.objective import Batch, SpecialTokens
 
 def compile_model(engine: Any) -> None:
     """Compile the model and its loss, forward and backward, for micro-batches of the run's size. Then prove that the
-    compiled graph has the gradients of the eager model. `engine`: a launch.engine.Engine before its first step; its
-    attribute `proofs` gets this proof, and `compile_seconds` the seconds that compiling and proving took. Raises
-    RunFailed where torch cannot compile the model."""
+    compiled graph has the gradients of the eager model.
+
+    `engine`: a launch.engine.Engine before its first step. The proof is added to `engine.proofs`;
+    `engine.compile_seconds` becomes the seconds that compiling and proving took. Raises RunFailed where torch cannot
+    compile the model.
+    """
     began, run, loss = time.perf_counter(), engine.run, engine.ds.module
     from torch._dynamo.exc import TorchDynamoException
 

@@ -1,7 +1,5 @@
-"""Checks that the data of a study have not changed since its runs began: a corpus may change between two commands.
-
-An arm that is trained on a changed text would differ from the baseline in two things: its delta and the text.
-"""
+"""Checks that the data of a study have not changed since its runs began, since runs on another text cannot be
+compared."""
 
 import contextlib
 from typing import Any
@@ -11,10 +9,10 @@ from ablations.config import ConfigError
 from ablations.study import Cell, Study
 
 
-def check_files(study: Study) -> None:
-    """Compare the source files of each corpus with those that the study's runs were trained on, before anything is
-    prepared. The files' hashes are stored: a file is read again only if it was written since. Raises ConfigError where
-    the content of a file has changed, or the corpus cannot be read."""
+def check_source_files(study: Study) -> None:
+    """Check, before anything is prepared, that each corpus still has the source files on which the study's runs were
+    trained. A file is hashed again only if it was written since its last hash. Raises ConfigError where the content of
+    a file has changed, or the corpus cannot be read."""
     from data.prepare import describe_data_changes, source_identities
 
     store = study.out / rundir.DATA
@@ -31,10 +29,9 @@ def check_files(study: Study) -> None:
         )
 
 
-def check_prepared(study: Study) -> None:
-    """Compare the prepared text and tokenizer of each run with those that the run was trained on. Runs whose data are
-    not prepared are skipped. Raises ConfigError where the store now has another text or tokenizer under the same name.
-    """
+def check_prepared_data(study: Study) -> None:
+    """Check that the prepared text and tokenizer of each run are those on which it was trained. Runs without prepared
+    data are skipped. Raises ConfigError where the store has another text or tokenizer under the same name."""
     from data.corpus import MissingData
     from data.prepare import describe_data_changes, prepare
 
@@ -50,7 +47,7 @@ def check_prepared(study: Study) -> None:
 
 
 def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
-    """The runs of a study that have begun, with the record of their data: [(cell, the entry "data" of run.json)]."""
+    """The runs of a study that have begun, as [(cell, the entry "data" of its run.json)]."""
     pairs = []
     for cell in study.cells:
         with contextlib.suppress(safe_files.Damaged):  # of a damaged run.json, which the continued run writes anew
@@ -61,7 +58,7 @@ def _begun_runs(study: Study) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def _raise_if_changed(cell: Cell, sentences: list[str]) -> None:
-    """Raise ConfigError where `sentences`, which say what has changed in a run's data since it began, are not empty."""
+    """Raise ConfigError unless `sentences` is empty. Each says what has changed in a run's data since the run began."""
     if sentences:
         raise ConfigError(
             f"{'; '.join(sentences)}. {cell.dir} was trained on what was there then, and runs on another text cannot "

@@ -15,11 +15,11 @@ from model.allocator import keep_freed_memory
 from model.count import parameters
 
 
-def start(run: Run) -> tuple[int, int]:
-    """Join the process group, and set up this process for training: device, threads, determinism.
+def initialise_process(run: Run) -> tuple[int, int]:
+    """Set up this process for training (device, threads, determinism), and join the process group of torch.distributed.
 
-    The group is described by the usual environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
-    where RANK is not set, this process is a group of its own. Returns (rank, world size).
+    The usual environment variables describe the group: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    Without RANK this process is the only rank. Returns (rank, world size).
     """
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -43,8 +43,8 @@ def start(run: Run) -> tuple[int, int]:
 
 @contextmanager
 def uncompiled_imports() -> Iterator[None]:
-    """A context in which torch.compile leaves functions as they are, for imports of libraries that compile functions as
-    they define them. Training does not call these functions, and loading torch's compiler takes long."""
+    """A context in which torch.compile returns functions uncompiled. For imports of libraries that compile their own
+    functions at import: training does not call these, and loading torch's compiler takes long."""
     compiler, torch.compile = torch.compile, lambda function=None, **options: function or (lambda f: f)  # type: ignore[assignment]
     try:
         yield
@@ -53,8 +53,8 @@ def uncompiled_imports() -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """Import the module deepspeed without its warnings, its log lines and its reports of memory, and without compiling
-    its shared-memory extension, which training never calls. Returns the module."""
+    """Import DeepSpeed and return the module. Silences its warnings, logs and memory reports, and keeps it from
+    compiling its shared-memory extension, which training never calls."""
     with warnings.catch_warnings(), uncompiled_imports():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -75,12 +75,17 @@ def import_deepspeed() -> Any:
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run, the dictionary that `deepspeed.initialize` takes.
+    """The configuration of a run for `deepspeed.initialize`.
 
-    In bf16, and in fp8, which is bf16 to DeepSpeed, master weights and sums of gradients are fp32. In fp16 master
-    weights are fp32, and gradients are fp16, of a scaled loss. `run`: the run's configuration, with a micro-batch;
-    `replicas`: copies of the model that train in data parallel. Raises ConfigError where the global batch cannot be
-    divided among the replicas in whole micro-batches.
+    Master weights are fp32. For train.precision=bf16 and fp8, DeepSpeed is configured for bf16 with fp32 sums of
+    gradients. For fp16, the loss is scaled and gradients are fp16.
+
+    Args:
+        run: the run's configuration, with a micro-batch.
+        replicas: copies of the model that train in data parallel.
+
+    Raises:
+        ConfigError: the global batch cannot be divided among the replicas in whole micro-batches.
     """
     fit_micro_batch(run, replicas)
     # DeepSpeed allocates buckets of 500 million elements by default, however small the model; a bucket's size must be

@@ -1,4 +1,4 @@
-"""Divergence: how it is recognised, and how a run is rolled back to an earlier checkpoint."""
+"""Recognises divergence, and rolls a run back to an earlier checkpoint."""
 
 import math
 import statistics
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 def divergence_reason(run: Run, step: int, recent: list[float], loss: float, norm: float) -> str:
-    """Why a step counts as a divergence, as a sentence; "" where it does not.
+    """The reason why a step counts as a divergence, as a sentence; "" where it does not.
 
-    A step is a divergence in three cases: its loss or gradient norm is NaN or infinite; its loss is above
-    log(vocabulary), the loss of a uniform guess, by more than train.divergence; its loss is above the median of the
-    recent losses by more than train.spike (0: no such limit). In fp16 an infinite norm is no divergence, since
-    gradients overflow now and then until the loss scale fits.
+    A step is a divergence in three cases:
+
+    * Its loss or gradient norm is NaN or infinite. In fp16 an infinite norm is none: gradients overflow until the loss
+      scale fits.
+    * Its loss is above log(vocabulary), the loss of a uniform guess, by more than train.divergence.
+    * Its loss is above the median of the recent losses by more than train.spike (0: no such limit).
 
     Args:
         run: the run's configuration.
@@ -47,12 +49,12 @@ def divergence_reason(run: Run, step: int, recent: list[float], loss: float, nor
 def roll_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, reason: str, batch_size: int
 ) -> TrainingState:
-    """After a divergence: load a checkpoint of at least train.skip steps before it, and skip the data that led to it
-    (Chowdhery et al. 2022, section 5.1). The run's clock is not set back.
+    """After a divergence: load a checkpoint from at least train.skip steps earlier, and skip the data between it and
+    the divergence, and of train.skip steps more (Chowdhery et al. 2022, section 5.1). The run's clock is not set back.
 
     Args:
         cell: the run.
-        engine: loaded with the checkpoint.
+        engine: its weights and optimizer are overwritten from the checkpoint.
         checkpoints: the run's checkpoints.
         state: the training state at the step that diverged.
         reason: the sentence that `divergence_reason` returned.

@@ -11,11 +11,12 @@ NORM_CLASSES: tuple[type[nn.Module], ...] = (nn.LayerNorm, *NORMS.values())  # e
 
 
 def settings_in_effect(engine: Any) -> dict[str, Any]:
-    """Read the settings in effect from the engine and its model. Returns {setting: value in effect}, under the names of
-    the configuration, such as "model.layers". All ranks call this function together, since it gathers the embedding.
+    """Read the settings in effect from the engine and its model. Returns {setting: value in effect}, with names as in
+    the configuration, such as "model.layers". All ranks call this function together.
 
-    Three settings cannot always be read as a number: the norms' epsilon, the vocabulary's padding and the initial
-    standard deviation. Where they are not as configured, their value is a text, which equals no configured value.
+    Three values are a text, such as "other", where they differ from the configuration: model.norm_eps,
+    model.vocab_multiple and model.init_std. The caller's comparison with the configuration then fails.
+
     `engine`: a launch.engine.Engine before its first step.
     """
     blocks, cfg, tp = engine.model.blocks, engine.model.cfg, engine.model.tp

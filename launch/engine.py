@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ablations import safe_files
 from ablations.config import ConfigError, Run
 from launch import attention_kernel
-from launch.bf16 import free_fp32_gradients_between_steps, use_device_updates
+from launch.bf16 import free_fp32_gradients_between_steps, install_gpu_update
 from launch.checkpoint import KINDS, Checkpoints, Fragment
 from launch.compiling import compile_model
 from launch.deepspeed_setup import deepspeed_config, import_deepspeed
@@ -34,7 +34,8 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # th
 
 @dataclass
 class Engine:
-    """A model with its optimizer, under DeepSpeed, as one rank holds them."""
+    """This rank's model and optimizer under DeepSpeed, with methods that train, save and load them. `ds`: DeepSpeed's
+    engine."""
 
     ds: Any
     run: Run
@@ -51,14 +52,14 @@ class Engine:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether forward and backward passes are replayed as CUDA graphs on a GPU. On a CPU it has no effect."""
+        """Whether forward and backward passes are replayed as CUDA graphs. Without effect on a CPU."""
         return self.run.layout.compile == "reduce-overhead"
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How training is executed on this machine, as an entry of run.json: {"attention": the kernel,
-        "attention_seconds": {kernel: seconds}, "compiled": the mode of layout.compile or "never", "micro_batch":
-        sequences, "gradients": how ranks sum gradients}. These choices change results by no more than rounding."""
+        """How this machine executes training, for run.json. These choices change results by no more than rounding.
+        Keys: "attention" (the kernel), "attention_seconds" ({kernel: seconds}), "compiled" (the mode of layout.compile,
+        or "never"), "micro_batch" (sequences), "gradients" (how ranks sum gradients)."""
         optimizer = self.ds.optimizer
         ours = getattr(optimizer.step, "__name__", "") == "device_step"
         return {
@@ -76,8 +77,8 @@ class Engine:
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups of parameters that the optimizer updates, read from DeepSpeed: for each group {"params":
-        parameters of the model, "weight_decay": float}."""
+        """The optimizer's groups of parameters, read from DeepSpeed: [{"params": parameters of the model,
+        "weight_decay": float}]."""
         optimizer = self.ds.optimizer
         groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
         return [
@@ -86,7 +87,7 @@ class Engine:
         ]
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """Read the settings in effect from DeepSpeed and AdamW. Returns {setting: value in effect}, under the names of
+        """Read the settings in effect from DeepSpeed and AdamW. Returns {setting: value in effect}, with names as in
         the configuration, such as "train.clip"."""
         groups = self.ds.optimizer.param_groups
         (eps,), (betas,) = {group["eps"] for group in groups}, {tuple(group["betas"]) for group in groups}
@@ -111,16 +112,16 @@ class Engine:
 
     @property
     def loss_scale_metrics(self) -> dict[str, Any]:
-        """In fp16 two values for the log: "overflows", the number of steps that were skipped because gradients
-        overflowed, and "loss_scale", the loss scale of the next step. Empty in other precisions."""
+        """The state of fp16's loss scaling, for the log: "overflows", the number of steps skipped because gradients
+        overflowed, and "loss_scale", the scale of the next step. Empty in other precisions."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, "loss_scale": self.ds.optimizer.loss_scaler.cur_scale}
 
     @property
     def loss_scaling_state(self) -> dict[str, Any]:
-        """The state of fp16's dynamic loss scaling, as {name: value} for a checkpoint; empty in other precisions. A
-        continued run assigns the state in its checkpoint to this property."""
+        """The state of fp16's dynamic loss scaling, as {name: value} for a checkpoint; empty in other precisions.
+        Assigning it restores the state from a checkpoint."""
         if self.run.train.precision != "fp16":
             return {}
         return {"overflows": self.ds.skipped_steps, **{k: getattr(self.ds.optimizer.loss_scaler, k) for k in SCALER}}
@@ -132,10 +133,10 @@ class Engine:
             setattr(self.ds.optimizer.loss_scaler, key, state[key])
 
     def step(self, *args: Any, **named: Any) -> Step:
-        """Make one optimizer step, wait for it, and return its result. Takes the arguments of `launch`."""
-        return self.launch(*args, **named).read()
+        """Make one optimizer step, wait for it, and return its result. Takes the arguments of `launch_step`."""
+        return self.launch_step(*args, **named).read()
 
-    def launch(
+    def launch_step(
         self,
         batch: Batch,
         lr: float,
@@ -144,22 +145,22 @@ class Engine:
         stop: bool = False,
         clock: Callable[[], float] = lambda: 0.0,
     ) -> PendingStep:
-        """Make one optimizer step on this rank's sequences of the global batch. On a GPU the step may still be under
-        way when this returns.
+        """Launch one optimizer step on this rank's sequences of the global batch. On a GPU this returns before the step
+        is computed.
 
-        Where gradients overflow in fp16, the norm is infinite and the update is skipped: weights and optimizer stay as
+        Where gradients overflow in fp16, the update is skipped and the norm is infinite. Weights and optimizer stay as
         they were, the batch counts as trained on, and the loss scale is lowered.
 
         Args:
             batch: this rank's sequences, on the host.
             lr: the learning rate of this step.
-            seed: for this step's dropout on this rank. It is set anew at each step, so that a checkpoint needs no state
-                of the random number generator.
-            save: whether this rank requests a checkpoint after the step. The request is reduced together with the loss,
-                so that all ranks learn of it at the same step and without further communication.
+            seed: for this step's dropout on this rank. It is set at each step, so that a checkpoint needs no state of
+                the random number generator.
+            save: whether this rank requests a checkpoint after the step. All ranks learn of it, since requests are
+                reduced together with the loss.
             stop: whether this rank requests that training stop; reduced like `save`.
-            clock: returns the seconds of training so far. Those of the first rank are sent to all ranks with the loss,
-                since ranks have to agree where these seconds end the run or determine the learning rate.
+            clock: returns the seconds of training so far. All ranks use the first rank's value, which may end the run
+                or set the learning rate; it is sent with the loss.
 
         Returns:
             A `PendingStep`, whose method `read` waits for the device and returns the step's result.
@@ -189,7 +190,7 @@ class Engine:
         total = torch.zeros((), device=self.device)
         micros = batch.to(self.device).split(self.run.layout.micro_batch)
         # from the batch on the host: counting on a GPU would wait for it
-        weights = self._micro_batch_weights(batch.split(self.run.layout.micro_batch))
+        weights = self._micro_batch_factors(batch.split(self.run.layout.micro_batch))
         replicas = dist.get_world_size() // self.model.tp.size
         self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
         with weights_cast(self.model):  # the last micro-batch's step updates the weights, and no forward pass follows
@@ -213,8 +214,8 @@ class Engine:
 
     @contextmanager
     def _timed_forward(self) -> Iterator[None]:
-        """A context that measures the forward pass inside it, which a rank computes without waiting for other ranks.
-        It appends to `forward_timers` a function that returns the seconds."""
+        """A context that measures the seconds of the forward pass inside it. It appends to `forward_timers` a function
+        that returns them."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -237,10 +238,10 @@ class Engine:
             dist.all_reduce(mine)
         return mine.tolist()
 
-    def _micro_batch_weights(self, micros: list[Batch]) -> list[float]:
-        """The factor for the mean loss of each of this rank's micro-batches `micros`, which may differ in how many
-        tokens they predict. With these factors, the mean over micro-batches and ranks is the mean over all predicted
-        tokens of the global batch."""
+    def _micro_batch_factors(self, micros: list[Batch]) -> list[float]:
+        """Factors for the mean losses of this rank's micro-batches, which may differ in the number of tokens that they
+        predict. With them, the mean over micro-batches and ranks is the mean over all predicted tokens of the global
+        batch."""
         if all(micro.has_equal_counts for micro in micros):
             return [1.0] * len(micros)
         counts = [micro.prediction_count for micro in micros]
@@ -250,8 +251,8 @@ class Engine:
         return [count * len(micros) * dist.get_world_size() / int(total) for count in counts]
 
     def fragments(self) -> list[Fragment]:
-        """This rank's share of the fp32 master weights and of AdamW's two moments. The tensors are views of the live
-        state: a checkpoint is loaded by writing into them."""
+        """This rank's fragments of the fp32 master weights and of AdamW's two moments. Their tensors are views of the
+        live state: to write into them is to load a checkpoint."""
         fragments, tp = [], self.model.tp
         for name, param in self.model.named_parameters():
             mapping = param._hp_mapping  # DeepSpeed's own record of which part of a parameter this rank updates
@@ -319,7 +320,7 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """A module whose forward pass returns the model's loss of a `Batch`: what DeepSpeed trains has to be a module."""
+    """The model's loss of a `Batch`, as a module, since DeepSpeed trains a module by its `forward`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -330,15 +331,15 @@ class Loss(nn.Module):
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW without the wrappers that keep torch's compiler out of its methods. Calling a wrapped method loads
-    the compiler, which takes more than a second at the start of a run; the optimizer is never compiled here."""
+    """torch's AdamW without the decorators that keep torch.compile out of its methods. A call of a decorated method
+    loads the compiler, which takes more than a second at the start of a run; the optimizer is never compiled here."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
-def adamw(model: nn.Module, run: Run) -> AdamW:
+def build_adamw(model: nn.Module, run: Run) -> AdamW:
     """The AdamW optimizer with the run's settings. Matrices have weight decay; biases and norm gains have none, except
     for the gain of the embedding norm with train.decay_embnorm."""
     with_decay: list[nn.Parameter] = []
@@ -355,14 +356,18 @@ def adamw(model: nn.Module, run: Run) -> AdamW:
     )
 
 
-def build(model: Any, run: Run, world: int) -> Engine:
-    """Set up the engine that trains a model under DeepSpeed: optimizer, ZeRO, the fastest attention kernel, and
-    torch.compile where layout.compile asks for it.
+def build_engine(model: Any, run: Run, world: int) -> Engine:
+    """Set up the engine that trains a model under DeepSpeed: optimizer, ZeRO, and the fastest attention kernel. Also
+    compiles the model where layout.compile asks for it.
 
-    Under tensor parallelism ZeRO spreads the optimizer over the ranks that hold the same part of the model. `model`: a
-    model.gpt.GPT with its initial weights; `run`: the run's configuration, with a micro-batch; `world`: the number of
-    ranks. Raises ConfigError where CUDA graphs (layout.compile=reduce-overhead) do not work with the layout or
-    precision.
+    Args:
+        model: a model.gpt.GPT with its initial weights. With tensor parallelism, ZeRO divides the optimizer among the
+            ranks that hold the same part of the model.
+        run: the run's configuration, with a micro-batch.
+        world: the number of ranks.
+
+    Raises:
+        ConfigError: CUDA graphs (layout.compile=reduce-overhead) do not work with the layout or precision.
     """
     deepspeed = import_deepspeed()
     graphs = run.layout.compile == "reduce-overhead"
@@ -382,7 +387,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = deepspeed_config(run, world // size)
-        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=adamw(model, run), config=config, mpu=mpu)
+        ds, *_ = deepspeed.initialize(model=Loss(model), optimizer=build_adamw(model, run), config=config, mpu=mpu)
     bf16 = hasattr(ds.optimizer, "bf16_groups")
     if world == size and bf16:
         ds.enable_backward_allreduce = False  # one copy of the model: its gradients are summed already
@@ -390,7 +395,7 @@ def build(model: Any, run: Run, world: int) -> Engine:
     if bf16 and engine.device.type == "cpu":
         free_fp32_gradients_between_steps(ds.optimizer)
     elif bf16 and size == 1:
-        use_device_updates(ds)
+        install_gpu_update(ds)
     engine.attention_seconds = attention_kernel.choose_kernel(model, run.layout.micro_batch)
     if dist.get_rank() == 0 and engine.attention_seconds:
         timed = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in engine.attention_seconds.items())

@@ -11,12 +11,15 @@ from model.shard import shard_dimension
 
 
 def check_equal_weights(model: Any, step: int) -> None:
-    """Check that all copies of a weight, on different ranks, have equal bits. All ranks call this function together.
+    """Check that all copies of a weight, on different ranks, are equal bit for bit. All ranks call this function
+    together.
 
-    A GPU or a cable may silently compute or transmit wrong numbers, and nothing else in training compares the copies.
-    What is compared between ranks are two sums over the bits of a rank's weights: one over the parameters that tensor
-    parallelism cuts, one over all others. `model`: a model.gpt.GPT, as this rank holds it; `step`: the number of the
-    step, for the message. Raises CheckpointError where the copies differ; the message names the ranks.
+    A faulty GPU or cable may silently produce wrong numbers, and nothing else in training compares the copies. Each
+    rank sums the bits of its weights, and the ranks compare these sums. Parameters that tensor parallelism divides are
+    summed apart from the others, since only some ranks have the same part.
+
+    `model`: a model.gpt.GPT, as this rank holds it; `step`: the number of the step, for the message. Raises
+    CheckpointError where the copies differ; the message names the ranks.
     """
     if dist.get_world_size() == 1:
         return

@@ -1,8 +1,8 @@
 """Runs a study on this machine, one or more of its runs at a time: `python -m launch.local POS=alibi`.
 
-Training and evaluation are commands of their own, which this module starts as processes. They share nothing but the run
-directory. After an interruption the same command continues: finished runs are kept, and unfinished ones go on from
-their last checkpoint.
+Each run is trained and evaluated by processes that this module starts. They share nothing but the run directory. After
+an interruption the same command continues: finished runs are kept, and unfinished ones continue from their last
+checkpoint.
 """
 
 import os
@@ -36,7 +36,7 @@ from launch.processes import (
     ignore_ctrl_c_and_die_with_parent,
     restart_in_utf8_mode,
 )
-from launch.repair import is_evaluated, is_fine_tuned, repair
+from launch.repair import is_evaluated, is_fine_tuned, repair_run_directory
 
 STDERR = 2  # file descriptor of standard error
 
@@ -51,15 +51,15 @@ def run_study(study: Study) -> list[str]:
         ConfigError: before any training, for a fault that concerns all runs, such as a corpus that cannot be prepared.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP ended the command; every run in training has saved a checkpoint.
     """
-    glue_tasks = check_tasks(study)
+    glue_tasks = check_evaluation(study)
     concurrency = runs_at_a_time(study)
-    cells, trained, failures = repaired_cells(study)
+    cells, trained, failures = repair_cells(study)
     todo = unfinished_cells(study, cells, glue_tasks)
     for cell in todo:
         if cell.dir not in trained:
             check_compiler(cell.run)
     if todo:
-        prepare(study, todo)
+        prepare_missing_data(study, todo)
     register_finished(study, trained)
     if not todo:
         return failures
@@ -68,14 +68,17 @@ def run_study(study: Study) -> list[str]:
     return failures + finish_runs(study, todo, concurrency)
 
 
-def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
-    """Repair damaged run directories of a study. Returns three parts: the runs whose directories are undamaged now;
-    {run directory: steps trained} for those of these runs that are trained; a line of text for each run that is left
-    out because its directory cannot be repaired."""
+def repair_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]]:
+    """Repair the damaged run directories of a study.
+
+    Returns:
+        (the runs whose directories are undamaged or repaired, {run directory: steps trained} for the runs that are
+        trained, a line for each run whose directory cannot be repaired).
+    """
     cells, trained, failures = [], {}, []
     for cell in study.cells:
         try:
-            if repaired := repair(cell):
+            if repaired := repair_run_directory(cell):
                 print(repaired, flush=True)
             if done := rundir.read_done(cell.dir):
                 trained[cell.dir] = int(done.get("steps", 1))
@@ -86,15 +89,17 @@ def repaired_cells(study: Study) -> tuple[list[Cell], dict[Path, int], list[str]
 
 
 def unfinished_cells(study: Study, cells: list[Cell], glue_tasks: list[str]) -> list[Cell]:
-    """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported. First, this function
-    evaluates runs again on tasks that were added or changed since their evaluation; where that fails, it returns all of
-    `cells`. `glue_tasks`: the tasks of GLUE that the study asks for."""
+    """The runs among `cells` that remain to be trained, evaluated, fine-tuned or exported.
+
+    This function first evaluates trained runs on tasks that were added or changed since their evaluation. If that fails
+    for a run, it returns all of `cells`. `glue_tasks`: the GLUE tasks that the study asks for.
+    """
     todo = [cell for cell in cells if not is_evaluated(cell)]
     seeds = int(study.word_value("GLUE_SEEDS") or rundir.GLUE_SEEDS)
     without_glue = [cell for cell in cells if glue_tasks and not is_fine_tuned(cell, glue_tasks, seeds)]
     if evaluated := [str(cell.dir) for cell in cells if cell not in todo]:
         options = [*study.eval_options, "--store", str(study.out / rundir.DATA)]
-        if not _command_succeeds("-m", "eval", *options, *evaluated):
+        if not _python_succeeds("-m", "eval", *options, *evaluated):
             todo = cells  # one process for each run then names the run that fails, and the others go on
     unexported = [cell for cell in cells if study.exports and not rundir.is_exported(cell.dir)]
     return [cell for cell in cells if cell in todo or cell in without_glue or cell in unexported]
@@ -124,7 +129,7 @@ def finish_runs(study: Study, todo: list[Cell], concurrency: int) -> list[str]:
     display = threading.Thread(target=progress.show_progress, args=(progress.Progress(todo, phases, concurrency), done))
     display.start()
     try:
-        with processes.stopped_by_signals(), ThreadPoolExecutor(concurrency) as pool:
+        with processes.stop_on_signals(), ThreadPoolExecutor(concurrency) as pool:
             for future in [pool.submit(work, cell) for cell in todo]:
                 future.result()
     finally:
@@ -137,28 +142,27 @@ def finish_runs(study: Study, todo: list[Cell], concurrency: int) -> list[str]:
 
 
 def register_finished(study: Study, trained: dict[Path, int]) -> None:
-    """Register the study (write down its question and criteria) in the directories of runs that are trained already,
-    such as runs that another study has trained. Call this after all checks, so that a refused command registers
-    nothing. `trained`: {run directory: the number of steps that the run was trained}."""
+    """Register the study (its question and criteria) in the directories of runs that are trained already, as by another
+    study. Call this after all checks, so that a refused command registers nothing. `trained`: {run directory: steps
+    trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # a folder that can only be read: the report then says that the registration is missing
             rundir.register(folder, study.registration, steps)
 
 
-def _command_succeeds(*words: str) -> bool:
-    """Run `python words` as a child process whose standard output is discarded. Returns whether it exits with 0."""
-    return _exit_code(*words, output=subprocess.DEVNULL) == 0
+def _python_succeeds(*words: str) -> bool:
+    """Run `python words` as a child process without standard output. Returns whether its exit code is 0."""
+    return _python_exit_code(*words, output=subprocess.DEVNULL) == 0
 
 
-def _exit_code(*words: str, output: int | None = None) -> int:
-    """Run `python words` as `_run` does, and return the child's exit code."""
-    return _run(*words, output=output).returncode
+def _python_exit_code(*words: str, output: int | None = None) -> int:
+    """Run `python words` as a child process (see `_run_python`), and return its exit code."""
+    return _run_python(*words, output=output).returncode
 
 
-def _run(*words: str, output: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python words` as a child process that ignores Ctrl-C. At Ctrl-C this process ends the child and raises
-    KeyboardInterrupt. `output`: a file descriptor for the child's standard output; None: the standard output of this
-    process."""
+def _run_python(*words: str, output: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python words` as a child process, and wait for it. The child ignores Ctrl-C: this process ends it and raises
+    KeyboardInterrupt. `output`: a file descriptor for the child's standard output; None: that of this process."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
@@ -169,35 +173,39 @@ def _run(*words: str, output: int | None = None) -> subprocess.CompletedProcess[
     )
 
 
-def check_tasks(study: Study) -> list[str]:
-    """Check, before hours are spent on training, that the runs can be evaluated, fine-tuned and exported as the study
-    asks, and that its NOISE_FLOOR is of its baseline. Raises ConfigError in five cases: the floor is of another
-    baseline; tasks.yaml and the code do not define the same tasks made from held-out text; the runs cannot be evaluated
-    on TASKS; they cannot be fine-tuned on GLUE; they cannot be exported (EXPORT=1). Returns the tasks of GLUE on which
-    each run is to be fine-tuned; [] where the study has no word GLUE=."""
+def check_evaluation(study: Study) -> list[str]:
+    """Check, before any training, that the runs can be evaluated, fine-tuned and exported as the study asks, and that
+    its NOISE_FLOOR is of its baseline. Returns the GLUE tasks on which each run is to be fine-tuned; [] where the study
+    has no word GLUE=.
+
+    Raises:
+        ConfigError: the noise floor is of another baseline; tasks.yaml and the code define different tasks; or the runs
+            cannot be evaluated on TASKS, fine-tuned on GLUE, or exported (EXPORT=1).
+    """
     check_same_baseline(study.criteria.noise_floor, study.base)
-    if not _command_succeeds("-m", "eval.tasks.probes"):
+    if not _python_succeeds("-m", "eval.tasks.probes"):
         raise ConfigError("the runs cannot be judged; the reason stands above")
-    if study.exports and not _command_succeeds("-m", "eval.exportable", *study.words):
+    if study.exports and not _python_succeeds("-m", "eval.exportable", *study.words):
         raise ConfigError("not every run can be exported (EXPORT=1); the reasons stand above")
     glue_tasks = []
     if study.glue_options:
-        checked = _run("-m", "eval.finetune", *study.glue_options, output=subprocess.PIPE)
+        checked = _run_python("-m", "eval.finetune", *study.glue_options, output=subprocess.PIPE)
         if checked.returncode:
             raise ConfigError("the runs cannot be fine-tuned on GLUE; the reason stands above")
         glue_tasks = checked.stdout.partition(":")[2].replace(",", " ").split()  # fine-tuning: cola, rte
-    if study.eval_options and not _command_succeeds("-m", "eval", *study.eval_options):
+    if study.eval_options and not _python_succeeds("-m", "eval", *study.eval_options):
         raise ConfigError("the runs cannot be judged by TASKS; the reason stands above")
     return glue_tasks
 
 
-def prepare(study: Study, cells: list[Cell]) -> None:
-    """Prepare the missing corpora, tokenizers and token files that the runs `cells` of a study need. Raises ConfigError
-    where a corpus cannot be prepared, or differs from the corpus that the study's earlier runs were trained on."""
+def prepare_missing_data(study: Study, cells: list[Cell]) -> None:
+    """Prepare the corpora, tokenizers and token files that the runs `cells` need and that are missing. Raises
+    ConfigError where a corpus cannot be prepared, or differs from the one on which earlier runs of the study were
+    trained."""
     from data.corpus import missing_files
-    from launch.data_identity import check_files, check_prepared
+    from launch.data_identity import check_prepared_data, check_source_files
 
-    check_files(study)
+    check_source_files(study)
     store = study.out / rundir.DATA
     requests = []  # the arguments of `python -m data.prepare`, one list for each call
     for data, vocab, masks in {(c.run.data, c.run.model.vocab, c.run.model.needs_mask_token): 0 for c in cells}:
@@ -210,15 +218,18 @@ def prepare(study: Study, cells: list[Cell]) -> None:
     for sentence in missing_files((corpus for c in cells for corpus in c.run.corpora), store):
         print(f"warning: {sentence}", file=sys.stderr)
     for corpus, *options in requests:
-        if not _command_succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
+        if not _python_succeeds("-m", "data.prepare", corpus, *options, "--told", "--store", str(store)):
             raise ConfigError(f"the corpus {corpus} cannot be prepared; the reason stands above")
-    check_prepared(study)
+    check_prepared_data(study)
 
 
 def runs_at_a_time(study: Study) -> int:
-    """The number of runs to train at a time: JOBS where the user gives it; otherwise one on a machine with a GPU, and
-    as many as the cores allow on a machine without. Raises ConfigError where the budget is a wall clock and JOBS is
-    more than the processors allow, since each run would then make fewer steps."""
+    """The number of runs to train at a time: JOBS where the user gives it; else one on a machine with a GPU, and as
+    many as the cores allow on a machine without.
+
+    Raises ConfigError where a wall clock ends the runs, and JOBS is more than the processors allow: each run would then
+    make fewer steps.
+    """
     layout = study.base.layout
     cores = len(os.sched_getaffinity(0))
     most = 1 if has_gpu() else max(1, cores // (layout.threads * max(layout.processes, 1)))
@@ -231,8 +242,8 @@ def runs_at_a_time(study: Study) -> int:
 
 
 def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Processes) -> None:
-    """Bring one run to its end: train it unless it is trained, evaluate it, and fine-tune it on GLUE and export it
-    where the study asks for that.
+    """Train a run unless it is trained, then evaluate it. Also fine-tune it on GLUE and export it where the study asks
+    for that.
 
     Args:
         study: the study that the run belongs to.
@@ -276,8 +287,8 @@ def finish_run(study: Study, cell: Cell, phases: dict[Path, str], processes: Pro
 def run_until_decided(
     study: Study, run: Callable[[Study], list[str]], undecided: Callable[[Study], bool]
 ) -> tuple[Study, list[str]]:
-    """Run a study and, with MORE=auto, add seeds to it: one seed for every arm at a time, as long as an arm is
-    undecided, more seeds may decide it, and the study has fewer seeds than it may have at most.
+    """Run a study; with MORE=auto, then add seeds, one at a time for all arms. This ends when no arm is undecided that
+    more seeds may decide, or the study has as many seeds as it may have.
 
     Args:
         study: the study with its first seeds.
@@ -300,19 +311,18 @@ def run_until_decided(
 
 
 def check_criteria(study: Study, output: int | None = None) -> None:
-    """Check, before anything is trained, that a study with MORE=auto decides by criteria that were named before its
-    runs: otherwise its verdicts would not count, and seeds would be added in vain. `output`: a file descriptor to print
-    to; None: standard output. Raises ConfigError where the study has MORE=auto, and its metric, margin or noise floor
-    was chosen after its runs."""
+    """Check, before any training, that a study with MORE=auto chose its metric, margin and noise floor before its first
+    run. Raises ConfigError where it did not: its verdicts would be exploratory, and more seeds would not help.
+    `output`: a file descriptor to print to; None: standard output."""
     if study.criteria.sequential and any((cell.dir / rundir.RUN).exists() for cell in study.cells):
-        if _exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
+        if _python_exit_code("-m", "eval.report.undecided", "--criteria", *study.words, output=output) == Exit.INVALID:
             raise ConfigError("no seeds are added (MORE=auto); the reason stands above")
 
 
-def is_undecided(study: Study, output: int | None = None) -> bool:
-    """Whether any arm is undecided and may be decided by more seeds. Prints the names of such arms. `output`: a file
-    descriptor to print to; None: standard output. Raises ConfigError where the runs cannot be compared."""
-    code = _exit_code("-m", "eval.report.undecided", *study.words, output=output)
+def has_undecided_arms(study: Study, output: int | None = None) -> bool:
+    """Whether the study has arms that are undecided and that more seeds may decide. Prints their names. `output`: a
+    file descriptor to print to; None: standard output. Raises ConfigError where the runs cannot be compared."""
+    code = _python_exit_code("-m", "eval.report.undecided", *study.words, output=output)
     if code not in (Exit.FINISHED, Exit.UNDECIDED):
         raise ConfigError("whether the arms are decided cannot be said; the reason stands above")
     return code == Exit.UNDECIDED
@@ -321,8 +331,8 @@ def is_undecided(study: Study, output: int | None = None) -> bool:
 def main(words: list[str]) -> int:
     """Train and evaluate the runs that are not finished, then write the report.
 
-    With FORMAT=json only the report's answer is printed to standard output, and the report's exit code is returned
-    unless a run failed. `words`: the NAME=VALUE words of the command line. Returns the exit code, an `Exit`.
+    With FORMAT=json, standard output has the report's answer alone; the exit code is the report's unless a run failed.
+    `words`: the NAME=VALUE words of the command line. Returns the exit code, an `Exit`.
     """
     if words in (["-h"], ["--help"]):
         print(f"{__doc__}\nNAME=VALUE words: see `make help`.")
@@ -335,8 +345,8 @@ def main(words: list[str]) -> int:
 
 
 def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
-    """Train and evaluate the runs that are not finished, write the report, and print errors. The report prints its own
-    answer. `words`: the NAME=VALUE words of the command line; `json_to`: the stream for errors as JSON; None where
+    """Train and evaluate the runs that are not finished, and have `python -m eval.report` write the report. Prints
+    errors. `words`: the NAME=VALUE words of the command line; `json_to`: the stream for errors as JSON; None where
     FORMAT=json is not asked for. Returns the exit code, an `Exit`."""
     as_json = json_to is not None
 
@@ -351,11 +361,11 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
         print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
         study, failures = run_until_decided(
-            study, run_study, lambda study: is_undecided(study, STDERR if as_json else None)
+            study, run_study, lambda study: has_undecided_arms(study, STDERR if as_json else None)
         )
         for failure in failures:
             print(f"failed: {safe_files.printable(failure)}", file=sys.stderr)
-        reported = _exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
+        reported = _python_exit_code("-m", "eval.report", *study.words, *(["FORMAT=json"] if as_json else []))
         for cell in study.cells if study.glue_options else []:
             print(f"{cell.name}: GLUE  {progress.glue_text(cell) or 'no scores'}", flush=True)
     except ConfigError as error:

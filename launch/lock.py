@@ -14,18 +14,18 @@ from launch.watch import StopTraining
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Files
-    of an earlier launch are removed first: `failed`, `stop` (without Slurm), the heartbeat, and half-written weights.
+    """A context in which this process holds the lock of a run directory, so that no other process trains the run. Only
+    the first rank locks; on other ranks nothing happens.
 
-    Only the first rank locks, since it alone writes the directory; on other ranks nothing happens. A lock that is held
-    is tried again for a second; under Slurm, where the process of the previous attempt may still be ending, for up to a
-    minute.
+    Files of an earlier launch are removed first: `failed`, the heartbeat, half-written weights, and without Slurm also
+    `stop`. If another process holds the lock, this function tries again for a second. Under Slurm it does so for a
+    minute, since the process of the previous attempt may still be ending.
 
     Args:
         folder: the run directory; created when it is missing.
 
     Raises:
-        StopTraining: under Slurm, another process holds the lock; the run is to be submitted again.
+        StopTraining: under Slurm, another process holds the lock; the job should be submitted again.
         ConfigError: without Slurm, another process holds the lock; or the file system has no locks.
     """
     if os.environ.get("RANK", "0") != "0":

@@ -12,8 +12,8 @@ from ablations.config import Run
 
 
 class Log:
-    """Appends rows to metrics.jsonl, flushed line by line, and copies each row to Weights & Biases (offline by
-    default). An error of Weights & Biases is printed, and training goes on without it."""
+    """The log of a run: rows of metrics appended to metrics.jsonl and copied to Weights & Biases (offline by default).
+    Each row is flushed. An error of Weights & Biases is printed, and training continues without it."""
 
     def __init__(self, folder: Path, run: Run, name: str, last_step: int):
         """Args:
@@ -59,9 +59,9 @@ class Log:
 
 
 def _start_wandb(folder: Path, run: Run, name: str) -> Any:
-    """Start a run named `name` in Weights & Biases, or resume it. `folder`: the run directory. Returns the wandb.Run;
-    None where Weights & Biases is disabled (by WANDB_MODE or, where that is not set, layout.wandb) or cannot be
-    started. Why it cannot is printed, and training goes on."""
+    """Start, or resume, a run named `name` in Weights & Biases. `folder`: the run directory. Returns the wandb.Run;
+    None where Weights & Biases is disabled or cannot be started. WANDB_MODE disables it or, where that is not set,
+    layout.wandb. If it cannot be started, the reason is printed and training continues."""
     mode: Any = os.environ.get("WANDB_MODE", run.layout.wandb)
     if mode == "disabled":
         return None
@@ -89,7 +89,7 @@ def _start_wandb(folder: Path, run: Run, name: str) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id in Weights & Biases of the run in directory `folder`. It is the same in all launches of the run, and
-    differs from the ids of runs of equal name under another output root."""
+    """The id, in Weights & Biases, of the run in directory `folder`. All launches of a run have the same id; runs under
+    different output roots have different ids."""
     root = hashlib.sha256(str(folder.resolve().parent.parent).encode()).hexdigest()[:8]
     return f"{folder.parent.name}-{folder.name}-{root}".replace("=", "-").replace(",", "-")

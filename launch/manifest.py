@@ -1,4 +1,4 @@
-"""Writes run.json before the first step: a run's configuration, code, machine and data, and the proofs that its model
+"""Writes run.json before the first step: configuration, code, machine and data of a run, and the proofs that its model
 is the configured one."""
 
 import importlib.metadata
@@ -30,23 +30,23 @@ class Diverged(RunFailed):
 
 
 class Mismatch(RunFailed):
-    """The live model or the data differ from what the run's configuration or its run.json says."""
+    """The live model or the data differ from the run's configuration or from its run.json."""
 
 
 def prepare_data(run: Run, store: Path) -> dict[str, Any]:
-    """Look up the corpus, tokenizer and token files of a run in the store, and build missing ones. All ranks call this
+    """Find the corpus, tokenizer and token files of a run in the store, and build missing ones. All ranks call this
     function together.
 
-    The first rank builds while the others wait, for at most the half hour after which torch's collectives give up. Data
-    that take longer have to be prepared before the ranks start.
+    The first rank builds while the others wait, for at most half an hour (the timeout of torch's collectives). Data
+    that take longer must be prepared before the ranks start.
 
     Args:
         run: the run's configuration.
         store: the folder of prepared data.
 
     Returns:
-        What `data.prepare.prepare` returns, with two entries added: "epochs", how often training reads each source, and
-        "corpora", {corpus: what it is made of} for training, tokenizer and evaluation.
+        The manifest that `data.prepare.prepare` returns, with two more entries: "epochs", how often training reads each
+        source, and "corpora", {corpus: its composition} for training, tokenizer and evaluation.
 
     Raises:
         RunFailed: the data cannot be prepared, or the token files in the store were made with another tokenizer.
@@ -74,14 +74,16 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
 def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, hosts: list[str]) -> None:
     """Check that the model about to train is the configured one, and write run.json.
 
-    Three things are checked: that the activity proofs of all factors pass (model/proof.py); that the settings in
-    effect, read from the live engine, equal those configured; and that a continued run reads the text and the tokenizer
-    that it began with.
+    Three checks are made:
+
+    * The activity proofs of all factors pass (model/proof.py).
+    * The settings in effect, read from the live engine, equal the configured ones.
+    * A continued run reads the same text and tokenizer as before.
 
     Args:
         cell: the run, with its configuration and directory.
         engine: a launch.engine.Engine before its first step.
-        data: what `prepare_data` returned.
+        data: the manifest that `prepare_data` returned.
         store: the folder of prepared data that `data` describes.
         hosts: for each rank the name of its node.
 
@@ -118,9 +120,13 @@ def write_run_json(cell: Cell, engine: Any, data: dict[str, Any], store: Path, h
 def _prove_configuration(
     cell: Cell, engine: Any, data: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Any], dict[str, Any]]:
-    """Prove that all factors act and that the settings in effect are the configured ones. `data`: what `prepare_data`
-    returned. Returns three parts of run.json: a row {"name", "shape", "decayed"} for each parameter; the proofs;
-    {setting: value in effect}. Raises Mismatch where a proof fails, or a setting differs."""
+    """Prove that all factors act, and that the settings in effect are the configured ones. `data`: the manifest that
+    `prepare_data` returned. Raises Mismatch where a proof fails or a setting differs.
+
+    Returns:
+        Three parts of run.json: [{"name", "shape", "decayed" (whether weight decay applies)} for each parameter],
+            [proof, ...], {setting: value in effect}.
+    """
     from launch.effective import settings_in_effect
     from model import proof
 
@@ -145,8 +151,8 @@ def _prove_configuration(
 
 
 def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> None:
-    """Raise Mismatch where a continued run began with another text or tokenizer. `before`: the content of its run.json;
-    None for a new run, which passes; `data`: what `prepare_data` returned."""
+    """Raise Mismatch where the text or the tokenizer differs from that with which a continued run began. `before`: the
+    content of its run.json, None for a new run; `data`: the manifest that `prepare_data` returned."""
     if before and before["data"]["sha256"] != data["sha256"]:
         was = before["data"]["sha256"]
         raise Mismatch(f"the corpus {data['corpus']} is not the one that the run began with (sha256 {was})")
@@ -155,9 +161,8 @@ def _check_same_data(before: dict[str, Any] | None, data: dict[str, Any]) -> Non
 
 
 def registration_sha(cell: Cell) -> str:
-    """The sha256 of the registration under which a run began, that is, of its study's question and criteria. It is read
-    from run.json or, where there is no run.json yet, from the first registration in the run directory. "" where the run
-    has none, as runs of old versions have."""
+    """The sha256 of the registration under which a run began. It is read from run.json or, before that is written, from
+    the first registration in the run directory. "" where there is none: runs of old versions have no registration."""
     before = cell.run_json()
     lines, _ = rundir.read_registrations(cell.dir)
     if before:
@@ -185,8 +190,8 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
         cpu = names[0].partition(":")[2].strip() if names else platform.machine()
     cuda = torch.cuda.is_available()
     return {
-        "commit": commit(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in RECORDED_PACKAGES},
+        "commit": current_commit(),
+        "versions": {"python": platform.python_version()} | {p: package_version(p) for p in RECORDED_PACKAGES},
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else cpu,
             "ranks": len(hosts),
@@ -197,9 +202,8 @@ def describe_launch(hosts: list[str]) -> dict[str, Any]:
     }
 
 
-def version(package: str) -> str:
-    """The installed version of a package, or "not installed": on a machine that only trains, packages that prepare data
-    may be missing."""
+def package_version(package: str) -> str:
+    """The installed version of a package; "not installed" where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -209,13 +213,12 @@ def version(package: str) -> str:
 SOURCES = ("*.py", "*.yaml", "*.sh")  # an untracked file of these kinds in one of OUR_PACKAGES is uncommitted code
 
 
-def commit() -> dict[str, Any]:
-    """The commit of this code and whether the code differs from the commit: {"sha": str, "dirty": bool}.
+def current_commit() -> dict[str, Any]:
+    """The commit of this code, and whether the code differs from it: {"sha": str, "dirty": bool}.
 
-    The code differs when a tracked file is changed, or when a source file (SOURCES) of this project is untracked.
-    Changed records in ablations/records do not count, since every study writes a record; nor do other untracked files,
-    such as a user's data. Where git is missing, refuses the folder, or does not track this code, "sha" is "unknown" and
-    "dirty" None.
+    The code differs where a tracked file is changed or a source file (SOURCES) of this project is untracked. Other
+    untracked files and changes in ablations/records do not count. Without git, or where git does not track this code,
+    "sha" is "unknown" and "dirty" None.
     """
     # git refuses a folder of another user, which does not matter here: its code is running already. The variables GIT_*
     # may name another repository.
@@ -238,9 +241,9 @@ def commit() -> dict[str, Any]:
 
 
 def special_tokens(run: Run, data: dict[str, Any]) -> Any:
-    """The ids of special tokens that the run's objective needs, as a model.objective.SpecialTokens: those of the run's
-    tokenizer, or NO_SPECIALS where the objective masks no tokens. `data`: what `prepare_data` returned. Raises
-    RunFailed where the objective masks tokens and the tokenizer has no mask token."""
+    """The special tokens that the run's objective needs, as a model.objective.SpecialTokens; NO_SPECIALS where the
+    objective masks no tokens. `data`: the manifest that `prepare_data` returned. Raises RunFailed where the objective
+    masks tokens and the tokenizer has no mask token."""
     from model.objective import NO_SPECIALS, OBJECTIVES, SpecialTokens
 
     if not OBJECTIVES[run.model.objective].needs_mask_token:

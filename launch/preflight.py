@@ -1,4 +1,4 @@
-"""Checks before the first step that every node is fit to train on. Unfit nodes are named in a file, and the next
+"""Checks, before the first step, that every node is fit to train on. Unfit nodes are named in a file, and the next
 attempt avoids them.
 
 Each rank measures its own node. All ranks receive all measurements, and come to the same verdict.
@@ -96,8 +96,8 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
 
 
 def unfit_nodes(nodes: list[Node]) -> dict[str, str]:
-    """Find the unfit nodes, by comparing the measurements of each rank with fixed limits and with the median over
-    ranks. Returns {host: why it is unfit}."""
+    """Find the unfit nodes, by comparing each rank's measurements with fixed limits and with the median over ranks.
+    Returns {host: why it is unfit}."""
     median_matmul = statistics.median(n.matmul_speed for n in nodes)
     median_clock = statistics.median(n.clock for n in nodes)
     median_link = statistics.median([n.link_speed for n in nodes if n.link_speed] or [0.0])
@@ -134,7 +134,7 @@ def measure_node(folder: Path) -> Node:
         free / total,
         shm,
         shutil.disk_usage(folder).free,
-        _write_problem(folder),
+        _reason_not_writable(folder),
         clock,
     )
 
@@ -147,11 +147,10 @@ def _matmul_speed(device: torch.device) -> float:
 
 
 def _link_speed(device: torch.device) -> float:
-    """Measure the network of this node, in bytes/s; 0 where there is no other node. All ranks call this function
-    together.
+    """Measure this node's network in bytes/s; 0 where there is no other node. All ranks call this function together.
 
-    All nodes form a ring, and the first rank of each node measures the links to its two neighbours. The faster link
-    counts, since one of the neighbours may be a bad node.
+    The nodes form a ring, and the first rank of each node measures the links to both neighbours. The faster link
+    counts, since one of the neighbours may be faulty.
     """
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
@@ -170,8 +169,8 @@ def _link_speed(device: torch.device) -> float:
 
 
 def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) -> float:
-    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back: the fastest of five times, since the
-    first time sets up the connection. Both ranks call this function together. `device`: where `data` lies."""
+    """The bytes/s at which `data` is sent from rank `a` to rank `b` and back. The fastest of five exchanges counts,
+    since the first sets up the connection. Both ranks call this function together."""
     rank, peer = dist.get_rank(), a + b - dist.get_rank()
 
     def send_and_receive() -> None:
@@ -181,8 +180,8 @@ def _exchange_speed(data: torch.Tensor, a: int, b: int, device: torch.device) ->
     return 2 * data.nbytes / least_seconds(send_and_receive, device, 5)
 
 
-def _write_problem(folder: Path) -> str:
-    """Why no file can be written in `folder`, in the operating system's words; "" where files can be written."""
+def _reason_not_writable(folder: Path) -> str:
+    """The operating system's reason why no file can be written in `folder`; "" where files can be written."""
     path = folder / f".probe-{uuid.uuid4().hex}"
     try:
         path.write_bytes(b"x" * 4096)
@@ -212,10 +211,10 @@ def check_fp8(run: Run) -> None:
         )
 
 
-def check_memory(run: Run, ranks: int) -> None:
-    """Raise ConfigError where a run, by estimate, does not fit into the memory of its device. The message names the
-    largest micro-batch with which it would fit. `run`: the run's configuration, with a micro-batch; `ranks`: the number
-    of ranks."""
+def check_fits_memory(run: Run, ranks: int) -> None:
+    """Check that a run, by estimate, fits into the memory of its device. Raises ConfigError where it does not; the
+    message names the largest micro-batch that would fit. `run`: the run's configuration, with a micro-batch; `ranks`:
+    the number of ranks."""
     total = device_memory()
     needed = bytes_needed(run, run.layout.micro_batch, ranks)
     if needed <= MAX_MEMORY_SHARE * total:
@@ -228,11 +227,11 @@ def check_memory(run: Run, ranks: int) -> None:
 
 
 def choose_micro_batch(run: Run, ranks: int) -> Run:
-    """Set the micro-batch of a run where layout.micro_batch is 0, and return its configuration.
+    """Return the run's configuration, with a micro-batch chosen where layout.micro_batch is 0.
 
-    The micro-batch is the largest that by estimate fits into the memory of the device, up to MAX_MICRO_BATCH_GPU or
-    MAX_MICRO_BATCH_CPU sequences, above which no gain in speed is expected. Where not even one sequence fits it is 1,
-    which `check_memory` refuses. `ranks`: the number of ranks.
+    It is the largest that by estimate fits into the device's memory, up to MAX_MICRO_BATCH_GPU or MAX_MICRO_BATCH_CPU
+    sequences. More are not expected to be faster. Where not even one sequence fits it is 1, and `check_fits_memory`
+    refuses the run. `ranks`: the number of ranks.
     """
     if run.layout.micro_batch:
         return run
@@ -242,8 +241,8 @@ def choose_micro_batch(run: Run, ranks: int) -> Run:
 
 
 def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
-    """The largest micro-batch, up to `most` sequences, that divides each rank's share of every batch and by estimate
-    fits into memory; 0 where no micro-batch does. `ranks`: the number of ranks."""
+    """The largest micro-batch, up to `most` sequences, that by estimate fits into memory and divides each rank's share
+    of every batch; 0 where there is none. `ranks`: the number of ranks."""
     replicas = max(1, ranks // run.layout.tp)
     for micro in range(most, 0, -1):
         whole = all(size % (micro * replicas) == 0 for size in run.batch_sizes.sizes)
@@ -253,7 +252,7 @@ def largest_micro_batch(run: Run, ranks: int, most: int) -> int:
 
 
 def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
-    """The estimated bytes of memory that each of `ranks` ranks needs for micro-batches of `micro_batch` sequences."""
+    """The estimated bytes of memory on each of `ranks` ranks, for micro-batches of `micro_batch` sequences."""
     replicas = max(1, ranks // run.layout.tp)
     accumulate = max(1, run.train.batch // (micro_batch * replicas))
     precision, zero, tp = run.train.precision, run.layout.zero, run.layout.tp
@@ -262,7 +261,7 @@ def bytes_needed(run: Run, micro_batch: int, ranks: int) -> int:
 
 
 def device_memory() -> int:
-    """Bytes of memory of this rank's device: of its GPU, or on a CPU this rank's share of the machine's memory."""
+    """Bytes of memory for this rank: its GPU's, or on a CPU this rank's share of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

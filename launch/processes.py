@@ -1,7 +1,8 @@
-"""Starts commands as child processes: the ranks of a run start and end together, and none outlives this process.
+"""Starts commands as child processes. The ranks of a run start and end together, and all children end with this
+process.
 
-A terminal sends Ctrl-C, and SIGHUP when it is closed, to all its processes. The children ignore both signals; this
-process handles them and ends the children.
+Ctrl-C in a terminal, or closing it, sends a signal (SIGINT, SIGHUP) to all its processes. The children ignore both;
+this process handles them and ends the children.
 """
 
 import ctypes
@@ -40,22 +41,22 @@ class Interrupted(RuntimeError):
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for child processes: that of this process without RANK_VARIABLES, and with Python in UTF-8 mode
-    whatever the locale."""
+    """The environment of child processes: that of this process without RANK_VARIABLES, and with Python in UTF-8
+    mode."""
     env = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
     return env | {"PYTHONUTF8": "1"}
 
 
 def restart_in_utf8_mode(module: str, words: list[str]) -> None:
-    """Replace this process by `python -m module words` in Python's UTF-8 mode, where the locale is not UTF-8. Without
-    that mode it would decode arguments and files differently from its child processes."""
+    """Replace this process by `python -m module words` in Python's UTF-8 mode, unless the locale is UTF-8. Otherwise
+    this process would decode arguments and files differently from its children."""
     if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, [sys.executable, "-m", module, *words], child_environment())
 
 
 def ignore_ctrl_c_and_die_with_parent() -> None:
-    """Have this child process ignore SIGINT and SIGHUP, which its parent handles, and have the kernel kill it when the
-    parent dies. For the argument `preexec_fn` of subprocess.Popen."""
+    """Have this child process ignore SIGINT and SIGHUP, and have the kernel kill it when its parent dies. For the
+    argument `preexec_fn` of subprocess.Popen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -121,8 +122,8 @@ class Processes:
             raise CommandFailed(f"{killed_by or last_error(log)}  (log: {log}; the same command continues)")
 
     def stop(self) -> None:
-        """Send SIGTERM to all running commands; a command that trains then saves a checkpoint and exits. From now on,
-        `run` starts no command."""
+        """Send SIGTERM to all running commands, and start no more: `run` then raises Interrupted. A command that trains
+        saves a checkpoint and exits."""
         self.stopping = True
         with self.starting:
             for child in self.running:
@@ -133,10 +134,10 @@ class Processes:
             child.kill()
 
     @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
+    def stop_on_signals(self) -> Iterator[None]:
         """A context in which signals to this process end its commands. The first SIGINT (Ctrl-C), SIGTERM or SIGHUP
-        (the terminal is closed) sends SIGTERM to all commands, as `stop` does. The second signal kills all commands and
-        ends this process. SIGHUP stays ignored where nohup has it ignored."""
+        (closed terminal) calls `stop`. The second kills all commands and ends this process. SIGHUP is ignored under
+        nohup."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopping:
@@ -160,8 +161,8 @@ class Processes:
 
 
 def _rank_environments(ranks: int) -> list[dict[str, str]]:
-    """The environment variables by which torch.distributed finds the other ranks: [{name: value}, ...] with an entry
-    for each of `ranks` ranks, or [{}] for a single rank."""
+    """The environment variables by which torch.distributed finds the other ranks: a list with {name: value} for each of
+    `ranks` ranks. [{}] for a single rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as s:
@@ -173,8 +174,8 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 
 
 def last_error(log: Path) -> str:
-    """The last error in a log file: the text from the last line that begins with "error: " to the end of the file,
-    without this prefix. Where no line begins so, the last line that is not blank."""
+    """The last error in a log file: the text after the last "error: " at the beginning of a line, to the end of the
+    file. Without such a line, the last line that is not blank."""
     lines = [line for line in safe_files.read_text(log).splitlines() if line.strip()]
     first = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=-1)
     return "\n".join(lines[first:]).removeprefix("error: ")

@@ -1,7 +1,7 @@
-"""Shows how far the runs of a study are, while launch/local.py trains and evaluates them.
+"""Shows the progress of a study's runs, while launch/local.py trains and evaluates them.
 
-On a terminal a bar for each run, and one for all runs, are updated in place. Elsewhere (a pipe, a log file) a line is
-printed at each change of a run's state, and now and then a line about all runs.
+On a terminal, bars for each run and for all runs are updated in place. Elsewhere (a pipe, a log file) a line is printed
+at each change of a run's state, and at times a line about all runs.
 """
 
 import heapq
@@ -27,10 +27,10 @@ ENDED = ("finished", "failed", "stopped")  # the states of a run that this comma
 
 
 class Progress:
-    """The states of the runs of a command, and an estimate of the time left from the time taken so far.
+    """The states of the runs of a command, and an estimate of the time left.
 
-    A run's state is its phase as launch/local.py sets it, except that a run in training is "starting" until it has
-    logged a loss.
+    The state of a run is its phase in `phases`, with one exception: a run in training is "starting" until it has logged
+    a loss.
 
     Args:
         cells: the runs, in the order in which they are begun.
@@ -64,23 +64,23 @@ class Progress:
                 changed.append(cell)
         return changed
 
-    def position(self, cell: Cell) -> float:
-        """How far a run is trained, in the unit of `cell.run.length`: steps, or seconds where the budget is a time."""
+    def trained_length(self, cell: Cell) -> float:
+        """How far a run is trained: in steps, or in seconds where the budget is a time (as `cell.run.length`)."""
         trained = self.state[cell.dir] in ("finished", *STAGES[2:])
         return cell.run.length if trained else cell.run.progress(self.metric[cell.dir])
 
     @property
     def finished_share(self) -> float:
-        """The share of the training of all runs that is done, from 0 to 1."""
-        return sum(map(self.position, self.cells)) / sum(cell.run.length for cell in self.cells)
+        """The share of all runs' training that is done, from 0 to 1."""
+        return sum(map(self.trained_length, self.cells)) / sum(cell.run.length for cell in self.cells)
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate of the seconds until all runs have ended; None while no run has logged a speed. The time of a
-        stage that no run has completed yet, such as evaluation, is not included.
+        """An estimate of the seconds until all runs have ended; None while no run has logged a speed.
 
-        Runs that have logged no speed are assumed to be as fast as the median of those that have. Waiting runs are
-        assumed to begin in their order, each as soon as fewer than `concurrency` runs are at work.
+        Stages that no run has completed yet, such as evaluation, are not included. A run without a logged speed is
+        given the median speed of the other runs. Waiting runs begin in order, as soon as fewer than `concurrency` runs
+        are at work.
         """
         speeds = [metric["tokens_per_second"] for metric in self.metric.values() if metric.get("tokens_per_second")]
         if not speeds:
@@ -93,8 +93,8 @@ class Progress:
         return max(ends, default=0.0)
 
     def _seconds_left_of(self, cell: Cell, speed: float) -> float:
-        """An estimate of the seconds that a run still takes: from now on, or for a waiting run from its beginning.
-        `speed`: tokens per second, assumed where the run has logged no speed."""
+        """An estimate of the seconds that a run still needs, without the time that it waits. `speed`: tokens per
+        second, for a run that has logged no speed."""
         state, metric = self.state[cell.dir], {"tokens": 0, "tokens_per_second": speed} | self.metric[cell.dir]
         usual = {stage: statistics.median(self.durations[stage]) for stage in STAGES if stage in self.durations}
         usual["training"] = cell.run.seconds_left(metric) or 0.0
@@ -105,8 +105,8 @@ class Progress:
         return seconds
 
     def describe(self, cell: Cell) -> str:
-        """The state of a run as text. While it trains: its step, loss, speed and time left; once it is finished: its
-        scores; otherwise the state's name."""
+        """The state of a run as text. In training: step, loss, speed and time left. When finished: the scores.
+        Otherwise the state's name."""
         state, metric = self.state[cell.dir], self.metric[cell.dir]
         if state == "training":
             facts = [f"step {cell.run.step_text(metric['step'])}", f"loss {metric['loss']:.3f}"]
@@ -121,8 +121,7 @@ class Progress:
 
     @property
     def summary(self) -> str:
-        """The progress of all runs as text: how many have finished, failed or stopped, and the time left for all
-        runs."""
+        """The progress of all runs as text: how many have finished, failed or stopped, and the time left."""
         states = [self.state[cell.dir] for cell in self.cells]
         counts = [f"{states.count('finished')} of {len(states)} finished"]
         counts += [f"{states.count(name)} {name}" for name in ENDED[1:] if name in states]
@@ -140,8 +139,8 @@ def score_text(cell: Cell) -> str:
 
 
 def fine_tuning_text(cell: Cell) -> str:
-    """How far the fine-tuning of a run is, by the last line about it in glue.log (written by eval/finetune/work.py),
-    such as "rte, seed 1, step 120 of 780: 3 of 10 done, 3:10 left"; "" where there is none."""
+    """The progress of a run's fine-tuning: the last such line in glue.log, which eval/finetune/work.py writes. An
+    example is "rte, seed 1, step 120 of 780: 3 of 10 done, 3:10 left". "" where there is none."""
     try:
         log = safe_files.read_bytes(cell.dir / rundir.GLUE_LOG) or b""
     except safe_files.Damaged:
@@ -151,8 +150,8 @@ def fine_tuning_text(cell: Cell) -> str:
 
 
 def glue_text(cell: Cell) -> str:
-    """The GLUE scores of a fine-tuned run as text, such as "cola 12.3  rte 52.7  mean of 2 numbers of nine 32.5"; ""
-    where there are none."""
+    """The GLUE scores of a fine-tuned run as text, such as "cola 12.3  rte 52.7  mean of 2 of nine numbers 32.5"; ""
+    where there are none. The nine numbers are those of the GLUE benchmark's average."""
     try:
         table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE, ["scores", "study"]) or {}
     except safe_files.Damaged:
@@ -184,9 +183,11 @@ def show_progress(progress: Progress, done: threading.Event) -> None:
 
 
 def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
-    """Yield the progress as lines of text until `done` is set: a line when the state of a run changes, and a line about
-    all runs every 15 seconds or more, and with it one about each run in fine-tuning, if they differ from the last such
-    lines."""
+    """Yield the progress as lines of text until `done` is set.
+
+    A change of a run's state gives a line. Every 15 seconds, and more rarely after a while, a line about all runs
+    follows, and one for each run in fine-tuning. These lines are left out where nothing has changed.
+    """
     width = max(len(cell.name) for cell in progress.cells)
     began = printed = time.monotonic()
     last = ""
@@ -211,8 +212,7 @@ def progress_lines(progress: Progress, done: threading.Event) -> Iterator[str]:
 
 
 def show_bars(progress: Progress, done: threading.Event) -> None:
-    """Show a progress bar for each run, as far as there is room on the screen, and one for all runs, until `done` is
-    set."""
+    """Show a progress bar for each run, as far as the screen has room, and one for all runs, until `done` is set."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -233,7 +233,7 @@ def show_bars(progress: Progress, done: threading.Event) -> None:
             for cell in progress.cells:
                 bar.update(
                     rows[cell.dir],
-                    completed=progress.position(cell),
+                    completed=progress.trained_length(cell),
                     words=progress.describe(cell),
                     visible=ended or cell.dir in shown,
                 )
@@ -241,13 +241,13 @@ def show_bars(progress: Progress, done: threading.Event) -> None:
 
 
 def cells_on_screen(progress: Progress, most: int) -> set[Path]:
-    """The directories of the runs to show on a screen with room for `most` runs. Runs at work are chosen first, then
-    failed, stopped, waiting and finished ones; of the finished runs, the last ones of the study."""
+    """The directories of the runs to show on a screen with room for `most` runs. The order of preference is: runs at
+    work, failed, stopped, waiting, finished. Of the finished runs, the study's last ones are shown."""
 
-    def rank(numbered: tuple[int, Cell]) -> tuple[int, int]:
+    def priority(numbered: tuple[int, Cell]) -> tuple[int, int]:
         number, cell = numbered
         state = progress.state[cell.dir]
         order = ("failed", "stopped", "waiting", "finished")
         return (order.index(state) + 1 if state in order else 0, -number if state == "finished" else number)
 
-    return {cell.dir for _, cell in sorted(enumerate(progress.cells), key=rank)[: max(1, most)]}
+    return {cell.dir for _, cell in sorted(enumerate(progress.cells), key=priority)[: max(1, most)]}

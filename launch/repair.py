@@ -7,15 +7,15 @@ from ablations.safe_files import Damaged
 from ablations.study import Cell
 
 
-def repair(cell: Cell) -> str:
-    """Repair a damaged run directory, so that `launch.train` can continue the run.
+def repair_run_directory(cell: Cell) -> str:
+    """Repair a damaged run directory, so that `launch.train` can continue the run. Does nothing while the run is being
+    trained.
 
-    A damaged run.json is moved aside; training writes a new one when it starts. Where the file `done` or the weights
-    are damaged, `done` is removed; training then starts from the checkpoint of the last step, and writes both again.
+    A damaged run.json is renamed; training writes a new one when it starts. Where the file `done` or the weights are
+    damaged, `done` is removed. Training then continues from the last checkpoint, and writes both again.
 
     Returns:
-        What was damaged, as a sentence for the terminal; "" where nothing was damaged, or where the run is being
-        trained, in which case its directory is not checked.
+        What was damaged, as a sentence for the terminal; "" where nothing was.
 
     Raises:
         Damaged: there is no checkpoint of this run to continue from.
@@ -44,8 +44,8 @@ def repair(cell: Cell) -> str:
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether a run is trained to its end and its weights file has the recorded size. The hash of the weights is not
-    compared (`repair` compares it)."""
+    """Whether a run is trained to its end, and its weights file has the recorded size. The hash of the weights is not
+    compared; `repair_run_directory` does that."""
     try:
         return rundir.read_done(cell.dir) is not None
     except Damaged:
@@ -53,8 +53,7 @@ def is_trained(cell: Cell) -> bool:
 
 
 def is_evaluated(cell: Cell) -> bool:
-    """Whether the run directory has an undamaged eval.json, the scores of the trained weights. Which tasks they are of
-    is not checked."""
+    """Whether the run directory has an undamaged eval.json. Which tasks it has scores for is not checked."""
     try:
         return safe_files.read_json(cell.dir / rundir.EVAL) is not None
     except Damaged:
@@ -62,9 +61,8 @@ def is_evaluated(cell: Cell) -> bool:
 
 
 def is_fine_tuned(cell: Cell, tasks: list[str], seeds: int) -> bool:
-    """Whether the run directory has an undamaged table of GLUE results with each of the tasks, over as many fine-tuning
-    seeds at least, made with the present version of GLUE's inputs (`rundir.GLUE_INPUTS_VERSION`). `tasks`: names of
-    tasks of GLUE; `seeds`: the number of seeds."""
+    """Whether the run directory has an undamaged table of GLUE results, with each of `tasks` over at least `seeds`
+    fine-tuning seeds. The results must be of the present version of GLUE's inputs (`rundir.GLUE_INPUTS_VERSION`)."""
     form = {"study": {"seeds": int}}
     try:
         table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE, ["scores"])
@@ -77,7 +75,7 @@ def is_fine_tuned(cell: Cell, tasks: list[str], seeds: int) -> bool:
 
 
 def _has_checkpoint(cell: Cell) -> bool:
-    """Whether the run has a checkpoint of its own configuration whose checkpoint.json is undamaged."""
+    """Whether the run has a checkpoint of its own configuration, with an undamaged checkpoint.json."""
     for folder in rundir.checkpoints(cell.dir / rundir.CHECKPOINTS):
         try:
             if rundir.read_checkpoint(folder).get("run", {}).get("fingerprint") == cell.run.fingerprint:

@@ -10,8 +10,8 @@ from model.shard import SINGLE_RANK, RankGroup
 
 
 def tensor_parallel_group(run: Run) -> RankGroup:
-    """The tensor parallel group of this rank: the ranks that together hold one copy of the model. Call it after
-    `deepspeed_setup.start`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
+    """The tensor parallel group of this rank: the ranks that hold one copy of the model together. Call it after
+    `deepspeed_setup.initialise_process`. Raises ConfigError where the number of ranks is no multiple of layout.tp."""
     if run.layout.tp == 1:
         return SINGLE_RANK
     if dist.get_world_size() % run.layout.tp:
@@ -22,8 +22,8 @@ def tensor_parallel_group(run: Run) -> RankGroup:
 
 
 def layer_factory(run: Run, tp: RankGroup) -> Layers:
-    """The factory of the model's linear layers, for the run's precision and its tensor parallel group `tp`. Raises
-    ConfigError where the run combines train.precision=fp8 with layout.tp above 1."""
+    """The factory that makes the model's layers, for the run's precision and the tensor parallel group `tp`. Raises
+    ConfigError for train.precision=fp8 with layout.tp above 1."""
     if run.train.precision != "fp8":
         return tp.layers
     if tp.size > 1:
@@ -32,6 +32,6 @@ def layer_factory(run: Run, tp: RankGroup) -> Layers:
 
 
 def build_model(run: Run) -> GPT:
-    """The run's model with its initial weights. Call it after `deepspeed_setup.start`."""
+    """The run's model with its initial weights. Call it after `deepspeed_setup.initialise_process`."""
     tp = tensor_parallel_group(run)
     return GPT(run.model, run.seed, tp, layer_factory(run, tp))

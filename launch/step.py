@@ -21,8 +21,8 @@ class PendingStep:
     """An optimizer step that the device may still be computing. `read` waits for it and returns its result.
 
     Args:
-        values: tensors on the device: loss and gradient norm; with several ranks also the sums over ranks of `save` and
-            `stop`, and the first rank's seconds.
+        values: tensors on the device: loss and gradient norm. With several ranks also the sums over ranks of `save` and
+            `stop`, and the seconds of training on the first rank's clock.
         save: whether this rank requests a checkpoint; used where there is a single rank.
         stop: whether this rank requests that training stop; used where there is a single rank.
         seconds: returns the seconds of training so far; used where there is a single rank.

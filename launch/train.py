@@ -1,7 +1,7 @@
 """Trains one cell of a study: `python -m launch.train --cell 3 POS=alibi`.
 
-Running the command again continues from the last complete checkpoint; on a CPU the finished run equals an uninterrupted
-one bit for bit. Under torchrun or Slurm the same command is one rank of many.
+The same command continues from the last complete checkpoint. On a CPU an interrupted run ends bit for bit equal to an
+uninterrupted one. Under torchrun or Slurm each rank runs this command.
 """
 
 import argparse
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 
 class LaunchedStep(NamedTuple):
-    """An optimizer step that was launched and whose loss has not been read yet: the device may still be computing
-    it."""
+    """An optimizer step that was launched and whose loss has not been read. The device may still be computing it."""
 
     step: int
     samples: int  # samples (sequences) that the run has trained on, those of this step included
@@ -49,8 +48,7 @@ class LaunchedStep(NamedTuple):
 
 
 class StepResults(NamedTuple):
-    """The results of one call of `read_steps`, which waits for one step, for two (where a loss is read a step late and
-    no step may remain under way), or for none."""
+    """The combined results of the steps for which one call of `read_steps` waited: none, one or two."""
 
     grad_norm: float  # gradient norm of the last of these steps, before clipping; NaN without a step
     save: bool  # whether any rank requested a checkpoint
@@ -61,7 +59,7 @@ class StepResults(NamedTuple):
 
 @dataclass
 class Session:
-    """Everything that the training loop uses on one rank, from the start of this process to its end."""
+    """What the training loop works with on one rank, from the start of this process to its end."""
 
     cell: Cell
     out: Path  # the output root
@@ -106,7 +104,7 @@ def train(cell: Cell, out: Path) -> None:
     with watch:
         while not session.state.budget_is_used_up(run):
             launch_step(session)
-            checkpoints.check()
+            checkpoints.raise_save_error()
             state = session.state
             save_every = run.layout.save_every
             save_due = state.step in run.milestones or (save_every > 0 and state.step % save_every == 0)
@@ -121,16 +119,16 @@ def train(cell: Cell, out: Path) -> None:
             if log_due or state.budget_is_used_up(run):
                 write_log(session, results.grad_norm)
             if results.save or results.stop or save_due or state.budget_is_used_up(run):
-                with watch.storing():
+                with watch.allow_storage_time():
                     if log:
                         log.sync()  # a checkpoint without the lines before it would be a gap in the curve
                     session.engine.save(checkpoints, state.step, asdict(state))
                 session.saved_at = time.perf_counter()
             if results.stop:
                 stop_training(session)
-        with watch.storing():
+        with watch.allow_storage_time():
             checkpoints.wait()
-    write_results(session)
+    write_trained_weights(session)
     if session.engine.device.type == "cuda":
         dist.destroy_process_group()  # NCCL warns of leaks otherwise
 
@@ -149,25 +147,25 @@ def start_session(cell: Cell, out: Path) -> Session:
     """
     from data.batches import Batches
     from launch import deepspeed_setup, preflight, run_model
-    from launch.engine import build
+    from launch.engine import build_engine
     from launch.log import Log
 
-    rank, world = deepspeed_setup.start(cell.run)
+    rank, world = deepspeed_setup.initialise_process(cell.run)
     run = preflight.choose_micro_batch(cell.run, world)
     cell = replace(cell, run=fit_micro_batch(run, world // run.layout.tp))
     run, folder = cell.run, cell.dir
     preflight.check_fp8(run)
-    preflight.check_memory(run, world)
+    preflight.check_fits_memory(run, world)
     hosts = [node.host for node in preflight.check_nodes(run, folder, out)]
     data = manifest.prepare_data(run, out / rundir.DATA)
-    engine = build(run_model.build_model(run), run, world)
+    engine = build_engine(run_model.build_model(run), run, world)
     # before the first step: raises where a proof fails, or a setting in effect is not the configured one
     manifest.write_run_json(cell, engine, data, out / rundir.DATA, hosts)
 
     sources = [(source["prefix"], source["weight"]) for source in data["train"]]
     batches = Batches(sources, run.model.seq, run.seed, in_order=run.data.order != "random")
     special = manifest.special_tokens(run, data)
-    checkpoints = run_checkpoints(cell, data)
+    checkpoints = open_checkpoints(cell, data)
     state = TrainingState.from_checkpoint(run, engine.load(checkpoints))
     state.compile_seconds += engine.compile_seconds
     # where the budget is a time, compiling uses some of it
@@ -192,9 +190,9 @@ def start_session(cell: Cell, out: Path) -> Session:
     )
 
 
-def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
-    """The checkpoints of a run. A checkpoint that was made with other settings or data is refused when it is loaded.
-    `data`: what `manifest.prepare_data` returned."""
+def open_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
+    """The checkpoints of a run. On loading, a checkpoint of other settings or data is refused. `data`: the manifest
+    that `manifest.prepare_data` returned."""
     from launch.checkpoint import Checkpoints
 
     run = cell.run
@@ -208,8 +206,8 @@ def run_checkpoints(cell: Cell, data: dict[str, Any]) -> "Checkpoints":
 
 
 def launch_step(session: Session) -> None:
-    """Launch the next optimizer step on this rank's samples, without waiting for its result, and add it to
-    `session.state` and `session.unread`."""
+    """Launch the next optimizer step on this rank's samples, without waiting for its result. Counts it in
+    `session.state` and appends it to `session.unread`."""
     run, engine, state = session.run, session.engine, session.state
     size = run.layout.tp  # ranks that hold a model together see the same samples
     replica, replicas = session.rank // size, session.world // size
@@ -221,7 +219,7 @@ def launch_step(session: Session) -> None:
     save = session.rank == 0 and time.perf_counter() - session.saved_at > seconds_between_saves(session)
     batch = engine.model.objective.batch(session.batches.batch(rank_samples), run.seed, rank_samples, session.special)
     stop = bool(session.watch.stop_reason)
-    pending = engine.launch(batch, lr, dropout_seed, save=save, stop=stop, clock=session.clock.read)
+    pending = engine.launch_step(batch, lr, dropout_seed, save=save, stop=stop, clock=session.clock.read)
     state.step += 1
     state.samples = samples.stop
     session.unread.append(LaunchedStep(state.step, state.samples, len(samples), pending))
@@ -238,9 +236,12 @@ def launch_step(session: Session) -> None:
 def read_steps(session: Session, wait_for_all: bool) -> StepResults:
     """Wait for launched steps, add their losses to the session's state, and return their combined results.
 
-    At a divergence no further step is read, and `session.state` gets the step and samples of the step that diverged.
-    `wait_for_all`: whether to wait for all launched steps. If not, the last launched step remains under way while the
-    host works, unless a rank has requested a checkpoint or the end of training.
+    Stops at a divergence: `session.state` then has the step and the samples of the step that diverged.
+
+    Args:
+        session: the training session.
+        wait_for_all: whether to wait for all launched steps. If not, the last one remains under way while the host
+            works, unless a rank has requested a checkpoint or the end of training.
     """
     state, unread = session.state, session.unread
     norm, save, stop, divergence, batch_size = math.nan, False, False, "", 0
@@ -259,11 +260,11 @@ def read_steps(session: Session, wait_for_all: bool) -> StepResults:
 
 
 def return_to_checkpoint(session: Session, results: StepResults) -> None:
-    """After a divergence: load a checkpoint from before it, skip the data that led to it, and remove the log lines of
-    steps after that checkpoint. `results`: what `read_steps` returned, with the divergence. Raises manifest.Diverged
-    where the configuration allows no further rollback, or no checkpoint is early enough."""
+    """After a divergence: load an earlier checkpoint, skip the data that led to the divergence, and remove later lines
+    from the log. `results`: what `read_steps` returned. Raises manifest.Diverged where the configuration allows no
+    further rollback, or no checkpoint is early enough."""
     session.unread.clear()
-    with session.watch.storing():
+    with session.watch.allow_storage_time():
         session.state = roll_back(
             session.cell, session.engine, session.checkpoints, session.state, results.divergence, results.batch_size
         )
@@ -274,8 +275,8 @@ def return_to_checkpoint(session: Session, results: StepResults) -> None:
 
 
 def write_log(session: Session, grad_norm: float) -> None:
-    """Write a line of the log: mean loss and speed of the steps since the last line, and the state after them.
-    `grad_norm`: the gradient norm of the last step, before clipping; null in the log where it is not finite."""
+    """Write a line of the log: mean loss and speed since the last line, and the present state. `grad_norm`: the
+    gradient norm of the last step, before clipping; null in the log where it is not finite."""
     state, engine, seq = session.state, session.engine, session.run.model.seq
     now, busy = time.perf_counter(), engine.forward_seconds()
     speed = (state.samples - session.logged_samples) * seq / (now - session.logged_at)
@@ -297,19 +298,19 @@ def write_log(session: Session, grad_norm: float) -> None:
 
 
 def stop_training(session: Session) -> None:
-    """Wait until every rank's part of the last checkpoint is on the disk, and raise StopTraining, which ends this
+    """Wait until all ranks have written the last checkpoint to the disk, then raise StopTraining to end this
     process."""
     import torch.distributed as dist
 
-    with session.watch.storing():
+    with session.watch.allow_storage_time():
         session.checkpoints.wait()
         dist.barrier()  # once a rank exits, all others are ended, and a checkpoint needs the files of all ranks
     code = Exit.KILLED if stop_reason(session.out) else Exit.RESUBMIT
     raise StopTraining(session.watch.stop_reason or "another rank was asked to stop", code)
 
 
-def write_results(session: Session) -> None:
-    """Write the trained weights, and after them the file `done`, which marks the run as trained."""
+def write_trained_weights(session: Session) -> None:
+    """Write the trained weights, and then the file `done`, which marks the run as trained."""
     run, engine, state, folder = session.run, session.engine, session.state, session.cell.dir
     engine.write_weights(folder / rundir.WEIGHTS)
     if not session.log:
@@ -330,15 +331,14 @@ def write_results(session: Session) -> None:
 
 def reads_loss_a_step_late(engine: "Engine", run: Run) -> bool:
     """Whether the loss of a step is read only when the next step is under way, so that a GPU need not wait for the
-    host. False on a CPU, and where a wall clock ends the run: there the time of a step decides whether another
+    host. False on a CPU, and where a wall clock ends the run: the time of a step then decides whether another
     follows."""
     return engine.device.type == "cuda" and not isinstance(run.budget, ClockBudget)
 
 
 def seconds_between_saves(session: Session) -> float:
-    """Seconds between two checkpoints. Where layout.save_every is 0, they are computed from layout.mtbf and from the
-    seconds that the last save took; before the first save they are 30. Where layout.save_every is a number of steps,
-    infinity: time then causes no checkpoint."""
+    """Seconds from one checkpoint to the next, computed from layout.mtbf and from how long the last save took. Before
+    the first save they are 30. Infinity where layout.save_every sets the steps between checkpoints."""
     layout, checkpoints = session.run.layout, session.checkpoints
     if layout.save_every:
         return math.inf
@@ -392,8 +392,8 @@ def main(argv: list[str]) -> int:
 
 
 def report_failure(cell: Cell, reason: str) -> None:
-    """Print `reason`, why a run cannot go on, and write it into the file `failed` of the run directory, if that can
-    still be written."""
+    """Print `reason`, why a run cannot continue, and write it into the file `failed` of the run directory, if that is
+    possible."""
     with suppress(OSError):
         safe_files.write_text(cell.dir / rundir.FAILED, f"{reason}\n")
     print(f"error: {cell.name}: {reason}", file=sys.stderr)

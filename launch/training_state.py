@@ -1,4 +1,4 @@
-"""How far the training of a run is: the part of a checkpoint other than weights and optimizer."""
+"""The state of the training loop: the part of a checkpoint other than weights and optimizer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from ablations.config import Run
 
 @dataclass
 class TrainingState:
-    """The state of the training loop, whose fields are written into every checkpoint under their names."""
+    """The state of the training loop. Every checkpoint has its fields, under their names."""
 
     step: int = 0
     samples: int = 0  # samples (sequences) trained on, without those in `skipped`
@@ -23,23 +23,23 @@ class TrainingState:
     @classmethod
     def from_checkpoint(cls, run: Run, saved: dict[str, Any] | None) -> "TrainingState":
         """The training state in a checkpoint. `saved`: {field: value}, as `Engine.load` returns it; None: the run has
-        no checkpoint, and its state is that of step 0. Where a checkpoint of an older version lacks the number of
-        samples, it is computed from `run`."""
+        no checkpoint, and begins at step 0. `run`: its batches give the number of samples where an older version did
+        not save it."""
         state = cls(**(saved or {}))
         if saved and "samples" not in saved:
             state.samples = run.samples(state.step).start
         return state
 
     def budget_is_used_up(self, run: Run) -> bool:
-        """Whether the run's budget is used up: all its steps are made or, where the budget is a time, the last step
-        ended at or after that time."""
+        """Whether the run's budget is used up: all its steps are made or, where the budget is a time, that time has
+        passed by the end of the last step."""
         if isinstance(run.budget, ClockBudget):
             return self.seconds >= run.budget.seconds
         return self.step >= run.steps
 
     def next_samples(self, run: Run) -> range:
-        """The numbers of the samples (sequences) in the batch of the next step. Samples are counted from 0 over the
-        whole run; those left out after divergences are not counted."""
+        """The range of sample numbers (sequences) in the batch of the next step. The run's samples are numbered from 0,
+        without those that are skipped after divergences."""
         if not isinstance(run.budget, ClockBudget):
             return run.samples(self.step)
         ramped = run.budget.used_share(0, self.seconds) / run.train.ramp_share if run.train.ramp else 1.0

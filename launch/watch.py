@@ -1,5 +1,5 @@
-"""Watches training from a thread: writes a heartbeat, ends a process that hangs, reports slowness, notices requests to
-stop."""
+"""Watches training from a thread: writes a heartbeat, ends a process that hangs, reports slow training, and notices
+requests to stop."""
 
 import faulthandler
 import os
@@ -26,7 +26,7 @@ SLOW_SHARE = 0.75  # training below this share of its usual throughput, or of th
 
 
 class StopTraining(RuntimeError):
-    """This process has to end before the run is finished, through no fault of the run. Either training was asked to
+    """This process ends before the run is finished, though nothing is wrong with the run. Either training was asked to
     stop and has saved a checkpoint, or it cannot begin now: a node is unfit, there is a stop file, or another process
     trains the run. `code`: the exit code of the process, an `Exit`."""
 
@@ -39,15 +39,15 @@ class Watch:
     """A context around the training of one rank. Its thread ends the process when training hangs, and notices requests
     to stop.
 
-    A hang is a step, or the saving or loading of a checkpoint, that takes longer than `limit`. The thread then records
-    an event, writes the stacks of all threads of this process into the run directory, and exits the process with
-    Exit.RESUBMIT. Under Slurm launch/run.sh then requeues the job, and training continues from the last checkpoint.
+    A hang is a step, or the saving or loading of a checkpoint, that takes longer than the property `limit`. The thread
+    then records an event, writes the stacks of all threads into the run directory, and exits the process with
+    Exit.RESUBMIT. Under Slurm launch/run.sh requeues the job, and training continues from the last checkpoint.
 
-    A request to stop is SIGTERM or, seen by the first rank, a file `stop`. It sets `stop_reason`; the training loop
+    A request to stop is SIGTERM, or a file `stop` that the first rank finds. It sets `stop_reason`; the training loop
     then saves a checkpoint and raises StopTraining.
 
-    On the first rank the thread also writes the heartbeat: every few seconds a file with the time, the step and the
-    nodes. By its age `make status` tells a running process from a dead one.
+    On the first rank the thread also writes the heartbeat, a file with the time, the step and the nodes, every few
+    seconds. `make status` tells a running process from a dead one by the heartbeat's age.
 
     Args:
         folder: the run directory; a file `stop` in it makes the run save and exit, to be submitted again.
@@ -55,8 +55,8 @@ class Watch:
         steps: the steps of the whole run, for the heartbeat; None where a wall clock ends the run.
         rank: the number of this rank.
         hosts: for each rank the name of its node.
-        hang: how many times longer than the median step a step has to take to count as a hang.
-        patience: the least number of seconds that a step has to take to count as a hang, whatever the median.
+        hang, patience: a step hangs when it takes `hang` times as long as the median step, and at least `patience`
+            seconds.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Watch:
         self.speeds: list[float] = []  # tokens per second, one for each call of `record_speed`
         self.is_slow = self.is_storing = False
         self.ended = threading.Event()  # set when the context is left
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread = threading.Thread(target=self._watch_until_ended, daemon=True)
 
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():
@@ -89,30 +89,30 @@ class Watch:
             (self.folder / rundir.HEARTBEAT).unlink(missing_ok=True)
 
     def step_ended(self, step: int) -> None:
-        """Record that step number `step` has just ended. `limit` is computed from the times between these calls."""
+        """Record that step `step` has just ended. The times between these calls determine `limit`."""
         now = time.monotonic()
         if self.step:  # not of the first step, which also compiles and warms up
             self.durations.append(now - self.last_progress)
         self.step, self.last_progress = step, now
 
     @contextmanager
-    def storing(self) -> Iterator[None]:
-        """A context for saving or loading a checkpoint: inside it, `limit` is at least STORAGE_SECONDS."""
+    def allow_storage_time(self) -> Iterator[None]:
+        """A context for saving or loading a checkpoint, in which `limit` is at least STORAGE_SECONDS."""
         self.last_progress, self.is_storing = time.monotonic(), True
         yield
         self.last_progress, self.is_storing = time.monotonic(), False
 
     @property
     def limit(self) -> float:
-        """Seconds after which a step that has not ended counts as a hang: `hang` times the median step, and at least
-        `patience`. Longer during the first steps of a launch, and while a checkpoint is saved or loaded."""
+        """Seconds after which a step counts as a hang: `hang` times the median step, and at least `patience`. Longer
+        during the first steps of a launch, and while a checkpoint is saved or loaded."""
         if self.is_storing:
             return max(STORAGE_SECONDS, self.patience)
         if len(self.durations) < 3:
             return max(STARTUP_SECONDS, self.patience)
         return max(self.patience, self.hang * statistics.median(self.durations))
 
-    def _run(self) -> None:
+    def _watch_until_ended(self) -> None:
         last_heartbeat = last_wake = time.monotonic()
         while not self.ended.wait(pause := min(0.5, self.limit / 4)):
             now = time.monotonic()
@@ -123,12 +123,12 @@ class Watch:
             if now - self.last_progress > self.limit:
                 self._end_hung_process(now - self.last_progress)
             if self.rank == 0:
-                self.stop_reason = self.stop_reason or self._stop_file()
+                self.stop_reason = self.stop_reason or self._read_stop_file()
                 if now - last_heartbeat > HEARTBEAT_SECONDS:
                     self._write_heartbeat()
                     last_heartbeat = now
 
-    def _stop_file(self) -> str:
+    def _read_stop_file(self) -> str:
         for folder in (self.out, self.folder):
             path = folder / rundir.STOP
             with suppress(Damaged):  # where a network file system does not answer, the thread tries again later
@@ -156,8 +156,7 @@ class Watch:
 
     def _end_hung_process(self, seconds: float) -> None:
         """Write the stacks of all threads of this rank to a file, and exit the process with Exit.RESUBMIT. `seconds`:
-        the time since the last progress. The other ranks, which wait for this one, do the same after their own time
-        limit, or Slurm ends them."""
+        the time since the last progress. The other ranks wait for this one, and end by their own limit or by Slurm."""
         try:
             faulthandler.dump_traceback_later(DUMP_TIMEOUT, exit=True)  # the file system may be what hangs
             stacks = safe_files.path_inside(self.folder, f"{rundir.STACKS}/rank_{self.rank}.txt")
@@ -175,14 +174,15 @@ class Watch:
         finally:
             os._exit(Exit.RESUBMIT)
 
-    def record_speed(self, tokens_per_second: float, busy: Sequence[float]) -> None:
-        """Record the throughput, and write an event when training has become much slower than before. The next event is
-        written only after training has been fast again. Where one rank computes much longer than the median rank, the
-        event names it.
+    def record_speed(self, tokens_per_second: float, forward_seconds: Sequence[float]) -> None:
+        """Record the throughput, and write an event when training has become much slower than before. The event names a
+        rank that computes much longer than the median rank. The next event is written only after training has been fast
+        again.
 
         Args:
             tokens_per_second: the throughput since the last call.
-            busy: seconds that each rank spent in forward passes since the last call, without waiting for other ranks.
+            forward_seconds: for each rank, its seconds in forward passes since the last call. They include no waiting
+                for other ranks.
         """
         self.speeds.append(tokens_per_second)
         if self.rank or len(self.speeds) < 15:  # too few to know what is usual
@@ -191,17 +191,17 @@ class Watch:
         was_slow, self.is_slow = self.is_slow, now < SLOW_SHARE * usual
         if was_slow or not self.is_slow:
             return
-        slowest = max(range(len(busy)), key=busy.__getitem__)
-        median = statistics.median(busy)
+        slowest = max(range(len(forward_seconds)), key=forward_seconds.__getitem__)
+        median = statistics.median(forward_seconds)
         cause = ""
-        if len(busy) > 1 and busy[slowest] > median / SLOW_SHARE:
-            ratio = busy[slowest] / median
+        if len(forward_seconds) > 1 and forward_seconds[slowest] > median / SLOW_SHARE:
+            ratio = forward_seconds[slowest] / median
             cause = f"; rank {slowest} on {self.hosts[slowest]} computes {ratio:.2f} times as long as the median"
         record_event(self.folder, self.step, "slow", f"{now:,.0f} tokens/s, usually {usual:,.0f}{cause}")
 
 
 def stop_reason(folder: Path) -> str:
-    """Why a run in `folder` has to stop, by a stop file there: "path: content", or the path alone where the file is
+    """The reason to stop that a stop file in `folder` gives: "path: content", or the path alone where the file is
     empty; "" where there is no stop file. `folder`: a run directory or the output root."""
     path = folder / rundir.STOP
     if not path.exists():
@@ -211,7 +211,7 @@ def stop_reason(folder: Path) -> str:
 
 
 def record_event(folder: Path, step: int, kind: str, detail: str) -> None:
-    """Write an incident of a run into events.jsonl of its directory `folder`, and print it. `step`: the last step that
+    """Append an incident of a run to events.jsonl in its directory `folder`, and print it. `step`: the last step that
     has ended; `kind`: one word, such as "hang"; `detail`: a sentence about what happened."""
     with suppress(OSError):
         safe_files.append_row(

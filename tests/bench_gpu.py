@@ -327,11 +327,11 @@ def measure(wanted: Row, steps: int, trace: Path | None) -> Row:
     ]
     run = resolve(words)
     rows = torch.randint(run.model.vocab, (batch, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     step: Callable[[], object]
     model = run_model.build_model(run)
     data = model.objective.batch(rows)
-    built = engine.build(model, run, 1) if wanted["loop"] == "engine" else None
+    built = engine.build_engine(model, run, 1) if wanted["loop"] == "engine" else None
     if built:
         step, compiling = functools.partial(built.launch, data, run.train.lr), built.compile_seconds
         if failed := [p.detail for p in built.proofs if not p.passed]:  # as in training

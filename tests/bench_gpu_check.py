@@ -189,10 +189,10 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     proved = GPT(run.model, run.seed).to(device, DTYPES[run.train.precision])
     proved.attention_kernel = kernel
     faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)
-    first = engine.build(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(batch, 1e-4).loss
+    first = engine.build_engine(fresh, resolve([*shape, ("model.pos", pos)]), 1).step(batch, 1e-4).loss
     if not abs(first - float(exact[0])) < 0.01 * float(exact[0]):
         faults.append(f"{pos}: the engine's first loss is {first:.4f}, the model's {float(exact[0]):.4f}")
     return faults

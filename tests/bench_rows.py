@@ -88,8 +88,8 @@ def build(row: str, setting: str, run: Run, rows: torch.Tensor, nanogpt: Path | 
 
 
 def ours(run: Run, rows: torch.Tensor) -> Step:
-    deepspeed_setup.start(run)
-    built = engine.build(GPT(run.model, run.seed), run, 1)
+    deepspeed_setup.initialise_process(run)
+    built = engine.build_engine(GPT(run.model, run.seed), run, 1)
     batch = masked(run, rows)  # drawn once, for ours as for peers
     return lambda: built.step(batch or built.model.objective.batch(rows), run.train.lr)
 

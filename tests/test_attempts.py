@@ -30,7 +30,15 @@ from launch.slurm.attempts import (
     record_attempt,
     start_attempt,
 )
-from launch.slurm.submit import _index_ranges, add_mtbf, is_fully_evaluated, resources_of, runs_in_queue, sbatch, submit
+from launch.slurm.submit import (
+    _index_ranges,
+    add_mtbf,
+    is_fully_evaluated,
+    options_of_job,
+    runs_in_queue,
+    sbatch,
+    submit,
+)
 from tests.conftest import mark_as_trained
 from tests.schemas import checked
 
@@ -187,7 +195,7 @@ def test_what_a_second_job_says_is_not_taken_for_the_firsts(cell: Any, monkeypat
         assert end_attempt("9_1", cell.dir, 75, "") == 75
         assert read_attempts(cell.dir)[0][-1]["how"] == "another job trains this run" and not asked
         began(cell.dir, "9_1", 0, "", "")
-        monkeypatch.setattr(launch_attempts, "trained_by_another_job", lambda folder: False)
+        monkeypatch.setattr(launch_attempts, "is_trained_by_another_job", lambda folder: False)
         assert start_attempt("9_1", cell, out) == 1 and not (cell.dir / "failed").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert end_attempt("8_1", cell.dir, 75, "USR1") == 75 and asked == [("8_1", set())]
@@ -199,8 +207,8 @@ def test_a_machine_without_slurm_is_named_before_any_data_is_prepared(
     from launch.slurm import submit as module
 
     prepared: list[Any] = []
-    monkeypatch.setattr(module, "prepare", lambda *words: prepared.append(words))
-    monkeypatch.setattr(module, "check_tasks", lambda *words: prepared.append(words))
+    monkeypatch.setattr(module, "prepare_missing_data", lambda *words: prepared.append(words))
+    monkeypatch.setattr(module, "check_evaluation", lambda *words: prepared.append(words))
     monkeypatch.setenv("PATH", str(tmp_path))
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"])
     with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
@@ -273,7 +281,7 @@ def test_what_a_site_says_wrong_is_said_before_anything_is_submitted(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
-    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare_missing_data", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     with pytest.raises(ConfigError, match=r"layout\.mtbf"):
         submit(study, [], {"NODE_MTBF_HOURS": "10k"}, 1)
@@ -284,7 +292,7 @@ def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command(commands, "sbatch", f"touch {tmp_path}/submitted; echo 7")
-    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare_missing_data", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", "TASKS=suite", f"OUT={tmp_path}/runs"])
     with pytest.raises(ConfigError, match="cannot be judged by TASKS"):
         submit(study, [], {}, 1)
@@ -298,7 +306,7 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     from eval.weights import Weights
 
     command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
-    for name in ("prepare", "check_tasks"):
+    for name in ("prepare_missing_data", "check_evaluation"):
         monkeypatch.setattr(f"launch.slurm.submit.{name}", lambda *_: None)
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/manifest.json").write_text("[]")
@@ -348,7 +356,7 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(commands, "sbatch", f'cat >/dev/null; echo "$*" >> {tmp_path}/asked; echo 7')
-    monkeypatch.setattr("launch.slurm.submit.prepare", lambda *_: None)
+    monkeypatch.setattr("launch.slurm.submit.prepare_missing_data", lambda *_: None)
     study = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/runs"])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bad_nodes").write_text("node2 too hot\n")
@@ -366,7 +374,7 @@ def test_bad_nodes_are_left_out_besides_those_that_were_asked_for(
 @pytest.mark.parametrize("sign", [":", "/"])
 def test_gpus_are_asked_for_as_every_version_of_slurm_names_them(commands: Path, sign: str) -> None:
     command(commands, "scontrol", f"echo JobId=7 NumNodes=2-2 TresPerNode=gres{sign}gpu:a100:4 TimeLimit=01:00:00")
-    assert resources_of("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
+    assert options_of_job("7") == ["--nodes=2", "--time=01:00:00", "--gres=gpu:a100:4"]
 
 
 def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +432,7 @@ def test_a_submission_is_an_answer(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command(commands, "sbatch", "cat >/dev/null; echo 7")
-    for name in ("prepare", "check_tasks"):
+    for name in ("prepare_missing_data", "check_evaluation"):
         monkeypatch.setattr(f"launch.slurm.submit.{name}", lambda *_: None)
     words = ["POS=alibi", "SIZE=nano", f"OUT={tmp_path}/läufe", "FORMAT=json"]
     assert submit_command.main(words) == 0

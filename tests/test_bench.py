@@ -171,8 +171,8 @@ def test_a_compiled_engine_trains_as_an_eager_one(precision: str, block: str) ->
     def losses(compiled: str) -> list[float]:
         change = {"model.pos": "rotary", "model.block": block, "train.precision": precision, "layout.compile": compiled}
         run = resolve([*TINY, *change.items()])
-        deepspeed_setup.start(run)
-        built = engine.build(run_model.build_model(run), run, 1)
+        deepspeed_setup.initialise_process(run)
+        built = engine.build_engine(run_model.build_model(run), run, 1)
         assert (built.compile_seconds > 0) == (compiled == "always")
         assert [proof.passed for proof in built.proofs] == ([True] if compiled == "always" else []), built.proofs
         waits: list[int] = []
@@ -194,8 +194,8 @@ def test_batches_that_predict_more_or_fewer_tokens_are_not_each_compiled_anew(mo
     monkeypatch.setattr(engine.Loss, "compile", lambda self, **words: compile_module(self, **words, backend="eager"))
     torch._dynamo.reset()
     run = resolve([*TINY, ("model.pos", "rotary"), ("model.objective", "prefix"), ("layout.compile", "always")])
-    deepspeed_setup.start(run)
-    built = engine.build(run_model.build_model(run), run, 1)
+    deepspeed_setup.initialise_process(run)
+    built = engine.build_engine(run_model.build_model(run), run, 1)
     rows = torch.randint(100, (2, 17), generator=torch.Generator().manual_seed(0))
     batches = [built.model.objective.batch(rows, seed) for seed in range(12)]
     assert len({batch.prediction_count for batch in batches}) > 8

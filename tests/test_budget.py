@@ -288,11 +288,11 @@ def test_a_resumed_fp16_engine_goes_on_as_if_it_had_not_stopped() -> None:
         "train.loss_scale_window": 3,
     }
     run = resolve(small.items())
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     rows = torch.randint(512, (16, 2, 33), generator=torch.Generator().manual_seed(0))
 
     def fresh() -> Any:
-        return engine.build(GPT(run.model, 1), run, 1)
+        return engine.build_engine(GPT(run.model, 1), run, 1)
 
     calm = fresh()
     states = []

@@ -142,14 +142,14 @@ def test_compiling_counts_and_a_budget_of_tokens_does_not_see_the_clock(
 ) -> None:
     from launch import engine
 
-    build_engine = engine.build
+    build_engine = engine.build_engine
 
     def compiled(*args: Any) -> engine.Engine:
         live = build_engine(*args)
         live.compile_seconds = 4.0
         return live
 
-    monkeypatch.setattr(engine, "build", compiled)
+    monkeypatch.setattr(engine, "build_engine", compiled)
     cell = a_cell(corpus, tmp_path, store)
     assert [row["seconds"] for row in trained(cell, Turned(), tmp_path, monkeypatch)] == [5, 6, 7, 8, 9, 10]
     done = rundir.read_done(cell.dir)
@@ -229,8 +229,8 @@ def _disagree(folder: Path) -> None:
 
     settings = {key: value for key, value in TINY.items() if key != "layout.micro_batch"}
     run = resolve([*settings.items(), ("layout.processes", 2), ("layout.micro_batch", 2)])
-    rank, world = deepspeed_setup.start(run)
-    live = engine.build(GPT(run.model, 1), run, world)
+    rank, world = deepspeed_setup.initialise_process(run)
+    live = engine.build_engine(GPT(run.model, 1), run, world)
     rows = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(rank))
     batch = live.model.objective.batch(rows)
     seconds = [live.step(batch, 1e-3, clock=lambda: 7.25 if rank == 0 else 99.0).seconds for _ in range(2)]

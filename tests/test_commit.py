@@ -58,9 +58,9 @@ def add(name: str) -> Callable[[Path], Any]:
 )
 def test_what_makes_a_working_tree_differ_from_its_commit(checkout: Path, name: str, dirty: bool) -> None:
     sha = git(checkout, "rev-parse", "HEAD").strip()
-    assert manifest.commit() == {"sha": sha, "dirty": False}
+    assert manifest.current_commit() == {"sha": sha, "dirty": False}
     add(name)(checkout)
-    assert manifest.commit() == {"sha": sha, "dirty": dirty}
+    assert manifest.current_commit() == {"sha": sha, "dirty": dirty}
 
 
 def test_a_checkout_of_somebody_else_has_its_commit_too(checkout: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_checkout_of_somebody_else_has_its_commit_too(checkout: Path) -> None:
         os.chown(path, 1000, 1000)
     with pytest.raises(subprocess.CalledProcessError):
         git(checkout, "rev-parse", "HEAD")
-    assert manifest.commit() == {"sha": sha, "dirty": False}
+    assert manifest.current_commit() == {"sha": sha, "dirty": False}
 
 
 def test_what_is_not_known_is_not_a_change(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +80,16 @@ def test_what_is_not_known_is_not_a_change(checkout: Path, monkeypatch: pytest.M
     inner = checkout / "unpacked"  # an archive of this project, in the folder of another one
     shutil.copytree(checkout / "launch", inner / "launch")
     monkeypatch.setattr(manifest, "ROOT", inner)
-    assert manifest.commit() == unknown
+    assert manifest.current_commit() == unknown
     monkeypatch.setattr(manifest, "ROOT", checkout)
     monkeypatch.setenv("GIT_DIR", str(inner))  # as in a hook of another repository
-    assert manifest.commit()["sha"] == git_without(checkout)
+    assert manifest.current_commit()["sha"] == git_without(checkout)
     monkeypatch.setenv("PATH", str(inner))
-    assert manifest.commit() == unknown
+    assert manifest.current_commit() == unknown
     monkeypatch.undo()
     shutil.rmtree(checkout / ".git")
     monkeypatch.setattr(manifest, "ROOT", checkout)
-    assert manifest.commit() == unknown
+    assert manifest.current_commit() == unknown
 
 
 def git_without(folder: Path) -> str:

@@ -157,7 +157,7 @@ def test_a_model_that_torch_cannot_compile_fails_with_what_helps(
     monkeypatch.setattr(torch, "compile", lambda *args, **options: compile(*args, **options, backend=broken))
     torch._dynamo.reset()
     run = resolve([*TINY, ("train.precision", "bf16"), ("layout.compile", "always")])
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     with pytest.raises(manifest.RunFailed, match="torch.compile: NameError: größer is no type. layout.compile=never"):
-        engine.build(run_model.build_model(run), run, 1)
+        engine.build_engine(run_model.build_model(run), run, 1)
     assert "Traceback" in capsys.readouterr().err

@@ -358,12 +358,12 @@ def test_an_incomplete_corpus_is_said_once_and_before_any_work(tmp_path):
 def test_a_study_says_an_incomplete_corpus_once(tmp_path, capfd):
     from ablations.config import ConfigError
     from ablations.study import from_args
-    from launch.local import prepare
+    from launch.local import prepare_missing_data
 
     path = Path(write(tmp_path / "0-of-2.jsonl", ["one"]))
     study = from_args(["POS=alibi", f"DATA={path}", "SET=model.vocab=9", f"OUT={tmp_path / 'out'}"])
     with pytest.raises(ConfigError, match="cannot be prepared"):
-        prepare(study, study.cells)
+        prepare_missing_data(study, study.cells)
     said = capfd.readouterr().err.splitlines()
     assert said == [
         f"warning: {path}: 1 of the 2 files *-of-2 is there; what is missing is not read",

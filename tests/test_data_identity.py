@@ -77,7 +77,7 @@ def begun(study, made):
 @pytest.mark.parametrize("lost", ["training documents", "files", "the record of files"])
 def test_a_corpus_that_changed_between_two_commands_is_refused_before_any_work(tmp_path, lost):
     """The held-out text is the same: without this the new arm would be compared with the finished baseline."""
-    from launch.local import prepare as prepare_study
+    from launch.local import prepare_missing_data as prepare_study
 
     folder = tmp_path / "corpus"
     save(folder / "a.jsonl", WORKABLE[:150])
@@ -105,7 +105,7 @@ def test_a_corpus_that_changed_between_two_commands_is_refused_before_any_work(t
 
 
 def test_another_tokenizer_under_the_same_name_is_refused_too(tmp_path):
-    from launch.local import prepare as prepare_study
+    from launch.local import prepare_missing_data as prepare_study
 
     path = save(tmp_path / "a.jsonl", WORKABLE)
     study = from_args(["POS=rotary", f"DATA={path}", f"SET=model.vocab={VOCAB}", f"OUT={tmp_path / 'runs'}"])

@@ -293,8 +293,8 @@ def test_a_study_is_judged_on_the_way_exported_and_drawn(
 
     # what is there is not made again
     begun: list[str] = []
-    monkeypatch.setattr(local, "_command_succeeds", lambda *_: True)
-    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "_python_succeeds", lambda *_: True)
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
     monkeypatch.setattr(local, "finish_run", lambda study, cell, *_: begun.append(cell.name))
     assert local.run_study(study) == [] and begun == []
     (study.cells[1].dir / rundir.HUB / "config.json").unlink()

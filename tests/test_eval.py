@@ -370,7 +370,7 @@ def test_a_study_whose_own_tasks_are_wrong_is_not_begun(monkeypatch, tmp_path):
     cloze = re.search(r"  cloze:\n(?:    .*\n)+", text)[0]
     yaml_file.write_text(text.replace(cloze, cloze + cloze.replace("cloze:", "word_order:")), encoding="utf-8")
     begin = (
-        "from ablations.study import from_args; from launch.local import check_tasks; check_tasks(from_args("
+        "from ablations.study import from_args; from launch.local import check_evaluation; check_evaluation(from_args("
         "['POS=alibi', 'SIZE=atto', 'OUT=out']))"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -44,14 +44,14 @@ def test_what_cannot_be_exported_is_refused_before_any_work_with_each_arm_and_wh
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(local, "prepare", lambda *_: pytest.fail("data are prepared"))
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: pytest.fail("data are prepared"))
     assert local.main([*question, *NANO, f"OUT={tmp_path}/out"]) == rundir.Exit.INVALID
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert errors.pop() == "error: not every run can be exported (EXPORT=1); the reasons stand above"
     assert [line.split(": ")[1] for line in errors] == list(refused)
     assert all(why in line for line, why in zip(errors, refused.values(), strict=True)), errors
     assert not list(tmp_path.iterdir())
-    local.check_tasks(from_args([*question, *NANO[:2], f"OUT={tmp_path}/out"]))  # unless an export is asked for
+    local.check_evaluation(from_args([*question, *NANO[:2], f"OUT={tmp_path}/out"]))  # unless an export is asked for
 
 
 def test_a_file_with_a_tokenizer_is_read_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +133,7 @@ def test_on_slurm_the_job_that_judges_exports(
     command(commands, "sbatch", f"cat > {tmp_path}/script.$(ls {tmp_path} | grep -c script); echo 7")
     command(commands, "stand-in", f'echo "$*" >> "{tmp_path}/started"')
     monkeypatch.setattr(submit, "PYTHON", f"{commands}/stand-in")
-    monkeypatch.setattr(submit, "prepare", lambda *_: None)
+    monkeypatch.setattr(submit, "prepare_missing_data", lambda *_: None)
     out = tmp_path / "a b"
     with pytest.raises(ConfigError, match="not every run can be exported"):
         submit.submit(from_args(["POS=alibi", *NANO, f"OUT={out}"]), [], {}, 1)

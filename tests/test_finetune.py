@@ -756,10 +756,10 @@ def test_a_study_names_its_glue_tasks_and_where_they_are(
     assert command.main(["--data", str(glue), "--tasks", "cola,sst2"]) == 2
     assert "no data of sst2 (train, dev)" in capsys.readouterr().err
     # what a study asks for, as it is compared with a run's table
-    assert local.check_tasks(from_args(words)) == ["cola", "rte"]
-    assert local.check_tasks(from_args([*words[:4], "GLUE_TASKS=rte, cola mrpc"])) == ["rte", "cola", "mrpc"]
-    assert local.check_tasks(from_args(words[:4])) == ["cola", "mrpc", "stsb", "mnli", "qnli", "rte"]
-    assert local.check_tasks(from_args(words[:3])) == []
+    assert local.check_evaluation(from_args(words)) == ["cola", "rte"]
+    assert local.check_evaluation(from_args([*words[:4], "GLUE_TASKS=rte, cola mrpc"])) == ["rte", "cola", "mrpc"]
+    assert local.check_evaluation(from_args(words[:4])) == ["cola", "mrpc", "stsb", "mnli", "qnli", "rte"]
+    assert local.check_evaluation(from_args(words[:3])) == []
     with pytest.raises(ConfigError, match="GLUE_TASKS is about fine-tuning on GLUE"):
         from_args(["STUDY=cram", "SIZE=nano", "GLUE_TASKS=cola"])
 

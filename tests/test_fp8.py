@@ -353,8 +353,8 @@ def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
     )
 
     def trained(folder: Path) -> tuple[list[Any], list[Tensor]]:
-        deepspeed_setup.start(run)
-        built = engine.build(run_model.build_model(run), run, 1)
+        deepspeed_setup.initialise_process(run)
+        built = engine.build_engine(run_model.build_model(run), run, 1)
         checkpoints = Checkpoints(folder, keep=3)
         readings = []
         for step in (0, 1, 2, 3, 2, 3):

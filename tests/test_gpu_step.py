@@ -15,7 +15,7 @@ from ablations.config import ConfigError, Run, resolve
 from ablations.rundir import checkpoints
 from launch import deepspeed_setup, engine, manifest, preflight, run_model
 from launch import train as training
-from launch.bf16 import use_device_updates
+from launch.bf16 import install_gpu_update
 from launch.step import PendingStep, Step
 from model.count import parameters
 from model.memory import estimate_memory, gradient_bytes
@@ -38,15 +38,15 @@ SHAPE = {
 
 def live(run: Run, world: int, ours: bool) -> engine.Engine:
     """An engine whose bf16 optimizer is DeepSpeed's own, or as on a GPU."""
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     honest = deepspeed_setup.deepspeed_config
     with pytest.MonkeyPatch.context() as patch:
         # otherwise it rounds each rank's sums to bf16 before it adds them
         patch.setattr(engine, "deepspeed_config", lambda *args: honest(*args) | {"communication_data_type": "fp32"})
         patch.setattr(engine, "free_fp32_gradients_between_steps", lambda optimizer: None)
-        built = engine.build(run_model.build_model(run), run, world)
+        built = engine.build_engine(run_model.build_model(run), run, world)
     if ours:
-        use_device_updates(built.ds)
+        install_gpu_update(built.ds)
     return built
 
 
@@ -184,9 +184,9 @@ def test_cuda_graphs_are_asked_for_where_no_gradient_outlives_its_micro_batch() 
 @pytest.mark.parametrize("change", [{"train.precision": "fp32"}, {"layout.zero": 2}], ids=str)
 def test_where_one_does_they_are_refused(change: dict[str, Any]) -> None:
     run = resolve((SHAPE | {"layout.compile": "reduce-overhead"} | change).items())
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     with pytest.raises(ConfigError, match="reduce-overhead needs train.precision=bf16"):
-        engine.build(run_model.build_model(run), run, 1)
+        engine.build_engine(run_model.build_model(run), run, 1)
 
 
 # ------------------------------------------------------------------------------------------------ the micro-batch
@@ -215,7 +215,7 @@ def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: 
     assert preflight.choose_micro_batch(left, 1).layout.micro_batch == 6
     monkeypatch.setattr(preflight, "device_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="no micro-batch does"):
-        preflight.check_memory(preflight.choose_micro_batch(left, 1), 1)
+        preflight.check_fits_memory(preflight.choose_micro_batch(left, 1), 1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 16])

@@ -49,10 +49,10 @@ FP16: dict[str, dict[str, Any]] = {
 def measured(run: Run, trace: Path) -> int:
     """Most bytes of tensors alive at once during a step, the second one."""
     gc.collect()
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        built = engine.build(run_model.build_model(run), run, 1)
+        built = engine.build_engine(run_model.build_model(run), run, 1)
         batch = built.model.objective.batch(rows, tokens=SpecialTokens(0))
         if batch.extents_B is not None:  # prefixes of one token: all are predicted, the most that there may be
             ones = torch.ones_like(batch.extents_B)
@@ -111,8 +111,8 @@ def test_sums_of_gradients_that_come_and_go_change_nothing(micro: int, monkeypat
     rows = torch.randint(run.model.vocab, (run.train.batch, run.model.seq + 1))
 
     def trained() -> tuple[int, list[torch.Tensor]]:
-        deepspeed_setup.start(run)
-        built = engine.build(GPT(run.model, run.seed), run, 1)
+        deepspeed_setup.initialise_process(run)
+        built = engine.build_engine(GPT(run.model, run.seed), run, 1)
         for _ in range(3):
             built.step(built.model.objective.batch(rows), run.train.lr)
         (sums, _) = built.ds.optimizer.fp32_groups_gradients_flat

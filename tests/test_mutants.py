@@ -38,8 +38,8 @@ def built(**change: object) -> Any:
     from launch import deepspeed_setup, engine, run_model
 
     run = resolve((SMALL | change).items())
-    deepspeed_setup.start(run)
-    return engine.build(run_model.build_model(run), run, 1)
+    deepspeed_setup.initialise_process(run)
+    return engine.build_engine(run_model.build_model(run), run, 1)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

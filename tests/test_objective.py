@@ -120,8 +120,8 @@ def built(**change: object) -> Any:
         "layout.micro_batch": 4,
     }
     run = resolve((small | change).items())
-    deepspeed_setup.start(run)
-    return engine.build(GPT(run.model, run.seed), run, 1)
+    deepspeed_setup.initialise_process(run)
+    return engine.build_engine(GPT(run.model, run.seed), run, 1)
 
 
 def test_how_a_batch_is_cut_does_not_change_the_prefix_loss() -> None:

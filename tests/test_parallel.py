@@ -268,9 +268,9 @@ def _train(folder: Path, told: Any, steps: range, into: str) -> None:
     from launch import effective as held
     from launch.checkpoint import Checkpoints
 
-    rank, world = deepspeed_setup.start(told)
+    rank, world = deepspeed_setup.initialise_process(told)
     tp = run_model.tensor_parallel_group(told)
-    live = engine.build(run_model.build_model(told), told, world)
+    live = engine.build_engine(run_model.build_model(told), told, world)
     checkpoints = Checkpoints(folder / "checkpoints", keep=9)
     if steps.start:
         assert live.load(checkpoints, before=steps.start + 1) == {"at": 1}
@@ -398,8 +398,8 @@ def _drift(folder: Path) -> None:
     from launch.checkpoint import CheckpointError, Checkpoints
 
     told = run(SMALL, **{"layout.tp": 2, "layout.processes": 4})
-    rank, world = deepspeed_setup.start(told)
-    live = engine.build(GPT(told.model, told.seed, run_model.tensor_parallel_group(told)), told, world)
+    rank, world = deepspeed_setup.initialise_process(told)
+    live = engine.build_engine(GPT(told.model, told.seed, run_model.tensor_parallel_group(told)), told, world)
     rows = torch.randint(120, (4, 33), generator=torch.manual_seed(0))
     live.step(live.model.objective.batch(rows), 1e-3)
     for which, odd in (("blocks.1.norm1.weight", 3), ("blocks.0.attn.qkv.weight", 2)):

@@ -380,10 +380,10 @@ def compiled(**change: object) -> proof.Proof:
         "train.precision": "bf16",
     }
     run = resolve((small | change).items())
-    deepspeed_setup.start(run)
+    deepspeed_setup.initialise_process(run)
     model = run_model.build_model(run)
     before = [p.clone() for p in model.bfloat16().parameters()]
-    live = engine.build(model, run, 1)
+    live = engine.build_engine(model, run, 1)
     assert all(torch.equal(p, q) for p, q in zip(live.model.parameters(), before, strict=True))
     assert all(p.grad is None for p in live.model.parameters()) and live.model.training
     (found,) = live.proofs

@@ -158,7 +158,7 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
 ) -> None:
     words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"]
     study = from_args(words)
-    monkeypatch.setattr(local, "repair", lambda cell: "")
+    monkeypatch.setattr(local, "repair_run_directory", lambda cell: "")
     monkeypatch.setattr(local, "is_evaluated", lambda cell: False)
     for cell in study.cells:
         cell.dir.mkdir(parents=True)
@@ -175,9 +175,9 @@ def test_a_refused_command_registers_nothing_in_finished_runs(
     def refuse(study: Study, cells: Any) -> None:
         raise ConfigError("another corpus is there now")
 
-    monkeypatch.setattr(local, "prepare", refuse)
+    monkeypatch.setattr(local, "prepare_missing_data", refuse)
     assert local.main(words) == 2 and lines() == 0
-    monkeypatch.setattr(local, "prepare", lambda study, cells: None)
+    monkeypatch.setattr(local, "prepare_missing_data", lambda study, cells: None)
     monkeypatch.setattr(local, "finish_run", lambda *_: None)
     assert local.run_study(study) == [] and lines() == 2
     assert [line["step"] for line in rundir.read_registrations(study.cells[0].dir)[0]] == [7]

@@ -19,7 +19,7 @@ from ablations import safe_files
 from ablations.rundir import checkpoints
 from ablations.safe_files import Damaged
 from ablations.study import from_args
-from launch.repair import repair
+from launch.repair import repair_run_directory
 from tests.conftest import Launch
 from tests.moments import after_row, after_save, before_done, in_save
 from tests.tiny_run import result, words
@@ -154,7 +154,7 @@ def test_a_damaged_run_is_repaired_from_its_last_checkpoint(
     run, cell = train(launch, argv), from_args(argv).cells[1]
     whole = result(run)
     record = json.loads((run / "run.json").read_text())
-    assert repair(cell) == ""
+    assert repair_run_directory(cell) == ""
 
     def flip(name: str) -> None:
         content = bytearray((run / name).read_bytes())
@@ -162,7 +162,7 @@ def test_a_damaged_run_is_repaired_from_its_last_checkpoint(
         (run / name).write_bytes(content)
 
     (run / "run.json").write_text("[]")
-    assert "run.json was damaged" in repair(cell) and (run / "damaged_run.json").read_text() == "[]"
+    assert "run.json was damaged" in repair_run_directory(cell) and (run / "damaged_run.json").read_text() == "[]"
     train(launch, argv)
     again = json.loads((run / "run.json").read_text())
     same = ("fingerprint", "config", "data", "parameters", "effective", "proofs")
@@ -174,18 +174,18 @@ def test_a_damaged_run_is_repaired_from_its_last_checkpoint(
         lambda: (run / "done").write_bytes(b"\xff"),
     ):
         damage()
-        assert str(run) in repair(cell) and not (run / "done").exists()
+        assert str(run) in repair_run_directory(cell) and not (run / "done").exists()
         train(launch, argv)
-        assert result(run) == whole and repair(cell) == ""
+        assert result(run) == whole and repair_run_directory(cell) == ""
 
     for name in ("checkpoints/step_16/checkpoint.json", "checkpoints/step_24/checkpoint.json", "weights.safetensors"):
         flip(name)
     before = sorted(path.name for path in run.iterdir())
     with pytest.raises(Damaged, match=f"weights.safetensors.*to train the run anew, rename {re.escape(str(run))}"):
-        repair(cell)
+        repair_run_directory(cell)
     (run / "run.json").write_text("")
     with pytest.raises(Damaged, match="run.json is damaged.*no checkpoint that is known to be this run's"):
-        repair(cell)
+        repair_run_directory(cell)
     assert sorted(path.name for path in run.iterdir()) == before  # nothing that may be of use is lost
 
 

@@ -173,7 +173,7 @@ def test_a_node_that_cannot_write_gets_as_far_as_preflight(tmp_path: Path, monke
     try:
         monkeypatch.setenv("RANK", "3")
         with run_lock(tmp_path):
-            assert preflight._write_problem(tmp_path) == "Read-only file system"
+            assert preflight._reason_not_writable(tmp_path) == "Read-only file system"
     finally:
         os.system(f"umount {tmp_path}")
 

@@ -163,7 +163,7 @@ def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypa
     (cell.dir / "heartbeat.json").unlink()
     beat(cell.dir, time.time() + 7200, 71)
     monkeypatch.setattr(slurm_attempts, "is_locked", lambda folder: True)  # by a node that is gone
-    assert not slurm_attempts.trained_by_another_job(cell.dir)
+    assert not slurm_attempts.is_trained_by_another_job(cell.dir)
 
 
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
@@ -202,7 +202,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
     for cell in study.cells:
         mark_as_trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
-    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     failures = sorted(local.run_study(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
@@ -213,7 +213,7 @@ def test_notes_on_the_text_are_not_said_again_after_its_preparation_has_said_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note, epochs, caution = "note: web: größer", "web: 100.0% of 1M tokens is 0.5 epochs", "NOTE: judged elsewhere"
-    monkeypatch.setattr(local, "prepare", lambda *_: print(note))  # as python -m data.prepare does
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: print(note))  # as python -m data.prepare does
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [epochs, note, caution])
     monkeypatch.setattr(local, "finish_runs", lambda *_: [])
     assert local.run_study(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])) == []
@@ -293,7 +293,7 @@ import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
-local.prepare, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare_missing_data, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
@@ -400,7 +400,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     disk.mkdir()
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
         pytest.skip("needs root to mount a file system")
-    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
@@ -511,7 +511,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
     assert from_plan(["plan", *study.words]) == 0 and "run.json" not in capsys.readouterr().err
 
     worked = []
-    monkeypatch.setattr(local, "prepare", lambda *_: None)
+    monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
     monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))

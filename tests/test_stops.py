@@ -139,7 +139,7 @@ def test_what_may_go_better_is_tried_again_under_slurm(
     def training(cell: Any, out: Path) -> None:
         checkpoints = Checkpoints(cell.dir / "checkpoints", 2)
         checkpoints.error = OSError(said)
-        checkpoints.check()
+        checkpoints.raise_save_error()
 
     if slurm:
         monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -164,11 +164,11 @@ def test_the_schedule_is_a_function_of_the_fraction() -> None:
 
 
 def test_training_does_without_packages_that_only_preparation_needs() -> None:
-    from launch.manifest import version
+    from launch.manifest import package_version
 
     # without the local part, such as +cpu: the wheel's metadata has it for some builds only
-    assert version("no-such-package") == "not installed"
-    assert version("torch").partition("+")[0] == torch.__version__.partition("+")[0]
+    assert package_version("no-such-package") == "not installed"
+    assert package_version("torch").partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ import pytest
 from ablations import safe_files
 from ablations.config import ConfigError, resolve
 from launch import preflight
-from launch.preflight import MAX_CLOCK_DIFFERENCE, MIN_SHARED_BYTES, Node, check_memory, checkpoint_bytes, unfit_nodes
+from launch.preflight import (
+    MAX_CLOCK_DIFFERENCE,
+    MIN_SHARED_BYTES,
+    Node,
+    check_fits_memory,
+    checkpoint_bytes,
+    unfit_nodes,
+)
 from launch.watch import STORAGE_SECONDS, Watch, stop_reason
 from model.memory import estimate_memory
 from tests.test_checkpoint import alone  # noqa: F401  # a fixture
@@ -64,12 +71,12 @@ def test_one_node_alone_is_judged_by_what_needs_no_comparison() -> None:
 
 
 def test_what_cannot_fit_is_refused_by_arithmetic_and_told_what_fits() -> None:
-    check_memory(resolve([("size", "nano")]), 1)
+    check_fits_memory(resolve([("size", "nano")]), 1)
     big = resolve([("size", "1b3"), ("layout.micro_batch", 512), ("train.precision", "fp32")])
     with pytest.raises(ConfigError, match=r"the run needs .* GB on each rank, by estimate, of"):
-        check_memory(big, 1)
+        check_fits_memory(big, 1)
     with pytest.raises(ConfigError, match=r"layout.micro_batch=\d+ would need"):
-        check_memory(big, 64)  # ZeRO makes room
+        check_fits_memory(big, 64)  # ZeRO makes room
 
 
 def test_ranks_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +84,10 @@ def test_ranks_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) 
     run = resolve([("size", "125m"), ("layout.micro_batch", 4), ("train.precision", "fp32")])
     need = estimate_memory(run.model, 4, "fp32", run.layout.zero, 2, run.train.batch // 8, False, 1)["total"]
     monkeypatch.setattr(os, "sysconf", lambda name: int(1.2 * need) if name == "SC_PHYS_PAGES" else 1)
-    check_memory(run, 2)  # on a machine each
+    check_fits_memory(run, 2)  # on a machine each
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="GB on each rank, by estimate"):
-        check_memory(run, 2)
+        check_fits_memory(run, 2)
 
 
 def test_a_run_that_goes_on_needs_no_room_for_what_it_has(
@@ -122,14 +129,14 @@ def until(condition: Callable[[], Any]) -> None:
 
 def has_looked(w: Watch) -> None:
     """Wait until the thread of a watch has looked at everything once more, from beginning to end."""
-    looks, look = [], w._stop_file
+    looks, look = [], w._read_stop_file
 
     def counted() -> str:
         reason = look()
         looks.append(reason)
         return reason
 
-    w._stop_file = counted  # type: ignore[method-assign]
+    w._read_stop_file = counted  # type: ignore[method-assign]
     until(lambda: len(looks) >= 2)
 
 
@@ -263,7 +270,7 @@ def test_storage_has_a_clock_of_its_own(tmp_path: Path) -> None:
         w._end_hung_process = hangs.append  # type: ignore[method-assign]  # it would end this process
         for step in range(1, 6):
             w.step_ended(step)
-        with w.storing():
+        with w.allow_storage_time():
             assert w.limit == STORAGE_SECONDS
             until(lambda: time.monotonic() > w.last_progress + w.patience)  # longer than a step may take
             has_looked(w)

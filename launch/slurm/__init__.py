@@ -1,1 +1,1 @@
-"""Studies on a Slurm cluster: how they are submitted, and when the job of a run is requeued."""
+"""Studies on a Slurm cluster: submission, and requeueing of the runs' jobs."""

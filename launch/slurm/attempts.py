@@ -1,9 +1,9 @@
 """Records a run's attempts under Slurm, and decides after each attempt whether its job is requeued or given up.
 `launch/run.sh` calls it at the start and the end of an attempt.
 
-attempts.jsonl in the run directory has a line for each submission, start and end. An attempt without an end is one
-whose node was lost. The decision rests on the files that the run left rather than on the exit code: when several ranks
-end together, Slurm kills the slower ones, and the exit code shows only that.
+attempts.jsonl in the run directory has a line for each submission, start and end. Where the end is missing, the node
+was lost. The decision is made from the files that the run left, not from the exit code: when several ranks end
+together, Slurm kills the slower ones, and the exit code may be theirs.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from ablations.config import ConfigError
 from ablations.rundir import Exit, is_locked, last_step
 from ablations.status import MOST_CLOCK_SKEW, SILENT_SECONDS
 from ablations.study import Cell, Study, from_args
-from launch.local import prepare
-from launch.repair import is_trained, repair
+from launch.local import prepare_missing_data
+from launch.repair import is_trained, repair_run_directory
 from launch.watch import stop_reason
 
 MAX_ATTEMPTS = 3  # attempts of one job without a newer checkpoint, after which the run is given up; untuned
@@ -32,8 +32,8 @@ PREEMPTED, REQUEUED = "told to leave", "requeued by Slurm"  # ends that do not c
 
 
 def start_attempt(job: str, cell: Cell, out: Path) -> int:
-    """Begin an attempt of a job to train a run: record it, and print the run directory, in which launch/run.sh then
-    trains. Where the run is finished or must not start, no directory is printed.
+    """Begin an attempt of a job to train a run: record it, and print the run directory for launch/run.sh, which then
+    trains the run. Nothing is printed where the run is finished or must not start.
 
     Args:
         job: the job's id, in an array with the task's index ("12_3").
@@ -41,10 +41,10 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
         out: the output root.
 
     Returns:
-        The exit code: 0 where the run is to be trained or is finished; Exit.KILLED where a stop file forbids the start;
-        1 where another job trains the run or too many attempts have failed.
+        The exit code: 0 where the run is finished or to be trained; Exit.KILLED where the output root has a stop file;
+            1 where another job trains the run, or too many attempts have failed.
     """
-    if repaired := repair(cell):
+    if repaired := repair_run_directory(cell):
         print_with_time(repaired)
     if rundir.read_done(cell.dir) is not None:
         print_with_time(f"{cell.name} is finished: {cell.dir}")
@@ -56,7 +56,7 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
             record_attempt(cell.dir, event="end", job=job, step=last_step(cell.dir), how="killed", why=why, again=False)
         return Exit.KILLED
     began = time.monotonic()
-    while trained_by_another_job(cell.dir):
+    while is_trained_by_another_job(cell.dir):
         if time.monotonic() - began > LEAVING_SECONDS:
             print_with_time(
                 f"{cell.name} is being trained by another job ({cell.dir / rundir.ATTEMPTS}): nothing is done here"
@@ -81,17 +81,17 @@ def start_attempt(job: str, cell: Cell, out: Path) -> int:
 
 
 def prepare_data(job: str, cell: Cell, study: Study) -> bool:
-    """Prepare missing data of a run that is about to start. Returns whether the run can start; where it cannot, the
-    reason is printed, and recorded as the end of the attempt.
+    """Prepare missing data before a run's ranks start. Returns whether the run can start; if not, the reason is printed
+    and recorded as the end of the attempt.
 
-    Normally `make ablation ON=slurm` has prepared the data on the login node. Otherwise this process prepares them
-    before the ranks start, because ranks wait for each other no longer than the timeout of a collective. `job`: the
-    job's id, after which its log is named.
+    Data are usually prepared by `make ablation ON=slurm` on the login node. Missing ones are prepared here and not by
+    the ranks, since a rank waits for another only until a collective times out. `job`: the job's id, after which its
+    log is named.
     """
     if is_trained(cell) or (study.out / rundir.STOP).exists():
         return True
     try:
-        prepare(study, [cell])
+        prepare_missing_data(study, [cell])
     except ConfigError as error:
         print_with_time(f"error: {error}")
         cell.dir.mkdir(parents=True, exist_ok=True)
@@ -108,16 +108,16 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         job: the job's id, in an array with the task's index ("12_3").
         folder: the run directory.
         code: srun's exit code.
-        signal: the signal that Slurm sent to end the job, such as TERM; LIMIT where the job's time is over and
-            launch/run.sh has requeued it already; "" without a signal.
+        signal: the signal that Slurm sent to end the job, such as TERM. LIMIT: the job's time is over, and
+            launch/run.sh has requeued it already. "": no signal.
 
     Returns:
-        The exit code for the job: 0 where the run is finished, else `code`, or 1 where that is 0.
+        The exit code of the job: 0 where the run is finished; else `code`, or 1 where `code` is 0.
     """
     out = folder.parent.parent
     step, why, again = last_step(folder), "", False
     state = job_state(job)
-    if unfit := dict.fromkeys(printed_by_ranks(folder, job, "unfit: (.*)")):  # nodes that cannot write this file
+    if unfit := dict.fromkeys(search_rank_output(folder, job, "unfit: (.*)")):  # nodes that cannot write this file
         safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
@@ -129,7 +129,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
         ending = REQUEUED if state["restarts"] > restart_count() else "cancelled"
     elif (folder / rundir.FAILED).exists():
         ending, why = "failed", safe_files.read_text(folder / rundir.FAILED)
-    elif trained_by_another_job(folder):  # no file `failed` is written: it would count as a failure of that job
+    elif is_trained_by_another_job(folder):  # no file `failed` is written: it would count as a failure of that job
         ending = "another job trains this run"
     # a wrong configuration: the same again would end the same way
     elif code == 2 or last_configuration_error(folder, job):
@@ -158,26 +158,32 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     return 0 if ending == "finished" else code or 1
 
 
-def trained_by_another_job(folder: Path) -> bool:
-    """Whether another job trains the run in directory `folder`: the directory is locked, and has a recent heartbeat of
-    another job. Neither sign is enough alone: the lock may be left by a node that is gone, the heartbeat by an attempt
-    that was just killed."""
+def is_trained_by_another_job(folder: Path) -> bool:
+    """Whether another job is training the run in directory `folder`. Two signs are needed: the directory is locked, and
+    another job has written a recent heartbeat. A lost node may leave the lock behind, and a killed attempt the
+    heartbeat."""
     heartbeat = rundir.read_heartbeat(folder)
     recent = -MOST_CLOCK_SKEW <= time.time() - heartbeat.get("time", 0.0) < SILENT_SECONDS
     return recent and heartbeat.get("job") != os.environ.get("SLURM_JOB_ID", "") and is_locked(folder)
 
 
 def last_configuration_error(folder: Path, job: str) -> str:
-    """The last configuration error that a rank printed into train.log in the job's last attempt; "" where there is
-    none. The attempt's exit code is no sign of such an error, since it may be that of another rank, which was killed.
-    `folder`: the run directory."""
-    return next(reversed(printed_by_ranks(folder, job, "error: (.*)")), "")
+    """The last configuration error that a rank printed in the job's last attempt; "" where there is none. It is read
+    from train.log in the run directory `folder`: srun's exit code may be that of another rank, which was killed."""
+    return next(reversed(search_rank_output(folder, job, "error: (.*)")), "")
 
 
-def printed_by_ranks(folder: Path, job: str, pattern: str) -> list[str]:
-    """Search the lines that ranks printed into train.log in the job's last attempt. Returns the texts that match
-    `pattern`, a regular expression, at the beginning of a line, after the rank's number that srun puts there; where the
-    pattern has a group, the texts of the group. `folder`: the run directory."""
+def search_rank_output(folder: Path, job: str, pattern: str) -> list[str]:
+    """Search train.log for lines that ranks printed in the job's last attempt.
+
+    Args:
+        folder: the run directory.
+        job: the job's id.
+        pattern: a regular expression, for the beginning of a line without the rank's number that srun puts there.
+
+    Returns:
+        For each line that matches: the matched text, or that of the group in `pattern` where it has one.
+    """
     starts = [row for row in rundir.read_attempts(folder)[0] if row["event"] == "start" and row["job"] == job]
     try:
         with open(folder / rundir.TRAIN_LOG, "rb") as log:
@@ -188,9 +194,9 @@ def printed_by_ranks(folder: Path, job: str, pattern: str) -> list[str]:
 
 
 def mark_as_failed(folder: Path, job: str, attempts: int, ending: str) -> str:
-    """Mark a run as failed after a number of `attempts` of a job without progress. Returns the reason, which is also
-    written into the file `failed` of the run directory `folder`, unless another job is training the run. `ending`: how
-    the last attempt ended, in words."""
+    """Give a run up after `attempts` attempts of a job without progress. Returns the reason, and writes it into the
+    file `failed` of the run directory `folder`, unless another job trains the run. `ending`: how the last attempt
+    ended, in words."""
     why = f"{attempts} attempts of job {job} without a newer checkpoint; the last ended: {ending}. See train.log"
     if not is_locked(folder):  # else another job trains it, and it is not failed
         safe_files.write_text(folder / rundir.FAILED, f"{why}\n")
@@ -198,8 +204,8 @@ def mark_as_failed(folder: Path, job: str, attempts: int, ending: str) -> str:
 
 
 def attempts_without_progress(folder: Path, job: str, step: int) -> int:
-    """The number of attempts of a job that made no progress: those that began at `step`, the step of the newest
-    checkpoint. Attempts that Slurm preempted or requeued do not count. `folder`: the run directory."""
+    """The number of a job's attempts that began at `step`, the step of the newest checkpoint, and so have made no
+    progress. Attempts that Slurm preempted or requeued do not count. `folder`: the run directory."""
     starts: list[dict[str, Any]] = []
     for line in rundir.read_attempts(folder)[0]:
         if line["event"] == "start" and line["job"] == job and line.get("step") == step:
@@ -210,10 +216,8 @@ def attempts_without_progress(folder: Path, job: str, step: int) -> int:
 
 
 def requeue(job: str, excluded: set[str]) -> None:
-    """Put the job of this process, whose id is `job`, back into the queue, and have it avoid the nodes `excluded`.
-    Slurm then sends the job SIGTERM, which launch/run.sh ignores by that time. Where Slurm refuses, its message is
-    printed.
-    """
+    """Requeue the job `job`, in which this process runs, and have it avoid the nodes `excluded`. Slurm then sends the
+    job SIGTERM, which launch/run.sh ignores. Where Slurm refuses, its message is printed."""
     process = scontrol("requeue", job)
     if process.returncode and job_state(job)["state"] in ("RUNNING", "unknown"):
         print_with_time(f"the job could not be requeued ({process.stderr.strip()}): submit it again")
@@ -239,8 +243,8 @@ def job_state(job: str) -> dict[str, Any]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol with the arguments `words`, and return the ended process, also where scontrol failed. While Slurm's
-    controller does not answer, try again, up to MAX_TRIES times."""
+    """Run scontrol with the arguments `words`. Returns the ended process, even if scontrol failed. While Slurm's
+    controller does not answer, it is run again, up to MAX_TRIES times in all."""
     for tries_left in reversed(range(MAX_TRIES)):
         process = subprocess.run(["scontrol", *words], capture_output=True, text=True)
         if not process.returncode or not re.search("contact slurm controller|timed out|Zero Bytes", process.stderr):
@@ -251,7 +255,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def bad_nodes(out: Path) -> set[str]:
-    """The nodes in the file bad_nodes of the output root, which has a line "node reason" for each. The user removes the
+    """The nodes named in the file bad_nodes of the output root, which has lines "node reason". The user removes the
     line of a node that is repaired."""
     return {line.split()[0] for line in safe_files.read_text(out / rundir.BAD_NODES).splitlines() if line.strip()}
 

@@ -1,8 +1,8 @@
 """Submits a study to Slurm: python -m launch.slurm.submit --nodes 4 STUDY=position.
 
-The study becomes three jobs: an array that trains, with an index for each run; an array that evaluates each run once it
-is trained, and exports it where EXPORT=1 asks for that; and a job that writes the report, whether the runs succeeded or
-not. Data are prepared first, on the login node, since compute nodes may have no network.
+The study becomes three jobs. The first is an array that trains, with a task for each run. The second is an array that
+evaluates each run once it is trained, and exports it with EXPORT=1. The third writes the report, whether the runs
+succeeded or not. Data are prepared first, on the login node, since compute nodes may have no network.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ablations.site import find_site_file, read_site
 from ablations.strict_yaml import read_yaml
 from ablations.study import ROOT, Cell, Study, from_args
 from ablations.words import change_to_checkout
-from launch.local import check_tasks, prepare
+from launch.local import check_evaluation, prepare_missing_data
 from launch.repair import is_trained
 from launch.slurm.attempts import bad_nodes, record_attempt
 from launch.watch import stop_reason
@@ -71,7 +71,7 @@ def submit(study: Study, options: list[str], variables: dict[str, str], ranks: i
     if not untrained and not trained and not in_training:
         print("nothing to submit: every run is finished or in the queue")
         return []
-    prepare(study, [study.cells[i] for i in todo])
+    prepare_missing_data(study, [study.cells[i] for i in todo])
     _log_folder(study).mkdir(parents=True, exist_ok=True)
 
     if bad := sorted(bad_nodes(study.out)):  # joined with the site's, since sbatch obeys only the last --exclude
@@ -113,13 +113,18 @@ def _check_submittable(study: Study, ranks: int) -> None:
         fit_micro_batch(cell.run, max(1, ranks // cell.run.layout.tp))
     if reason := stop_reason(study.out):
         raise ConfigError(f"nothing starts until this file is removed: {reason}")
-    check_tasks(study)
+    check_evaluation(study)
 
 
 def submit_training(study: Study, cells: list[int], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job array that trains runs of a study. `cells`: indices of the runs in `study.cells`; `variables`:
-    environment variables for sbatch, from the site file; `options`: options of sbatch, such as partition, account,
-    nodes and time."""
+    """Submit the job array that trains runs of a study.
+
+    Args:
+        study: the study.
+        cells: indices of the runs in `study.cells`.
+        variables: environment variables for sbatch, from the site file.
+        options: options of sbatch, such as partition, account, nodes and time.
+    """
     words = add_mtbf(study.words, variables)
     from_args(words)  # raises for an error of the site file here, and not hours later in the first job
     command = [f"--job-name={study.name}", *options, f"--array={_index_ranges(cells)}", "launch/run.sh", *words]
@@ -132,9 +137,14 @@ def submit_training(study: Study, cells: list[int], variables: dict[str, str], o
 
 
 def submit_report(study: Study, after: list[str], variables: dict[str, str], options: list[str]) -> Job:
-    """Submit the job that writes the report. `after`: ids of the jobs that it waits for, whether these succeed or not;
-    `variables`: environment variables for sbatch, from the site file; `options`: options of sbatch for the training
-    array, from which partition, account and the like are taken."""
+    """Submit the job that writes the report.
+
+    Args:
+        study: the study.
+        after: ids of the jobs that the report waits for, whether they succeed or not.
+        variables: environment variables for sbatch, from the site file.
+        options: options of sbatch for the training array; partition, account and the like are taken from them.
+    """
     logs = _log_folder(study)
     waiting = [f"--dependency=afterany:{':'.join(after)}", f"--output={logs}/%j.log"]
     script = f"exec {PYTHON} -m eval.report {shlex.join(study.words)}"
@@ -144,9 +154,9 @@ def submit_report(study: Study, after: list[str], variables: dict[str, str], opt
 
 
 def is_fully_evaluated(study: Study, cell: Cell) -> bool:
-    """Whether a run needs no further evaluation: its eval.json holds the results of all tasks of the study, and the run
-    is exported where the study asks for that. False where task data were added since the evaluation: `python -m eval`
-    then has to find out whether another task can be run."""
+    """Whether a run needs no further evaluation: its eval.json has the results of all tasks of the study, and the run
+    is exported if the study asks for that. False where task data are newer than eval.json, since more tasks may then be
+    possible."""
     path = cell.dir / rundir.EVAL
     try:
         scores = safe_files.read_json(path)
@@ -170,8 +180,8 @@ def is_fully_evaluated(study: Study, cell: Cell) -> bool:
 
 @functools.cache
 def _current_evaluation_versions() -> dict[str, Any]:
-    """The versions that an evaluation made now would record in eval.json: {"version": version of eval/tasks/tasks.yaml,
-    "lm_eval": version of the installed package}."""
+    """The versions that an evaluation records in eval.json: {"version": version of eval/tasks/tasks.yaml, "lm_eval":
+    version of the installed package}."""
     tasks = read_yaml(ROOT / "eval/tasks/tasks.yaml")
     return {"version": tasks["version"], "lm_eval": importlib.metadata.version("lm_eval")}
 
@@ -179,15 +189,15 @@ def _current_evaluation_versions() -> dict[str, Any]:
 def submit_evaluation(
     study: Study, cells: list[int], variables: dict[str, str], options: list[str], after: list[str], what: str
 ) -> Job:
-    """Submit a job array that evaluates runs of a study, and exports them where the study asks for that.
+    """Submit a job array that evaluates runs of a study, and exports them if the study asks for that.
 
     Args:
         study: the study.
         cells: indices of the runs in `study.cells`.
         variables: environment variables for sbatch, from the site file.
-        options: options of sbatch for the training array, from which partition, account and the like are taken.
-        after: options of sbatch (--dependency=...) that say which jobs the array waits for.
-        what: a phrase for the terminal about the runs that are evaluated, such as "what is trained".
+        options: options of sbatch for the training array; partition, account and the like are taken from them.
+        after: the option of sbatch (--dependency=...) that names the jobs to wait for, in a list; [] for none.
+        what: the runs that are evaluated, in words for the terminal, such as "what is trained".
     """
     folders = " ".join(f"[{i}]={shlex.quote(str(study.cells[i].dir))}" for i in cells)
     store = ["--store", str(study.out / rundir.DATA)]
@@ -238,16 +248,16 @@ def sbatch(arguments: list[str], variables: dict[str, str], script: str | None =
 
 
 def _options_for_one_slurm_task(name: str, options: list[str]) -> list[str]:
-    """Options of sbatch for a job named `name` with a single task on one node. They include those of the training
-    array's `options` that say where and how long a job runs, such as partition, account and time."""
+    """Options of sbatch for a job named `name` with one task on one node. Partition, account, time and the like are
+    taken from `options`, those of the training array."""
     place = ("--partition=", "--account=", "--qos=", "--constraint=", "--reservation=", "--time=", "--exclude=")
     same = [o for o in options if o.startswith(place)]
     return [f"--job-name={name}", "--nodes=1", "--requeue", "--open-mode=append", *same]
 
 
 def runs_in_queue(study: Study) -> dict[int, str]:
-    """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty where
-    there is no Slurm. Raises ConfigError where Slurm does not answer."""
+    """The runs whose last job is still in Slurm's queue: {index of the run in the study: id of the job}. Empty without
+    Slurm. Raises ConfigError where Slurm does not answer."""
     last = {i: lines[-1]["job"] for i, c in enumerate(study.cells) if (lines := rundir.read_attempts(c.dir)[0])}
     if not last:
         return {}
@@ -260,9 +270,9 @@ def runs_in_queue(study: Study) -> dict[int, str]:
     return {i: job for i, job in last.items() if job in process.stdout.split()}
 
 
-def resources_of(job: str) -> list[str]:
-    """Options of sbatch that ask for what the existing job with the id `job` has: nodes, time, memory, GPUs, partition,
-    account and the like."""
+def options_of_job(job: str) -> list[str]:
+    """Options of sbatch that ask for the same resources as the existing job `job`: nodes, time, memory, GPUs,
+    partition, account and the like."""
     text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
     fields = dict(re.findall(r"(\S+?)=(\S*)", text))
     names = {
@@ -294,9 +304,9 @@ def resources_of(job: str) -> list[str]:
 
 
 def add_mtbf(words: list[str], variables: dict[str, str]) -> list[str]:
-    """Add a node's mean time between failures at this site to the NAME=VALUE words of a study: as the setting
-    layout.mtbf, in SET. `variables`: those of the site file, of which NODE_MTBF_HOURS is read. Returns the words; they
-    are unchanged where the variable is missing, or the words set layout.mtbf already."""
+    """Add the site's mean time between failures of a node to the NAME=VALUE words of a study, as SET=layout.mtbf=HOURS.
+    It is read from NODE_MTBF_HOURS in `variables`, those of the site file. Returns the words; unchanged where the
+    variable is missing or the words set layout.mtbf already."""
     if "NODE_MTBF_HOURS" not in variables or any("layout.mtbf=" in w for w in words):
         return words
     settings = [w.removeprefix("SET=") for w in words if w.startswith("SET=")]
@@ -316,13 +326,13 @@ def _index_ranges(numbers: list[int]) -> str:
 
 
 def _log_folder(study: Study) -> Path:
-    """The folder of the logs of the study's jobs: evaluation, report and, by launch/run.sh, training."""
+    """The folder for the logs of all jobs of the study."""
     return study.out / rundir.SLURM
 
 
 def main(argv: list[str]) -> int:
     """Submit a study to Slurm. With FORMAT=json, standard output has the jobs as JSON and nothing else. `argv`: the
-    words of the command line, without the program. Returns the exit code, an `Exit`."""
+    words of the command line. Returns the exit code, an `Exit`."""
     parser = answers.Parser(prog="python -m launch.slurm.submit", description=__doc__)
     parser.add_argument("--nodes", default="1", help="for each run")
     parser.add_argument("--site", default="", help="a file of launch/sites, or a path (default: launch/site.sh)")
@@ -338,8 +348,8 @@ def main(argv: list[str]) -> int:
 
 
 def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
-    """Submit the study that the command line asks for. `args`: the options and words that `main` has parsed. Returns
-    (the exit code, the answer as JSON text)."""
+    """Submit the study that the command line asks for. `args`: the parsed options and words. Returns (the exit code,
+    the answer as JSON text)."""
     try:
         _, args.words = answers.extract_format(args.words)
         variables, path = read_site(args.site), find_site_file(args.site)
@@ -353,7 +363,7 @@ def submit_request(args: argparse.Namespace) -> tuple[Exit, str]:
         if path:
             variables["SITE"] = str(path)
         if args.like:
-            options, nodes = resources_of(args.like), int(os.environ["SLURM_NNODES"])
+            options, nodes = options_of_job(args.like), int(os.environ["SLURM_NNODES"])
             per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
         elif re.fullmatch("[0-9]{1,6}", args.nodes) and int(args.nodes) > 0:
             options, nodes = [f"--nodes={args.nodes}"], int(args.nodes)

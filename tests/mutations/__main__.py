@@ -91,8 +91,8 @@ def failed_checks(words: list[str]) -> list[str]:
         run = resolve([(key, value) for key, _, value in (word.partition("=") for word in words)])
     except ConfigError as error:
         return [str(error).partition(" ")[0]]
-    deepspeed_setup.start(run)
-    live = engine.build(run_model.build_model(run), run, 1)
+    deepspeed_setup.initialise_process(run)
+    live = engine.build_engine(run_model.build_model(run), run, 1)
     _, groups = proof.parameter_groups(live.model, live.parameter_groups, run.train.decay_embnorm)
     failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
