@@ -1,5 +1,5 @@
-"""The numbers of eval.json, computed from the results of tasks: the entry of each task with its standard error and
-chance level, and the means over tasks."""
+"""Makes the entries of eval.json from the results of tasks: one for each task, with standard error and chance level,
+and the means over tasks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,9 +22,13 @@ Samples = list[dict[str, Any]]  # the outcomes of a task's items, as they are wr
 
 
 def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """Make the entries of eval.json for the tasks made from held-out text. `tasks`: {task: (the task's entry in
-    tasks.yaml, its items)}; `outcomes`: {task: result from `harness.run_held_out_tasks`}. Returns ({task: entry of eval.json},
-    the lines of samples.jsonl.gz)."""
+    """Make the entries of eval.json for the tasks made from held-out text. Returns ({task: entry}, the lines of
+    samples.jsonl.gz).
+
+    Args:
+        tasks: {task: (its entry in tasks.yaml, its items)}.
+        outcomes: {task: result from `harness.run_held_out_tasks`}.
+    """
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         spec, items = tasks[name]
@@ -52,8 +56,8 @@ def held_out_entries(tasks: Tasks, outcomes: dict[str, dict]) -> tuple[dict[str,
 
 
 def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples]:
-    """Make the entries of eval.json for tasks of lm-eval. `outcomes`: {task: result from `harness.run_lm_eval_tasks`}.
-    Returns ({task: entry of eval.json}, the lines of samples.jsonl.gz)."""
+    """Make the entries of eval.json for tasks of lm-eval. Returns ({task: entry}, the lines of samples.jsonl.gz).
+    `outcomes`: {task: result from `harness.run_lm_eval_tasks`}."""
     entries, rows = {}, []
     for name, outcome in outcomes.items():
         samples = outcome["samples"]
@@ -68,9 +72,9 @@ def lm_eval_entries(outcomes: dict[str, dict]) -> tuple[dict[str, dict], Samples
 
 
 def document_loss(samples: Samples) -> dict[str, Any]:
-    """The held-out loss over documents: {"value": bits per byte, "stderr", "bytes", "n": number of documents}. Each
-    byte has the same weight: the value is the ratio of the sums, and not the mean of the documents' ratios. `samples`:
-    {"id", "nats", "bytes", maybe "cluster"} of each document."""
+    """The held-out loss of a text: {"value": bits per byte, "stderr", "bytes", "n": number of samples}. The value is
+    the sum of bits over the sum of bytes, so that each byte has the same weight. `samples`: {"id", "nats", "bytes",
+    maybe "cluster"} of each document or piece."""
     nats, sizes = (np.array([sample[key] for sample in samples], float) for key in ("nats", "bytes"))
     return {
         "value": float(nats.sum() / LN2 / sizes.sum()),
@@ -81,8 +85,8 @@ def document_loss(samples: Samples) -> dict[str, Any]:
 
 
 def clustered_stratum(samples: Samples) -> Stratum:
-    """Sum the results of one task over clusters, as the `Stratum` of which standard errors are computed. Items of one
-    cluster share a passage, a document or another source, and so are not independent. `samples`: {"id", "value"} or
+    """The results of one task, summed over clusters, as the `Stratum` from which standard errors are computed. Items of
+    one cluster share a passage, a document or another source, and so are dependent. `samples`: {"id", "value"} or
     {"id", "nats", "bytes"} of each item, with "cluster" where items share a source."""
     whole_texts = any("nats" in sample for sample in samples)
     values = [sample["nats"] / LN2 if whole_texts else sample["value"] for sample in samples]
@@ -92,8 +96,8 @@ def clustered_stratum(samples: Samples) -> Stratum:
 
 
 def stderr_of_mean(tasks: Iterable[Samples]) -> float | None:
-    """The standard error of the unweighted mean over tasks, which may share clusters of items; None where a task has
-    fewer than two clusters. `tasks`: the samples of each task, as `clustered_stratum` takes them."""
+    """The standard error of the unweighted mean over tasks, which may share clusters of items. None where a task has
+    fewer than two clusters. `tasks`: the samples of each task, in the form of `clustered_stratum`."""
     return finite_or_none(stderr_over_tasks([clustered_stratum(samples) for samples in tasks]))
 
 
@@ -121,9 +125,9 @@ def mean_loss(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None]:
 
 
 def zero_shot_mean(tasks: dict[str, dict], rows: Samples) -> dict[str, float | None] | None:
-    """The mean accuracy in percent over the tasks that are marked "mean" in tasks.yaml: {"value", "stderr", "chance"};
-    None where no such task was evaluated. `tasks`: {task: entry of eval.json}; `rows`: the lines of
-    samples.jsonl.gz."""
+    """The zero-shot mean: the mean accuracy in percent over the tasks that tasks.yaml marks "mean". Returns {"value",
+    "stderr", "chance"}; None where no such task was evaluated. `tasks`: {task: entry of eval.json}; `rows`: the lines
+    of samples.jsonl.gz."""
     names = [name for name, entry in tasks.items() if entry["mean"]]
     if not names:
         return None
@@ -133,8 +137,8 @@ def zero_shot_mean(tasks: dict[str, dict], rows: Samples) -> dict[str, float | N
 
 
 def stderr_of_named_tasks(names: list[str], rows: Samples) -> float | None:
-    """The standard error of the unweighted mean over the tasks `names`, as `stderr_of_mean` computes it. `rows`: lines of
-    samples.jsonl.gz; those of other tasks are ignored."""
+    """The standard error of the unweighted mean over some tasks. `names`: the tasks; `rows`: the lines of
+    samples.jsonl.gz; lines of other tasks are ignored."""
     samples: dict[str, Samples] = {name: [] for name in names}
     for row in rows:
         if row["task"] in samples:
@@ -143,9 +147,9 @@ def stderr_of_named_tasks(names: list[str], rows: Samples) -> float | None:
 
 
 def suite_scores(result: dict[str, Any], rows: Samples) -> dict[str, Any] | None:
-    """The scores of BigScience's suite of 27 tasks in one evaluation, as `eval.tasks.suite.mean_suite_scores` returns them, with
-    NaN replaced by None, which JSON can hold. None where the evaluation has no task of the suite. `result`: the content
-    of eval.json; `rows`: the lines of samples.jsonl.gz."""
+    """The scores of BigScience's suite of 27 tasks in one evaluation, as in `mean_suite_scores` (eval/tasks/suite.py).
+    NaN is replaced by None, which JSON can hold. None where the evaluation has no task of the suite. `result`: the
+    content of eval.json; `rows`: the lines of samples.jsonl.gz."""
     scores = mean_suite_scores([result])
     if scores is None:
         return None

@@ -92,7 +92,7 @@ def evaluate_weights(
     )
     with progress(run["cell"]) as advance:
         if is_masked:
-            text = text.masked(model.cfg.mask_rate)
+            text = text.with_masked_loss(model.cfg.mask_rate)
             losses = masked_outcomes(model, tokenizer, text.tasks, advance)
             outcomes = Outcomes(losses, domains=masked_outcomes(model, tokenizer, text.domains, advance))
         else:
@@ -144,7 +144,7 @@ def run_tasks(
 
 
 def scores_and_samples(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
-    """The scores of an evaluation: (the entries of eval.json with the scores of each task and the means over tasks, the
+    """The scores of an evaluation: (the entries of eval.json with the score of each task and the means over tasks; the
     lines of samples.jsonl.gz)."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
@@ -172,10 +172,11 @@ def optional_entries(
         missing: the requested tasks whose data is missing.
 
     Returns:
-        {"unknown_bytes": the share of held-out bytes that the tokenizer encodes as unknown tokens, "by_position": the
-        loss by number of context tokens, "lm_eval_tasks": names and failures of the requested tasks, "suite": scores of
-        BigScience's suite}. The first is left out where the share is 0, the second where it was not measured, the
-        others where no tasks of lm-eval were requested.
+        unknown_bytes: the fraction of held-out bytes that the tokenizer encodes as unknown tokens. Left out where it is
+            0.
+        by_position: the loss by number of context tokens. Left out where it was not measured.
+        lm_eval_tasks: the names and failures of the requested tasks. Left out without a request.
+        suite: the scores of BigScience's suite. Left out without a request.
     """
     additional: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
@@ -213,13 +214,13 @@ def load_model(
     from model.gpt import GPT
 
     tokenizer = location.load_tokenizer(directory, run, store)
-    if not rank and (note := weights.check()):
+    if not rank and (note := weights.verify_hash()):
         print(f"note: {note}", file=sys.stderr)
     cfg = location.model_config(directory, run)
     weights.check_size(cfg)
     try:
         model = GPT(cfg)
-        model.load_state_dict(weights.read(run, model), strict=True)
+        model.load_state_dict(weights.state_dict(run, model), strict=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{directory}: the weights are not those of its configuration, or of another version: {error}"
@@ -235,8 +236,7 @@ def load_model(
 def start_ranks(
     directory: Path, weights: Weights, requested: TaskRequest | None, store: Path, precision: str, processes: int
 ) -> list[subprocess.Popen]:
-    """Start the other processes of an evaluation, numbers 1 to `processes` - 1, which share the work with this process.
-    Returns these processes.
+    """Start the other processes of an evaluation, numbers 1 to `processes` - 1, which share the work. Returns them.
 
     Args:
         directory: the run directory.

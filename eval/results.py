@@ -37,9 +37,15 @@ SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a 
 
 
 def result_conditions(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version":
-    of this project's tasks, "lm_eval": of lm-eval, "weights_sha256", "corpora": the names of the
-    held-out texts}. `run`: the content of run.json; `weights`: the evaluated weights."""
+    """The conditions under which a stored result stays valid, besides the requested tasks and the precision. `run`: the
+    content of run.json; `weights`: the evaluated weights.
+
+    Returns:
+        version: the version of this project's tasks.
+        lm_eval: the version of lm-eval.
+        weights_sha256: the hash of the weights.
+        corpora: the names of the held-out texts.
+    """
     return {
         "version": probes.load_specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -49,9 +55,9 @@ def result_conditions(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def read_result(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The stored result of an evaluation (the content of eval.json, or of eval-step_N.json); None where the files are
-    missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
-    directory; `weights`: the weights, whose step says which file is read."""
+    """Read the stored result of an evaluation (eval.json, or eval-step_N.json); None where files are missing or
+    damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run directory;
+    `weights`: their step says which file is read."""
     try:
         result = safe_files.read_json(directory / rundir.eval_file_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
@@ -86,14 +92,14 @@ def current_result(
     requested: TaskRequest | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result of an evaluation, if an evaluation with these arguments would give the same result; else None.
+    """The stored result of an evaluation, if it is still valid and has all that is asked for; else None.
 
     Args:
         directory: the run directory.
         run: the content of run.json.
         weights: the evaluated weights.
-        requested: tasks of lm-eval that the result must have, on data that has not changed since; None: no such tasks.
-        precision: the precision of the evaluation, "fp32" or "bf16"; None: any.
+        requested: tasks of lm-eval that the result must have, on unchanged data; None: no such tasks.
+        precision: the precision that the result must have, "fp32" or "bf16"; None: any.
     """
     result = read_result(directory, weights)
     if result is None:
@@ -103,7 +109,7 @@ def current_result(
 
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
-    """Whether a stored result has every requested task of lm-eval whose data can be read. A task counts only with the
+    """Whether a stored result has all requested tasks of lm-eval that can be run now. A task counts only with the
     requested number of examples in the prompt, and if its data has not changed since. `result`: the content of
     eval.json; `requested`: the tasks."""
     earlier = result.get("lm_eval_tasks")
@@ -121,9 +127,9 @@ def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
 
 
 def add_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
-    """The request, extended by the tasks of lm-eval in the stored result. An evaluation writes eval.json anew, and must
-    not lose earlier results because other tasks are requested. Earlier tasks that can no longer be run are left out,
-    and named on the terminal."""
+    """Add the tasks of lm-eval in the stored result to a request, and return the new request. Without this, an
+    evaluation on other tasks would lose them, since it writes eval.json anew. Earlier tasks that can no longer be run
+    are left out, and named on the terminal."""
     names = (read_result(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in names:
@@ -187,5 +193,5 @@ def summary_line(result: dict[str, Any]) -> str:
 
 
 def stderr_text(stderr: float | None, digits: int) -> str:
-    """A standard error as text with `digits` decimals, such as " ± 0.012"; "" where it is None."""
+    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: the number of decimals."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

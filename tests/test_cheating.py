@@ -119,7 +119,7 @@ def test_a_copied_run_is_no_second_seed(tmp_path: Path, kept: str) -> None:
     assert gather_findings(study).results["bits/byte"]["pos=alibi"].keys() == {1, 3}
     for name in ("metrics.jsonl", "eval.json", "samples.jsonl.gz"):  # nor do two copies make a verdict without noise
         shutil.copy(one / name, study.cell("pos=alibi", 3).dir / name)
-    assert gather_findings(study).decision("pos=alibi", "bits/byte").kind == "undecided"
+    assert gather_findings(study).verdict("pos=alibi", "bits/byte").kind == "undecided"
 
 
 def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> None:

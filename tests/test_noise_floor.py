@@ -86,7 +86,7 @@ def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, 
     assert borrowed.seeds.variance == pytest.approx((2 * alone.seeds.variance + 4 * sd**2) / 6)
     assert borrowed.difference == alone.difference and borrowed.p < alone.p
     found = judged_with(study, floor)
-    assert found.verdict("pos=alibi", "bits/byte").startswith("exploratory: better by")
+    assert found.verdict_in_words("pos=alibi", "bits/byte").startswith("exploratory: better by")
     write_record_files(found, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert f"Noise floor: {floor.identity}, 5 runs" in text and "chosen after the runs" in text
@@ -98,7 +98,7 @@ def test_a_floor_that_was_registered_decides(floor: NoiseFloor, tmp_path: Path) 
     made_study.register(study, criteria)
     assert (
         gather_findings(made_study.registered(study, criteria))
-        .verdict("pos=alibi", "bits/byte")
+        .verdict_in_words("pos=alibi", "bits/byte")
         .startswith("better by")
     )
 

@@ -24,9 +24,9 @@ def test_a_margin_makes_equivalent_arms_and_what_is_undecided_says_what_is_missi
     assert "**Undecided**: not more than noise. What is missing" in text and "* pos=none, bits/byte: " in text
     assert "pos=alibi, bits/byte: " not in text.split("**Undecided**")[1] and "equivalent" not in text
     findings = gather_findings(replace(study, criteria=Criteria(margins={"bits/byte": 0.05}, seeds=3)))
-    assert findings.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
-    assert findings.verdict("pos=alibi", "bits/byte").startswith("better by 0.0")
-    assert findings.verdict("pos=none", "zero-shot").startswith("undecided: about ")
+    assert findings.verdict_in_words("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
+    assert findings.verdict_in_words("pos=alibi", "bits/byte").startswith("better by 0.0")
+    assert findings.verdict_in_words("pos=none", "zero-shot").startswith("undecided: about ")
     write_record_files(findings, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert "* pos=none, bits/byte" not in text and "Margin of bits/byte: 0.05 bits/byte, chosen after the runs" in text
@@ -54,27 +54,28 @@ def test_the_margin_that_was_registered_counts_and_one_that_is_typed_later_is_ex
     before = Criteria(margins={"bits/byte": 0.05}, seeds=3)
     register(study, before)
     assert (
-        gather_findings(registered(study, before)).verdict("pos=none", "bits/byte")
+        gather_findings(registered(study, before)).verdict_in_words("pos=none", "bits/byte")
         == "equivalent within 0.05 bits/byte"
     )
     # the study file says something else by now
     wide = Criteria(margins={"bits/byte": 0.09}, seeds=3)
     assert (
-        gather_findings(registered(study, wide)).verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+        gather_findings(registered(study, wide)).verdict_in_words("pos=none", "bits/byte")
+        == "equivalent within 0.05 bits/byte"
     )
     typed = gather_findings(registered(study, wide, words=("MARGIN=0.09",)))
-    assert typed.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.09 bits/byte"
+    assert typed.verdict_in_words("pos=none", "bits/byte") == "exploratory: equivalent within 0.09 bits/byte"
     same = gather_findings(registered(study, before, words=("MARGIN=0.05",)))
-    assert same.verdict("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
+    assert same.verdict_in_words("pos=none", "bits/byte") == "equivalent within 0.05 bits/byte"
     # one arm may be older than the question, as the baseline that studies share; not two
     (study.cell("pos=learned", 1).dir / rundir.REGISTERED).unlink()
     assert (
-        gather_findings(registered(study, before)).verdict("pos=none", "bits/byte")
+        gather_findings(registered(study, before)).verdict_in_words("pos=none", "bits/byte")
         == "equivalent within 0.05 bits/byte"
     )
     (study.cell("pos=alibi", 2).dir / rundir.REGISTERED).unlink()
     some = gather_findings(registered(study, before))
-    assert some.verdict("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
+    assert some.verdict_in_words("pos=none", "bits/byte") == "exploratory: equivalent within 0.05 bits/byte"
     write_record_files(some, tmp_path / "out")
     entries = json.loads((tmp_path / "out/run.json").read_text())["comparisons"]
     decisions = {(e["arm"], e["metric"]): (e["decision"], e["exploratory"]) for e in entries}
@@ -90,11 +91,11 @@ def test_the_metric_that_was_registered_decides(tmp_path):
     by_score = Criteria(metric="zero-shot", seeds=3)
     register(study, by_score)
     named = gather_findings(registered(study, by_score))
-    assert named.verdict("pos=alibi", "zero-shot").startswith("better by 5.6")
-    assert named.verdict("pos=alibi", "bits/byte").startswith("exploratory: better by")
+    assert named.verdict_in_words("pos=alibi", "zero-shot").startswith("better by 5.6")
+    assert named.verdict_in_words("pos=alibi", "bits/byte").startswith("exploratory: better by")
     assert "better by 5.6" in report(registered(study, by_score), tmp_path / "out").splitlines()[2]
     late = gather_findings(registered(study))  # by bits per byte, which no run had named
-    assert late.verdict("pos=alibi", "bits/byte").startswith("exploratory: ")
+    assert late.verdict_in_words("pos=alibi", "bits/byte").startswith("exploratory: ")
     assert "chosen after the runs, which named zero-shot" in section(
         markdown("t", contents(late)), "Differences from the baseline"
     )

@@ -319,7 +319,7 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     assert seeds_to_decide(careless, 2, 2) is not None  # as it was said
     findings.comparisons["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
     words = "undecided: more seeds would not tell, more groups of items than these 4 would"
-    assert findings.verdict("pos=alibi", "bits/byte") == words
+    assert findings.verdict_in_words("pos=alibi", "bits/byte") == words
     large = replace(c, difference=3 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
     assert not items_alone_leave_undecided(large) and items_alone_leave_undecided(replace(large, family=1000))
     assert not items_alone_leave_undecided(hidden, margin=10.0)

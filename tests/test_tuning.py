@@ -230,7 +230,7 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
     findings = gather_findings(study)
     assert list(findings.comparisons["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
     best = tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"]
-    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
+    assert findings.verdict("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
     assert best.difference == pytest.approx(-0.08, abs=0.02)
     write_record_files(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()

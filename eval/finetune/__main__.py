@@ -74,18 +74,18 @@ def run_command(args: argparse.Namespace) -> int:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    identities = conditions_by_task(args, setting, sha256)
+    task_conditions = conditions_by_task(args, setting, sha256)
     if args.run:
         safe_files.path_inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    results, todo = stored_results_and_pending(args, setting, identities, folder)
+    results, todo = stored_results_and_pending(args, setting, task_conditions, folder)
     failed = run_fine_tunings(SharedInputs(folder, source, args.data, setting), todo, args.jobs, results)
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
-    by_task = all_stored_results(args, setting, sha256, folder, identities)
+    by_task = all_stored_results(args, setting, sha256, folder, task_conditions)
     table = summarise_over_seeds(by_task)
     conditions = {
         **model_conditions(setting, sha256),
@@ -113,8 +113,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def conditions_by_task(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
-    """Everything that the result of fine-tuning on each task of GLUE depends on besides the seed: {task: identity, from
-    `train.result_conditions`}. Tasks whose data is missing are left out and named on the terminal.
+    """The conditions under which a result on each task of GLUE stays valid: {task: `train.result_conditions` of the
+    task}. Tasks whose data is missing are left out and named on the terminal.
 
     Args:
         args: the parsed command line.
@@ -127,36 +127,36 @@ def conditions_by_task(args: argparse.Namespace, setting: Any, sha256: str) -> d
     from eval.finetune.tasks import parse_task_names
     from eval.finetune.train import result_conditions
 
-    identities = {}
+    task_conditions = {}
     for name in parse_task_names(args.tasks):
         try:
-            identities[name] = result_conditions(name, args.data, setting, sha256)
+            task_conditions[name] = result_conditions(name, args.data, setting, sha256)
         except ValueError as error:
             if args.tasks:
                 raise
             print(f"missing: {error}", file=sys.stderr)
-    if not identities:
+    if not task_conditions:
         raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
-    return identities
+    return task_conditions
 
 
 def stored_results_and_pending(
-    args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
+    args: argparse.Namespace, setting: Any, task_conditions: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["FineTuning"]]:
-    """The results that are stored in a folder and up to date, and the fine-tunings that are still to run: ({(task,
-    seed): result}, fine-tunings). A stored result with another identity does not count.
+    """Find which fine-tunings are done. Returns ({(task, seed): stored result}, the fine-tunings that are still to
+    run). A stored result counts only if it was made under the same conditions.
 
     Args:
         args: the parsed command line.
         setting: the hyperparameters, an eval.finetune.train.Setting.
-        identities: {task: everything that its result depends on besides the seed, from `train.result_conditions`}.
+        task_conditions: {task: `train.result_conditions` of the task}.
         folder: the folder of the results.
     """
     from eval.finetune.tasks import load_split
     from eval.finetune.work import FineTuning, stored_result
 
     results, missing = {}, []
-    for name, conditions in identities.items():
+    for name, conditions in task_conditions.items():
         steps = setting.steps(len(load_split(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
             item = FineTuning(name, seed, conditions, steps)
@@ -168,20 +168,20 @@ def stored_results_and_pending(
 
 
 def all_stored_results(
-    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, identities: dict[str, dict[str, Any]]
+    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, task_conditions: dict[str, dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The stored results of all tasks and seeds: {task: results in the order of their seeds}. The table of results is
-    made of them, and loses no task or seed that an earlier command fine-tuned on.
+    """All valid results in a folder, those of earlier commands too: {task: results, by rising seed}.
 
-    Results with other weights, settings or data are left out; a task of the table that has no result left is named on
-    the terminal. Data that is in none of the data folders counts as unchanged.
+    A result is left out if it was made with other weights, settings or data. If that removes all results of a task that
+    is in the table glue.json, the task is named on the terminal. Where this command has no data of a task, the data is
+    taken to be unchanged.
 
     Args:
         args: the parsed command line.
         setting: the hyperparameters, an eval.finetune.train.Setting.
         sha256: the hash of the pretrained model.
         folder: the folder of the results.
-        identities: {task that this command fine-tunes on: everything that its result depends on besides the seed}.
+        task_conditions: {task of this command: `train.result_conditions` of the task}.
     """
     from eval.finetune.tasks import TASKS, find_split
     from eval.finetune.train import model_conditions, result_conditions
@@ -197,7 +197,7 @@ def all_stored_results(
     for name in TASKS:
         conditions = {"task": name, **model_conditions(setting, sha256)}
         if all(find_split(name, split, args.data) for split in ("train", *TASKS[name].splits)):
-            conditions = identities.get(name) or result_conditions(name, args.data, setting, sha256)
+            conditions = task_conditions.get(name) or result_conditions(name, args.data, setting, sha256)
         for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: (len(path.name), path.name)):
             seed = path.stem.removeprefix(f"{name}-")
             if not seed.isdecimal():
@@ -212,12 +212,12 @@ def all_stored_results(
 
 
 def print_available_tasks(folders: list[Path], names: list[str], all_needed: bool = False) -> int:
-    """Print on which tasks of GLUE a run could be fine-tuned. Returns the exit code 0.
+    """Print the tasks of GLUE on which a run can be fine-tuned, with the data in some folders. Returns the exit code 0.
 
     Args:
         folders: folders with data of GLUE.
         names: the tasks to look for.
-        all_needed: whether each of these tasks must have its data, because the user named them.
+        all_needed: whether it is an error if any of these tasks lacks data; otherwise one with data is enough.
 
     Raises:
         ValueError: a folder does not exist, a file is damaged, no task has its data, or a needed task lacks data.
@@ -244,8 +244,8 @@ def print_available_tasks(folders: list[Path], names: list[str], all_needed: boo
 
 
 def table_text(table: dict[str, Any]) -> str:
-    """The results of fine-tuning as text for a terminal: for each task the median and the range over seeds, and for
-    each kind of metric the two means over GLUE. `table`: what `eval.finetune.train.summarise` returned."""
+    """The table of fine-tuning results as text for a terminal. Each task has a line with the median and the range over
+    seeds. At the end stand the means over GLUE. `table`: from `eval.finetune.results.summarise_over_seeds`."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

@@ -50,9 +50,9 @@ class SharedInputs(NamedTuple):
 
 
 def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the stored result of a fine-tuning. None where the file is missing or damaged, or an entry of `conditions`
-    differs from that of the result. `path`: the file of the result; `conditions`: everything that the result depends
-    on: task, seed, model, data and setting."""
+    """Read the stored result of a fine-tuning; None where it cannot be reused. That is so where the file is missing or
+    damaged, or was made under other conditions. `path`: the file; `conditions`: the entries that the result must have:
+    task, seed, model, data and setting."""
     from eval.finetune.results import read_result
 
     try:
@@ -164,13 +164,14 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
 
 @contextmanager
 def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
-    """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere lines of text. A line
-    is printed when a fine-tuning ends, and every 15 seconds or more for the steps (launch/progress.py reads these lines
-    in glue.log). `items`: the fine-tunings.
+    """A context that shows the progress of several fine-tunings: a bar on a terminal, elsewhere lines of text. A line
+    is printed when a fine-tuning ends, and at most every 15 seconds while steps are done (launch/progress.py reads
+    these lines in glue.log). `items`: the fine-tunings.
 
-    Yields a function to be called as the work proceeds, with three arguments: the number of optimizer steps that all
-    fine-tunings together have finished; a text that names the fine-tuning at work or just ended; and, where one has
-    ended, True.
+    Yields a function with three arguments:
+        1. the number of optimizer steps that all fine-tunings together have finished;
+        2. the name of the fine-tuning at work, or of the one that has just ended;
+        3. True where one has ended; may be left out.
     """
     from rich.console import Console
     from rich.progress import Progress

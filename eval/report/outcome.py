@@ -24,8 +24,12 @@ def study_outcome(findings: Findings) -> dict[str, Any]:
     results = findings.results.get(name, {})
     for arm in findings.study.compared_arms:
         if arm in findings.comparisons.get(name, {}):
-            decision = findings.decision(arm, name)
-            arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": findings.exploratory(arm, name)}
+            decision = findings.verdict(arm, name)
+            arms[arm] = {
+                "kind": decision.kind,
+                "words": decision.words,
+                "exploratory": findings.is_exploratory(arm, name),
+            }
         elif results.get(arm) and results.get(findings.baseline):
             arms[arm] = {"kind": "refused", "words": "not comparable with the baseline", "exploratory": False}
         else:

@@ -1,5 +1,5 @@
-"""Writes the record of a study, which consists of the files of a report, and protects finished runs of an earlier
-record."""
+"""Writes the record of a study: the files of a report. A record with finished runs that the report lacks is not
+overwritten."""
 
 import json
 from pathlib import Path
@@ -67,9 +67,9 @@ def terminal_text(findings: Findings) -> str:
 
 
 def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
-    """The finished runs in the existing record in the folder `out` that this report lacks, as text; "" where there are
-    none or there is no record. Where that record is damaged, a text that begins with "unknown". Runs are identified by
-    their configurations, wherever they were trained."""
+    """The finished runs of the record in the folder `out` that this report lacks, as text; "" where there are none, or
+    no record. If the record is damaged, the text begins with "unknown". Runs with the same configuration count as the
+    same run."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -99,8 +99,9 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
 
 
 def training_text_hashes(record: dict[str, Any]) -> dict[str, str]:
-    """The hash of the text that each arm was trained on: {arm: sha256}. Left out are arms whose text is that of
-    installed packages, which is another one with other versions. `record`: the content of a record's run.json."""
+    """The hash of the text that each arm was trained on: {arm: sha256}. Arms trained on the text of installed packages
+    are left out, since that text changes with the versions of the packages. `record`: the content of a record's
+    run.json."""
     return {
         str(arm): corpus["sha256"]
         for corpus in record.get("corpora", [])
@@ -110,8 +111,8 @@ def training_text_hashes(record: dict[str, Any]) -> dict[str, str]:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a header, then one line per run and task, and for each run one line per overall result,
-    such as the mean over tasks. `cells`: {(arm, seed): content of the run directory}."""
+    """The lines of results.csv: a header, then for each run one line per task and one line per overall score, such as
+    the mean over tasks. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
@@ -125,9 +126,9 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def run_length(findings: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first run: {"tokens": number, or None where no run has begun}. For runs
-    whose budget is a wall clock {"budget": the budget, "tokens": the number that was trained, or None before the run is
-    evaluated}."""
+    """The length of the runs, taken from the first one: {"tokens": number of training tokens}; None where no run has
+    begun. For a wall-clock budget {"budget": the budget, "tokens": number that was trained}; None before the run is
+    evaluated."""
     cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}
@@ -151,8 +152,8 @@ def record_content(findings: Findings) -> dict[str, Any]:
     for name in findings.results:
         for arm, c in findings.comparisons[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line |= {"decision": findings.decision(arm, name).kind, "verdict": findings.verdict(arm, name)}
-            line["exploratory"] = findings.exploratory(arm, name)
+            line |= {"decision": findings.verdict(arm, name).kind, "verdict": findings.verdict_in_words(arm, name)}
+            line["exploratory"] = findings.is_exploratory(arm, name)
             if left_out := findings.tasks_left_out(arm, name):
                 line["without"] = left_out
             if name in findings.margins:

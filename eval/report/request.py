@@ -1,4 +1,5 @@
-"""Parses the NAME=VALUE words of a report: which study, or which collection of runs, it is about."""
+"""Parses the NAME=VALUE words of a report's command line, which say what it is about: a study, or a collection of
+runs."""
 
 import os
 import shlex
@@ -38,6 +39,8 @@ def help_text() -> str:
 
 
 class Request(NamedTuple):
+    """What a report is asked for: a study or collection, and what is shown beside it."""
+
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
     beside: str = "checked"  # one of BESIDE
@@ -45,9 +48,8 @@ class Request(NamedTuple):
 
 
 def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report. Returns (whether the exit code is to be the verdict, the other
-    words). The first is True for VERDICT=1. Raises ValueError where VERDICT has another value than 0 or 1, or is given
-    twice."""
+    """Take VERDICT= out of the words of a command line. Returns (True for VERDICT=1, the other words). True means that
+    the exit code is to be the verdict. Raises ValueError where VERDICT is neither 0 nor 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
@@ -55,8 +57,8 @@ def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
 
 
 def parse_request(words: list[str]) -> Request:
-    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it. Raises
-    ValueError where a word is not valid, a directory is not that of a run, or no run has begun."""
+    """Parse the words of a report's command line. Raises ValueError where a word is not valid, a directory is not that
+    of a run, or no run has begun."""
     from ablations.study import from_args
 
     known = {**WORDS, **HELP}
@@ -110,8 +112,7 @@ def out_folder(words: list[str]) -> Path:
 
 
 def folders_of_word(word: str) -> list[str]:
-    """The paths and corpora that a word of the command line names, relative to the present folder where they lie in it;
-    empty for words that name no paths."""
+    """The paths in a word of the command line that begins with RUNS=, NOISE=, EXTERNAL= or OUT=; [] for other words."""
     name, _, value = word.partition("=")
     paths = parse_folders(value) if name in FOLDER_WORDS else value.split(",") if name in PATHS else []
     here = Path.cwd()
@@ -119,8 +120,8 @@ def folders_of_word(word: str) -> list[str]:
 
 
 def word_without_folders(word: str) -> str:
-    """A word of the command line in the form that a report shows. Of absolute paths outside the present folder only the
-    last part is kept, since reports do not show the folders of this machine."""
+    """A word of the command line as a report shows it: absolute paths are cut to their last part, so that no folders of
+    this machine are shown."""
     name, _, value = word.partition("=")
     if folders := [Path(path).name or path if os.path.isabs(path) else path for path in folders_of_word(word)]:
         value = shlex.join(folders) if name in FOLDER_WORDS else ",".join(folders)

@@ -1,7 +1,7 @@
 """Log-likelihoods and greedy continuations of token ids under a GPT.
 
-Common beginnings of inputs are computed once (eval/tasks/rows.py), equal requests are scored once, and only outputs
-that predict a scored token are multiplied with the output matrix.
+To save work, common beginnings of inputs are computed once (eval/tasks/rows.py), equal requests are scored once, and
+the output matrix is applied only where a scored token is predicted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +37,11 @@ def score_pairs(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[Score]:
-    """The scores of pairs (context, continuation) of token ids: for each pair (log p(continuation | context) in nats,
-    whether greedy decoding from the context would give the continuation).
+    """The scores of pairs (context, continuation) of token ids. Returns for each pair (log p(continuation | context) in
+    nats, whether greedy decoding from the context gives the continuation).
 
-    Where the model has a longest input, the beginning of the context is cut off to fit. A continuation that is longer
-    than that input is scored in pieces of half its length. With the prefix objective, the context is the prefix.
+    If an input is too long for the model, the beginning of the context is cut off. If the continuation alone is too
+    long, it is scored in pieces of half the longest input. With the prefix objective, the context is the prefix.
 
     Args:
         model: a GPT in evaluation mode, on any device.
@@ -94,9 +94,9 @@ def score_pairs(
 def input_of_pair(
     context: Sequence[int], continuation: Sequence[int], longest: int | None, objective: Objective
 ) -> Input:
-    """The input that the model reads to score a continuation: context and continuation without the last token, which is
-    only predicted. `longest`: the model's longest input, in tokens, to which the beginning of the context is cut; None:
-    unlimited; `objective`: the objective of the model."""
+    """The input that a model reads to score a continuation: context and continuation without its last token, which is
+    only predicted. `longest`: the model's longest input, in tokens; the beginning of a longer input is cut off; None:
+    unlimited."""
     tokens = (*context, *continuation)[:-1]
     tokens = tokens[-longest:] if longest else tokens
     return Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
@@ -108,14 +108,14 @@ def output_positions(
     inputs: Sequence[Input],
     pairs_of: Mapping[Input, Sequence[int]],
 ) -> dict[int, np.ndarray]:
-    """The outputs of a batch of rows that predict the continuation of each pair: {number of the pair: positions in the
-    flattened batch}.
+    """The positions in a batch whose outputs predict the continuation of each pair: {number of the pair: positions in
+    the flattened batch}.
 
     Args:
         group: the rows of the batch, the longest first.
         pairs: all pairs (context, continuation) of token ids.
         inputs: the input of each pair.
-        pairs_of: {input that is run: numbers of the pairs whose scores follow from its outputs}.
+        pairs_of: {input in a row: numbers of the pairs that are scored by its outputs}.
     """
     positions = {}
     for b, row in enumerate(group):
@@ -131,9 +131,9 @@ def output_positions(
 def split_to_fit(
     context: Sequence[int], continuation: Sequence[int], longest: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Split a pair (context, continuation) whose continuation has more than `longest` tokens. Each resulting pair has a
-    piece of longest / 2 tokens as its continuation, and everything before the piece as its context. A pair that needs
-    no split is returned unchanged, as the only one."""
+    """Split a pair (context, continuation) whose continuation has more than `longest` tokens. The continuation is cut
+    into pieces of longest / 2 tokens; the context of a piece is everything before it. A shorter pair is returned
+    unchanged, in a list of one."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)

@@ -22,7 +22,7 @@ MUTATIONS = [
         "",
         "eval/finetune/__main__.py",
         "    for name in TASKS:\n        conditions",
-        "    for name in identities:\n        conditions",
+        "    for name in task_conditions:\n        conditions",
         "tests/test_finetune.py::test_results_of_other_tasks_stay_in_the_table_while_they_are_valid",
     ),
     one(

@@ -1,5 +1,5 @@
-"""Effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item, with the noise of seeds
-and items."""
+"""The effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item. Their noise has a part
+from seeds and a part from items."""
 
 import numpy as np
 
@@ -18,9 +18,9 @@ Coefficients = dict[str, float]  # {arm: its weight}
 def factorial_effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
-    """The effects of a factorial: {bit mask of the effect's factors: the effect as a Comparison with 0}, without
-    multiple-comparison correction. Empty where a combination of factors has no result yet, or the study is no factorial
-    (`design` is None).
+    """The effects of a factorial, each compared with 0: {bit mask of the effect's factors: Comparison}, without
+    multiple-comparison correction. Empty where a combination of factors has no result yet, or `design` is None (the
+    study is no factorial).
 
     Args:
         baseline: the arm in which no factor is changed.
@@ -39,9 +39,9 @@ def factorial_effects(
 
 
 def compare_contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
-    """The weighted sum of arms as a Comparison with 0. It is taken over the seeds that all of these arms have and the
-    tasks on which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed):
-    content of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
+    """Compare a weighted sum of arms with 0. Only seeds that all of these arms have, and tasks on which all were
+    evaluated in the same way, are used; None where there are none. `cells`: {(arm, seed): content of the run
+    directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
@@ -59,13 +59,12 @@ def compare_contrast(cells: Cells, results: Results, weights: Coefficients, metr
 
 
 def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Variance | None:
-    """The variance that the seeds give to the mean of a contrast (a weighted sum of arms) over seeds; None with one
-    seed.
+    """The variance between seeds of the mean of a contrast (a weighted sum of arms); None with one seed.
 
-    As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
-    seeds, pooled over arms. Where an arm scatters more than the other arms, it uses the variance of the contrast
-    between seeds, if that gives a wider interval. `results`: {arm: {seed: result}}; `weights`: {arm: its weight};
-    `by_seed`: the contrast for each seed, [seeds].
+    It is the residual variance after fitting arms and seeds, pooled over arms, as in
+    `eval.statistics.seeds.seed_variance`. If an arm scatters more than the others, the variance of the contrast itself
+    between seeds is used where it gives a wider interval. `results`: {arm: {seed: result}}; `weights`: {arm: its
+    weight}; `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
@@ -78,8 +77,9 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
-    """The weighted sum of arms on the items of each task: for each task a Stratum [seeds, items or clusters] in the
-    unit of the metric. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its weight}."""
+    """The weighted sum of arms on the items of each task, in the unit of the metric: a list with a Stratum [seeds,
+    items or clusters] for each task. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its
+    weight}."""
     strata = []
     for task in tasks:
         items = {arm: common_items(cells, arm, seeds, task) for arm in weights}

@@ -41,7 +41,7 @@ def gather_findings(
 
     Args:
         study: a Study or a Collection.
-        noise: directories of runs outside the study that differ only in the seed, for the noise between seeds.
+        noise: directories of runs outside the study that differ only in the seed, to estimate the noise between seeds.
         beside: which published results to show, one of `eval.report.request.BESIDE`.
         external: GLUE results of external checkpoints.
 
@@ -79,23 +79,25 @@ def gather_findings(
         noise_floor_registered=floor_before,
         seeds_planned=planned,
     )
-    borrowed = noise_floor_variances(study, cells, list(results))
+    stored_variances = noise_floor_variances(study, cells, list(results))
     compared, of_factorial = {}, {}
     for metric in results:
         distinct = findings.distinct_results(metric)
-        arms = compare_with_baseline(study, cells, distinct, metric, noise_results.get(metric), borrowed.get(metric))
+        arms = compare_with_baseline(
+            study, cells, distinct, metric, noise_results.get(metric), stored_variances.get(metric)
+        )
         estimates = factorial_effects(study.factorial, study.arms[0], cells, distinct, metric)
         compared[metric], of_factorial[metric] = correct_comparisons(arms, estimates)
     leader_compared = {}
     if study.controlled and len(primary := compared.get(findings.primary, {})) > 1:
-        distinct, floor = findings.distinct_results(findings.primary), borrowed.get(findings.primary)
+        distinct, floor = findings.distinct_results(findings.primary), stored_variances.get(findings.primary)
         leader_compared = compare_leader(study, cells, distinct, primary, findings.primary, floor)
     return findings._replace(comparisons=compared, effects=of_factorial, leader_compared=leader_compared)
 
 
 def results_by_metric(study: Collection, cells: Cells) -> dict[str, Results]:
-    """The results of a study on each metric, {metric: {arm: {seed: result}}}. Included are the metrics that any run
-    has, the primary metric, bits/byte, and zero-shot unless all runs are masked language models. `cells`: {(arm, seed):
+    """The results of a study on all metrics, {metric: {arm: {seed: result}}}. These are bits/byte, the primary metric,
+    any other metric with a result, and zero-shot unless all runs are masked language models. `cells`: {(arm, seed):
     content of the run directory}."""
     objectives = {cell["run"]["config"]["model"].get("objective") for cell in cells.values() if "run" in cell}
     zero_shot = set() if objectives == {"mlm"} else {"zero-shot"}  # an encoder has no likelihood of a continuation
@@ -105,8 +107,8 @@ def results_by_metric(study: Collection, cells: Cells) -> dict[str, Results]:
 
 
 def results_on_metric(study: Collection, cells: Cells, metric: str) -> Results:
-    """The results of a study on a metric, {arm: {seed: result}}, of the runs that have a result. `cells`: {(arm, seed):
-    content of the run directory}."""
+    """The results of a study on one metric, {arm: {seed: result}}. Runs without a result are left out. `cells`: {(arm,
+    seed): content of the run directory}."""
     key = METRICS[metric].key
     return {
         arm: {
@@ -119,8 +121,8 @@ def results_on_metric(study: Collection, cells: Cells, metric: str) -> Results:
 
 
 def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tuple[str, dict[str, Results]]:
-    """Read runs outside the study for an estimate of the noise between seeds. Returns a description of these runs, and
-    their results, {metric: {arm: {seed: result}}}. Raises ValueError where a run directory is damaged."""
+    """Read runs outside the study, to estimate the noise between seeds. Returns (a description of these runs, {metric:
+    {arm: {seed: result}}}). Raises ValueError where a run directory is damaged."""
     group = collect_runs([("", path) for path in directories], "")
     if group.damaged:
         raise ValueError("; ".join(group.damaged))
@@ -133,8 +135,8 @@ def noise_of_other_runs(directories: Sequence[Path], metrics: list[str]) -> tupl
 
 
 def run_length_in_words(train: dict[str, Any]) -> str:
-    """The length of a run in words, such as "1,000,000 tokens", or its budget of wall clock. `train`: the entry "train"
-    of the run's configuration."""
+    """The length of a run as text, such as "1,000,000 tokens", or its wall-clock budget. `train`: the entry "train" of
+    the run's configuration."""
     budget = train.get("budget", "tokens")
     return f"{train['tokens']:,} tokens" if budget == "tokens" else in_one_line(budget)
 
@@ -142,12 +144,12 @@ def run_length_in_words(train: dict[str, Any]) -> str:
 def correct_comparisons(
     arms: dict[str, Comparison], effects: dict[int, Comparison]
 ) -> tuple[dict[str, Comparison], dict[int, Comparison]]:
-    """All comparisons of a study on a metric after multiple-comparison correction as one family: (arms against the
-    baseline, effects of a factorial).
+    """Apply the multiple-comparison correction to all comparisons of a study on a metric, as one family. Returns
+    (`arms`, `effects`), both corrected.
 
-    With three families of 5 % each, for arms, main effects and interactions, 8 to 12 % of factorials whose combinations
-    do not differ would have a wrong verdict (docs/statistics.md). `arms`: {arm: comparison with the baseline};
-    `effects`: {bit mask of the effect's factors: comparison with 0}, empty where the study is not a factorial.
+    With separate families of 5 % for arms, main effects and interactions, 8 to 12 % of factorials without any effect
+    would have a wrong verdict (docs/statistics.md). `arms`: {arm: comparison with the baseline}; `effects`: {bit mask
+    of the effect's factors: comparison with 0}, {} where the study is not a factorial.
     """
     both = corrected_family(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
@@ -162,8 +164,8 @@ def check_noise_floor(criteria: Criteria, cells: Cells, baseline: str) -> None:
 
 
 def noise_floor_variances(study: Collection, cells: Cells, metrics: list[str]) -> dict[str, Variance]:
-    """The variance of single runs by the study's stored noise floor, {metric: variance}. Metrics that the floor lacks
-    are left out; empty where the study uses no noise floor. `cells`: {(arm, seed): content of the run directory}."""
+    """The variance of a single run between seeds, from the study's stored noise floor: {metric: variance}. Metrics that
+    the floor lacks are left out; {} without a noise floor. `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
     if floor is None:
         return {}

@@ -1,4 +1,4 @@
-"""Which predictions of a study came true."""
+"""Checks which predictions of a study came true."""
 
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ class CheckedPrediction(NamedTuple):
 
 
 def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
-    """The predictions of a study with their outcomes. A claim that both the study file and PREDICT= make is listed
-    once."""
+    """The predictions of a study with their outcomes. A prediction that is both in the study file and in PREDICT= is
+    listed once."""
     return [
         CheckedPrediction(p.text, p.metric, *prediction_outcome(findings, p), was_registered(findings, p))
         for p in distinct_predictions(findings.study.predictions)
@@ -35,9 +35,9 @@ def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
 def was_registered(findings: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the first step of the runs that decide it.
 
-    Some of these runs may belong to earlier studies, as those of the baseline often do, and lack the registration. For
-    a predicted order or difference these may be the runs of one arm. For an interaction they may be those of all arms
-    but one, since the interaction cannot be known without its fourth arm.
+    Some of these runs, often those of the baseline, may belong to earlier studies and lack the registration. It is
+    enough that all but one of the predicted arms have it. For an interaction one of its four arms is enough, since the
+    other three alone do not show the interaction.
     """
     texts = {
         run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
@@ -51,7 +51,7 @@ def was_registered(findings: Findings, prediction: Prediction) -> bool:
 
 
 def prediction_outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
-    """The outcome of a prediction, HELD, FAILED or UNDECIDED; and a text on what was measured, or why nothing was."""
+    """The outcome of a prediction: (HELD, FAILED or UNDECIDED; a text on what was measured, or why nothing was)."""
     metric = prediction.metric
     if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
@@ -79,7 +79,7 @@ def prediction_outcome(findings: Findings, prediction: Prediction) -> tuple[str,
 
 
 def compare_two_arms(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
-    """The comparison of two arms on a metric, the first minus the second; None where they cannot be compared."""
+    """Compare two arms on a metric, `first` minus `second`; None where they cannot be compared."""
     results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
     if not {first, second} <= set(results):
         return None
@@ -88,9 +88,9 @@ def compare_two_arms(findings: Findings, metric: str, first: str, second: str) -
 
 
 def compare_interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
-    """The interaction of two arms: the effect of both together minus the sum of their separate effects, y11 - y10 - y01
-    + y00. None where the four arms cannot be compared. `prediction`: its `arms` are the first arm, the second, both
-    together, and the baseline."""
+    """Compare the interaction of two changes with 0; None where the four arms cannot be compared. The interaction is
+    the effect of both together minus the sum of their separate effects, y11 - y10 - y01 + y00. `prediction`: its `arms`
+    are the first change, the second, both, and the baseline."""
     first, second, both, neither = prediction.arms
     results = {arm: row for arm, row in findings.distinct_results(prediction.metric).items() if row}
     weights = {both: 1.0, first: -1.0, second: -1.0, neither: 1.0}
@@ -99,8 +99,7 @@ def compare_interaction(findings: Findings, prediction: Prediction) -> Compariso
 
 def interval_text(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
-    noise is unknown. `factors`: the number of factors whose interaction the difference is; 1: a difference of two
-    arms."""
+    noise is unknown. `factors`: the number of factors of the effect; 1: a difference of two arms."""
     if not c.seeds or not c.enough_items:
         return ""
     half_width = interval_half_width(c.share * LEVEL, c.seeds, c.items)
@@ -108,8 +107,8 @@ def interval_text(c: Comparison, metric: str, factors: int = 1) -> str:
 
 
 def order_outcome(differences: list[Comparison]) -> str:
-    """The outcome (HELD, FAILED or UNDECIDED) of a predicted order of arms, the smallest value first. `differences`:
-    the comparison of each arm with the next one in that order."""
+    """The outcome (HELD, FAILED or UNDECIDED) of a predicted order of arms, from the smallest value to the largest.
+    `differences`: the comparison of each arm with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

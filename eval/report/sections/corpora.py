@@ -15,7 +15,7 @@ from eval.statistics.seeds import Results, level_stderr
 
 def section(findings: Findings) -> Section:
     title = "Trained on, evaluated on"
-    evaluated = findings.cells_with("eval")
+    evaluated = findings.cells_with_entry("eval")
     tasks = tasks_of_any_run(
         findings.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte"
     )

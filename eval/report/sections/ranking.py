@@ -38,8 +38,8 @@ def section(findings: Findings) -> Section:
 
 
 def corpora_by_tokens(findings: Findings) -> list[Table]:
-    """A list with a table of the mean score of each corpus at each budget in tokens. Empty where there is only one
-    corpus or one budget. Only runs that were evaluated like the first run count."""
+    """A list with one table: the mean score of each corpus at each budget in tokens. [] where there is only one corpus
+    or one budget. Runs that were evaluated differently from the first run are left out."""
     name = list(findings.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
     classes = group_by_evaluation(findings.cells) if findings.results[name] else []
