@@ -83,16 +83,16 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
     if not on_hardware:  # ablations/plan/command.py has formats of its own
         as_json, args.words = answers.extract_format(args.words)
     if args.command == "reference":
-        return reference(args, as_json)
+        return reference_command(args, as_json)
     if args.command == "card":
-        return show_card(args.words)
+        return card_command(args.words)
     args.words = change_to_checkout(args.words)
     if "SBATCH_GPUS_PER_NODE" in read_site():
         os.environ.setdefault("MEGAHOUR_GPU", "1")  # the study runs on nodes with GPUs, not on this login node
     if args.command == "diff":
-        return diff(args.words, as_json)
+        return diff_command(args.words, as_json)
     if args.command == "plan":
-        return plan(args.words, as_json)
+        return plan_command(args.words, as_json)
     study = from_args(args.words)
     if args.command == "status" and args.watch:
         if as_json:
@@ -113,17 +113,17 @@ def _run(args: argparse.Namespace, as_json: bool) -> int:
 def words_help() -> str:
     """The help text about the NAME=VALUE words. For each word a line or more: its name, the setting that it stands for,
     its meaning, and the setting's choices."""
-    from ablations.reference import choices
+    from ablations.reference import setting_choices
 
     lines = []
     for name, text in HELP.items():
         key = FACTORS[name][0] if name in FACTORS else COMMON_SETTINGS.get(name, "")
-        options = f" ({', '.join(choices(key))})" if key and choices(key) else ""
+        options = f" ({', '.join(setting_choices(key))})" if key and setting_choices(key) else ""
         lines += textwrap.wrap(f"{name:11} {key:13} {text}{options}", 116, subsequent_indent=" " * 26)
     return "\n".join(f"  {line}" for line in lines)
 
 
-def plan(words: list[str], as_json: bool) -> int:
+def plan_command(words: list[str], as_json: bool) -> int:
     from ablations.plan.checks import check_request
     from ablations.plan.command import plan_for_other_hardware
     from ablations.plan.here import plan_here
@@ -151,8 +151,8 @@ def print_configurations(study: Study) -> None:
         )
 
 
-def reference(args: argparse.Namespace, as_json: bool) -> int:
-    from ablations.reference import BASELINE, reference_page, with_comments
+def reference_command(args: argparse.Namespace, as_json: bool) -> int:
+    from ablations.reference import BASELINE, reference_page, update_comments
 
     if args.words:
         raise ConfigError(f"reference takes no words, only --write: {' '.join(args.words)}")
@@ -161,23 +161,23 @@ def reference(args: argparse.Namespace, as_json: bool) -> int:
     if as_json:
         print(answers.json_answer("reference", answers.reference_answer(resolve([("size", "nano")]))))
     elif args.write:
-        BASELINE.write_text(with_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
+        BASELINE.write_text(update_comments(BASELINE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print(reference_page(), end="")
     return 0
 
 
-def show_card(words: list[str]) -> int:
-    from ablations.card import card
+def card_command(words: list[str]) -> int:
+    from ablations.card import identity_card
 
     values = dict(word.partition("=")[::2] for word in words)
     if values.keys() != {"RUN"} or len(words) != 1 or not values["RUN"]:
         raise ConfigError("card needs RUN=, a run directory such as runs/nano/baseline,seed=1")
-    print(answers.json_answer("card", card(Path(values["RUN"]))))
+    print(answers.json_answer("card", identity_card(Path(values["RUN"]))))
     return 0
 
 
-def diff(words: list[str], as_json: bool) -> int:
+def diff_command(words: list[str], as_json: bool) -> int:
     names = dict(word.partition("=")[::2] for word in words)
     if names.keys() != {"A", "B"} or len(words) != 2:
         raise ConfigError(f"diff needs A= and B=, each one of {', '.join(sizes_and_presets())}")

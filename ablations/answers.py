@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from ablations import safe_files
 from ablations.config import KEYS, SETTINGS, Run
 from ablations.safe_files import Damaged
-from ablations.status import state
+from ablations.status import run_state
 from ablations.study import Study
 from ablations.values import ConfigError, unknown_choice_error
 from data import answers as data_answers
@@ -78,7 +78,7 @@ def plan_answer(study: Study) -> dict[str, Any]:
                 "steps": run.known_steps,
                 "flops": run.known_flops,
                 "directory": str(cell.dir),
-                "state": str(state(cell)["state"]),
+                "state": str(run_state(cell)["state"]),
             }
         )
     aliased = {}
@@ -100,10 +100,10 @@ def plan_answer(study: Study) -> dict[str, Any]:
 
 def status_answer(study: Study) -> dict[str, Any]:
     """The answer of the command `status`, as an object for JSON (docs/schema/status.json): for every run its state and
-    the other facts of `ablations.status.state`, and under "counts" the number of runs in each state."""
+    the other facts of `ablations.status.run_state`, and under "counts" the number of runs in each state."""
     runs = []
     for i, cell in enumerate(study.cells):
-        facts = {key: value for key, value in state(cell).items() if value is not None}
+        facts = {key: value for key, value in run_state(cell).items() if value is not None}
         facts["state"] = str(facts["state"])
         runs.append({"index": i, "arm": cell.arm, "seed": cell.seed, "directory": str(cell.dir), **facts})
     states = [run["state"] for run in runs]
@@ -142,14 +142,14 @@ def difference_answer(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
 def reference_answer(baseline: Run) -> dict[str, Any]:
     """The answer of the command `reference`, as an object for JSON (docs/schema/reference.json): for each setting its
     meaning, unit, source and allowed values, and its value in the run `baseline`."""
-    from ablations.reference import allowed_values, choices
+    from ablations.reference import allowed_values, setting_choices
 
     flat = baseline.flat()
     settings = {
         key: {
             "value": flat[key],
             "allowed": allowed_values(key),
-            "choices": list(choices(key)),
+            "choices": list(setting_choices(key)),
             "unit": SETTINGS[key].unit,
             "meaning": SETTINGS[key].meaning,
             "source": SETTINGS[key].source,

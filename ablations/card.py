@@ -14,7 +14,7 @@ from ablations.safe_files import Damaged
 SCORE_KEYS = ("metric", "value", "stderr", "n", "shots", "version", "chance", "items_sha256")
 
 
-def card(run_dir: Path) -> dict[str, Any]:
+def identity_card(run_dir: Path) -> dict[str, Any]:
     """The identity card of a run directory, as an object for JSON: what the run is, its data, code, hardware, proofs
     and scores. Parts that are missing are None; damaged files are named under "damaged". Raises Damaged where the
     directory has no readable run.json."""

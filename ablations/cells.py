@@ -85,6 +85,7 @@ class Study:
     jobs: int | None = None  # how many runs to train at a time; None: as many as the machine allows
     words: list[str] = field(default_factory=list)  # the NAME=VALUE words that made the study
     predictions: list[Prediction] = field(default_factory=list)  # what is expected, in a form that can be checked
+    trial_note: str = ""  # a sentence where the runs are trials, which make none of the study file's predictions
     compiled_why: str = ""  # why layout.compile=auto compiles the runs or not; "" for other values, and on a GPU
 
     @property

@@ -114,7 +114,7 @@ def _run_with_settings(flat: dict[str, Any]) -> Run:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     run = Run(size=flat["size"], seed=flat["seed"], **sections)
-    rules.check(run)
+    rules.check_rules(run)
     return run
 
 

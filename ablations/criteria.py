@@ -44,10 +44,15 @@ def check_metric(name: Any, where: str) -> str:
     return name
 
 
-def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
-    """The margins of equivalence that a study file declares, {metric: number}. `value`: the entry `margin` of the file:
-    a number, for the primary metric, or {metric: number}; `metric`: the primary metric; `where`: the name of the file,
-    for the message. Raises ConfigError where a margin is no number above 0, or there is no such metric."""
+def margins_from_file(value: Any, metric: str, where: str) -> dict[str, float]:
+    """The margins of equivalence that a study file declares, {metric: number}. Raises ConfigError if a margin is no
+    number above 0, or there is no such metric.
+
+    Args:
+        value: the entry `margin` of the file: a number, for the primary metric, or {metric: number}.
+        metric: the primary metric.
+        where: the name of the file, for the message.
+    """
     margins = value if isinstance(value, dict) else {metric: value}
     for name, margin in margins.items():
         check_metric(name, f"{where}: margin")
@@ -58,7 +63,7 @@ def margins_of_file(value: Any, metric: str, where: str) -> dict[str, float]:
     return {name: float(margin) for name, margin in margins.items()}
 
 
-def margins_of_word(text: str) -> dict[str, float]:
+def margins_from_word(text: str) -> dict[str, float]:
     """The margins of equivalence that MARGIN= asks for, {metric: number}. `text`: one number in bits per byte, or two
     with a comma, the second in points (percentage points of accuracy). Raises ConfigError where the text is neither, or
     a number is not above 0."""

@@ -45,9 +45,14 @@ STYLE += "".join(f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}
 
 
 class Line(NamedTuple):
-    """One curve of a figure, through the points (x[i], y[i]). `label`: its name in the legend. `colour`: a number below
-    SERIES. `kind`: how the curve is drawn: "" as a line, "thin", "dash" (a dashed line) or "point" (points alone). A
-    thin curve is not in the legend."""
+    """One curve of a figure, through the points (x[i], y[i]).
+
+    Args:
+        label: its name in the legend.
+        colour: a number below SERIES.
+        kind: how the curve is drawn: "" as a line, "thin", "dash" (a dashed line) or "point" (points alone). A thin
+            curve is not in the legend.
+    """
 
     label: str
     colour: int
@@ -133,15 +138,15 @@ def line_plot(
     left = 24 + max(text_width(short_number(t)) for t in yticks)
     X, Y = axis_scale(x0, x1, left, RIGHT, logx), axis_scale(y0, y1, bottom, top, logy)
 
-    out = [text(0, 14, title, "head"), *legend]
+    out = [svg_text(0, 14, title, "head"), *legend]
     for t in yticks:
         out += [
             f'<path d="M{left:.1f} {Y(t):.1f}H{RIGHT}" class="grid"/>',
-            text(left - 6, Y(t) + 4, short_number(t), "faint", "end"),
+            svg_text(left - 6, Y(t) + 4, short_number(t), "faint", "end"),
         ]
     out += _x_ticks(xticks or ticks(x0, x1, logx), X, bottom)
     out.append(f'<path d="M{left:.1f} {bottom}H{RIGHT}" class="axis"/>')
-    out.append(text((left + RIGHT) / 2, bottom + 33, xlabel, "faint", "middle"))
+    out.append(svg_text((left + RIGHT) / 2, bottom + 33, xlabel, "faint", "middle"))
     turned = f"translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"
     out.append(f'<text transform="{turned}" text-anchor="middle" class="faint">{escape(ylabel)}</text>')
     if zero:
@@ -149,14 +154,14 @@ def line_plot(
     for name, x in marks.items():
         out += [
             f'<path d="M{X(x):.1f} {top}V{bottom}" class="axis dash"/>',
-            text(X(x) - 4, top + 11, name, "faint", "end"),
+            svg_text(X(x) - 4, top + 11, name, "faint", "end"),
         ]
     drawn = [part for c in sorted(curves, key=lambda c: c.kind != "thin") for part in _curve(c, X, Y)]
     # an inner svg cuts off what the zoom leaves outside, without an id
     cut = f'<svg x="{left - 4:.1f}" y="{top - 4}" width="{WIDTH - 6 - left:.1f}" height="{bottom - top + 8}"'
     view = f'viewBox="{left - 4:.1f} {top - 4} {WIDTH - 6 - left:.1f} {bottom - top + 8}"'
     out.append(f"{cut} {view}>{''.join(drawn)}</svg>")
-    return frame(title, out, WIDTH, height)
+    return svg_figure(title, out, WIDTH, height)
 
 
 def _legend_positions(labels: Iterable[str]) -> list[tuple[float, int]]:
@@ -186,7 +191,7 @@ def _legend(curves: Sequence[Line]) -> tuple[list[str], int]:
             if kind == "point"
             else f'<path d="M{x - 9:.0f} {y - 4}h16" class="line {kind} s{colour}"/>'
         )
-        out.append(text(x + 12, y, label))
+        out.append(svg_text(x + 12, y, label))
     return out, positions[-1][1] + 1
 
 
@@ -220,7 +225,7 @@ def _x_ticks(values: Iterable[float], X: Callable[[float], float], bottom: float
         at = min(X(value), WIDTH - 4 - width / 2)
         out.append(f'<path d="M{X(value):.1f} {bottom}v4" class="axis"/>')
         if at - width / 2 > last + 4:
-            out.append(text(at, bottom + 17, label, "faint", "middle"))
+            out.append(svg_text(at, bottom + 17, label, "faint", "middle"))
             last = at + width / 2
     return out
 
@@ -237,7 +242,7 @@ def _curve(curve: Line, X: Callable[[float], float], Y: Callable[[float], float]
     return out
 
 
-def _clipped_number(x: float, most: float) -> float:
+def _clip(x: float, most: float) -> float:
     return max(-most, min(most, x))
 
 
@@ -259,30 +264,26 @@ def forest_plot(
         return ""
     halves = [half for _, _, half, *_ in effects if math.isfinite(half)] or [0.0]
     most = WIDEST_INTERVAL * max(statistics.median(halves), *(abs(d) for _, d, *_ in effects))
-    ends = [
-        end
-        for _, d, half, *_ in effects
-        for end in (_clipped_number(d - half, most), _clipped_number(d + half, most), d)
-    ]
+    ends = [end for _, d, half, *_ in effects for end in (_clip(d - half, most), _clip(d + half, most), d)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     room = 0.05 * (high - low) or 1.0
     low, high = low - room, high + room
     X, top, step = axis_scale(low, high, 14, WIDTH - 14), 34, 40
     bottom = top + step * len(effects)
-    out = [text(0, 14, title, "head")]
+    out = [svg_text(0, 14, title, "head")]
     for t in ticks(low, high):
         out += [
             f'<path d="M{X(t):.1f} {top}V{bottom}" class="grid"/>',
-            text(X(t), bottom + 16, signed_text(t), "faint", "middle"),
+            svg_text(X(t), bottom + 16, signed_text(t), "faint", "middle"),
         ]
     out.append(f'<path d="M{X(0):.1f} {top - 4}V{bottom}" class="line s0"/>')
     for i, (arm, d, half, kind, words) in enumerate(effects):
         y = top + step * i + 28
         name = cut_to_width(arm, WIDTH - 36 - text_width(words))
-        out += [text(14, y - 12, name, "halo"), text(WIDTH - 14, y - 12, words, "faint halo", "end")]
+        out += [svg_text(14, y - 12, name, "halo"), svg_text(WIDTH - 14, y - 12, words, "faint halo", "end")]
         bar, width = "", ""
         if math.isfinite(half):
-            start, end = X(_clipped_number(d - half, most)), X(_clipped_number(d + half, most))
+            start, end = X(_clip(d - half, most)), X(_clip(d + half, most))
             heads = "".join(
                 f"M{x - 6 * s:.1f} {y - 4}L{x:.1f} {y}L{x - 6 * s:.1f} {y + 4}"
                 for s, x in ((-1, start), (1, end))
@@ -295,8 +296,8 @@ def forest_plot(
             f"<g><title>{escape(f'{arm}: {d:+.4g}{width}, {words}')}</title>{bar}"
             f'<circle cx="{X(d):.1f}" cy="{y}" r="4.5" class="{kind}"/></g>'
         )
-    out.append(text(WIDTH / 2, bottom + 33, xlabel, "faint", "middle"))
-    return frame(title, out, WIDTH, bottom + 40)
+    out.append(svg_text(WIDTH / 2, bottom + 33, xlabel, "faint", "middle"))
+    return svg_figure(title, out, WIDTH, bottom + 40)
 
 
 def bar_chart(title: str, rows: list[tuple[str, list[float], str]], parts: list[str], xlabel: str) -> str:
@@ -311,24 +312,24 @@ def bar_chart(title: str, rows: list[tuple[str, list[float], str]], parts: list[
     if not rows or not any(sum(amounts) for _, amounts, _ in rows):
         return ""
     X, step = axis_scale(0.0, max(sum(amounts) for _, amounts, _ in rows), 14, WIDTH - 14), 36
-    out, top = [text(0, 14, title, "head")], 32
+    out, top = [svg_text(0, 14, title, "head")], 32
     if len(parts) > 1:
         for i, (part, (x, row)) in enumerate(zip(parts, _legend_positions(parts), strict=True)):
             y, top = 34 + 17 * row, 40 + 17 * (row + 1)
             out.append(f'<rect x="{x - 9:.0f}" y="{y - 9}" width="14" height="9" class="f{1 + i}"/>')
-            out.append(text(x + 10, y, part))
+            out.append(svg_text(x + 10, y, part))
     for i, (label, amounts, words) in enumerate(rows):
         y, x = top + step * i, 14.0
         room = WIDTH - 40 - text_width(words)
-        out += [text(14, y, cut_to_width(label, room)), text(WIDTH - 14, y, words, "faint", "end")]
+        out += [svg_text(14, y, cut_to_width(label, room)), svg_text(WIDTH - 14, y, words, "faint", "end")]
         for j, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
             width = X(amount) - 14
             tip = f"<title>{escape(f'{label}, {part}: {short_number(amount)}')}</title>"
             out.append(f'<rect x="{x:.1f}" y="{y + 5}" width="{width:.1f}" height="12" class="f{1 + j}">{tip}</rect>')
             x += width
     bottom = top + step * len(rows)
-    out.append(text(WIDTH / 2, bottom + 6, xlabel, "faint", "middle"))
-    return frame(title, out, WIDTH, bottom + 14)
+    out.append(svg_text(WIDTH / 2, bottom + 6, xlabel, "faint", "middle"))
+    return svg_figure(title, out, WIDTH, bottom + 14)
 
 
 def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[tuple[str, float, str] | None]]) -> str:
@@ -348,13 +349,13 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
     head = 24 + (min(90.0, 0.6 * max(text_width(c) for c in columns)) + 12 if tilt else 20)
     beyond = 0.75 * max(text_width(c) for c in columns) if tilt else 0  # of a tilted name to the right of its column
     width = max(WIDTH, side + step * (len(columns) - 0.5) + beyond + 4)
-    out = [text(0, 14, title, "head")]
+    out = [svg_text(0, 14, title, "head")]
     for j, name in enumerate(columns):
         x = side + step * (j + 0.5)
         out.append(
             f'<text transform="translate({x:.1f} {head - 6:.1f}) rotate(-35)">{escape(name)}</text>'
             if tilt
-            else text(x, head - 6, name, "", "middle")
+            else svg_text(x, head - 6, name, "", "middle")
         )
     for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
         y = head + 21 * i
@@ -369,10 +370,10 @@ def heat_map(title: str, rows: list[str], columns: list[str], cells: list[list[t
             x, kind = side + step * j, "good" if strength > 0 else "bad"
             paint = f'class="{kind}" style="stroke:none" fill-opacity="{0.62 * min(1, abs(strength)):.2f}"'
             fill = f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{step - 2:.1f}" height="19" rx="2" {paint}/>'
-            label = text(x + step / 2, y + 15, words, "" if strength else "faint", "middle")
+            label = svg_text(x + step / 2, y + 15, words, "" if strength else "faint", "middle")
             out.append(f"<g><title>{escape(tip)}</title>{fill}{label}</g>")
     bottom = head + 21 * len(rows)
-    return frame(title, out, width, bottom + 6)
+    return svg_figure(title, out, width, bottom + 6)
 
 
 def combined_figures(figures: list[str]) -> str:
@@ -396,12 +397,12 @@ def combined_figures(figures: list[str]) -> str:
     return "\n".join([head, paper, *out, "</svg>", ""])
 
 
-def frame(title: str, parts: list[str], width: float, height: float) -> str:
+def svg_figure(title: str, parts: list[str], width: float, height: float) -> str:
     head = f'<svg class="fig" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
     return "\n".join([head, *parts, "</svg>"])
 
 
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> str:
+def svg_text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> str:
     kind = f' class="{kind}"' if kind else ""
     anchor = f' text-anchor="{anchor}"' if anchor else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{anchor}>{escape(words)}</text>'

@@ -36,7 +36,13 @@ METRIC_KEYS = {"unit": str, "tasks": str, "results": dict}
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """A stored noise floor: the name, the hash and the entries (KEYS) of its file."""
+    """A stored noise floor.
+
+    Args:
+        name: the name of its file.
+        sha256: the hash of its file.
+        content: the entries of its file, {one of KEYS: value}.
+    """
 
     name: str
     sha256: str

@@ -23,7 +23,7 @@ COLUMN, WIDTH = 26, 120  # characters of a line of baseline.yaml before its comm
 TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
-def choices(key: str) -> tuple[str, ...]:
+def setting_choices(key: str) -> tuple[str, ...]:
     """The values among which a setting chooses, as texts; () where any value of a type or range is allowed. `key`: the
     name of the setting, such as "model.pos"."""
     return tuple(map(str, get_args(KEYS[key]))) if get_origin(KEYS[key]) is not list else ()
@@ -32,8 +32,8 @@ def choices(key: str) -> tuple[str, ...]:
 def allowed_values(key: str) -> str:
     """The allowed values of a setting as text: its choices, or its type and range."""
     kind = KEYS[key]
-    if choices(key):
-        return ", ".join(choices(key))
+    if setting_choices(key):
+        return ", ".join(setting_choices(key))
     words = f"list of {TYPES[get_args(kind)[0]]}s" if get_origin(kind) is list else TYPES[kind]
     return " ".join(filter(None, (words.replace("texts", "names"), SETTINGS[key].range)))
 
@@ -42,14 +42,14 @@ def setting_comment(key: str) -> str:
     """The text of a setting's comment in baseline.yaml: the setting's choices, meaning and unit, the settings that it
     needs to have an effect, and the source of its value."""
     setting = SETTINGS[key]
-    options = f"{' | '.join(choices(key))}: " if choices(key) else ""
+    options = f"{' | '.join(setting_choices(key))}: " if setting_choices(key) else ""
     unit = f" [{setting.unit}]" if setting.unit and setting.unit not in setting.meaning else ""
     only = "".join(f"; only with {k}={' or '.join(values)}" for k, values in setting.only_with.items())
     only = only if len(only) < 60 else ""
     return options + setting.meaning + unit + only + (f" ({setting.source})" if setting.source else "")
 
 
-def with_comments(text: str) -> str:
+def update_comments(text: str) -> str:
     """The text of baseline.yaml with the comments of all settings replaced by those of their declarations; header and
     values stay. `text`: the present text of baseline.yaml."""
     lines: list[str] = []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablations.criteria import METRICS
-from ablations.values import listed
+from ablations.values import join_names
 
 Content = dict[str, Any]  # a registration: {one of FIELDS or "study": value}
 
@@ -55,8 +55,8 @@ def question_about(arms: Sequence[tuple[str, Any]], base: Mapping[str, Any]) -> 
     if len(names) > MOST_ARMS_NAMED:
         names = [*names[: MOST_ARMS_NAMED - 1], f"{len(names) - MOST_ARMS_NAMED + 1} others"]
     if not single_key:
-        return f"Which of these beats the baseline: {listed(names, 'or')}?"
-    return f"Which {single_key} is best: {listed([f'{base[single_key]} (the baseline)', *names], 'or')}?"
+        return f"Which of these beats the baseline: {join_names(names, 'or')}?"
+    return f"Which {single_key} is best: {join_names([f'{base[single_key]} (the baseline)', *names], 'or')}?"
 
 
 def registration_of(study: Any) -> Content:

@@ -13,14 +13,14 @@ from data import filters
 FP8_MULTIPLE = 16  # GPUs multiply in FP8 matrices whose sides are multiples of this
 
 
-def check(run: Run) -> None:
+def check_rules(run: Run) -> None:
     """Check the settings of a run against every rule. Raises ConfigError with the message of the first rule that is
     broken."""
     for rule in RULES:
         if complaint := rule(run):
             raise ConfigError(complaint)
     try:
-        filters.check(run.data.recipe)
+        filters.check_recipe(run.data.recipe)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     fit_micro_batch(run, max(run.layout.processes, run.layout.tp) // run.layout.tp)

@@ -23,7 +23,7 @@ from ablations.safe_files import (
     checksum,
     describe_damage,
     json_digest,
-    last_line,
+    last_json_line,
     read_json,
     read_json_lines,
     write_json,
@@ -124,7 +124,7 @@ def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
     """The last undamaged row of metrics.jsonl (METRICS), and a sentence about damaged lines after it: (row, sentence).
     The row is {} where there is none; the sentence is "" where no line is damaged."""
-    return last_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
+    return last_json_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
@@ -149,7 +149,7 @@ REGISTRATION_KEYS = ("time", "step", "previous", "content", "sha256")
 REGISTRATION_TYPES = MappingProxyType({"time": str, "step": int, "previous": str, "content": dict, "sha256": str})
 
 
-def register(run_dir: Path, content: dict[str, Any], step: int) -> None:
+def append_registration(run_dir: Path, content: dict[str, Any], step: int) -> None:
     """Append a study's registration to the file registered.jsonl (REGISTERED) of a run. Nothing is appended if it
     equals the study's last one in the file. `content`: the registration, from `ablations.registration.registration_of`;
     `step`: the last step that the run has trained."""

@@ -2,7 +2,7 @@
 sources do no harm.
 
 Writing: after an interruption a file has its old content or the whole new one (`write_bytes`, `write_text`,
-    `write_json`), or additional whole lines (`append`, `append_row`). Symbolic links are not followed.
+    `write_json`), or additional whole lines (`append_lines`, `append_row`). Symbolic links are not followed.
 
 Reading: a missing file gives None or nothing. A damaged file raises `Damaged`, which names it. Symbolic links, pipes
     and devices are not opened. Control characters, which could act on a terminal, are escaped.
@@ -54,12 +54,12 @@ def write_json(path: Path, value: Any, indent: int | None = None, durable: bool 
 
 def open_to_write(path: Path, append: bool = False) -> IO[bytes]:
     """Open a file in binary mode for writing, which creates it where it is missing: to replace its content or, with
-    `append`, to add to its end. Raises OSError where that is not possible, or the path is a symbolic link."""
+    `append_lines`, to add to its end. Raises OSError where that is not possible, or the path is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
     return os.fdopen(os.open(path, flags, 0o666), "ab" if append else "wb")
 
 
-def append(path: Path, text: str) -> None:
+def append_lines(path: Path, text: str) -> None:
     """Append whole lines to a file: all of `text`, or nothing where the disk is full. Where a killed process has left
     an incomplete last line, that line is ended first, so that it does not damage `text`."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND
@@ -78,7 +78,7 @@ def append(path: Path, text: str) -> None:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append an object to a .jsonl file, as one line of JSON."""
-    append(path, json.dumps(row) + "\n")
+    append_lines(path, json.dumps(row) + "\n")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -89,7 +89,7 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def remove_abandoned(folder: Path, pattern: str) -> None:
+def remove_abandoned_drafts(folder: Path, pattern: str) -> None:
     """Remove the drafts that killed processes left in a folder: files and folders that have not changed for
     ABANDONED_SECONDS. Newer ones may belong to a process that is at work. Errors are ignored. `pattern`: a glob pattern
     that matches all drafts."""
@@ -109,7 +109,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in texts:
-        remove_abandoned(folder, f".{name}.*.tmp")
+        remove_abandoned_drafts(folder, f".{name}.*.tmp")
     temporaries = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():
@@ -336,7 +336,7 @@ def read_json_lines(
     return rows, f"{path} is damaged: line{several} {numbers} left out"
 
 
-def last_line(
+def last_json_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
     """Read the last undamaged object of a .jsonl file, within the file's last 16 KiB. Returns (the object, a sentence

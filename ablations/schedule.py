@@ -18,19 +18,19 @@ COOLDOWN = 0.2  # the last share of the budget, in which warmup-stable-decay fal
 DECAY_ENDS = (0.25, 0.5, 1.0)  # shares of the budget at which warmup-stable-decay-stable reaches 0; untuned
 
 
-def after_warmup(t: float, warmup: float) -> float:
+def share_after_warmup(t: float, warmup: float) -> float:
     """The share of the time after the warm-up that has passed: 0 at t = warmup, 1 at t = 1."""
     return min(1.0, (t - warmup) / (1 - warmup))
 
 
 def cosine(t: float, warmup: float) -> float:
     """Half a cosine, from the peak at the end of the warm-up to 0 at t = 1 (Loshchilov & Hutter 2017; GPT-3)."""
-    return (1 + math.cos(math.pi * after_warmup(t, warmup))) / 2
+    return (1 + math.cos(math.pi * share_after_warmup(t, warmup))) / 2
 
 
 def linear(t: float, warmup: float) -> float:
     """A straight line from the peak at the end of the warm-up to 0 at t = 1 (BERT, Devlin et al. 2019)."""
-    return 1 - after_warmup(t, warmup)
+    return 1 - share_after_warmup(t, warmup)
 
 
 def constant(t: float, warmup: float) -> float:

@@ -60,8 +60,8 @@ def recorded_setting(run_dirs: Sequence[Path], key: str) -> str:
 
 
 def stage_name(base: Run, common_settings: list[tuple[str, Any]], recipe: Recipe | None) -> str:
-    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s": the size, the name of
-    the recipe, and the settings of all runs that differ from those of the size and the recipe.
+    """The stage of a study, which names the folder of its runs, such as "nano,cram,budget=60s". It consists of the
+    size, the name of the recipe, and the settings of all runs that differ from those of the size and the recipe.
 
     Args:
         base: the baseline.

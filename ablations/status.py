@@ -17,7 +17,7 @@ UPDATE_SECONDS = 2.0  # seconds between updates of a live view
 REPAIR_HINT = "The same command repairs it."
 
 
-def state(cell: Cell, now: float | None = None) -> dict[str, Any]:
+def run_state(cell: Cell, now: float | None = None) -> dict[str, Any]:
     """The state of a run according to the files of its directory, as {fact: value}.
 
     Args:
@@ -88,8 +88,8 @@ def _running_state(
     cell: Cell, facts: dict[str, Any], attempts: list[dict[str, Any]], locked: bool, now: float
 ) -> dict[str, Any]:
     """The state of a run that a process has locked or Slurm has started: starting, running, or stalled, which means
-    without a heartbeat for too long. Returns the facts "state", "nodes", "silent" and "step" of `state`, and "left" if
-    it is known.
+    without a heartbeat for too long. Returns the facts "state", "nodes", "silent" and "step" of `run_state`, and "left"
+    if it is known.
 
     Args:
         cell: the run.
@@ -144,7 +144,7 @@ def status_table(study: Study, width: int | None = None, height: int | None = No
     head = ("run", "state", "step", "loss", "tokens/s", "left", "heard", "tries", "nodes", "judged", "")
     rows: list[tuple[str, ...]] = [head]
     for i, cell in enumerate(study.cells):
-        facts = state(cell)
+        facts = run_state(cell)
         score = f"{facts['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in facts else ""
         explanation = facts.get("why", score)
         rows.append(

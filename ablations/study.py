@@ -7,7 +7,7 @@ from typing import Any, get_origin
 from ablations.build_study import build_study
 from ablations.cells import Cell, Study
 from ablations.config import KEYS, ConfigError, Run, parse_setting, presets, resolve, setting_needed_for_effect
-from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_of_word
+from ablations.criteria import MAX_SEEDS, PRIMARY, Criteria, check_metric, margins_from_word
 from ablations.noise_floor import read_noise_floor
 from ablations.parts import PARTS
 from ablations.prediction import Prediction, parse_prediction, predictions_about
@@ -30,6 +30,10 @@ from model.count import parameters
 # Tokens for each parameter below which a run that is shorter than that of its size is a trial; untuned: half of the 20
 # (Hoffmann) with which `make plan` fits studies into a budget
 TRIAL_TOKENS = 10
+TRIAL_NOTE = (
+    f"a trial: fewer tokens than its size has, and than {TRIAL_TOKENS} for each parameter. The predictions of the "
+    "study file are not registered; those of PREDICT= are"
+)
 
 __all__ = ["ROOT", "STUDIES", "Cell", "Study", "from_args"]
 
@@ -80,7 +84,8 @@ def from_args(words: list[str]) -> Study:
         seeds = list(range(first, first + number))
         built = build_study(factor, question, expect, common_settings, arms, seeds, out, cross, rates, recipe)
         predictions = _predictions(values, file, built)
-        return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions)
+        note = TRIAL_NOTE if file and file.predictions and _is_trial(built.base, file.base) else ""
+        return replace(built, jobs=jobs, words=words, criteria=criteria, predictions=predictions, trial_note=note)
 
     planned = study_with_seeds(count)
     _check_used(planned, dict(set_words))
@@ -196,8 +201,9 @@ def _predictions(values: dict[str, str], file: StudyFile | None, study: Study) -
 
 
 def _is_trial(run: Run, base: list[tuple[str, Any]]) -> bool:
-    """Whether a run only tries out whether a study works: it has fewer tokens than its size and the study file give it,
-    and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for all runs."""
+    """Whether a run is a trial of a study, too short for its predictions: it has fewer tokens than its size and the
+    study file give it, and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for
+    all runs."""
     tokens, usual = run.known_tokens, resolve([*base, ("size", run.size)]).train.tokens
     return tokens is not None and tokens < min(usual, TRIAL_TOKENS * parameters(run.model))
 
@@ -215,7 +221,7 @@ def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_ar
         ConfigError: a word that names a criterion is not valid, or MORE=auto cannot add seeds.
     """
     metric = check_metric(values.get("METRIC", file.metric if file else PRIMARY), "METRIC")
-    margins = margins_of_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
+    margins = margins_from_word(values["MARGIN"]) if "MARGIN" in values else file.margins if file else {}
     floor = read_noise_floor(values["NOISE_FLOOR"]) if "NOISE_FLOOR" in values else None
     most_of_file = file.max_seeds if file and "STUDY" in values else None
     more = values.get("MORE", "auto" if most_of_file else "none")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.criteria import PRIMARY, check_metric, margins_of_file
+from ablations.criteria import PRIMARY, check_metric, margins_from_file
 from ablations.parts import PARTS
 from ablations.run import SETTINGS
 from ablations.strict_yaml import read_yaml
@@ -77,7 +77,7 @@ def read_study(name: str) -> StudyFile:
         raise ConfigError(f"{path.name}: predictions are a list of lines such as `- alibi < learned`: {FORM}")
     lines = [next(iter(arm.items())) for arm in arms]
     metric = check_metric(content.get("metric", PRIMARY), f"{path.name}: metric")
-    margins = margins_of_file(content["margin"], metric, path.name) if "margin" in content else {}
+    margins = margins_from_file(content["margin"], metric, path.name) if "margin" in content else {}
     seeds = content.get("max_seeds")
     if "max_seeds" in content and (isinstance(seeds, bool) or not isinstance(seeds, int) or not 2 <= seeds <= 100):
         raise ConfigError(f"{path.name}: max_seeds is {seeds!r}: a number of seeds from 2 to 100 is needed")

@@ -144,7 +144,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" (did you mean {by_lower_case[close[0]]}?)" if len(close) == 1 else ""
 
 
-def listed(names: Sequence[str], last: str = "and") -> str:
+def join_names(names: Sequence[str], last: str = "and") -> str:
     """A list of names as text, such as "a, b and c". `last`: the word before the last name."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 

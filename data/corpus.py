@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from data import readers
-from data.disk import locked, write_whole
-from data.documents import documents
+from data.disk import locked, write_text
+from data.documents import read_documents
 from data.readers import EXTENSIONS, SourceFile
 from data.sources import MissingData as MissingData
-from data.sources import check_name, common_folder, data_files, distribution, matching_files, source_files
+from data.sources import (
+    check_file_name,
+    common_folder,
+    data_files,
+    installed_distribution,
+    matching_files,
+    source_files,
+)
 from data.strict_yaml import read_yaml
 
 CORPORA = Path(__file__).parent / "corpora"
@@ -61,7 +68,7 @@ def load_specification(corpus: str, store: Path | None = None, blend: str = "") 
     Raises:
         ValueError: the corpus is unknown or its specification is wrong; the message names what is allowed.
     """
-    check_name(corpus)
+    check_file_name(corpus)
     name, _, variant = corpus.partition(":")
     path = None if "/" in name else CORPORA / f"{name}.yaml"
     if corpus.endswith(".yaml") and Path(corpus).is_file():
@@ -98,10 +105,12 @@ def check(corpus: str, store: Path | None = None) -> None:
     for component in spec.get("blend", ()):
         check(component, store)
     for package, version in spec.get("packages", {}).items():
-        distribution(package, version)
+        installed_distribution(package, version)
     if "root" in spec:  # a fault in another file is reported when that file is read
         first = source_files(spec)[0]
-        if next(documents({**spec, "where": {}}, first), None) is None:  # documents that `where` selects may come later
+        if (
+            next(read_documents({**spec, "where": {}}, first), None) is None
+        ):  # documents that `where` selects may come later
             raise ValueError(f"{first.path} holds no document")
 
 
@@ -119,7 +128,7 @@ def record_folder(corpus: str, folder: str, store: Path) -> None:
     matching_files(Path(folder), load_specification(corpus)["files"])
     path = store / "sources.json"
     with locked(store / "sources.json.lock"):
-        write_whole(path, json.dumps(_recorded_folders(store) | {name: str(Path(folder).resolve())}, indent=1))
+        write_text(path, json.dumps(_recorded_folders(store) | {name: str(Path(folder).resolve())}, indent=1))
 
 
 def missing_files(corpora: Iterable[str], store: Path | None = None) -> list[str]:
@@ -241,8 +250,10 @@ def _is_list_of_strings(value: Any) -> bool:
 
 def _folder_of_corpus(name: str, spec: dict[str, Any], store: Path | None) -> Path | None:
     """The folder on this machine with the files of a named corpus: the folder that `record_folder` noted in the store,
-    else "path" of the specification; None where there is neither, as for a corpus on the hub. `name`, `spec`: the
-    corpus and its specification; `store`: the folder of prepared data, None for none."""
+    else the "path" of the specification. None if there is neither, as for a corpus on the hub.
+
+    `name`, `spec`: the corpus and its specification; `store`: the folder of prepared data, None for none.
+    """
     folders = _recorded_folders(store) if store else {}
     return Path(folders[name]) if name in folders else Path(spec["path"]) if "path" in spec else None
 

@@ -53,8 +53,9 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
         wait_until_on_disk(path.parent, deep=False)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 as `write_bytes` does. Missing folders are created."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as `write_bytes` does: the file has its old or its new content at any time. Missing
+    folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
 

@@ -12,7 +12,9 @@ from data import readers
 from data.readers import Ledger, SourceFile
 
 
-def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None) -> Iterator[tuple[str, str, dict]]:
+def read_documents(
+    spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = None
+) -> Iterator[tuple[str, str, dict]]:
     """Yield (id, text, labels) for each document in one file of a corpus, in the order of the file. The labels are
     {"package": name} in a corpus of packages. In a corpus of files they are {"domain": name} where a record names its
     domain, else {}.
@@ -24,7 +26,7 @@ def documents(spec: dict[str, Any], file: SourceFile, ledger: Ledger | None = No
     """
     ledger = ledger or Ledger()
     if "files" in spec:
-        yield from readers.documents(file, spec["layout"], ledger, spec.get("text", ""), spec.get("where"))
+        yield from readers.read_documents(file, spec["layout"], ledger, spec.get("text", ""), spec.get("where"))
         return
     assert isinstance(file.path, Path)
     labels = {"package": file.package}

@@ -163,7 +163,7 @@ def prepared_tokens(
             "steps": [*text_manifest["steps"], *steps],
         }
         manifest["notes"] = report.notes(name, recipe, manifest["steps"], text_manifest, covered, lost)
-        report.write(work, name, recipe, text_manifest, manifest, lengths, text)
+        report.write_report(work, name, recipe, text_manifest, manifest, lengths, text)
         return manifest
 
     inputs = {
@@ -191,16 +191,18 @@ def _held_out_coverage(tokenizer: Tokenizer, valid: Path) -> tuple[Coverage, int
 
 
 def _tokenize(folder: Path, model: Path, results: Path, count_sentences: bool, _: Any, rank: int, __: int) -> None:
-    """A step of datatrove's pipeline that tokenizes one shard of the training text, and writes files named like the
-    shard: a token file (.bin and .idx); the numbers of characters, bytes and sentences of each document (.npy, int64
-    [3, documents]); and {domain: the `tokens.Count` of its documents} (.domains, JSON).
+    """A step of datatrove's pipeline that tokenizes one shard of the training text. It writes files named like the
+    shard:
+        .bin and .idx: a token file
+        .npy: int64 [3, documents], the numbers of characters, bytes and sentences of each document
+        .domains: {domain: the `tokens.Count` of its documents}, as JSON
 
     Args:
         folder: the folder with the shards of the training text.
         model: the file of the tokenizer.
         results: the folder for the files.
         count_sentences: whether sentences are counted; else each document counts as one sentence.
-        rank: the number of the task, which is that of the shard.
+        rank: the number of the task, which is also the number of the shard.
         _, __: the documents from an earlier step and the number of tasks; not used.
     """
     import numpy as np
@@ -221,7 +223,7 @@ def _tokenize(folder: Path, model: Path, results: Path, count_sentences: bool, _
                 yield text, labels.get("domain", "")
 
     prefix = results / shard.stem
-    domains = tokens.write(prefix, texts_with_domains(), load_tokenizer(model))
+    domains = tokens.write_token_file(prefix, texts_with_domains(), load_tokenizer(model))
     np.save(f"{prefix}.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
     Path(f"{prefix}.domains").write_text(json.dumps(domains), "utf-8")
 

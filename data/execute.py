@@ -41,7 +41,7 @@ class Executor(NamedTuple):
 THIS_MACHINE = Executor()
 
 
-def check(executor: Executor) -> None:
+def check_executor(executor: Executor) -> None:
     """Raise ValueError where the kind of an executor is unknown, the number of workers is negative, or an option is
     missing or not allowed."""
     if executor.kind not in KINDS:
@@ -54,12 +54,12 @@ def check(executor: Executor) -> None:
         raise ValueError(f"EXECUTOR=local has no options: {', '.join(executor.options)}")
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+def run_pipeline(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     """Run the tasks of a datatrove pipeline and wait for them.
 
     Args:
@@ -72,13 +72,13 @@ def run(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
         RuntimeError: on a cluster, tasks did not finish; the message names their logs. A task that fails on this
             machine raises its own error.
     """
-    {"local": _local, "slurm": _slurm, "ray": _ray}[executor.kind](executor, pipeline, tasks, logs)
+    {"local": _run_locally, "slurm": _run_on_slurm, "ray": _run_on_ray}[executor.kind](executor, pipeline, tasks, logs)
 
 
 _runs_local_tasks = False
 
 
-def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+def _run_locally(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
     global _runs_local_tasks
@@ -86,7 +86,7 @@ def _local(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> No
     try:
         # fork: other start methods import the caller's script again; a script without `if __name__ == "__main__"` would
         # then wait here for itself. The tasks use neither torch nor a lock of another thread of this process.
-        workers = min(tasks, executor.workers or cores())
+        workers = min(tasks, executor.workers or usable_cores())
         runner = LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=logs, start_method="fork")
         with python_folders_computed_once():
             if workers > 1:
@@ -134,7 +134,7 @@ def _end_with_parent() -> None:
 os.register_at_fork(after_in_child=_end_with_parent)
 
 
-def _slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+def _run_on_slurm(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     import inspect
 
     from datatrove.executor import SlurmPipelineExecutor
@@ -204,7 +204,7 @@ def _cancel(job: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _ray(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
+def _run_on_ray(executor: Executor, pipeline: list[Any], tasks: int, logs: str) -> None:
     try:
         import ray
     except ImportError:

@@ -76,7 +76,7 @@ class Recipe(NamedTuple):
 DEFAULT_RECIPE = Recipe()
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raise ValueError where a setting of a recipe is wrong; the message names what is allowed. No document is read."""
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
@@ -299,7 +299,7 @@ def index_tasks(folder: str, index: Path) -> dict[str, Any]:
         for path in paths:
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
                 for line in file:
-                    row_hashes = set(ngram_hashes(" ".join(_strings(json.loads(line)))))
+                    row_hashes = set(ngram_hashes(" ".join(_strings_in_json(json.loads(line)))))
                     owners += [(key, number, rows) for key in row_hashes]
                     hashes |= row_hashes
                     rows, short = rows + 1, short + int(not row_hashes)
@@ -376,13 +376,13 @@ def _ngram_hasher() -> Callable[[str], list[int]]:
     ]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings_in_json(value: Any) -> Iterator[str]:
     """Yield all strings within a JSON value, except the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for element in value.values() if isinstance(value, dict) else value:
-            yield from _strings(element)
+            yield from _strings_in_json(element)
 
 
 # Filter and order of tokenized documents

@@ -171,8 +171,8 @@ def _check_request(corpus: str, tokenizer: str, vocab: int, store: Store, kind: 
         corpora.check(name, store.path)
     if kind not in KINDS:
         raise ValueError(f"a tokenizer of kind {kind!r}: there are {', '.join(KINDS)}")
-    filters.check(recipe)
-    execute.check(store.executor)
+    filters.check_recipe(recipe)
+    execute.check_executor(store.executor)
     smallest = {"file": 0, "wordpiece": MIN_VOCAB}.get(kind, SMALLEST_VOCAB)
     if vocab < smallest:
         raise ValueError(f"model.vocab={vocab} is too small: at least {smallest}")
@@ -210,7 +210,7 @@ def source_identities(corpus: str, store: Path) -> dict[str, Any]:
     return {name: source_identity(name, Store(store)) for name in corpora.components(corpus, store)}
 
 
-def composition(corpus: str, store: Path) -> dict[str, Any]:
+def corpus_composition(corpus: str, store: Path) -> dict[str, Any]:
     """The components of a corpus and the identity of their files, for run.json. No file is read. `corpus`: as for
     `prepare`; `store`: the folder of prepared data.
 

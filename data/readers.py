@@ -106,7 +106,7 @@ def missing_numbered_files(names: Iterable[str]) -> list[str]:
     ]
 
 
-def documents(
+def read_documents(
     file: SourceFile, layout: str, ledger: Ledger, field: str = "", where: dict[str, list[str]] | None = None
 ) -> Iterator[tuple[str, str, dict]]:
     """Yield (id, text, labels) for each document of a file, in order. The id is "<name of the file>:<number of the line

@@ -73,7 +73,7 @@ def _unsigned_sentence(text: dict[str, Any]) -> str:
     )
 
 
-def write(
+def write_report(
     folder: Path, name: str, recipe: Recipe, text: dict[str, Any], tokens: dict[str, Any], lengths: Any, source: Path
 ) -> None:
     """Write report.md and report.json about the preparation of a corpus.

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data import readers
-from data.disk import write_whole
+from data.disk import write_text
 from data.readers import EXTENSIONS, SourceFile
 
 TEST_FOLDERS = {"test", "tests", "testing", "conftest.py"}  # not read: fixtures and generated cases are hardly prose
@@ -52,11 +52,11 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask_hub: bool 
     Raises:
         MissingData: the list is not in the store, and `ask_hub` is false.
         ValueError: the hub does not answer or has no such files; a package is not installed in the version of the
-            specification; or the name of a file is not allowed (see `check_name`).
+            specification; or the name of a file is not allowed (see `check_file_name`).
     """
     if "root" in spec:
         for path in spec["files"]:
-            check_name(str(path))
+            check_file_name(str(path))
         return [
             SourceFile(path, path.relative_to(spec["root"]).as_posix(), "", path.stat().st_size)
             for path in spec["files"]
@@ -65,7 +65,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask_hub: bool 
         return _hub_files(spec, store, ask_hub)
     files = []
     for package, version in spec["packages"].items():
-        for file in distribution(package, version).files or ():
+        for file in installed_distribution(package, version).files or ():
             is_readme = file.name == "METADATA" and spec["text"] == "docstrings"
             is_source = file.suffix == ".py" and not TEST_FOLDERS & set(file.parts) and file.name not in BUILD_FILES
             if (is_source or is_readme) and file.parts[0] != "..":
@@ -74,7 +74,7 @@ def source_files(spec: dict[str, Any], store: Path | None = None, ask_hub: bool 
     return sorted(files, key=lambda file: (file.package not in spec["held_out"], file.package, file.name))
 
 
-def check_name(name: str) -> None:
+def check_file_name(name: str) -> None:
     """Raise ValueError where the name of a file has control characters, such as a line end, or is not UTF-8. A name
     that is not UTF-8 can neither be printed nor written as JSON."""
     try:
@@ -86,7 +86,7 @@ def check_name(name: str) -> None:
 
 
 @functools.cache
-def distribution(package: str, version: str) -> importlib.metadata.Distribution:
+def installed_distribution(package: str, version: str) -> importlib.metadata.Distribution:
     """The metadata of an installed package. They are read once in a process, since reading those of all packages of a
     corpus takes a tenth of a second. Raises ValueError where the package is not installed, or in another version than
     `version`."""
@@ -295,7 +295,7 @@ def common_folder(files: list[Path]) -> Path:
     return root
 
 
-def checksums(spec: dict[str, Any]) -> dict[str, str] | None:
+def recorded_checksums(spec: dict[str, Any]) -> dict[str, str] | None:
     """The sha256 of a corpus' files according to the lists of checksums in their folders, as OSCAR v1 has them: {path
     of the file from the corpus' folder: sha256}. None if there is no list, or the files are not on this machine.
     `spec`: the specification of the corpus, from `corpus.load_specification`. Raises ValueError if a list names a file
@@ -336,7 +336,7 @@ def _hub_files(spec: dict[str, Any], store: Path | None, ask_hub: bool) -> list[
     if entries is None:
         entries = _list_hub_files(spec["name"], repo, revision, spec["files"])
         if listing:
-            write_whole(listing, json.dumps(entries))
+            write_text(listing, json.dumps(entries))
     return [SourceFile(f"hf://datasets/{repo}@{revision}/{name}", name, "", size, sha) for name, size, sha in entries]
 
 

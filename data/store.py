@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import execute
-from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_whole
+from data.disk import explained_write_errors, locked, unwritable_message, wait_until_on_disk, write_text
 from data.execute import THIS_MACHINE, Executor
 from data.readers import SourceFile
 from data.sources import MissingData
@@ -41,8 +41,13 @@ RunStage = Callable[..., None]
 
 
 class Store(NamedTuple):
-    """A store of prepared data: its folder (`path`), where the tasks that build data run (`executor`), and whether
-    anything may be built (`build`)."""
+    """A store of prepared data.
+
+    Args:
+        path: its folder.
+        executor: where the tasks that build data run.
+        build: whether missing data may be built.
+    """
 
     path: Path
     executor: Executor = THIS_MACHINE
@@ -98,7 +103,7 @@ def _build(
             files = [path for path in below if path.parts[0] != "logs" and path.name != "code"]
             content = {"inputs": inputs, "made": result, "files": _checksums(work, files)}
             content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort as text
-            write_whole(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
+            write_text(work / "manifest.json", json.dumps(content | {"sha256": digest(content)}, indent=1))
         # the folder is complete: a kill after this line loses nothing
         for temporary in ("scratch", "logs"):
             shutil.rmtree(work / temporary, ignore_errors=True)
@@ -121,7 +126,7 @@ def _begin_folder(work: Path) -> None:
             "that version finish it"
         )
     work.mkdir(exist_ok=True)
-    write_whole(work / "code", _code_hash())
+    write_text(work / "code", _code_hash())
 
 
 @functools.cache
@@ -159,7 +164,7 @@ def _progress(store: Store, label: str, logs: Path) -> Iterator[RunStage]:
                 folder = str(logs / stage.replace(" ", "-"))
                 progress.update(line, description=f"data: {label}, {stage}", total=tasks, logs=folder)
                 if pipeline:
-                    execute.run(store.executor, pipeline, tasks, folder)
+                    execute.run_pipeline(store.executor, pipeline, tasks, folder)
                 progress.update(line, logs="")
 
             if not screen.isatty():  # in a file the progress line is written at the end only
@@ -228,7 +233,7 @@ def damage_error(path: Path, difference: str) -> ValueError:
 def _checksums(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     """The size and hash of files in a folder: {name: {"bytes", "sha256"}}. Several files are read at a time. `files`:
     their paths from the folder."""
-    with ThreadPoolExecutor(execute.cores()) as pool:
+    with ThreadPoolExecutor(execute.usable_cores()) as pool:
         hashes = pool.map(lambda file: _sha256(folder / file), files)
         return {
             file.as_posix(): {"bytes": (folder / file).stat().st_size, "sha256": sha}
@@ -240,7 +245,7 @@ def content_hashes(files: list[SourceFile], store: Store) -> list[str]:
     """The sha256 of the content of each file. For files on the hub it is the hash that the hub lists: the sha256 for a
     file in Git LFS, Git's own hash for any other. Files on this machine are read, several at a time, unless the store
     has their hash."""
-    with ThreadPoolExecutor(execute.cores()) as pool:
+    with ThreadPoolExecutor(execute.usable_cores()) as pool:
         return list(pool.map(lambda file: file.sha256 or content_hash(Path(file.path), store), files))
 
 
@@ -289,7 +294,7 @@ def _write_note(note: Path, text: str) -> None:
     """Write a result on some files, such as a hash, to the file `note`, for `_is_note_valid`. Do nothing where the disk
     cannot be written."""
     try:
-        write_whole(note, text)
+        write_text(note, text)
     except OSError as error:
         if not unwritable_message(error, note.parent):
             raise

@@ -46,7 +46,7 @@ class StrictLoader(yaml.SafeLoader):
         return node
 
 
-def _mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
+def _construct_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
     line = node.start_mark.line + 1
     names: Counter[str] = Counter()
     for key, _ in node.value:
@@ -59,7 +59,7 @@ def _mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
     return {str(name): value for name, value in loader.construct_mapping(node, deep=True).items()}
 
 
-def _number(loader: StrictLoader, node: yaml.ScalarNode) -> int | float:
+def _construct_number(loader: StrictLoader, node: yaml.ScalarNode) -> int | float:
     text = str(node.value)
     if not re.fullmatch(DECIMAL, text):
         raise ValueError(f"line {node.start_mark.line + 1}: {text[:60]} is no decimal number; text needs quotes")
@@ -71,9 +71,9 @@ def _number(loader: StrictLoader, node: yaml.ScalarNode) -> int | float:
     return number
 
 
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 for kind in ("int", "float"):
-    StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _number)
+    StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _construct_number)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

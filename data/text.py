@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from data import corpus as corpora
 from data import dedup, filters, substrings
-from data.disk import write_whole
-from data.documents import documents
+from data.disk import write_text
+from data.documents import read_documents
 from data.filters import DEFAULT_RECIPE, FilterStep, Recipe
 from data.readers import Ledger, SourceFile, check_problem_count
-from data.sources import checksums, distribution, source_files
+from data.sources import installed_distribution, recorded_checksums, source_files
 from data.store import RunStage, Store, content_hash, content_hashes, digest, folder_label, prepared_folder
 
 # A corpus is read in shards, one for each task. Their number depends on the files alone, so that no result depends on
@@ -72,7 +72,7 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
         }
     else:
         for package, release in spec["packages"].items():
-            distribution(package, release)  # raises where the package is not installed in this version
+            installed_distribution(package, release)  # raises where the package is not installed in this version
         inputs = {**spec, "python": platform.python_version_tuple()[:2]}
     # without allow_errors: the text is the same, and the number of problems is checked below at each use
     inputs |= {
@@ -103,10 +103,13 @@ def prepared_text(name: str, recipe: Recipe, store: Store) -> tuple[Path, dict[s
 
 
 def source_identity(name: str, store: Store) -> dict[str, Any] | None:
-    """The identity of the files of a corpus that is not a blend, as they are now: {"files": number of files, "bytes":
-    their total size, "sha256": a hash of their names and contents, "names": the names of the first MOST_NAMES files}.
-    None for a corpus of packages, which are identified by their versions. `store`: the store of prepared data, which
-    keeps the hashes of files, so that only changed files are read."""
+    """The identity of the files of a corpus that is not a blend, as they are now; None for a corpus of packages, which
+    are identified by their versions. `store`: the store of prepared data, which keeps the hashes of files, so that only
+    changed files are read.
+
+    Returns {"files": number of files, "bytes": their total size, "sha256": a hash of their names and contents, "names":
+    the names of the first MOST_NAMES files}.
+    """
     spec = corpora.load_specification(name, store.path)
     if "files" not in spec:
         return None
@@ -125,10 +128,10 @@ def _identity_of_files(files: list[SourceFile], hashes: list[str]) -> dict[str, 
 
 
 def checksum_problems(spec: dict[str, Any], files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """Compare the files of a corpus with the lists of checksums in their folders (see `sources.checksums`): a sentence
-    for each file that has another sha256 or is missing in the list; [] where there is no list. `spec`: the
-    specification of the corpus; `files`: its files; `hashes`: the sha256 of each file."""
-    sums = checksums(spec)
+    """Compare the files of a corpus with the lists of checksums in their folders (see `sources.recorded_checksums`).
+    Returns a sentence for each file that has another sha256 or is missing in the list; [] if there is no list. `spec`:
+    the specification of the corpus; `files`: its files; `hashes`: the sha256 of each file."""
+    sums = recorded_checksums(spec)
     if sums is None:
         return []
     return [
@@ -321,7 +324,7 @@ def _read_files(
     try:
         for file in files:
             if min(start * tasks // total_bytes, tasks - 1) == rank:  # an empty file at the end starts at the total
-                for name, text, labels in documents(spec, file, ledger):
+                for name, text, labels in read_documents(spec, file, ledger):
                     split = "valid" if corpora.is_held_out(spec, file.package, text, share) else "train"
                     count += 1
                     yield Document(text, name, metadata={**labels, "split": split})
@@ -330,7 +333,7 @@ def _read_files(
         gc.enable()
         # whole or not at all: where one task fails the others are ended, and then all reports are read
         summary = {"problems": ledger.problems, "counts": ledger.counts, "documents": count}
-        write_whole(reports / f"{rank:05d}.json", json.dumps(summary))
+        write_text(reports / f"{rank:05d}.json", json.dumps(summary))
 
 
 def _read_documents(read: Path, _: Any, rank: int, __: int) -> Iterator[Any]:

@@ -163,7 +163,7 @@ def allowed_vocab_sizes(tokenizer: Tokenizer) -> list[int]:
 
 def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", mask: bool = False) -> bytes:
     """Train a tokenizer of exactly `vocab` pieces; returns the content of its file. Where the text has more than
-    SAMPLE_BYTES, the tokenizer is trained on every n-th document, with n = `stride(size)`.
+    SAMPLE_BYTES, the tokenizer is trained on every n-th document, with n = `sampling_stride(size)`.
 
     Each kind has special pieces:
         bpe, unigram: the 256 bytes, <unk>, and </s> (the end of a document); a line end is encoded as its byte
@@ -180,7 +180,7 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     Raises:
         ValueError: the text allows no such vocabulary; the message names the smallest or largest one.
     """
-    interval = stride(size)
+    interval = sampling_stride(size)
     sample = (text for i, text in enumerate(documents) if i % interval == 0)
     if kind == "wordpiece":
         return wordpiece.train(sample, vocab)
@@ -189,7 +189,7 @@ def train(documents: Iterable[str], size: int, vocab: int, kind: str = "bpe", ma
     return sentencepiece_model.train(sample, vocab, kind)
 
 
-def stride(size: int) -> int:
+def sampling_stride(size: int) -> int:
     """The interval n between the documents that a tokenizer is trained on: every n-th one; 1 means all. These documents
     have at most about SAMPLE_BYTES together. `size`: the number of bytes of all documents."""
     return -(-size // SAMPLE_BYTES) or 1

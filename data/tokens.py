@@ -36,7 +36,7 @@ CHUNK = 1 << 20  # documents whose offsets are computed at once
 
 
 class Count(NamedTuple):
-    """The size of some documents."""
+    """The amount of text in some documents, and its number of tokens."""
 
     documents: int
     bytes: int  # of the text in UTF-8
@@ -62,7 +62,9 @@ def token_dtype(vocab: int) -> np.dtype:
     return DTYPES[8 if vocab < 65500 else 4]
 
 
-def write(prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, Count]:
+def write_token_file(
+    prefix: str | Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer
+) -> dict[str, Count]:
     """Write documents to a token file, each followed by the end-of-document token. Returns {domain: the counts of its
     documents}. Memory does not grow with the text, except by 4 bytes per document.
 
@@ -225,11 +227,11 @@ def tokenize(corpus: str, tokenizer: str | Path, prefix: str | Path, workers: in
 
 
 def _tokenize_file(spec: dict[str, Any], tokenizer: str | Path, file: SourceFile, part: Path) -> dict[str, Count]:
-    from data.documents import documents
+    from data.documents import read_documents
 
-    return write(
+    return write_token_file(
         part,
-        ((text, labels.get("domain", "")) for _, text, labels in documents(spec, file)),
+        ((text, labels.get("domain", "")) for _, text, labels in read_documents(spec, file)),
         _cached_tokenizer(tokenizer),
     )
 

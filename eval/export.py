@@ -98,7 +98,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     texts = sorted_texts(location.validation_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
-    safe_files.remove_abandoned(to.parent, f".{glob.escape(to.name)}.*")
+    safe_files.remove_abandoned_drafts(to.parent, f".{glob.escape(to.name)}.*")
     draft = to.with_name(f".{to.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:

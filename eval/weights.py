@@ -91,7 +91,7 @@ class Weights:
             ValueError: a file is not what was written, or a parameter is missing.
         """
         if self.step is None:
-            self.check()
+            self.verify_hash()
             return _load(self.path)
         import torch
 

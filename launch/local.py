@@ -147,7 +147,7 @@ def register_finished(study: Study, trained: dict[Path, int]) -> None:
     trained}."""
     for folder, steps in trained.items():
         with suppress(OSError):  # a folder that can only be read: the report then says that the registration is missing
-            rundir.register(folder, study.registration, steps)
+            rundir.append_registration(folder, study.registration, steps)
 
 
 def _python_succeeds(*words: str) -> bool:
@@ -358,7 +358,8 @@ def run_and_report(words: list[str], json_to: TextIO | None = None) -> int:
     try:
         _, words = answers.extract_format(words)
         study = from_args(change_to_checkout(words))
-        print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}\n", flush=True)
+        print(f"{study.title}\n  question  {study.question}\n  expected  {study.expect}", flush=True)
+        print(*([f"  {study.trial_note}"] if study.trial_note else []), "", sep="\n", flush=True)
         check_criteria(study, STDERR if as_json else None)
         study, failures = run_until_decided(
             study, run_study, lambda study: has_undecided_arms(study, STDERR if as_json else None)

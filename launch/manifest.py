@@ -53,7 +53,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     """
     import torch.distributed as dist
 
-    from data.prepare import composition, epochs_by_component, os_error_message, prepare
+    from data.prepare import corpus_composition, epochs_by_component, os_error_message, prepare
 
     def prepare_here() -> dict[str, Any]:
         try:
@@ -67,7 +67,7 @@ def prepare_data(run: Run, store: Path) -> dict[str, Any]:
     data = prepare_here()
     return data | {
         "epochs": epochs_by_component(data, None if run.ends_by_clock else run.tokens, run.model.seq),
-        "corpora": {corpus: composition(corpus, store) for corpus in run.corpora},
+        "corpora": {corpus: corpus_composition(corpus, store) for corpus in run.corpora},
     }
 
 

@@ -90,7 +90,7 @@ def check_nodes(run: Run, folder: Path, out: Path) -> list[Node]:
         print(f"{len({n.host for n in nodes})} nodes checked{rates}", flush=True)
     if bad:
         if dist.get_rank() == 0:
-            safe_files.append(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
+            safe_files.append_lines(out / rundir.BAD_NODES, "".join(f"{host} {why}\n" for host, why in bad.items()))
         raise StopTraining("; ".join(f"node {host}: {why}" for host, why in bad.items()), rundir.Exit.BAD_NODE)
     return nodes
 

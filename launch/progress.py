@@ -132,7 +132,7 @@ class Progress:
 
 def score_text(cell: Cell) -> str:
     """The headline scores of an evaluated run as text, such as "1.234 bits/byte zero-shot 40.1 %"."""
-    facts = status.state(cell)
+    facts = status.run_state(cell)
     words = [f"{facts['bits_per_byte']:.3f} bits/byte"] if "bits_per_byte" in facts else []
     words += [f"zero-shot {facts['zero_shot']:.1f} %"] if "zero_shot" in facts else []
     return "  ".join(words)

@@ -367,7 +367,7 @@ def main(argv: list[str]) -> int:
             raise StopTraining(reason, Exit.KILLED)
         with run_lock(cell.dir):
             if os.environ.get("RANK", "0") == "0":
-                rundir.register(cell.dir, study.registration, rundir.last_step(cell.dir))
+                rundir.append_registration(cell.dir, study.registration, rundir.last_step(cell.dir))
             train(cell, study.out)
     except ConfigError as error:
         print(f"error: {safe_files.printable(str(error))}", file=sys.stderr)

@@ -220,7 +220,7 @@ def sentencepiece(work: Path, folder: Path, path: Path, tokenizer: Any) -> None:
 
     shard = sorted(folder.glob("*"))[0]
     spec = corpus.load_specification(str(shard))
-    texts = [text for _, text, _ in documents.documents(spec, sources.source_files(spec)[0])]
+    texts = [text for _, text, _ in documents.read_documents(spec, sources.source_files(spec)[0])]
     mb = sum(len(text.encode()) for text in texts) / 1e6
     own = library.SentencePieceProcessor(model_file=str(path))
     nothing = min(ours(work / "tiny.jsonl", path, work / "tiny")[1] for _ in range(3))

@@ -18,7 +18,7 @@ import pytest
 
 from ablations import rundir
 from data import execute
-from data.disk import locked, write_whole
+from data.disk import locked, write_text
 from launch.processes import RANK_VARIABLES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,7 +60,7 @@ def one_worker() -> Iterator[None]:
     each core and sixteen shards. The defaults are tested, too: by tests/test_data_prepare.py, and by commands that
     tests start as processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "cores", lambda: 1)
+        patch.setattr(execute, "usable_cores", lambda: 1)
         patch.setattr("data.text.MIN_SHARDS", 2)
         yield
 
@@ -82,7 +82,7 @@ def corpus(shared: Path) -> str:
         if not path.exists():
             docs = {inspect.getdoc(getattr(numpy, n)) for n in dir(numpy)}
             lines = [json.dumps({"text": d}) + "\n" for d in sorted(d for d in docs if d and len(d) > 300)]
-            write_whole(path, "".join(lines))
+            write_text(path, "".join(lines))
     return str(path)
 
 

@@ -306,7 +306,7 @@ def register(study: Study, criteria: Criteria) -> None:
     }
     for arm in study.arms:
         for seed in study.seeds:
-            rundir.register(study.cell(arm, seed).dir, content, step=0)
+            rundir.append_registration(study.cell(arm, seed).dir, content, step=0)
 
 
 def registered(study: Study, criteria: Criteria | None = None, words: tuple[str, ...] = ()) -> Any:

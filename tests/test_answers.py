@@ -12,7 +12,7 @@ import pytest
 
 from ablations import rundir, safe_files
 from ablations.__main__ import main as ablations_main
-from ablations.card import card
+from ablations.card import identity_card
 from ablations.criteria import Criteria
 from ablations.document.blocks import Table
 from ablations.plan import ladder, laws
@@ -248,7 +248,7 @@ def test_every_schema_is_of_an_answer_and_in_no_need_of_a_network() -> None:
 def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = made_study.make(made_study.Study(tmp_path))
     folder = study.cell("pos=alibi", 2).dir
-    rundir.register(folder, {"study": "position", "question": "Welche?"}, 0)
+    rundir.append_registration(folder, {"study": "position", "question": "Welche?"}, 0)
     assert ablations_main(["card", f"RUN={folder}"]) == 0
     answer = checked(capsys.readouterr().out)
     assert answer["run"]["arm"] == "pos=alibi" and answer["run"]["delta"] == {"model.pos": "alibi"}
@@ -258,14 +258,14 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
     assert answer["registered"][0]["study"] == "position"
 
     (folder / "eval.json").write_text("{")
-    damaged = card(folder)
+    damaged = identity_card(folder)
     assert damaged["evaluation"] is None and any("eval.json is damaged" in line for line in damaged["damaged"])
     made_study.change(folder / "run.json", "proofs", to=3)  # a stranger's
     made_study.change(folder / "run.json", "parameters", to=[])
     made_study.change(folder / "run.json", "data", to={"tokenizer": 1})
-    assert card(folder)["proofs"] == []
+    assert identity_card(folder)["proofs"] == []
     with pytest.raises(safe_files.Damaged, match="no run directory"):
-        card(tmp_path / "nirgends")
+        identity_card(tmp_path / "nirgends")
 
 
 # ------------------------------------------------------------------------------------------------ verdicts

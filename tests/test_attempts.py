@@ -18,7 +18,7 @@ import pytest
 from ablations.config import ConfigError
 from ablations.rundir import last_step, read_attempts
 from ablations.site import find_site_file, read_site
-from ablations.status import state
+from ablations.status import run_state
 from ablations.study import from_args
 from launch.slurm import attempts as launch_attempts
 from launch.slurm import submit as submit_command
@@ -152,7 +152,7 @@ def test_nothing_starts_that_is_finished_or_killed_or_hopeless(cell: Any, capsys
     cell.dir.mkdir(parents=True)
     launch_attempts.record_attempt(cell.dir, event="submitted", job="7_1")
     assert start_attempt("7_1", cell, out) == 76
-    assert state(cell)["state"] == "stopped" and f"by the file {out}/stop" in state(cell)["why"]
+    assert run_state(cell)["state"] == "stopped" and f"by the file {out}/stop" in run_state(cell)["why"]
     (out / "stop").unlink()
     began(cell.dir, "7_1", 0, "", "", "")
     assert start_attempt("7_1", cell, out) == 1 and "3 attempts" in (cell.dir / "failed").read_text()
@@ -397,7 +397,7 @@ def test_data_are_built_before_there_are_ranks(tmp_path: Path, capfd: pytest.Cap
     assert launch_attempts.main(["start", "8_1", "1", *large]) == 2
     said = capfd.readouterr()
     assert not said.out and "60000" in said.err
-    assert state(cell)["state"] == "stopped" and "slurm/8_1.log" in state(cell)["why"]
+    assert run_state(cell)["state"] == "stopped" and "slurm/8_1.log" in run_state(cell)["why"]
     mark_as_trained(cell.dir)
     assert launch_attempts.main(["start", "8_1", "1", *large]) == 0  # of a finished run nothing is asked
 

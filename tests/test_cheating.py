@@ -40,7 +40,7 @@ def study_with(root: Path, contents_by_run: dict[tuple[str, int], dict[str, Any]
     for arm in study.arms:
         for seed in study.seeds:
             content = (contents_by_run or {}).get((arm, seed), REGISTERED)
-            rundir.register(study.cell(arm, seed).dir, content, 0)
+            rundir.append_registration(study.cell(arm, seed).dir, content, 0)
     study = replace(study, criteria=Criteria(margins={"bits/byte": 0.01}, seeds=3))
     study.registration = REGISTERED | now
     return study
@@ -99,7 +99,7 @@ def test_a_run_of_another_study_is_told(tmp_path: Path) -> None:
     folder = study.cell("pos=alibi", 3).dir
     made_study.change(folder / rundir.RUN, "config", "train", "lr", to=1e-2)
     (folder / rundir.REGISTERED).unlink()
-    rundir.register(folder, REGISTERED | {"study": "activation"}, 0)
+    rundir.append_registration(folder, REGISTERED | {"study": "activation"}, 0)
     text = report_of(study)
     assert "pos=alibi, seed 3: ran with another configuration than the study has now: train.lr=0.01" in text
     assert "not registered: pos=alibi (seed 3)" in text

@@ -101,10 +101,10 @@ def test_run_json_has_what_a_blend_is_made_of(tmp_path: Path) -> None:
     weights, by_size = tmp_path / "weights.yaml", tmp_path / "by_size.yaml"
     weights.write_text("blend: {eins: 3, zwei: 1}")
     by_size.write_text("blend: [eins, zwei]\nalpha: 0.5")
-    assert prepare.composition(str(weights), tmp_path / "store")["sources"] == {}  # no file was hashed yet
+    assert prepare.corpus_composition(str(weights), tmp_path / "store")["sources"] == {}  # no file was hashed yet
     for path in (weights, by_size):
         prepare.source_identities(str(path), tmp_path / "store")
-        made = prepare.composition(str(path), tmp_path / "store")
+        made = prepare.corpus_composition(str(path), tmp_path / "store")
         assert json.loads(json.dumps(made)) == made
         assert [made["sources"][str(tmp_path / name)]["names"] for name in ("eins", "zwei")] == [["été.txt"]] * 2
         again = tmp_path / "again.yaml"
@@ -112,5 +112,5 @@ def test_run_json_has_what_a_blend_is_made_of(tmp_path: Path) -> None:
         loaded = [corpora.load_specification(str(file)) for file in (path, again)]
         assert [spec["blend"] for spec in loaded] == [loaded[0]["blend"]] * 2
         assert [spec["alpha"] for spec in loaded] == [loaded[0]["alpha"]] * 2
-    assert prepare.composition(str(tmp_path / "gone"), tmp_path / "store") == {"sources": {}}
-    assert prepare.composition("pydocs", tmp_path / "store") == {"sources": {"pydocs": None}}
+    assert prepare.corpus_composition(str(tmp_path / "gone"), tmp_path / "store") == {"sources": {}}
+    assert prepare.corpus_composition("pydocs", tmp_path / "store") == {"sources": {"pydocs": None}}

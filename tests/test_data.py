@@ -34,7 +34,8 @@ def write(path, texts):
 
 def read(name):
     spec = corpus.load_specification(str(name))
-    return [(name, text) for unit in sources.source_files(spec) for name, text, _ in documents.documents(spec, unit)]
+    units = sources.source_files(spec)
+    return [(name, text) for unit in units for name, text, _ in documents.read_documents(spec, unit)]
 
 
 def specify(monkeypatch, tmp_path, text, name="some"):
@@ -244,7 +245,7 @@ def test_a_row_of_parquet_whose_date_python_cannot_hold_is_named_and_the_others_
     ledger = readers.Ledger(1)
     where = {"date": [datetime.datetime(1970, 1, 1)]}
     file = readers.SourceFile(tmp_path / "a.parquet", "a.parquet", "", 0)
-    rows = readers.documents(file, "auto", ledger, where=where)
+    rows = readers.read_documents(file, "auto", ledger, where=where)
     assert [text for _, text, _ in rows] == ["one", "drei"]
     assert "a.parquet:2: a value cannot be read" in ledger.problems[0]
 
@@ -268,7 +269,7 @@ def test_a_row_of_parquet_that_is_not_utf8_is_named_and_the_others_are_read(tmp_
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     ledger = readers.Ledger(1)
     file = readers.SourceFile(tmp_path / "a.parquet", "a.parquet", "", 0)
-    found = [text for _, text, _ in readers.documents(file, "auto", ledger)]
+    found = [text for _, text, _ in readers.read_documents(file, "auto", ledger)]
     assert found == ["one", "three"] and "a.parquet:2: not UTF-8" in ledger.problems[0]
 
 
@@ -480,7 +481,7 @@ def test_docstrings_are_those_that_python_sees(module):
     documents."""
     spec = corpus.load_specification("pydocs") | {"minimum": 0}
     unit = next(unit for unit in sources.source_files(spec) if unit.name == module.replace(".", "/") + ".py")
-    found = {name: text for name, text, _ in documents.documents(spec, unit)}
+    found = {name: text for name, text, _ in documents.read_documents(spec, unit)}
     expected = {}
     for member in vars(importlib.import_module(module)).values():
         if getattr(member, "__module__", "") == module and isinstance(member, type | FunctionType):

@@ -160,7 +160,7 @@ def test_second_call_builds_nothing(made, store):
 
 
 def test_bytes_do_not_depend_on_store_or_cores(made, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 3)
+    monkeypatch.setattr(execute, "usable_cores", lambda: 3)
     prepare.prepare("some", "some", VOCAB, tmp_path)
     built = contents(tmp_path)
     assert built and built.items() <= contents(store).items()
@@ -467,11 +467,11 @@ def test_two_places_of_corpora_that_are_said_at_once_are_both_remembered(tmp_pat
 import sys, time
 from pathlib import Path
 from data import corpus
-write = corpus.write_whole
+write = corpus.write_text
 def slowly(*what):
     time.sleep(1)
     write(*what)
-corpus.write_whole = slowly
+corpus.write_text = slowly
 corpus.record_folder(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 """
     calls = [

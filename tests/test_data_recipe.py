@@ -142,7 +142,7 @@ def test_real_c4_passes_c4s_rules():
 
     path = SHARED / "pretrain_samples/c4/c4-train.00000-of-01024.json.gz"
     file = readers.SourceFile(path, path.name, "", 0)
-    found = [Document(text, name) for name, text, _ in readers.documents(file, "jsonl", readers.Ledger())]
+    found = [Document(text, name) for name, text, _ in readers.read_documents(file, "jsonl", readers.Ledger())]
     before = sum(len(document.text) for document in found)
     refused = [document for document in found if why(document)]
     assert len(found) == 667 and len(refused) <= 2
@@ -220,7 +220,7 @@ def test_real_overlap_is_found(tmp_path):
     wanted, seen = {gram for each in rows.values() for row in each for gram in row}, set()
     for domain in ("wikinews", "wikipedia"):
         file = readers.SourceFile(SHARED / "corpora" / domain / "00.jsonl.zst", "00.jsonl.zst", "", 0)
-        for name, text, _ in readers.documents(file, "jsonl", readers.Ledger()):
+        for name, text, _ in readers.read_documents(file, "jsonl", readers.Ledger()):
             why(Document(text, name))
             seen |= grams(text) & wanted
     found = filters.count_contaminated(about, tmp_path / "index")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ablations import rundir
 from ablations.config import ConfigError, resolve
 from ablations.rundir import steps_to_evaluate
-from ablations.status import state, table
+from ablations.status import run_state, status_table
 from ablations.study import from_args
 from eval.__main__ import main
 from eval.weights import Weights, weights_of
@@ -198,7 +198,7 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     argv, run = trained
     cell = from_args(argv).cells[1]
     (run / "done").rename(run / "not done")
-    assert steps_to_evaluate(run) == KEPT and state(cell)["on_the_way"] == [0, 2]
+    assert steps_to_evaluate(run) == KEPT and run_state(cell)["on_the_way"] == [0, 2]
     assert main([str(run), "--store", str(run.parents[1] / "data")]) == 0
     assert f"at {6 * STEP} tokens" in capsys.readouterr().out and steps_to_evaluate(run) == []
     got = results(run)
@@ -231,7 +231,7 @@ def test_a_run_is_judged_at_what_it_has_kept_while_it_goes_on(trained: Any, caps
     assert (run / "eval-step_17.json").stat().st_mtime_ns == stamps[run / "eval-step_17.json"]
     assert results(run)["eval-step_6.json"] == got["eval-step_6.json"]
     assert results(run)["eval.json"]["bits_per_byte"] != as_end["bits_per_byte"]
-    assert state(cell)["state"] == "finished" and state(cell)["on_the_way"] == [2, 2]
+    assert run_state(cell)["state"] == "finished" and run_state(cell)["on_the_way"] == [2, 2]
 
 
 def test_an_evaluation_that_is_killed_is_continued(trained: Any, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_study_is_judged_on_the_way_exported_and_drawn(
         _, exported = hub.load(cell.dir / rundir.HUB)
         trained = load_file(cell.dir / rundir.WEIGHTS)
         assert all(exported[name].equal(trained[name]) for name in trained) and exported.keys() == trained.keys()
-    assert table(study).count("2 of 2 on the way") == 2
+    assert status_table(study).count("2 of 2 on the way") == 2
     report(study, tmp_path / "report")
     drawn = (tmp_path / "report/report.html").read_text()
     assert "Score against tokens" in drawn and "bits/byte against tokens" in drawn

@@ -249,7 +249,7 @@ def test_a_predicted_interaction_holds_or_fails_and_may_have_arms_of_earlier_stu
     for arm in study.arms:
         for seed in study.seeds:
             is_new = arm == "pos=alibi+act=swiglu"
-            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+            rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
     rows = predictions.checked_predictions(gather_findings(study))
     assert {row.text: (row.outcome, row.registered) for row in rows} == expected
     assert rows[0].measured.startswith("pos=alibi × act=swiglu: +0.0")
@@ -264,7 +264,7 @@ def test_a_prediction_that_came_after_all_four_arms_is_no_registered_one(tmp_pat
     for arm in study.arms:
         for seed in study.seeds:
             is_new = (arm, seed) == ("pos=alibi+act=swiglu", 1)  # its seed 2 came earlier
-            rundir.register(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
+            rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
     assert [row.registered for row in predictions.checked_predictions(gather_findings(study))] == [False]
 
 

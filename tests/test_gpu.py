@@ -136,7 +136,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         assert [x.shape for x in (*inputs, grad)] == [(2, 6, 32, 8)] * 4 and all(x.requires_grad for x in inputs)
         return seconds[names.pop(0)]
 
-    monkeypatch.setattr(attention_kernel, "_step_seconds", step_seconds)
+    monkeypatch.setattr(attention_kernel, "_forward_backward_seconds", step_seconds)
     return seconds
 
 
@@ -178,13 +178,13 @@ def test_a_run_without_any_right_kernel_is_refused(
 ) -> None:
     monkeypatch.setattr(attention_kernel, "TOLERANCE", 0.0)
     if change["pos"] == "alibi":
-        monkeypatch.setattr(attention_kernel, "_step_seconds", lambda *_: 1.0)
+        monkeypatch.setattr(attention_kernel, "_forward_backward_seconds", lambda *_: 1.0)
     with pytest.raises(RunFailed, match="computes attention and its gradients right"):
         attention_kernel.choose_kernel(model_on_gpu(**change), 2)
 
 
 def test_with_a_bias_flex_alone_is_tried(timed: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_kernel, "_step_seconds", lambda *_: 2.5)
+    monkeypatch.setattr(attention_kernel, "_forward_backward_seconds", lambda *_: 2.5)
     model = model_on_gpu(pos="alibi")
     assert attention_kernel.choose_kernel(model, 2) == {attention.FLEX: 2.5}
     assert model.attention_kernel == attention.FLEX

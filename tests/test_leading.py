@@ -90,17 +90,17 @@ def written_out(x: np.ndarray, margin: float) -> str:
     if len(behind) == A - 1:
         return f"**Answer.** Of {A} arms {who} is best{lead}, and ahead of every other arm."
 
-    def listed(names: list[str]) -> str:
+    def join_names(names: list[str]) -> str:
         return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
     clauses = []
     if unknown:
-        clauses.append(f"cannot be told from {listed(unknown) if len(unknown) < A - 1 else 'any other arm'}")
+        clauses.append(f"cannot be told from {join_names(unknown) if len(unknown) < A - 1 else 'any other arm'}")
     if even:
-        clauses.append(f"is equivalent to {listed(even)} within {margin:g} bits/byte")
+        clauses.append(f"is equivalent to {join_names(even)} within {margin:g} bits/byte")
     if behind:
         clauses.append("is ahead of every other arm")
-    text = f"f {A} arms {who} has the lowest bits/byte{lead}; it {listed(clauses)}."
+    text = f"f {A} arms {who} has the lowest bits/byte{lead}; it {join_names(clauses)}."
     text = f"**Answer.** O{text}" if behind or even else f"**Answer.** Undecided: o{text}"
     better = [i for i in verdicts if verdicts[i] == "better" and i != first]
     assert not better or "the baseline" in behind  # one variance for all: the leader is surely ahead, too

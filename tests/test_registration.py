@@ -142,7 +142,7 @@ def test_a_registration_is_a_chain_of_hashes_and_the_same_is_not_written_twice(t
     later = registration_of(from_args(["POS=alibi", "SIZE=nano", "METRIC=zero-shot", "MARGIN=0.01,1"]))
     other = registration_of(from_args(["ACT=swiglu", "SIZE=nano"]))
     for step, what in enumerate([first, first, other, first, later]):
-        rundir.register(tmp_path, what, step)
+        rundir.append_registration(tmp_path, what, step)
     lines, problem = rundir.read_registrations(tmp_path)
     assert not problem
     assert [(line["step"], line["content"]) for line in lines] == [(0, first), (2, other), (4, later)]
@@ -194,7 +194,9 @@ def test_of_several_ranks_one_registers(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_lines_that_were_taken_out_of_a_registration_are_noticed(tmp_path: Path) -> None:
     for seeds in (2, 3, 4):
-        rundir.register(tmp_path, registration_of(from_args(["POS=alibi", "SIZE=nano", f"SEEDS={seeds}"])), 0)
+        rundir.append_registration(
+            tmp_path, registration_of(from_args(["POS=alibi", "SIZE=nano", f"SEEDS={seeds}"])), 0
+        )
     path = tmp_path / rundir.REGISTERED
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2])
@@ -228,7 +230,7 @@ def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
     study.registration = {"study": "position", "metric": "bits/byte", "predictions": lines}
     for arm, step in steps.items():
         for seed in study.seeds:
-            rundir.register(study.cell(arm, seed).dir, study.registration, step)
+            rundir.append_registration(study.cell(arm, seed).dir, study.registration, step)
     return study
 
 
@@ -318,7 +320,7 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
     late.registration = study.registration | {"predictions": ["learned < alibi"]}
     for arm in study.arms:
         for seed in study.seeds:
-            rundir.register(study.cell(arm, seed).dir, late.registration, 512)
+            rundir.append_registration(study.cell(arm, seed).dir, late.registration, 512)
     assert [row.registered for row in predictions.checked_predictions(gather_findings(study))] == [True]
     assert [row.registered for row in predictions.checked_predictions(gather_findings(late))] == [False]
 
@@ -378,7 +380,7 @@ def test_what_was_expected_is_said_to_be_of_before_the_runs_only_where_it_was(tm
         study = made_study.make(made_study.Study(tmp_path / name, expect=expect))
         for arm, step in steps.items():
             for seed in study.seeds:
-                rundir.register(study.cell(arm, seed).dir, {"study": "position", "expected": then}, step)
+                rundir.append_registration(study.cell(arm, seed).dir, {"study": "position", "expected": then}, step)
         study.registration = {"study": "position", "expected": expect}  # type: ignore[attr-defined]
         write_record_files(gather_findings(study), tmp_path / "record")
         return (tmp_path / "record/report.md").read_text().split("pos=learned")[0]

@@ -104,7 +104,7 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=name):
             safe_files.read_json(tmp_path / name)
         assert "mine" not in safe_files.read_text(tmp_path / name)
-        assert safe_files.read_json_lines(tmp_path / name)[0] == [] and safe_files.last_line(tmp_path / name) == (
+        assert safe_files.read_json_lines(tmp_path / name)[0] == [] and safe_files.last_json_line(tmp_path / name) == (
             {},
             "",
         )

@@ -217,7 +217,7 @@ def test_a_margin_that_came_too_late_is_refused_before_a_run_is_begun(tmp_path, 
         made = make(Study(tmp_path / "made", arms=["pos=learned"], seeds=[cell.run.seed])) if cell.run.seed else None
         shutil.copytree(made.cell("pos=learned", cell.run.seed).dir, cell.dir)
         shutil.rmtree(tmp_path / "made")
-        rundir.register(cell.dir, of.registration, 0)
+        rundir.append_registration(cell.dir, of.registration, 0)
     monkeypatch.setattr(local, "run_study", lambda study: pytest.fail("a run was begun"))
     assert local.main([*words, "MARGIN=0.9"]) == 2
     assert "the margin was chosen after the runs had begun" in capfd.readouterr().err

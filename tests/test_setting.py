@@ -91,15 +91,17 @@ def test_every_range_of_every_setting_is_enforced(section: str) -> None:
 def test_the_comments_of_the_baseline_are_those_of_the_settings() -> None:
     """If this fails: .venv/bin/python -m ablations reference --write"""
     text = reference.BASELINE.read_text(encoding="utf-8")
-    assert reference.with_comments(text) == text
+    assert reference.update_comments(text) == text
     bare = "\n".join(line.split("#")[0].rstrip() for line in text.splitlines())
     assert yaml.safe_load(bare) == yaml.safe_load(text)
-    again = reference.with_comments("\n".join(line for line in bare.splitlines() if line))
+    again = reference.update_comments("\n".join(line for line in bare.splitlines() if line))
     assert yaml.safe_load(again) == yaml.safe_load(text)
 
 
 def test_a_comment_that_contradicts_its_setting_is_made_anew() -> None:
-    line = reference.with_comments("model:\n  pos: learned  # none | learned | fourier\n    # and more\n").splitlines()
+    line = reference.update_comments(
+        "model:\n  pos: learned  # none | learned | fourier\n    # and more\n"
+    ).splitlines()
     assert line[0].startswith("model: ") and len(line) == 2
     assert line[1].startswith("  pos: learned ") and "none | learned | rotary | alibi" in line[1]
     assert "fourier" not in line[1]

@@ -20,8 +20,8 @@ from ablations import config, machine, safe_files
 from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
 from ablations.rundir import State
-from ablations.safe_files import last_line
-from ablations.status import duration_text, state, status_table
+from ablations.safe_files import last_json_line
+from ablations.status import duration_text, run_state, status_table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
 from launch import local, train
@@ -123,7 +123,7 @@ def test_state(tmp_path: Path, attempts: list, heartbeat: Any, files: list[str],
         (cell.dir / name).write_text(content.get(name, name))
     if "done" in files:
         mark_as_trained(cell.dir)
-    found = state(cell, NOW)
+    found = run_state(cell, NOW)
     assert {k: found.get(k) for k in expected} == expected and found["state"] in State
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_left_while_its_job_was_killed_is_not_starting(tmp_path: Path
     metrics(cell.dir, 64)
     for silent, expected in ((9, "running"), (70, "stalled"), (400, "starting")):  # the last: rows of an attempt before
         os.utime(cell.dir / "metrics.jsonl", (NOW - silent,) * 2)
-        assert state(cell, NOW)["state"] == expected
+        assert run_state(cell, NOW)["state"] == expected
 
 
 def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(tmp_path: Path) -> None:
@@ -143,23 +143,23 @@ def test_a_run_on_this_machine_is_known_by_its_lock_and_a_torn_line_is_no_line(t
     line(cell.dir / "attempts.jsonl", {"time": 5.0} | START, {"time": 6.0} | END)
     with open(cell.dir / "attempts.jsonl", "a") as f:
         f.write('{"time": 7, "eve')
-    assert state(cell)["state"] == "queued"
+    assert run_state(cell)["state"] == "queued"
     with open(cell.dir / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert state(cell)["state"] == "starting"
+        assert run_state(cell)["state"] == "starting"
         beat(cell.dir, time.time() + 1, 3)
-        assert state(cell)["state"] == "running"
-    assert state(cell)["state"] == "queued"
+        assert run_state(cell)["state"] == "running"
+    assert run_state(cell)["state"] == "queued"
 
 
 def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = from_args(["POS=alibi", "SIZE=nano", f"OUT={tmp_path}"]).cells[1]
     beat(cell.dir, time.time() - 3, 70)  # of a launch that was killed
     with run_lock(cell.dir):
-        assert state(cell)["state"] == "starting"
+        assert run_state(cell)["state"] == "starting"
         os.utime(cell.dir / "lock", (time.time() + 7200,) * 2)  # since when, by the clock as it was
         beat(cell.dir, time.time() - 3, 71)
-        assert state(cell)["state"] == "running" and state(cell)["step"] == 71
+        assert run_state(cell)["state"] == "running" and run_state(cell)["step"] == 71
     (cell.dir / "heartbeat.json").unlink()
     beat(cell.dir, time.time() + 7200, 71)
     monkeypatch.setattr(slurm_attempts, "is_locked", lambda folder: True)  # by a node that is gone
@@ -169,7 +169,7 @@ def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
 def test_a_log_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path, text: str, step: int | None) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert last_line(tmp_path / "metrics.jsonl")[0].get("step") == step
+    assert last_json_line(tmp_path / "metrics.jsonl")[0].get("step") == step
 
 
 def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,7 +540,7 @@ def test_numbers_that_no_run_has_are_damage(tmp_path: Path) -> None:
             assert f"{file} is damaged" in status_table(study), row
         (folder / file).unlink()
     line(folder / "attempts.jsonl", {"time": -1e30} | START)
-    assert state(study.cells[0])["state"] == State.STALLED
+    assert run_state(study.cells[0])["state"] == State.STALLED
 
 
 def test_the_table_says_only_what_there_is(tmp_path: Path) -> None:

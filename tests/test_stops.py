@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ablations import rundir
-from ablations.status import state
+from ablations.status import run_state
 from ablations.study import from_args
 from tests.conftest import Launch
 from tests.tiny_run import in_process, study, words
@@ -25,7 +25,7 @@ def test_a_diverging_run_stops_and_says_why(
     process = launch(["--cell", "1", *argv], tmp_path / "log")
     assert process.wait() == 1 and "Try a lower train.lr" in process.output
     cell = from_args(argv).cells[1]
-    assert state(cell)["state"] == "failed" and "train.lr" in state(cell)["why"]
+    assert run_state(cell)["state"] == "failed" and "train.lr" in run_state(cell)["why"]
     assert not (cell.dir / "done").exists()
     lines, _ = rundir.read_registrations(cell.dir)  # before the first step, whatever became of the run
     assert [(line["step"], line["content"]) for line in lines] == [(0, from_args(argv).registration)]

@@ -361,7 +361,9 @@ def test_a_vocabulary_of_250000(byte_bpe, tmp_path):
     (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in spec["merges"]), encoding="utf-8")
     large = load_tokenizer(tmp_path)
     assert (large.vocab_size, large.eod) == (250_000, 249_999)
-    tokens.write(tmp_path / "train", [(text, "") for text in TEXTS], large)  # compares ids with Hugging Face's
+    tokens.write_token_file(
+        tmp_path / "train", [(text, "") for text in TEXTS], large
+    )  # compares ids with Hugging Face's
     kind, lengths = tokens.read_index(tmp_path / "train")
     flat = np.fromfile(tmp_path / "train.bin", kind)
     ours = [[vocab[order[token]] for token in ids] + [249_999] for ids in byte_bpe.encode_batch(TEXTS)]

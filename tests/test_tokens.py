@@ -30,7 +30,7 @@ def same(a, b):
 
 
 def test_the_bytes_are_those_of_megatron_lm(tmp_path, tokenizer):
-    tokens.write(tmp_path / "ours", [(text, "") for text in TEXTS], tokenizer)
+    tokens.write_token_file(tmp_path / "ours", [(text, "") for text in TEXTS], tokenizer)
     assert same(tmp_path / "ours", RECORDED / "theirs")
 
 
@@ -48,7 +48,7 @@ def test_megatron_lms_own_file_loads(tokenizer):
 
 def test_megatron_core_reads_ours(tmp_path, tokenizer):
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    tokens.write(tmp_path / "ours", [(text, "") for text in TEXTS], tokenizer)
+    tokens.write_token_file(tmp_path / "ours", [(text, "") for text in TEXTS], tokenizer)
     read = indexed_dataset.IndexedDataset(str(tmp_path / "ours"))
     assert [read[i].tolist() for i in range(len(read))] == [[*tokenizer.encode(text), tokenizer.eod] for text in TEXTS]
     assert read.document_indices.tolist() == list(range(len(TEXTS) + 1))
@@ -90,12 +90,12 @@ def test_batches_and_parts_do_not_show(tmp_path, monkeypatch, kind):
     path = tmp_path / ("t.json" if kind == "byte-bpe" else "t.model")
     path.write_bytes(train(TEXTS * 9, 1, 300 if kind == "byte-bpe" else 320, kind))
     tokenizer, pairs = load_tokenizer(path), [(text, "") for text in TEXTS * 3]
-    tokens.write(tmp_path / "whole", pairs, tokenizer)
+    tokens.write_token_file(tmp_path / "whole", pairs, tokenizer)
     monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 60)
     monkeypatch.setattr(tokens, "CHUNK", 2)
     parts = [tmp_path / f"part{i}" for i in range(4)]
     for part, chosen in zip(parts, (pairs[:4], pairs[4:5], [], pairs[5:]), strict=True):  # one part is empty
-        tokens.write(part, chosen, tokenizer)
+        tokens.write_token_file(part, chosen, tokenizer)
     tokens.join_files(parts, tmp_path / "joined")
     assert same(tmp_path / "whole", tmp_path / "joined")
 
@@ -115,7 +115,7 @@ def test_workers_do_not_show(tmp_path):
 
 def test_counts(tmp_path, tokenizer):
     texts = [*TEXTS, " begins and ends with a space ", "\n\n\n", "nbsp\u00a0is no gap"]
-    found = tokens.write(tmp_path / "x", [(text, str(i % 2)) for i, text in enumerate(texts)], tokenizer)
+    found = tokens.write_token_file(tmp_path / "x", [(text, str(i % 2)) for i, text in enumerate(texts)], tokenizer)
     for domain in ("0", "1"):
         own = [text.encode() for i, text in enumerate(texts) if str(i % 2) == domain]
         assert found[domain] == (
@@ -131,7 +131,7 @@ def test_width_follows_the_vocabulary():
 
 
 def test_damaged_files_are_refused(tmp_path, tokenizer):
-    tokens.write(tmp_path / "x", [(text, "") for text in TEXTS], tokenizer)
+    tokens.write_token_file(tmp_path / "x", [(text, "") for text in TEXTS], tokenizer)
     (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:-2])
     with pytest.raises(ValueError, match="but its index says 270"):
         tokens.read_index(tmp_path / "x")
@@ -144,5 +144,5 @@ def test_damaged_files_are_refused(tmp_path, tokenizer):
 def test_a_wrong_encoder_is_noticed(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "encode_batch", lambda self, texts: [[0] for _ in texts])
     with pytest.raises(RuntimeError, match="different ids"):
-        tokens.write(tmp_path / "x", [(TEXTS[0], "")], tokenizer)
+        tokens.write_token_file(tmp_path / "x", [(TEXTS[0], "")], tokenizer)
     assert not (tmp_path / "x.bin").exists() and not (tmp_path / "x.idx").exists()

@@ -174,7 +174,7 @@ def test_training_does_without_packages_that_only_preparation_needs() -> None:
 def test_the_manifest_says_what_was_proved(corpus: str, store: Path, tmp_path: Path) -> None:
     cell = dataclasses.replace(study(corpus, tmp_path).cells[1], dir=tmp_path / "run")
     cell.dir.mkdir()
-    rundir.register(cell.dir, study(corpus, tmp_path).registration, 0)  # as launch.train does before
+    rundir.append_registration(cell.dir, study(corpus, tmp_path).registration, 0)  # as launch.train does before
     in_process(cell, store)
     record = json.loads((cell.dir / "run.json").read_text())
     assert record["registered"] == rundir.read_registrations(cell.dir)[0][0]["sha256"]

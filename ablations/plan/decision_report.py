@@ -12,7 +12,7 @@ from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
 from ablations.plan.hardware import GPU
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, amount_text, weeks_text
 from ablations.plan.throughput import calibration
-from ablations.values import listed, short_number
+from ablations.values import join_names, short_number
 
 SHAPES_SHOWN = 12
 LOSS_LAWS = {"Hoffmann, way 3": published_laws.HOFFMANN_3, "Besiroglu": published_laws.BESIROGLU}
@@ -74,8 +74,8 @@ def _add_summary(out: Document, decision: Decision) -> None:
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
     if not decision.first_studies and (smaller := decision.smaller_studies):
-        sizes = listed(list(dict.fromkeys(study.size for study in smaller)), "or")
-        first += f" at {STUDY_SIZE}; at {sizes} {listed([study.study for study in smaller])} fit: see below"
+        sizes = join_names(list(dict.fromkeys(study.size for study in smaller)), "or")
+        first += f" at {STUDY_SIZE}; at {sizes} {join_names([study.study for study in smaller])} fit: see below"
     rows.append(["Which ablations first", first, "predicted; effects unverified"])
     if decision.unknown_studies:
         names = ", ".join(entry["study"] for entry in decision.unknown_studies)

@@ -7,7 +7,7 @@ from typing import Any
 from ablations.run import Run
 from ablations.rundir import DATA
 from ablations.study import Study
-from ablations.values import ConfigError, listed, short_number
+from ablations.values import ConfigError, join_names, short_number
 
 
 def epochs_of_text(study: Study) -> list[str]:
@@ -66,7 +66,7 @@ def _evaluation_note(run: Run) -> str:
     evaluated = {part for corpus in run.eval.corpora for part in components(corpus)}
     if evaluated & components(run.data.corpus).keys():
         return ""
-    corpus, others = run.data.corpus, listed(run.eval.corpora)
+    corpus, others = run.data.corpus, join_names(run.eval.corpora)
     return (
         f"NOTE: runs of {corpus} are judged on the held-out text of {others} alone (eval.corpora); to judge them on "
         f"their own: SET=eval.corpora={corpus}, or eval.corpora: [{corpus}] in the base of a study file"

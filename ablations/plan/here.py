@@ -19,6 +19,7 @@ def plan_here(study: Study) -> list[str]:
 
     plan = answers.plan_answer(study)
     out = [study.title, f"  question  {study.question}", f"  expected  {study.expect}"]
+    out += [f"  {study.trial_note}"] if study.trial_note else []
     if already := arms_left_out(study):
         out.append(f"  left out, the baseline has it already: {', '.join(already)}")
     out.append("")

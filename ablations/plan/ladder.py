@@ -33,7 +33,7 @@ from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, re
 from ablations.prediction import ORDER, Prediction, distinct_predictions
 from ablations.registration import NOTHING_EXPECTED
 from ablations.study import Study, from_args
-from ablations.values import ConfigError, listed, short_number
+from ablations.values import ConfigError, join_names, short_number
 from model.count import flops_per_token
 
 # of the figure's axis: (FLOPs of the unit, name)
@@ -248,7 +248,7 @@ def report(
         words: the words of the command, without SIZES and TARGET.
     """
     sizes, largest = [study.base.size for study in ladder], ladder[-1].base.size
-    out = Document(f"{target.factor}, a ladder of {listed(sizes)} to {target.base.size}, {len(target.seeds)} seeds")
+    out = Document(f"{target.factor}, a ladder of {join_names(sizes)} to {target.base.size}, {len(target.seeds)} seeds")
     out.add_text(f"**Question.** {target.question}")
     is_expected = not target.expect.startswith(NOTHING_EXPECTED)
     out.add_text(f"**Expected before the runs.** {target.expect}" if is_expected else target.expect)
@@ -286,7 +286,7 @@ def report(
         [
             "A difference is the logarithm of the arm's held-out loss over the baseline's, in percent: below 0 the arm "
             "is better.",
-            f"The line is fitted to the differences at {listed(sizes)}, against the logarithm of compute.",
+            f"The line is fitted to the differences at {join_names(sizes)}, against the logarithm of compute.",
             f"Tokens of a run: {tokens}. {target.base.size} takes {times:.3g} times the compute of {largest}, the "
             f"largest size on the line.{untested}",
             "Intervals are of 90%. Better or worse: the interval leaves out 0.",
@@ -309,8 +309,8 @@ def answer_text(results: Sequence[Extrapolation], ladder: Sequence[Study], targe
     ):
         arms = [result.arm for result in results if result.verdict == verdict]
         if arms:
-            clauses.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {words}")
-    sizes = listed([study.base.size for study in ladder])
+            clauses.append(f"{join_names(arms)} {'is' if len(arms) == 1 else 'are'} {words}")
+    sizes = join_names([study.base.size for study in ladder])
     return f"**Answer.** At {target.base.size}, by the line through {sizes}, {'; '.join(clauses)}."
 
 

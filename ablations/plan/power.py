@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ablations import safe_files
 from ablations.rundir import NUMBER
 from ablations.safe_files import Damaged
-from ablations.values import listed
+from ablations.values import join_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,7 +280,7 @@ def describe_detectable(
     detected += [f"{name} of {least_differences(squares)}" for name, squares in effects.items()]
     unknown = [name for name, noise in record["noise"].items() if not noise["items"]]
     caveat = f"; the items of {' and '.join(unknown)} count as no noise there, so it takes more" if unknown else ""
-    names = listed(record["corpora"][:CORPORA_NAMED]) + (", ..." if len(record["corpora"]) > CORPORA_NAMED else "")
+    names = join_names(record["corpora"][:CORPORA_NAMED]) + (", ..." if len(record["corpora"]) > CORPORA_NAMED else "")
     text = f" of other text ({names or 'not named'}), so it may see more or less" if record["other_text"] else ""
     return (
         f"what it can see with a chance of {POWER:.0%}: {', '.join(detected)}; "

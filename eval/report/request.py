@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import rundir
-from ablations.criteria import PRIMARY, Criteria, check_metric, margins_of_word
-from ablations.values import listed
+from ablations.criteria import PRIMARY, Criteria, check_metric, margins_from_word
+from ablations.values import join_names
 from ablations.words import HELP as WORDS
 from ablations.words import PATHS, check_not_empty, parse_folders
 from eval.report.reading.collection import collect_runs, run_directories
@@ -93,11 +93,11 @@ def parse_request(words: list[str]) -> Request:
         raise ValueError("no run of these studies has begun")
     collection = collect_runs(runs, " ".join(["make report", *map(word_without_folders, sorted(words))]))
     metric = check_metric(values.get("METRIC", PRIMARY).strip(), "METRIC")
-    criteria = Criteria(metric, margins_of_word(values.get("MARGIN", "")))
+    criteria = Criteria(metric, margins_from_word(values.get("MARGIN", "")))
     absolute = [word.partition("=")[0] for word in sorted(words) if any(map(os.path.isabs, folders_of_word(word)))]
     sentence = ""
     if absolute:
-        named = listed([f"{name}=" for name in absolute])
+        named = join_names([f"{name}=" for name in absolute])
         sentence = f"{named}: of an absolute path only the end is named here. Put the folder that it lies in before it."
     collection = replace(collection, criteria=criteria, left_out_of_command=sentence)
     return Request(collection, noise, beside, external)

@@ -118,7 +118,7 @@ def end_attempt(job: str, folder: Path, code: int, signal: str) -> int:
     step, why, again = last_step(folder), "", False
     state = job_state(job)
     if unfit := dict.fromkeys(search_rank_output(folder, job, "unfit: (.*)")):  # nodes that cannot write this file
-        safe_files.append(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
+        safe_files.append_lines(out / rundir.BAD_NODES, "".join(f"{line}\n" for line in unfit))
     bad = bad_nodes(out) & node_names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if (folder / rundir.DONE).exists():
         ending = "finished"

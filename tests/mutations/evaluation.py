@@ -331,7 +331,7 @@ MUTATIONS = [
         "",
         "",
         "eval/export.py",
-        'safe_files.remove_abandoned(to.parent, f".{glob.escape(to.name)}.*")',
+        'safe_files.remove_abandoned_drafts(to.parent, f".{glob.escape(to.name)}.*")',
         "pass",
         "tests/test_export_study.py::test_of_two_exports_of_a_run_at_once_the_second_finds_the_first",
     ),

@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 
 from ablations.rundir import read_attempts
-from ablations.status import state
+from ablations.status import run_state
 from ablations.study import from_args
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ def test_cancelled_means_cancelled_and_submitting_again_continues(slurm: Cluster
     assert (now["JobState"], now["Restarts"]) == ("CANCELLED", "0") and ends(run) == ["cancelled"]
     os.chdir(code)
     try:
-        assert state(cell)["state"] == "stopped" and "cancelled at step" in state(cell)["why"]
+        assert run_state(cell)["state"] == "stopped" and "cancelled at step" in run_state(cell)["why"]
     finally:
         os.chdir(ROOT)
     again = sbatch(slurm, code, "launch/run.sh")

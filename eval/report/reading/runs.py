@@ -13,7 +13,7 @@ from typing import Any
 from ablations import rundir, safe_files
 from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
-from ablations.values import listed
+from ablations.values import join_names
 from eval.finetune.metrics import glue_means
 from eval.finetune.results import read_result, summarise_over_seeds
 from eval.finetune.tasks import TASKS
@@ -282,7 +282,7 @@ def _check_glue_scores(path: Path, table: dict[str, Any], task: str) -> None:
             wrong = [key for key in ("median", "lowest", "highest") if not _is_equal(given.get(key), entry[kind][key])]
             if wrong or table["scores"][name]["collapsed"] != entry["collapsed"]:
                 said = f"the {wrong[0]} of {name}" if wrong else f"the number of seeds of {name} that collapsed"
-                raise Damaged(f"{path} is damaged: {said} is not that of {listed(names)} beside it")
+                raise Damaged(f"{path} is damaged: {said} is not that of {join_names(names)} beside it")
 
 
 def _is_equal(a: float | None, b: float | None) -> bool:

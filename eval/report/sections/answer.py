@@ -5,7 +5,7 @@ It states the verdicts of the table on arms against the baseline. The leading ar
 """
 
 from ablations.document.blocks import Table
-from ablations.values import listed
+from ablations.values import join_names
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import leading_arm
@@ -34,7 +34,7 @@ def answer(findings: Findings) -> str:
     if any(findings.is_exploratory_if(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
-    not_compared = f" Not compared: {listed(missing)}." if missing else ""
+    not_compared = f" Not compared: {join_names(missing)}." if missing else ""
     if text.startswith(("of ", "undecided: ")):  # else it is the name of an arm, or a capital already
         text = f"{text[0].upper()}{text[1:]}"
     return f"**Answer.** {text}.{not_compared}"
@@ -74,19 +74,19 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
         return f"of {len(others) + 1} arms {whom} is best{lead}, and ahead of every other arm", list(kinds.values())
     clauses = []
     if open_:
-        clauses.append(f"cannot be told from {listed(open_) if len(open_) < len(others) else 'any other arm'}")
+        clauses.append(f"cannot be told from {join_names(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
         margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
-        clauses.append(f"is equivalent to {listed(even)} within {margin}")
+        clauses.append(f"is equivalent to {join_names(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
-    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {listed(clauses)}"
+    text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {join_names(clauses)}"
     if not ahead and not even:
         text = f"undecided: {text}"
     better = [arm for arm in compared if arm != leader and findings.verdict(arm, metric).kind == "better"]
     if better and kinds.get(baseline) != "better":  # the leader is noisier than these
-        text += f". Better than the baseline: {listed(better)}"
+        text += f". Better than the baseline: {join_names(better)}"
         kinds[better[0]] = "better"
     return text, list(kinds.values())
 

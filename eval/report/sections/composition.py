@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ablations.document.blocks import Block, Code, Section, Table
 from ablations.safe_files import first_misfit
-from ablations.values import listed
+from ablations.values import join_names
 from eval.report.comparison.findings import Findings
 from eval.report.reading.runs import NUMBER, in_one_line
 from eval.report.reading.short_names import shortest_ends
@@ -61,7 +61,7 @@ def section(findings: Findings) -> Section:
     if rows:
         head = ["trained on", "made of", "share", "documents", "tokens", "epochs", "files", "sha256"]
         blocks += [WORDS, Table(head, rows)]
-    hashes = [f"* {text.corpus}, in {listed(text.arms)}: {text.sha256}" for text in texts]
+    hashes = [f"* {text.corpus}, in {join_names(text.arms)}: {text.sha256}" for text in texts]
     blocks += ["sha256 of each training text, as it was prepared:", "\n".join(hashes)] if hashes else []
     if tokenizers := trained_tokenizers(findings):
         blocks.append("\n".join(f"* Tokenizer: {words}" for _, words in tokenizers))

@@ -5,7 +5,7 @@ from math import nan
 import numpy as np
 
 from ablations.document.blocks import Figure, Image, Section, Table, plus_minus
-from ablations.values import listed
+from ablations.values import join_names
 from eval.report.comparison.compare import METRICS, arm_strata
 from eval.report.comparison.findings import Findings
 from eval.report.reading.runs import in_one_line
@@ -161,7 +161,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     for words, arms in arms_of.items():
         verb = "are" if len(arms) > 1 else "is"
         undecided = words.startswith("undecided")
-        clauses.append(f"{listed(arms)} {verb} {words}" if undecided else f"{listed(arms)}: {words}")
+        clauses.append(f"{join_names(arms)} {verb} {words}" if undecided else f"{join_names(arms)}: {words}")
     return "; ".join(clauses)
 
 
