@@ -273,7 +273,7 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
 
 def reported(study: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """`python -m eval.report WORDS` of a study of tests/made_study.py."""
-    monkeypatch.setattr(report_command.request, "parse", lambda _: Request(study))
+    monkeypatch.setattr(report_command.request, "parse_request", lambda _: Request(study))
     monkeypatch.setattr(report_command, "RECORDS", folder / "records")
     return report_command.main([*words, "POS=alibi"])
 
@@ -370,7 +370,7 @@ def test_a_noise_floor_is_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = made_study.make(made_study.Study(tmp_path / "runs", arms=["pos=learned"], seeds=[1001, 1002, 1003]))
-    monkeypatch.setattr(noise.request, "parse", lambda _: Request(runs))
+    monkeypatch.setattr(noise.request, "parse_request", lambda _: Request(runs))
     monkeypatch.setattr(noise, "FOLDER", tmp_path / "noise")
     assert noise.main(["STUDY=baseline", "FORMAT=json"]) == 0
     answer = checked(capsys.readouterr().out)

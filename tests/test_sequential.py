@@ -188,7 +188,7 @@ def test_seeds_are_not_added_by_a_margin_or_metric_that_was_chosen_after_the_run
     register(study, before)
 
     def looked(made, *flags: str) -> int:
-        monkeypatch.setattr(undecided_command.request, "parse", lambda _: Request(made))
+        monkeypatch.setattr(undecided_command.request, "parse_request", lambda _: Request(made))
         return undecided_command.main([*flags, "POS=alibi", "MORE=auto"])
 
     assert looked(registered(study, before), "--criteria") == 0

@@ -44,7 +44,7 @@ class SharedInputs(NamedTuple):
     processes."""
 
     folder: Path  # of the results
-    source: Any  # the pretrained model: eval.finetune.source.Source
+    source: Any  # the pretrained model: eval.finetune.source.PretrainedModel
     data: list[Path]
     setting: Any  # eval.finetune.train.Setting
 
