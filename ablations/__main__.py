@@ -124,19 +124,19 @@ def words_help() -> str:
 
 
 def plan_command(words: list[str], as_json: bool) -> int:
-    from ablations.plan.checks import check_request
+    from ablations.plan.checks import check_study_inputs
     from ablations.plan.command import plan_for_other_hardware
-    from ablations.plan.here import plan_here
+    from ablations.plan.here import plan_on_this_machine
 
     code = plan_for_other_hardware(words)
     if code is not None:
         return code
     study = from_args(words)
-    check_request(study)
+    check_study_inputs(study)
     if as_json:
         print(answers.json_answer("plan", answers.plan_answer(study)))
     else:
-        print(*plan_here(study), sep="\n")
+        print(*plan_on_this_machine(study), sep="\n")
     return 0
 
 

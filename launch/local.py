@@ -21,7 +21,7 @@ from ablations.compilation import check_compiler
 from ablations.config import ConfigError
 from ablations.machine import has_gpu
 from ablations.noise_floor import check_same_baseline
-from ablations.plan.epochs import epochs_of_text
+from ablations.plan.epochs import describe_epochs
 from ablations.rundir import Exit
 from ablations.safe_files import Damaged
 from ablations.study import ROOT, Cell, Study, from_args
@@ -63,7 +63,7 @@ def run_study(study: Study) -> list[str]:
     register_finished(study, trained)
     if not todo:
         return failures
-    about_text = [line for line in epochs_of_text(study) if not line.startswith("note: ")]  # said by the preparation
+    about_text = [line for line in describe_epochs(study) if not line.startswith("note: ")]  # said by the preparation
     print(*about_text, *filter(None, [study.compiled_why]), "", sep="\n", flush=True)
     return failures + finish_runs(study, todo, concurrency)
 

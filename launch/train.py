@@ -20,7 +20,7 @@ from ablations import rundir, safe_files
 from ablations.budget import ClockBudget, learning_rate
 from ablations.compilation import check_compiler
 from ablations.config import ConfigError, Run, fit_micro_batch
-from ablations.plan.reliability import safe_interval
+from ablations.plan.reliability import feasible_save_interval
 from ablations.rundir import Exit
 from ablations.study import Cell, from_args
 from launch import manifest
@@ -345,7 +345,7 @@ def seconds_between_saves(session: Session) -> float:
     if not checkpoints.seconds:
         return 30.0  # early, since the first save measures how long a save takes
     mtbf = layout.mtbf * 3600 / len(set(session.hosts))
-    return safe_interval(checkpoints.stall, checkpoints.seconds, mtbf)
+    return feasible_save_interval(checkpoints.stall, checkpoints.seconds, mtbf)
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from ablations.factorial import parse_factorial
 from eval.report.comparison.contrasts import contrast_variance
 from eval.report.comparison.gather import correct_comparisons
 from eval.report.sections import published
-from eval.statistics.comparison import FEWEST_ITEMS, compare, corrected_family
+from eval.statistics.comparison import FEWEST_ITEMS, apply_holm_correction, compare
 from eval.statistics.items import Stratum, noise_parts
 from eval.statistics.parts import LEVEL, Variance
 from eval.statistics.seeds import seed_variance
@@ -35,12 +35,12 @@ def table(x: np.ndarray) -> dict[str, dict[int, float]]:
     return {str(a): dict(enumerate(map(float, row))) for a, row in enumerate(x)}
 
 
-def one_by_one(x: np.ndarray, margin: float | None, floor: Variance | None, portion: float) -> list[int]:
+def one_by_one(x: np.ndarray, margin: float | None, floor: Variance | None, share: float) -> list[int]:
     """The decisions of a study as the report makes them."""
-    compared = corrected_family(
+    compared = apply_holm_correction(
         {
             str(a): compare(
-                float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0", floor), NO_ITEMS, share=portion
+                float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0", floor), NO_ITEMS, share=share
             )
             for a in range(1, len(x))
         }
@@ -58,11 +58,11 @@ def test_many_studies_at_once_are_judged_as_one_by_one(arms, seeds, with_floor):
     sd2 = rng.chisquare(4, (60, 1)) / 4 if with_floor else None
     floor = Noise(sd2, np.full((60, 1), 4.0)) if with_floor else None
     seen = set()
-    for margin, portion in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
-        got = decide_all(x, margin, floor, portion)
+    for margin, share in ((None, 1.0), (4.0, 1.0), (4.0, 0.2)):
+        got = decide_all(x, margin, floor, share)
         for i, study in enumerate(x):
             alone = Variance(float(sd2[i, 0]), 4) if with_floor else None
-            assert list(got[i]) == one_by_one(study, margin, alone, portion)
+            assert list(got[i]) == one_by_one(study, margin, alone, share)
         seen |= set(got.ravel())
     assert len(seen) >= 3
 
@@ -286,5 +286,5 @@ def test_one_seed_decides_nothing():
     for _ in range(300):
         difference, items = float(rng.normal(0, 5)), Variance(float(rng.choice([0.0, 0.1])), 30)
         seeds = None if rng.random() < 0.5 else Variance(float(rng.choice([0.0, 0.01])), 8)
-        c = corrected_family({"a": compare(difference, seeds, items, replicated=False)})["a"]
+        c = apply_holm_correction({"a": compare(difference, seeds, items, replicated=False)})["a"]
         assert not verdict(c, bool(rng.integers(2)), margin=float(rng.choice([0.01, 100.0]))).decided

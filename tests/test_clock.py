@@ -12,7 +12,7 @@ from ablations.budget import learning_rate
 from ablations.build_study import build_study
 from ablations.cells import Cell
 from ablations.config import ConfigError, resolve
-from ablations.plan.epochs import epochs_of_text
+from ablations.plan.epochs import describe_epochs
 from ablations.study import from_args
 from launch import local
 from launch import train as training
@@ -202,20 +202,20 @@ def test_how_often_text_is_read_under_a_clock_is_not_said(
     assert source.keys() == {"corpus", "share", "tokens", "unused"} and source["unused"] == (source["tokens"] - 1) % 32
     names = {"data.corpus": corpus, "data.tokenizer": corpus, "eval.corpora": [corpus]}
     study = build_study("t", "?", "?", list((TINY | names).items()), [("train.beta1", 0.8)], [1], tmp_path)
-    (line,) = epochs_of_text(study)
+    (line,) = describe_epochs(study)
     assert "100.0% of as many tokens as 10s allow, of its " in line and "epochs" not in line
     assert f"{source['unused']:,} tokens at its end fill no sequence of 32" in line
     tokens = TINY | names | {"train.budget": "tokens", "train.tokens": 12800}
-    (line,) = epochs_of_text(build_study("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    (line,) = describe_epochs(build_study("t", "?", "?", list(tokens.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert f"12.8K tokens is {12800 / source['tokens']:.3g} epochs" in line and "fill no sequence" in line
     other = tokens | {"data.tokenizer": "pycode"}
-    *_, line = epochs_of_text(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    *_, line = describe_epochs(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert line == "NOTE: the tokenizer is trained on pycode, which no run reads (data.tokenizer)"
     other = tokens | {"eval.corpora": ["pydocs"]}  # as `base: {data.corpus: ...}` alone in a study file leaves it
-    *_, line = epochs_of_text(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    *_, line = describe_epochs(build_study("t", "?", "?", list(other.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert line.startswith(f"NOTE: runs of {corpus} are judged on the held-out text of pydocs alone (eval.corpora)")
     both = tokens | {"eval.corpora": ["pydocs", corpus]}
-    lines = epochs_of_text(build_study("t", "?", "?", list(both.items()), [("train.beta1", 0.8)], [1], tmp_path))
+    lines = describe_epochs(build_study("t", "?", "?", list(both.items()), [("train.beta1", 0.8)], [1], tmp_path))
     assert not [line for line in lines if "judged" in line]
 
 

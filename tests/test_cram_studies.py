@@ -10,7 +10,7 @@ from ablations import study_file
 from ablations.__main__ import main
 from ablations.config import ConfigError, presets, resolve, sizes_and_presets
 from ablations.parts import PARTS, SETTINGS_OF_NO_PART, part_of_recipe
-from ablations.plan.schedules import figure, schedule_drawings
+from ablations.plan.schedules import learning_rate_figure, schedule_drawings
 from ablations.run import KEYS
 from ablations.schedule import SCHEDULES
 from ablations.study import from_args
@@ -162,7 +162,7 @@ def test_schedules_are_drawn_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     digits = plain[1].split()[0]
     shares = [min(0.25 + i / 48, 4 - i / 12) for i in range(49)]  # 49 columns: t = i / 48
     assert len(digits) == 49 and all(abs(int(d) - 9 * t) < 0.5 + 1e-6 for d, t in zip(digits, shares, strict=True))
-    assert figure(study).count("<path") > 9 and "schedule=dive-slow" in figure(study)
+    assert learning_rate_figure(study).count("<path") > 9 and "schedule=dive-slow" in learning_rate_figure(study)
     same = schedule_drawings(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1"]))
     assert len(same) == 2 and same[1].endswith("cosine: 0 to 0.002 to 0.0002")
     peaks = schedule_drawings(from_args(["STUDY=cram_peak", "SIZE=crammed-v2", "SEEDS=1"]))

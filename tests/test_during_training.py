@@ -263,13 +263,13 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
             file = copy / "rank_0.safetensors"
             file.write_bytes(change(file.read_bytes()))
             with pytest.raises(ValueError, match=why):
-                Weights(copy, 6, 6 * STEP).read(record, model)
+                Weights(copy, 6, 6 * STEP).state_dict(record, model)
         else:
             (copy / "checkpoint.json").unlink()  # it was being written
             assert weights_of(tmp_path / name) == []
     deeper = GPT(ModelConfig(**record["config"]["model"] | {"layers": 3}))
     with pytest.raises(ValueError, match="lacks blocks.2"):
-        weights_of(run)[0].read(record, deeper)
+        weights_of(run)[0].state_dict(record, deeper)
 
 
 def test_a_study_is_judged_on_the_way_exported_and_drawn(

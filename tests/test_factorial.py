@@ -18,7 +18,7 @@ from eval.report.comparison import predictions
 from eval.report.comparison.contrasts import contrast_variance
 from eval.report.comparison.gather import gather_findings
 from eval.report.record import terminal_text, write_record_files
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from tests import made_study
 
@@ -163,7 +163,7 @@ def test_intervals_cover_and_null_interactions_are_called_in_5_percent_of_studie
             covered.append(abs(error) <= interval_half_width(LEVEL, part, Variance(0.0, np.inf)))
             if effect_order(effect) > 1:
                 interactions[str(effect)] = compare(float(by_seed.mean()), part, Variance(0.0, np.inf))
-        called += any(c.is_significant for c in corrected_family(interactions).values())
+        called += any(c.is_significant for c in apply_holm_correction(interactions).values())
     assert np.mean(covered) > 0.94
     assert called / studies < LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / studies)
 

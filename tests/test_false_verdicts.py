@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.statistics.comparison import Comparison, compare, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare
 from eval.statistics.items import FEWEST_ITEMS, Stratum, item_variance, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance, sum_of_variances
 from eval.statistics.seeds import residual_squares, seed_variance
@@ -87,7 +87,7 @@ def null_family(rng, arms, seeds, true, item_sd=0.0) -> dict[str, Comparison]:
         items = item_variance([Stratum(d_N[None], np.ones(40))])
         difference = float(x[a].mean() - x[0].mean() + d_N.mean())
         found[str(a)] = compare(difference, seed_variance(table(x), str(a), "0"), items)
-    return corrected_family(found)
+    return apply_holm_correction(found)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_rate_of_wrong_equivalences_is_at_most_five_percent(arms, seeds, item_sd
     rng, margin = np.random.default_rng(35), 6.0 * sqrt(2 / seeds) + 2 * item_sd
     count = 1000 if arms == 2 else 300
     found = [null_family(rng, arms, seeds, margin, item_sd) for _ in range(count)]
-    wrong = np.mean([any(c.equivalent(margin) for c in comparisons.values()) for comparisons in found])
+    wrong = np.mean([any(c.is_equivalent(margin) for c in comparisons.values()) for comparisons in found])
     assert wrong <= (0.065 if arms == 2 else 0.08)
 
 
 @pytest.mark.parametrize("seeds, least", [(2, 0.35), (5, 0.9)])
 def test_arms_that_do_not_differ_are_found_equivalent_within_a_wide_margin(seeds, least):
     rng, margin = np.random.default_rng(34), 6.0 * sqrt(2 / seeds)
-    assert np.mean([null_family(rng, 2, seeds, 0.0)["1"].equivalent(margin) for _ in range(300)]) > least
+    assert np.mean([null_family(rng, 2, seeds, 0.0)["1"].is_equivalent(margin) for _ in range(300)]) > least
 
 
 @pytest.mark.parametrize("true, sd, margin", [(1.0, 1.0, None), (0.6, 0.5, None), (0.05, 0.3, 0.5)])
@@ -121,7 +121,7 @@ def test_the_seeds_that_are_said_to_be_missing_decide(true, sd, margin):
     for _ in range(500):
         x = rng.normal(0, sd, (2, n)) + [[0.0], [true]]
         c = compare(float(x[1].mean() - x[0].mean()), seed_variance(table(x), "1", "0"), NO_ITEMS)
-        decided += c.is_significant or c.equivalent(margin)
+        decided += c.is_significant or c.is_equivalent(margin)
     assert 0.4 < decided / 500 < 0.8
     assert seeds_to_decide(compare(0.001, Variance(1.0, 2), NO_ITEMS), 2, 2) is None  # "no number up to 20 would tell"
     assert seeds_to_decide(compare(1.0, Variance(1.0, 2), Variance(1.0, 99)), 2, 2) is None  # the items alone hide it
@@ -166,7 +166,7 @@ def test_rate_of_false_verdicts_with_few_groups_of_items(arms, seeds, groups, be
             difference = float(x[a].mean() - x[0].mean())
             both[0][str(a)] = compare(difference, noise.seeds, noise.items, independent=groups)
             both[1][str(a)] = compare(difference, part, item_variance(strata), independent=groups)
-        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in apply_holm_correction(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 1000 <= 0.064 and careless / 1000 > before
 
@@ -186,7 +186,7 @@ def test_rate_of_false_verdicts_of_tasks_that_are_made_from_the_same_groups_of_t
             for family, clusters in list(zip(both, (names, ()), strict=True))[: 2 if before else 1]:
                 noise = noise_parts(part, [Stratum(y[t, a] - y[t, 0], np.ones(groups), clusters) for t in range(tasks)])
                 family[str(a)] = compare(float(x[a].mean() - x[0].mean()), noise.seeds, noise.items, independent=groups)
-        new, old = (any(c.is_significant for c in corrected_family(family).values()) for family in both)
+        new, old = (any(c.is_significant for c in apply_holm_correction(family).values()) for family in both)
         wrong, careless = wrong + new, careless + old
     assert wrong / 600 <= 0.067 and (not before or careless / 600 >= before)
 
@@ -208,7 +208,7 @@ def test_rate_of_false_verdicts_where_one_arm_of_four_has_five_times_the_noise(n
                 )
                 for a in range(1, 4)
             }
-            counts = any(c.is_significant for c in corrected_family(found).values())
+            counts = any(c.is_significant for c in apply_holm_correction(found).values())
             pooled, wrong = pooled + (one and counts), wrong + (counts and not one)
     assert wrong / 1500 <= at_most and pooled / 1500 > 0.075 and wrong <= pooled
 
@@ -231,5 +231,5 @@ def test_any_wrong_verdict_among_four_arms_is_as_rare():
             str(a): compare(float(x[a].mean() - x[0].mean()), seed_variance(table(x), str(a), "0"), NO_ITEMS)
             for a in range(1, 5)
         }
-        wrong += any(c.is_significant for c in corrected_family(found).values())
+        wrong += any(c.is_significant for c in apply_holm_correction(found).values())
     assert wrong / 1500 <= 0.062

@@ -14,7 +14,7 @@ from ablations.criteria import Criteria
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import corrected_for_pairs, leading_arm
 from eval.report.sections.answer import answer
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, seed_variance
 from tests.made_study import ARMS, Study, make, register, registered, report, section
@@ -36,7 +36,7 @@ def findings_of(x: np.ndarray, margin: float | None = None) -> Findings:
     """
     arms = [chr(ord("a") + i) for i in range(len(x))]
     results = {arm: dict(enumerate(map(float, row))) for arm, row in zip(arms, x, strict=True)}
-    compared = corrected_family({arm: difference(results, arm, "a") for arm in arms[1:]})
+    compared = apply_holm_correction({arm: difference(results, arm, "a") for arm in arms[1:]})
     leader, pairs = leading_arm(compared, "a", METRIC), len(arms) * (len(arms) - 1) // 2
     others = [arm for arm in arms[1:] if arm != leader] if leader != "a" and len(arms) > 2 else []
     criteria = Criteria(margins={METRIC: margin} if margin else {}, seeds=x.shape[1])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import compare
 from eval.statistics.items import (
     Stratum,
@@ -22,13 +22,13 @@ from eval.statistics.items import (
 )
 from eval.statistics.parts import LEVEL, Variance, sum_of_variances
 from eval.statistics.seeds import (
+    arm_mean_stderr,
     arms_that_scatter_more,
-    level_stderr,
-    noise_floor,
     residual_squares,
-    residual_squares_without_each,
+    residual_squares_without_each_arm,
     seed_variance,
-    welch,
+    welch_variance,
+    within_arm_variance,
 )
 
 NO_ITEMS = Variance(0.0, np.inf)
@@ -107,7 +107,7 @@ def test_a_ratio_of_sums_is_no_mean_of_ratios():
     assert abs(naive - value) > 5 * error
     assert ratio_stderr(bits, sizes) == pytest.approx(error)
     assert sqrt(item_variance([Stratum(bits[None], sizes)]).variance) == pytest.approx(error)
-    draws = bootstrap([Stratum(bits[None], sizes)])
+    draws = bootstrap_differences([Stratum(bits[None], sizes)])
     assert draws.mean() == pytest.approx(value, abs=0.2 * error) and draws.std() == pytest.approx(error, rel=0.1)
 
 
@@ -147,7 +147,7 @@ def test_items_that_share_a_passage_are_one():
     assert stratum.differences.sum() / stratum.weights.sum() == pytest.approx(values.mean())
     part = item_variance([stratum])
     assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stats.sem(values)
-    assert bootstrap([stratum]).std() == pytest.approx(known.std(), rel=0.05)
+    assert bootstrap_differences([stratum]).std() == pytest.approx(known.std(), rel=0.05)
     assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
     alone = stratum_of_clusters(values[None], ones, [f"item {i}" for i in range(len(clusters))])
     assert alone.differences is not None and (alone.differences[0] == values).all() and (alone.weights == ones).all()
@@ -159,8 +159,8 @@ def test_items_that_share_a_passage_are_one():
 def test_level_counts_seeds_and_items():
     x = np.array([[1.0, 3.0], [2.0, 8.0]])
     pooled = (np.var(x[0], ddof=1) + np.var(x[1], ddof=1)) / 2
-    assert level_stderr(table(x), "0", Variance(0.25, 9)) == pytest.approx(sqrt(pooled / 2 + 0.25))
-    assert level_stderr({"0": {1: 5.0}}, "0", Variance(0.25, 9)) == pytest.approx(0.5)
+    assert arm_mean_stderr(table(x), "0", Variance(0.25, 9)) == pytest.approx(sqrt(pooled / 2 + 0.25))
+    assert arm_mean_stderr({"0": {1: 5.0}}, "0", Variance(0.25, 9)) == pytest.approx(0.5)
 
 
 def mixed_by_likelihood(d_SN: np.ndarray) -> float:
@@ -201,17 +201,17 @@ def test_welch():
     rng = np.random.default_rng(6)
     a, b = rng.normal(0, 1, 4), rng.normal(1, 3, 6)
     expected = stats.ttest_ind(a, b, equal_var=False)
-    got = compare(float(a.mean() - b.mean()), welch(a, b), NO_ITEMS)
+    got = compare(float(a.mean() - b.mean()), welch_variance(a, b), NO_ITEMS)
     assert (got.p, got.seeds.dof) == (pytest.approx(expected.pvalue, rel=1e-6), pytest.approx(expected.df))
-    assert welch(a, b[:1]) is None
-    assert welch([1.0, 1.0], [2.0, 2.0, 2.0]) == Variance(0.0, 1)
+    assert welch_variance(a, b[:1]) is None
+    assert welch_variance([1.0, 1.0], [2.0, 2.0, 2.0]) == Variance(0.0, 1)
 
 
 def test_noise_floor_is_pooled_over_the_arms_that_have_seeds():
     x = np.random.default_rng(7).normal(size=(3, 4)) + np.arange(3)[:, None]
-    floor = noise_floor(table(x) | {"lonely": {1: 9.0}})
+    floor = within_arm_variance(table(x) | {"lonely": {1: 9.0}})
     assert floor.dof == 9 and floor.variance == pytest.approx(x.var(axis=1, ddof=1).mean())
-    assert noise_floor({"a": {1: 1.0}, "b": {1: 2.0}}) is None
+    assert within_arm_variance({"a": {1: 1.0}, "b": {1: 2.0}}) is None
 
 
 def test_bootstrap_over_items_is_paired_and_stratified():
@@ -219,28 +219,28 @@ def test_bootstrap_over_items_is_paired_and_stratified():
     hits = rng.integers(-1, 2, (2, 400)).astype(float)
     sizes = rng.lognormal(6, 1, 150)
     bits = sizes * rng.normal(0.1, 0.4, (2, 150))
-    draws = bootstrap([(hits, np.ones(400)), (bits, sizes)])
+    draws = bootstrap_differences([(hits, np.ones(400)), (bits, sizes)])
     mean = (hits.mean() + bits.mean(0).sum() / sizes.sum()) / 2
     error = sqrt(stats.sem(hits.mean(0)) ** 2 + ratio_stderr(bits.mean(0), sizes) ** 2) / 2
     assert draws.mean() == pytest.approx(mean, abs=0.1 * error)
     assert draws.std() == pytest.approx(error, rel=0.06)
-    assert (draws == bootstrap([(hits, np.ones(400)), (bits, sizes)])).all()
-    low, high = interval(draws)
+    assert (draws == bootstrap_differences([(hits, np.ones(400)), (bits, sizes)])).all()
+    low, high = bootstrap_interval(draws)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
-    shifted = bootstrap([(hits + 5, np.ones(400))])  # what all items share does not spread
-    assert shifted.std() == pytest.approx(bootstrap([(hits, np.ones(400))]).std(), rel=1e-6)
+    shifted = bootstrap_differences([(hits + 5, np.ones(400))])  # what all items share does not spread
+    assert shifted.std() == pytest.approx(bootstrap_differences([(hits, np.ones(400))]).std(), rel=1e-6)
 
 
 def test_bootstrap_over_tasks_is_the_standard_error_of_the_tasks_mean():
     rng = np.random.default_rng(9)
     strata = [(rng.normal(mean, 1, (1, 50)), np.ones(50)) for mean in rng.normal(0, 2, 27)]
     each = [d.mean() for d, _ in strata]
-    draws = bootstrap(strata, tasks=True)
+    draws = bootstrap_differences(strata, tasks=True)
     assert draws.std() == pytest.approx(np.std(each) / 27**0.5, rel=0.05)
     width = 2 * stats.t.isf(0.025, 26) * stats.sem(each)
-    assert np.subtract(*interval(draws, 27)[::-1]) == pytest.approx(width, rel=0.1)
+    assert np.subtract(*bootstrap_interval(draws, 27)[::-1]) == pytest.approx(width, rel=0.1)
     assert draws.mean() == pytest.approx(np.mean(each), abs=0.1 * stats.sem(each))
-    assert np.isnan(bootstrap(strata[:1], tasks=True)).all()
+    assert np.isnan(bootstrap_differences(strata[:1], tasks=True)).all()
 
 
 @pytest.mark.parametrize("tasks", [False, True])
@@ -249,8 +249,8 @@ def test_bootstrap_intervals_miss_as_often_as_they_say(tasks):
     rng, wrong = np.random.default_rng(10), 0
     for _ in range(400):
         strata = [(rng.normal(rng.normal() if tasks else 0, 1, (1, 60)), np.ones(60)) for _ in range(6)]
-        draws = bootstrap(strata, tasks, draws=1000 if tasks else 300, seed=int(rng.integers(1 << 30)))
-        low, high = interval(draws, 6 if tasks else inf)
+        draws = bootstrap_differences(strata, tasks, draws=1000 if tasks else 300, seed=int(rng.integers(1 << 30)))
+        low, high = bootstrap_interval(draws, 6 if tasks else inf)
         wrong += low > 0 or high < 0
     assert 0.01 <= wrong / 400 <= 0.08
 
@@ -356,7 +356,7 @@ def test_full_designs_in_closed_form_are_those_of_least_squares(arms, seeds):
     assert residual_squares(results) == (pytest.approx(least_squares(results)[0]), least_squares(results)[1])
     left, dof = residual_squares(results, seeds=False)
     assert (left, dof) == (pytest.approx(float(((x - x.mean(1, keepdims=True)) ** 2).sum())), arms * (seeds - 1))
-    for arm, (rest, others) in residual_squares_without_each(results).items():
+    for arm, (rest, others) in residual_squares_without_each_arm(results).items():
         expected = least_squares({name: row for name, row in results.items() if name != arm})
         assert (rest, others) == (pytest.approx(expected[0], abs=1e-12), expected[1])
     del results["größe=0"][0]  # a cell is missing

@@ -18,7 +18,7 @@ from eval.report import noise
 from eval.report.comparison.gather import gather_findings
 from eval.report.record import write_record_files
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import combined_with_floor
+from eval.statistics.seeds import combine_with_noise_floor
 from launch import local
 from tests import made_study
 from tests.made_study import Study, change, make, section, values
@@ -177,14 +177,14 @@ def test_runs_of_the_floor_that_are_the_studys_own_are_counted_once(floor: Noise
 
 def test_nothing_is_borrowed_where_the_study_scatters_more_than_the_floor() -> None:
     part, share = Variance(2 * 1.0 / 2, 2), 2 / 2
-    assert combined_with_floor(part, share, Variance(0.01, 4)) == part
-    assert combined_with_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
-    assert combined_with_floor(part, share, Variance(4.0, 4)) == Variance(
+    assert combine_with_noise_floor(part, share, Variance(0.01, 4)) == part
+    assert combine_with_noise_floor(part, share, Variance(1.0, 4)) == Variance(pytest.approx(1.0), 6)
+    assert combine_with_noise_floor(part, share, Variance(4.0, 4)) == Variance(
         pytest.approx((2 * 1.0 + 4 * 4.0) / 6), 6
     )  # only too careful
     assert (
-        combined_with_floor(part, share, Variance(0.0, 4)) == part
-        and combined_with_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
+        combine_with_noise_floor(part, share, Variance(0.0, 4)) == part
+        and combine_with_noise_floor(Variance(0.0, 2), 1.0, Variance(0.0, 4)).dof == 6
     )
 
 

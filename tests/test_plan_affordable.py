@@ -59,14 +59,14 @@ def test_the_commands_of_what_is_offered_make_those_runs(tmp_path: Path) -> None
 
 
 def test_a_small_cluster_is_told_which_studies_fit_and_a_large_one_is_not() -> None:
-    made = decision.decide(parse_budget("2 weeks, 1x8 h100"))
+    made = decision.decide_what_to_train(parse_budget("2 weeks, 1x8 h100"))
     text = decision_report.document(made).to_markdown()
-    assert not made.first_studies and made.smaller_studies and "## Ablations at a size that fits" in text
+    assert not made.studies_to_run_first and made.smaller_studies and "## Ablations at a size that fits" in text
     assert {offer.size for offer in made.smaller_studies} < set(affordable.GPU_SIZES)
     assert all(offer.hours <= STUDY_SHARE * made.machines.gpu_hours for offer in made.smaller_studies)
     assert f"or cost more than 10% of the budget at {STUDY_SIZE}; at {made.smaller_studies[0].size}" in text
     assert "nor that it has the same sign there" in text and "make ladder" in text and "make laws" in text
-    large = decision.decide(parse_budget("18 weeks, 52x8 A100-80, 4 spare"))
+    large = decision.decide_what_to_train(parse_budget("18 weeks, 52x8 A100-80, 4 spare"))
     assert not large.smaller_studies
     assert "at a size that fits" not in decision_report.document(large).to_markdown()
 

@@ -67,14 +67,14 @@ def test_levines_law() -> None:
 
 
 def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
-    found = decision.decide(parse_budget(STUDY))
+    found = decision.decide_what_to_train(parse_budget(STUDY))
     assert found.compute / 8.64e19 == pytest.approx(4500)
     assert [round(size / 1e9) for size in found.sizes] == [162, 216]
     assert found.chosen and found.chosen.label == "70 x 14336 x 112"
     by_law = {optimum.law.name: (optimum.parameters, optimum.tokens) for optimum in found.optima}
     assert by_law["Kaplan 2020"] == pytest.approx((392e9, 165e9), rel=0.01)
     assert by_law["Hoffmann 2022, ways 1 and 2"] == pytest.approx((57e9, 1.14e12), rel=0.01)
-    mean, low, high = found.tokens_in_time(found.chosen)
+    mean, low, high = found.trainable_tokens(found.chosen)
     assert 366e9 < low < mean < high < 500e9  # BLOOM saw 366B
     assert found.timeline_without_spares.shares["trained"] < 0.9 < found.timeline.shares["trained"]
     shares = [value for name, value in found.timeline.shares.items() if name != "failures"]
@@ -82,7 +82,7 @@ def test_the_decision_is_that_of_2022_and_says_what_others_would_be() -> None:
 
 
 def test_a_study_has_as_many_seeds_as_see_its_effect() -> None:
-    found = decision.decide(parse_budget(STUDY))
+    found = decision.decide_what_to_train(parse_budget(STUDY))
     for each in found.studies:
         assert each["runs"] == each["arms"] * each["seeds"]
         if each["sees"]:
@@ -92,7 +92,7 @@ def test_a_study_has_as_many_seeds_as_see_its_effect() -> None:
 
 
 def test_only_studies_that_the_27_tasks_judge_are_advised() -> None:
-    names = {entry["study"] for entry in decision.decide(parse_budget(STUDY)).studies}
+    names = {entry["study"] for entry in decision.decide_what_to_train(parse_budget(STUDY)).studies}
     assert {"position", "norm", "corpus"} <= names and not [name for name in names if name.startswith("cram")]
 
 
@@ -109,7 +109,7 @@ BUDGETS = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(BUDGETS)
 def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> None:
-    made = decision.decide(parse_budget(text))
+    made = decision.decide_what_to_train(parse_budget(text))
     hours = made.gpu_hours_by_use
     assert sum(hours.values()) == pytest.approx(made.machines.gpu_hours) and min(hours.values()) >= 0
     assert (
@@ -117,7 +117,7 @@ def test_what_is_planned_fits_the_memory_the_time_and_the_budget(text: str) -> N
         <= first_studies.STUDY_SHARE * made.machines.gpu_hours
     )
     if chosen := made.chosen:
-        training = made.training(chosen)
+        training = made.planned_training(chosen)
         assert memory_verdict(chosen.gib, made.machines.gpu) == "fits"
         assert chosen.layout.tp <= made.machines.per_node
         assert training.tokens * 6 * chosen.shape.parameters <= made.compute * (1 + 1e-9)
@@ -146,7 +146,7 @@ def test_the_need_of_2022_is_kept_at_its_own_budget_and_grows_beyond() -> None:
 
 def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
     """On H100 a third of the peak is more than plain attention is predicted to reach."""
-    made = decision.decide(parse_budget("8 weeks, 64x8 H100"))
+    made = decision.decide_what_to_train(parse_budget("8 weeks, 64x8 H100"))
     assert made.chosen
     planned = made.planned_tokens(made.chosen)
     assert planned < 0.9 * made.compute / (6 * made.chosen.shape.parameters)
@@ -155,18 +155,18 @@ def test_tokens_that_take_longer_than_there_is_are_not_planned() -> None:
 
 
 def test_a_number_of_nodes_that_nothing_divides_is_told_one_that_does() -> None:
-    made = decision.decide(parse_budget("18 weeks, 50x8 A100-80, 3 spare"))
+    made = decision.decide_what_to_train(parse_budget("18 weeks, 50x8 A100-80, 3 spare"))
     assert not made.chosen and made.reason.endswith("; on 46 nodes there is one: 4 spare")
-    assert decision.decide(parse_budget("18 weeks, 50x8 A100-80, 4 spare")).chosen
+    assert decision.decide_what_to_train(parse_budget("18 weeks, 50x8 A100-80, 4 spare")).chosen
 
 
 def test_hardware_that_holds_no_run_of_a_study_has_a_report_all_the_same() -> None:
-    made = decision.decide(parse_budget("1 year, 4x1 2080ti"))
+    made = decision.decide_what_to_train(parse_budget("1 year, 4x1 2080ti"))
     text = decision_report.document(made).to_markdown()
     assert (
         "GPU-hours: unknown, 1b3 does not fit on 1 2080ti" in text
-        and not made.first_studies
-        and not made.unknown_studies
+        and not made.studies_to_run_first
+        and not made.studies_of_unknown_effect
     )
 
 
@@ -174,11 +174,11 @@ def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: py
     failures = []
 
     def counted(cluster: reliability.UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
-        history = reliability.simulate(cluster, seconds, interval, seed)
+        history = reliability.simulate_job(cluster, seconds, interval, seed)
         failures.append(history["failures"])
         return history
 
-    monkeypatch.setattr(decision, "simulate", counted)
+    monkeypatch.setattr(decision, "simulate_job", counted)
     machines = parse_budget("20 years, 125000x8 h100, 30000 spare").cluster
     assert machines
     line = decision.simulate_timeline(machines, machines.spare)
@@ -193,7 +193,7 @@ def test_a_large_cluster_is_simulated_no_longer_than_a_small_one(monkeypatch: py
 @given(weeks=st.integers(2, 30), nodes=st.integers(1, 200))
 def test_more_time_and_more_machines_are_more(weeks: int, nodes: int) -> None:
     one, longer, wider = (
-        decision.decide(parse_budget(f"{w} weeks, {n}x8 A100-80"))
+        decision.decide_what_to_train(parse_budget(f"{w} weeks, {n}x8 A100-80"))
         for w, n in ((weeks, nodes), (weeks + 1, nodes), (weeks, nodes + 1))
     )
     assert one.compute < longer.compute and one.compute < wider.compute
@@ -281,6 +281,6 @@ def test_a_decision_that_cannot_be_made_ends_with_2(words: list[str], said: str,
 
 
 def test_the_report_of_a_budget_with_nothing_to_spare() -> None:
-    found = decision.decide(parse_budget("8 weeks, 48x8 A100-80"))
+    found = decision.decide_what_to_train(parse_budget("8 weeks, 48x8 A100-80"))
     text = decision_report.document(found).to_markdown()
     assert "none spare" not in text and "48 nodes and 0 spare" in text

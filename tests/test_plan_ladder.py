@@ -93,7 +93,7 @@ def test_what_it_takes_to_be_sure_is_enough() -> None:
 def test_scores_and_orders() -> None:
     score = Score()
     for verdict, truth in (("better", -1.0), ("worse", 1.0), ("better", 1.0), ("undecided", 1.0)):
-        score.count(verdict, truth)
+        score.add_verdict(verdict, truth)
     assert (score.hits, score.misses, score.open) == (2, 1, 1)
     assert order_accuracy([-1, 2], [-3, 1]) == 1 and order_accuracy([2, -1], [-3, 1]) == 0
     assert order_accuracy([1, 2], [1, -3]) == pytest.approx(1 / 3)
@@ -246,7 +246,7 @@ def test_bad_words_end_with_2(words: list[str], said: str, capsys: pytest.Captur
 def test_the_intervals_of_several_arms_stand_side_by_side() -> None:
     gaps: list[Callable[[float], float]] = [lambda n: -0.02, lambda n: 0.01, lambda n: 0.0]
     pairs = simulated_pairs(gaps, np.random.default_rng(1), 2, 0.004)
-    drawn = ladder.figure(pairs, extrapolate(pairs, run_flops(TARGET)), run_flops(TARGET))
+    drawn = ladder.draw_differences(pairs, extrapolate(pairs, run_flops(TARGET)), run_flops(TARGET))
     upright = [re.match(r"M([\d.]+) [\d.]+L([\d.]+) ", path) for path in re.findall(r'd="([^"]+)" class="line', drawn)]
     places = {match[1] for match in upright if match and match[1] == match[2]}
     assert len(places) == 3 and "PFLOP of a run" in drawn

@@ -11,7 +11,7 @@ import pytest
 
 from ablations.config import resolve
 from ablations.plan import best_size, laws, published_laws
-from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on_the_largest, fit
+from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on_largest_size, fit_law
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
@@ -30,11 +30,11 @@ def simulated(law: Callable[[float, float], float], noise: float = 0.0, seed: in
 
 
 def test_published_optima_at_4500_pf_days() -> None:
-    n, d = published_laws.kaplan(4500 * PF_DAY)
+    n, d = published_laws.kaplan_optimum(4500 * PF_DAY)
     assert (round(n / 1e9), round(d / 1e9)) == (392, 165) and 6 * n * d == pytest.approx(4500 * PF_DAY)
-    n, d = published_laws.fixed_ratio(4500 * PF_DAY)
+    n, d = published_laws.fixed_ratio_optimum(4500 * PF_DAY)
     assert n == pytest.approx(57e9, rel=0.01) and d == pytest.approx(1.14e12, rel=0.01)
-    n, d = published_laws.kaplan_size(4500 * PF_DAY)
+    n, d = published_laws.kaplan_size_and_tokens(4500 * PF_DAY)
     assert n == pytest.approx(604e9, rel=0.01) and d == pytest.approx(107e9, rel=0.01)
 
 
@@ -45,18 +45,18 @@ def test_the_rounding_of_printed_constants_is_a_range_around_the_optimum() -> No
         low, high = ranges[law.name]
         assert low < law.optimum(compute)[0] < high
     # 20 tokens a parameter, for 15 to 25: N goes as one over the root
-    n = published_laws.fixed_ratio(compute)[0]
+    n = published_laws.fixed_ratio_optimum(compute)[0]
     low, high = ranges["Hoffmann 2022, ways 1 and 2"]
     assert (low / n, high / n) == pytest.approx((math.sqrt(20 / 25), math.sqrt(20 / 15)))
     # constants of more digits leave less open
     assert ranges["Besiroglu 2024"][1] / ranges["Besiroglu 2024"][0] < 1.02
     # exponents whose sum is not 1 keep 6 N D
-    n, d = published_laws.kaplan(compute, n_power=0.735, d_power=0.274)
+    n, d = published_laws.kaplan_optimum(compute, n_power=0.735, d_power=0.274)
     assert 6 * n * d == pytest.approx(compute)
 
 
 @pytest.mark.parametrize("law", [published_laws.HOFFMANN_3, BESIROGLU])
-def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffmann) -> None:
+def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.HoffmannLaw) -> None:
     n, d = law.optimum(1e22)
     assert 6 * n * d == pytest.approx(1e22)
     others = [law.loss(n * factor, d / factor) for factor in (0.5, 0.9, 1.1, 2)]
@@ -65,12 +65,12 @@ def test_the_optimum_is_the_least_loss_at_its_compute(law: published_laws.Hoffma
 
 
 def test_laws_without_noise_are_recovered() -> None:
-    found = fit(simulated(BESIROGLU.loss), resamples=2).values
+    found = fit_law(simulated(BESIROGLU.loss), resamples=2).values
     for name, value in zip(("E", "A", "B", "alpha", "beta"), asdict(BESIROGLU).values(), strict=True):
         assert found[name] == pytest.approx(value, rel=1e-3)
-    found = fit(simulated(kaplan_loss), "kaplan", resamples=2).values
+    found = fit_law(simulated(kaplan_loss), "kaplan", resamples=2).values
     assert found == pytest.approx({"Nc": 8.8e13, "Dc": 5.4e13, "aN": 0.076, "aD": 0.095}, rel=1e-3)
-    found = fit(simulated(lambda n, d: (3e26 / (6 * n * d)) ** 0.05), "compute", resamples=2).values
+    found = fit_law(simulated(lambda n, d: (3e26 / (6 * n * d)) ** 0.05), "compute", resamples=2).values
     assert found == pytest.approx({"Cc": 3e26, "alpha": 0.05}, rel=1e-3)
 
 
@@ -78,7 +78,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Of 12 studies, at 90%: fewer than 8 hits have a chance of 0.4%; the narrow end is what this guards."""
     target, hits = (7e9, 1e12), {"alpha": 0, "optimum": 0, "loss": 0}
     for seed in range(12):
-        law = fit(simulated(BESIROGLU.loss, 0.003, seed), resamples=40, seed=seed)
+        law = fit_law(simulated(BESIROGLU.loss, 0.003, seed), resamples=40, seed=seed)
         low, high = law.interval(lambda values: values["alpha"])
         hits["alpha"] += low <= BESIROGLU.alpha <= high
         low, high = law.interval(lambda values: as_hoffmann(values).optimum(1e22)[0])
@@ -92,7 +92,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 def test_the_unit_of_the_loss_changes_nothing_but_the_unit(form: str) -> None:
     points = simulated(BESIROGLU.loss if form == "hoffmann" else kaplan_loss, 0.003)
     nats, bits = (
-        fit([Point(p.n, p.d, p.loss * unit) for p in points], form, resamples=3) for unit in (1.0, 1 / math.log(2))
+        fit_law([Point(p.n, p.d, p.loss * unit) for p in points], form, resamples=3) for unit in (1.0, 1 / math.log(2))
     )
     for name in set(nats.values) & {"alpha", "beta", "aN", "aD"}:
         assert bits.values[name] == pytest.approx(nats.values[name], rel=1e-4)
@@ -100,12 +100,12 @@ def test_the_unit_of_the_loss_changes_nothing_but_the_unit(form: str) -> None:
 
 
 def test_a_law_is_checked_against_the_size_it_has_not_seen() -> None:
-    left_out, errors = error_on_the_largest(simulated(BESIROGLU.loss, 0.002))
+    left_out, errors = error_on_largest_size(simulated(BESIROGLU.loss, 0.002))
     assert {point.n for point in left_out} == {1e9} and len(errors) == 5
     assert max(map(abs, errors)) < 0.01
     # a law that bends where nothing small has shown it is seen to be off
     bent = [Point(p.n, p.d, p.loss * (1.05 if p.n == 1e9 else 1)) for p in simulated(BESIROGLU.loss, 0.002)]
-    assert np.mean(error_on_the_largest(bent)[1]) == pytest.approx(-0.05, abs=0.01)
+    assert np.mean(error_on_largest_size(bent)[1]) == pytest.approx(-0.05, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_a_law_is_checked_against_the_size_it_has_not_seen() -> None:
 )
 def test_what_the_data_cannot_tell_is_refused(points: list[Point], said: str) -> None:
     with pytest.raises(UndeterminedLaw, match=said):
-        fit(points)
+        fit_law(points)
 
 
 def test_compute_alone_needs_three_of_it() -> None:
     with pytest.raises(UndeterminedLaw, match="the same compute"):
-        fit([Point(n, 1e18 / n, 3.0) for n in SIZES], "compute")
+        fit_law([Point(n, 1e18 / n, 3.0) for n in SIZES], "compute")
     with pytest.raises(UndeterminedLaw, match="2 runs"):
-        fit([Point(1e8, 1e9, 3.0), Point(1e9, 1e10, 2.5)], "compute")
+        fit_law([Point(1e8, 1e9, 3.0), Point(1e9, 1e10, 2.5)], "compute")
 
 
 def test_hoffmanns_first_two_ways_find_the_exponent() -> None:
@@ -139,17 +139,17 @@ def test_hoffmanns_first_two_ways_find_the_exponent() -> None:
         for c in (1e18, 1e19, 1e20)
         for n in np.geomspace(0.3, 3, 7) * BESIROGLU.optimum(c)[0]
     ]
-    coefficient, found = best_size.isoflop(equal)
+    coefficient, found = best_size.fit_isoflop(equal)
     assert found == pytest.approx(exponent, abs=0.005)
     assert coefficient * 1e19**found == pytest.approx(BESIROGLU.optimum(1e19)[0], rel=0.03)
     curves = [
         Point(n, d, BESIROGLU.loss(n, d)) for n in np.geomspace(3e6, 3e9, 25) for d in np.geomspace(1, 300, 60) * n
     ]
-    assert best_size.envelope(curves)[1] == pytest.approx(exponent, abs=0.05)
+    assert best_size.fit_envelope(curves)[1] == pytest.approx(exponent, abs=0.05)
     with pytest.raises(UndeterminedLaw, match="three sizes"):
-        best_size.envelope([point for point in curves if point.n < 4e6])
+        best_size.fit_envelope([point for point in curves if point.n < 4e6])
     with pytest.raises(UndeterminedLaw, match="best size inside"):
-        best_size.isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
+        best_size.fit_isoflop([point for point in equal if point.n < BESIROGLU.optimum(point.compute)[0]])
 
 
 def finished(folder: Path, tokens: int, corpora: str = "pydocs", size: str = "nano", schedule: str = "cosine") -> Path:
@@ -209,7 +209,7 @@ def test_points_of_one_run_are_not_taken_for_independent_ones() -> None:
     points = [replace(point, run=str(i)) for i, point in enumerate(simulated(BESIROGLU.loss, 0.003))]
 
     def width(points: list[Point]) -> float:
-        low, high = fit(points, resamples=60).interval(lambda values: values["alpha"])
+        low, high = fit_law(points, resamples=60).interval(lambda values: values["alpha"])
         return high - low
 
     assert width(points * 2) == pytest.approx(width(points), rel=1e-3)

@@ -189,15 +189,17 @@ def test_the_manual_shows_this_calibration() -> None:
 def test_the_coverage_of_an_interval_is_that_of_rows_which_had_no_part_in_it() -> None:
     rng = np.random.default_rng(1)
     ratio = rng.normal(1, 0.1, 400)
-    assert calibrate._coverage(range(400), ratio) == pytest.approx(0.8, abs=0.05)
+    assert calibrate._held_out_coverage(range(400), ratio) == pytest.approx(0.8, abs=0.05)
     # two groups that lie apart: each is outside of what the other shows, though one interval of both holds four in five
     apart = np.concatenate([rng.normal(1, 0.01, 50), rng.normal(2, 0.01, 50)])
-    assert calibrate._coverage([0] * 50 + [1] * 50, apart) == 0
+    assert calibrate._held_out_coverage([0] * 50 + [1] * 50, apart) == 0
 
 
 def test_final_round_shapes_are_predicted_by_weights_that_never_saw_them() -> None:
     group = "Megatron-DeepSpeed, a100-80"
-    rows = [row for row in calibrate.published_rows() if row.seconds and row.group == group and not row.is_check]
+    rows = [
+        row for row in calibrate.published_rows() if row.seconds and row.stack_and_gpu == group and not row.is_check
+    ]
     predicted = calibrate.held_out_predictions(rows, calibrate.HOLD_OUT[group])
     errors = sorted(abs(p / (row.seconds or 1) - 1) for p, row in zip(predicted, rows, strict=True))
     assert len(rows) == 17 and errors[8] < 0.02 and errors[-1] < 0.10
@@ -228,9 +230,9 @@ def test_every_group_is_predicted_within_a_tenth_in_the_median() -> None:
 
 def test_two_gpus_of_a_node_without_a_switch_have_the_links_between_them_alone() -> None:
     """NVLink 2: 25 GB/s a link, two of six to each other GPU of four. MI300X: 64 GB/s to each of seven."""
-    assert GPUS["v100-32"].link_among(2) == 50e9 and GPUS["v100-32"].link_among(4) == 150e9
-    assert GPUS["mi300x"].link_among(2) == pytest.approx(64e9) and GPUS["mi300x"].link_among(8) == 448e9
-    assert GPUS["a100-80"].link_among(2) == GPUS["a100-80"].link_among(8) == 300e9
+    assert GPUS["v100-32"].group_bandwidth(2) == 50e9 and GPUS["v100-32"].group_bandwidth(4) == 150e9
+    assert GPUS["mi300x"].group_bandwidth(2) == pytest.approx(64e9) and GPUS["mi300x"].group_bandwidth(8) == 448e9
+    assert GPUS["a100-80"].group_bandwidth(2) == GPUS["a100-80"].group_bandwidth(8) == 300e9
     layout = Layout(8, 2, 1, 1, 512, 1, False)
     pair = predict_step(GPT3_1B3, layout, GPUS["v100-32"])
     assert pair.seconds == pytest.approx(39, rel=0.1)  # bigscience experiments/tr3m-1B3.md; 32 by a link of 150 GB/s

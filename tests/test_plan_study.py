@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ablations.__main__ import main
 from ablations.config import resolve
 from ablations.plan import power, site_speed
-from ablations.plan.command import parse_hardware, split_words
+from ablations.plan.command import parse_hardware, split_plan_options
 from ablations.plan.hardware import GPUS, find_gpu, gpu_of_device
-from ablations.plan.layouts import best_of_each_kind, fitting_layouts, rank_memory
-from ablations.plan.study_cost import detectable_text, figure, study_cost
+from ablations.plan.layouts import layouts_that_fit, layouts_to_show, memory_of_rank
+from ablations.plan.study_cost import cost_figure, detectable_text, study_cost
 from ablations.plan.throughput import Layout, Shape, predict_step
 from ablations.study import from_args
 from ablations.values import ConfigError
@@ -35,14 +35,14 @@ def no_disk_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
     """BigScience on 8 V100 of 32 GB: tensor parallel 1, no recomputation, 23 s; with recomputation 28 s; TP 2 39 s."""
     run = resolve([("size", "1b3"), ("train.precision", "fp16")])
-    found, _ = fitting_layouts([run], find_gpu("v100-32"), 8)
+    found, _ = layouts_that_fit([run], find_gpu("v100-32"), 8)
     assert found[0].layout.tp == 1 and not found[0].layout.recompute
     one = next(c for c in found if c.layout.micro_batch == 1 and c.layout.tp == 1 and not c.layout.recompute)
     assert one.seconds == pytest.approx(23, rel=0.1)
     again = min(candidate.seconds for candidate in found if candidate.layout.recompute and candidate.layout.tp == 1)
     assert again == pytest.approx(28, rel=0.12)
     assert min(candidate.seconds for candidate in found if candidate.layout.tp == 2) > 1.2 * found[0].seconds
-    assert not fitting_layouts([run], find_gpu("v100-16"), 1)[0]
+    assert not layouts_that_fit([run], find_gpu("v100-16"), 1)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,11 +54,11 @@ def test_the_layouts_of_the_1b3_are_those_that_were_found_best() -> None:
 def test_layouts_that_are_shown_fit_and_divide_the_batch(size: str, gpu: str, gpus: int) -> None:
     overrides = [("size", size)] if size.startswith("big") else [("size", size), ("train.precision", "bf16")]
     run = resolve(overrides)
-    found, reasons = fitting_layouts([run], find_gpu(gpu), gpus)
+    found, reasons = layouts_that_fit([run], find_gpu(gpu), gpus)
     assert found or reasons
-    for candidate in best_of_each_kind(found):
+    for candidate in layouts_to_show(found):
         layout = candidate.layout
-        assert rank_memory(run, layout) == candidate.gib < find_gpu(gpu).memory
+        assert memory_of_rank(run, layout) == candidate.gib < find_gpu(gpu).memory
         assert layout.dp * layout.tp == gpus and run.train.batch % (layout.dp * layout.micro_batch) == 0
         if run.train.ramp:
             assert run.train.ramp[0] % (layout.dp * layout.micro_batch) == 0
@@ -150,7 +150,7 @@ def test_a_full_disk_is_refused_where_the_runs_will_be(monkeypatch: pytest.Monke
 def test_at_1b3_published_noise_says_what_the_27_tasks_see() -> None:
     """Three standard errors of 41 hundredths of a point are not seen with two seeds; encoders and clocks have none."""
     study = from_args(["STUDY=position", "SIZE=1b3"])
-    least = power.detectable(0.27, 0.41, 4, 2)
+    least = power.detectable_difference(0.27, 0.41, 4, 2)
     assert f"it would see {least:.2g} points of their mean" in detectable_text(study) and "(assumed" in detectable_text(
         study
     )
@@ -226,7 +226,7 @@ def test_devices_are_known_by_what_torch_calls_them() -> None:
 
 
 def test_the_picture_says_what_costs_what() -> None:
-    drawn = figure(study_cost(from_args(WORDS), find_gpu("a100"), 64))
+    drawn = cost_figure(study_cost(from_args(WORDS), find_gpu("a100"), 64))
     for words in ("pos=alibi", "matrix products", "communication", "evaluation", "GPU-hours, all seeds"):
         assert words in drawn
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="12"', drawn)]
@@ -246,9 +246,9 @@ def test_hardware_is_named_in_several_ways() -> None:
     for text in ("0 h100", "-2x8 a100", "abacus", "8x8"):
         with pytest.raises(ConfigError):
             parse_hardware(text)
-    assert split_words(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
+    assert split_plan_options(["ON=a100", "POS=alibi"]) == ({"ON": "a100"}, ["POS=alibi"])
     with pytest.raises(ConfigError, match="twice"):
-        split_words(["ON=a100", "ON=h100"])
+        split_plan_options(["ON=a100", "ON=h100"])
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,14 @@ def test_power_is_the_mean_over_what_seeds_and_items_may_show(dof, items_dof):
 )
 def test_a_detectable_difference_does_not_depend_on_the_points_of_the_integral(noise, items_dof, expected):
     """Expected: with 1,000 points for the items. With few groups the difference is many times the noise."""
-    assert power.detectable(*noise, items_dof=items_dof) == pytest.approx(expected, rel=1e-5)
+    assert power.detectable_difference(*noise, items_dof=items_dof) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("arms, seeds, item_sd", [(2, 2, 0.0), (2, 3, 2.0), (4, 3, 2.0), (2, 5, 4.0)])
 def test_a_detectable_difference_is_detected_as_often_as_stated(arms, seeds, item_sd):
     """What `make plan` prints, against 1,500 studies with exactly that difference: 80 %, standard deviation 1 %."""
     items = sqrt(2 * item_sd**2 / 40)
-    least = power.detectable(1.0, items, arms, seeds)
+    least = power.detectable_difference(1.0, items, arms, seeds)
     found = studies(np.random.default_rng(13), arms, seeds, 40, 1.0, item_sd, 1500, effect=least)
     level = 0.05 / (arms - 1)
     assert np.mean([c.p <= level for c in found]) == pytest.approx(0.8, abs=0.035)
@@ -69,13 +69,13 @@ def test_few_groups_of_items_make_a_larger_difference_necessary(arms, seeds, ite
     """400,000 studies whose items' variance is estimated from few groups too, by the rule of the verdict."""
     rng, n = np.random.default_rng(5), 400_000
     dof, level, items = (arms - 1) * (seeds - 1), 0.05 / (arms - 1), 1.3
-    least = power.detectable(1.0, items, arms, seeds, items_dof=items_dof)
+    least = power.detectable_difference(1.0, items, arms, seeds, items_dof=items_dof)
     v1, v2 = 2 / seeds, items**2
     shown = rng.normal(least, sqrt(v1 + v2), n)
     seen1, seen2 = v1 * rng.chisquare(dof, n) / dof, v2 * rng.chisquare(items_dof, n) / items_dof
     t1, t2 = stats.t.isf(level / 2, dof), stats.t.isf(level / 2, items_dof)
     assert np.mean(abs(shown) > np.sqrt(t1**2 * seen1 + t2**2 * seen2)) == pytest.approx(0.8, abs=0.004)
-    assert least > 1.2 * power.detectable(1.0, items, arms, seeds)
+    assert least > 1.2 * power.detectable_difference(1.0, items, arms, seeds)
 
 
 @pytest.mark.parametrize(("factors", "seeds"), [(2, 3), (3, 2)])
@@ -87,20 +87,24 @@ def test_an_effect_of_a_factorial_is_detected_as_often_as_stated(factors, seeds)
     x = np.random.default_rng(factors).normal(size=(4000, arms, seeds))
     for effect in (0b01, 0b11):
         weights = np.array([list(design.coefficients(effect).values())])
-        least = power.detectable(1.0, 0.0, arms, seeds, tests, float((weights**2).sum()))
+        least = power.detectable_difference(1.0, 0.0, arms, seeds, tests, float((weights**2).sum()))
         estimates = x.mean(2) @ weights.T + least
         p = simulation.p_values(estimates, simulation.contrast_noise(x, weights))
         assert 0.74 < np.mean(p <= 0.05 / tests) < 0.82
         dof = (arms - 1) * (seeds - 1)
-        variance = simulation.residuals(x).sum(1, keepdims=True) / dof / seeds * (weights**2).sum()
+        variance = simulation.residual_squares(x).sum(1, keepdims=True) / dof / seeds * (weights**2).sum()
         pooled = simulation.Noise(variance, np.full((4000, 1), float(dof)))
         assert np.mean(simulation.p_values(estimates, pooled) <= 0.05 / tests) == pytest.approx(0.8, abs=0.02)
 
 
 def test_more_seeds_and_fewer_arms_see_more():
-    assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 2, 3) < power.detectable(1, 0.1, 2, 2)
-    assert power.detectable(1, 0.1, 2, 5) < power.detectable(1, 0.1, 3, 5) * 1.5
-    assert power.detectable(1, 0.1, 2, 1) == inf and power.detectable(0, 0, 2, 3) == 0
+    assert (
+        power.detectable_difference(1, 0.1, 2, 5)
+        < power.detectable_difference(1, 0.1, 2, 3)
+        < power.detectable_difference(1, 0.1, 2, 2)
+    )
+    assert power.detectable_difference(1, 0.1, 2, 5) < power.detectable_difference(1, 0.1, 3, 5) * 1.5
+    assert power.detectable_difference(1, 0.1, 2, 1) == inf and power.detectable_difference(0, 0, 2, 3) == 0
 
 
 def planned(size, tokens):
@@ -145,13 +149,13 @@ def test_plan_takes_the_noise_of_the_record_that_is_nearest(tmp_path):
     assert power.recorded_noise(planned("nano", 2 * 10**6), tmp_path)["record"] == "a"
     assert power.recorded_noise(planned("nano", 8 * 10**6), tmp_path)["record"] == "b"
     said = power.describe_detectable(planned("nano", 10**6), 2, 3, tmp_path)
-    assert f"{power.detectable(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
+    assert f"{power.detectable_difference(0.01, 0, 2, 3):.2g} bits/byte;" in said and "of a, 1,000,000 tokens" in said
     assert said.endswith("the items of bits/byte count as no noise there, so it takes more")
     crossed = power.describe_detectable(planned("nano", 10**6), 4, 3, tmp_path, tests=6, effects={"main effects": 1.0})
-    assert f"differences of {power.detectable(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
+    assert f"differences of {power.detectable_difference(0.01, 0, 4, 3, 6):.2g} bits/byte, main effects of" in crossed
     noise = {"zero-shot": {"seed_sd": 0.5, "items": 2.0, "items_dof": 0.6, "unit": "points"}}  # of few groups of items
     (tmp_path / "b" / "run.json").write_text(json.dumps({"size": "mini", "tokens": 10**6, "noise": noise}))
-    assert power.detectable(0.5, 2.0, 2, 3, items_dof=0.6) > 100  # points, of which a metric has no more
+    assert power.detectable_difference(0.5, 2.0, 2, 3, items_dof=0.6) > 100  # points, of which a metric has no more
     assert "differences of none in points (zero-shot);" in power.describe_detectable(
         planned("mini", 10**6), 2, 3, tmp_path
     )

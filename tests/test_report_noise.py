@@ -20,7 +20,7 @@ from eval.report.reading.runs import read_run
 from eval.report.request import parse_request
 from eval.report.sections.differences import largest_difference, noise_cells
 from eval.report.sections.overview import verdict_clauses
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import Variance
 from eval.statistics.verdicts import items_alone_leave_undecided, seeds_to_decide
 from tests.made_study import ARMS, Study, make, report, rewrite, section, shift, study, values  # noqa: F401  # a fixture
@@ -73,7 +73,7 @@ def test_the_items_are_paired(study, tmp_path):
 def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
     """With one degree of freedom a difference of 5.5 points may have an interval of 760."""
     half = stats.t.isf(0.025, 1) * 30.0
-    c = corrected_family({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
+    c = apply_holm_correction({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
     assert interval_text(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
     assert interval_text(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
     assert interval_text(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
@@ -308,7 +308,7 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     findings = gather_findings(study)
     c = findings.comparisons["bits/byte"]["pos=alibi"]
     noise = noise_for_planning(findings)["bits/byte"]
-    of_seeds, of_items = c.planning_noise
+    of_seeds, of_items = c.planning_variances
     assert noise["seed_sd"] == pytest.approx(of_seeds.variance**0.5) and noise["items"] == of_items.variance**0.5 > 0
     assert noise["items_dof"] == pytest.approx(3)
     hidden = replace(c, difference=0.99 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
@@ -340,6 +340,6 @@ def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
 def test_arms_that_are_undecided_for_the_same_reason_share_a_clause(tmp_path):
     findings = gather_findings(make(Study(tmp_path / "runs", arms=list(ARMS))))
     c = compare(0.001, Variance(1.0, 4), Variance(1.0, 3.0), independent=4)
-    findings.comparisons["zero-shot"].update(corrected_family({"pos=alibi": c, "pos=none": c}))
+    findings.comparisons["zero-shot"].update(apply_holm_correction({"pos=alibi": c, "pos=none": c}))
     words = "pos=alibi and pos=none are undecided: more seeds would not tell, more groups of items than these 4 would"
     assert verdict_clauses(findings, "zero-shot") == words

@@ -8,7 +8,7 @@ from eval.report.reading import expense
 from eval.report.record import write_record_files
 from eval.report.sections import published
 from eval.report.sections.scaling import power_law
-from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.verdicts import verdict
 from tests.made_study import FILES, section, study, values  # noqa: F401  # a fixture
 
@@ -26,7 +26,7 @@ def test_published_c4_and_pile_differ_by_less_than_the_noise():
     c, strata = published.task_difference("C4", "The Pile")
     assert c.difference == pytest.approx(0.21, abs=0.005) and c.noise == pytest.approx(0.41 * 2**0.5, abs=0.01)
     assert verdict(c, higher_is_better=True, digits=2).words == "undecided: one seed, within noise"
-    low, high = interval(bootstrap(strata, tasks=True), 27)
+    low, high = bootstrap_interval(bootstrap_differences(strata, tasks=True), 27)
     assert low < 0 < high
     # one run of each: a difference that the items do not explain is still no result
     assert verdict(published.task_difference("C4", "OSCAR v1")[0], True).words == "undecided: one seed, not replicated"

@@ -15,9 +15,9 @@ from eval.report.comparison.gather import gather_findings
 from eval.report.request import Request
 from eval.report.undecided import undecided_arms
 from eval.statistics import sequential
-from eval.statistics.comparison import compare, corrected_family
+from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
-from eval.statistics.sequential import alpha_levels, alpha_share
+from eval.statistics.sequential import alpha_share, interim_levels
 from eval.statistics.verdicts import seeds_cannot_decide, seeds_to_decide
 from launch import local
 from launch.local import run_until_decided
@@ -32,15 +32,15 @@ def test_what_normal_means_spend_by_each_look_is_what_is_allowed(most):
     """200,000 sums of normal results of known variance; standard error of a rate of 5 % is 0.05 %."""
     sums = np.random.default_rng(most).normal(size=(200_000, most)).cumsum(1)
     p = 2 * stats.norm.sf(abs(sums) / np.sqrt(np.arange(1, most + 1)))[:, 1:]
-    passed = np.logical_or.accumulate(p <= alpha_levels(0.05, most), axis=1).mean(0)
+    passed = np.logical_or.accumulate(p <= interim_levels(0.05, most), axis=1).mean(0)
     allowed = 0.05 * (np.arange(2, most + 1) / most) ** 2
     assert passed == pytest.approx(allowed, abs=0.0015)
 
 
 def test_levels_are_exact_to_three_digits(monkeypatch):
-    coarse = alpha_levels(0.04, 10)
+    coarse = interim_levels(0.04, 10)
     monkeypatch.setattr(sequential, "POINTS", 3201)
-    assert alpha_levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
+    assert interim_levels.__wrapped__(0.04, 10) == pytest.approx(coarse, rel=1e-3)
 
 
 def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypatch):
@@ -57,8 +57,8 @@ def test_levels_of_normal_means_alone_would_be_too_wide_for_students_t(monkeypat
 
 def test_there_is_no_look_before_the_second_seed_and_none_beyond_the_last():
     assert alpha_share(1, 10) == alpha_share(11, 10) == 0.0 and 0 < alpha_share(2, 10) < alpha_share(10, 10) < 1
-    c = corrected_family({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
-    assert not c.is_significant and not c.equivalent(1000.0) and c.threshold == np.inf
+    c = apply_holm_correction({"a": compare(99.0, Variance(1.0, 2), NO_ITEMS, share=0.0)})["a"]
+    assert not c.is_significant and not c.is_equivalent(1000.0) and c.threshold == np.inf
 
 
 def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivalence():
@@ -66,12 +66,12 @@ def test_a_look_has_its_share_of_the_level_in_p_in_the_threshold_and_in_equivale
     for part in (0.05, 0.4):
         edge = interval_half_width(part * LEVEL, seeds, NO_ITEMS)
         below, above = (
-            corrected_family({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001)
+            apply_holm_correction({"a": compare(edge * x, seeds, NO_ITEMS, share=part)})["a"] for x in (0.999, 1.001)
         )
         assert above.is_significant and not below.is_significant and above.threshold == pytest.approx(edge)
         inside = interval_half_width(2 * part * LEVEL, seeds, NO_ITEMS)
-        assert below.equivalent(below.difference + 1.001 * inside)
-        assert not below.equivalent(below.difference + 0.999 * inside)
+        assert below.is_equivalent(below.difference + 1.001 * inside)
+        assert not below.is_equivalent(below.difference + 0.999 * inside)
 
 
 def test_more_seeds_are_foreseen_by_the_levels_that_they_will_have():

@@ -203,7 +203,7 @@ def test_a_finished_run_that_cannot_be_judged_again_is_named_and_stops_no_other(
         mark_as_trained(cell.dir)
         (cell.dir / "eval.json").write_text("{}")
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     failures = sorted(local.run_study(study))
     assert [line.split(":")[0] for line in failures] == ["pos=alibi, seed 1", "pos=learned, seed 1"]
     assert all("has no run.json" in line for line in failures)
@@ -214,7 +214,7 @@ def test_notes_on_the_text_are_not_said_again_after_its_preparation_has_said_the
 ) -> None:
     note, epochs, caution = "note: web: größer", "web: 100.0% of 1M tokens is 0.5 epochs", "NOTE: judged elsewhere"
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: print(note))  # as python -m data.prepare does
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [epochs, note, caution])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [epochs, note, caution])
     monkeypatch.setattr(local, "finish_runs", lambda *_: [])
     assert local.run_study(from_args(["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={tmp_path}"])) == []
     said = capsys.readouterr().out
@@ -293,7 +293,7 @@ import signal, sys
 from launch import local
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests run under nohup
-local.prepare_missing_data, local.epochs_of_text, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
+local.prepare_missing_data, local.describe_epochs, local.runs_at_a_time = lambda *_: None, lambda _: [], lambda _: 1
 def finish(study, cell, phases, processes):
     cell.dir.mkdir(parents=True)
     processes.run([sys.executable, "-c", {LEAVES!r}, str(cell.dir), "{kind}"], cell.dir / "train.log", 1, 1)
@@ -401,7 +401,7 @@ def test_an_out_that_cannot_be_written_is_named_with_what_to_do(
     if os.geteuid() or os.system(f"mount -t tmpfs -o ro tmpfs {disk}"):
         pytest.skip("needs root to mount a file system")
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     try:
         words = ["POS=alibi", "SIZE=nano", "SEEDS=1", f"OUT={disk}"]
         assert from_plan(["status", *words]) == 0
@@ -512,7 +512,7 @@ def test_damage_is_named_and_takes_down_no_other_run(
 
     worked = []
     monkeypatch.setattr(local, "prepare_missing_data", lambda *_: None)
-    monkeypatch.setattr(local, "epochs_of_text", lambda _: [])
+    monkeypatch.setattr(local, "describe_epochs", lambda _: [])
     monkeypatch.setattr(
         local, "finish_run", lambda study, cell, phases, processes: worked.append(study.cells.index(cell))
     )

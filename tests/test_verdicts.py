@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.statistics.comparison import Comparison, compare, corrected_family, holm
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare, holm
 from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, item_variance, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from eval.statistics.seeds import arms_that_scatter_more, seed_variance
-from eval.statistics.verdicts import possible_places, verdict
+from eval.statistics.verdicts import possible_ranks, verdict
 from tests.test_noise import NO_ITEMS, table
 
 
@@ -22,10 +22,10 @@ def test_equivalence_is_two_one_sided_tests():
     for margin in (0.3, 0.99 * least, 1.01 * least, 3.0):
         lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
         upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
-        assert c.equivalent(margin) == (max(lower, upper) <= 0.05)
+        assert c.is_equivalent(margin) == (max(lower, upper) <= 0.05)
     assert verdict(c, True, 3, 3.0, "points") == ("equivalent", "equivalent within 3 points")
     assert verdict(c, True) == ("undecided", "undecided: within noise")
-    assert not c.equivalent(None) and not compare(0.0, None, NO_ITEMS).equivalent(9.0)
+    assert not c.is_equivalent(None) and not compare(0.0, None, NO_ITEMS).is_equivalent(9.0)
     real = compare(0.1, Variance(0.01**2, 8), NO_ITEMS)
     assert verdict(real, False, 3, 0.5).words == "worse by 0.100 (10 × noise, p < 0.0001), less than the margin"
 
@@ -39,7 +39,7 @@ def test_few_independent_items_give_no_verdict():
             not c.is_significant
             and verdict(c, False).words == f"undecided: {n} independent item{'s' * (n > 1)}, 3 are needed"
         )
-        both = corrected_family({"few": c, "enough": compare(0.5, seeds, Variance(0.0, 9.0))})
+        both = apply_holm_correction({"few": c, "enough": compare(0.5, seeds, Variance(0.0, 9.0))})
         assert not both["few"].is_significant and both["enough"].adjusted == pytest.approx(
             compare(0.5, seeds, Variance(0.0, 9)).p
         )
@@ -65,7 +65,7 @@ def test_holm():
     """Worked by hand: .005 x 4, .01 x 3, .03 x 2, .04 x 1, then none below the one before."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, nan, 0.6]) == pytest.approx([1.0, nan, 1.0], nan_ok=True)
-    both = corrected_family(
+    both = apply_holm_correction(
         {"a": compare(1.0, Variance(0.01, 4), NO_ITEMS), "b": compare(0.0, Variance(0.01, 4), NO_ITEMS)}
     )
     assert both["a"].adjusted == pytest.approx(2 * both["a"].p)
@@ -86,7 +86,7 @@ def test_verdicts_in_words():
         verdict(compare(3.0, Variance(0.25, 4), NO_ITEMS), True, 1).words
         == f"better by 3.0 (6 × noise, p = {by_t:.2g})"
     )
-    corrected = corrected_family(
+    corrected = apply_holm_correction(
         {"a": compare(3.0, Variance(0.25, 4), NO_ITEMS), "b": compare(0.1, Variance(0.25, 4), NO_ITEMS)}
     )
     assert verdict(corrected["a"], True, 1).words == f"better by 3.0 (6 × noise, p = {2 * by_t:.2g})"
@@ -108,7 +108,7 @@ def test_verdicts_in_words():
     )
     alone = compare(0.1, Variance(0.001, 4), NO_ITEMS)
     assert alone.p < 0.05 < 3 * alone.p  # real alone, not among three
-    three = corrected_family(
+    three = apply_holm_correction(
         {"a": alone, "b": compare(0, alone.seeds, NO_ITEMS), "c": compare(0, alone.seeds, NO_ITEMS)}
     )
     assert isinstance(three["a"], Comparison) and verdict(three["a"], True).words == "undecided: within noise"
@@ -121,24 +121,24 @@ def test_a_difference_of_several_counts_exactly_above_its_threshold():
     for _ in range(200):
         seeds = Variance(1.0, int(rng.integers(2, 12)))
         several = {str(i): compare(float(d), seeds, Variance(0.1, 50)) for i, d in enumerate(rng.normal(0, 5, 4))}
-        found = corrected_family(several)
+        found = apply_holm_correction(several)
         assert all(c.is_significant == (abs(c.difference) > c.threshold) for c in found.values())
         first = max(found.values(), key=lambda c: abs(c.difference))
         assert first.threshold == pytest.approx(interval_half_width(LEVEL / 4, seeds, Variance(0.1, 50)))
     alone = compare(1.0, seeds, NO_ITEMS)
-    assert corrected_family({"a": alone})["a"].threshold == alone.threshold
+    assert apply_holm_correction({"a": alone})["a"].threshold == alone.threshold
 
 
 def test_places_share_what_noise_does_not_tell_apart():
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
     counts = dict(zip(pairs, [False, True, True, True, False, True], strict=True))
-    assert possible_places({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
+    assert possible_ranks({"a": 1.0, "b": 2.0, "c": 9.0, "d": 3.0}, counts, higher_is_better=False) == {
         "a": "1–2",
         "b": "1–3",
         "c": "4",
         "d": "2–3",
     }
-    assert possible_places({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
+    assert possible_ranks({"a": 1.0, "b": 2.0}, {("a", "b"): True}, higher_is_better=True) == {"a": "2", "b": "1"}
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
@@ -149,11 +149,11 @@ def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
         (Variance(0.0, 2), Variance(0.0, 9)),
         (Variance(0.01, 2), Variance(0.1, 9)),
     ):
-        c = corrected_family({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
+        c = apply_holm_correction({"a": compare(0.0, seeds, items), "b": compare(-0.0, seeds, items)})["b"]
         assert c.p == 1.0 and not c.is_significant
         assert verdict(c, higher_is_better).words == "undecided: within noise"
     assert (
-        verdict(corrected_family({"a": compare(0.0, Variance(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind
+        verdict(apply_holm_correction({"a": compare(0.0, Variance(0.0, 2), NO_ITEMS)})["a"], True, margin=0.01).kind
         == "equivalent"
     )
 
@@ -161,7 +161,7 @@ def test_a_tie_is_no_verdict_even_where_nothing_scatters(higher_is_better):
 def test_results_that_are_equal_in_all_arms_and_seeds_have_no_verdict_and_no_arm_stands_out():
     results = {f"arm {i}": dict.fromkeys((1, 2, 3), 2.5) for i in range(4)}
     assert arms_that_scatter_more(results) == {} and seed_variance(results, "arm 1", "arm 0") == Variance(0.0, 6)
-    c = corrected_family({"a": compare(0.0, seed_variance(results, "arm 1", "arm 0"), NO_ITEMS)})["a"]
+    c = apply_holm_correction({"a": compare(0.0, seed_variance(results, "arm 1", "arm 0"), NO_ITEMS)})["a"]
     assert verdict(c, False).kind == "undecided"
 
 
@@ -176,4 +176,4 @@ def test_a_thousand_arms_are_judged():
         )
         for arm in [*list(results)[1:40], "999"]
     }
-    assert [arm for arm, c in corrected_family(compared).items() if c.is_significant] == ["999"]
+    assert [arm for arm, c in apply_holm_correction(compared).items() if c.is_significant] == ["999"]

@@ -1,8 +1,8 @@
 """Plans for budgets that are too small for studies at the usual model size (first_studies.STUDY_SIZE). For each study
-the plan gives the largest size that the budget pays for, and what a study at that size can tell about a larger model.
+the plan gives the largest size that the budget pays for, and the least difference that the study detects there.
 
-A budget that is an amount of core-hours, or of GPU-hours on named hardware, gets only this kind of plan. A budget of
-machines for a time is planned by decision.py, which also says what to train.
+A budget in core-hours, or in GPU-hours on named hardware, gets only this kind of plan. A budget of machines for a time
+is planned by decision.py, which also says what to train.
 """
 
 import math
@@ -35,8 +35,8 @@ NANO_TOKENS_PER_SECOND, TOTAL_OVER_TRAINING = 11_700.0, 1.45
 
 
 class Device(NamedTuple):
-    """A kind of device on which studies would run, a GPU or a CPU core: the unit in which its hours are counted, the
-    model sizes that are considered on it, and a function that gives the cost of a run."""
+    """The kind of device on which studies would run, a GPU or a CPU core: its model sizes, and a function for the cost
+    of a run."""
 
     unit: str  # "GPU-hours" or "core-hours"
     sizes: tuple[str, ...]  # names of sizes, the largest first
@@ -72,6 +72,7 @@ def gpu_device(gpu: GPU, per_node: int, longest: float = math.inf) -> Device:
     speed = site_speed.read_site_speed(gpu)
 
     def hours(run: Run) -> float:
+        """The GPU-hours of a run on one GPU, else on a node; inf where neither does."""
         for gpus in dict.fromkeys((1, per_node)):
             seconds, _ = training_time(run, gpu, gpus, speed)
             if math.isfinite(seconds) and seconds <= longest:
@@ -92,6 +93,7 @@ def core_device() -> Device:
     flops_per_second = NANO_TOKENS_PER_SECOND * flops_per_token(nano) / TOTAL_OVER_TRAINING
 
     def hours(run: Run) -> float:
+        """The core-hours of a run."""
         return run.tokens * flops_per_token(run.model) / flops_per_second / HOUR
 
     basis = (
@@ -102,9 +104,9 @@ def core_device() -> Device:
 
 
 def candidate_runs(device: Device) -> list[Run]:
-    """The runs of the baseline that are considered on a device, in order of size, the largest first. A run has
-    TOKENS_PER_PARAMETER training tokens per parameter, or its size's default number of tokens where that is smaller.
-    STUDY_SIZE comes twice: first with its default number of tokens."""
+    """The runs of the baseline from which a plan chooses, the largest size first. Each trains on TOKENS_PER_PARAMETER
+    tokens per parameter, or on the default tokens of its size where these are fewer. STUDY_SIZE is in the list twice:
+    with its default tokens, then with TOKENS_PER_PARAMETER."""
     runs = []
     for size in device.sizes:
         settings = [("size", size), ("train.precision", device.precision)]
@@ -118,9 +120,9 @@ def candidate_runs(device: Device) -> list[Run]:
 
 
 def affordable_studies(device: Device, hours: float) -> list[AffordableStudy]:
-    """The studies in ablations/studies that train decoders, each at the largest size that a budget pays for, sorted by
-    cost, the cheapest first. Studies that cost too much at every size are left out. `hours`: the budget, in the unit of
-    the device."""
+    """The studies in ablations/studies that train decoders, each at the largest size that a budget pays for. The
+    cheapest comes first. Studies that cost too much at every size are left out. `hours`: the budget, in the unit of the
+    device."""
     costs = [(run, device.hours(run)) for run in candidate_runs(device)]
     studies = []
     for name, arms in decoder_studies():
@@ -130,29 +132,29 @@ def affordable_studies(device: Device, hours: float) -> list[AffordableStudy]:
         fitting = ((run, cost) for run, cost in costs if cost * runs <= hours and run.tokens <= most_tokens)
         if largest := next(fitting, None):
             run, cost = largest
-            least, record = (None, "") if compares_text else least_detectable(run, arms)
+            least, record = (None, "") if compares_text else detectable_bits_per_byte(run, arms)
             studies.append(
                 AffordableStudy(name, run.size, run.train.tokens, arms, SEEDS, runs, cost * runs, least, record)
             )
     return sorted(studies, key=lambda study: study.hours)
 
 
-def least_detectable(run: Run, arms: int) -> tuple[float | None, str]:
-    """The least difference between arms that a study detects at the size of `run`, with SEEDS seeds of each arm, given
-    the noise in the record of an earlier study. Returns (difference in bits per byte, name of the record); (None, "")
-    where no record has the noise at this size and on the text that `study_command` names. `arms`: the number of arms,
-    the baseline included."""
+def detectable_bits_per_byte(run: Run, arms: int) -> tuple[float | None, str]:
+    """The least difference between arms that a study detects at the size of `run` with SEEDS seeds, by the noise in the
+    record of an earlier study. Returns (difference in bits per byte, name of the record). (None, "") where no record
+    has the noise at this size and on the text that `study_command` names. `arms`: the number of arms, the baseline
+    included."""
     record = power.recorded_noise(run, texts={"c4" if run.tokens > LARGEST_PYDOCS_RUN else run.data.corpus: ""})
     noise = record["noise"].get("bits/byte") if record else None
     if not record or not noise or record["other_text"]:
         return None, ""
     dof = noise.get("items_dof") or math.inf
-    return power.detectable(noise["seed_sd"], noise["items"], arms, SEEDS, items_dof=dof), record["record"]
+    return power.detectable_difference(noise["seed_sd"], noise["items"], arms, SEEDS, items_dof=dof), record["record"]
 
 
 def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str], str, float] | None:
     """The largest ladder that a budget pays for on CPU cores. A ladder is the same study at several sizes, extrapolated
-    to a larger size, the target.
+    to a larger target size.
 
     Args:
         device: the device; ladders are planned only for CPU cores.
@@ -160,8 +162,8 @@ def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str
         arms: the number of arms of the study, the baseline included.
 
     Returns:
-        (names of the sizes, the smallest first; name of the target; hours that the ladder takes). None where the budget
-        pays for no ladder, or the device is a GPU.
+        (names of the sizes, the smallest first; name of the target size; hours that the ladder takes). None where the
+        budget pays for no ladder, or the device is a GPU.
     """
     if device.sizes != CORE_SIZES:
         return None
@@ -175,15 +177,15 @@ def affordable_ladder(device: Device, hours: float, arms: int) -> tuple[list[str
 
 
 def add_studies(out: Document, device: Device, studies: list[AffordableStudy], hours: float, larger_model: str) -> None:
-    """Add to the document `out` a table of the studies that a budget pays for, and what they can and cannot tell about
-    a larger model.
+    """Add to the document `out` a table of the studies that a budget pays for, and notes on what they tell about a
+    larger model.
 
     Args:
         out: the document.
         device: the device on which the studies would run.
         studies: the studies, from `affordable_studies`; where the list is empty, the document says that no study fits.
         hours: the budget, in the unit of the device.
-        larger_model: the larger model in words, such as "a larger model".
+        larger_model: the name of the larger model in the text, such as "a larger model".
     """
     if not studies:
         out.add_text(
@@ -268,8 +270,8 @@ def document(budget: Budget, device: Device, hours: float) -> Document:
 
 
 def as_json(budget: Budget, device: Device, hours: float) -> dict[str, Any]:
-    """The studies that a budget pays for, as an object for FORMAT=json: {"budget": the user's text, "unit", "hours",
-    "studies": the fields of each `AffordableStudy` and its "command"}. `hours`: the budget, in the unit of the
-    device."""
+    """The studies that a budget pays for, as an object for FORMAT=json. Its keys are "budget" (the user's text),
+    "unit", "hours", and "studies": for each study the fields of `AffordableStudy` and its "command". `hours`: the
+    budget, in the unit of the device."""
     rows = [study._asdict() | {"command": study_command(study)} for study in affordable_studies(device, hours)]
     return {"budget": budget.text, "unit": device.unit, "hours": hours, "studies": rows}

@@ -1,4 +1,4 @@
-"""The compute-optimal number of parameters as a power law of the compute, fitted to training runs by the first two
+"""The compute-optimal number of parameters as a power law of compute, fitted to training runs. These are the first two
 approaches of Hoffmann et al. 2022: the envelope of training curves, and runs of equal compute (IsoFLOP). The third
 approach, a parametric law of the loss, is in ablations/plan/law_fit.py."""
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from ablations.plan.law_fit import Point, UndeterminedLaw
 
 
-def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
-    """Fit the compute-optimal number of parameters N for C FLOPs, N = coefficient x C^exponent, by Hoffmann's approach
-    1: divide the compute into bins, and take from the training curves the size with the least loss in each bin.
+def fit_envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
+    """Fit N = coefficient x C^exponent, the compute-optimal number of parameters N for C FLOPs, by Hoffmann's approach
+    1. It divides the compute into bins, and takes the size with the least loss in each bin.
 
     Args:
-        points: the parameters, tokens and loss at several moments in the training of each size.
-        bins: the number of bins, of equal width in log C. A bin whose best size is the smallest or largest size in it
-            is left out.
+        points: the loss at several moments in the training of each size.
+        bins: the number of bins, of equal width in log C. A bin is left out where its best size is the smallest or
+            largest one in it.
 
     Returns:
         (coefficient, exponent).
@@ -45,9 +45,9 @@ def envelope(points: Sequence[Point], bins: int = 12) -> tuple[float, float]:
     return float(math.exp(level)), float(slope)
 
 
-def isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
-    """Fit the compute-optimal number of parameters N for C FLOPs, N = coefficient x C^exponent, by Hoffmann's approach
-    2: group the runs by compute, and take the minimum of a parabola that is fitted to loss against log N in each group.
+def fit_isoflop(points: Sequence[Point], tolerance: float = 0.05) -> tuple[float, float]:
+    """Fit N = coefficient x C^exponent, the compute-optimal number of parameters N for C FLOPs, by Hoffmann's approach
+    2. It groups the runs by compute, fits a parabola to loss against log N in each group, and takes its minimum.
 
     Args:
         points: the finished runs. Groups with fewer than three sizes, or whose minimum is outside the range of their

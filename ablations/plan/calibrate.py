@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.plan.hardware import GPUS
-from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory
-from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_terms
+from ablations.plan.pipeline_memory import FITTED, memory_parts, memory_verdict, peak_memory, total_memory
+from ablations.plan.throughput import CALIBRATION, TERMS, Layout, Shape, step_time_terms
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 # The weights that the regularisation favours, which decide where the rows do not: matrix products at three quarters of
@@ -30,9 +30,8 @@ PRIOR_WEIGHT = 1e-4  # of the prior relative to one row; the best of 1e-3, 1e-4 
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published measurement of training speed and memory: the software stack, the GPU, the model shape, the
-    parallel layout, and what was measured."""
+class PublishedRow:
+    """One published measurement of training speed and memory, a row of published.csv."""
 
     stack: str
     gpu: str
@@ -46,7 +45,8 @@ class Row:
     is_check: bool  # never fitted: a row of other layouts and days, which shows how well the fit generalises
 
     @property
-    def group(self) -> str:
+    def stack_and_gpu(self) -> str:
+        """The group of rows that are fitted together, such as "llm-foundry, h100". All V100s count as one GPU."""
         return f"{self.stack}, {'v100' if self.gpu.startswith('v100') else self.gpu}"
 
     @property
@@ -57,10 +57,11 @@ class Row:
 
     @property
     def terms(self) -> list[float]:
-        return step_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
+        """The terms of a step's time, in the order of TERMS, before they are weighted."""
+        return step_time_terms(self.shape, self.layout, GPUS[self.gpu], self.flash)
 
 
-def published_rows() -> list[Row]:
+def published_rows() -> list[PublishedRow]:
     """Read the rows of published.csv."""
     rows = []
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
@@ -73,14 +74,14 @@ def published_rows() -> list[Row]:
             gib = float(line["gb"]) if fits and line["gb"] else None
             seconds = float(line["seconds"]) if line["seconds"] else None
             stack, gpu, source = line["stack"], line["gpu"], line["source"]
-            rows.append(Row(stack, gpu, shape, layout, flash, seconds, gib, fits, source, is_check))
+            rows.append(PublishedRow(stack, gpu, shape, layout, flash, seconds, gib, fits, source, is_check))
     return rows
 
 
-def fit_weights(rows: list[Row]) -> dict[str, float]:
-    """Fit the weights of the terms of a step's time to measured steps, by non-negative least squares of the relative
-    errors, with slight regularisation towards PRIOR. Returns {name in TERMS: weight}. `rows`: measurements with known
-    `seconds`."""
+def fit_weights(rows: list[PublishedRow]) -> dict[str, float]:
+    """Fit the weights of the terms of a step's time to measured steps. Non-negative least squares minimise the relative
+    errors, with a slight penalty on deviations from PRIOR. Returns {name in TERMS: weight}. `rows`: measurements with
+    known `seconds`."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -92,14 +93,13 @@ def fit_weights(rows: list[Row]) -> dict[str, float]:
     return {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
 
 
-def predicted_seconds(row: Row, weights: dict[str, float]) -> float:
-    """The seconds of a step that the weights predict for the model, layout and GPU of a row. `weights`: {name in TERMS:
-    weight}."""
+def predicted_seconds(row: PublishedRow, weights: dict[str, float]) -> float:
+    """The predicted seconds of a step for the model, layout and GPU of a row. `weights`: {name in TERMS: weight}."""
     return sum(weights[name] * value for name, value in zip(TERMS, row.terms, strict=True))
 
 
-def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[float]:
-    """The predicted seconds of a step for each row, by weights fitted without the rows of its group (cross-validation).
+def held_out_predictions(rows: list[PublishedRow], key: Callable[[PublishedRow], object]) -> list[float]:
+    """The predicted seconds of a step for each row, cross-validated: by weights fitted to the rows of all other groups.
     `key`: a function that gives the group of a row."""
     weights = {group: fit_weights([row for row in rows if key(row) != group]) for group in set(map(key, rows))}
     return [predicted_seconds(row, weights[key(row)]) for row in rows]
@@ -108,14 +108,15 @@ def held_out_predictions(rows: list[Row], key: Callable[[Row], object]) -> list[
 INTERVAL_QUANTILES = (0.1, 0.9)  # of actual / predicted seconds
 
 
-def _by_shape(row: Row) -> tuple[int, int]:
+def _layers_and_width(row: PublishedRow) -> tuple[int, int]:
+    """The group of a row: all rows of one model size."""
     return row.shape.layers, row.shape.hidden
 
 
 # {stack and GPU: a function that gives the group of a row}. All rows of a group are held out together: those of one
 # model shape in all its layouts; on V100s, where all rows have the same model, each row alone.
-HOLD_OUT: dict[str, Callable[[Row], object]] = {
-    "Megatron-DeepSpeed, a100-80": _by_shape,
+HOLD_OUT: dict[str, Callable[[PublishedRow], object]] = {
+    "Megatron-DeepSpeed, a100-80": _layers_and_width,
     "Megatron-DeepSpeed, v100": id,
     "llm-foundry, a100-40": lambda row: row.shape.hidden,
     "llm-foundry, a100-80": lambda row: row.shape.hidden,
@@ -123,10 +124,14 @@ HOLD_OUT: dict[str, Callable[[Row], object]] = {
 }
 
 
-def _coverage(keys: Sequence[object], ratio: Any) -> float:
-    """The cross-validated coverage of the prediction interval: the share of rows whose ratio is inside the interval
-    computed from the other groups. (The interval in calibration.json is computed from all rows, and contains 80% of
-    them by construction.) `keys`: the group of each row; `ratio`: [rows], measured / predicted seconds."""
+def _held_out_coverage(keys: Sequence[object], ratio: Any) -> float:
+    """The cross-validated coverage of the interval of measured / predicted seconds. It is the share of rows whose ratio
+    lies in the interval that the rows of all other groups give.
+
+    Args:
+        keys: the group of each row.
+        ratio: measured / predicted seconds, [rows].
+    """
     import numpy as np
 
     inside = []
@@ -140,9 +145,11 @@ def calibrate() -> dict[str, Any]:
     """Fit the models of step time and memory to the published measurements.
 
     Returns:
-        The content of calibration.json: {"memory": the result of `calibrate_memory`; "STACK, GPU": {"weights": the
-        fitted weights, "interval": [low, high] of measured / predicted seconds, which contains 80% of the rows,
-        "coverage held out", and numbers and errors of the held-out rows}}.
+        The content of calibration.json. "memory" has the result of `calibrate_memory`. Each group of rows, such as
+        "llm-foundry, h100", has {"weights": the fitted weights, "interval": [low, high] of measured / predicted
+        seconds, which contains 80% of the rows, "coverage held out": the result of `_held_out_coverage`, "rows": their
+        number, "sources"}. It also has the median error, largest error and rank correlation of held-out predictions,
+        and those of the rows that are never fitted ("checks").
     """
     import numpy as np
     from scipy.stats import spearmanr
@@ -151,41 +158,40 @@ def calibrate() -> dict[str, Any]:
     timed = [row for row in published_rows() if row.seconds and not row.is_check]
     checks = [row for row in published_rows() if row.is_check]
     for group, key in HOLD_OUT.items():
-        rows = [row for row in timed if row.group == group]
+        rows = [row for row in timed if row.stack_and_gpu == group]
         actual = np.array([row.seconds for row in rows])
         ratio = actual / np.array(held_out_predictions(rows, key))
         weights = fit_weights(rows)
-        check_ratio = np.array(
-            [(row.seconds or 1) / predicted_seconds(row, weights) for row in checks if row.group == group]
+        check_rows = [row for row in checks if row.stack_and_gpu == group]
+        check_actual = np.array([row.seconds for row in check_rows])
+        check_ratio = check_actual / np.array([predicted_seconds(row, weights) for row in check_rows])
+        interval_keys, interval_ratio = (
+            (list(map(_layers_and_width, check_rows)), check_ratio) if check_rows else (list(map(key, rows)), ratio)
         )
-        interval_rows = [row for row in checks if row.group == group] or rows
-        interval_ratio = check_ratio if len(check_ratio) else ratio
         low, high = np.quantile(interval_ratio, INTERVAL_QUANTILES)
-        interval_key = _by_shape if len(check_ratio) else key
         result[group] = {
             "weights": {name: round(weight, 4) for name, weight in weights.items()},
             "interval": [round(float(low), 3), round(float(high), 3)],
-            "coverage held out": round(_coverage([interval_key(row) for row in interval_rows], interval_ratio), 3),
+            "coverage held out": round(_held_out_coverage(interval_keys, interval_ratio), 3),
             "rows": len(rows),
             "median error": round(float(np.median(np.abs(1 / ratio - 1))), 4),
             "largest error": round(float(np.max(np.abs(1 / ratio - 1))), 3),
             "rank correlation": round(float(spearmanr(actual / ratio, actual)[0]), 3),
             "sources": sorted({row.source for row in rows}),
         }
-        if len(check_ratio):
-            seconds = np.array([row.seconds for row in checks if row.group == group])
+        if check_rows:
             result[group] |= {
-                "checks": len(check_ratio),
+                "checks": len(check_rows),
                 "median error of checks": round(float(np.median(np.abs(1 / check_ratio - 1))), 4),
-                "rank correlation of checks": round(float(spearmanr(seconds / check_ratio, seconds)[0]), 3),
+                "rank correlation of checks": round(float(spearmanr(check_actual / check_ratio, check_actual)[0]), 3),
             }
     return result
 
 
-def fit_memory(rows: list[Row]) -> dict[str, float]:
+def fit_memory(rows: list[PublishedRow]) -> dict[str, float]:
     """Fit the constants of the memory estimate to published measurements, by non-negative least squares of the relative
-    errors. Returns {name in FITTED: value}. The memory was read on the first node, which has the first pipeline stage
-    in Megatron's order of ranks, so the estimate for that stage is fitted. `rows`: measurements with known `gib`."""
+    errors. Returns {name in FITTED: value}. The measurements are of the first pipeline stage, since they were read on
+    the first node (Megatron's order of ranks). `rows`: measurements with known `gib`."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -202,8 +208,8 @@ def calibrate_memory() -> dict[str, Any]:
     errors = []
     for row in rows:
         fitted = fit_memory([another for another in rows if another is not row])
-        exact, *fitted_parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
-        total = exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
+        parts = memory_parts(row.shape, row.layout, row.flash, row.fp32_sums, last=False)
+        total = total_memory(parts, fitted)
         errors.append(abs(total / (row.gib or 1) - 1))
     errors.sort()
     return {
@@ -215,9 +221,9 @@ def calibrate_memory() -> dict[str, Any]:
 
 
 def transfer_error(source: str, target: str) -> tuple[float, float]:
-    """The error of predicting the step times on one GPU by weights fitted to rows of another GPU, both from
-    llm-foundry. Returns (median relative error, median of predicted / measured). `source`: the GPU whose rows are
-    fitted; `target`: the GPU whose step times are predicted."""
+    """The error of step times on one GPU that are predicted by weights fitted to another GPU (rows of llm-foundry).
+    Returns (median relative error, median of predicted / measured). `source`: the GPU whose rows are fitted; `target`:
+    the GPU whose step times are predicted."""
     import numpy as np
 
     timed = [row for row in published_rows() if row.seconds and row.stack == "llm-foundry"]

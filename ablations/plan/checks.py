@@ -13,11 +13,13 @@ from ablations.study import ROOT, Study
 from ablations.values import ConfigError
 
 
-def check_request(study: Study) -> None:
-    """Check that the file of NOISE_FLOOR is of the study's baseline, that tokenizers given as files can be read, that
-    the evaluation tasks in TASKS and GLUE_TASKS exist, and, where EXPORT is asked for, that every arm can be exported.
-    The data of the tasks is not checked, since the plan may be for another machine. Raises ConfigError with the reason
-    where a check fails."""
+def check_study_inputs(study: Study) -> None:
+    """Check what a study needs besides its configuration. Raises ConfigError with the reason where a check fails.
+
+    The checks: NOISE_FLOOR is of the study's baseline, tokenizer files can be read, the tasks in TASKS and GLUE_TASKS
+    exist, and with EXPORT every arm can be exported. The data of the tasks is not checked, since the plan may be for
+    another machine.
+    """
     from data.tokenizer import read_tokenizer
 
     check_same_baseline(study.criteria.noise_floor, study.base)

@@ -1,10 +1,12 @@
 """`make plan` with ON= or BUDGET=: what a study costs on given hardware, and what a budget can train.
 
-make plan STUDY=position SIZE=1b3 ON=a100             one node for each run; ON="8x8 a100": eight nodes of eight
-make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"      and its share of the budget
-make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      report.md and report.html: what to train
-make plan BUDGET="..." NEED=300B-400B                 tokens that the model must see; by default BigScience's number
-make plan BUDGET="500 GPU-hours, a100"                the studies that it pays for, and their sizes; "40 core-hours" too
+make plan STUDY=position SIZE=1b3 ON=a100             the cost of a study with one node for each run
+make plan STUDY=position SIZE=1b3 ON="8x8 a100"       the same with eight nodes of eight GPUs for each run
+make plan STUDY=position SIZE=1b3 ON=a100 BUDGET="18 weeks, 52x8 A100-80, 4 spare"    also the share of the budget
+make plan BUDGET="18 weeks, 52x8 A100-80, 4 spare" TO=folder      what to train, as report.md and report.html
+make plan BUDGET="..." NEED=300B-400B                 the tokens to train on; by default BigScience's number
+make plan BUDGET="500 GPU-hours, a100"                the studies that it pays for, and their sizes
+make plan BUDGET="40 core-hours"                      the same for CPU cores
 """
 
 import os
@@ -14,7 +16,7 @@ import sys
 from pathlib import Path
 
 from ablations import answers
-from ablations.plan.checks import check_request
+from ablations.plan.checks import check_study_inputs
 from ablations.plan.hardware import GPU, find_gpu
 from ablations.plan.resources import (
     MOST_GPUS,
@@ -22,9 +24,9 @@ from ablations.plan.resources import (
     SCALES,
     Budget,
     amount_text,
-    check_text,
+    check_word_value,
     parse_budget,
-    positive_number,
+    parse_positive_number,
 )
 from ablations.study import from_args
 from ablations.values import ConfigError, short_number, unknown_choice_error
@@ -36,10 +38,9 @@ PRICES = (1e-3, 1e5)  # the least and the highest price of a GPU-hour; others ar
 LEAST_TOKENS = 1e6  # fewer are taken for a typing error: a missing unit
 
 
-def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Divide NAME=VALUE words into options of the plan (OPTIONS) and words that describe the study. Returns ({name of
-    the option: value}, the study's words, unchanged). Raises ConfigError where an option is given twice or has no
-    value."""
+def split_plan_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate the plan's own options from the words that describe the study. Returns ({name in OPTIONS: value}, the
+    study's words, unchanged). Raises ConfigError where an option is given twice or has no value."""
     options: dict[str, str] = {}
     study_words = []
     for word in words:
@@ -59,7 +60,7 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
     """Parse the value of ON=, the hardware of one run. Returns (the kind of GPU, the total number of GPUs). "a100" is
     one node of A100s, "8x8 a100" eight nodes of eight GPUs, "4 h100" four H100s. Raises ConfigError where the hardware
     is unknown, or a number is not above 0 or too large."""
-    check_text(text, "ON")
+    check_word_value(text, "ON")
     match = re.fullmatch(r"(?:(-?\d+)\s*[x×*]\s*)?(?:(-?\d+)\s+)?(\S.*)", text.strip())
     assert match  # any text without spaces around it is at least a name
     gpu = find_gpu(match[3])
@@ -72,11 +73,10 @@ def parse_hardware(text: str) -> tuple[GPU, int]:
 
 
 def plan_for_other_hardware(words: list[str]) -> int | None:
-    """Print the plan for other hardware than this machine: for the hardware in ON= or the budget in BUDGET=. Returns
-    the exit code; None where `words` have none of the OPTIONS, so that the plan is for this machine. Raises ConfigError
-    where a word or value is not allowed; the message says what is allowed. `words`: the NAME=VALUE words of the
-    command."""
-    options, study_words = split_words(words)
+    """Print the plan for the hardware in ON= or the budget in BUDGET=. Returns the exit code; None where `words` have
+    none of the OPTIONS, and the plan is for this machine. Raises ConfigError where a word or value is not allowed.
+    `words`: the NAME=VALUE words of the command."""
+    options, study_words = split_plan_options(words)
     if not options:
         return None
     answer_format = options.get("FORMAT", "table")
@@ -85,7 +85,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
     budget = parse_budget(options["BUDGET"]) if "BUDGET" in options else None
     price = None
     if "PRICE" in options:
-        price = positive_number(options["PRICE"], "PRICE")
+        price = parse_positive_number(options["PRICE"], "PRICE")
         if not PRICES[0] <= price <= PRICES[1]:
             raise ConfigError(f"PRICE={options['PRICE']}: a GPU-hour costs {PRICES[0]:g} to {PRICES[1]:g} here")
         if budget is None or budget.kind != "money":
@@ -114,7 +114,7 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
     hours = budget.gpu_hours(price) if budget else None
     os.environ["MEGAHOUR_GPU"] = "1"  # precision and size are resolved as on a machine with a GPU
     study = from_args(study_words)
-    check_request(study)
+    check_study_inputs(study)
     answer = study_cost.study_cost(study, gpu, gpus)
     if hours is not None and answer.most_gpu_hours > hours:
         cost, limit = amount_text(answer.most_gpu_hours), amount_text(hours)
@@ -124,9 +124,9 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
         print(answers.json_answer("study-cost", answer.as_json(hours)))
     elif answer_format == "svg":
         from ablations.drawing import combined_figures
-        from ablations.plan.schedules import figure
+        from ablations.plan.schedules import learning_rate_figure
 
-        print(combined_figures([study_cost.figure(answer), figure(answer.study)]), end="")
+        print(combined_figures([study_cost.cost_figure(answer), learning_rate_figure(answer.study)]), end="")
     else:
         print(*study_cost.cost_lines(answer, hours), sep="\n")
     if answer_format != "table":  # a table ends with them
@@ -136,24 +136,21 @@ def plan_for_other_hardware(words: list[str]) -> int | None:
 
 
 def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, price: float | None) -> int:
-    """Write and print the document on what to train with a budget. Where the budget is an amount of hours or money on
-    named hardware, the document is on the studies that it pays for.
+    """Write and print the document on what to train with a budget. For an amount of hours or money on named hardware,
+    the document is on the studies that it pays for. Returns the exit code, 0.
 
     Args:
         budget: the budget.
-        options: {name: value} of the words in OPTIONS.
+        options: {name in OPTIONS: value}.
         answer_format: the value of FORMAT; with "json" an object is printed, and no file is written.
         price: the price of a GPU-hour where the budget is money, else None.
-
-    Returns:
-        The exit code, 0.
     """
     from ablations.plan import affordable, decision, decision_report
     from ablations.plan.document import make_folder
 
     if answer_format == "svg":
         raise ConfigError("FORMAT=svg is for a study on hardware; the figures of a decision are written with it")
-    token_range = _token_range(options["NEED"]) if "NEED" in options else None
+    token_range = _parse_token_range(options["NEED"]) if "NEED" in options else None
     if answer_format == "json" and "TO" in options:
         raise ConfigError("TO is where the report is written; FORMAT=json writes none")
     device = affordable.budget_device(budget)
@@ -171,7 +168,7 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
             return 0
         document = affordable.document(budget, device, hours)
     else:
-        answer = decision.decide(budget, token_range)
+        answer = decision.decide_what_to_train(budget, token_range)
         if answer_format == "json":
             print(answers.json_answer("budget-plan", command | decision.as_json(answer)))
             return 0
@@ -182,15 +179,15 @@ def _plan_budget(budget: Budget, options: dict[str, str], answer_format: str, pr
     return 0
 
 
-def _token_range(text: str) -> tuple[float, float]:
+def _parse_token_range(text: str) -> tuple[float, float]:
     """Parse the value of NEED=, a range of training tokens such as "300B-400B". Returns (least, most). A single number
     stands for the range from number / 1.1 to number x 1.1. Raises ConfigError for other texts, and for numbers out of
     bounds."""
-    check_text(text, "NEED")
+    check_word_value(text, "NEED")
     parts = [part.strip() for part in text.split("-")]
     if len(parts) > 2 or not all(re.fullmatch(r"\d[\d._]*(e\+?\d+)?\s*[kmbt]?", part, re.I) for part in parts):
         raise ConfigError(f"NEED={text!r}: tokens are needed, from and to or one number, e.g. NEED=300B-400B")
-    amounts = [_tokens(part, f"NEED={text!r}") for part in parts]
+    amounts = [_parse_tokens(part, f"NEED={text!r}") for part in parts]
     if max(amounts) > MOST_TOKENS:
         raise ConfigError(
             f"NEED={text!r}: more than {short_number(MOST_TOKENS)} tokens, which is more text than there is"
@@ -202,8 +199,8 @@ def _token_range(text: str) -> tuple[float, float]:
     return (min(amounts), max(amounts)) if len(parts) == 2 else (amounts[0] / 1.1, amounts[0] * 1.1)
 
 
-def _tokens(text: str, word: str) -> float:
-    """The number of tokens in a text such as "300B". `word`: the NAME=VALUE word that contains the text, for the error
+def _parse_tokens(text: str, word: str) -> float:
+    """Parse a number of tokens such as "300B". `word`: the NAME=VALUE word that contains the text, for the error
     message. Raises ConfigError where the text has no number above 0."""
     number = text.rstrip("kmbtKMBT ")
-    return positive_number(number, word) * SCALES[text[len(number) :].strip().lower()]
+    return parse_positive_number(number, word) * SCALES[text[len(number) :].strip().lower()]

@@ -1,8 +1,8 @@
 """What to train with a budget of machines for a time: the model shape, the number of tokens, and the ablations to run
-first. Counterpart of the last section of "What Language Model to Train if You Have One Million GPU Hours?"
-(BigScience). decision_report.py writes the document.
+first. It answers the question of BigScience's paper "What Language Model to Train if You Have One Million GPU Hours?".
+decision_report.py writes the document.
 
-The document gives the kind of source of every number. Measured: on this site. Published: in a source that was read.
+The document names the kind of source of every number. Measured: on this site. Published: in a source that was read.
 Secondary: as others quote the source. Unverified: recalled, not read. Assumed: chosen by this project. Computed: from
 other numbers.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.plan import affordable, published_laws, shapes
-from ablations.plan.first_studies import STUDY_SHARE, first_studies
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, simulate
+from ablations.plan.first_studies import STUDY_SHARE, ranked_studies
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, UnreliableCluster, simulate_job
 from ablations.plan.resources import PF_DAY, TIMES, Budget, Cluster
 from ablations.values import ConfigError
 
@@ -31,9 +31,11 @@ MOST_FAILURES = 20_000  # in all histories together; large clusters get fewer an
 
 @dataclass(frozen=True)
 class Timeline:
-    """How a long training job on a cluster with failures spends its time, by simulation. `shares`: {use: mean share of
-    the time} for the uses "trained", "saving", "waiting" ..., and the mean number of "failures"; `low`, `high`: the
-    10th and 90th percentile of the share that is trained."""
+    """The simulated use of the time of a long training job on a cluster with failures.
+
+    `shares`: the mean share of the time for "trained", "saving", "redone", "detecting", "restarting" and "waiting"; and
+    under "failures" their mean number. `low`, `high`: the 10th and 90th percentile of the share "trained".
+    """
 
     shares: dict[str, float]
     interval: float  # seconds between saves
@@ -44,13 +46,13 @@ class Timeline:
 
 def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
     """Simulate a long training job on a cluster that fails at BLOOM's published rate. `machines`: the cluster and the
-    time; `spare`: the number of spare nodes, in place of `machines.spare`; all other nodes train."""
+    time; `spare`: the number of spare nodes, in place of the cluster's own. All other nodes train."""
     working = machines.nodes - spare
     cluster = UnreliableCluster(nodes=working, spares=spare, node_mtbf=NODE_MTBF["BLOOM"], **ASSUMED)
     failure_interval = cluster.mtbf + cluster.detect + cluster.restart
     histories = max(LEAST_HISTORIES, min(HISTORIES, int(MOST_FAILURES / (machines.seconds / failure_interval))))
     seconds = min(machines.seconds, MOST_FAILURES / LEAST_HISTORIES * failure_interval)
-    runs = [simulate(cluster, seconds, cluster.save_interval, seed) for seed in range(histories)]
+    runs = [simulate_job(cluster, seconds, cluster.save_interval, seed) for seed in range(histories)]
     trained = sorted(run["trained"] for run in runs)
     shares = {key: sum(run[key] for run in runs) / histories for key in runs[0]}
     shares["failures"] *= machines.seconds / seconds
@@ -59,12 +61,11 @@ def simulate_timeline(machines: Cluster, spare: int) -> Timeline:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """The time that training on a number of tokens takes on the whole cluster, failures included, with the ends of its
-    interval."""
+    """The predicted time of training on the planned tokens with the whole cluster, failures included."""
 
     tokens: float
     seconds: float  # the mean
-    slow: float  # seconds at the low end of `Decision.tokens_in_time`
+    slow: float  # seconds at the low end of `Decision.trainable_tokens`
     fast: float  # seconds at its high end
     gpu_hours: float  # for the mean time
 
@@ -72,7 +73,7 @@ class PlannedTraining:
 @dataclass(frozen=True)
 class Optimum:
     """The numbers of parameters and tokens with the least loss at the budget's compute, by one published law. `low`,
-    `high`: the range of the number of parameters that follows from the rounding of the law's printed constants."""
+    `high`: the range of `parameters` when the law's constants vary within the rounding of their printed digits."""
 
     law: published_laws.PublishedLaw
     parameters: float
@@ -83,8 +84,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to train with a budget, and the numbers that led to it. `decide` makes it; ablations/plan/decision_report.py
-    writes the document."""
+    """What to train with a budget, and the numbers that led to it. `decide_what_to_train` makes it."""
 
     budget: Budget
     machines: Cluster
@@ -97,21 +97,21 @@ class Decision:
     reason: str  # why there are no candidates; "" where there are some
     timeline: Timeline
     timeline_without_spares: Timeline  # if all nodes worked
-    studies: list[dict[str, Any]]  # the rows of `first_studies.first_studies`
+    studies: list[dict[str, Any]]  # the rows of `ranked_studies`
     study_basis: str  # where the GPU-hours of `studies` are from, as text
 
     @property
     def chosen(self) -> shapes.ShapeCandidate | None:
-        """The fastest candidate shape that is not rejected; None where every candidate is rejected, there are no
-        candidates, or failures leave no time to train."""
+        """The fastest candidate shape that is not rejected. None where there is no such candidate, or failures leave no
+        time to train."""
         if not self.timeline.shares["trained"]:
             return None
         return next((candidate for candidate in self.candidates if not candidate.rejected), None)
 
-    def tokens_in_time(self, candidate: shapes.ShapeCandidate) -> tuple[float, float, float]:
-        """The number of tokens on which the candidate can train in the whole time of the budget, at its predicted speed
-        and with simulated failures: (mean, low end, high end). The ends combine the 80% interval of the step time with
-        the 10th and 90th percentile of the simulated share of time that is trained."""
+    def trainable_tokens(self, candidate: shapes.ShapeCandidate) -> tuple[float, float, float]:
+        """The number of tokens on which a candidate can train in the whole time of the budget, failures included:
+        (mean, low end, high end). The ends combine the 80% interval of the step time with the 10th and 90th percentile
+        of the simulated share of time that is trained."""
         step = candidate.step
         token_seconds = candidate.layout.batch * shapes.SEQ * self.machines.seconds
         return (
@@ -121,35 +121,35 @@ class Decision:
         )
 
     def planned_tokens(self, candidate: shapes.ShapeCandidate) -> float:
-        """The number of tokens to train the candidate on: the number that the planned FLOPs allow at its size, limited
-        to what it can train on in the time that the ablations leave, with the safety margin SAFETY_FACTOR."""
-        ablations = sum(entry["gpu_hours"] for entry in [*self.first_studies, *self.unknown_studies])
+        """The number of tokens to train a candidate on. It is what the planned FLOPs allow, or what the time after the
+        ablations allows (with the safety margin SAFETY_FACTOR), whichever is less."""
+        ablations = sum(entry["gpu_hours"] for entry in [*self.studies_to_run_first, *self.studies_of_unknown_effect])
         time_share = SAFETY_FACTOR * (1 - ablations / self.machines.gpu_hours)
-        return min(self.compute / (6 * candidate.shape.parameters), self.tokens_in_time(candidate)[0] * time_share)
+        return min(self.compute / (6 * candidate.shape.parameters), self.trainable_tokens(candidate)[0] * time_share)
 
-    def training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
-        """The time that the candidate takes to train on its `planned_tokens`."""
+    def planned_training(self, candidate: shapes.ShapeCandidate) -> PlannedTraining:
+        """The time that a candidate takes to train on its `planned_tokens`."""
         tokens = self.planned_tokens(candidate)
         mean, slow, fast = (
             tokens / possible * self.machines.seconds if possible else math.inf
-            for possible in self.tokens_in_time(candidate)
+            for possible in self.trainable_tokens(candidate)
         )
         return PlannedTraining(tokens, mean, slow, fast, mean / self.machines.seconds * self.machines.gpu_hours)
 
     @property
-    def first_studies(self) -> list[dict[str, Any]]:
-        """The studies to run first: those that can detect their published effect, and that the share STUDY_SHARE of the
-        budget still pays for after the rows before them. Rows of `first_studies.first_studies`."""
+    def studies_to_run_first(self) -> list[dict[str, Any]]:
+        """The studies that can detect their published effect and fit into the share of the budget for ablations: rows
+        of `ranked_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["sees"]]
 
     @property
-    def unknown_studies(self) -> list[dict[str, Any]]:
-        """The studies without a published effect that the share STUDY_SHARE of the budget still pays for after the rows
-        before them. Rows of `first_studies.first_studies`."""
+    def studies_of_unknown_effect(self) -> list[dict[str, Any]]:
+        """The studies without a published effect that fit into the share of the budget for ablations: rows of
+        `ranked_studies`."""
         return [entry for entry in self.studies if entry["within"] and entry["effect"] is None]
 
     @property
-    def study_hours(self) -> float:
+    def study_gpu_hours_limit(self) -> float:
         """The most GPU-hours that all ablations together may take: the share STUDY_SHARE of the budget."""
         return STUDY_SHARE * self.machines.gpu_hours
 
@@ -161,32 +161,34 @@ class Decision:
 
     @property
     def smaller_studies(self) -> list[affordable.AffordableStudy]:
-        """The studies that cost more than `study_hours` at STUDY_SIZE, each at the largest size at which it costs less.
-        Studies that cost more at every size are left out."""
-        too_expensive = {entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_hours}
+        """The studies that cost more than `study_gpu_hours_limit` at STUDY_SIZE, each at the largest size that costs
+        less. Studies that cost more at every size are left out."""
+        too_expensive = {
+            entry["study"] for entry in self.studies if not entry["gpu_hours"] <= self.study_gpu_hours_limit
+        }
         if not too_expensive:
             return []
-        affordable_studies = affordable.affordable_studies(self.device, self.study_hours)
+        affordable_studies = affordable.affordable_studies(self.device, self.study_gpu_hours_limit)
         return [study for study in affordable_studies if study.study in too_expensive]
 
     @property
     def gpu_hours_by_use(self) -> dict[str, float]:
-        """The GPU-hours of the budget by use: {"training", "ablations first", "ablations of unknown effect", "left":
-        GPU-hours}. The four add up to the budget."""
+        """The GPU-hours of the budget by use, {use: GPU-hours}. The uses are "training", "ablations first", "ablations
+        of unknown effect" and "left"; they add up to the budget."""
         hours = {
-            "training": self.training(self.chosen).gpu_hours if self.chosen else 0.0,
-            "ablations first": sum(entry["gpu_hours"] for entry in self.first_studies),
-            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.unknown_studies),
+            "training": self.planned_training(self.chosen).gpu_hours if self.chosen else 0.0,
+            "ablations first": sum(entry["gpu_hours"] for entry in self.studies_to_run_first),
+            "ablations of unknown effect": sum(entry["gpu_hours"] for entry in self.studies_of_unknown_effect),
         }
         return hours | {"left": self.machines.gpu_hours - sum(hours.values())}
 
 
-def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
+def decide_what_to_train(budget: Budget, tokens: tuple[float, float] | None = None) -> Decision:
     """Decide what to train with a budget.
 
     Args:
         budget: a cluster for a time.
-        tokens: (least, most) training tokens that the model needs; None: the range from `default_token_range`.
+        tokens: (least, most) training tokens that the model needs; None: `default_token_range`.
 
     Raises:
         ConfigError: the budget is an amount, not a cluster for a time.
@@ -223,16 +225,19 @@ def decide(budget: Budget, tokens: tuple[float, float] | None = None) -> Decisio
         reason,
         simulate_timeline(machines, machines.spare),
         simulate_timeline(machines, 0),
-        *first_studies(machines),
+        *ranked_studies(machines),
     )
 
 
 def default_token_range(compute: float) -> tuple[tuple[float, float], str]:
-    """The range of training tokens for a budget whose user names none: ((least, most), source in words). It is
-    BigScience's range. Beyond BigScience's compute the range grows as the square root of the compute; for models below
-    MIN_SIZE it is around 20 tokens per parameter. `compute`: the planned FLOPs."""
+    """The range of training tokens where the user names none: ((least, most), source in words). It is the range that
+    BigScience needed. Beyond BigScience's compute it grows as the square root of the compute. For models below MIN_SIZE
+    it is around 20 tokens per parameter. `compute`: the planned FLOPs."""
     if compute / (6 * DEFAULT_TOKENS[0]) < MIN_SIZE:
-        optimum, spread = published_laws.fixed_ratio(compute)[1], math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0])
+        optimum, spread = (
+            published_laws.fixed_ratio_optimum(compute)[1],
+            math.sqrt(DEFAULT_TOKENS[1] / DEFAULT_TOKENS[0]),
+        )
         return (optimum / spread, optimum * spread), "around 20 a parameter: secondary"
     growth = compute / (BIGSCIENCE_PF_DAYS * PF_DAY)
     if growth < 1.001:  # BigScience's own budget, which is rounded
@@ -243,9 +248,13 @@ def default_token_range(compute: float) -> tuple[tuple[float, float], str]:
 
 
 def fewer_nodes_hint(sizes: tuple[float, float], machines: Cluster) -> str:
-    """The end of the error message where no model shape fits on the cluster: the largest smaller number of nodes on
-    which a shape fits. "" where no shape fits on any number that is tried, see MIN_NODE_SHARE and MAX_TRIES. `sizes`:
-    the least and the largest number of parameters; `machines`: the cluster."""
+    """The end of the error message where no model shape fits on the cluster: the nearest smaller number of nodes on
+    which a shape fits. "" where none is found (see MIN_NODE_SHARE and MAX_TRIES).
+
+    Args:
+        sizes: (least, most) parameters.
+        machines: the cluster.
+    """
     working = machines.nodes - machines.spare
     for nodes in range(working - 1, max(math.ceil(MIN_NODE_SHARE * working), working - MAX_TRIES) - 1, -1):
         try:
@@ -297,7 +306,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
             for c in decision.candidates
         ],
         "chosen": chosen.label if chosen else None,
-        "tokens_in_time": decision.tokens_in_time(chosen) if chosen else None,
+        "tokens_in_time": decision.trainable_tokens(chosen) if chosen else None,
         "training": _training_as_json(decision, chosen) if chosen else None,
         "gpu_hours_by_use": {use: finite_or_none(hours) for use, hours in decision.gpu_hours_by_use.items()},
         "goodput": decision.timeline.shares,
@@ -309,7 +318,9 @@ def as_json(decision: Decision) -> dict[str, Any]:
 
 
 def _training_as_json(decision: Decision, chosen: shapes.ShapeCandidate) -> dict[str, Any]:
-    training, layout = decision.training(chosen), chosen.layout
+    """The chosen shape's training and parallel layout as an object for FORMAT=json. The times are in weeks, None where
+    they are infinite."""
+    training, layout = decision.planned_training(chosen), chosen.layout
     return {
         "tokens": training.tokens,
         "weeks": finite_or_none(training.seconds / TIMES["week"]),

@@ -1,5 +1,5 @@
-"""Sections of the document on what to train with a budget (a `Decision`): the time line, the risks, and the ablations
-to run first."""
+"""Sections of the document on what to train with a budget (a `Decision`): the timeline, the risks, and the ablations to
+run first."""
 
 import math
 from typing import Any
@@ -18,7 +18,8 @@ TIME_USES = ("trained", "saving", "redone", "detecting", "restarting", "waiting"
 BLOOM, BLOOM_TOKENS, BLOOM_DAYS = "70 x 14336 x 112", 366e9, 117
 
 
-def add_time_line(out: Document, decision: Decision) -> None:
+def add_timeline_section(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the simulated use of the time, and the tokens trained by week."""
     machines = decision.machines
     duration = machines.seconds / TIMES["week"]
     out.add_heading("Time line")
@@ -41,7 +42,7 @@ def add_time_line(out: Document, decision: Decision) -> None:
     chosen = decision.chosen
     if not chosen:
         return
-    mean, low, high = decision.tokens_in_time(chosen)
+    mean, low, high = decision.trainable_tokens(chosen)
     plan = decision.planned_tokens(chosen)
     curves = [
         Line("expected", 1, [0, duration], [0, mean / 1e9]),
@@ -50,13 +51,13 @@ def add_time_line(out: Document, decision: Decision) -> None:
         Line("planned", 2, [0, duration], [plan / 1e9, plan / 1e9]),
     ]
     out.add_figure("timeline", line_plot("Tokens by week", curves, "weeks", "billion tokens"))
-    training = decision.training(chosen)
+    training = decision.planned_training(chosen)
     out.add_text(
         f"The planned {short_number(plan)} tokens are trained after {weeks_text(training.seconds)} weeks. In all the "
         f"time {short_number(mean)} tokens could be ({short_number(low)} to {short_number(high)}). Low and high: "
         "the ends of the step time's interval, each with the 10th or 90th percentile of the histories."
     )
-    if bloom := _bloom_progress(decision):
+    if bloom := _bloom_tokens_over_predicted(decision):
         out.add_text(
             f"BLOOM, this shape on these GPUs, saw {short_number(BLOOM_TOKENS)} tokens in {BLOOM_DAYS} days "
             f"(secondary): {bloom[0]:.0%} of what is expected here for that time, and {bloom[1]:.0%} of the low end. "
@@ -64,28 +65,27 @@ def add_time_line(out: Document, decision: Decision) -> None:
         )
 
 
-def _bloom_progress(decision: Decision) -> tuple[float, float] | None:
-    """The ratio of the tokens on which BLOOM is known to have trained to the tokens predicted for the same number of
-    days: (ratio to the mean, ratio to the low end). None where the decision is for another shape or other GPUs than
-    BLOOM's."""
+def _bloom_tokens_over_predicted(decision: Decision) -> tuple[float, float] | None:
+    """BLOOM's published training tokens, divided by the tokens that the plan predicts for the same number of days:
+    (ratio to the mean prediction, ratio to its low end). None where the decision is for another shape or other GPUs
+    than BLOOM's."""
     chosen, machines = decision.chosen, decision.machines
     if not chosen or chosen.label != BLOOM or (machines.working, machines.gpu.name) != (384, "a100-80"):
         return None
     share = BLOOM_DAYS * TIMES["day"] / machines.seconds
-    mean, low, _ = decision.tokens_in_time(chosen)
+    mean, low, _ = decision.trainable_tokens(chosen)
     return BLOOM_TOKENS / (mean * share), BLOOM_TOKENS / (low * share)
 
 
-def add_risks(out: Document, decision: Decision) -> None:
-    """Add to the document `out` a table of the risks, with a row for each: what can go wrong, how much it costs, and
-    what helps."""
+def add_risk_section(out: Document, decision: Decision) -> None:
+    """Add to the document `out` a table of the risks: what can go wrong, how much it costs, and what helps."""
     machines, chosen, timeline = decision.machines, decision.chosen, decision.timeline
     rows = []
     if chosen:
-        training = decision.training(chosen)
+        training = decision.planned_training(chosen)
         tokens = f"{short_number(training.tokens)} tokens"
         slower = f"at the slow end {weeks_text(training.slow)} weeks for {tokens} (predicted)"
-        if bloom := _bloom_progress(decision):
+        if bloom := _bloom_tokens_over_predicted(decision):
             slower += f"; at BLOOM's pace {weeks_text(training.seconds / bloom[0])} (computed)"
         rows.append(["Slower than predicted", slower, "an hour on all nodes before the plan is fixed"])
         rows.append(
@@ -128,6 +128,8 @@ def add_risks(out: Document, decision: Decision) -> None:
 
 
 def add_study_section(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the ablations to run first, and those that the budget pays for at smaller sizes
+    only."""
     machines = decision.machines
     tokens = short_number(resolve([("size", STUDY_SIZE)]).tokens)
     out.add_heading("Ablations first")
@@ -147,7 +149,7 @@ def add_study_section(out: Document, decision: Decision) -> None:
         if not math.isfinite(total):
             cost = share = "unknown"
         runs = f"{entry['arms']} x {entry['seeds']}"
-        rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, _advice(entry)])
+        rows.append([entry["study"], runs, cost, share, f"{entry['least']:.2g} points", effect, _study_advice(entry)])
     out.add_table(["study", "arms x seeds", "GPU-hours", "sum / budget", "sees", "effect", "advice"], rows)
     if rows and math.isfinite(total):
         out.add_text(
@@ -156,14 +158,14 @@ def add_study_section(out: Document, decision: Decision) -> None:
         )
     elif rows:
         out.add_text(f"GPU-hours: unknown, {decision.study_basis}.")
-    if any(not entry["gpu_hours"] <= decision.study_hours for entry in decision.studies):
+    if any(not entry["gpu_hours"] <= decision.study_gpu_hours_limit for entry in decision.studies):
         out.add_heading("Ablations at a size that fits")
         out.add_text(
             f"At {STUDY_SIZE} some studies cost more than {STUDY_SHARE:.0%} of the budget. Each of them at the largest "
             "size, or with fewer tokens, at which it fits:"
         )
         target = f"a model of {STUDY_SIZE} and more"
-        affordable.add_studies(out, decision.device, decision.smaller_studies, decision.study_hours, target)
+        affordable.add_studies(out, decision.device, decision.smaller_studies, decision.study_gpu_hours_limit, target)
 
 
 def _share_text(ratio: float) -> str:
@@ -171,9 +173,8 @@ def _share_text(ratio: float) -> str:
     return f"{ratio:.1%}" if ratio < 10 or not math.isfinite(ratio) else f"{short_number(round(ratio))} times"
 
 
-def _advice(entry: dict[str, Any]) -> str:
-    """The advice on whether to run a study, as text for a table. `entry`: the study's row of
-    `first_studies.first_studies`."""
+def _study_advice(entry: dict[str, Any]) -> str:
+    """The advice on whether to run a study, as text for a table. `entry`: the study's row of `ranked_studies`."""
     if entry["effect"] is not None and not entry["sees"]:
         return f"not at this size: {MOST_SEEDS} seeds do not see the effect"
     if not math.isfinite(entry["gpu_hours"]):

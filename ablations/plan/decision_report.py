@@ -6,7 +6,7 @@ from typing import Any
 from ablations.drawing import Line, line_plot
 from ablations.plan import published_laws, shapes
 from ablations.plan.decision import MIN_SIZE, PLANNED_SHARE, Decision
-from ablations.plan.decision_outlook import add_risks, add_study_section, add_time_line
+from ablations.plan.decision_outlook import add_risk_section, add_study_section, add_timeline_section
 from ablations.plan.document import Document
 from ablations.plan.first_studies import STUDY_SHARE, STUDY_SIZE
 from ablations.plan.hardware import GPU
@@ -24,13 +24,14 @@ def _two_digit_ratio(number: float) -> str:
 
 
 def document(decision: Decision) -> Document:
+    """The document on what to train with a budget."""
     out = Document(f"What to train with {decision.machines}")
     _add_summary(out, decision)
     _add_budget(out, decision)
     _add_optima(out, decision)
     _add_shapes(out, decision)
-    add_time_line(out, decision)
-    add_risks(out, decision)
+    add_timeline_section(out, decision)
+    add_risk_section(out, decision)
     add_study_section(out, decision)
     out.add_heading("Where the numbers come from")
     bases = [*(candidate.step.basis for candidate in decision.candidates[:1]), decision.study_basis]
@@ -70,15 +71,15 @@ def _add_summary(out: Document, decision: Decision) -> None:
     else:
         words = f"{_sizes_text(decision)}; no shape is named: {decision.reason or NO_SHAPE}"
         rows = [["What to train", words, "computed"]]
-    first = "; ".join(map(_study_text, decision.first_studies)) or (
+    first = "; ".join(map(_study_text, decision.studies_to_run_first)) or (
         f"none: those with a published effect do not see it, or cost more than {STUDY_SHARE:.0%} of the budget"
     )
-    if not decision.first_studies and (smaller := decision.smaller_studies):
+    if not decision.studies_to_run_first and (smaller := decision.smaller_studies):
         sizes = join_names(list(dict.fromkeys(study.size for study in smaller)), "or")
         first += f" at {STUDY_SIZE}; at {sizes} {join_names([study.study for study in smaller])} fit: see below"
     rows.append(["Which ablations first", first, "predicted; effects unverified"])
-    if decision.unknown_studies:
-        names = ", ".join(entry["study"] for entry in decision.unknown_studies)
+    if decision.studies_of_unknown_effect:
+        names = ", ".join(entry["study"] for entry in decision.studies_of_unknown_effect)
         hours = decision.gpu_hours_by_use["ablations of unknown effect"]
         cost = f"{amount_text(hours)} GPU-hours, {hours / machines.gpu_hours:.1%}"
         rows.append(["Ablations of unknown effect", f"{names}: {cost} together", "predicted"])
@@ -101,7 +102,12 @@ def _add_summary(out: Document, decision: Decision) -> None:
 def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[str]]:
     """The rows of the summary about the chosen shape, each [question, answer, source]: shape, tokens, layout, time and
     expected loss."""
-    machines, shape, layout, training = decision.machines, chosen.shape, chosen.layout, decision.training(chosen)
+    machines, shape, layout, training = (
+        decision.machines,
+        chosen.shape,
+        chosen.layout,
+        decision.planned_training(chosen),
+    )
     return [
         [
             "What to train",
@@ -112,7 +118,7 @@ def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[
             "On how many tokens",
             f"{short_number(training.tokens)}, "
             f"{_two_digit_ratio(training.tokens / shape.parameters)} for each parameter",
-            _tokens_source(decision, chosen),
+            _token_limit_text(decision, chosen),
         ],
         [
             "In which layout",
@@ -130,8 +136,8 @@ def _shape_rows(decision: Decision, chosen: shapes.ShapeCandidate) -> list[list[
     ]
 
 
-def _tokens_source(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
-    """Text on what limits the planned number of tokens: the planned FLOPs, or the time that the ablations leave."""
+def _token_limit_text(decision: Decision, chosen: shapes.ShapeCandidate) -> str:
+    """Text on what limits the planned number of tokens: the planned FLOPs, or the time after the ablations."""
     days = amount_text(decision.compute / PF_DAY)
     if decision.compute / (6 * chosen.shape.parameters) <= decision.planned_tokens(chosen):
         return f"computed: {days} PF-days / 6 N"
@@ -147,8 +153,8 @@ def _predicted_losses(decision: Decision) -> dict[str, tuple[float, float]]:
 
 
 def _expected_loss_text(decision: Decision) -> str:
-    """The predicted losses of the chosen shape as text: their range over the published laws, and how far they are above
-    the loss of the best size at the same compute."""
+    """The predicted losses of the chosen shape as text. It has their range over the published laws, and their excess
+    over the loss of the best size at the same compute."""
     losses = _predicted_losses(decision).values()
     low, high = min(loss for loss, _ in losses), max(loss for loss, _ in losses)
     above = [loss - least for loss, least in losses]
@@ -159,8 +165,8 @@ NO_SHAPE = "something speaks against each"
 
 
 def _study_text(entry: dict[str, Any]) -> str:
-    """One of the studies to run first as text, with its cost and what it detects. `entry`: the study's row of
-    `first_studies.first_studies`."""
+    """A study to run first as text, with its cost and the difference that it detects. `entry`: the study's row of
+    `ranked_studies`."""
     return (
         f"{entry['study']}, {entry['runs']} runs at {STUDY_SIZE}: {entry['gpu_hours']:,.0f} GPU-hours; sees "
         f"{entry['least']:.2g} points where {entry['effect']:g} are expected"
@@ -168,6 +174,7 @@ def _study_text(entry: dict[str, Any]) -> str:
 
 
 def _add_budget(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the budget in GPU-hours, PF-days and energy, and the uses of its GPU-hours."""
     machines = decision.machines
     gpu, hours = machines.gpu, machines.gpu_hours
     planned = PLANNED_SHARE * gpu.peak
@@ -209,6 +216,7 @@ def _add_budget(out: Document, decision: Decision) -> None:
 
 
 def _add_optima(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the compute-optimal sizes by published laws."""
     compute, days = decision.compute, decision.compute / PF_DAY
     out.add_heading("The optimum, by each law")
     out.add_table(
@@ -310,6 +318,7 @@ def _accuracy_text(gpu: GPU) -> str:
 
 
 def _add_shapes(out: Document, decision: Decision) -> None:
+    """Add to the document `out` the candidate shapes with their predicted speed and memory."""
     out.add_heading("Shapes")
     chosen, gpu = decision.chosen, decision.machines.gpu
     if decision.candidates:

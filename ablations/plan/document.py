@@ -35,7 +35,7 @@ class Document:
 
     def add_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> None:
         """Add a table. `head`: the names of the columns; `rows`: the cells of each row; `strong`: the index of the row
-        in bold; None: no row is."""
+        in bold, or None."""
         lines = [[f"**{cell}**" if i == strong and cell else cell for cell in row] for i, row in enumerate(rows)]
         self.sections[-1].blocks.append(Table(list(head), lines))
 
@@ -54,8 +54,8 @@ class Document:
         return texts | {f"{name}.svg": combined_figures([svg]) for name, svg in self.figures.items()}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the files of the document into a folder, all of them or none. Then remove the other figures that the
-        report.md before named. Returns the paths of the files. `folder`: created where it does not exist."""
+        """Write the files of the document into a folder, all of them or none. Then remove figures that only the earlier
+        report.md in the folder named. Returns the paths of the files. `folder`: created where it does not exist."""
         make_folder(folder)
         earlier = re.findall(r"^!\[(\w+)\]\(\1\.svg\)$", read_text(folder / "report.md"), re.M)
         files = self.files()

@@ -1,5 +1,5 @@
-"""How often the runs of a study read their text: the number of epochs of each source, and the tokens at its end that
-are too few to fill a sequence."""
+"""How often the runs of a study read their text: the number of epochs of each source, and the tokens left over at its
+end, which do not fill a sequence."""
 
 from contextlib import suppress
 from typing import Any
@@ -10,11 +10,13 @@ from ablations.study import Study
 from ablations.values import ConfigError, join_names, short_number
 
 
-def epochs_of_text(study: Study) -> list[str]:
-    """Sentences on the text that the runs of a study read: for each source the number of epochs, or that the data is
-    not prepared yet. Notes are added where a tokenizer is trained on text that no run reads, and where runs are
-    evaluated only on other text than they read. Raises ConfigError where the prepared data is damaged, or cannot be
-    used as the study asks."""
+def describe_epochs(study: Study) -> list[str]:
+    """Sentences on the text that the runs of a study read: the number of epochs of each source, or that its data is not
+    prepared yet.
+
+    There are also notes where a tokenizer is trained on text that no run reads, and where runs are evaluated only on
+    text that they do not read. Raises ConfigError where prepared data is damaged, or does not fit the study.
+    """
     from data.corpus import MissingData
     from data.prepare import epochs_by_component, prepare
 
@@ -45,7 +47,7 @@ def epochs_of_text(study: Study) -> list[str]:
     return list(dict.fromkeys(filter(None, lines)))
 
 
-def training_texts(study: Study) -> dict[str, str]:
+def training_text_hashes(study: Study) -> dict[str, str]:
     """The training texts of a study: {corpus: sha256 of the text, or "" where it is not prepared yet}."""
     from data.corpus import MissingData
     from data.prepare import prepare
@@ -59,8 +61,7 @@ def training_texts(study: Study) -> dict[str, str]:
 
 
 def _evaluation_note(run: Run) -> str:
-    """A sentence for a run that is evaluated only on held-out text of corpora that it does not read; "" for other
-    runs."""
+    """A sentence where a run is evaluated only on held-out text of corpora that it does not read; "" for other runs."""
     from data.corpus import components
 
     evaluated = {part for corpus in run.eval.corpora for part in components(corpus)}

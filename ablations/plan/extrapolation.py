@@ -1,10 +1,10 @@
 """The difference in loss between arms and the baseline, measured at several sizes and extrapolated to a larger run.
 
-Runs of an arm and of the baseline with the same seed and size see the same batches, and make a pair. The difference of
-a pair, log(loss of the arm / loss of the baseline), is fitted as a straight line in the logarithm of compute. This is
-exact where both losses are power laws of compute, and nearly so where both have the same irreducible loss. The noise is
-pooled over the arms; intervals use Student's t. Beside the extrapolation stands a simpler rule that is hard to beat:
-the order of the arms at the largest size that was run.
+A run of an arm and the baseline's run with the same seed and size see the same batches, and make a pair. Its
+difference, log(loss of the arm / loss of the baseline), is fitted as a straight line in the logarithm of compute. The
+line is exact where both losses are power laws of compute, and nearly so where both have the same irreducible loss. The
+noise is pooled over the arms; intervals use Student's t. A simpler rule, which is hard to beat, is given beside it: the
+order of the arms at the largest size that was run.
 """
 
 import math
@@ -42,9 +42,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The difference in loss between one arm and the baseline, extrapolated to the target run, with a 90% interval from
-    `low` to `high`. The difference at the largest size that was run stands beside it. Differences are log ratios: -0.02
-    is a loss 2% below the baseline's."""
+    """The difference in loss between an arm and the baseline, extrapolated to the target run (`at_target`). `low` and
+    `high` are the ends of its 90% interval. `single` is the measured difference at the largest size that was run.
+    Differences are log ratios: -0.02 is a loss 2% below the baseline's."""
 
     arm: str
     at_target: float
@@ -59,26 +59,28 @@ class Extrapolation:
 
     @property
     def verdict(self) -> str:
-        """The verdict on the arm at the target: "better" or "worse" than the baseline where the interval leaves out 0,
-        else "undecided". It is also "undecided" where no size that was run shows the predicted sign: a line through
-        differences that shrink towards 0 crosses 0 beyond the largest size, even if the true difference only
-        vanishes."""
+        """The verdict on the arm at the target: "better", "worse" or "undecided". It is "undecided" where the interval
+        contains 0.
+
+        It is also "undecided" where the prediction has a sign that no measured size shows. Differences that shrink
+        towards 0 without changing their sign would be extrapolated beyond 0 by a straight line.
+        """
         return "undecided" if self.sign_unseen else _verdict(self.low, self.high)
 
     @property
     def single_verdict(self) -> str:
-        """The verdict from the largest size that was run alone, by its 90% interval: "better", "worse" or
-        "undecided"."""
+        """The verdict by the 90% interval at the largest size that was run: "better", "worse" or "undecided"."""
         return _verdict(self.single_low, self.single_high)
 
 
 def _verdict(low: float, high: float) -> str:
+    """The verdict on a difference with the interval from `low` to `high`; below 0 the arm is better."""
     return "better" if high < 0 else "worse" if low > 0 else "undecided"
 
 
 def extrapolate(pairs: Sequence[Pair], target: float) -> list[Extrapolation]:
-    """Extrapolate the difference between every arm and the baseline to a larger run, by the fit in the module's
-    docstring.
+    """Extrapolate the difference between every arm and the baseline to a larger run, by a straight line in the
+    logarithm of compute.
 
     Args:
         pairs: the losses of all arms and the baseline, at several sizes and with several seeds.
@@ -169,30 +171,29 @@ def _fit_lines(by_arm: dict[str, list[Pair]], target: float) -> tuple[dict[str, 
     return lines, math.sqrt(variance * (1 / len(x) + middle**2 / spread))
 
 
-def _seeds_needed(level: float, error: float, seeds: int) -> int | None:
+def _seeds_needed(difference: float, error: float, seeds: int) -> int | None:
     """The number of seeds with which the same ladder would detect the arm's difference at the target with probability
-    power.POWER; None where more than MOST_SEEDS are needed.
+    power.POWER. None where more than MOST_SEEDS are needed.
 
     Args:
-        level: the extrapolated difference at the target.
+        difference: the extrapolated difference at the target.
         error: its standard error in the present ladder.
         seeds: the number of seeds of the present ladder.
     """
     z = power.two_sided_t_quantile(math.inf, LEVEL) + power.two_sided_t_quantile(math.inf, 2 * (1 - power.POWER))
-    needed = seeds * (z * error / abs(level)) ** 2 if level else math.inf
+    needed = seeds * (z * error / abs(difference)) ** 2 if difference else math.inf
     return max(2, math.ceil(needed)) if needed <= MOST_SEEDS else None
 
 
 @dataclass
 class Score:
-    """The number of verdicts by their agreement with the true differences: right (`hits`), wrong (`misses`), and
-    "undecided" (`open`)."""
+    """Counts of verdicts against the true differences: right (`hits`), wrong (`misses`), and "undecided" (`open`)."""
 
     hits: int = 0
     misses: int = 0
     open: int = 0
 
-    def count(self, verdict: str, truth: float) -> None:
+    def add_verdict(self, verdict: str, truth: float) -> None:
         """Add one verdict to the score. `verdict`: "better", "worse" or "undecided"; `truth`: the true difference
         between the arm and the baseline at the target, below 0 where the arm is better."""
         if verdict == "undecided":
@@ -204,10 +205,13 @@ class Score:
 
 
 def order_accuracy(predicted: Sequence[float], true: Sequence[float]) -> float:
-    """The share of pairs of arms that the predicted and the true differences put in the same order (DataDecide's
-    decision accuracy). The baseline counts as an arm with difference 0. Pairs with equal true differences are left out;
-    NaN where no pair is left. `predicted`, `true`: the difference of each arm from the baseline, with the arms in the
-    same order."""
+    """The share of pairs of arms that are predicted in the right order (DataDecide's decision accuracy). The baseline
+    counts as an arm with difference 0. Pairs with equal true differences are left out; NaN where no pair is left.
+
+    Args:
+        predicted: the predicted difference of each arm from the baseline.
+        true: the true differences, in the same order of arms.
+    """
     p, t = [0.0, *predicted], [0.0, *true]
     pairs = [(i, j) for i in range(len(p)) for j in range(i) if t[i] != t[j]]
     return statistics.fmean((p[i] < p[j]) == (t[i] < t[j]) for i, j in pairs) if pairs else math.nan

@@ -1,5 +1,5 @@
-"""The order in which a budget should run the studies in ablations/studies: for each the cost, the least difference that
-it can detect, and the effect that was published for it."""
+"""The order in which a budget should run the studies in ablations/studies. For each study: its cost, the least
+difference that it can detect, and its published effect."""
 
 import bisect
 import functools
@@ -17,22 +17,21 @@ MOST_SEEDS = 8  # with more seeds the noise hardly falls, as most of it is from 
 EFFECTS = {"position": 2.0, "embedding_norm": 1.2, "corpus": 1.1, "activation": 0.16}
 
 
-def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
-    """The studies of decoders in ablations/studies at STUDY_SIZE, in the order in which to run them: the cost of each,
-    with one node per run, and the least difference that it can detect.
+def ranked_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
+    """The studies of decoders in ablations/studies at STUDY_SIZE, in the order in which to run them.
 
-    Studies that can detect their published effect come first, then studies without a published effect, last those for
-    which MOST_SEEDS seeds would not be enough. Within each kind the cheapest comes first. Differences are in points
-    (percent) of the mean score on BigScience's 27 tasks.
+    Studies that can detect their published effect come first, then studies without a published effect. Last come
+    studies that cannot detect it with MOST_SEEDS seeds. Within each kind the cheapest comes first. Differences are in
+    points (percent) of the mean score on BigScience's 27 evaluation tasks.
 
     Args:
-        machines: the cluster.
+        machines: the cluster, on which each run has one node.
 
     Returns:
         (a row for each study, the source of the predicted hours as text). A row is {"study": name, "arms", "seeds": of
         each arm, "runs", "gpu_hours": of all runs, "least": the least detectable difference, "effect": the published
-        difference or None, "sees": whether the effect can be detected, "within": whether this row and the rows before
-        it cost at most the share STUDY_SHARE of the budget}.
+        difference or None, "sees": whether the effect can be detected, "within": see below}. "within" is whether the
+        rows up to this one together cost at most the share STUDY_SHARE of the budget.
     """
     gpu = machines.gpu
     run = resolve([("size", STUDY_SIZE), ("train.precision", gpu.precision)])
@@ -44,7 +43,7 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
         effect = EFFECTS.get(name)
         enough = seeds_needed(effect, arms) if effect else None
         seeds = enough or STUDY_SEEDS
-        runs, least = arms * seeds, least_detectable(arms, seeds)
+        runs, least = arms * seeds, detectable_points(arms, seeds)
         rows.append(
             {"study": name, "arms": arms, "seeds": seeds, "runs": runs, "gpu_hours": runs * hours}
             | {"least": least, "effect": effect, "sees": enough is not None}
@@ -58,9 +57,8 @@ def first_studies(machines: Cluster) -> tuple[list[dict[str, Any]], str]:
 
 
 def decoder_studies() -> list[tuple[str, int]]:
-    """The studies in ablations/studies that a plan considers: (name, number of arms with the baseline) of each. Studies
-    of encoders, and of runs whose budget is a time, are left out: they are not trained at STUDY_SIZE and not evaluated
-    on the 27 tasks."""
+    """The studies in ablations/studies that train decoders on a number of tokens: (name, number of arms with the
+    baseline) of each. Studies of encoders, and of runs whose budget is a time, are left out."""
     considered = []
     for name in study_names():
         study = read_study(name)
@@ -71,18 +69,18 @@ def decoder_studies() -> list[tuple[str, int]]:
 
 
 @functools.cache
-def least_detectable(arms: int, seeds: int) -> float:
-    """The least difference that a study can detect, in points (percent) of the mean score on BigScience's 27 tasks.
-    `arms`: the number of arms with the baseline; `seeds`: the number of seeds of each arm."""
-    return power.detectable(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
+def detectable_points(arms: int, seeds: int) -> float:
+    """The least difference that a study can detect, in points (percent) of the mean score on BigScience's 27 evaluation
+    tasks. `arms`: the number of arms with the baseline; `seeds`: the number of seeds of each arm."""
+    return power.detectable_difference(power.SUITE_SEED_SD, power.SUITE_ERROR, arms, seeds)
 
 
 def seeds_needed(effect: float, arms: int) -> int | None:
-    """The least number of seeds of each arm with which a study can detect a difference; None where MOST_SEEDS are not
-    enough. `effect`: the difference in points (percent) of the mean score on BigScience's 27 tasks; `arms`: the number
+    """The least number of seeds of each arm with which a study can detect an effect; None where MOST_SEEDS are not
+    enough. `effect`: a difference in points of the mean score on BigScience's 27 evaluation tasks; `arms`: the number
     of arms with the baseline."""
     counts = range(STUDY_SEEDS, MOST_SEEDS + 1)
-    if least_detectable(arms, MOST_SEEDS) > effect:
+    if detectable_points(arms, MOST_SEEDS) > effect:
         return None
     # the least detectable difference falls with more seeds, which allows a binary search
-    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -least_detectable(arms, seeds))]
+    return counts[bisect.bisect_left(counts, -effect, key=lambda seeds: -detectable_points(arms, seeds))]

@@ -1,9 +1,9 @@
 """The accelerators that a plan can name, or that a run is trained on: peak FLOP/s, memory, bandwidths and power.
 
-Peaks, bandwidths and watts are those of the makers' data sheets, as catalogues quote them (secondary). The memory of
-cards up to the H100 is what nvidia-smi shows (seen in public logs; for V100s unverified), that of later cards is
-nominal. The network bandwidth of a GPU is that of its node divided by the number of GPUs. It differs more between sites
-than between GPUs, so a site's own measurement replaces it (ablations/plan/site_speed.py).
+Peaks, bandwidths and watts are from the makers' data sheets, as catalogues quote them (secondary). The memory of cards
+up to the H100 is the number that nvidia-smi shows (seen in public logs; for V100s unverified). The memory of later
+cards is nominal. The network bandwidth of a GPU is the node's bandwidth divided by the number of GPUs. It differs more
+between sites than between GPUs, so speeds measured at a site correct the predictions (ablations/plan/site_speed.py).
 
 In a node of four V100s, each GPU has six NVLinks, two to each other GPU. On Jean Zay, NCCL builds six rings that use
 all pairs equally (bigscience experiments/bandwidth/n1_32gb_all_reduce_bench.txt), so two GPUs have a third of `link`
@@ -43,8 +43,8 @@ class GPU:
         """The setting train.precision of runs on this accelerator."""
         return "bf16" if self.bf16 else "fp16"
 
-    def link_among(self, ranks: int) -> float:
-        """The total bandwidth from one GPU to the other GPUs of a group in its node, in bytes per second and one
+    def group_bandwidth(self, ranks: int) -> float:
+        """The bandwidth from one GPU to the other GPUs of a group in its node together, in bytes per second and one
         direction. `ranks`: the number of GPUs in the group, this one included."""
         if self.switched or ranks <= 1:
             return self.link
@@ -91,6 +91,6 @@ def find_gpu(name: str) -> GPU:
 
 
 def gpu_of_device(device: str) -> GPU | None:
-    """The accelerator of gpus.csv for a device that torch names, such as "a100-80" for "NVIDIA A100-SXM4-80GB"; None
-    where the table has no such device. The first row that matches counts."""
+    """The accelerator in gpus.csv that has a name given by torch, such as "NVIDIA A100-SXM4-80GB" for a100-80. None
+    where the table has none; the first row that matches counts."""
     return next((gpu for gpu in GPUS.values() if re.search(gpu.device, device, re.IGNORECASE)), None)

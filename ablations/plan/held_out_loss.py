@@ -18,8 +18,8 @@ TASK_KEYS = ("version", "n", "bytes", "items_sha256")
 
 
 class HeldOutLoss(NamedTuple):
-    """The held-out loss of a run, and the settings and data of its evaluation. Two losses can be compared only where
-    these are equal."""
+    """The held-out loss of a run, in bits per byte, with the settings and data of its evaluation. Two losses can be
+    compared only where settings and data are equal."""
 
     value: float  # bits per byte
     evaluation: dict[str, Any]  # {name: value} of the settings and data of the evaluation
@@ -53,7 +53,7 @@ def read_held_out_loss(path: Path) -> HeldOutLoss | None:
 
 
 def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: float) -> None:
-    """Check that a loss is the mean over tasks of the loss computed from the items in samples.jsonl.gz. Raises Damaged
+    """Check that a loss is the mean over tasks of the losses that the items in samples.jsonl.gz give. Raises Damaged
     where it is not.
 
     Args:
@@ -81,8 +81,8 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
 
 
 def evaluation_differences(first: HeldOutLoss, second: HeldOutLoss) -> str:
-    """The differences in how two runs were evaluated, as text such as "precision bf16, not fp32" (value of the second
-    run, value of the first); "" where their losses can be compared."""
+    """The differences between the evaluations of two runs, as text such as "precision bf16, not fp32" (the second run's
+    value, then the first's). "" where their losses can be compared."""
     keys = dict.fromkeys([*first.evaluation, *second.evaluation])
     return "; ".join(
         f"{key} {str(second.evaluation.get(key))[:60]}, not {str(first.evaluation.get(key))[:60]}"

@@ -9,10 +9,10 @@ from ablations.study import Study, arms_left_out
 from ablations.values import short_number
 
 
-def plan_here(study: Study) -> list[str]:
-    """The plan of a study on this machine as lines of text: its runs, their compute and memory, their checkpoints and
+def plan_on_this_machine(study: Study) -> list[str]:
+    """The plan of a study on this machine, as lines of text: its runs, their compute and memory, their checkpoints and
     data, and the differences that the study can detect."""
-    from ablations.plan.epochs import epochs_of_text
+    from ablations.plan.epochs import describe_epochs
     from ablations.plan.reliability import describe_saves
     from ablations.plan.schedules import schedule_drawings
     from ablations.plan.study_cost import detectable_text
@@ -44,12 +44,12 @@ def plan_here(study: Study) -> list[str]:
     out.append(f"checkpoints: every {every} steps" if every else describe_saves(checkpoints, layout.mtbf, 1))
     if milestones := study.base.milestones:
         out.append(f"weights are kept, and judged, at {', '.join(map(short_number, milestones.values()))} tokens too")
-    return [*out, *schedule_drawings(study), *epochs_of_text(study), detectable_text(study)]
+    return [*out, *schedule_drawings(study), *describe_epochs(study), detectable_text(study)]
 
 
 def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
-    """The table of a study's runs as lines of text. `cells`: the entry "cells" of the result of `answers.plan_answer`,
-    a dict for each run."""
+    """The table of a study's runs as lines of text. `cells`: the entry "cells" of the result of
+    `answers.plan_answer`."""
     deltas = {cell.arm: cell.delta for cell in study.cells}
     names = {arm: arm if delta or arm == "baseline" else f"{arm} (baseline)" for arm, delta in deltas.items()}
     width = max(map(len, names.values()))
@@ -67,7 +67,7 @@ def _run_table(study: Study, cells: list[dict[str, Any]]) -> list[str]:
 
 def _length_and_memory_sentence(study: Study, cells: list[dict[str, Any]]) -> str:
     """A sentence on the number of runs, the steps of each, the FLOPs of all, and the largest memory of a rank. `cells`:
-    the entry "cells" of the result of `answers.plan_answer`, a dict for each run."""
+    the entry "cells" of the result of `answers.plan_answer`."""
     from model.memory import estimate_memory
 
     layout = study.base.layout

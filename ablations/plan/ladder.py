@@ -100,9 +100,9 @@ def read_pairs(ladder: Sequence[Study]) -> tuple[list[Pair], list[str]]:
     return pairs, missing
 
 
-def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
-    """The results of a ladder as lines of text: a table of the arms, then a line for each undecided arm on what would
-    decide it.
+def describe_extrapolations(results: Sequence[Extrapolation], ladder: Sequence[Study], target: Study) -> list[str]:
+    """The extrapolated differences of a ladder as lines of text: a table of the arms, then for each undecided arm what
+    would decide it.
 
     Args:
         results: the extrapolated difference of each arm.
@@ -146,10 +146,15 @@ def describe(results: Sequence[Extrapolation], ladder: Sequence[Study], target: 
     return out
 
 
-def figure(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
+def draw_differences(pairs: Sequence[Pair], results: Sequence[Extrapolation], target: float) -> str:
     """Draw the measured differences from the baseline against FLOPs, the fitted line of each arm, and the intervals at
-    the target, side by side. Returns SVG text. `pairs`: the measured losses; `results`: the extrapolated difference of
-    each arm; `target`: the FLOPs of a run at the target size."""
+    the target side by side. Returns SVG text.
+
+    Args:
+        pairs: the measured losses.
+        results: the extrapolated difference of each arm.
+        target: the FLOPs of a run at the target size.
+    """
     unit, name = next((unit, name) for unit, name in FLOP_UNITS if target >= unit or unit == FLOP_UNITS[-1][0])
     computes = [pair.compute / unit for pair in pairs]
     width = (target / unit / min(computes)) ** INTERVAL_DISTANCE
@@ -180,14 +185,14 @@ def compare_with_target(results: Sequence[Extrapolation], target: Sequence[Pair]
 
     Returns:
         {"ladder": scores of the extrapolated verdicts, "largest_size": scores of the verdicts from the largest size
-        alone}. Scores are {"hits", "misses", "open" (undecided): numbers of verdicts, "order_accuracy": the share of
-        pairs of arms in the right order, None where all arms are equal}.
+        alone}. Scores are {"hits": right verdicts, "misses": wrong ones, "open": undecided ones, "order_accuracy": the
+        share of pairs of arms in the right order, None where all arms are equal}.
     """
     truth = {result.arm: statistics.fmean(p.gap for p in target if p.arm == result.arm) for result in results}
     ladder, single = Score(), Score()
     for result in results:
-        ladder.count(result.verdict, truth[result.arm])
-        single.count(result.single_verdict, truth[result.arm])
+        ladder.add_verdict(result.verdict, truth[result.arm])
+        single.add_verdict(result.single_verdict, truth[result.arm])
     true = [truth[result.arm] for result in results]
     orders = [
         order_accuracy([result.at_target for result in results], true),
@@ -228,7 +233,7 @@ def ladder_content(results: Sequence[Extrapolation], pairs: Sequence[Pair], targ
     }
 
 
-def report(
+def make_report(
     results: Sequence[Extrapolation],
     pairs: Sequence[Pair],
     ladder: Sequence[Study],
@@ -236,8 +241,8 @@ def report(
     comparison: dict[str, dict[str, Any]] | None,
     words: Sequence[str],
 ) -> Document:
-    """The report of a ladder: question, expectation, answer, table and figure of the arms, outcomes of predictions,
-    what would decide undecided arms, and how to read the table.
+    """Make the report of a ladder: question, expectation, answer, table and figure of the arms, outcomes of
+    predictions, what would decide undecided arms, and how to read the table.
 
     Args:
         results: the extrapolated difference of each arm.
@@ -267,13 +272,13 @@ def report(
             for result in results
         ],
     )
-    out.add_figure("figure", figure(pairs, results, baseline_run_flops(target)))
+    out.add_figure("figure", draw_differences(pairs, results, baseline_run_flops(target)))
     if predictions := distinct_predictions(target.predictions):
         out.add_heading("Predictions")
         out.add_bullets(
             [f"`{claim.text}`: {prediction_outcome(claim, results, target.arms[0])}" for claim in predictions]
         )
-    notes = describe(results, ladder, target)[2 + len(results) :]
+    notes = describe_extrapolations(results, ladder, target)[2 + len(results) :]
     notes += describe_comparison(comparison) if comparison else []
     if notes:
         out.add_heading("How sure it is")
@@ -316,8 +321,13 @@ def answer_text(results: Sequence[Extrapolation], ladder: Sequence[Study], targe
 
 def prediction_outcome(prediction: Prediction, results: Sequence[Extrapolation], baseline: str) -> str:
     """The outcome of a registered prediction by the verdicts at the target: "held", "failed", "undecided", or "not
-    decided by a ladder". A ladder decides only which of an arm and the baseline has the lower loss. `results`: the
-    extrapolated difference of each arm; `baseline`: the name of the baseline arm."""
+    decided by a ladder". A ladder decides only predictions that an arm has a lower or higher loss than the baseline.
+
+    Args:
+        prediction: the prediction.
+        results: the extrapolated difference of each arm.
+        baseline: the name of the baseline arm.
+    """
     verdicts = {result.arm: result.verdict for result in results}
     is_of_baseline = prediction.kind == ORDER and len(prediction.arms) == 2 and baseline in prediction.arms
     if not is_of_baseline or prediction.metric != PRIMARY:
@@ -360,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     folder, content = target.out / f"ladder-{target.name}", ladder_content(results, pairs, target)
     comparison = None if unfinished else compare_with_target(results, target_pairs)
     try:
-        files = report(results, pairs, ladder, target, comparison, args.words).files()
+        files = make_report(results, pairs, ladder, target, comparison, args.words).files()
         safe_files.write_together(folder, files | {"ladder.json": json.dumps(content, indent=1) + "\n"})
     except OSError as error:
         if not (reason := safe_files.storage_error_message(error)):
@@ -370,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     if as_json:
         print(answers.json_answer("ladder", content | {"against_target": comparison, "written": str(folder)}))
         return 0
-    print(*describe(results, ladder, target), sep="\n")
+    print(*describe_extrapolations(results, ladder, target), sep="\n")
     if comparison:
         print(*describe_comparison(comparison), sep="\n")
     print(f"written: {folder}/report.md, report.html, figure.svg, ladder.json")

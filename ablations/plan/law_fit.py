@@ -1,13 +1,13 @@
 """Scaling laws fitted to training runs, with bootstrap intervals. A fit is refused where the runs cannot determine the
 law.
 
-There are three forms of law for the loss. Two are in parameters N and tokens D: "hoffmann" (Hoffmann et al. 2022, eq.
-2), E + A / N^alpha + B / D^beta; and "kaplan" (Kaplan et al. 2020, eq. 1.5), ((Nc / N)^(aN / aD) + Dc / D)^aD. The
-third, "compute", is in the compute C alone: (Cc / C)^alpha.
+There are three forms of law for the loss. Two have parameters N and tokens D: "hoffmann" is E + A / N^alpha + B /
+D^beta (Hoffmann et al. 2022, eq. 2), and "kaplan" is ((Nc / N)^(aN / aD) + Dc / D)^aD (Kaplan et al. 2020, eq. 1.5).
+The third, "compute", has the compute C alone: (Cc / C)^alpha.
 
-The fit minimises the sum of Huber losses of log residuals by L-BFGS from many starting points. It is the sum and not
-the mean, because L-BFGS stops early at the small values of a mean. Losses are divided by their geometric mean before
-the fit, so that their unit does not matter.
+The fit minimises the sum of Huber losses of log residuals, by L-BFGS from many starting points. It uses the sum because
+L-BFGS stops early at the small values of a mean. Losses are divided by their geometric mean before the fit, so that
+their unit does not matter.
 """
 
 import math
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from ablations.plan.published_laws import Hoffmann
+from ablations.plan.published_laws import HoffmannLaw
 from ablations.values import ConfigError
 
 HUBER = 1e-3  # the log residual at which the Huber loss turns from quadratic to linear: Hoffmann et al. 2022
@@ -30,11 +30,11 @@ COLLINEAR = 0.97  # the highest correlation of log N and log D with which both e
 
 @dataclass(frozen=True)
 class Point:
-    """The loss of a model with n parameters after d training tokens, to which a law is fitted. The loss is in any unit
-    that all points share.
+    """The loss of a model with `n` parameters after `d` training tokens, to which a law is fitted. All points of a fit
+    have their losses in the same unit.
 
-    `run` is the name of the training run that gave the point: the bootstrap resamples points with the same name
-    together. "" stands for a run of its own.
+    `run` is the name of the training run. The bootstrap resamples all points of a run together. "": the point is the
+    only one of its run.
     """
 
     n: float
@@ -54,8 +54,8 @@ class UndeterminedLaw(ConfigError):
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """A scaling law fitted to runs, with its constants, `values`, {name: value}, and those of bootstrap resamples,
-    `samples`."""
+    """A scaling law fitted to runs. `values`: the fitted constants, {name: value}; `samples`: the constants fitted to
+    each bootstrap resample of the runs."""
 
     form: str  # "hoffmann", "kaplan" or "compute"
     values: dict[str, float]
@@ -73,8 +73,8 @@ class FittedLaw:
         return float((v["Cc"] / (6 * n * d)) ** v["alpha"])
 
     def interval(self, quantity: Callable[[dict[str, float]], float]) -> tuple[float, float]:
-        """The bootstrap interval with coverage COVERAGE, (low, high), of a quantity that follows from the law.
-        `quantity`: a function from the law's constants, {name: value}, to the quantity."""
+        """The bootstrap interval of a quantity with coverage COVERAGE: (low, high). `quantity`: a function that
+        computes it from the law's constants, {name: value}."""
         import numpy as np
 
         tail = (1 - COVERAGE) / 2
@@ -82,14 +82,14 @@ class FittedLaw:
         return float(low), float(high)
 
 
-def as_hoffmann(values: dict[str, float]) -> Hoffmann:
-    """The Hoffmann law with the constants {"E", "A", "B", "alpha", "beta": value}."""
-    return Hoffmann(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
+def as_hoffmann(values: dict[str, float]) -> HoffmannLaw:
+    """The `HoffmannLaw` with the constants {"E", "A", "B", "alpha", "beta": value}."""
+    return HoffmannLaw(*(values[name] for name in ("E", "A", "B", "alpha", "beta")))
 
 
 def check_determined(points: Sequence[Point], form: str) -> None:
-    """Raise UndeterminedLaw where runs cannot determine a law: they are too few, their range is too narrow, or their
-    numbers of tokens follow from their numbers of parameters. The message says what is missing. `form`: "hoffmann",
+    """Raise UndeterminedLaw where runs cannot determine a law; the message says what is missing. There are too few
+    runs, their range is too narrow, or their parameters and tokens are too strongly correlated. `form`: "hoffmann",
     "kaplan" or "compute"."""
     for point in points:
         if not all(math.isfinite(value) and value > 0 for value in (point.n, point.d, point.loss)):
@@ -111,21 +111,20 @@ def check_determined(points: Sequence[Point], form: str) -> None:
             raise UndeterminedLaw(
                 f"{name} differ by a factor of {distinct[-1] / distinct[0]:.2g}: {LEAST_SPREAD:g} is needed"
             )
-    if form != "compute" and abs(_correlation(points)) > COLLINEAR:
+    if form != "compute" and abs(_log_correlation(points)) > COLLINEAR:
         raise UndeterminedLaw(
             "tokens follow parameters in all runs (as with a fixed number for each): their parts cannot be told apart"
         )
 
 
-def _correlation(points: Sequence[Point]) -> float:
-    """The correlation of log N and log D over the points, where N is the number of parameters and D the number of
-    tokens."""
+def _log_correlation(points: Sequence[Point]) -> float:
+    """The correlation of log N and log D over the points, for N parameters and D tokens."""
     return statistics.correlation([math.log(point.n) for point in points], [math.log(point.d) for point in points])
 
 
-def fit(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> FittedLaw:
-    """Fit a law to runs by minimising the sum of Huber losses, and fit it again to bootstrap resamples of the runs. All
-    points of a run are resampled together, since their noise is not independent.
+def fit_law(points: Sequence[Point], form: str = "hoffmann", resamples: int = RESAMPLES, seed: int = 1) -> FittedLaw:
+    """Fit a scaling law to runs by minimising the sum of Huber losses. Fit it again to bootstrap resamples of the runs,
+    which keep all points of a run together.
 
     Args:
         points: the points of the runs; a run may have several.
@@ -240,9 +239,13 @@ def _refine(data: Any, start: Any, form: str) -> Any:
 
 
 def _starting_points(data: Any, form: str) -> list[Any]:
-    """The starting points of the fit: exponents on a grid, each with rough values of the other constants. The order of
-    the constants is that of `theta` in `_log_loss`. `data`: [points, 3], log N, log D and log loss of each point;
-    `form`: "hoffmann", "kaplan" or "compute"."""
+    """The starting points of the fit: exponents on a grid, each with rough values of the other constants. Their order
+    is that of `theta` in `_log_loss`.
+
+    Args:
+        data: [points, 3]: log N, log D and log loss of each point.
+        form: "hoffmann", "kaplan" or "compute".
+    """
     import numpy as np
     from scipy.optimize import nnls
 
@@ -275,9 +278,13 @@ def _starting_points(data: Any, form: str) -> list[Any]:
 
 
 def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
-    """The constants of a law as {name: value}, in the original unit of the loss. `theta`: the constants in the order of
-    `_log_loss`; `scale`: the number by which the losses were divided before the fit; `form`: "hoffmann", "kaplan" or
-    "compute"."""
+    """The constants of a law as {name: value}, in the original unit of the loss.
+
+    Args:
+        theta: the constants in the order of `_log_loss`.
+        scale: the number by which the losses were divided before the fit.
+        form: "hoffmann", "kaplan" or "compute".
+    """
     t = [float(value) for value in theta]
     if form == "compute":
         return {"Cc": math.exp(t[0] + math.log(scale) / t[1]), "alpha": t[1]}
@@ -289,11 +296,11 @@ def _named_constants(theta: Any, scale: float, form: str) -> dict[str, float]:
     return {"Nc": math.exp(t[0] + unit / an), "Dc": math.exp(t[1] + unit / ad), "aN": an, "aD": ad}
 
 
-def error_on_the_largest(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
-    """Validate a law on the largest size: fit it to the points of all smaller sizes, and predict the losses at the
-    largest. Returns (the points of the largest size, the relative error of the prediction for each). `form`:
-    "hoffmann", "kaplan" or "compute". Raises UndeterminedLaw where the smaller sizes do not determine the law."""
+def error_on_largest_size(points: Sequence[Point], form: str = "hoffmann") -> tuple[list[Point], list[float]]:
+    """Validate a law on the largest size: fit it to all smaller sizes, and predict the losses at the largest. Returns
+    (the points of the largest size, the relative error of each prediction). `form`: "hoffmann", "kaplan" or "compute".
+    Raises UndeterminedLaw where the smaller sizes do not determine the law."""
     top = max(point.n for point in points)
-    law = fit([point for point in points if point.n < top], form, resamples=1)
+    law = fit_law([point for point in points if point.n < top], form, resamples=1)
     left_out = [point for point in points if point.n == top]
     return left_out, [law.loss(point.n, point.d) / point.loss - 1 for point in left_out]

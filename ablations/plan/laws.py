@@ -13,9 +13,9 @@ from typing import Any
 
 from ablations import answers, rundir, safe_files
 from ablations.drawing import SERIES, Line, combined_figures, line_plot
-from ablations.plan.best_size import envelope, isoflop
+from ablations.plan.best_size import fit_envelope, fit_isoflop
 from ablations.plan.held_out_loss import HeldOutLoss, evaluation_differences, read_held_out_loss
-from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_the_largest, fit
+from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, error_on_largest_size, fit_law
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, short_number, unknown_choice_error
 from model.config import ModelConfig
@@ -28,19 +28,19 @@ SAME_MOMENT = 1e-3  # relative tolerance of the moment of a decay: one step afte
 
 
 def read_points(folders: Sequence[Path]) -> list[Point]:
-    """Read finished runs for fitting a scaling law, in the order of `folders`. Each run gives a point: its number of
-    parameters, the tokens of its budget, and its held-out loss in bits per byte.
+    """Read the points of finished runs for fitting a scaling law, in the order of `folders`. Each run gives a point:
+    its number of parameters, its training tokens, and its held-out loss in bits per byte.
 
-    A run with the schedule warmup-stable-decay-stable also gives a point for each earlier decay of the learning rate
-    whose weights were kept and evaluated (layout.eval_at). Weights saved at other moments are left out, since the
+    A run with the schedule warmup-stable-decay-stable also gives a point at the end of each earlier decay of the
+    learning rate, if its weights were kept and evaluated (layout.eval_at). Other kept weights are left out, since the
     learning rate had not decayed then.
 
     Args:
         folders: the run directories, each with run.json and eval.json.
 
     Raises:
-        ConfigError: a folder is named twice, is not a finished and evaluated run, has a run whose budget is a time, or
-            was evaluated differently from the first; the message names it.
+        ConfigError: a folder cannot be used; the message names it. It is given twice, has no finished and evaluated
+            run, has a run whose budget is a time, or was evaluated differently from the first.
     """
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]:
@@ -60,14 +60,14 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             train = run["config"]["train"]
             budget = train.get("budget", "tokens")
             tokens, schedule = float(train["tokens"]), str(train.get("schedule", "cosine"))
-            loss = _loss(folder / rundir.EVAL)
+            loss = _required_loss(folder / rundir.EVAL)
             losses = {tokens: loss.value}
             if schedule == SEVERAL_DECAYS:
                 for path in sorted(folder.glob(rundir.eval_file_name().replace(".json", "-step_*.json"))):
                     scores = safe_files.read_json(path) or {}
                     share = float(scores["tokens"]) / (float(train.get("decay_tokens") or 0) or tokens)
                     if any(math.isclose(share, end, rel_tol=SAME_MOMENT) for end in DECAY_ENDS):
-                        losses[float(scores["tokens"])] = _loss(path).value
+                        losses[float(scores["tokens"])] = _required_loss(path).value
         except safe_files.Damaged:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -87,7 +87,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     return points
 
 
-def _loss(path: Path) -> HeldOutLoss:
+def _required_loss(path: Path) -> HeldOutLoss:
     """The held-out loss in the file eval.json, or eval-step_N.json, at `path`. Raises Damaged where the file is missing
     or damaged."""
     loss = read_held_out_loss(path)
@@ -104,7 +104,7 @@ def _write(path: Path, text: str) -> None:
         raise ConfigError(f"TO={path}: {safe_files.storage_error_message(error) or error.strerror}") from None
 
 
-def describe(law: FittedLaw) -> list[str]:
+def describe_law(law: FittedLaw) -> list[str]:
     """A fitted law as lines of text: each constant with its bootstrap interval."""
     out = []
     for name, value in law.values.items():
@@ -127,12 +127,12 @@ def law_svg(law: FittedLaw) -> str:
     return line_plot(f"Fitted loss ({law.form})", curves, "tokens", "loss", logx=True, logy=True)
 
 
-def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
-    """The compute-optimal number of parameters as a power law, N = a C^b for C FLOPs, by Hoffmann's approaches 1 and 2.
-    Returns {name of the approach: (a, b)}; in place of (a, b) a sentence with the reason where the runs do not
-    determine them."""
+def size_laws_by_approaches_1_and_2(points: Sequence[Point]) -> dict[str, tuple[float, float] | str]:
+    """Fit the compute-optimal number of parameters, N = a C^b for C FLOPs, by Hoffmann's approaches 1 and 2. Returns
+    {name of the approach: (a, b)}. In place of (a, b) is a sentence with the reason, where the runs do not determine
+    them."""
     out: dict[str, tuple[float, float] | str] = {}
-    for name, approach in (("way 1, envelope", envelope), ("way 2, equal compute", isoflop)):
+    for name, approach in (("way 1, envelope", fit_envelope), ("way 2, equal compute", fit_isoflop)):
         try:
             out[name] = approach(points)
         except UndeterminedLaw as error:
@@ -142,7 +142,7 @@ def size_laws_by_other_methods(points: Sequence[Point]) -> dict[str, tuple[float
 
 def describe_size_laws(size_laws: dict[str, tuple[float, float] | str]) -> list[str]:
     """The power laws of the compute-optimal number of parameters as lines of text. `size_laws`: the result of
-    `size_laws_by_other_methods`."""
+    `size_laws_by_approaches_1_and_2`."""
     return [
         f"{name}: cannot be told: {law}" if isinstance(law, str) else f"{name}: N = {law[0]:.3g} C^{law[1]:.3f}"
         for name, law in size_laws.items()
@@ -150,8 +150,8 @@ def describe_size_laws(size_laws: dict[str, tuple[float, float] | str]) -> list[
 
 
 def irreducible_loss_may_be_zero(law: FittedLaw) -> bool:
-    """Whether the irreducible loss E of a fitted law cannot be told from 0. False where the law's form is not
-    "hoffmann", the only one with an E."""
+    """Whether the irreducible loss E of a fitted law may be 0: its interval begins below NO_FLOOR_SHARE of the least
+    loss. False for laws without an E, whose form is not "hoffmann"."""
     least = min(point.loss for point in law.points)
     return law.form == "hoffmann" and law.interval(itemgetter("E"))[0] < NO_FLOOR_SHARE * least
 
@@ -161,11 +161,11 @@ def laws_content(law: FittedLaw, left_out: Sequence[Point], errors: Sequence[flo
 
     Args:
         law: the law fitted to all runs.
-        left_out: the points of the largest size, from `error_on_the_largest`.
-        errors: for each of these points the relative error of the law fitted to the other points.
+        left_out: the points of the largest size, from `error_on_largest_size`.
+        errors: the relative error at each of these points, of the law fitted to the smaller sizes.
     """
     intervals = {name: law.interval(itemgetter(name)) for name in law.values}
-    size_laws = size_laws_by_other_methods(law.points) if law.form == "hoffmann" else {}
+    size_laws = size_laws_by_approaches_1_and_2(law.points) if law.form == "hoffmann" else {}
     return {
         "form": law.form,
         "points": [vars(point) for point in law.points],
@@ -201,19 +201,19 @@ def main(argv: list[str] | None = None) -> int:
         if not args.runs:
             raise ConfigError("no runs are named: RUNS='folder folder ...', finished runs")
         points = read_points(args.runs)
-        law = fit(points, args.form)
+        law = fit_law(points, args.form)
         if not as_json:
-            print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe(law), sep="\n")
+            print(f"{args.form}, {len(points)} points of {len(args.runs)} runs", *describe_law(law), sep="\n")
             if irreducible_loss_may_be_zero(law):
                 print(
                     "E may be 0: these runs do not show a loss that stays, and beyond them the law is not to be trusted"
                 )
             if args.form == "hoffmann":
-                print(*describe_size_laws(size_laws_by_other_methods(points)), sep="\n")
+                print(*describe_size_laws(size_laws_by_approaches_1_and_2(points)), sep="\n")
         if args.figure:
             _write(args.figure, combined_figures([law_svg(law)]))
         try:
-            left_out, errors = error_on_the_largest(points, args.form)
+            left_out, errors = error_on_largest_size(points, args.form)
         except UndeterminedLaw as error:
             raise UndeterminedLaw(
                 f"the law cannot be checked at its largest size, as the others are too few: {error}"

@@ -1,8 +1,8 @@
-"""The parallel layouts in which a run fits into the memory of given GPUs, sorted by predicted speed. They include
-layouts with activation recomputation, which our engine does not have yet.
+"""The parallel layouts in which a run fits into the memory of given GPUs, sorted by predicted speed. Some have
+activation recomputation, which our engine does not have yet.
 
-Every layout in a result fits into memory by the estimate of model/memory.py, and divides every batch of the run evenly
-among the ranks.
+Every layout fits into memory by the estimate of model/memory.py, and divides every batch of the run evenly among the
+ranks.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ablations.config import Run
 from ablations.plan.hardware import GIB, GPU
 from ablations.plan.pipeline_memory import EDGE
-from ablations.plan.site_speed import SiteSpeed, predict_at_site
+from ablations.plan.site_speed import SiteSpeed, predict_step_at_site
 from ablations.plan.throughput import Layout, PredictedStep, Shape, calibration
 from model.memory import estimate_memory
 
@@ -23,8 +23,8 @@ LAYOUTS_SHOWN = 4
 
 @dataclass(frozen=True)
 class FittingLayout:
-    """A parallel layout in which all arms of a study fit. `steps`: the predicted step time of each arm; `gib`: the
-    memory of a GPU in GiB, for the arm that needs the most."""
+    """A parallel layout in which all arms of a study fit into memory. `steps`: the predicted step time of each arm;
+    `gib`: the memory per GPU in GiB, for the arm that needs the most."""
 
     layout: Layout
     steps: tuple[PredictedStep, ...]  # one for each arm, in the order of the arms
@@ -32,6 +32,7 @@ class FittingLayout:
 
     @property
     def seconds(self) -> float:
+        """The sum of the predicted step times of all arms."""
         return sum(step.seconds for step in self.steps)
 
     @property
@@ -42,7 +43,7 @@ class FittingLayout:
 
     @property
     def settings_text(self) -> str:
-        """This layout as KEY=VALUE settings with spaces between them, as SET= takes them on the command line."""
+        """This layout as KEY=VALUE settings separated by spaces, for SET= on the command line."""
         layout = self.layout
         return (
             f"layout.processes={layout.gpus} layout.tp={layout.tp} layout.micro_batch={layout.micro_batch} "
@@ -50,9 +51,8 @@ class FittingLayout:
         )
 
 
-def rank_memory(run: Run, layout: Layout) -> float:
-    """The memory of one rank in GiB: its tensors, and the overhead of a process, which is fitted to published
-    measurements."""
+def memory_of_rank(run: Run, layout: Layout) -> float:
+    """The memory of one rank in GiB: its tensors, and the overhead of a process (fitted to published measurements)."""
     precision = run.train.precision
     tensors = estimate_memory(
         run.model,
@@ -68,7 +68,7 @@ def rank_memory(run: Run, layout: Layout) -> float:
     return tensors / GIB + float(calibration()["memory"]["fitted"]["GiB for each process"])
 
 
-def fitting_layouts(
+def layouts_that_fit(
     runs: Sequence[Run], gpu: GPU, gpus: int, site: SiteSpeed | None = None
 ) -> tuple[list[FittingLayout], list[str]]:
     """Find the parallel layouts in which all runs fit into memory. All arms of a study get the same layout, so that
@@ -97,12 +97,12 @@ def fitting_layouts(
             refused.setdefault(f"dp {dp}", reason)
             continue
         layout = Layout(gpus, tp, 1, micro, runs[0].train.batch, zero, recompute)
-        memory = max(rank_memory(run, layout) for run in runs)
+        memory = max(memory_of_rank(run, layout) for run in runs)
         least_memory = min(least_memory, memory)
         if memory * (1 + EDGE) > gpu.memory:
             refused.setdefault("memory", "")
             continue
-        steps = tuple(predict_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
+        steps = tuple(predict_step_at_site(Shape.of(run.model), layout, gpu, site) for run in runs)
         fitting.append(FittingLayout(layout, steps, memory))
     if not fitting and "memory" in refused:
         refused["memory"] = (
@@ -117,7 +117,7 @@ def training_time(run: Run, gpu: GPU, gpus: int, site: SiteSpeed | None) -> tupl
     """The training time of a run in the fastest layout that our engine has: (seconds, the basis of the prediction in
     words); (inf, "") where none fits. `gpus`: the number of GPUs; `site`: speeds measured on this kind of GPU, or
     None."""
-    best = best_layout(fitting_layouts([run], gpu, gpus, site)[0])
+    best = best_layout(layouts_that_fit([run], gpu, gpus, site)[0])
     if not best or best.layout.recompute:
         return math.inf, ""
     step = best.steps[0]
@@ -147,14 +147,15 @@ def _uneven_batch_reason(run: Run, dp: int, micro: int) -> str:
 
 
 def best_layout(candidates: list[FittingLayout]) -> FittingLayout | None:
-    """The fastest layout that recomputes no activations, because our engine cannot recompute them; where all candidates
-    do, the fastest of all; None where there are no candidates. `candidates`: the layouts, the fastest first."""
+    """The fastest layout without activation recomputation, which our engine does not have. Where all candidates
+    recompute, the fastest of all; None where there are no candidates. `candidates`: the layouts, the fastest first."""
     return min(candidates, key=lambda candidate: candidate.layout.recompute, default=None)
 
 
-def best_of_each_kind(candidates: list[FittingLayout]) -> list[FittingLayout]:
-    """The candidates to show, the fastest first and at most LAYOUTS_SHOWN: the two fastest, and the fastest of each
-    other combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest first."""
+def layouts_to_show(candidates: list[FittingLayout]) -> list[FittingLayout]:
+    """The layouts to show in a plan, the fastest first and at most LAYOUTS_SHOWN. They are the two fastest, and the
+    fastest for each other combination of tensor-parallel size and recomputation. `candidates`: the layouts, the fastest
+    first."""
     kinds: dict[tuple[int, bool], FittingLayout] = {}
     for candidate in candidates:
         kinds.setdefault((candidate.layout.tp, candidate.layout.recompute), candidate)

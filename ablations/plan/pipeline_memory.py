@@ -1,9 +1,9 @@
-"""The memory of a GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism. (Our engine
+"""The memory per GPU under Megatron-DeepSpeed's 3D parallelism, for models that need pipeline parallelism. (Our engine
 does not have it; its memory is in model/memory.py.)
 
-Weights, gradients and the optimizer's share (ZeRO-1) are computed exactly. Four numbers are fitted to published
-measurements (published.csv) by ablations/plan/calibrate.py: further bytes for each weight (copies and buffers of
-DeepSpeed and NCCL), a factor on the activations, bytes for each logit, and the overhead of a process.
+The memory of weights, gradients and optimizer states (ZeRO-1) is computed exactly. Four constants are fitted to
+published measurements (published.csv) by ablations/plan/calibrate.py: further bytes for each weight (copies and buffers
+of DeepSpeed and NCCL), a factor on the activations, bytes for each logit, and the overhead of a process.
 """
 
 from ablations.plan.hardware import GIB, GPU
@@ -14,8 +14,8 @@ EDGE = 0.03  # the relative error of the estimate: its median on held-out rows
 
 
 def memory_parts(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> list[float]:
-    """The memory of a GPU of the first or the last pipeline stage, as a list of summands: first the part that is known
-    exactly, in GiB; then for each constant in FITTED the number by which it must be multiplied to give GiB.
+    """The memory of a GPU of the first or last pipeline stage as a list: first the exactly known part in GiB, then for
+    each constant in FITTED its coefficient.
 
     Activations follow Korthikanti et al. 2022: 10 + 24 / tp bytes per hidden value and 5 per attention score. With
     recomputation they are the input of each layer, and all activations of one layer.
@@ -44,22 +44,15 @@ def peak_memory(shape: Shape, layout: Layout, flash: bool = False, fp32_sums: bo
     """The peak memory in GiB of a GPU of the first or the last pipeline stage, whichever needs more. `flash`: whether
     attention is one kernel that does not write the scores to memory; `fp32_sums`: whether gradients are summed in fp32
     beside the 16-bit gradients."""
-    return max(stage_memory(shape, layout, flash, fp32_sums, last) for last in (False, True))
-
-
-def stage_memory(shape: Shape, layout: Layout, flash: bool, fp32_sums: bool, last: bool) -> float:
-    """The peak memory in GiB of a GPU of one pipeline stage: the sum of `memory_parts`, with the fitted constants.
-
-    Args:
-        shape: the dimensions of the model.
-        layout: the parallel layout.
-        flash: whether attention is one kernel that does not write the scores to memory.
-        fp32_sums: whether gradients are summed in fp32 beside the 16-bit gradients.
-        last: whether the stage is the last one, else the first one.
-    """
     fitted = calibration()["memory"]["fitted"]
-    exact, *fitted_parts = memory_parts(shape, layout, flash, fp32_sums, last)
-    return exact + sum(fitted[name] * part for name, part in zip(FITTED, fitted_parts, strict=True))
+    return max(total_memory(memory_parts(shape, layout, flash, fp32_sums, last), fitted) for last in (False, True))
+
+
+def total_memory(parts: list[float], fitted: dict[str, float]) -> float:
+    """The memory in GiB: the exactly known part plus the sum of coefficient x constant. `parts`: the result of
+    `memory_parts`; `fitted`: the constants, {name in FITTED: value}."""
+    exact, *coefficients = parts
+    return exact + sum(fitted[name] * part for name, part in zip(FITTED, coefficients, strict=True))
 
 
 def memory_verdict(gib: float, gpu: GPU) -> str:

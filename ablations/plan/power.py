@@ -1,13 +1,13 @@
-"""Computes the least difference between arms that a study can detect, from the noise that earlier studies recorded.
+"""The least difference between arms that a study can detect, computed from the noise that earlier studies recorded.
 
 The rule is that of the report's verdicts (eval/statistics, which must not be imported here): a difference is
 significant above sqrt(t1**2 v1 + t2**2 v2). v1 is the variance from the seeds, v2 that from the sample of evaluated
-items; t1 and t2 are the quantiles of Student's t for their degrees of freedom. A study estimates both variances from
-its own results, so the estimates are random too: each is the true variance times a chi-square variable divided by its
-degrees of freedom.
+items. t1 and t2 are the quantiles of Student's t for their degrees of freedom. A study estimates both variances from
+its own results. So each estimate is random: the true variance times a chi-square variable divided by its degrees of
+freedom.
 
-numpy and scipy.special are imported inside functions, because importing them takes a quarter of a second, which `make
-status` need not wait for.
+numpy and scipy.special are imported inside functions. Importing them takes a quarter of a second, and `make status`
+does not need them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(nodes)
 
 
-def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def relative_sd_distribution(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """The distribution of an estimated standard deviation s relative to the true one, sigma: (values of s / sigma,
-    their probabilities), each [nodes]. With infinite `dof` only the value 1. `dof`: the degrees of freedom of the
-    estimate; `nodes`: the number of values.
+    their probabilities), each [nodes]. With infinite `dof` it is the single value 1.
 
-    The integration is over u = sqrt(s), so that points are densest at small s, which decide the tails for few degrees
-    of freedom. Values further than 9 / sqrt(dof) from 1, more than 12 standard deviations of s, are left out.
+    The integration is over u = sqrt(s). This puts more points at small s, which matter most for the tails with few
+    degrees of freedom. Values further than 9 / sqrt(dof) from 1, more than 12 standard deviations of s, are left out.
+
+    Args:
+        dof: the degrees of freedom of the estimate.
+        nodes: the number of values.
     """
     import numpy as np
 
@@ -79,55 +82,65 @@ def standard_deviations(dof: float, nodes: int) -> tuple[np.ndarray, np.ndarray]
 
 @cache
 def two_sided_t_quantile(dof: float, level: float) -> float:
-    """The value that the absolute value of Student's t exceeds with probability `level`. `dof`: the degrees of freedom;
-    inf: the quantile of a standard normal."""
+    """The value that |t| exceeds with probability `level`, for Student's t. `dof`: the degrees of freedom; inf: the
+    standard normal distribution."""
     from scipy.special import ndtri, stdtrit
 
     return -float(ndtri(level / 2) if isinf(dof) else stdtrit(dof, level / 2))
 
 
 def power(
-    difference: float, seeds: float, items: float, dof: float, level: float = LEVEL, items_dof: float = inf
+    difference: float,
+    seed_variance: float,
+    item_variance: float,
+    dof: float,
+    level: float = LEVEL,
+    items_dof: float = inf,
 ) -> float:
     """The probability that a difference between two arms is found significant, in either direction.
 
     Args:
         difference: the true difference.
-        seeds: the variance of the measured difference that is due to seeds.
-        items: the variance of the measured difference that is due to the sample of evaluated items.
-        dof: the degrees of freedom of the estimate of `seeds`.
+        seed_variance: the variance of the measured difference from the seeds.
+        item_variance: the variance of the measured difference from the sample of evaluated items.
+        dof: the degrees of freedom of the estimate of `seed_variance`.
         level: the significance level, two-sided.
-        items_dof: the degrees of freedom of the estimate of `items`: the effective number of groups of items, minus
-            one.
+        items_dof: the degrees of freedom of the estimate of `item_variance`: the effective number of groups of items,
+            minus one.
     """
     from scipy.special import ndtr
 
-    s, probability = standard_deviations(dof, NODES)
-    s_items, probability_items = standard_deviations(items_dof if items else inf, ITEM_NODES)
+    s, probability = relative_sd_distribution(dof, NODES)
+    s_items, probability_items = relative_sd_distribution(items_dof if item_variance else inf, ITEM_NODES)
     t, t_items = two_sided_t_quantile(dof, level), two_sided_t_quantile(items_dof, level)
-    sigma = sqrt(seeds + items)
-    thresholds = ((t * s) ** 2 * seeds + (t_items * s_items[:, None]) ** 2 * items) ** 0.5
+    sigma = sqrt(seed_variance + item_variance)
+    thresholds = ((t * s) ** 2 * seed_variance + (t_items * s_items[:, None]) ** 2 * item_variance) ** 0.5
     detected = ndtr((difference - thresholds) / sigma) + ndtr((-difference - thresholds) / sigma)
     return float(probability_items @ detected @ probability)
 
 
-def detectable(
-    sd: float, items: float, arms: int, seeds: int, tests: int = 0, squares: float = TWO_ARMS, items_dof: float = inf
+def detectable_difference(
+    seed_sd: float,
+    item_error: float,
+    arms: int,
+    seeds: int,
+    tests: int = 0,
+    squares: float = TWO_ARMS,
+    items_dof: float = inf,
 ) -> float:
-    """The least difference from the baseline that a study detects with probability POWER, in the unit of the metric;
+    """The least difference from the baseline that a study detects with probability POWER, in the unit of the metric.
     inf with one seed or one arm. The significance level LEVEL is divided by the number of comparisons (Bonferroni, the
     first step of Holm's correction).
 
     Args:
-        sd: the standard deviation between runs that differ only in the seed, in the unit of the metric.
-        items: the part of the standard error of a difference between two arms that is due to the sample of evaluated
-            items, in the unit of the metric.
+        seed_sd: the standard deviation between runs that differ only in the seed.
+        item_error: the standard error of a difference between two arms from the sample of evaluated items.
         arms: the number of arms of the study, including the baseline.
         seeds: the number of seeds of each arm.
         tests: the number of comparisons; 0: one for each arm besides the baseline.
         squares: the sum of the squared weights of the arms: TWO_ARMS for a difference between two arms, another number
             for an effect of a factorial.
-        items_dof: the degrees of freedom of the estimate of `items`; inf: `items` is known exactly, as with very many
+        items_dof: the degrees of freedom of the estimate of `item_error`; inf: it is known exactly, as with very many
             groups of items.
     """
     if seeds < 2 or arms < 2:
@@ -136,21 +149,21 @@ def detectable(
     # arms and more one may stand out by chance, which takes some 2 % of POWER (simulated there)
     dof = 2 if arms == seeds == 2 else (arms - 1) * (seeds - 1)
     level = LEVEL / (tests or arms - 1)
-    v1, v2 = squares * sd * sd / seeds, squares / TWO_ARMS * items * items
+    v1, v2 = squares * seed_sd * seed_sd / seeds, squares / TWO_ARMS * item_error * item_error
     if not v1 + v2:
         return 0.0
-    return inverse_of_increasing(
+    return invert_increasing_function(
         lambda difference: power(difference, v1, v2, dof, level, items_dof), POWER, start=sqrt(v1 + v2)
     )
 
 
-def inverse_of_increasing(function: Callable[[float], float], value: float, start: float = 1.0) -> float:
-    """The x >= 0 at which an increasing function has a value, to five digits; inf where the function stays below the
-    value up to 1e6 times `start`.
+def invert_increasing_function(function: Callable[[float], float], value: float, start: float = 1.0) -> float:
+    """The x >= 0 at which an increasing function reaches a value, to five digits. inf where it stays below the value up
+    to 1e6 times `start`.
 
     Args:
         function: the function.
-        value: the value that the function should have.
+        value: the value to reach.
         start: the upper end of the first interval that is searched; it is doubled until the function reaches the value.
     """
     low, high = 0.0, start
@@ -167,9 +180,9 @@ def inverse_of_increasing(function: Callable[[float], float], value: float, star
 def recorded_noise(
     run: Run, records: Path = RECORDS, texts: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any] | None:
-    """The noise (from seeds and from the sample of evaluated items) in the record of an earlier study of the same size
-    and the same setting train.budget; None where no record has it. A record of the same training text is preferred. Of
-    several such records the one with the nearest number of training tokens, by ratio, is taken.
+    """The noise from seeds and from evaluated items, in the record of an earlier study of the same size and kind of
+    budget (train.budget). None where no record has it. A record of the same training text is preferred, then the one
+    with the nearest number of training tokens, by ratio.
 
     Args:
         run: a planned run.
@@ -179,10 +192,9 @@ def recorded_noise(
 
     Returns:
         {"record": its name, "tokens": its training tokens, "corpora": the names of its corpora, "other_text": whether
-        its training text differs from `texts`, "noise": {metric: noise}}. Noise is {"seed_sd": the standard
-        deviation between seeds, "dof": its degrees of freedom, "items": the part of the standard error of a difference
-        between two arms that is due to the sample of items, "items_dof": its degrees of freedom, "unit": of the
-        metric}.
+        its training text differs from `texts`, "noise": {metric: noise}}. Noise is {"seed_sd": the standard deviation
+        between seeds, "dof": its degrees of freedom, "items": the standard error of a difference between two arms from
+        the sample of items, "items_dof": its degrees of freedom, "unit": of the metric}.
     """
     candidates = []
     for path in sorted(records.glob("*/run.json")):
@@ -193,7 +205,7 @@ def recorded_noise(
             record
             and record.get("size") == run.size
             and record.get("budget", "tokens") == run.train.budget
-            and is_noise(record.get("noise"))
+            and is_recorded_noise(record.get("noise"))
         ):
             recorded = {
                 entry["corpus"]: entry["sha256"]
@@ -217,14 +229,15 @@ def recorded_noise(
 
 
 def _is_same_text(planned: Mapping[str, str], recorded: Mapping[str, str]) -> bool:
-    """Whether two studies read the same training texts, as far as is known: by the sha256 of the texts where all are
-    known, else by the names of the corpora. `planned`, `recorded`: {corpus: sha256, or "" where it is not known}."""
+    """Whether two studies read the same training texts. The sha256 of the texts are compared where those of `planned`
+    are all known, else the names of the corpora. `planned`, `recorded`: {corpus: sha256, or "" where it is not
+    known}."""
     if all(planned.values()):
         return set(planned.values()) == set(recorded.values())
     return planned.keys() == recorded.keys()
 
 
-def is_noise(noise: Any) -> bool:
+def is_recorded_noise(noise: Any) -> bool:
     """Whether a JSON value has the form of the entry "noise" in a record, {metric: {"seed_sd", "items", "unit", ...}},
     with at least one metric."""
     return bool(noise) and all(
@@ -244,8 +257,8 @@ def describe_detectable(
     effects: Mapping[str, float] = MappingProxyType({}),
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The line of `make plan` on the differences that a study can detect by the noise in a record, or on why they are
-    unknown.
+    """The line of `make plan` on the differences that a study can detect by the noise in a record, or the reason why
+    they are unknown.
 
     Args:
         run: a run of the baseline.
@@ -253,8 +266,7 @@ def describe_detectable(
         seeds: the number of seeds of each arm.
         records: the folder of the records of earlier studies.
         tests: the number of comparisons; 0: one for each arm besides the baseline.
-        effects: the effects of a factorial, {name: sum of the squared weights of the arms}, see `squares` of
-            `detectable`.
+        effects: the effects of a factorial, {name: sum of the squared weights of the arms}.
         texts: the training texts of the study, see `recorded_noise`.
     """
     record = recorded_noise(run, records, texts)
@@ -271,7 +283,7 @@ def describe_detectable(
         parts = []
         for name, noise in record["noise"].items():
             dof = noise.get("items_dof") or inf  # where a record has no degrees of freedom, many are assumed
-            least = detectable(noise["seed_sd"], noise["items"], arms, seeds, tests, squares, dof)
+            least = detectable_difference(noise["seed_sd"], noise["items"], arms, seeds, tests, squares, dof)
             amount = f"{least:.2g}" if least <= LARGEST_DIFFERENCE.get(noise["unit"], inf) else "none in"
             parts.append(f"{amount} {noise['unit']}" + (f" ({name})" if name not in noise["unit"] else ""))
         return " and ".join(parts)
@@ -288,10 +300,10 @@ def describe_detectable(
     )
 
 
-def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
+def describe_detectable_on_suite(run: Run, arms: int, seeds: int) -> str:
     """The line of `make plan` on the least difference that a study can detect in the mean score on BigScience's 27
-    tasks, by the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders, runs whose budget is a
-    time, and fewer than two arms or seeds.
+    evaluation tasks. It follows from the noise of BigScience's published runs at 1.3B. "" for other sizes, encoders,
+    runs whose budget is a time, and fewer than two arms or seeds.
 
     Args:
         run: a run of the baseline.
@@ -300,7 +312,7 @@ def describe_published_noise(run: Run, arms: int, seeds: int) -> str:
     """
     if run.size not in SUITE_SIZES or run.ends_by_clock or run.model.needs_mask_token or min(arms, seeds) < 2:
         return ""
-    least = detectable(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)
+    least = detectable_difference(SUITE_SEED_SD, SUITE_ERROR, arms, seeds)
     return (
         f"on the 27 tasks (TASKS=suite) it would see {least:.2g} points of their mean: by an error of {SUITE_ERROR} "
         f"points from items and {SUITE_SEED_SD} between seeds (assumed after BigScience's published results at 1.3B)"

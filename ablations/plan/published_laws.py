@@ -1,7 +1,7 @@
-"""Published scaling laws, and the compute-optimal numbers of parameters and tokens that each of them gives.
+"""Published scaling laws, and the compute-optimal numbers of parameters and tokens by each of them.
 
-Hoffmann et al. 2022 (eq. 2): the loss with N parameters and D tokens is E + A / N^alpha + B / D^beta. Kaplan et al.
-2020 give the N and D of least loss as powers of the compute.
+By Hoffmann et al. 2022 (eq. 2), the loss with N parameters and D tokens is E + A / N^alpha + B / D^beta. Kaplan et al.
+2020 give the compute-optimal N and D as powers of the compute.
 """
 
 import itertools
@@ -15,7 +15,7 @@ TOKENS_PER_PARAMETER = 20.0  # about the compute-optimal ratio by Hoffmann's app
 
 
 @dataclass(frozen=True)
-class Hoffmann:
+class HoffmannLaw:
     """A scaling law of the form e + a / N^alpha + b / D^beta: the loss in nats per token with N parameters and D
     tokens."""
 
@@ -29,13 +29,14 @@ class Hoffmann:
         return float(self.e + self.a / n**self.alpha + self.b / d**self.beta)
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """The numbers of parameters N and tokens D with the least loss for `compute` = 6 N D FLOPs: (N, D) (Hoffmann et
-        al. 2022, eq. 4)."""
+        """The numbers of parameters and tokens with the least loss for `compute` FLOPs: (N, D), with compute = 6 N D
+        (Hoffmann et al. 2022, eq. 4)."""
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         n = scale * (compute / 6) ** (self.beta / (self.alpha + self.beta))
         return n, compute / (6 * n)
 
     def least_loss(self, compute: float) -> float:
+        """The least loss in nats per token that `compute` FLOPs can reach."""
         return self.loss(*self.optimum(compute))
 
     def compute_for(self, loss: float) -> float:
@@ -45,20 +46,21 @@ class Hoffmann:
         return float((reducible / (loss - self.e)) ** (1 / self.alpha + 1 / self.beta))
 
 
-HOFFMANN_3 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
-BESIROGLU = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
+HOFFMANN_3 = HoffmannLaw(1.69, 406.4, 410.7, 0.34, 0.28)  # as printed, rounded
+BESIROGLU = HoffmannLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Hoffmann's data fitted again; recalled
 
 
-def kaplan(
+def kaplan_optimum(
     compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73, d_at_1: float = 2e10, d_power: float = 0.27
 ) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D of least loss by Kaplan's power laws, for `compute` = 6 N D FLOPs: (N,
-    D). Kaplan states the laws in the "least compute" with which a loss can be reached, which is computed here first.
+    """The compute-optimal numbers of parameters and tokens by Kaplan's power laws: (N, D), with `compute` = 6 N D
+    FLOPs.
 
-    Training takes the least compute with batches far below the critical size; with batches of the critical size 6 N D
-    is twice that (Kaplan's section 5.1, recalled). The default constants nearly agree: 6 x 1.3e9 x 2e10 FLOPs are 1.8
-    PF-days, at a least compute of 1 PF-day. At 4,500 PF-days the result is BigScience's published optimum, 392B and
-    165B.
+    Kaplan's laws are powers of the "least compute": the compute of training with batches far below the critical size.
+    Training with batches of the critical size takes twice as much (Kaplan's section 5.1, recalled). Here the least
+    compute is derived from `compute`, so that 6 N D equals `compute`. The default constants nearly agree with the
+    factor of two: 6 x 1.3e9 x 2e10 FLOPs are 1.8 PF-days, at a least compute of 1 PF-day. At 4,500 PF-days the result
+    is BigScience's published optimum, 392B and 165B.
 
     Args:
         compute: the FLOPs of the training.
@@ -71,9 +73,10 @@ def kaplan(
     return n_at_1 * least**n_power, d_at_1 * least**d_power
 
 
-def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
-    """The number of parameters N by Kaplan's power law, and the tokens that the compute allows at that size: (N,
-    compute / (6 N)). The FLOPs are taken for the "least compute" of `kaplan`, as is often done.
+def kaplan_size_and_tokens(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) -> tuple[float, float]:
+    """The compute-optimal number of parameters by Kaplan's power law of N alone, and the tokens that the compute allows
+    at that size: (N, compute / (6 N)). The law is applied to `compute` itself and not to the smaller least compute of
+    `kaplan_optimum`, as is often done.
 
     Args:
         compute: the FLOPs of the training.
@@ -84,17 +87,17 @@ def kaplan_size(compute: float, n_at_1: float = 1.3e9, n_power: float = 0.73) ->
     return n, compute / (6 * n)
 
 
-def fixed_ratio(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D for `compute` = 6 N D FLOPs, where D = `tokens_per_parameter` x N: (N,
-    D)."""
+def fixed_ratio_optimum(compute: float, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> tuple[float, float]:
+    """The numbers of parameters and tokens at a fixed ratio: (N, D), with D = `tokens_per_parameter` x N and `compute`
+    = 6 N D FLOPs."""
     n = math.sqrt(compute / (6 * tokens_per_parameter))
     return n, tokens_per_parameter * n
 
 
-def hoffmann(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
-    """The numbers of parameters N and tokens D of least loss for `compute` = 6 N D FLOPs: (N, D). The law is that of
-    Hoffmann's approach 3, E + a / N^alpha + b / D^beta; N and D do not depend on E."""
-    return Hoffmann(0.0, a, b, alpha, beta).optimum(compute)
+def hoffmann_optimum(compute: float, a: float, b: float, alpha: float, beta: float) -> tuple[float, float]:
+    """The compute-optimal numbers of parameters and tokens by the law of Hoffmann's approach 3, E + a / N^alpha + b /
+    D^beta: (N, D), with `compute` = 6 N D FLOPs. They do not depend on E."""
+    return HoffmannLaw(0.0, a, b, alpha, beta).optimum(compute)
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,12 @@ class PublishedLaw:
     source: str
 
     def optimum(self, compute: float) -> tuple[float, float]:
-        """The numbers of parameters N and tokens D of least loss for `compute` FLOPs: (N, D)."""
+        """The numbers of parameters and tokens with the least loss for `compute` FLOPs: (N, D)."""
         return self.best(compute, *(value for value, _ in self.constants))
 
     def size_range(self, compute: float) -> tuple[float, float]:
-        """The range of the best number of parameters for `compute` FLOPs, (least, largest), that follows from the
-        rounding of the law's printed constants."""
+        """The range of the compute-optimal number of parameters when each constant varies within the rounding of its
+        printed digits: (least, largest)."""
         corners = itertools.product(*((value - half, value + half) for value, half in self.constants))
         sizes = [self.best(compute, *corner)[0] for corner in corners]
         return min(sizes), max(sizes)
@@ -122,35 +125,35 @@ class PublishedLaw:
 LAWS = [
     PublishedLaw(
         "Kaplan 2020",
-        kaplan,
+        kaplan_optimum,
         ((1.3e9, 0.05e9), (0.73, 0.005), (2e10, 0.5e10), (0.27, 0.005)),
         "secondary",
         "Kaplan et al. 2020: N = 1.3e9 C^0.73, D = 2e10 C^0.27; BigScience's published optimum",
     ),
     PublishedLaw(
         "Kaplan 2020, N alone",
-        kaplan_size,
+        kaplan_size_and_tokens,
         ((1.3e9, 0.05e9), (0.73, 0.005)),
         "secondary",
         "the same N, all compute taken for the least: what is often quoted",
     ),
     PublishedLaw(
         "Hoffmann 2022, ways 1 and 2",
-        fixed_ratio,
+        fixed_ratio_optimum,
         ((20.0, 5.0),),
         "secondary",
         "Hoffmann et al. 2022: about 20 tokens a parameter, taken for 15 to 25",
     ),
     PublishedLaw(
         "Hoffmann 2022, way 3",
-        hoffmann,
+        hoffmann_optimum,
         ((406.4, 0.05), (410.7, 0.05), (0.34, 0.005), (0.28, 0.005)),
         "secondary",
         "Hoffmann et al. 2022: constants as printed",
     ),
     PublishedLaw(
         "Besiroglu 2024",
-        hoffmann,
+        hoffmann_optimum,
         ((482.01, 0.005), (2085.43, 0.005), (0.3478, 0.00005), (0.3658, 0.00005)),
         "unverified",
         "Besiroglu et al. 2024: Hoffmann's data, way 3 fitted again",

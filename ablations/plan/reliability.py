@@ -15,21 +15,21 @@ from ablations.rundir import read_checkpoint
 from ablations.safe_files import Damaged
 
 
-def safe_interval(stall: float, write: float, mtbf: float) -> float:
-    """The training time between two checkpoints in seconds: that of `save_interval`, but at least twice the time that a
-    save takes, so that a save is complete before the next one begins.
+def feasible_save_interval(stall: float, write: float, mtbf: float) -> float:
+    """The training time between two checkpoints in seconds: `optimal_save_interval`, but at least twice the duration of
+    a save, so that a save is complete before the next one begins.
 
     Args:
         stall: the seconds for which training stops during a save.
         write: the seconds from the beginning of a save until it is complete.
         mtbf: the mean seconds between two failures of the whole job.
     """
-    return max(save_interval(stall, mtbf), 2 * write)
+    return max(optimal_save_interval(stall, mtbf), 2 * write)
 
 
-def save_interval(stall: float, mtbf: float) -> float:
-    """The training time between two checkpoints, in seconds, that loses the least time to saves and failures: Daly
-    (2006), eq. 37, whose first term is Young's formula (1974).
+def optimal_save_interval(stall: float, mtbf: float) -> float:
+    """The training time between two checkpoints, in seconds, that loses the least time to saves and failures. It is
+    Daly's formula (2006, eq. 37), whose first term is Young's formula (1974).
 
     Args:
         stall: the seconds for which training stops during a save.
@@ -44,11 +44,11 @@ def save_interval(stall: float, mtbf: float) -> float:
 
 
 def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
-    """A line of the plan on how often a run will save checkpoints, from the measured time of an earlier save.
+    """A line of the plan on how often a run will save checkpoints, from the measured duration of an earlier save.
 
     Args:
         checkpoints: checkpoint folders of earlier runs, of which the newest undamaged one counts; where there is none,
-            the line says that the first save will measure the time.
+            the line says that the first save will measure the duration.
         mtbf: the mean hours between two failures of a node.
         nodes: the number of nodes of the run.
     """
@@ -59,7 +59,7 @@ def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
             break
     if save is None:
         return "checkpoints: the first after 30 s, which measures what a save costs; then at Daly's interval for it"
-    seconds = safe_interval(save["stall"], save["seconds"], mtbf * 3600 / nodes)
+    seconds = feasible_save_interval(save["stall"], save["seconds"], mtbf * 3600 / nodes)
     basis = f"a stall of {save['stall']:.3g} s (measured) and {mtbf:g} h between failures of a node"
     return f"checkpoints: every {seconds:.0f} s, at Daly's interval for {basis}"
 
@@ -68,10 +68,10 @@ def describe_saves(checkpoints: Iterable[Path], mtbf: float, nodes: int) -> str:
 class UnreliableCluster:
     """A cluster with failures, for the simulation of a long job. All times are in seconds.
 
-    `nodes` are in use, `spares` stand by. A node fails every `node_mtbf` on average (exponentially distributed). The
-    share `broken` of the failures makes a node unusable for the time `repair`; the other failures only end the job. A
-    failure is noticed after `detect`, and a restart takes `restart`. A save stops training for `stall`, and is complete
-    `write` after its beginning.
+    `nodes` are in use, `spares` stand by. Failures of a node are `node_mtbf` apart on average (exponentially
+    distributed). `broken` is the share of failures that make the node unusable for the time `repair`; the others only
+    end the job. `detect` is the time until a failure is noticed, and `restart` the duration of a restart. A save stops
+    training for the time `stall`, and takes the time `write` in all.
     """
 
     nodes: int
@@ -91,12 +91,12 @@ class UnreliableCluster:
 
     @property
     def save_interval(self) -> float:
-        return safe_interval(self.stall, self.write, self.mtbf)
+        return feasible_save_interval(self.stall, self.write, self.mtbf)
 
 
-def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
+def simulate_job(cluster: UnreliableCluster, seconds: float, interval: float, seed: int) -> dict[str, float]:
     """Simulate one history of a training job on a cluster with failures. After each failure the job restarts from the
-    last complete checkpoint, as launch/ does it.
+    last complete checkpoint.
 
     Args:
         cluster: the cluster.
@@ -105,9 +105,9 @@ def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: 
         seed: the seed of the random failures.
 
     Returns:
-        {use: share of the time} for "trained" (work that was kept), "saving", "redone" (work that was lost since the
-        last complete save), "detecting", "restarting" and "waiting" (for a node to be repaired); and "failures", their
-        number.
+        {use: share of the time} for "trained" (work that was kept), "saving", "redone" (work since the last complete
+        save that a failure lost), "detecting", "restarting" and "waiting" (for a node to be repaired); and "failures":
+        their number.
     """
     rng = random.Random(seed)
     spent = dict.fromkeys(("trained", "saving", "redone", "detecting", "restarting", "waiting"), 0.0)
@@ -116,6 +116,7 @@ def simulate(cluster: UnreliableCluster, seconds: float, interval: float, seed: 
     repairs: list[float] = []  # a heap of the times at which broken nodes will be repaired
 
     def spend(use: str, duration: float) -> None:
+        """Add to a use a duration, or the rest of the simulated time if that is shorter."""
         nonlocal now
         duration = max(0.0, min(duration, seconds - now))
         spent[use] += duration
@@ -171,7 +172,7 @@ def main() -> None:
     print(f"{weeks} weeks, mean of {histories} simulated histories, checkpoints at Daly's interval")
     print(f"{'':44} saves every  failures  trained  saving  redone   down  waiting")
     for name, cluster in CLUSTERS:
-        runs = [simulate(cluster, weeks * WEEK, cluster.save_interval, seed) for seed in range(histories)]
+        runs = [simulate_job(cluster, weeks * WEEK, cluster.save_interval, seed) for seed in range(histories)]
         mean = {use: sum(run[use] for run in runs) / histories for use in runs[0]}
         down, minutes = mean["detecting"] + mean["restarting"], cluster.save_interval / 60
         print(

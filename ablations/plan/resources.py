@@ -47,8 +47,8 @@ PUBLISHED_HOURS = 1_161_261  # BigScience's own total for 18 weeks of 384 A100; 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with GPUs for a time. `nodes` counts all nodes; `spare` of them replace broken nodes, and do no work
-    otherwise; `per_node`: the number of GPUs in each; `seconds`: the time."""
+    """Nodes with GPUs for a time. `nodes`: the number of all nodes; `per_node`: the GPUs of each; `spare`: the number
+    of nodes that only stand by to replace broken ones; `seconds`: the time."""
 
     gpu: GPU
     nodes: int
@@ -67,7 +67,7 @@ class Cluster:
 
     @property
     def reserved_gpu_hours(self) -> float:
-        """The GPU-hours with those of spare nodes."""
+        """The GPU-hours, including those of spare nodes."""
         return self.nodes * self.per_node * self.seconds / HOUR
 
     def flops(self, per_gpu: float) -> float:
@@ -111,10 +111,10 @@ class Budget:
 
 def duration_in_words(seconds: float) -> str:
     """A duration as text in the largest unit of which there is at least one, such as "3.5 days" or "20 hours". Weeks
-    are used only where their number is whole: "18 weeks"."""
+    are used only for whole numbers of weeks: "18 weeks"."""
     for unit in ("week", "day", "hour", "minute"):
         count = seconds / TIMES[unit]
-        if count >= 1 and (unit == "minute" or abs(count - round(count)) < 1e-9 or unit != "week"):
+        if count >= 1 and (unit != "week" or abs(count - round(count)) < 1e-9):
             return f"{count:.3g} {unit}{'' if f'{count:.3g}' == '1' else 's'}"
     return f"{seconds:.3g} second{'' if f'{seconds:.3g}' == '1' else 's'}"
 
@@ -125,24 +125,23 @@ def weeks_text(seconds: float) -> str:
 
 
 def amount_text(number: float) -> str:
-    """A number as text: without decimals from 100 on, such as "11,963", else with three significant digits, such as
-    "0.188"."""
+    """A number as text: "11,963" without decimals from 100 on, "0.188" with three significant digits below."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def positive_number(text: str, word: str) -> float:
+def parse_positive_number(text: str, word: str) -> float:
     """Parse a number such as "18", "4500", "1e21" or "1_000". Raises ConfigError where the text is no number in the
     digits 0 to 9, is not above 0, or is too large for a floating-point number. `word`: the NAME=VALUE word that
     contains the text, for the error message."""
-    number = _number(text, word)
+    number = _parse_finite_number(text, word)
     if not number > 0:
         raise ConfigError(f"{word}: {text} must be above 0")
     return number
 
 
-def _number(text: str, word: str) -> float:
-    """Parse a finite number. Raises ConfigError where the text is none. `word`: the NAME=VALUE word that contains the
-    text, for the error message."""
+def _parse_finite_number(text: str, word: str) -> float:
+    """Parse a finite number. Raises ConfigError for any other text. `word`: the NAME=VALUE word that contains the text,
+    for the error message."""
     try:
         number = parse_number(text)
     except ValueError:
@@ -154,10 +153,10 @@ def _number(text: str, word: str) -> float:
     return number
 
 
-def check_text(text: str, name: str) -> None:
+def check_word_value(text: str, name: str) -> None:
     """Check the value of a NAME=VALUE word. Raises ConfigError where it has more than MOST_CHARACTERS characters, or
-    digits other than 0 to 9, which Python would read as numbers too. `text`: the value; `name`: the NAME, for the error
-    message."""
+    digits other than 0 to 9 (which Python would read as numbers too). `text`: the value; `name`: the NAME, for the
+    error message."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{name}={text[:40]}... has more than {MOST_CHARACTERS} characters")
     if digits := [character for character in text if character.isnumeric() and not character.isascii()]:
@@ -173,7 +172,7 @@ def parse_budget(text: str) -> Budget:
     """Parse a budget such as "18 weeks, 52x8 A100-80, 4 spare" or "4500 PF-days". Raises ConfigError where a number has
     no unit, a unit or the hardware is unknown, an amount is out of bounds, or a part is missing; the message says
     which."""
-    check_text(text, "BUDGET")
+    check_word_value(text, "BUDGET")
     if with_comma := re.search(r"(?<![\w-])\d[\d_]*(?:,\d{3})+(?!\d)", text):
         raise ConfigError(
             f"BUDGET={text!r}: a comma stands between parts and is no part of a number: "
@@ -195,7 +194,7 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass
 class _BudgetParts:
-    """The parts of a budget, as they are read from its text one by one."""
+    """The parts of a budget that were read from its text so far."""
 
     text: str
     seconds: float | None = None
@@ -238,14 +237,15 @@ class _BudgetParts:
         self._add_number(match["number"], unit)
 
     def _add_number(self, text: str, unit: str) -> None:
+        """Read a number with a unit: a duration, spare nodes, or an amount."""
         word = unit.lower()
         if word in ("spare", "spares", "spare nodes", "spare node"):
-            number = _number(text, self.word)
+            number = _parse_finite_number(text, self.word)
             if self.spare is not None or not number.is_integer() or number < 0:
                 raise ConfigError(f"{self.word}: one whole number of spare nodes is needed, 0 or more")
             self.spare = int(number)
             return
-        number = positive_number(text, self.word)
+        number = parse_positive_number(text, self.word)
         if (time := SHORT_TIMES.get(word, word.removesuffix("s"))) in TIMES:
             if self.seconds is not None:
                 raise ConfigError(f"{self.word} says a time twice")

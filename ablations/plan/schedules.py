@@ -28,8 +28,8 @@ def learning_rate_curves(study: Study, count: int) -> dict[str, list[float]]:
 
 
 def schedule_drawings(study: Study) -> list[str]:
-    """Drawings of the learning rates of a study's arms for a terminal: a heading, then a line for each shape of curve
-    with the names of its arms. Heights are relative to the highest learning rate of the arm."""
+    """Drawings of the learning rates of a study's arms for a terminal: a heading, then a line for each distinct curve
+    with the names of its arms. Heights are relative to the arm's highest learning rate."""
     marks = DIGITS if _lacks_block_characters() else BLOCKS
     arms_by_drawing: dict[str, list[str]] = {}
     curves = learning_rate_curves(study, COLUMNS)
@@ -56,7 +56,7 @@ def _lacks_block_characters() -> bool:
         return True
 
 
-def figure(study: Study) -> str:
+def learning_rate_figure(study: Study) -> str:
     """A figure of the learning rates of a study's arms, as SVG text."""
     shares = [i / 240 for i in range(241)]
     lines = [

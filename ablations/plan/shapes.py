@@ -1,11 +1,16 @@
-"""Candidate model shapes (layers, width, heads) for a target size on a cluster: the shapes that the rules of thumb of
-2022 allow, the fastest first.
+"""Candidate model shapes (layers, width, heads) for a target size on a cluster: the shapes that BigScience's rules of
+thumb of 2022 allow, the fastest first.
 
-The rules are BigScience's (chronicles-prequel.md). The width fills whole tiles of a matrix product, and the number of
-heads divides it. Pipeline stages are even, where each of the two embeddings takes the place of a layer. The ranks
-divide the batch evenly. The ratio of width to depth is that of existing models. The depth by Levine et al. 2020 is
-shown, but is no rule. ablations/plan/throughput.py predicts the speed of every candidate, with plain attention and
-recomputation as in BigScience's runs. Every candidate fits into memory by ablations/plan/pipeline_memory.py.
+The rules (chronicles-prequel.md):
+
+* The width fills whole tiles of a matrix product, and the number of heads divides it.
+* All pipeline stages have equally many layers, where each of the two embeddings counts as a layer.
+* The ranks divide the batch evenly.
+* The ratio of width to depth is in the range of existing models.
+
+The depth that Levine et al. 2020 advise is shown, but is no rule. ablations/plan/throughput.py predicts the speed of
+every candidate, with plain attention and recomputation as in BigScience's runs. Every candidate fits into memory by
+ablations/plan/pipeline_memory.py.
 """
 
 import math
@@ -30,7 +35,7 @@ BATCH = 2048  # sequences of a step
 
 @dataclass(frozen=True)
 class ShapeCandidate:
-    """A model shape with its fastest layout, the predicted step time, and the memory of a GPU in GiB, `gib`."""
+    """A model shape with its fastest layout, the predicted step time, and the memory per GPU in GiB, `gib`."""
 
     shape: Shape
     layout: Layout
@@ -44,6 +49,7 @@ class ShapeCandidate:
 
     @property
     def label(self) -> str:
+        """The shape as text, "layers x width x heads"."""
         s = self.shape
         return f"{s.layers} x {s.hidden} x {s.heads}"
 
@@ -115,7 +121,7 @@ def candidate_shapes(low: float, high: float, gpu: GPU, gpus: int, per_node: int
 
 
 def reasons_for_shape(candidate: ShapeCandidate) -> list[str]:
-    """The reasons for a candidate shape: a sentence for each rule of thumb that it follows."""
+    """The rules of thumb that a candidate shape follows, a sentence for each."""
     shape, layout = candidate.shape, candidate.layout
     rank_width = shape.hidden // layout.tp
     tile = next(size for size in (256, 128, 64, 1) if rank_width % size == 0)

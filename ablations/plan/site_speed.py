@@ -22,9 +22,9 @@ LEAST_SPREAD = 1.05  # two tables of one machine and day differ by 4% (BigScienc
 
 @dataclass(frozen=True)
 class SiteSpeed:
-    """The measured speed of one kind of GPU at a site. `factor`: the median over the measurements of measured /
-    predicted seconds of a step; `spread`: the largest ratio between a measurement and this median, up or down; `rows`:
-    the number of measurements; `device`: the GPU's name in torch."""
+    """The measured speed of one kind of GPU at a site, relative to predictions. `factor`: the median of measured /
+    predicted seconds of a step. `spread`: the largest ratio between a measurement and this median, up or down. `rows`:
+    the number of measurements. `device`: the GPU's name in torch."""
 
     factor: float
     spread: float
@@ -52,7 +52,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
                 continue
             if (measured := gpu_of_device(row["device"])) is None or measured.name != gpu.name:
                 continue
-            ratios.append(_measured_over_predicted(row, gpu))
+            ratios.append(_measured_to_predicted_ratio(row, gpu))
             device = row["device"]
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -64,7 +64,7 @@ def read_site_speed(gpu: GPU, path: Path = MEASUREMENTS) -> SiteSpeed | None:
     return SiteSpeed(factor, spread, len(ratios), str(device))
 
 
-def _measured_over_predicted(row: dict[str, Any], gpu: GPU) -> float:
+def _measured_to_predicted_ratio(row: dict[str, Any], gpu: GPU) -> float:
     """The measured seconds of a step divided by the predicted seconds. `row`: a line of the file of measurements;
     `gpu`: the GPU on which it was measured."""
     micro, accumulate, speed = int(row["micro_batch"]), int(row["accumulate"]), float(row["tokens_per_second"])
@@ -75,7 +75,7 @@ def _measured_over_predicted(row: dict[str, Any], gpu: GPU) -> float:
     return layout.batch * model.seq / speed / predict_step(Shape.of(model), layout, gpu).seconds
 
 
-def predict_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
+def predict_step_at_site(shape: Shape, layout: Layout, gpu: GPU, site: SiteSpeed | None) -> PredictedStep:
     """Predict the seconds of an optimizer step, corrected by measurements. `site`: the measurements at this site; None:
     there are none, and the prediction is not corrected."""
     prediction = predict_step(shape, layout, gpu)

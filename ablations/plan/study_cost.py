@@ -14,8 +14,8 @@ from ablations.machine import sees_gpu
 from ablations.parts import PARTS
 from ablations.plan import power, site_speed
 from ablations.plan.hardware import GPU
-from ablations.plan.layouts import FittingLayout, best_layout, best_of_each_kind, fitting_layouts
-from ablations.plan.reliability import ASSUMED, NODE_MTBF, safe_interval
+from ablations.plan.layouts import FittingLayout, best_layout, layouts_that_fit, layouts_to_show
+from ablations.plan.reliability import ASSUMED, NODE_MTBF, feasible_save_interval
 from ablations.plan.resources import HOUR, amount_text
 from ablations.plan.schedules import schedule_drawings
 from ablations.plan.throughput import PredictedStep
@@ -87,17 +87,18 @@ class StudyCost:
 
     @property
     def gpu_hours(self) -> float:
+        """The GPU-hours of training and evaluation of all runs."""
         return sum(run.gpu_hours + run.evaluation_gpu_hours for run in self.runs)
 
     @property
     def most_gpu_hours(self) -> float:
-        """The GPU-hours of the study with all seeds that MORE=auto may add; each seed costs the same."""
+        """The GPU-hours of the study with all seeds that MORE=auto may add."""
         return self.gpu_hours * self.study.max_runs / len(self.study.cells)
 
     @property
     def at_most(self) -> dict[str, float] | None:
-        """The largest cost of a study to which MORE=auto may add seeds: {"seeds": of each arm, "runs", "gpu_hours",
-        "kwh", "disk_gb"}; None where the number of seeds is fixed."""
+        """The cost of the study with all seeds that MORE=auto may add: {"seeds": of each arm, "runs", "gpu_hours",
+        "kwh", "disk_gb"}. None where the number of seeds is fixed."""
         study = self.study
         if not study.criteria.sequential:
             return None
@@ -111,6 +112,7 @@ class StudyCost:
         }
 
     def as_json(self, budget_gpu_hours: float | None = None) -> dict[str, Any]:
+        """The cost as an object for FORMAT=json. `budget_gpu_hours`: the user's budget, or None."""
         study = self.study
         return {
             **answers.study_entries(study),
@@ -127,7 +129,7 @@ class StudyCost:
                     "gib": candidate.gib,
                     "basis": candidate.steps[0].basis,
                 }
-                for candidate in best_of_each_kind(self.candidates)
+                for candidate in layouts_to_show(self.candidates)
             ],
             "runs": [asdict(run) for run in self.runs],
             "gpu_hours": self.gpu_hours,
@@ -154,9 +156,9 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
     site = site_speed.read_site_speed(gpu, speeds)
     arm_runs = [study.cell(arm, study.seeds[0]).run for arm in study.arms]
     baseline = arm_runs[0]
-    candidates, reasons = fitting_layouts(arm_runs, gpu, gpus, site)
+    candidates, reasons = layouts_that_fit(arm_runs, gpu, gpus, site)
     best = best_layout(candidates)
-    refused, notes = _check_settings(study)
+    refused, notes = _check_comparability(study)
     if baseline.train.precision == "bf16" and not gpu.bf16:
         refused.append(f"{gpu.name} has no bf16: SET='train.precision=fp16'")
     if not candidates:
@@ -177,7 +179,7 @@ def study_cost(study: Study, gpu: GPU, gpus: int, speeds: Path = site_speed.MEAS
         disk = sum(run.checkpoints_gb for run in runs) * study.max_runs / len(study.cells)
         if (free := _free_gigabytes(study.out)) is not None and disk > free:
             shortage = f"the disk of {study.out} has {free:.0f} GB free, and the checkpoints need {disk:.0f} GB"
-            if _is_execution_machine(study):
+            if _runs_use_this_disk(study):
                 refused.append(shortage)
             else:
                 notes.append(f"{shortage}; that is no obstacle if the runs will be elsewhere. OUT=folder is checked")
@@ -207,7 +209,7 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
     parameter_count, flops = parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
-    save_interval = safe_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
+    save_interval = feasible_save_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     evaluation_tokens = SUITE_TOKENS if suite else PROBE_TOKENS
     return RunCost(
         arm=cell.arm,
@@ -232,16 +234,16 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
     )
 
 
-def _is_execution_machine(study: Study) -> bool:
+def _runs_use_this_disk(study: Study) -> bool:
     """Whether the study's runs will probably use the disk of this machine: OUT is given, this machine has a GPU, or a
-    cluster is configured. False, for example, on a laptop on which studies are planned for other machines."""
+    cluster is configured. False, for example, on a laptop that only plans studies."""
     return bool(study.word_value("OUT")) or sees_gpu() or find_site_file() is not None
 
 
 def detectable_text(study: Study) -> str:
     """Lines of text on the differences between arms, and the effects of a factorial, that the study can detect
     (ablations/plan/power.py)."""
-    from ablations.plan.epochs import training_texts
+    from ablations.plan.epochs import training_text_hashes
 
     base = study.base
     squares: dict[str, float] = {}
@@ -253,10 +255,10 @@ def detectable_text(study: Study) -> str:
     if study.criteria.sequential:
         seeds = study.criteria.seeds
     line = power.describe_detectable(
-        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_texts(study)
+        base, arms, seeds, tests=study.number_of_tests, effects=squares, texts=training_text_hashes(study)
     )
     line = f"{line}; with all {seeds} seeds, if these were there from the start" if study.criteria.sequential else line
-    published = power.describe_published_noise(base, arms, seeds)
+    published = power.describe_detectable_on_suite(base, arms, seeds)
     return "\n".join(filter(None, (line, published)))
 
 
@@ -269,9 +271,9 @@ def _free_gigabytes(out: Path) -> float | None:
         return None
 
 
-def _check_settings(study: Study) -> tuple[list[str], list[str]]:
-    """Check a study's numbers of parameters, learning-rate decay, and epochs. Returns (reasons against starting the
-    study, other notes), each a list of sentences."""
+def _check_comparability(study: Study) -> tuple[list[str], list[str]]:
+    """Check a study for differences in the numbers of parameters, a wrong horizon of learning-rate decay, and repeated
+    text. Returns (reasons against starting the study, other notes), each a list of sentences."""
     refused: list[str] = []
     notes: list[str] = []
     base = study.cell(study.arms[0], study.seeds[0]).run
@@ -298,16 +300,16 @@ def _check_settings(study: Study) -> tuple[list[str], list[str]]:
             f"the learning rate decays over {short_number(decay)} tokens, the budget is {short_number(base.tokens)}"
         )
         (notes if 1 / MAX_DECAY_RATIO <= ratio <= MAX_DECAY_RATIO else refused).append(statement)
-    from ablations.plan.epochs import epochs_of_text
+    from ablations.plan.epochs import describe_epochs
 
-    for line in epochs_of_text(study):
+    for line in describe_epochs(study):
         (refused if "more than one epoch" in line else notes).append(line)
     return refused, notes
 
 
-def figure(cost: StudyCost) -> str:
-    """A bar chart of the GPU-hours of each arm, over all its seeds, divided into the parts of a step and evaluation, as
-    SVG text; "" where no layout fits."""
+def cost_figure(cost: StudyCost) -> str:
+    """A bar chart of the GPU-hours of each arm over all its seeds, as SVG text. The bars are divided into the parts of
+    a step and evaluation. "" where no layout fits."""
     groups = {
         "matrix products": ("matmul", "small"),
         "attention": ("attention",),
@@ -329,8 +331,8 @@ def figure(cost: StudyCost) -> str:
 
 
 def highest_cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """Lines of text on the study's cost with all seeds that MORE=auto may add; none where the number of seeds is fixed.
-    `budget_gpu_hours`: the GPU-hours of the user's budget, for the share of it; None: there is no budget."""
+    """Lines of text on the study's cost with all seeds that MORE=auto may add; empty where the number of seeds is
+    fixed. `budget_gpu_hours`: the user's budget, to compute the study's share of it; None: there is no budget."""
     if not (most := cost.at_most):
         return []
     share = f", {most['gpu_hours'] / budget_gpu_hours:.2%} of the budget" if budget_gpu_hours else ""
@@ -342,13 +344,13 @@ def highest_cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[
 
 
 def cost_lines(cost: StudyCost, budget_gpu_hours: float | None) -> list[str]:
-    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the GPU-hours of the user's budget,
-    for the share that the study takes; None: there is no budget."""
+    """The plan of a study on given hardware, as lines of text. `budget_gpu_hours`: the user's budget, to compute the
+    study's share of it; None: there is no budget."""
     study, gpu = cost.study, cost.gpu
     out = [f"{study.title}, on {cost.gpus} {gpu.name} for each run ({gpu.source})", f"  question  {study.question}", ""]
     if cost.candidates:
         out.append(f"{'layout':52} {'s/step':>7} {'80% interval':>16} {'GiB':>6} {'tokens/s/GPU':>13}")
-        for candidate in best_of_each_kind(cost.candidates):
+        for candidate in layouts_to_show(cost.candidates):
             step, layout = candidate.steps[0], candidate.layout
             speed = layout.batch * study.base.model.seq / step.seconds / layout.gpus
             interval = f"{step.low:.3g} to {step.high:.3g}"

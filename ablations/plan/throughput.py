@@ -1,9 +1,9 @@
 """The seconds of one optimizer step of a transformer on a cluster, predicted as a weighted sum of physical terms.
 
-Each term is the time that a part of the step would take at the rates of the hardware's data sheet: matrix products at
-the peak, elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weight of a term
-says how much slower a software stack is; the weights are fitted to published step times (ablations/plan/calibrate.py).
-The interval of a prediction follows from the errors on rows that were held out of the fit.
+Each term is the time of a part of the step at the rates of the hardware's data sheet: matrix products at the peak,
+elementwise work at the memory's bandwidth, communication at the bandwidth of the links. The weight of a term says how
+much slower a software stack is. The weights are fitted to published step times (ablations/plan/calibrate.py). The
+interval of a prediction comes from the errors on rows that were held out of the fit.
 """
 
 import functools
@@ -47,6 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
+        """The shape of a model of our own."""
         return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
 
     @property
@@ -69,9 +70,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parallel layout of a training step. `gpus`: the total number of GPUs; `batch`: the sequences of a step;
-    `micro_batch`: those of one pass of a replica; `embedding_slots`: whether each of the two embeddings counts like a
-    layer when layers are assigned to pipeline stages."""
+    """The parallel layout of a training step. `gpus`: the total number of GPUs. `tp`, `pp`: the tensor- and
+    pipeline-parallel sizes. `batch`: the sequences of a step. `micro_batch`: the sequences of one pass of a replica.
+    `embedding_slots`: whether each of the two embeddings counts as a layer when layers are assigned to pipeline
+    stages."""
 
     gpus: int
     tp: int
@@ -84,6 +86,7 @@ class Layout:
 
     @property
     def dp(self) -> int:
+        """The number of data-parallel replicas."""
         return self.gpus // (self.tp * self.pp)
 
     @property
@@ -92,7 +95,7 @@ class Layout:
         return self.batch / (self.dp * self.micro_batch)
 
 
-def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
+def step_time_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[float]:
     """The seconds of each term of one step, in the order of TERMS, on the busiest pipeline stage and at the rates of
     the data sheet. `flash`: whether attention is one kernel that does not write the scores to memory."""
     tp, pp, hidden = layout.tp, layout.pp, shape.hidden
@@ -116,13 +119,13 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
     if with_output:
         traffic += LOGIT_PASSES * rows * shape.vocab / tp * 2 / gpu.bandwidth
     reductions = 4 + 2 * layout.recompute
-    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.link_among(tp)
+    tensor = layers * reductions * rows * hidden * 2 * 2 * (tp - 1) / tp / gpu.group_bandwidth(tp)
     launch = layers * LAUNCH_SECONDS * passes / 4
 
     micro_batches = layout.micro_batches
     fill = (micro_batches + pp - 1) / micro_batches  # the pipeline fills and drains once a step
     weights = (layers * shape.layer_weights + shape.vocab * hidden * (1 if pp == 1 else 0.5)) / tp
-    bandwidth = gpu.link_among(layout.gpus) if layout.gpus <= gpu.node else gpu.network
+    bandwidth = gpu.group_bandwidth(layout.gpus) if layout.gpus <= gpu.node else gpu.network
     network = 0.0
     if pp > 1:
         network += 2 * rows * hidden * 2 / gpu.network * micro_batches * fill
@@ -139,7 +142,7 @@ def step_terms(shape: Shape, layout: Layout, gpu: GPU, flash: bool) -> list[floa
 @dataclass(frozen=True)
 class PredictedStep:
     """The predicted seconds of a step. `low`, `high`: the 80% interval, from errors on held-out rows; `basis`: the
-    measurements on which the prediction is based, in words; `parts`: {name in TERMS: seconds}."""
+    measurements on which the prediction is based, as text; `parts`: {name in TERMS: seconds}."""
 
     seconds: float
     low: float
@@ -148,8 +151,8 @@ class PredictedStep:
     parts: dict[str, float]
 
     def scaled(self, factor: float, spread: float, basis: str) -> "PredictedStep":
-        """The prediction with all times multiplied by `factor`. `spread`: the ratio of the interval's ends to the new
-        time; `basis`: the new basis, in words."""
+        """The prediction with all times multiplied by `factor`. The new interval is from seconds / `spread` to seconds
+        x `spread`. `basis`: the new basis, as text."""
         seconds = self.seconds * factor
         parts = {name: part * factor for name, part in self.parts.items()}
         return PredictedStep(seconds, seconds / spread, seconds * spread, basis, parts)
@@ -196,7 +199,7 @@ def predict_step(shape: Shape, layout: Layout, gpu: GPU, stack: str = "") -> Pre
     weights = dict(fit["weights"])
     if stack != "Megatron-DeepSpeed":  # llm-foundry's rows have no tensor parallelism
         weights["tensor"] = fits["Megatron-DeepSpeed, a100-80"]["weights"]["tensor"]
-    values = step_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
+    values = step_time_terms(shape, layout, gpu, flash=stack != "Megatron-DeepSpeed")
     parts = {name: weights[name] * value for name, value in zip(TERMS, values, strict=True)}
     seconds = sum(parts.values())
     low, high = fit["interval"]

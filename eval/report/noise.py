@@ -19,7 +19,7 @@ from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.floor import floor_conditions, hash_of_tasks
 from eval.report.comparison.gather import gather_findings
-from eval.statistics.seeds import noise_floor
+from eval.statistics.seeds import within_arm_variance
 
 FOLDER = Path("ablations/noise")
 CHECK = "--check"  # before the runs are trained
@@ -47,7 +47,7 @@ def noise_floor_content(findings: Findings) -> dict[str, Any]:
         row = findings.results.get(name, {}).get(findings.baseline, {})
         if len(row) < FEWEST_SEEDS:
             continue
-        floor = noise_floor({findings.baseline: row})
+        floor = within_arm_variance({findings.baseline: row})
         assert floor
         metrics[name] = {
             "unit": metric.unit,

@@ -29,7 +29,7 @@ def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
     of_items = {
         arm: text
         for arm, text in words.items()
-        if not compared[arm].enough_items or seeds_cannot_decide(compared[arm], margin)
+        if not compared[arm].has_enough_items or seeds_cannot_decide(compared[arm], margin)
     }
     return {arm: text for arm, text in words.items() if arm not in of_items}, of_items
 

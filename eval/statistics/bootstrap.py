@@ -1,4 +1,4 @@
-"""Intervals from resampled items and tasks."""
+"""Bootstrap intervals of differences between arms, by resampling items or tasks."""
 
 from math import inf, isinf, sqrt
 
@@ -10,15 +10,17 @@ from eval.statistics.parts import LEVEL
 DRAWS = 4000  # of the bootstrap: the ends of a 95 % interval to some 3 % of its width
 
 
-def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Bootstrap draws of the difference of two arms, an array [draws]. The difference is the mean over strata (tasks)
-    of sum(differences) / sum(weights).
+def bootstrap_differences(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Draw bootstrap replicates of the difference between two arms. Returns an array [draws].
 
-    Items, or clusters of items (`stratum_of_clusters`), are resampled with replacement within each stratum. Both arms
-    get the same items (paired), and differences are averaged over seeds. With `tasks` whole strata are resampled
-    instead, as a sample from a population of tasks; the noise of their items is contained in the resampled differences.
-    With `tasks` and a single stratum all draws are NaN. `strata`: for each task the differences of two arms, [seeds,
-    items], and the weights of the items; `draws`: how many; `seed`: of the random numbers.
+    The difference is the mean over tasks of sum(differences) / sum(weights). Items are resampled with replacement
+    within each task. Both arms get the same items, and differences are averaged over seeds first.
+
+    Args:
+        strata: for each task the differences of the two arms on its items, or on clusters of items.
+        tasks: whether to resample whole tasks instead of items. A single task then gives NaN only.
+        draws: the number of replicates.
+        seed: the seed of the random numbers.
     """
     rng, T = np.random.default_rng(seed), len(strata)
     if tasks:
@@ -33,14 +35,13 @@ def bootstrap(strata: list[Stratum], tasks: bool = False, draws: int = DRAWS, se
     return total / T
 
 
-def interval(draws: np.ndarray, n: float = inf) -> tuple[float, float]:
-    """The 95 % interval of bootstrap draws, (low, high).
+def bootstrap_interval(draws: np.ndarray, n: float = inf) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap replicates, (low, high).
 
     Args:
-        draws: the draws, [draws].
-        n: how many values were resampled, where they are few: resampling n values lacks a factor sqrt(1 - 1/n) of their
-            spread and ignores Student's t, so the percentiles are taken further out (Hesterberg 2015, arXiv:1411.5279,
-            the expanded percentile interval).
+        draws: the replicates, [draws].
+        n: the number of resampled values, where it is small. Percentile intervals of few values are too narrow, so
+            percentiles further out are taken (the expanded percentile interval, Hesterberg 2015, arXiv:1411.5279).
     """
     from scipy.special import ndtr, stdtrit
 

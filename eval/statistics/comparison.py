@@ -30,8 +30,8 @@ Name = TypeVar("Name", bound=Hashable)  # of a comparison in a family
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two arms, or an effect compared with 0, with its noise and its significance, in the unit of the
-    metric."""
+    """A difference between two arms, or an effect of a factorial, with its noise and its significance. Differences and
+    thresholds are in the unit of the metric."""
 
     difference: float
     seeds: Variance | None  # None: one seed, and no noise floor is known
@@ -52,29 +52,29 @@ class Comparison:
         return sqrt((self.seeds.variance if self.seeds else 0.0) + self.items.variance)
 
     @property
-    def planning_noise(self) -> tuple[Variance, Variance]:
-        """The variances by which more seeds or another study are planned: (from the seeds, from the items)."""
+    def planning_variances(self) -> tuple[Variance, Variance]:
+        """The variances for planning more seeds or another study: (from the seeds, from the items)."""
         return self.planned or (self.seeds or Variance(0.0, inf), self.items)
 
     @property
-    def enough_items(self) -> bool:
+    def has_enough_items(self) -> bool:
         """Whether there are enough independent items to estimate their noise; True where their number is unknown."""
         return self.independent is None or self.independent >= FEWEST_ITEMS
 
-    def equivalent(self, margin: float | None) -> bool:
-        """Whether the difference is significantly smaller than `margin`, by two one-sided tests. False where the margin
-        is None, or the noise is not known well enough for a decision."""
-        if margin is None or not self.seeds or not self.replicated or not self.enough_items or not self.share:
+    def is_equivalent(self, margin: float | None) -> bool:
+        """Whether the difference lies significantly within ±`margin`, by two one-sided tests. False where the margin is
+        None, or the noise is not known well enough."""
+        if margin is None or not self.seeds or not self.replicated or not self.has_enough_items or not self.share:
             return False
         level = self.share * LEVEL / self.family
         return abs(self.difference) + interval_half_width(2 * level, self.seeds, self.items) <= margin
 
     @property
     def is_significant(self) -> bool:
-        """Whether the difference is significant, after the multiple-comparison correction if there was one, and was
-        seen with more than one seed."""
+        """Whether the difference is significant and was seen with more than one seed. The p-value after Holm's
+        correction counts, where there is one."""
         p = self.p if np.isnan(self.adjusted) else self.adjusted
-        return self.replicated and self.enough_items and bool(p <= LEVEL)
+        return self.replicated and self.has_enough_items and bool(p <= LEVEL)
 
 
 def compare(
@@ -87,19 +87,19 @@ def compare(
     planned: tuple[Variance, Variance] | None = None,
     items_alone: Variance | None = None,
 ) -> Comparison:
-    """A comparison of two arms from their difference and its noise, without multiple-comparison correction.
+    """Compare two arms by their difference and its noise, without multiple-comparison correction.
 
     Args:
         difference: one arm minus the other, in the unit of the metric.
-        seeds: the variance from the seeds; None where it is unknown. p-value and threshold then count the items only,
-            and are too small.
-        items: the variance from the items.
+        seeds: the variance of the difference from the seeds; None where it is unknown. The p-value and the threshold
+            then count the items only, and are too small.
+        items: the variance of the difference from the items.
         replicated: whether the difference was seen with more than one seed.
-        independent: the number of independent items of the task with the fewest (`independent_items`); None where it is
-            unknown. Below FEWEST_ITEMS the p-value is NaN, and nothing is decided.
-        share: the share of alpha (LEVEL) that this interim analysis may use (sequential.py).
-        planned: the variances from seeds and from items by which more seeds or another study are planned; None: `seeds`
-            and `items`.
+        independent: the number of independent items in the task with the fewest; None where it is unknown. Below
+            FEWEST_ITEMS the p-value is NaN, and the verdict is undecided.
+        share: the share of LEVEL that this interim analysis may use (sequential.py).
+        planned: the variances (from the seeds, from the items) for planning more seeds or another study; None: the same
+            as `seeds` and `items`.
         items_alone: the variance from the items without the interaction of seeds and items; None where it is unknown.
     """
     known = seeds or Variance(0.0, inf)
@@ -119,12 +119,17 @@ def compare(
 
 
 def p_value(size: float, seeds: Variance, items: Variance) -> float:
-    """The two-sided p-value of a difference of this size, whose variance is the sum of one from the seeds and one from
-    the items: the level at which its confidence interval just touches zero, from 1e-15 to 1."""
+    """The two-sided p-value of a difference, from 1e-15 to 1: the level at which its confidence interval ends at zero.
+
+    Args:
+        size: the absolute difference.
+        seeds: the variance of the difference from the seeds.
+        items: the variance of the difference from the items.
+    """
     from scipy.optimize import brentq
 
     def excess(level: float) -> float:
-        """By how much the half-width of the interval at a level exceeds the difference."""
+        """The half-width of the interval at a level, minus the difference."""
         return interval_half_width(level, seeds, items) - size
 
     low, high = 1e-15, 1 - 1e-12
@@ -148,13 +153,14 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def corrected_family(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
-    """The comparisons, {name: comparison}, with p-values after Holm's multiple-comparison correction over all of them,
-    and matching thresholds.
+def apply_holm_correction(comparisons: dict[Name, Comparison]) -> dict[Name, Comparison]:
+    """Apply Holm's multiple-comparison correction to a family of comparisons. Returns {name: comparison with corrected
+    p-value and threshold}.
 
-    A threshold is the half-width of the interval at the level of the comparison's step in Holm's procedure, or of the
-    first step that fails if that is earlier. Before the correction each p-value is divided by the share of alpha that
-    its interim analysis may use. Comparisons whose p-value is NaN do not count, and stay without one.
+    The threshold of a comparison is the half-width of its interval at its level in Holm's procedure. The procedure
+    stops at the first comparison that is not significant, and all later ones have the level of that one. Each p-value
+    is first divided by the share of LEVEL that its interim analysis may use. Comparisons whose p-value is NaN do not
+    count, and get no corrected p-value.
     """
     p_values = {arm: min(1.0, c.p / c.share) if c.share else 1.0 for arm, c in comparisons.items()}
     p_values |= {arm: nan for arm, c in comparisons.items() if np.isnan(c.p)}

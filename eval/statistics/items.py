@@ -1,29 +1,30 @@
-"""The noise of items: held-out documents and questions are a sample, and another sample would give another result.
+"""The noise of items: evaluation items are a sample, and another sample would give another result.
 
-Items that share a passage or a document are not independent, so they are summed into one cluster, which counts as one
-item. Both arms answer the same items, so the noise is the variance of the per-item differences (Miller 2024,
-arXiv:2411.00640). Tasks that are made from the same documents share these: the influences of a document on all tasks
-are summed before they are squared, since what favours an arm on one task may favour it on all.
+Items of the same passage or document are not independent. They are summed into one cluster, which counts as one item.
+Both arms answer the same items, so the noise is the variance of the per-item differences (Miller 2024,
+arXiv:2411.00640). Several tasks may be made from the same documents. The influences of a document on all tasks are then
+summed before they are squared.
 
-The variance is estimated by the jackknife, with n - 1 degrees of freedom for n items of equal size, and fewer where
-sizes differ (Kish's effective number). Of null studies, in which no arms differ, 1 to 5.5 % then have a wrong verdict
-with 2 to 50 documents. That holds for equal and unequal sizes, and where differences have the tails of Student's t with
-3 degrees of freedom. With the linearised variance and n - 1 degrees of freedom the rates are 14 % for 5 documents of
+The variance is estimated by the jackknife. It has n - 1 degrees of freedom for n items of equal size, and fewer where
+sizes differ (Kish's effective number). In null studies, in which no arms differ, 1 to 5.5 % of verdicts are then wrong
+with 2 to 50 documents. This holds for equal and unequal sizes, and for differences with the tails of Student's t with 3
+degrees of freedom. The linearised variance with n - 1 degrees of freedom is worse. It gives 14 % for 5 documents of
 log-normal sizes (sigma 1), 10 % for 20 and 8 % for 50 (20,000 and 40,000 simulated studies of each kind).
+
 From a single document the noise cannot be estimated. With two documents, a difference of five times the noise is
 detected in three studies of ten. So there is no decision below FEWEST_ITEMS.
 
-Seeds and items together are the mixed model with crossed random effects, difference[seed, item] = mean + seed + item +
-residual, where the residual contains the interaction of seed and item. The variance of the mean has a closed estimate
-where every seed has every item. It is the mean square between seeds plus the one between items, minus the residual mean
-square, which is in both (Cornfield & Tukey 1956, Ann. Math. Stat. 27; the F'' of Clark 1973). The residual part is
-subtracted from one of the two, and neither may fall below zero.
+Seeds and items together are a mixed model with crossed random effects: difference[seed, item] = mean + seed + item +
+residual. The residual contains the interaction of seed and item. Where every seed has every item, the variance of the
+mean is the mean square between seeds, plus the one between items, minus the residual mean square, which is in both
+(Cornfield & Tukey 1956, Ann. Math. Stat. 27; the F'' of Clark 1973). The residual is subtracted from one of the two,
+and neither may fall below zero.
 
-Always to subtract it from the part of the items fails with few groups of items. An estimate from three or four groups
-may be below zero by chance, and then counts as zero although the items do give noise. With 3 groups as noisy as the
-residual, 18 % of null studies of 6 arms with 5 seeds had a wrong verdict, and 7 % of studies of 2 arms. So the residual
-part is subtracted where this leaves the wider interval: then at most 5 % have a wrong verdict (`noise_parts`; the rates
-are in docs/statistics.md, "Few groups of items").
+The residual must not always be subtracted from the mean square between items. With three or four groups of items the
+result may be below zero by chance. It then counts as zero, although the items do give noise. With 3 groups as noisy as
+the residual, 18 % of null studies of 6 arms with 5 seeds had a wrong verdict, and 7 % of studies of 2 arms. So the
+residual is subtracted where this leaves the wider interval (`noise_parts`). Then at most 5 % have a wrong verdict
+(docs/statistics.md, "Few groups of items").
 """
 
 from collections.abc import Sequence
@@ -41,12 +42,11 @@ FEWEST_ITEMS = 3  # independent items (or clusters of them) of a task that can t
 
 
 class Stratum(NamedTuple):
-    """The results of one task by seed and item: differences of two arms, or the values of a single run. For each seed,
-    sum(differences) / sum(weights) is the difference, or the score, on this task.
+    """The results of one task by seed and item: differences between two arms, or the values of a single run. The result
+    of a seed on this task is sum(differences) / sum(weights).
 
-    The items are assumed to be independent, so items that share a passage or a document are summed into one first
-    (`stratum_of_clusters`). Strata may have clusters in common, as tasks that are made from the same held-out text
-    have.
+    The items are assumed to be independent: `stratum_of_clusters` first sums the items of a passage or document. Two
+    strata may have clusters in common, where their tasks are made from the same held-out text.
     """
 
     differences: np.ndarray  # [seeds, items]
@@ -55,13 +55,16 @@ class Stratum(NamedTuple):
 
 
 def stratum_of_clusters(d_SN: np.ndarray, w_N: np.ndarray, clusters: Sequence[str]) -> Stratum:
-    """A stratum (the results of one task) whose items are clusters: for each cluster the sum over its items. Where
-    every item is a cluster of its own, the items stay as they are.
+    """Build the stratum of a task by summing its items within clusters. Where every item is a cluster of its own, the
+    items stay as they are.
 
-    The standard error of a ratio of sums over clusters is the cluster-robust one (Liang & Zeger 1986, Biometrika 73;
-    Cochran 1977, section 9.7), and drawing clusters with replacement is the cluster bootstrap (Davison & Hinkley 1997,
-    Bootstrap Methods, section 3.8). `d_SN`: results or differences, [seeds, items]; `w_N`: the weights of the items;
-    `clusters`: the name of each item's cluster.
+    This makes the standard error of a ratio of sums cluster-robust (Liang & Zeger 1986, Biometrika 73; Cochran 1977,
+    section 9.7), and resampling a cluster bootstrap (Davison & Hinkley 1997, Bootstrap Methods, section 3.8).
+
+    Args:
+        d_SN: results or differences, [seeds, items].
+        w_N: the weights of the items.
+        clusters: the name of each item's cluster.
     """
     names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
     if len(names) == len(w_N):
@@ -76,46 +79,50 @@ def independent_items(strata: list[Stratum]) -> int | None:
 
 
 def effective_number(weights: np.ndarray) -> float:
-    """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): so many items
-    of equal weight would give an equally good estimate of the variance. `weights`: the weights of the items."""
+    """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): the number of
+    items of equal weight that would estimate the variance equally well. `weights`: the weights of the items."""
     w = np.asarray(weights, float)
     return float(w.sum() ** 2 / (w**2).sum())
 
 
 def finite_or_none(error: float) -> float | None:
-    """A standard error for JSON, which has neither NaN nor infinity: None in their place."""
+    """The standard error; None where it is NaN or infinite, which JSON cannot represent."""
     return error if isfinite(error) else None
 
 
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
-    """The standard error of the ratio sum(numerators) / sum(denominators) over independent items, by the jackknife; NaN
-    for fewer than two items. For bits per byte the items are documents of different lengths.
+    """The standard error of the ratio sum(numerators) / sum(denominators) over independent items, by the jackknife. NaN
+    for fewer than two items.
 
-    Leaving item i out moves the ratio r by -(a_i - r b_i) / (sum(b) - b_i), with numerators a and denominators b. With
+    Without item i the ratio r changes by -(a_i - r b_i) / (sum(b) - b_i), with numerators a and denominators b. With
     equal denominators this is the standard error of the mean. The linearised error (Cochran 1977, Sampling Techniques,
-    section 6.3) divides by sum(b) alone and is too small where a few items are large: see the head of this file.
+    section 6.3) divides by sum(b) alone, and is too small where a few items are large.
     """
     n, a, b = len(numerators), np.asarray(numerators, float), np.asarray(denominators, float)
     if n < 2:
         return nan
-    return float(sqrt((n - 1) / n * (influences(a, b) ** 2).sum()))
+    return float(sqrt((n - 1) / n * (jackknife_influences(a, b) ** 2).sum()))
 
 
-def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The influence of each item on the ratio sum(a) / sum(b), [..., items]: minus the change of the ratio when the
-    item is left out. It is infinite for an item that makes up all of sum(b). `a`: numerators, [..., items]; `b`:
-    denominators, [items]."""
+def jackknife_influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The change of the ratio sum(a) / sum(b) that each item makes, [..., items]: the ratio with the item minus the
+    ratio without it. Infinite for an item that makes up all of sum(b).
+
+    Args:
+        a: numerators, [..., items].
+        b: denominators, [items].
+    """
     total = b.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((a - a.sum(-1, keepdims=True) / total * b) / (total - b), nan=inf, posinf=inf, neginf=-inf)
 
 
 def item_variance(strata: list[Stratum]) -> Variance:
-    """The variance that the items give to the unweighted mean over strata (tasks, corpora) of sum(differences) /
-    sum(weights). The interaction of seeds and items is not included, since it is part of the variance from the seeds.
+    """The variance from the items of the difference between two arms, without the interaction of seeds and items. The
+    interaction is part of the variance from the seeds.
 
-    A stratum with a single item contributes nothing, since its variance is unknown; `compare` then gives no verdict.
-    `strata`: the differences of two arms, [seeds, items] for each task.
+    The difference is the mean over tasks of sum(differences) / sum(weights). A task with a single item contributes
+    nothing, since its variance is unknown. `strata`: the differences on the items of each task.
     """
     whole, interaction = item_variance_with_interaction(strata)
     if isinf(whole.variance):
@@ -124,26 +131,24 @@ def item_variance(strata: list[Stratum]) -> Variance:
 
 
 def stderr_over_tasks(strata: list[Stratum]) -> float:
-    """The standard error of the unweighted mean over tasks of sum(results) / sum(weights), for the results of a single
-    run. The jackknife leaves out a cluster from all tasks that have it at once, as in a comparison. Infinite where a
-    cluster makes up a whole task; NaN where there is no task, or a task has fewer than two clusters. `strata`: the
-    results of each task, [1, items or clusters]."""
+    """The standard error of a run's mean over tasks of sum(results) / sum(weights). The jackknife leaves out a cluster
+    from all its tasks at once. Infinite where a cluster makes up a whole task. NaN where there is no task, or a task
+    has fewer than two clusters. `strata`: the results of each task, [1, items or clusters]."""
     if not strata or any(len(stratum.weights) < 2 for stratum in strata):
         return nan
     return sqrt(item_variance(strata).variance)
 
 
 def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, float]:
-    """Two estimates for the mean over strata (tasks) of sum(differences) / sum(weights): the variance that the items
-    give to it for the given seeds, and the part of this variance that is the interaction of seeds and items.
+    """The variance from the items of the difference between two arms, with the interaction of seeds and items. Returns
+    (this variance, the part of it that is the interaction).
 
-    The variance of the items themselves is the first minus the second (`item_variance`). Where the two estimates are
-    about equal, the true variance of the items may be anything from zero to the first. `strata`: the differences of two
-    arms, [seeds, items] for each task.
+    The difference is the mean over tasks of sum(differences) / sum(weights). `strata`: the differences on the items of
+    each task.
     """
     parts, interaction = [], 0.0
     for together in strata_with_common_clusters([stratum for stratum in strata if len(stratum.weights) > 1]):
-        influences_SN, weights_N = summed_by_cluster(together, len(strata))
+        influences_SN, weights_N = influences_by_cluster(together, len(strata))
         S, n = influences_SN.shape
         whole = (n - 1) / n * float((influences_SN.mean(0) ** 2).sum())
         parts.append(Variance(whole, effective_number(weights_N) - 1))
@@ -152,17 +157,17 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
     return sum_of_variances(parts), interaction
 
 
-def shared_names(stratum: Stratum) -> set[str]:
-    """The names of those clusters of a stratum that other strata may have too: documents and passages. Left out are
-    items that are clusters of their own, whose names begin with "item" and have a meaning only within their task."""
+def shareable_cluster_names(stratum: Stratum) -> set[str]:
+    """The names of a stratum's clusters that may also occur in other strata: documents and passages. Left out are
+    single items, whose names begin with SINGLE_ITEM_PREFIX and mean something in their own task only."""
     return {name for name in stratum.clusters if not name.startswith(SINGLE_ITEM_PREFIX)}
 
 
 def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
-    """The strata in groups, such that strata of different groups have no cluster in common."""
+    """Group the strata that have clusters in common. Strata of different groups have no cluster in common."""
     groups: list[tuple[set[str], list[Stratum]]] = []  # (the names in a group, its strata)
     for stratum in strata:
-        names, together, others = shared_names(stratum), [stratum], []
+        names, together, others = shareable_cluster_names(stratum), [stratum], []
         for group in groups:
             if names & group[0]:
                 names, together = names | group[0], group[1] + together
@@ -172,27 +177,31 @@ def strata_with_common_clusters(strata: list[Stratum]) -> list[list[Stratum]]:
     return [together for _, together in groups]
 
 
-def summed_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays over the clusters of all strata: their influences on the mean over tasks, [seeds, clusters], and their
-    weights, [clusters]. The weight of a cluster is its share of a stratum, summed over strata. A cluster that several
-    strata share is one column. `tasks`: the number of strata in the mean, which may be more than are given."""
+def influences_by_cluster(strata: list[Stratum], tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The influence and the weight of each cluster on the mean over tasks: (influences [seeds, clusters], weights
+    [clusters]). A cluster of several strata is one column. Its weight is the sum of its shares of their weights.
+
+    Args:
+        strata: the strata whose clusters are counted.
+        tasks: the number of tasks in the mean, which may be more than the number of `strata`.
+    """
     columns: dict[object, int] = {}
     places = []
     for number, stratum in enumerate(strata):
-        shared = shared_names(stratum)
+        shared = shareable_cluster_names(stratum)
         names = stratum.clusters or [""] * len(stratum.weights)
         keys = [name if name in shared else (number, i) for i, name in enumerate(names)]
         places.append([columns.setdefault(key, len(columns)) for key in keys])
     seeds = len(strata[0].differences)
     influences_SN, weights_N = np.zeros((seeds, len(columns))), np.zeros(len(columns))
     for stratum, place in zip(strata, places, strict=True):
-        np.add.at(influences_SN.T, place, influences(stratum.differences, stratum.weights).T / tasks)
+        np.add.at(influences_SN.T, place, jackknife_influences(stratum.differences, stratum.weights).T / tasks)
         np.add.at(weights_N, place, stratum.weights / stratum.weights.sum())
     return influences_SN, weights_N
 
 
 class NoiseParts(NamedTuple):
-    """The noise of a difference from its seeds and its items: for its verdict, and for a plan of further studies."""
+    """The noise of a difference from its seeds and its items, for its verdict and for planning further studies."""
 
     seeds: Variance | None  # None: unknown
     items: Variance
@@ -201,18 +210,18 @@ class NoiseParts(NamedTuple):
 
 
 def noise_parts(seeds: Variance | None, strata: list[Stratum], factor: float = 1.0, level: float = LEVEL) -> NoiseParts:
-    """The noise of a difference from its seeds and from its items. Both variances contain the interaction of seeds and
-    items, which is subtracted from the one that leaves the wider interval, so that it is counted once.
+    """Divide the noise of a difference into the part from the seeds and the part from the items. Both estimates contain
+    the interaction of seeds and items. It is subtracted from the one that leaves the wider interval, so that it counts
+    once.
 
-    The variances for plans are larger. The one from the seeds includes the interaction. The one from the items is
-    without the interaction only where the verdict uses that estimate and it is above zero; else it is with the
-    interaction, since an estimate of zero or less does not mean that there is no noise.
+    The variances for planning are more cautious. The variance from the seeds keeps the interaction. The variance from
+    the items is without it only if the verdict uses that estimate and it is above zero.
 
     Args:
         seeds: the variance of the difference from the seeds, the interaction included; None where it is unknown.
         strata: the differences on the items of each task.
         factor: the factor by which `seeds` was multiplied; the variance from the items is multiplied by it too.
-        level: the significance level of the interval whose width is compared; above 0.
+        level: the significance level of the intervals that are compared; above 0.
     """
     whole, interaction = item_variance_with_interaction(strata)
     whole, interaction = replace(whole, variance=factor * whole.variance), factor * interaction

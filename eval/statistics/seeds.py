@@ -1,34 +1,34 @@
 """The noise of seeds.
 
-An arm's result x[arm, seed] is modelled as arm + seed + residual. s**2 is the residual variance after fitting arms and
-seeds, pooled over all arms of the study, with (A - 1)(n - 1) degrees of freedom for A arms and n seeds. The difference
-of two arm means has the variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of
-Experiments, ch. 4). With two arms this is the paired t-test. Where runs are missing, the same model is fitted by least
-squares. Runs that share no seeds, such as runs of other groups, are not paired: Welch's variance and degrees of freedom
-are used (Welch 1947, Biometrika 34).
+An arm's result x[arm, seed] is modelled as arm + seed + residual. The residual variance s**2 is pooled over all arms of
+the study, with (A - 1)(n - 1) degrees of freedom for A arms and n seeds. The difference of two arm means has the
+variance s**2 * 2 / n (randomised blocks: Fisher 1935; Montgomery, Design and Analysis of Experiments, ch. 4). With two
+arms this is the paired t-test. Where runs are missing, the same model is fitted by least squares. Arms that share no
+seeds are not paired: Welch's variance and degrees of freedom are used (Welch 1947, Biometrika 34).
 
-Two arms with two seeds are an exception, by the design alone: one degree of freedom would be left, and a difference
-would have to be 12.7 times its noise. There the seeds are not fitted. s**2 is the variance within arms, with
-A (n - 1) = 2 degrees of freedom, and 4.3 times the noise is enough. This is the ordinary t-test. It is too cautious
-when the arms of a seed have noise in common, and loses power only when they correlate by more than 0.88.
+Two arms with two seeds are an exception. The paired test would have one degree of freedom, and only a difference of
+12.7 standard errors would be significant. So the ordinary t-test is used. Its s**2 is the variance within arms, with A
+(n - 1) = 2 degrees of freedom, and 4.3 standard errors are enough. It is too cautious when runs of the same seed have
+noise in common. It loses power only when they correlate by more than 0.88.
 
-One s**2 for all arms assumes that all scatter alike between seeds. In a study of three or more arms, an F test finds an
-arm that scatters more than the other arms. The differences of that arm (all differences, if it is the baseline) are
-judged by their own variance with n - 1 degrees of freedom, where this gives a wider interval than s**2; the report says
-so. The test detects little with two seeds, and does not exist for two arms.
+A single s**2 assumes that all arms scatter alike between seeds. With three or more arms, an F test finds an arm that
+scatters more than the others. The differences of that arm (all differences, if it is the baseline) are then judged by
+their own variance with n - 1 degrees of freedom, if this gives a wider interval than s**2. The report says so. The test
+detects little with two seeds, and does not exist for two arms.
 
 Rates of wrong verdicts in null studies, in which no arms differ (20,000 simulated studies of each kind, without noise
 of items; tests/test_false_verdicts.py holds the rates):
 
     two arms, two seeds; one arm with five times the noise of the other: 8 %
-    four arms, one with five times the noise of the others; 2, 3 and 5 seeds: 9, 9 and 4 %; by s**2 alone 9, 10 and 9 %
-    the same, where the noisy arm is the baseline: 11, 11 and 5 %; by s**2 alone 11 to 13 %
+    four arms, one with five times the noise of the others; 2, 3 and 5 seeds: 9, 9, 4 % (by s**2 alone 9, 10, 9 %)
+    the same, where the noisy arm is the baseline: 11, 11, 5 % (by s**2 alone 11 to 13 %)
     four arms, one with twice the noise of the others: 4 to 5 %
     four arms of equal noise: 4 %
 
-The rule costs some power: what would be detected in 80 % of studies is detected in 78 %. To judge every difference by
-its own variance would be exact, but would detect it in 13, 28 and 50 %. To leave the arm that scatters more out of s**2
-as well gives more wrong verdicts with 2 and 3 seeds than s**2 alone.
+The F test costs some power: a difference that s**2 alone detects in 80 % of studies is detected in 78 %. Two other
+rules were tried. Judging every difference by its own variance is exact, but detects that difference in only 13, 28 and
+50 % (2, 3 and 5 seeds). Leaving the arm that scatters more out of s**2 as well gives more wrong verdicts with 2 and 3
+seeds than s**2 alone.
 """
 
 from collections.abc import Iterable
@@ -43,10 +43,15 @@ ROUNDING_SHARE = 1e-10  # of a sum: below it a difference is one of rounding
 
 
 def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | None = None) -> Variance | None:
-    """The variance that the seeds give to the mean difference of two arms over the seeds that both have. None with
-    fewer than two such seeds, since a difference that was seen once is not replicated. `results`: of all arms over
-    which the variance is pooled; `floor`: the variance of single runs from a stored noise floor, measured on runs
-    outside this study; None without a noise floor."""
+    """The variance from the seeds of the difference between two arms, over the seeds that both have. None with fewer
+    than two such seeds: a difference that was seen once is not replicated.
+
+    Args:
+        results: {arm: {seed: result}} of all arms of the study, over which the variance is pooled.
+        arm: one arm.
+        baseline: the other arm.
+        floor: the variance of single runs from a stored noise floor; None without a noise floor.
+    """
     shared = len(results[arm].keys() & results[baseline].keys())
     if shared < 2:
         return None
@@ -55,28 +60,35 @@ def seed_variance(results: Results, arm: str, baseline: str, floor: Variance | N
         squares, dof = residual_squares(results, seeds=False)
     pooled = Variance(squares / dof * 2 / shared, dof)
     if not {arm, baseline} & arms_that_scatter_more(results).keys():
-        return combined_with_floor(pooled, 2 / shared, floor) if floor else pooled
+        return combine_with_noise_floor(pooled, 2 / shared, floor) if floor else pooled
     common = results[arm].keys() & results[baseline].keys()
     return wider_variance(pooled, np.array([results[arm][seed] - results[baseline][seed] for seed in common]))
 
 
 def wider_variance(pooled: Variance, by_seed: np.ndarray, factor: float = 1.0) -> Variance:
-    """Of two estimates of the variance of a mean over seeds, the one with the wider 95 % interval: `pooled` (over
-    arms), or the estimate from the values themselves, multiplied by `factor`. `by_seed`: the values whose mean is
-    taken, [seeds]."""
+    """The pooled variance of a mean over seeds, or its own variance, whichever gives the wider 95 % interval.
+
+    Args:
+        pooled: the variance of the mean, pooled over arms.
+        by_seed: the values whose mean is taken, [seeds]. They give the mean's own variance.
+        factor: a factor on the mean's own variance.
+    """
     own = Variance(factor * float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
     return max(pooled, own, key=lambda part: interval_half_width(LEVEL, part, Variance(0.0, inf)))
 
 
-def combined_with_floor(part: Variance, share: float, floor: Variance) -> Variance:
-    """The variance that the seeds give to a difference of two arms, estimated from a study's own seeds and a stored
-    noise floor together.
+def combine_with_noise_floor(part: Variance, share: float, floor: Variance) -> Variance:
+    """Pool the variance from a study's own seeds with that of a stored noise floor. Returns the variance from the seeds
+    of a difference between two arms.
 
-    The noise floor is measured on unpaired runs, while a study compares arms that share a seed and with it some of the
-    noise. So the floor can only be too large, and the verdicts too cautious. Where the study's seeds scatter
-    significantly more than the floor (F test), the floor does not apply, and is not used. `part`: the variance of the
-    difference from the study's own seeds; `share`: the ratio of `part` to the variance of a single run, such as 2 / n
-    for means over n seeds; `floor`: the variance of a single run, from the noise floor.
+    Where the study's seeds scatter significantly more than the floor (F test), the floor is not used. The floor is
+    measured on unpaired runs, while runs of a study with the same seed have noise in common. So the floor may be too
+    large, which makes verdicts too cautious but not wrong.
+
+    Args:
+        part: the variance of the difference from the study's own seeds.
+        share: the ratio of `part` to the variance of a single run, such as 2 / n for means over n seeds.
+        floor: the variance of a single run, from the noise floor.
     """
     from scipy.special import fdtrc
 
@@ -98,13 +110,13 @@ def full_table(results: Results) -> np.ndarray | None:
 
 
 def two_way_residuals(table: np.ndarray) -> np.ndarray:
-    """The residuals of a table of results [arms, seeds] after subtracting the means of arms and of seeds."""
+    """The residuals of a table of results [arms, seeds] after fitting the means of arms and of seeds."""
     return table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
 
 
 def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
-    """The residual sum of squares of results, and its degrees of freedom, after fitting the means of arms by least
-    squares; with `seeds` also the means of seeds. `results`: {arm: {seed: result}}."""
+    """The residual sum of squares of results and its degrees of freedom, after a least-squares fit of the means of
+    arms. `results`: {arm: {seed: result}}; `seeds`: whether the means of seeds are fitted too."""
     cells = [(arm, seed) for arm in results for seed in results[arm]]
     if not cells:
         return 0.0, 0
@@ -120,12 +132,11 @@ def residual_squares(results: Results, seeds: bool = True) -> tuple[float, int]:
 
 
 def arms_that_scatter_more(results: Results) -> dict[str, float]:
-    """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value,
-    corrected for the number of arms}.
+    """The arms whose results scatter significantly more between seeds than those of the other arms: {arm: p-value after
+    Bonferroni's correction}. Empty with fewer than three arms.
 
-    The F test compares two numbers: the increase that an arm brings to the residual sum of squares, and the residual of
-    the other arms alone. It is exact where all arms have the same variance (Chow 1960, Econometrica 28). It needs at
-    least two other arms; without them the result is empty.
+    The F test compares the other arms' residual sum of squares with the increase when this arm is added. It is exact
+    where all arms have the same variance (Chow 1960, Econometrica 28). `results`: {arm: {seed: result}}.
     """
     from scipy.special import fdtrc
 
@@ -133,7 +144,7 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
     whole, dof = residual_squares(results)
     if whole <= ROUNDING_SHARE**2 * sum(value**2 for row in results.values() for value in row.values()):
         return {}
-    for arm, (others_squares, others_dof) in residual_squares_without_each(results).items():
+    for arm, (others_squares, others_dof) in residual_squares_without_each_arm(results).items():
         if others_dof > 0 and dof > others_dof:
             ratio = (
                 (whole - others_squares) / (dof - others_dof) / (others_squares / others_dof) if others_squares else inf
@@ -142,9 +153,9 @@ def arms_that_scatter_more(results: Results) -> dict[str, float]:
     return {arm: p for arm, p in p_values.items() if p <= LEVEL}
 
 
-def residual_squares_without_each(results: Results) -> dict[str, tuple[float, int]]:
-    """For each arm the `residual_squares` of the results of all other arms: {arm: (residual sum of squares without this
-    arm, degrees of freedom)}."""
+def residual_squares_without_each_arm(results: Results) -> dict[str, tuple[float, int]]:
+    """The `residual_squares` of the other arms' results when one arm is left out, for each arm: {arm left out:
+    (residual sum of squares, degrees of freedom)}."""
     table = full_table(results)
     if table is None or len(table) < 3:
         return {arm: residual_squares({a: row for a, row in results.items() if a != arm}) for arm in results}
@@ -158,9 +169,9 @@ def residual_squares_without_each(results: Results) -> dict[str, tuple[float, in
     }
 
 
-def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
-    """The variance of the difference of the means of two arms whose runs share no seeds (Welch); None where an arm has
-    a single run. Where both arms have a variance of 0, the degrees of freedom are the smaller of the two arms'. `ours`,
+def welch_variance(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
+    """Welch's variance of the difference between the means of two arms whose runs share no seeds. None where an arm has
+    a single run. Where both arms have a variance of 0, the smaller degrees of freedom of the two count. `ours`,
     `theirs`: the results of the runs of each arm."""
     rows = [np.array(list(row), float) for row in (ours, theirs)]
     if min(map(len, rows)) < 2:
@@ -173,17 +184,22 @@ def welch(ours: Iterable[float], theirs: Iterable[float]) -> Variance | None:
     )
 
 
-def noise_floor(results: Results) -> Variance | None:
-    """The variance between runs that differ only in the seed, pooled over the arms with several seeds; None where no
-    arm has several. `results`: {arm: {seed: result}}."""
+def within_arm_variance(results: Results) -> Variance | None:
+    """The variance between runs that differ only in the seed, pooled over arms. None where no arm has several seeds.
+    `results`: {arm: {seed: result}}."""
     rows = [np.array(list(row.values()), float) for row in results.values() if len(row) > 1]
     dof = sum(len(row) - 1 for row in rows)
     return Variance(sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / dof, dof) if dof else None
 
 
-def level_stderr(results: Results, arm: str, items: Variance) -> float:
-    """The standard error of an arm's own mean over seeds (not of a difference): sqrt(v / n + items). n is the number of
-    the arm's seeds; v is the variance between the seeds of an arm, pooled over all arms, or 0 where no arm has two
-    seeds. `results`: {arm: {seed: result}}; `items`: the variance that the items give to this mean."""
-    floor = noise_floor(results)
+def arm_mean_stderr(results: Results, arm: str, items: Variance) -> float:
+    """The standard error of an arm's mean over its n seeds, from seeds and items: sqrt(v / n + items). v is the
+    `within_arm_variance`, or 0 where no arm has several seeds.
+
+    Args:
+        results: {arm: {seed: result}}.
+        arm: the arm.
+        items: the variance of this mean from the items.
+    """
+    floor = within_arm_variance(results)
     return sqrt((floor.variance / len(results[arm]) if floor else 0.0) + items.variance)

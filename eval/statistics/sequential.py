@@ -1,20 +1,20 @@
-"""Significance levels of the interim analyses of a study that adds seeds until it is decided. Without them, repeated
-tests would give too many wrong verdicts.
+"""Significance levels of the interim analyses of a study that adds seeds until it is decided. Tests at the full level
+after every seed would give too many wrong verdicts.
 
-Alpha spending (Lan & DeMets 1983, Biometrika 70): the probability of a wrong verdict at any of the analyses up to n of
-N seeds is at most LEVEL (n / N)**SPENDING_EXPONENT (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of Jennison &
-Turnbull 1999, section 7.2.3). The levels assume an analysis after every seed from the second on, however the seeds
-were added. So the level of an analysis follows from n and N alone, and a report needs no history.
+Alpha spending (Lan & DeMets 1983, Biometrika 70): a wrong verdict at any analysis up to n of N seeds has at most the
+probability LEVEL (n / N)**SPENDING_EXPONENT (Kim & DeMets 1987, Biometrika 74; 2 is the compromise of Jennison &
+Turnbull 1999, section 7.2.3). The levels assume an analysis after every seed from the second on, even where several
+seeds were added at once. So the level of an analysis depends on n and N alone.
 
-The levels are those of a normal mean of known variance, by recursive integration (Armitage, McPherson & Rowe 1969,
-J. R. Stat. Soc. A 132), and are applied to p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds these
-p-values are less alike from one analysis to the next than normal ones. Two arms would have a wrong verdict in 5.8 % of
-null studies (20,000 simulated ones, of at most 10 seeds; tests/test_sequential.py). So only SHARE_FOR_STUDENT of LEVEL
-is spent; docs/statistics.md has the resulting rates.
+The levels are computed for a normal mean of known variance, by recursive integration (Armitage, McPherson & Rowe 1969,
+J. R. Stat. Soc. A 132). They are applied to p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds,
+successive p-values of Student's t are less correlated than normal ones. A study of two arms would have a wrong verdict
+in 5.8 % of null studies (20,000 simulated ones, of at most 10 seeds; tests/test_sequential.py). So only
+SHARE_FOR_STUDENT of LEVEL is spent; docs/statistics.md has the resulting rates.
 
-With several arms, Holm's correction is made on p-values divided by the share of their analysis. Confidence intervals at
-the share of an analysis hold at all analyses together (repeated confidence intervals: Jennison & Turnbull 1989, J. R.
-Stat. Soc. B 51), so equivalence within a margin is judged at the same levels.
+With several arms, each p-value is divided by the share of LEVEL of its analysis, and Holm's correction follows.
+Confidence intervals at these levels hold at all analyses together (repeated confidence intervals: Jennison & Turnbull
+1989, J. R. Stat. Soc. B 51). So equivalence within a margin is judged at the same levels.
 """
 
 import functools
@@ -30,27 +30,27 @@ FIRST_LOOK = 2  # seeds; of one nothing is concluded
 POINTS = 401  # of the grid of the integration: levels to three digits (tests/test_sequential.py)
 
 
-def alpha_share(seeds: int, most: int, tests: int = 1) -> float:
-    """The share of alpha (LEVEL) that the interim analysis after `seeds` of at most `most` seeds may use. 0 before the
-    second seed and beyond `most` seeds, where there is no analysis. `tests`: the number of comparisons, each at LEVEL /
-    tests."""
-    if not FIRST_LOOK <= seeds <= most:
+def alpha_share(seeds: int, max_seeds: int, tests: int = 1) -> float:
+    """The share of LEVEL that the interim analysis after `seeds` of at most `max_seeds` seeds may use. 0 where there is
+    no analysis: before the second seed and beyond `max_seeds`. `tests`: the number of comparisons, among which LEVEL is
+    divided."""
+    if not FIRST_LOOK <= seeds <= max_seeds:
         return 0.0
     level = LEVEL / max(1, tests)
-    return alpha_levels(SHARE_FOR_STUDENT * level, most)[seeds - FIRST_LOOK] / level
+    return interim_levels(SHARE_FOR_STUDENT * level, max_seeds)[seeds - FIRST_LOOK] / level
 
 
 @functools.cache
-def alpha_levels(total: float, most: int) -> list[float]:
-    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `most` seeds. With these levels, a
-    normal mean whose true value is 0 is significant at any of the analyses with probability `total`."""
+def interim_levels(total: float, max_seeds: int) -> list[float]:
+    """The two-sided significance level of each interim analysis, after FIRST_LOOK to `max_seeds` seeds. Under the null
+    hypothesis, the probability that any analysis is significant is `total` (for a normal mean of known variance)."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
     levels_of_looks: list[float] = []
     spent, before = 0.0, 0.0
-    for seeds in range(FIRST_LOOK, most + 1):
-        time = seeds / most
+    for seeds in range(FIRST_LOOK, max_seeds + 1):
+        time = seeds / max_seeds
         step, spend = time - before, total * time**SPENDING_EXPONENT - spent
         if not levels_of_looks:  # the sum of all results so far, Brownian motion at `time`, has passed no bound yet
             bound = -float(ndtri(spend / 2)) * sqrt(time)
@@ -61,9 +61,9 @@ def alpha_levels(total: float, most: int) -> list[float]:
             mass[[0, -1]] /= 2
 
             def excess(bound: float, mass: np.ndarray = mass, grid: np.ndarray = grid, step: float = step) -> float:
-                """The probability that the cumulative sum, within its bounds at all earlier looks, lies beyond `bound`
-                in either direction at this look. `grid`: values of the sum at the look before; `mass`: the probability
-                of each; `step`: the variance of what is added between the two looks."""
+                """The probability that the cumulative sum leaves ±`bound` at this analysis and kept all earlier bounds.
+                `grid`: values of the sum at the previous analysis; `mass`: the probability of each; `step`: the
+                variance that is added since then."""
                 return float(mass @ (ndtr((grid - bound) / sqrt(step)) + ndtr((-bound - grid) / sqrt(step))))
 
             bound = float(brentq(lambda b, spend=spend: excess(b) - spend, 0.0, 20 * sqrt(time)))

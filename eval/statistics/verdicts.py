@@ -1,7 +1,7 @@
-"""Verdicts on comparisons: better, worse, equivalent within a margin, or undecided, with what is missing to decide.
+"""Verdicts on comparisons: better, worse, equivalent within a margin, or undecided.
 
-With one seed nothing is decided. A difference that is not better, worse or equivalent is called undecided and not
-"within noise", which would be read as "equal"; only a margin can show that.
+With one seed nothing is decided. A difference that is not better, worse or equivalent is called undecided. It is not
+called "within noise", which would be read as "equal"; only a margin can show equality.
 """
 
 from math import inf, isinf
@@ -22,6 +22,8 @@ MAX_SEEDS_NAMED = (
 
 
 class Verdict(NamedTuple):
+    """A verdict on a comparison, and its text."""
+
     kind: str  # one of KINDS
     words: str  # the kind first
 
@@ -38,9 +40,9 @@ class Verdict(NamedTuple):
 def seeds_to_decide(
     c: Comparison, arms: int, seeds: int, margin: float | None = None, most: int | None = None
 ) -> int | None:
-    """The number of seeds with which a study would find a difference significant or smaller than the margin, if the
-    difference and the noise of a seed stay the same. None where the largest number of seeds would not be enough, the
-    noise is unknown, or there is a single seed.
+    """The least number of seeds with which a study would find a difference significant or equivalent, if the difference
+    and the noise stay the same. None where no allowed number would be enough, the noise is unknown, or there is a
+    single seed.
 
     Args:
         c: the comparison of an arm with the baseline.
@@ -48,11 +50,11 @@ def seeds_to_decide(
         seeds: the number of seeds of the comparison.
         margin: differences within it count as equivalent; None: only significance decides.
         most: the largest number of seeds of a study that adds seeds until it is decided. None for a study with a fixed
-            number of seeds; MAX_SEEDS_NAMED is then the largest number that is tried.
+            number of seeds; up to MAX_SEEDS_NAMED are then tried.
     """
-    if not c.seeds or not c.enough_items or seeds < 2:
+    if not c.seeds or not c.has_enough_items or seeds < 2:
         return None
-    of_seeds, of_items = c.planning_noise
+    of_seeds, of_items = c.planning_variances
     borrowed = max(0.0, of_seeds.dof - degrees_of_freedom(arms, seeds))  # of a noise floor
     for n in range(seeds + 1, (most or MAX_SEEDS_NAMED) + 1):
         level = LEVEL / c.family * (alpha_share(n, most, c.family) if most else 1.0)
@@ -66,27 +68,26 @@ def seeds_to_decide(
 
 
 def items_alone_leave_undecided(c: Comparison, margin: float | None = None) -> bool:
-    """Whether the noise of the items alone leaves a difference undecided, so that no number of seeds would decide the
-    comparison `c`. `margin`: differences within it count as equivalent."""
-    no_seeds, (_, items), level = Variance(0.0, inf), c.planning_noise, LEVEL / c.family
+    """Whether the noise of the items alone leaves the comparison `c` undecided, so that no number of seeds would decide
+    it. `margin`: differences within it count as equivalent; None: only significance decides."""
+    no_seeds, (_, items), level = Variance(0.0, inf), c.planning_variances, LEVEL / c.family
     size = abs(c.difference)
     equivalent = margin is not None and size + interval_half_width(2 * level, no_seeds, items) <= margin
     return size <= interval_half_width(level, no_seeds, items) and not equivalent
 
 
 def seeds_cannot_decide(c: Comparison, margin: float | None) -> bool:
-    """Whether only more groups of items, and not more seeds, would decide the comparison `c`, so that a study may stop
-    adding seeds.
+    """Whether a study may stop adding seeds, because only more items could decide the comparison `c`.
 
-    True if every difference in the 95 % interval that the noise of the seeds gives would stay undecided by the noise of
-    the items alone: neither significant nor, if there is a margin, equivalent. The interaction of seeds and items does
-    not count as noise of the items here, since more seeds average it out. False where the noise is unknown. `margin`:
-    differences within it count as equivalent.
+    True if the items alone would leave every difference in its 95 % interval undecided. That interval counts the noise
+    of the seeds only. The interaction of seeds and items does not count as noise of the items here, since more seeds
+    average it out. False where the noise is unknown. `margin`: differences within it count as equivalent; None: only
+    significance decides.
     """
-    if not c.seeds or not c.replicated or not c.enough_items or not c.items_alone:
+    if not c.seeds or not c.replicated or not c.has_enough_items or not c.items_alone:
         return False
     no_noise, level = Variance(0.0, inf), LEVEL / c.family
-    size, reach = abs(c.difference), interval_half_width(LEVEL, c.planning_noise[0], no_noise)
+    size, reach = abs(c.difference), interval_half_width(LEVEL, c.planning_variances[0], no_noise)
     if size + reach > interval_half_width(level, no_noise, c.items_alone):
         return False
     return margin is None or max(0.0, size - reach) + interval_half_width(2 * level, no_noise, c.items_alone) > margin
@@ -106,56 +107,62 @@ def verdict(
     unit: str = "",
     missing: str = "",
 ) -> Verdict:
-    """The verdict on a comparison of an arm with the baseline: better or worse, with the size of the difference, its
-    ratio to its standard error ("× noise") and its p-value after correction; equivalent, where there is a margin; or
-    undecided, with the reason.
+    """The verdict on a comparison of an arm with the baseline, with its text. The text has the difference, its ratio to
+    its standard error ("× noise") and the p-value, or the reason why it is undecided.
 
     Args:
+        comparison: the comparison.
         higher_is_better: whether a positive difference is an improvement.
         digits: the decimals of the difference in the text.
         margin: differences within it count as equivalent; None: no verdict is equivalent.
         unit: the unit of the margin, for the text, such as "points".
-        missing: what would be needed to decide, for the text of an undecided verdict. Not used where there is one seed,
-            or a task has fewer than FEWEST_ITEMS independent items; the text then gives that as the reason.
+        missing: what would decide an undecided comparison, for the text. Not used with one seed or with fewer than
+            FEWEST_ITEMS independent items, which the text then names as the reason.
     """
     count = comparison.independent
-    if not comparison.enough_items:
+    if not comparison.has_enough_items:
         items = "item" if count == 1 else "items"
         return Verdict("undecided", f"undecided: {count} independent {items}, {FEWEST_ITEMS} are needed")
     p = comparison.p if np.isnan(comparison.adjusted) else comparison.adjusted
     if not comparison.replicated:
         return Verdict("undecided", f"undecided: one seed, {'not replicated' if p <= LEVEL else 'within noise'}")
-    equivalent = comparison.equivalent(margin)
+    equivalent = comparison.is_equivalent(margin)
     if not comparison.is_significant and equivalent and margin is not None:
-        return Verdict("equivalent", f"equivalent within {with_unit(margin, unit)}")
+        return Verdict("equivalent", f"equivalent within {margin_text(margin, unit)}")
     if not comparison.is_significant:
         return Verdict("undecided", f"undecided: {missing or 'within noise'}")
     kind = "better" if (comparison.difference > 0) == higher_is_better else "worse"
     size = abs(comparison.difference)
     times = size / comparison.noise if comparison.noise else inf
     ratio = "∞" if isinf(times) else f"{times:.0f}"
-    words = f"{kind} by {size:.{digits}f} ({ratio} × noise, {p_in_words(p)})"
+    words = f"{kind} by {size:.{digits}f} ({ratio} × noise, {p_value_text(p)})"
     return Verdict(kind, f"{words}, less than the margin" if equivalent else words)
 
 
-def with_unit(margin: float, unit: str) -> str:
+def margin_text(margin: float, unit: str) -> str:
     """A margin with its unit as text, such as "0.01 bits/byte", "1 point" or "2 points". `unit`: in the plural."""
     return f"{margin:g} {unit.removesuffix('s') if margin == 1 else unit}".rstrip()
 
 
-def p_in_words(p: float) -> str:
+def p_value_text(p: float) -> str:
     """A p-value as text, such as "p = 0.012" or "p < 0.0001"."""
     return f"p < {SMALLEST_P:.4f}" if p < SMALLEST_P else f"p = {p:.2g}"
 
 
-def possible_places(
+def possible_ranks(
     results: dict[str, float], counts: dict[tuple[str, str], bool], higher_is_better: bool
 ) -> dict[str, str]:
-    """The possible ranks of each arm, {arm: "1", or a range of ranks such as "2–4"}: only an arm with a significantly
-    better result is surely ahead. `results`: {arm: its result}; `counts`: {(arm, another arm): whether the two differ
-    significantly}, each pair once."""
+    """The possible ranks of each arm: {arm: one rank such as "1", or a range such as "2–4"}. An arm ranks ahead of
+    another for sure only if it is significantly better.
+
+    Args:
+        results: {arm: its result}.
+        counts: {(arm, another arm): whether the two differ significantly}, each pair once.
+        higher_is_better: whether a higher result is better.
+    """
 
     def beats(a: str, b: str) -> bool:
+        """Whether `a` is significantly better than `b`."""
         return counts[(a, b) if (a, b) in counts else (b, a)] and (results[a] > results[b]) == higher_is_better
 
     place_of = {}

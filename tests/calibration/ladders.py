@@ -1,5 +1,5 @@
-"""Simulated ladders (arms at several sizes, extrapolated to a larger size, the target), whose true differences at the
-target are known. They show how often the verdicts of ladders are right, wrong or undecided.
+"""Simulated ladders, whose true differences at the target are known. A ladder has arms at several sizes, extrapolated
+to a larger target size. The simulations show how often its verdicts are right, wrong or undecided.
 
 `make calibrate` (docs/statistics.md) and tests/test_plan_ladder.py use this module; planning itself does not.
 """
@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 
 from ablations.plan.extrapolation import Pair, Score, extrapolate, order_accuracy
-from ablations.plan.published_laws import Hoffmann
+from ablations.plan.published_laws import HoffmannLaw
 
 SIZES = (1.3e6, 2.8e6, 6e6)  # parameters
 TARGET = SIZES[-1] * math.sqrt(20)  # parameters; the largest of SIZES has 5% of the target's compute
 TOKENS_PER_PARAMETER = 20
 NOISE = 0.004  # the relative standard deviation of a run's loss
 ARMS = 3
-BASELINE_LAW = Hoffmann(1.8, 480.0, 2000.0, 0.35, 0.37)
+BASELINE_LAW = HoffmannLaw(1.8, 480.0, 2000.0, 0.35, 0.37)
 GapFunction = Callable[[float], float]  # parameters -> log(loss of the arm / loss of the baseline)
 ArmSampler = Callable[[np.random.Generator], list[GapFunction]]
 
@@ -30,29 +30,30 @@ def run_flops(n: float) -> float:
     return 6 * n * TOKENS_PER_PARAMETER * n
 
 
-def loss_at(law: Hoffmann, n: float) -> float:
+def loss_at(law: HoffmannLaw, n: float) -> float:
+    """The loss by a law of a model with `n` parameters, trained on TOKENS_PER_PARAMETER tokens per parameter."""
     return law.loss(n, TOKENS_PER_PARAMETER * n)
 
 
 def gaps_that_keep_their_sign(rng: np.random.Generator) -> list[GapFunction]:
-    """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes: each arm changes two
+    """Draw ARMS arms whose differences from the baseline have the same sign at nearly all sizes. Each arm changes two
     constants of the scaling law of the loss. Returns for each arm a function from the number of parameters to log(loss
     of the arm / loss of the baseline). `rng`: the random generator."""
 
-    def gap(arm: Hoffmann, n: float) -> float:
+    def gap(arm: HoffmannLaw, n: float) -> float:
         return math.log(loss_at(arm, n) / loss_at(BASELINE_LAW, n))
 
     arms = [
-        Hoffmann(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37) for _ in range(ARMS)
+        HoffmannLaw(1.8, 480 * (1 + 0.1 * rng.normal()), 2000 * (1 + 0.1 * rng.normal()), 0.35, 0.37)
+        for _ in range(ARMS)
     ]
     return [partial(gap, arm) for arm in arms]
 
 
 def gaps_that_change_sign(rng: np.random.Generator) -> list[GapFunction]:
-    """Draw ARMS arms whose differences from the baseline change their sign at a random amount of compute. This lies
-    between 1/20 of the target's compute (that of the largest simulated size) and 20 times the target's compute. Returns
-    for each arm a function from the number of parameters to log(loss of the arm / loss of the baseline). `rng`: the
-    random generator."""
+    """Draw ARMS arms whose differences from the baseline change sign at a random compute, between 1/20 and 20 times the
+    target's. Returns for each arm a function from the number of parameters to log(loss of the arm / loss of the
+    baseline). `rng`: the random generator."""
 
     def gap(slope: float, shift: float, n: float) -> float:
         return slope * (math.log(run_flops(n) / run_flops(TARGET)) / 5 + shift)
@@ -111,8 +112,8 @@ def simulate_outcomes(sample_arms: ArmSampler, seeds: int, ladders: int, seed: i
         results = extrapolate(simulated_pairs(gaps, rng, seeds, NOISE), run_flops(TARGET))
         for result, truth in zip(results, truths, strict=True):
             covered.append(result.low <= truth <= result.high)
-            line.count(result.verdict, truth)
-            single.count(result.single_verdict, truth)
+            line.add_verdict(result.verdict, truth)
+            single.add_verdict(result.single_verdict, truth)
         line_orders.append(order_accuracy([result.at_target for result in results], truths))
         single_orders.append(order_accuracy([result.single for result in results], truths))
     means = (statistics.fmean(values) for values in (line_orders, single_orders))

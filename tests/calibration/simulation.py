@@ -1,7 +1,7 @@
-"""Judges many simulated studies at once by the rules of this package, for docs/statistics.md and the tests.
+"""Decides many simulated studies at once by the rules of eval/statistics, for docs/statistics.md and the tests.
 
-The rules are implemented here a second time, for arrays of studies, because one study at a time takes a millisecond.
-tests/test_calibration.py checks that both implementations decide alike. Every arm of a study has every seed.
+The rules are implemented here a second time, for arrays of studies, because eval/statistics takes a millisecond per
+study. tests/test_calibration.py checks that both implementations decide alike. Every arm of a study has every seed.
 """
 
 from collections.abc import Callable
@@ -17,38 +17,38 @@ WORSE, UNDECIDED, BETTER, EQUIVALENT = -1, 0, 1, 2  # decisions; BETTER is a dif
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances that the seeds, or the items, give to the differences of arms from the baseline in many studies, with
-    their degrees of freedom: arrays [studies, arms - 1]."""
+    """Variances of the differences between arms and the baseline in many studies, with their degrees of freedom. Both
+    are arrays [studies, arms - 1]."""
 
     variance: np.ndarray
     dof: np.ndarray
 
 
 def interval_half_widths(level: float, parts: list[Noise]) -> np.ndarray:
-    """Half-widths of the 1 - `level` confidence intervals of differences whose variances are the sums of `parts`, by
-    the formula of `interval_half_width` in eval/statistics/parts.py."""
+    """The half-widths of the 1 - `level` confidence intervals of differences, by the formula of `interval_half_width`
+    in eval/statistics/parts.py. `parts`: the variances that add up to the variance of a difference."""
     from scipy.special import stdtrit
 
     return np.sqrt(sum(stdtrit(part.dof, level / 2) ** 2 * part.variance for part in parts))
 
 
-def residuals(x: np.ndarray) -> np.ndarray:
-    """The residual sum of squares of each arm, [studies, arms], after fitting means of arms and of seeds to results x,
-    [studies, arms, seeds]."""
+def residual_squares(x: np.ndarray) -> np.ndarray:
+    """The residual sum of squares of each arm, [studies, arms], after fitting the means of arms and of seeds. `x`:
+    results [studies, arms, seeds]."""
     residual = x - x.mean(2, keepdims=True) - x.mean(1, keepdims=True) + x.mean((1, 2), keepdims=True)
     return (residual**2).sum(2)
 
 
 def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
-    """A bool array [studies, arms]: whether the arm scatters significantly more between seeds than the other arms of
-    its study. All False with fewer than three arms. The test is `seeds.arms_that_scatter_more`, here for arrays. `x`:
-    results [studies, arms, seeds]."""
+    """Whether each arm scatters significantly more between seeds than the other arms of its study: bool [studies,
+    arms]. All False with fewer than three arms. The test is that of `seeds.arms_that_scatter_more`. `x`: results
+    [studies, arms, seeds]."""
     from scipy.special import fdtrc
 
     R, A, n = x.shape
     if A < 3:
         return np.zeros((R, A), bool)
-    of_arm, others_dof = residuals(x), (A - 2) * (n - 1)
+    of_arm, others_dof = residual_squares(x), (A - 2) * (n - 1)
     whole = of_arm.sum(1, keepdims=True)
     others_squares = whole - of_arm * A / (A - 1)  # without the arm
     ratio = ((whole - others_squares) / (n - 1)) / (others_squares / others_dof)
@@ -56,16 +56,19 @@ def arms_that_scatter_more(x: np.ndarray) -> np.ndarray:
 
 
 def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
-    """The variance that the seeds give to each arm's difference from the baseline, as `seeds.seed_variance` has it for
-    one study. `x`: results [studies, arms, seeds], the baseline first; `floor`: the variance of single runs of a stored
-    noise floor, [studies, 1]; None without a noise floor."""
+    """The variance from the seeds of each arm's difference from the baseline, by the rule of `seeds.seed_variance`.
+
+    Args:
+        x: results [studies, arms, seeds], the baseline first.
+        floor: the variance of single runs of a stored noise floor, [studies, 1]; None without a noise floor.
+    """
     from scipy.special import fdtrc
 
     R, A, n = x.shape
     if A == n == 2:
         whole, dof = ((x - x.mean(2, keepdims=True)) ** 2).sum((1, 2)), 2
     else:
-        whole, dof = residuals(x).sum(1), (A - 1) * (n - 1)
+        whole, dof = residual_squares(x).sum(1), (A - 1) * (n - 1)
     variance, degrees = np.repeat((whole / dof * 2 / n)[:, None], A - 1, 1), np.full((R, A - 1), float(dof))
     pooled = Noise(variance, degrees)
     if floor:
@@ -92,12 +95,16 @@ def seed_noise(x: np.ndarray, floor: Noise | None = None) -> Noise:
 
 
 def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
-    """The variance that the seeds give to weighted sums of arms, [studies, contrasts], as `contrast_variance` in
-    eval/report/comparison/contrasts.py has it for one study. `x`: results [studies, arms, seeds]; `weights`: the
-    weights of the arms in each sum, [contrasts, arms]."""
+    """The variance from the seeds of weighted sums of arms, [studies, contrasts], by the rule of `contrast_variance` in
+    eval/report/comparison/contrasts.py.
+
+    Args:
+        x: results [studies, arms, seeds].
+        weights: the weights of the arms in each sum, [contrasts, arms].
+    """
     R, A, n = x.shape
     degrees = np.full((R, len(weights)), float((A - 1) * (n - 1)))
-    pooled = (residuals(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
+    pooled = (residual_squares(x).sum(1) / ((A - 1) * (n - 1)) / n)[:, None] * (weights**2).sum(1)
     alone = np.einsum("ca,ran->rcn", weights, x).var(2, ddof=1) / n
     parts = Noise(pooled, degrees), Noise(alone, np.full((R, len(weights)), n - 1.0))
     asks_more = interval_half_widths(LEVEL, [parts[1]]) > interval_half_widths(LEVEL, [parts[0]])
@@ -106,9 +113,9 @@ def contrast_noise(x: np.ndarray, weights: np.ndarray) -> Noise:
 
 
 def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
-    """Two arrays [studies, 1]: the variance that the items of one task give to the difference of two arms (as Noise),
-    and the part of this variance that is the interaction of seeds and items. `items.item_variance_with_interaction` has
-    both for one study.
+    """The variance from the items of the difference between two arms on one task, by the rule of
+    `items.item_variance_with_interaction`. Returns (this variance, the part of it that is the interaction of seeds and
+    items), both for [studies, 1].
 
     Args:
         d: differences of two arms, [studies, seeds, items].
@@ -118,6 +125,7 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
     total = weights.sum(-1, keepdims=True)
 
     def influences(a: np.ndarray, b: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """The jackknife influences of items on sum(a) / sum(b). `whole`: sum(b)."""
         return (a - a.sum(-1, keepdims=True) / whole * b) / (whole - b)
 
     variance = (n - 1) / n * (influences(d.mean(1), weights, total) ** 2).sum(-1)
@@ -131,9 +139,9 @@ def item_noise(d: np.ndarray, weights: np.ndarray) -> tuple[Noise, np.ndarray]:
 
 
 def noise_parts(seeds: Noise, whole: Noise, interaction: np.ndarray) -> list[Noise]:
-    """The noise of differences as a list: the part from the seeds, the part from the items. The interaction of seeds
-    and items is in both variances, and is subtracted from the one that leaves the wider interval, as in
-    `items.noise_parts`.
+    """Divide the noise of differences into the part from the seeds and the part from the items, as a list. The
+    interaction of seeds and items is in both variances. It is subtracted from the one that leaves the wider interval,
+    as in `items.noise_parts`.
 
     Args:
         seeds: the variance from the seeds, the interaction included.
@@ -155,8 +163,8 @@ def p_values(differences: np.ndarray, noise: Noise) -> np.ndarray:
     return np.where(differences == 0, 1.0, 2 * stdtr(noise.dof, -t))
 
 
-def holm(p: np.ndarray, level: float) -> np.ndarray:
-    """A bool array [studies, tests]: whether the p-value is significant after Holm's correction within its study. `p`:
+def holm_rejections(p: np.ndarray, level: float) -> np.ndarray:
+    """Whether each p-value is significant after Holm's correction within its study: bool [studies, tests]. `p`:
     p-values, [studies, tests]; `level`: the family-wise significance level."""
     order = p.argsort(1)
     passes = np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1) <= level
@@ -166,59 +174,59 @@ def holm(p: np.ndarray, level: float) -> np.ndarray:
 
 
 def decisions(
-    differences: np.ndarray, parts: list[Noise], margin: float | None = None, portion: float = 1.0
+    differences: np.ndarray, parts: list[Noise], margin: float | None = None, share: float = 1.0
 ) -> np.ndarray:
-    """The decision on each difference: WORSE, UNDECIDED, BETTER or EQUIVALENT, [studies, arms - 1], by Holm's
-    correction and then two one-sided tests.
+    """The decision on each difference, [studies, arms - 1]: WORSE, UNDECIDED, BETTER or EQUIVALENT. Holm's correction
+    comes first, then two one-sided tests.
 
     Args:
         differences: arms minus baseline, [studies, arms - 1].
-        parts: the variances that add up to that of a difference.
+        parts: the variances that add up to the variance of a difference.
         margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
-        portion: the share of alpha (LEVEL) that this look at the results may use.
+        share: the share of LEVEL that this interim analysis may use.
     """
     tests, size = differences.shape[1], abs(differences)
     counts = np.zeros(differences.shape, bool)
     if len(parts) == 1:
-        counts = holm(p_values(differences, parts[0]), portion * LEVEL)
+        counts = holm_rejections(p_values(differences, parts[0]), share * LEVEL)
     for _ in range(tests if len(parts) > 1 else 0):  # of two parts there is no p in closed form
         rejected = counts.sum(1)
         for r in range(tests):  # with r rejected, the next has LEVEL / (tests - r)
             at = rejected == r
             if at.any():
-                counts[at] |= (size > interval_half_widths(portion * LEVEL / (tests - r), parts))[at]
+                counts[at] |= (size > interval_half_widths(share * LEVEL / (tests - r), parts))[at]
     verdicts = np.where(counts, np.sign(differences), UNDECIDED).astype(int)
     if margin is not None:
-        inside = size + interval_half_widths(2 * portion * LEVEL / tests, parts) <= margin
+        inside = size + interval_half_widths(2 * share * LEVEL / tests, parts) <= margin
         verdicts[~counts & inside] = EQUIVALENT
     return verdicts
 
 
 def decide_all(
-    x: np.ndarray, margin: float | None = None, floor: Noise | None = None, portion: float = 1.0
+    x: np.ndarray, margin: float | None = None, floor: Noise | None = None, share: float = 1.0
 ) -> np.ndarray:
-    """The decision (WORSE, UNDECIDED, BETTER or EQUIVALENT) on each arm of simulated studies, [studies, arms - 1], from
-    the noise of seeds alone.
+    """The decision on each arm of simulated studies, [studies, arms - 1], from the noise of seeds alone: WORSE,
+    UNDECIDED, BETTER or EQUIVALENT.
 
     Args:
         x: results [studies, arms, seeds], the baseline first.
         margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
         floor: the variance of single runs of a stored noise floor, [studies, 1]; None without a noise floor.
-        portion: the share of alpha (LEVEL) that this look at the results may use.
+        share: the share of LEVEL that this interim analysis may use.
     """
     means = x.mean(2)
-    return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, portion)
+    return decisions(means[:, 1:] - means[:, :1], [seed_noise(x, floor)], margin, share)
 
 
 def factorial_decisions(x: np.ndarray, weights: np.ndarray, families: list[list[int]]) -> np.ndarray:
-    """The decisions (WORSE, UNDECIDED or BETTER) of a factorial, [studies, arms - 1 + effects]: first on its arms other
-    than the baseline, then on its effects.
+    """The decisions (WORSE, UNDECIDED or BETTER) of factorial studies, [studies, arms - 1 + effects]. The columns are
+    the arms other than the baseline, then the effects.
 
     Args:
         x: results [studies, arms, seeds], the baseline first.
         weights: the weights of the arms in each effect, [effects, arms].
-        families: lists of column numbers of the result; Holm's correction is made within each list. A column that is in
-            no list is UNDECIDED.
+        families: lists of columns; Holm's correction is made within each list. A column that is in no list is
+            UNDECIDED.
     """
     means = x.mean(2)
     values = np.concatenate([means[:, 1:] - means[:, :1], means @ weights.T], 1)
@@ -242,20 +250,21 @@ class SequentialOutcome:
 
 
 def simulate_sequential(
-    x: np.ndarray, margin: float | None = None, portion: Callable[[int, int, int], float] = alpha_share
+    x: np.ndarray, margin: float | None = None, share: Callable[[int, int, int], float] = alpha_share
 ) -> SequentialOutcome:
-    """Simulate studies that add seeds until every arm is decided, or the seeds of `x` are used up.
+    """Simulate studies that add seeds until every arm is decided, or all seeds of `x` are used.
 
     Args:
         x: results [studies, arms, seeds] for the largest possible number of seeds, the baseline first.
         margin: differences within it count as equivalent; None: no decision is EQUIVALENT.
-        portion: a function of (seeds so far, most seeds, tests) for the share of alpha (LEVEL) that a look may use.
+        share: a function of (seeds so far, largest number of seeds, number of tests) to the share of LEVEL that an
+            interim analysis may use.
     """
     R, A, most = x.shape
     final, seeds = np.zeros((R, A - 1), int), np.full(R, most)
     ever, going = np.zeros((R, A - 1, 3), bool), np.ones(R, bool)
     for n in range(FIRST_LOOK, most + 1):
-        now = decide_all(x[going, :, :n], margin, portion=portion(n, most, A - 1))
+        now = decide_all(x[going, :, :n], margin, share=share(n, most, A - 1))
         final[going] = now
         ever[going] |= now[..., None] == np.array([WORSE, BETTER, EQUIVALENT])
         stops = (now != UNDECIDED).all(1)

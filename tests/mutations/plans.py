@@ -165,7 +165,7 @@ MUTATIONS = [
         "",
         "",
         "ablations/plan/decision.py",
-        "self.tokens_in_time(candidate)[0] * time_share)",
+        "self.trainable_tokens(candidate)[0] * time_share)",
         "math.inf)",
         PLAN_DECISION,
     ),

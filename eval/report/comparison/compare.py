@@ -10,12 +10,12 @@ import numpy as np
 from ablations.criteria import Criteria
 from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text, tasks_in_metric, tasks_of_any_run
 from eval.report.reading.runs import Cells
-from eval.statistics.comparison import Comparison, compare, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare
 from eval.statistics.items import SINGLE_ITEM_PREFIX, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import LEVEL, Variance
-from eval.statistics.seeds import Results, noise_floor, seed_variance, welch
+from eval.statistics.seeds import Results, seed_variance, welch_variance, within_arm_variance
 from eval.statistics.sequential import alpha_share
-from eval.statistics.verdicts import possible_places
+from eval.statistics.verdicts import possible_ranks
 
 
 class Metric(NamedTuple):
@@ -193,7 +193,7 @@ def compare_arms(
     part = (
         seed_variance(pool, arm, baseline, None if pairs.left_out else stored_variance)
         if pairs.paired
-        else welch(ours.values(), theirs.values())
+        else welch_variance(ours.values(), theirs.values())
     )
     parts = difference_strata(cells, arm, baseline, pairs, metric)
     independent, replicated = independent_items(parts), part is not None or not fallback_variance
@@ -236,7 +236,7 @@ def compare_with_baseline(
     """
     if study.tuning:  # what other learning rates scatter does not count here
         results = {arm: row for arm, row in results.items() if arm in study.tuning.factors}
-    floor = noise_floor({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
+    floor = within_arm_variance({**(noise or {}), **{f"own {arm}": row for arm, row in results.items()}})
     spending = alpha_share_function(study.criteria, len(study.compared_arms))
     compared = {
         arm: compare_arms(
@@ -257,7 +257,7 @@ def rank_arms(study: Any, cells: Cells, results: Results, metric: str) -> list[t
     are compared, corrected for their number. `cells`: {(arm, seed): content of the run directory}; `results`: {arm:
     {seed: result on the metric}}.
     """
-    floor, groups = noise_floor(results), []
+    floor, groups = within_arm_variance(results), []
     ungrouped = [arm for arm in study.arms if results[arm]]
     while ungrouped:
         first, *others = ungrouped
@@ -278,9 +278,9 @@ def rank_arms(study: Any, cells: Cells, results: Results, metric: str) -> list[t
         both = list(combinations(same, 2))
         spending = alpha_share_function(study.criteria, len(both))
         pairs = {(a, b): compare_arms(cells, results, a, b, metric, False, floor, spending) for a, b in both}
-        adjusted = corrected_family({f"{i}": c for i, c in enumerate(pairs.values()) if c})
+        adjusted = apply_holm_correction({f"{i}": c for i, c in enumerate(pairs.values()) if c})
         counts = {key: adjusted[f"{i}"].is_significant if c else False for i, (key, c) in enumerate(pairs.items())}
         values = {arm: float(np.mean(list(means[arm].values()))) for arm in same if arm in means}
         if values.keys() >= set(same):
-            groups.append((possible_places(values, counts, METRICS[metric].higher_is_better), values))
+            groups.append((possible_ranks(values, counts, METRICS[metric].higher_is_better), values))
     return groups

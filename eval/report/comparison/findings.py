@@ -194,8 +194,8 @@ def noise_for_planning(findings: Findings) -> dict[str, dict[str, Any]]:
         pairs = []  # (what the seeds give, their number, what the items give)
         for arm, c in compared.items():
             shared = len(results[arm].keys() & results[findings.baseline].keys())
-            if c.seeds and c.replicated and c.enough_items and shared > 1:
-                of_seeds, of_items = c.planning_noise
+            if c.seeds and c.replicated and c.has_enough_items and shared > 1:
+                of_seeds, of_items = c.planning_variances
                 pairs.append((of_seeds, shared, of_items))
         if not pairs or not findings.controlled:
             continue

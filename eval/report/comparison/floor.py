@@ -10,7 +10,7 @@ from eval.report.comparison.comparable import EVALUATION_KEYS, conditions_by_tas
 from eval.report.reading.collection import is_setting
 from eval.report.reading.runs import Cells
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import noise_floor
+from eval.statistics.seeds import within_arm_variance
 
 
 def floor_conditions(cell: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +58,6 @@ def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric:
     if not stored or not judged or stored["tasks"] != hash_of_tasks(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
-    return noise_floor(
+    return within_arm_variance(
         {"floor": {i: x for i, (run, x) in enumerate(stored["results"].items()) if run not in study_runs}}
     )

@@ -29,7 +29,7 @@ from eval.report.reading.collection import Collection, collect_runs
 from eval.report.reading.external import External
 from eval.report.reading.runs import Cells, in_one_line, read_cells, runs_in_words
 from eval.report.reading.short_names import with_short_names
-from eval.statistics.comparison import Comparison, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results
 
@@ -151,7 +151,7 @@ def correct_comparisons(
     would have a wrong verdict (docs/statistics.md). `arms`: {arm: comparison with the baseline}; `effects`: {bit mask
     of the effect's factors: comparison with 0}, {} where the study is not a factorial.
     """
-    both = corrected_family(arms | effects)
+    both = apply_holm_correction(arms | effects)
     return {arm: both[arm] for arm in arms}, {effect: both[effect] for effect in effects}
 
 

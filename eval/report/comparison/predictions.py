@@ -71,7 +71,7 @@ def prediction_outcome(findings: Findings, prediction: Prediction) -> tuple[str,
         f"{name}: {c.difference:+.{digits}f}{interval_text(c, metric, factors)}" for name, c in known.items()
     )
     comparisons = list(known.values())
-    if not all(c.seeds and c.replicated and c.enough_items for c in comparisons):
+    if not all(c.seeds and c.replicated and c.has_enough_items for c in comparisons):
         return UNDECIDED, f"{measured}; not replicated, or of too few items"
     if prediction.interval:
         return interval_outcome(comparisons[0], prediction.interval), measured
@@ -100,7 +100,7 @@ def compare_interaction(findings: Findings, prediction: Prediction) -> Compariso
 def interval_text(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
     noise is unknown. `factors`: the number of factors of the effect; 1: a difference of two arms."""
-    if not c.seeds or not c.enough_items:
+    if not c.seeds or not c.has_enough_items:
         return ""
     half_width = interval_half_width(c.share * LEVEL, c.seeds, c.items)
     return f", 95 % interval {interval_in_words(c.difference, half_width, metric, factors)}"

@@ -24,7 +24,7 @@ import numpy as np
 from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text
 from eval.report.comparison.compare import METRICS, common_items
 from eval.report.comparison.findings import Findings
-from eval.statistics.comparison import Comparison, compare, corrected_family
+from eval.statistics.comparison import Comparison, apply_holm_correction, compare
 from eval.statistics.items import FEWEST_ITEMS, Stratum, independent_items, noise_parts, stratum_of_clusters
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squares, wider_variance
@@ -152,7 +152,7 @@ def comparisons_at_best_rate(findings: Findings, metric: str) -> dict[str, Compa
             compared[arm] = compare_at_best_rates(
                 c, judged.tasks, arm, findings.baseline, metric == CHOICE_METRIC, results_of_labels(findings, c, metric)
             )
-    return corrected_family(compared)
+    return apply_holm_correction(compared)
 
 
 def results_of_labels(findings: Findings, c: Candidates, metric: str) -> Results:

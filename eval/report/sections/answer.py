@@ -9,7 +9,7 @@ from ablations.values import join_names
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.leading import leading_arm
-from eval.statistics.verdicts import with_unit
+from eval.statistics.verdicts import margin_text
 
 OPPOSITE_KINDS = {"better": "worse", "worse": "better"}
 
@@ -50,7 +50,7 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
     if kind == "equivalent":
-        return f"{arm} is equivalent to {baseline} within {with_unit(findings.margins[metric], definition.unit)}", [
+        return f"{arm} is equivalent to {baseline} within {margin_text(findings.margins[metric], definition.unit)}", [
             kind
         ]
     return f"undecided: {arm} cannot be told from {baseline} in {metric}", [kind]
@@ -76,7 +76,7 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     if open_:
         clauses.append(f"cannot be told from {join_names(open_) if len(open_) < len(others) else 'any other arm'}")
     if even:
-        margin = f"{with_unit(findings.margins[metric], METRICS[metric].unit)}"
+        margin = f"{margin_text(findings.margins[metric], METRICS[metric].unit)}"
         clauses.append(f"is equivalent to {join_names(even)} within {margin}")
     if ahead:
         clauses.append("is ahead of every other arm")
@@ -131,8 +131,8 @@ def pairs_table(findings: Findings) -> list[str | Table]:
         [
             f"{leader} − {arm}",
             f"{c.difference:+.{digits}f}",
-            f"{c.noise:.{digits}f}" if c.seeds and c.enough_items else "unknown",
-            f"{c.adjusted:.2g}" if c.seeds and c.enough_items else "-",
+            f"{c.noise:.{digits}f}" if c.seeds and c.has_enough_items else "unknown",
+            f"{c.adjusted:.2g}" if c.seeds and c.has_enough_items else "-",
             findings.judge(c, metric).kind,
         ]
         for arm, c in findings.leader_compared.items()

@@ -10,7 +10,7 @@ from eval.report.comparison.comparable import tasks_of_any_run
 from eval.report.comparison.findings import Findings
 from eval.report.sections.tasks import standard_error
 from eval.statistics.parts import Variance
-from eval.statistics.seeds import Results, level_stderr
+from eval.statistics.seeds import Results, arm_mean_stderr
 
 
 def section(findings: Findings) -> Section:
@@ -33,7 +33,7 @@ def section(findings: Findings) -> Section:
         }
         for arm in arms:
             of_items = Variance(standard_error(findings, arm, sorted(results[arm]), task) ** 2, inf)
-            error = level_stderr(results, arm, of_items)
+            error = arm_mean_stderr(results, arm, of_items)
             values[arm, task] = (float(np.mean(list(results[arm].values()))), error)
     lines, colours = [], []
     for arm in arms:

@@ -7,15 +7,15 @@ import numpy as np
 
 from ablations import drawing
 from ablations.document.blocks import Block, Section, Table
-from ablations.plan.power import POWER, detectable
+from ablations.plan.power import POWER, detectable_difference
 from eval.report.comparison.compare import METRICS, choose_pairing, difference_strata
 from eval.report.comparison.findings import Findings, noise_for_planning
 from eval.report.sections.answer import pairs_table
-from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import Variance, interval_half_width
-from eval.statistics.seeds import noise_floor
-from eval.statistics.verdicts import with_unit
+from eval.statistics.seeds import within_arm_variance
+from eval.statistics.verdicts import margin_text
 
 PAIRED = """\
 Arm minus {baseline} at the same seed: {batches}the same initial weights where the arms have them in common.
@@ -112,10 +112,10 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
         digits: the number of decimals.
         largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
-    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.enough_items else "unknown"
-    if c.enough_items and c.items.variance == 0:
+    items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.has_enough_items else "unknown"
+    if c.has_enough_items and c.items.variance == 0:
         items = NOT_ABOVE_ZERO
-    if c.seeds is None or not c.enough_items:
+    if c.seeds is None or not c.has_enough_items:
         return ["unknown", items, "unknown", "-", "-"]
     seeds = f"{c.seeds.variance**0.5:.{digits}f} ({c.seeds.dof:.0f} d.o.f.)" if c.seeds.variance else NOT_ABOVE_ZERO
     above = f"{c.threshold:.{digits}f}" if c.threshold <= largest else "none possible"
@@ -140,10 +140,10 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
     if not parts:
         return []
     digits = METRICS[metric].digits + 1
-    low, high = interval(bootstrap(parts))
+    low, high = bootstrap_interval(bootstrap_differences(parts))
     line = [f"{low:+.{digits}f} to {high:+.{digits}f}", "-", str(len(parts))]
     if len(parts) > 2:
-        low, high = interval(bootstrap(parts, tasks=True), len(parts))
+        low, high = bootstrap_interval(bootstrap_differences(parts, tasks=True), len(parts))
         line[1] = f"{low:+.{digits}f} to {high:+.{digits}f}"
     return [line]
 
@@ -159,7 +159,7 @@ def criteria_paragraph(findings: Findings) -> str:
         was_registered = name in findings.registered_margins
         when = "named before the runs" if was_registered else "chosen after the runs, so exploratory"
         if name in findings.results:
-            sentences.append(f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, {when}.")
+            sentences.append(f"Margin of {name}: {margin_text(margin, METRICS[name].unit)}, {when}.")
     if floor := findings.study.criteria.noise_floor:
         was_registered = findings.noise_floor_registered
         when = "named before the runs" if was_registered else "chosen after the runs, so verdicts are exploratory"
@@ -189,7 +189,7 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
     if not lines:
         return []
     margins = " and ".join(
-        f"{with_unit(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
+        f"{margin_text(margin, METRICS[name].unit)}{'' if name == METRICS[name].unit else f' in {name}'}"
         for name, margin in findings.margins.items()
         if name in findings.results
     )
@@ -207,7 +207,7 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
     for name, noise in noise_for_planning(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
-        floor = noise_floor(findings.distinct_results(name))
+        floor = within_arm_variance(findings.distinct_results(name))
         assert floor
         widest = interval_half_width(0.05, Variance(2 * floor.variance, floor.dof), Variance(0.0, np.inf))
         resolutions = [
@@ -216,7 +216,9 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
             else f"no possible difference with {n}"
             for n in STUDIES_SHOWN
             for least in [
-                detectable(noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf)
+                detectable_difference(
+                    noise["seed_sd"], noise["items"], arms, n, tests, items_dof=noise["items_dof"] or np.inf
+                )
             ]
         ]
         lines.append(
@@ -235,7 +237,7 @@ def forest_plot(findings: Findings, metric: str) -> str:
         kind = "same"
         if c.is_significant:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
-        half_width = c.threshold if c.seeds and c.enough_items else np.inf
+        half_width = c.threshold if c.seeds and c.has_enough_items else np.inf
         effects.append((arm, c.difference, half_width, kind, findings.verdict(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"

@@ -71,7 +71,7 @@ def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
     `factors`: the number of factors of the effect."""
     digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
-    if not c.seeds or not c.enough_items:
+    if not c.seeds or not c.has_enough_items:
         return [estimate, "unknown", "unknown", "-"]
     ends = interval_in_words(c.difference, c.threshold, metric, factors)
     return [estimate, ends, f"{c.noise:.{digits}f}", f"{c.adjusted:.2g}"]
@@ -93,7 +93,7 @@ def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) ->
 def noise_for_record(c: Comparison) -> dict[str, float]:
     """The noise of a comparison as the record's run.json stores it: {"noise", "counts_above": threshold, "p"}; {} where
     the noise is unknown."""
-    if not c.seeds or not c.enough_items:
+    if not c.seeds or not c.has_enough_items:
         return {}
     return {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
 

@@ -15,8 +15,8 @@ from eval.report.sections.differences import forest_plot
 from eval.report.sections.registered import expectation_text
 from eval.report.sections.tasks import shots_text
 from eval.statistics.items import independent_items, item_variance
-from eval.statistics.seeds import arms_that_scatter_more, level_stderr
-from eval.statistics.verdicts import with_unit
+from eval.statistics.seeds import arm_mean_stderr, arms_that_scatter_more
+from eval.statistics.verdicts import margin_text
 
 
 def section(findings: Findings) -> Section:
@@ -64,7 +64,7 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
         return "-"
     pool = findings.results[metric] if findings.controlled else {arm: row}
     strata = arm_strata(findings.cells, arm, sorted(row), metric)
-    error = level_stderr(pool, arm, item_variance(strata))
+    error = arm_mean_stderr(pool, arm, item_variance(strata))
     if (independent_items(strata) or 0) < 2:
         error = nan  # a single document or passage tells no noise
     return plus_minus(float(np.mean(list(row.values()))), error, METRICS[metric].digits)
@@ -186,7 +186,7 @@ def criteria_note(findings: Findings) -> str:
         before = findings.registered_metric or "one metric in some runs and another in others"
         words = f"The verdict is on {findings.primary}, exploratory: chosen after the runs, which named {before}."
     late = [
-        f"Margin of {name}: {with_unit(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
+        f"Margin of {name}: {margin_text(margin, METRICS[name].unit)}, exploratory: chosen after the runs."
         for name, margin in findings.margins.items()
         if name in findings.results and name not in findings.registered_margins
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from ablations import drawing
 from ablations.document.blocks import Block, Figure, Section, Table
 from eval.report.comparison.findings import Findings
-from eval.statistics.bootstrap import bootstrap, interval
+from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum
 from eval.statistics.parts import Variance
@@ -138,7 +138,7 @@ def compared_corpora(sign: str) -> list[list[str]]:
     rows = []
     for one, other in combinations(load_published()["per_task"]["columns"][1:], 2):
         c, strata = task_difference(one, other)
-        low, high = interval(bootstrap(strata, tasks=True), len(strata))
+        low, high = bootstrap_interval(bootstrap_differences(strata, tasks=True), len(strata))
         ends = f"{low:+.2f} to {high:+.2f}"
         words = verdict(c, True, 2).words
         rows.append([f"{one} {sign} {other}", f"{c.difference:+.2f}", f"{c.noise:.2f}", ends, words])

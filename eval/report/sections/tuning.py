@@ -105,7 +105,7 @@ def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> li
     ours = (
         [f"{common.difference:+.{digits}f}", findings.verdict(arm, metric).words] if common else ["-", "not compared"]
     )
-    threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.enough_items else "unknown"
+    threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.has_enough_items else "unknown"
     agreement = agreement_text(findings.verdict(arm, metric).kind, best.kind) if common else "-"
     words = f"**{best.words}**" if c.is_significant else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
