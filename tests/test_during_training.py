@@ -39,7 +39,7 @@ KEPT = [6, 17]  # of 24 steps: 0.7 is reached in the 17th
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     record = json.loads((run / "run.json").read_text())
     kept = next(kept for kept in weights_of(run) if kept.step == step)
-    return kept.read(record, GPT(ModelConfig(**record["config"]["model"])))
+    return kept.state_dict(record, GPT(ModelConfig(**record["config"]["model"])))
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ def test_any_width_is_read(tmp_path: Path, ranks: int) -> None:
     on(ranks, cut, tmp_path)
     (kept,) = weights_of(tmp_path)
     assert (kept.name, kept.tokens) == ("eval-step_1", 9)
-    got = kept.read({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
+    got = kept.state_dict({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
         assert torch.equal(got[name], p), name
 
