@@ -59,7 +59,7 @@ def plan_answer(study: Study) -> dict[str, Any]:
     is decided (MORE=auto); it is null where the number of seeds is fixed. The entry "aliased" holds, for a fraction of
     a factorial, {effect: {effect aliased with it: weight}}; it is empty for other studies.
     """
-    from model.count import parameters
+    from model.count import count_parameters
 
     cells: list[dict[str, Any]] = []
     for i, cell in enumerate(study.cells):
@@ -73,7 +73,7 @@ def plan_answer(study: Study) -> dict[str, Any]:
                 "seed": cell.seed,
                 "delta": cell.delta,
                 "fingerprint": run.fingerprint,
-                "parameters": parameters(run.model),
+                "parameters": count_parameters(run.model),
                 "tokens": run.known_tokens,
                 "steps": run.known_steps,
                 "flops": run.known_flops,
@@ -127,12 +127,12 @@ def difference_answer(a: str, b: str, run_a: Run, run_b: Run) -> dict[str, Any]:
         a, b: the names of the two sizes or presets.
         run_a, run_b: the baselines with the settings of `a` and of `b`.
     """
-    from model.count import parameters
+    from model.count import count_parameters
 
     first, second = run_a.flat(), run_b.flat()
     settings = {key: [first[key], second[key]] for key in first if first[key] != second[key]}
     derived = {
-        "parameters": [parameters(run.model) for run in (run_a, run_b)],
+        "parameters": [count_parameters(run.model) for run in (run_a, run_b)],
         "steps": [run.known_steps for run in (run_a, run_b)],
         "flops": [run.known_flops for run in (run_a, run_b)],
     }

@@ -124,5 +124,5 @@ def _check_declared_parameters(name: str, declared: int, bundle: list[tuple[str,
     `bundle`: (key, value) of the settings in its file."""
     flat = _baseline() | dict(bundle)
     model = ModelConfig(**{key.removeprefix("model."): v for key, v in flat.items() if key.startswith("model.")})
-    if count.parameters(model) != declared:
-        raise ConfigError(f"size {name} declares {declared:,} parameters and counts {count.parameters(model):,}")
+    if count.count_parameters(model) != declared:
+        raise ConfigError(f"size {name} declares {declared:,} parameters and counts {count.count_parameters(model):,}")

@@ -16,7 +16,7 @@ from ablations.document.blocks import Section, Table
 from ablations.document.formats import markdown
 from ablations.run import SECTIONS
 from ablations.schedule import SCHEDULES, WITH_WARMUP
-from model.count import parameters
+from model.count import count_parameters
 
 BASELINE = FOLDER / "baseline.yaml"
 COLUMN, WIDTH = 26, 120  # characters of a line of baseline.yaml before its comment, and in all
@@ -102,7 +102,7 @@ def reference_page() -> str:
         for name, shape in SCHEDULES.items()
     ]
     sections.append(Section("Schedules", [_table(("train.schedule", "warm-up", "shape"), schedules)]))
-    sizes = [(f"`{name}`", f"{parameters(resolve([('size', name)]).model):,}") for name in sizes_and_presets()]
+    sizes = [(f"`{name}`", f"{count_parameters(resolve([('size', name)]).model):,}") for name in sizes_and_presets()]
     sections.append(Section("Sizes", [_table(("size", "parameters"), sizes)]))
     return markdown("Settings", sections)
 

@@ -60,7 +60,7 @@ def fp8_needs_multiples(run: Run) -> str:
         return ""
     model = run.model
     inner = f"the inner width of model.act={model.act} (of a multiple of 48 as model.hidden it is one)"
-    for name, number in {"model.hidden": model.hidden, "model.seq": model.seq, inner: model.ffn}.items():
+    for name, number in {"model.hidden": model.hidden, "model.seq": model.seq, inner: model.mlp_width}.items():
         if number % FP8_MULTIPLE:
             return f"train.precision=fp8 needs multiples of {FP8_MULTIPLE}, and {number} is {name}"
     return ""
@@ -131,7 +131,7 @@ def tensor_parallelism_divides(run: Run) -> str:
     for name, number in {
         "layout.processes": run.layout.processes,
         "model.heads": model.heads,
-        "the MLP's inner width": model.ffn,
+        "the MLP's inner width": model.mlp_width,
         "the padded vocabulary (model.vocab_multiple)": model.padded_vocab,
     }.items():
         if number % tp:

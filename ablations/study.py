@@ -25,7 +25,7 @@ from ablations.words import (
     parse_whole_number,
     parse_words,
 )
-from model.count import parameters
+from model.count import count_parameters
 
 # Tokens for each parameter below which a run that is shorter than that of its size is a trial; untuned: half of the 20
 # (Hoffmann) with which `make plan` fits studies into a budget
@@ -205,7 +205,7 @@ def _is_trial(run: Run, base: list[tuple[str, Any]]) -> bool:
     study file give it, and fewer than TRIAL_TOKENS for each parameter. `base`: (key, value) of the file's settings for
     all runs."""
     tokens, usual = run.known_tokens, resolve([*base, ("size", run.size)]).train.tokens
-    return tokens is not None and tokens < min(usual, TRIAL_TOKENS * parameters(run.model))
+    return tokens is not None and tokens < min(usual, TRIAL_TOKENS * count_parameters(run.model))
 
 
 def _criteria(values: dict[str, str], file: StudyFile | None, seeds: int, has_arms: bool) -> Criteria:

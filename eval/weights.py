@@ -14,7 +14,7 @@ from typing import Any
 
 from ablations import rundir, safe_files
 from model.config import ModelConfig
-from model.count import parameters
+from model.count import count_parameters
 
 # train.precision of a run -> dtype of the weights in its forward passes; fp8 rounds these further in each product
 PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
@@ -73,7 +73,7 @@ class Weights:
             Damaged: there are fewer bytes than parameters.
         """
         files = [self.path] if self.step is None else [self.path / name for name in read_manifest(self.path)["files"]]
-        size, count = sum(path.stat().st_size for path in files), parameters(cfg)
+        size, count = sum(path.stat().st_size for path in files), count_parameters(cfg)
         if size < count:
             raise safe_files.Damaged(
                 f"{self.path} has {size:,} bytes, and the model in {rundir.RUN} beside it {count:,} parameters"

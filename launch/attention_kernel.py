@@ -66,7 +66,7 @@ def time_kernels(model: Any, micro_batch: int) -> dict[str, float]:
             x_BTD = weight.new_empty(micro_batch, cfg.seq, 0)
             attend = attention.flexattention(model.position, heads, x_BTD, model.objective)
         else:
-            attend = attention.maskless_attention(model.position, model.objective, kernel, or_plain=False)
+            attend = attention.maskless_attention(model.position, model.objective, kernel, allow_plain=False)
         try:
             results = _output_and_gradients(attend, inputs, grad_BHTK)
             fastest = _forward_backward_seconds(attend, inputs, grad_BHTK)

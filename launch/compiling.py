@@ -9,7 +9,7 @@ from torch import Tensor
 
 from launch.manifest import RunFailed
 from model import attention, proof
-from model.fp8 import weights_cast
+from model.fp8 import fp8_weight_copies
 from model.gpt import prepare_to_compile
 from model.objective import Batch, SpecialTokens
 
@@ -38,7 +38,7 @@ def compile_model(engine: Any) -> None:
     torch.use_deterministic_algorithms(on_cpu)
     prepare_to_compile()
     if not on_cpu:  # made inside the graph, the masks would be made anew in every forward pass
-        attention.prepare_masks(engine.model.objective, run.model.seq, engine.device)
+        attention.prepare_block_mask(engine.model.objective, run.model.seq, engine.device)
     # with extents batches differ in how many tokens they predict: with static shapes each number would be compiled
     dynamic = None if engine.model.objective.has_extents else False
     loss.compile(dynamic=dynamic, mode="reduce-overhead" if engine.cuda_graphs else None)
@@ -47,7 +47,7 @@ def compile_model(engine: Any) -> None:
     batch = engine.model.objective.batch(rows, tokens=SpecialTokens(mask=0)).to(engine.device)
 
     def graph(batch: Batch) -> Tensor:
-        with weights_cast(engine.model):
+        with fp8_weight_copies(engine.model):
             return loss(batch)
 
     try:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ablations.config import Run, fit_micro_batch
 from model.allocator import keep_freed_memory
-from model.count import parameters
+from model.count import count_parameters
 
 
 def initialise_process(run: Run) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
     fit_micro_batch(run, replicas)
     # DeepSpeed allocates buckets of 500 million elements by default, however small the model; a bucket's size must be
     # even (its alignment factor)
-    bucket = min(500_000_000, parameters(run.model) // run.layout.tp // 2 * 2)
+    bucket = min(500_000_000, count_parameters(run.model) // run.layout.tp // 2 * 2)
     config: dict[str, Any] = {
         "train_batch_size": run.train.batch,
         "train_micro_batch_size_per_gpu": run.layout.micro_batch,

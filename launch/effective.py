@@ -24,7 +24,7 @@ def settings_in_effect(engine: Any) -> dict[str, Any]:
     norms: list[Any] = [module for module in engine.model.modules() if isinstance(module, NORM_CLASSES)]
     epsilons = sorted({norm.eps for norm in norms})
     return engine.settings_in_effect() | {
-        "train.precision": proof.precision(engine.model).value,
+        "train.precision": proof.prove_precision(engine.model).value,
         "model.layers": len(blocks),
         "model.hidden": engine.model.embed.embedding_dim,
         "model.vocab_multiple": cfg.vocab_multiple if len(embed) == cfg.padded_vocab else "other",

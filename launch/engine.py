@@ -25,7 +25,7 @@ from launch.equal_weights import check_equal_weights
 from launch.manifest import Diverged
 from launch.step import PendingStep, Step
 from model import proof
-from model.fp8 import weights_cast
+from model.fp8 import fp8_weight_copies
 from model.objective import Batch
 from model.shard import shard_dimension
 
@@ -193,7 +193,7 @@ class Engine:
         weights = self._micro_batch_factors(batch.split(self.run.layout.micro_batch))
         replicas = dist.get_world_size() // self.model.tp.size
         self.ds.set_train_batch_size(len(batch.inputs_BT) * replicas)  # the batches of a ramp differ
-        with weights_cast(self.model):  # the last micro-batch's step updates the weights, and no forward pass follows
+        with fp8_weight_copies(self.model):  # no forward pass follows the update at the end
             for i, (micro, weight) in enumerate(zip(micros, weights, strict=True), start=1):
                 # DeepSpeed counts micro-batches modulo their number in a batch, which is wrong once that has changed
                 self.ds.set_gradient_accumulation_boundary(i == len(micros))

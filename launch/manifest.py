@@ -130,8 +130,8 @@ def _prove_configuration(
     from launch.effective import settings_in_effect
     from model import proof
 
-    rows, groups = proof.parameter_groups(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
-    proofs = [*proof.prove(engine.model), groups, *engine.proofs]
+    rows, groups = proof.prove_weight_decay(engine.model, engine.parameter_groups, cell.run.train.decay_embnorm)
+    proofs = [*proof.prove_factors(engine.model), groups, *engine.proofs]
     effective = settings_in_effect(engine) | {
         "data.corpus": data["corpus"],
         "data.tokenizer": data["tokenizer"]["corpus"],
@@ -140,7 +140,7 @@ def _prove_configuration(
         "model.vocab": data["tokenizer"]["vocab"],
     }
     try:
-        proof.require_passed(proofs)
+        proof.raise_if_failed(proofs)
     except proof.InactiveFactor as error:
         raise Mismatch(str(error)) from None
     declared = cell.run.flat()

@@ -193,9 +193,9 @@ def _reason_not_writable(folder: Path) -> str:
 
 def checkpoint_bytes(run: Run) -> int:
     """Bytes of a checkpoint: weights and AdamW's two moments, 4 bytes each for every parameter."""
-    from model.count import parameters
+    from model.count import count_parameters
 
-    return 12 * parameters(run.model)
+    return 12 * count_parameters(run.model)
 
 
 def check_fp8(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""How this process takes memory from the system, on a CPU."""
+"""Keeps memory that a CPU process has freed, for its next allocation."""
 
 import ctypes
 

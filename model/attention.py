@@ -1,15 +1,17 @@
-"""Attention: one formula for the scores, and several ways to compute it.
+"""Attention: one formula for the scores, and several functions that compute it.
 
-score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where q sees k, and minus infinity elsewhere. Which
-keys a query sees is defined by the objective (`Objective.sees`); where it is causal, k <= q.
+score[h, q, k] = rotate(q) . rotate(k) / sqrt(K) + bias(h, q, k) where query q sees key k, and minus infinity elsewhere.
+The objective defines which keys a query sees (`Objective.sees`): where it is causal, k <= q.
 
-`plain_attention` computes the matrix of scores. The other ways are tested against it; in bf16 on a CPU it is also the
-fastest. `masked_attention` gives bias and mask to torch's attention, whose CPU kernel is the fastest in fp32. In both a
-bias takes no extra time, because it is added together with the mask.
+| function             | how it computes                                | where it is used                        |
+|----------------------|------------------------------------------------|-----------------------------------------|
+| `plain_attention`    | the matrix of scores; the reference in tests   | in bf16 on a CPU: the fastest there     |
+| `masked_attention`   | torch's attention, bias and mask in one tensor | in fp32 on a CPU: the fastest there     |
+| `maskless_attention` | torch's attention without a mask tensor        | on a GPU, for schemes without a bias    |
+| `flexattention`      | FlexAttention, compiled to a Triton kernel     | on a GPU, for any scheme                |
+| `arranged_attention` | as one of the first two                        | in evaluation, for an `Arrangement`     |
 
-On a GPU `maskless_attention` calls torch's attention without a mask tensor, which its cuDNN and flash kernels require.
-It serves position schemes that add nothing to the scores, where all sequences have the same mask. `flexattention` gives
-any formula to FlexAttention, which compiles it into a Triton kernel (it has no backward pass on a CPU).
+Without a mask tensor, torch may use its cuDNN and flash kernels. FlexAttention has no backward pass on a CPU.
 """
 
 import functools
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.inference import is_scoring
+from model.inference import in_inference_mode
 from model.kernels import attention as kernel
 from model.objective import Objective
 from model.position import Position
@@ -50,15 +52,15 @@ FLEX_OPTIONS = {"BACKEND": "TRITON"}
 
 @dataclass
 class Arrangement:
-    """The positions of the tokens of a batch and what each token sees, where these do not follow from the tokens'
-    order. Used in evaluation, where inputs that begin alike share a row (eval/tasks/rows.py), and where earlier tokens
-    are cached.
+    """The positions of a batch's tokens, and which tokens each one sees, where these do not follow from the order of
+    tokens. Used in evaluation, for sequences that share a row of the batch (eval/tasks/rows.py), and for a key-value
+    cache.
 
     positions_BT: the position of each token.
-    sees_BTS: bool, at [b, t, s] whether token t of sequence b sees token s. S counts the P cached tokens first and then
+    sees_BTS: bool, at [b, t, s] whether token t of sequence b sees token s. The S tokens are the P cached ones, then
         the T of the batch. Each token has to see at least one.
-    past: for each layer the cached keys and values, each [B, H, P, K], of earlier tokens. A forward pass appends those
-        of the batch; an empty list is filled. None: nothing is cached.
+    past: the key-value cache: for each layer the keys and values of earlier tokens, each [B, H, P, K]. A forward pass
+        appends those of the batch. An empty list: begin a cache. None: no cache.
     past_positions_BP: the positions of the cached tokens; None: nothing is cached.
     """
 
@@ -79,25 +81,24 @@ def make_attention(
     qk_scaling: bool = False,
     kernel_name: str | None = None,
 ) -> Attend:
-    """Make the attention function that all layers of one forward pass share, computed in the fastest way for the
-    device, the precision and the arguments.
+    """Make the attention function that all layers of one forward pass share. It is the fastest for the device, the
+    precision and the arguments.
 
-    All effects of positions on attention are in the returned function, so that no layer can miss them.
+    The returned function contains all effects of positions on attention, so that no layer can miss them.
 
     Args:
         position: the position scheme, which rotates queries and keys or adds a bias to the scores.
         heads: attention heads on this rank.
-        x_BTD: the input of the first layer, for shape, precision and device.
+        x_BTD: the input of the first layer; its shape, precision and device are read.
         dropout: the share of the attention probabilities that is dropped. None: this model never drops any. With a
-            number, also 0, a GPU does not use the kernels that cannot drop, so that evaluation and proofs use the
-            kernel that trains.
-        arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
+            number, even 0, a GPU uses a kernel that can drop, so that evaluation and proofs use the kernel that trains.
+        arrangement: positions of the tokens and what each sees; None: both follow from the order of tokens.
         objective: which tokens see each other; needed where there is no arrangement.
         extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
-        qk_scaling: whether scores are divided by the layer's number and multiplied by it again in fp32, so that they do
-            not overflow in fp16. Ways that compute scores in fp32 do not need it.
-        kernel_name: on a GPU, the kernel to use where `can_skip_mask_tensor` allows a choice: "cudnn", "flash",
-            "efficient" or "flex"; None: torch chooses.
+        qk_scaling: whether to avoid overflow in fp16: scores are computed divided by the layer's number, and multiplied
+            by it in fp32. Functions that compute scores in fp32 ignore it.
+        kernel_name: the kernel on a GPU: "cudnn", "flash", "efficient" or "flex"; None: torch chooses. Only "flex" is
+            used where `can_skip_mask_tensor` is false.
 
     Returns:
         A function of q, k and v, each [B, H, T, K], with the result [B, H, T, K]. With `qk_scaling` it takes the
@@ -114,7 +115,7 @@ def make_attention(
     return executor(position, heads, x_BTD, objective, extents_B, dropout or 0.0)
 
 
-def visible_bias(
+def masked_bias(
     position: Position,
     heads: int,
     x_BTD: Tensor,
@@ -122,11 +123,20 @@ def visible_bias(
     extents_B: Tensor | None = None,
     queries: range | None = None,
 ) -> Tensor:
-    """The bias that is added to the scores, with minus infinity where a query does not see a key: [T, T]; [H, T, T]
-    where heads differ; [B, 1, T, T] or [B, H, T, T] where sequences differ. `queries`: a range of Q positions, for
-    which the bias is [..., Q, queries.stop], since no later key is included; None: all T queries and keys. `heads`:
-    attention heads on this rank; `x_BTD`: read for shape, precision and device; `extents_B`: the lengths of prefixes
-    under the prefix objective, else None."""
+    """The bias that is added to the scores, with minus infinity where a query does not see a key.
+
+    Args:
+        position: the position scheme.
+        heads: attention heads on this rank.
+        x_BTD: [B, T, D]; its shape, precision and device are read.
+        objective: which tokens see each other.
+        extents_B: the lengths of prefixes under the prefix objective, else None.
+        queries: a range of Q positions, for which alone the bias is returned; None: all T.
+
+    Returns:
+        [Q, S], with S = `queries.stop`: keys after the last query are left out. [H, Q, S] where heads differ; [B, 1, Q,
+        S] or [B, H, Q, S] where sequences differ.
+    """
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)
     queries = queries or range(T)
@@ -144,12 +154,13 @@ def plain_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that computes the matrix of scores, [B x H, T, T], block
-    by block of queries. Of a block only the scores of the keys up to its last query are kept in memory. Arguments as
-    for `make_attention`. The function also takes the number of the layer: with QK layer scaling, scores are computed
-    divided by that number so that they do not overflow in fp16, and multiplied by it again in fp32."""
+    """Make an attention function, of q, k and v [B, H, T, K], that computes the matrix of scores, a block of queries at
+    a time. Under a causal objective a block has no scores of keys after its last query.
+
+    Arguments as for `make_attention`. The returned function also takes the number of the layer, for QK layer scaling.
+    """
     B, T, _ = x_BTD.shape
-    bias = visible_bias(position, heads, x_BTD, objective, extents_B)
+    bias = masked_bias(position, heads, x_BTD, objective, extents_B)
     # where heads or sequences differ, one copy for each sequence of the batch serves all layers
     bias_NTT = bias.expand(B * heads, T, T) if bias.dim() == 2 else bias.expand(B, heads, T, T).reshape(-1, T, T)
 
@@ -171,14 +182,16 @@ def masked_attention(
     extents_B: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention. Bias and
-    mask are one float tensor (`visible_bias`) of four dimensions, since torch computes slowly with three. Arguments as
-    for `make_attention`. In evaluation of a causal model the queries are divided into blocks of
-    QUERIES_AT_ONCE_IN_SCORING, each of which is given only the keys up to its last query."""
+    """Make an attention function, of q, k and v [B, H, T, K], that calls torch's scaled_dot_product_attention with bias
+    and mask in one float tensor. The tensor has four dimensions, since torch is slow with three.
+
+    Arguments as for `make_attention`. When a causal model scores text, queries are divided into blocks of
+    QUERIES_AT_ONCE_IN_SCORING; a block gets no keys after its last query.
+    """
     T = x_BTD.shape[1]
-    rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and is_scoring() else T
+    rows = QUERIES_AT_ONCE_IN_SCORING if objective.causal and in_inference_mode() else T
     blocks = [range(start, min(start + rows, T)) for start in range(0, T, rows)]
-    biases = [visible_bias(position, heads, x_BTD, objective, extents_B, block) for block in blocks]
+    biases = [masked_bias(position, heads, x_BTD, objective, extents_B, block) for block in blocks]
     biases = [bias if bias.dim() == 4 else bias.view(1, -1, *bias.shape[-2:]) for bias in biases]
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -203,26 +216,26 @@ def masked_attention(
 
 
 def can_skip_mask_tensor(position: Position, extents_B: Tensor | None) -> bool:
-    """Whether `maskless_attention` can compute the attention: the position scheme adds nothing to the scores, and all
-    sequences have the same mask. `extents_B`: the lengths of prefixes under the prefix objective, else None."""
+    """Whether `maskless_attention` applies: the position scheme adds nothing to the scores, and all sequences have the
+    same mask. `extents_B`: the lengths of prefixes under the prefix objective, else None."""
     return not position.has_bias and extents_B is None
 
 
 def maskless_attention(
-    position: Position, objective: Objective, kernel_name: str | None = None, or_plain: bool = True
+    position: Position, objective: Objective, kernel_name: str | None = None, allow_plain: bool = True
 ) -> Attend:
-    """Make an attention function that calls torch's scaled_dot_product_attention without a mask tensor: a query sees
-    all keys up to its own where the objective is causal, else all keys.
+    """Make an attention function that calls torch's scaled_dot_product_attention without a mask tensor. A query sees
+    all keys up to its own position under a causal objective, else all keys.
 
     Args:
         position: a position scheme without a bias.
         objective: which tokens see each other.
         kernel_name: the kernel to use, "cudnn", "flash" or "efficient"; None: torch chooses.
-        or_plain: whether torch may use its plain attention where no allowed kernel supports the shape or precision;
-            if not, the returned function raises RuntimeError there.
+        allow_plain: whether torch may use its plain attention where no allowed kernel supports the shape or precision.
+            If not, the returned function raises RuntimeError there.
     """
     backends = list(TORCH_KERNELS.values()) if kernel_name is None else [TORCH_KERNELS[kernel_name]]
-    if or_plain:
+    if allow_plain:
         backends.append(SDPBackend.MATH)
 
     def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -236,9 +249,9 @@ def maskless_attention(
 def arranged_attention(
     position: Position, heads: int, x_BTD: Tensor, arrangement: Arrangement, dropout: float = 0.0
 ) -> Attend:
-    """Make a function attend(q, k, v), each [B, H, T, K] as is its result, for tokens at the positions that
-    `arrangement` gives, such as with a cache. A token attends to the tokens, cached or of the batch, where
-    `arrangement.sees_BTS` is true. The other arguments are those of `make_attention`."""
+    """Make an attention function, of q, k and v [B, H, T, K], for tokens at given positions or with a key-value cache.
+    A token attends to those tokens, cached or of the batch, for which `arrangement.sees_BTS` is true. Arguments as for
+    `make_attention`."""
     B, T, _ = x_BTD.shape
     positions_BT, past, passed = arrangement.positions_BT, arrangement.past, itertools.count()
     at_BS = (
@@ -272,17 +285,16 @@ def arranged_attention(
 def flexattention(
     position: Position, heads: int, x_BTD: Tensor, objective: Objective, extents_B: Tensor | None = None
 ) -> Attend:
-    """Make an attention function, of q, k and v [B, H, T, K], that calls FlexAttention. It uses one block mask for all
-    sequences, or with `extents_B` one for each sequence. Arguments as for `make_attention`; `heads` is not used, and is
-    there because all such functions take it."""
+    """Make an attention function, of q, k and v [B, H, T, K], that calls FlexAttention. All sequences have the same
+    block mask, or with `extents_B` each its own. Arguments as for `make_attention`; `heads` is ignored."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T = x_BTD.shape[1]
     flex: Any = _compiled_flex() if x_BTD.is_cuda else flex_attention
     if extents_B is None:
-        block_mask = shared_mask(objective, T, x_BTD.device)
+        block_mask = shared_block_mask(objective, T, x_BTD.device)
     else:
-        block_mask = _mask_by_sequence(objective.sees, T, extents_B)
+        block_mask = _block_mask_by_sequence(objective.sees, T, extents_B)
 
     def score(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return s + position.bias(h, q, k).to(s.dtype)
@@ -306,10 +318,11 @@ def _compiled_flex() -> Any:
 BLOCK_MASKS: dict[tuple[Any, ...], Any] = {}  # by objective, length and device
 
 
-def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
-    """FlexAttention's block mask for T tokens, where all sequences have the same mask. The mask is made at the first
-    call and cached. Call this function before a forward pass is compiled: torch.compile does not fill the cache, and a
-    graph that makes the mask would make it in every forward pass.
+def shared_block_mask(objective: Objective, T: int, device: torch.device) -> Any:
+    """FlexAttention's block mask for T tokens, where all sequences have the same mask. It is made once and cached.
+
+    Call this function before a forward pass is compiled: a compiled graph without a cached mask makes it in every
+    forward pass.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -323,14 +336,14 @@ def shared_mask(objective: Objective, T: int, device: torch.device) -> Any:
     return block_mask
 
 
-def prepare_masks(objective: Objective, T: int, device: torch.device) -> None:
-    """Make and cache the block mask that a compiled forward pass of T tokens may need. Does nothing for an objective
-    whose mask differs between sequences."""
+def prepare_block_mask(objective: Objective, T: int, device: torch.device) -> None:
+    """Make and cache the block mask for a compiled forward pass of T tokens. Does nothing where masks differ between
+    sequences."""
     if not objective.has_extents:
-        shared_mask(objective, T, device)
+        shared_block_mask(objective, T, device)
 
 
-def _mask_by_sequence(sees: Callable[..., Tensor], T: int, extents_B: Tensor) -> Any:
+def _block_mask_by_sequence(sees: Callable[..., Tensor], T: int, extents_B: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

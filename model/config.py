@@ -10,10 +10,10 @@ GATED = ("swiglu", "swiglu-unmatched", "geglu")  # activations with a third matr
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The configuration of one transformer. Every field is an axis that a study may vary.
+    """The configuration of one transformer: its shape, and the variant of each factor. A study may vary every field.
 
-    Fields with a default were added later; a run that was recorded before a field existed counts as having its default
-    (`absent`). Raises ValueError where the fields do not fit together; the message says which values would.
+    Fields with a default (`absent`) were added later; the default is the value of runs that were recorded without the
+    field. Raises ValueError where the fields do not fit together; the message says which values would.
     """
 
     layers: int = setting("transformer blocks", at_least=1)
@@ -115,38 +115,38 @@ class ModelConfig:
 
     @property
     def masked_per_sequence(self) -> int:
-        """Masked tokens of each training sequence of the MLM objective."""
+        """The number of masked tokens in a training sequence, under the MLM objective."""
         return round(self.mask_rate * self.seq)
 
     @property
     def needs_mask_token(self) -> bool:
-        """Whether the objective needs a tokenizer that has a mask token."""
+        """Whether the objective needs a tokenizer with a mask token."""
         return self.objective == "mlm"
 
     @property
     def predicted_per_sequence(self) -> int:
-        """How many outputs of a training sequence enter the loss and are multiplied with the output matrix. For the
-        prefix objective, where that number is drawn, all `seq` outputs are counted."""
+        """The number of outputs of a training sequence that are multiplied with the output matrix and enter the loss.
+        For the prefix objective, where it is random, `seq`."""
         return self.masked_per_sequence if self.objective == "mlm" else self.seq
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`, as Megatron does (50,257 ->
+        """The rows of the embedding: `vocab` rounded up to a multiple of `vocab_multiple`, as in Megatron (50,257 ->
         50,304)."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
-    def mlp_matrices(self) -> int:
-        """The number of weight matrices of an MLP: up and down, and the gate where the activation has one."""
+    def mlp_matrix_count(self) -> int:
+        """The number of weight matrices in an MLP: up, down and, for some activations, the gate."""
         return 3 if self.act in GATED else 2
 
     @property
-    def ffn(self) -> int:
-        """Inner width of the MLP: `ffn_width` where it is given, else the width that belongs to the activation.
+    def mlp_width(self) -> int:
+        """The inner width of the MLP: `ffn_width` or, where that is 0, the width that the activation implies.
 
-        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices where GELU has two, and 2/3 of the width, so that the
-        parameters match; it is rounded down to a multiple of 8, as in BigScience's runs (hidden 2048 -> 5456).
-        `swiglu-unmatched` keeps 4 x hidden, and so has 1.5 times the parameters.
+        GELU has 4 x hidden. SwiGLU and GEGLU have three matrices instead of two, so that 2/3 of this width gives the
+        same number of parameters; it is rounded down to a multiple of 8, as in BigScience's runs (hidden 2048 -> 5456).
+        `swiglu-unmatched` has 4 x hidden, and so 1.5 times the parameters.
         """
         if self.ffn_width:
             return self.ffn_width

@@ -1,15 +1,15 @@
-"""The number of a model's parameters and of its FLOPs, by formula and without torch; a test compares with models."""
+"""The number of a model's parameters and FLOPs, by formula and without torch. A test compares them with real models."""
 
 from model.config import ModelConfig
 
 
-def parameters(cfg: ModelConfig, tp: int = 1) -> int:
-    """The number of trainable parameters of a model, or with `tp` > 1 the number that each rank of a tensor parallel
-    group of that size holds (model/shard.py). A tied output matrix counts once."""
-    D, F = cfg.hidden, cfg.ffn
+def count_parameters(cfg: ModelConfig, tp: int = 1) -> int:
+    """The number of trainable parameters of a model; with `tp` > 1, of those on each rank of a tensor parallel group of
+    that size (model/shard.py). A tied output matrix counts once."""
+    D, F = cfg.hidden, cfg.mlp_width
     norm = 2 * D if cfg.norm == "layernorm" else D
     attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias
-    matrices = cfg.mlp_matrices
+    matrices = cfg.mlp_matrix_count
     mlp = (matrices * D * F + (matrices - 1) * F * cfg.linear_bias) // tp + D * cfg.linear_bias
     position = {"learned": cfg.seq * D, "scaled-sinusoidal": 1}.get(cfg.pos, 0)
     embeddings = cfg.padded_vocab * D * (1 if cfg.tied else 2) // tp + 2 * D * cfg.embnorm
@@ -21,15 +21,15 @@ def parameters(cfg: ModelConfig, tp: int = 1) -> int:
 
 
 def flops_per_token(cfg: ModelConfig) -> int:
-    """Floating-point operations to train on one token, forward and backward, nothing recomputed.
+    """Floating-point operations to train on one token, forward and backward, without recomputation.
 
-    Megatron's formula, 6 x (weights of all matrix products + attention), the attention counted in full and not
-    halved for the causal mask. With GELU that is 72 L h^2 (1 + s/6h + V/12hL) for L layers, width h, sequences of s
-    tokens and V vocabulary rows.
+    Megatron's formula: 6 x (weights of all matrix products + attention). Attention counts in full, not halved for the
+    causal mask. With GELU that is 72 L h^2 (1 + s/6h + V/12hL) for L layers, width h, sequences of s tokens and V
+    vocabulary rows.
     """
     D = cfg.hidden
-    matrices = cfg.mlp_matrices
-    layer = 4 * D * D + matrices * D * cfg.ffn + 2 * cfg.seq * D
+    matrices = cfg.mlp_matrix_count
+    layer = 4 * D * D + matrices * D * cfg.mlp_width + 2 * cfg.seq * D
     projected = cfg.predicted_per_sequence / cfg.seq  # share of the outputs that meet the output matrix
     transform = 0 if cfg.head_transform == "none" else D * D
     return round(6 * (cfg.layers * layer + projected * (cfg.padded_vocab * D + transform)))

@@ -1,11 +1,11 @@
-"""FP8: the linear layers of a bf16 model's blocks, multiplying in eight bits (model/kernels/fp8.py).
+"""FP8 training: the linear layers of a bf16 model's blocks multiply in eight bits (model/kernels/fp8.py).
 
-Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 (with
-fp32 masters, as in bf16): they are evaluated and exported like those of a bf16 run.
+Embeddings, norms, the products within attention, the output matrix and the loss are not in FP8. Weights are bf16 with
+fp32 masters, and are evaluated and exported like those of a bf16 run.
 
-Between two updates of the optimizer all micro-batches see the same weights, so the context `weights_cast` casts the
-weights once. It casts on each entry, and the copies are read only inside the context: after an update, after a
-checkpoint is loaded, or after any other change, no layer multiplies with earlier weights.
+All micro-batches between two updates of the optimizer see the same weights. The context `fp8_weight_copies` therefore
+casts the weights once, when it is entered. The copies are read only inside the context, so that they never outlast a
+change of the weights.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from model.linear import Layers
 
 
 class FP8Linear(nn.Linear):
-    """torch.nn.Linear whose three products (output, gradients of input and weight) have operands rounded to FP8: e4m3,
-    and e5m2 for the gradient of the output. Input [..., D] and output [..., F] are bf16, as are weight and bias. Raises
-    TypeError where the input is not bf16."""
+    """torch.nn.Linear with its three products (output, gradients of input and weight) in FP8. Operands are rounded to
+    e4m3, the gradient of the output to e5m2. Input [..., D], output [..., F], weight and bias are bf16. Raises
+    TypeError for another input."""
 
     w8_FD: Tensor  # this and the next two are the result of `fp8.cast_weight`; they exist after the first cast
     w8_DF: Tensor
     scale: Tensor
-    is_cast = False  # whether they are those of the weight as it is now; see `weights_cast`
+    is_cast = False  # whether they are those of the weight as it is now; see `fp8_weight_copies`
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.bfloat16:
@@ -37,8 +37,8 @@ class FP8Linear(nn.Linear):
 
     @torch.no_grad()
     def cast_weight(self) -> None:
-        """Cast the weight as it is now to FP8, and have `forward` multiply with that copy. The copy keeps its place in
-        memory, as CUDA graphs need it."""
+        """Cast the weight as it is now to FP8, for `forward` to multiply with. The copy keeps its place in memory, as
+        CUDA graphs require."""
         weight = fp8.cast_weight(self.weight)
         for name, tensor in weight._asdict().items():
             before = self._buffers.get(name)
@@ -50,12 +50,12 @@ class FP8Linear(nn.Linear):
 
 
 @contextmanager
-def weights_cast(model: Any) -> Iterator[None]:
-    """A context in which the FP8 layers of a model (model.gpt.GPT) multiply with copies of their weights that are cast
-    once, on entering. Code inside that changes the weights must not run the model again before the context ends. In a
-    model of another precision nothing is changed.
+def fp8_weight_copies(model: Any) -> Iterator[None]:
+    """A context in which the FP8 layers of a model (model.gpt.GPT) multiply with copies of their weights, cast to FP8
+    once on entering. Inside, do not run the model again after its weights have changed. Without effect on a model of
+    another precision.
 
-    The copies take two bytes for each weight, and stay allocated when the context has ended.
+    The copies take two bytes for each weight, and stay allocated after the context.
     """
     layers = [layer for layer in model.blocks.modules() if isinstance(layer, FP8Linear)]
     for layer in layers:
@@ -68,8 +68,8 @@ def weights_cast(model: Any) -> Iterator[None]:
 
 
 class FP8Layers(Layers):
-    """A factory of linear layers that multiply in FP8. The output matrix is made as such a layer too, but never
-    called: the loss reads its bf16 weight, so that logits are products in bf16."""
+    """A factory of linear layers that multiply in FP8. It also makes the output matrix, whose layer is never called:
+    the loss reads its weight, so that logits are products in bf16."""
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         return FP8Linear(in_features, out_features, bias)

@@ -25,16 +25,17 @@ from model.shard import SINGLE_RANK, RankGroup
 
 
 def prepare_to_compile() -> None:
-    """Register the functions that a compiled graph calls without tracing them. Call it before torch.compile.
+    """Register the functions that torch.compile is to call as they are, without tracing them. Call it before
+    torch.compile.
 
-    This is not done at import, because torch then loads its compiler, which takes a second or two.
+    It is not done at import, since torch would then load its compiler, which takes a second or two.
     """
     cross_entropy.prepare_to_compile()
     position.prepare_to_compile()
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: one projection to queries, keys and values, and one of the heads' outputs."""
+    """Multi-head self-attention, with one projection to queries, keys and values, and an output projection."""
 
     def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
         super().__init__()
@@ -49,8 +50,8 @@ class Attention(nn.Module):
 
 
 def select_rows(x_BTD: Tensor, rows_N: Tensor | None) -> Tensor:
-    """Select rows of a batch flattened to [B x T, D]. Returns the rows with the indices `rows_N` (int64), [N, D]; where
-    `rows_N` is None, the batch unchanged, [B, T, D]."""
+    """Flatten a batch to [B x T, D], and select the rows with the indices `rows_N` (int64): [N, D]. Without `rows_N`,
+    the batch unchanged, [B, T, D]."""
     return x_BTD if rows_N is None else x_BTD.flatten(0, 1)[rows_N]
 
 
@@ -70,17 +71,17 @@ class Block(nn.Module):
         return x_BTD + self.drop(self.mlp(self.norm2(x_BTD)))
 
 
-class PostLN(Block):
-    """A post-LN transformer block: after attention and after the MLP, the sum of residual stream and output is
-    normalised (Vaswani et al. 2017, GPT-1); there is no final norm."""
+class PostLNBlock(Block):
+    """A post-LN transformer block: each of attention and MLP is added to the residual stream, and the sum is normalised
+    (Vaswani et al. 2017, GPT-1). There is no final norm."""
 
     def forward(self, x_BTD: Tensor, attend: attention.Attend, rows_N: Tensor | None = None) -> Tensor:
         x_BTD = self.norm1(select_rows(x_BTD, rows_N) + self.drop(self.attn(x_BTD, attend, rows_N)))
         return self.norm2(x_BTD + self.drop(self.mlp(x_BTD)))
 
 
-class Parallel(Block):
-    """A parallel transformer block: attention and MLP read the same normalised input, with one norm for both (GPT-J,
+class ParallelBlock(Block):
+    """A parallel transformer block: attention and MLP read the same normalised input, from a single norm (GPT-J,
     PaLM)."""
 
     def __init__(self, cfg: ModelConfig, tp: RankGroup, layers: Layers):
@@ -93,7 +94,7 @@ class Parallel(Block):
         return x_BTD + self.drop(self.mlp(select_rows(y_BTD, rows_N)))
 
 
-BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLN, "parallel": Parallel}
+BLOCKS: dict[str, type[Block]] = {"pre-ln": Block, "post-ln": PostLNBlock, "parallel": ParallelBlock}
 assert set(BLOCKS) == set(get_args(get_type_hints(ModelConfig)["block"]))
 
 
@@ -128,7 +129,7 @@ assert set(TRANSFORMS) == set(get_args(get_type_hints(ModelConfig)["head_transfo
 
 
 class OutputBias(nn.Module):
-    """The bias of the logits, or under tensor parallelism of the part of the vocabulary that this rank computes."""
+    """The bias of the logits; under tensor parallelism, of this rank's part of the vocabulary."""
 
     def __init__(self, cfg: ModelConfig, tp: RankGroup):
         super().__init__()
@@ -136,14 +137,15 @@ class OutputBias(nn.Module):
 
 
 class GPT(nn.Module):
-    """A transformer language model, causal or (model.objective=mlm) an encoder, with initial weights drawn from a seed
-    (see model/init.py).
+    """A transformer language model: a causal decoder, or an encoder where model.objective=mlm. Its initial weights are
+    drawn from a seed (model/init.py).
 
     Args:
         cfg: the shape of the model and the variant of each factor.
         seed: the run's seed, from which the weights are drawn.
         tp: the tensor parallel group, the ranks that hold the model together; by default this rank has it whole.
-        layers: makes the linear layers; by default `tp.layers`, which multiply in the precision of the weights.
+        layers: the factory of the linear layers; by default `tp.layers`, which multiply in the precision of the
+            weights.
     """
 
     def __init__(self, cfg: ModelConfig, seed: int = 1, tp: RankGroup = SINGLE_RANK, layers: Layers | None = None):
@@ -170,30 +172,30 @@ class GPT(nn.Module):
         """The longest input, in tokens; None: unlimited."""
         return self.position.max_length
 
-    def hidden(
+    def hidden_states(
         self,
         tokens_BT: Tensor,
         arrangement: attention.Arrangement | None = None,
         extents_B: Tensor | None = None,
         rows_N: Tensor | None = None,
     ) -> Tensor:
-        """The whole model up to the output matrix: [B, T] token ids -> [B, T, D], the input of `project`; [N, D] with
-        `rows_N`.
+        """The model without its output layers: token ids [B, T] -> hidden states [B, T, D], after the final norm. With
+        `rows_N`, [N, D].
 
         Args:
             tokens_BT: token ids.
-            arrangement: the tokens' positions and what each token sees, where the order of tokens does not say so.
+            arrangement: positions of the tokens and what each sees; None: both follow from the order of tokens.
             extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others. Not
                 used with an arrangement.
-            rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For the other
+            rows_N: int64, the indices in the flattened batch [B x T] of the outputs to return; None: all. For other
                 tokens the last block computes only keys and values.
 
         Raises:
-            ValueError: there is no arrangement, and extents are missing under the prefix objective, or given under
-                another: attention would differ from that in training.
+            ValueError: `extents_B` is missing under the prefix objective, or given under another, without an
+                arrangement.
         """
         if arrangement is None:
-            self.objective.check(extents_B)
+            self.objective.check_extents(extents_B)
         positions_BT = arrangement.positions_BT if arrangement else None
         x_BTD = self.drop(self.sumnorm(self.position.embed(self.embnorm(self.embed(tokens_BT)), positions_BT)))
         dropout = (self.cfg.attn_dropout if self.training else 0.0) if self.cfg.attn_dropout else None
@@ -218,17 +220,17 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [V, D], which is the token embedding where model.tied is true. Under tensor parallelism
-        it has this rank's rows only."""
+        """The output matrix [V, D]: the token embedding where model.tied is true. Under tensor parallelism, this rank's
+        rows."""
         return (self.embed if self.head is None else self.head).weight
 
     def project(self, x: Tensor) -> Tensor:
         """Apply the output layers: hidden states [..., D] -> logits [..., V]."""
-        return self.tp.project(*self._operands(x))
+        return self.tp.project(*self._logit_factors(x))
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors of the logits, x @ weight.T: the hidden states `x` after the head's transform, and the output
-        matrix. A bias of the logits is appended to the matrix as one more column, and a column of ones to `x`."""
+    def _logit_factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors (x, weight) of the logits x @ weight.T: the hidden states after the head's transform, and the
+        output matrix. A bias of the logits becomes one more column of the matrix, and `x` gets a column of ones."""
         x, weight = self.transform(x), self.output_weight
         if self.output is None:
             return x, weight
@@ -237,9 +239,9 @@ class GPT(nn.Module):
     def forward(self, tokens_BT: Tensor, extents_B: Tensor | None = None) -> Tensor:
         """[B, T] token ids -> logits [B, T, V]. `extents_B`: [B], the length of each sequence's prefix under the prefix
         objective; None under the others."""
-        return self.project(self.hidden(tokens_BT, extents_B=extents_B))
+        return self.project(self.hidden_states(tokens_BT, extents_B=extents_B))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the predicted tokens of a batch, in nats per token, fp32."""
-        x_BTD = self.hidden(batch.inputs_BT, extents_B=batch.extents_B)
-        return self.tp.loss(*self._operands(batch.select(x_BTD)), batch.select(batch.targets_BT))
+        x_BTD = self.hidden_states(batch.inputs_BT, extents_B=batch.extents_B)
+        return self.tp.loss(*self._logit_factors(batch.select(x_BTD)), batch.select(batch.targets_BT))

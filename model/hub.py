@@ -1,6 +1,6 @@
-"""Hugging Face's formats: our weights and configuration to theirs, and back. Only this file knows their models.
+"""Converts models to Hugging Face's formats and back. Only this file uses Hugging Face's model classes.
 
-| ours                                                | theirs    |
+| our settings                                        | format    |
 |-----------------------------------------------------|-----------|
 | learned, GELU, LayerNorm                            | GPT-2     |
 | ALiBi, norm of the embeddings, GELU, LayerNorm      | BLOOM     |
@@ -9,10 +9,9 @@
 | an encoder: learned, GELU, LayerNorm, post-LN,      | BERT      |
 | model.sumnorm, output_bias and head_transform=bert  |           |
 
-Decoders have pre-LN blocks; in all of them the output matrix may be tied or untied. Any other combination of settings
-has no counterpart, and is refused. model/hub_decoders.py and hub_encoders.py say how each architecture is written. The
-embedding keeps its padding rows: `vocab_size` in config.json is the padded size, with which the model was trained, and
-`unpadded_vocab_size` is that of the tokenizer.
+Decoders have pre-LN blocks; the output matrix may be tied or not. Other combinations of settings are refused.
+model/hub_decoders.py and hub_encoders.py define each format. The embedding keeps its padding rows: in config.json,
+`vocab_size` is the padded size, and `unpadded_vocab_size` that of the tokenizer.
 """
 
 import itertools
@@ -77,9 +76,12 @@ def _setting_text(value: Any) -> str:
 
 
 def _stored_names(f: Format, ours: str) -> tuple[list[str], Layout]:
-    """How one of our tensors is stored in the format `f`: (the names of the tensors that hold it in Hugging Face's
-    file, the pair of functions that convert our tensor to these and back). `ours`: the name of our tensor in the
-    model's state_dict. Raises ValueError where the format has no such tensor."""
+    """How one of our tensors is stored in the format `f`. `ours`: the tensor's name in our model's state_dict. Raises
+    ValueError where the format has no such tensor.
+
+    Returns:
+        (the names of Hugging Face's tensors that hold it, the `Layout` that converts our tensor to theirs and back).
+    """
     if ours == "head.weight":
         return [f.head], UNCHANGED
     parts = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias|table)", ours)
@@ -153,12 +155,20 @@ def save(
 def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: Tensor) -> float:
     """Load a Hugging Face checkpoint with transformers, and compare it with our model in fp32.
 
-    Compared are the logits of `tokens_BT`, including those of the vocabulary's padding rows. With a decoder, up to
-    NEW_TOKENS tokens are generated greedily too, and each has to be the likeliest token there for our model. `folder`:
-    the checkpoint, as `save` wrote it; `cfg`, `state`: the configuration and the weights of our model; `tokens_BT`:
-    token ids of the texts to compare on. Returns the largest difference of logits, relative to the largest logit (or to
-    1, where that is smaller). Raises ValueError where the difference is above TOLERANCE, a generated token differs, or
-    a tensor is missing or left over.
+    The logits of `tokens_BT` are compared, those of the vocabulary's padding rows included. A decoder also generates up
+    to NEW_TOKENS tokens greedily, and our model must choose the same tokens.
+
+    Args:
+        folder: the checkpoint, as `save` wrote it.
+        cfg: the configuration of our model.
+        state: the weights of our model.
+        tokens_BT: token ids of the texts to compare on.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit (or to 1, where that is smaller).
+
+    Raises:
+        ValueError: the difference is above TOLERANCE, a generated token differs, or a tensor is missing or left over.
     """
     import torch
     import transformers
@@ -197,14 +207,19 @@ def verify(folder: Path, cfg: ModelConfig, state: dict[str, Tensor], tokens_BT: 
 
 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Hugging Face checkpoint of a format in the table of model/hub.py, written by `save` or by transformers.
+    """Read a Hugging Face checkpoint, written by `save` or by transformers, of a format in the table of model/hub.py.
 
-    Our settings that the format does not have, such as the rotary base in GPT-2, get the usual value. Without
-    `unpadded_vocab_size` in config.json the vocabulary is read as unpadded, and gets no padding: untrained padding rows
-    would take probability from the tokens. `folder`: holds config.json and model.safetensors. Returns (the
-    configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved). Raises ValueError
-    where the checkpoint has another architecture or a setting without a counterpart here, or where the weights are
-    damaged or do not fit the configuration.
+    Settings of ours that the format lacks, such as the rotary base in GPT-2, get the usual value. Without
+    `unpadded_vocab_size` in config.json the vocabulary counts as unpadded.
+
+    Args:
+        folder: holds config.json and model.safetensors.
+
+    Returns:
+        (the configuration, the state for GPT(cfg).load_state_dict in the precision in which it was saved).
+
+    Raises:
+        ValueError: the architecture or a setting has no counterpart here, or the weights are damaged or do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -242,7 +257,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _current_name(name: str, f: Format) -> str:
-    """The name that the format `f` has for a tensor which a checkpoint names `name`. The two differ where an older
+    """The present name, in the format `f`, of a tensor that a checkpoint names `name`. It differs where an older
     version of transformers wrote the checkpoint, or the model was saved without its head."""
     if name in (f.head, "lm_head.weight", "embed_out.weight"):
         return f.head
@@ -295,13 +310,13 @@ def _read_config(folder: Path) -> tuple[Format, ModelConfig]:
 
 
 def _comparable_value(config: Any, name: str, want: Any, cfg: ModelConfig) -> Any:
-    """The value of a setting in a Hugging Face configuration, in the form of `Format.fixed`, so that both can be
-    compared.
+    """The value of a setting in a Hugging Face configuration, converted so that it can be compared with that in
+    `Format.fixed`.
 
     Args:
         config: the configuration, as transformers reads it.
-        name: their name of the setting.
-        want: the value from `Format.fixed`. Where `want` is a dictionary, keys missing in `config` are taken from it.
+        name: Hugging Face's name of the setting.
+        want: the value from `Format.fixed`. For a dictionary, keys that `config` lacks are taken from `want`.
         cfg: our configuration.
     """
     value = getattr(config, name, None)

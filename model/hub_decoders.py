@@ -30,7 +30,7 @@ GPT2 = Format(
         "init_std": "initializer_range",
     },
     fixed=lambda cfg: {
-        "n_inner": cfg.ffn,
+        "n_inner": cfg.mlp_width,
         "activation_function": "gelu_new",
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -96,7 +96,7 @@ NEOX = Format(
     needs={"pos": ("rotary",), "act": ("gelu",), "norm": ("layernorm",), "embnorm": (False,), **BIASED},
     sizes=SIZE_NAMES,
     fixed=lambda cfg: {
-        "intermediate_size": cfg.ffn,
+        "intermediate_size": cfg.mlp_width,
         "hidden_act": "gelu_new",
         "use_parallel_residual": False,
         "attention_bias": True,
@@ -130,7 +130,7 @@ LLAMA = Format(
     },
     sizes=SIZE_NAMES | {"norm_eps": "rms_norm_eps"},
     fixed=lambda cfg: {
-        "intermediate_size": cfg.ffn,
+        "intermediate_size": cfg.mlp_width,
         "hidden_act": "gelu_new" if cfg.act == "geglu" else "silu",
         "num_key_value_heads": cfg.heads,
         "head_dim": cfg.head_dim,

@@ -29,7 +29,7 @@ BERT = Format(
     },
     sizes=SIZE_NAMES,
     fixed=lambda cfg: {
-        "intermediate_size": cfg.ffn,
+        "intermediate_size": cfg.mlp_width,
         "hidden_act": "gelu_new",
         "is_decoder": False,
         "add_cross_attention": False,

@@ -1,5 +1,5 @@
-"""The class `Format`: how models of ours are written as one architecture of Hugging Face, setting by setting and tensor
-by tensor."""
+"""The class `Format`: how our models are written as one architecture of Hugging Face, setting by setting and tensor by
+tensor."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,21 +43,22 @@ SIZE_NAMES = {
 
 @dataclass(frozen=True)
 class Format:
-    """How a model of ours is written as one architecture of Hugging Face's transformers.
+    """How our models are written as one architecture of Hugging Face's transformers.
 
     name: the architecture's name in messages.
     model_type, architecture: its names in config.json.
-    prefix: what the names of all its tensors but the output matrix begin with.
+    prefix: the beginning of the names of all its tensors but the output matrix.
     needs: {our setting: the values with which the architecture computes the same as our model}.
     sizes: {our setting: Hugging Face's name for it}, for settings that may have any value.
-    fixed: a function of our configuration that returns the values of all other Hugging Face settings on which the
-        computation depends.
+    fixed: a function of our configuration. It returns {Hugging Face's setting: value} for all other settings on which
+        the computation depends.
     dropout: {Hugging Face's name of a dropout probability: our setting}. Dropout does not act in inference.
-    weights: {our module: Hugging Face's modules}, below `prefix`, with {} for the number of the layer. There are
-        several where our module is divided among them.
-    layouts: {our module: how its tensors are rearranged}; the tensors of modules that are not named are unchanged.
+    weights: {our module: Hugging Face's modules that hold its tensors}. The names lack `prefix`, and have {} for the
+        number of the layer.
+    layouts: {our module: the `Layout` that converts its tensors}. The tensors of other modules are stored unchanged.
     head: Hugging Face's name of an output matrix that is not the token embedding.
-    constants: {name: shape} of tensors that our model does not have. They are written as zeros and have no effect.
+    constants: a function of our configuration. It returns {name: shape} of tensors that our model does not have; they
+        are zeros and have no effect.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The layers of which a model is made, embedding and linear, on a single rank and in the precision of the weights."""
+"""The layers of which a model is made, embedding and linear, for a single rank and in the precision of the weights."""
 
 from torch import Tensor, nn
 
@@ -13,20 +13,19 @@ class Linear(nn.Linear):
 
 
 class Layers:
-    """A factory of a model's embedding and linear layers. Other factories make layers that tensor parallelism divides
-    (model/parallel.py), or that multiply in FP8 (model/fp8.py)."""
+    """A factory that makes a model's embedding and linear layers. Other factories make layers for tensor parallelism
+    (model/parallel.py) and for FP8 (model/fp8.py)."""
 
     def embedding(self, rows: int, width: int) -> nn.Module:
         return nn.Embedding(rows, width)
 
     def column(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
-        """Make a linear layer. Under tensor parallelism its output features are divided: each rank computes a part of
-        the output."""
+        """Make a linear layer. Under tensor parallelism its output features are divided among the ranks."""
         return Linear(in_features, out_features, bias)
 
     def row(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         """Make a linear layer that reads the output of a `column` layer. Under tensor parallelism its input features
-        are divided: each rank reads its part of the input, and all ranks get the whole output."""
+        are divided among the ranks; all ranks get the whole output."""
         return Linear(in_features, out_features, bias)
 
 

@@ -1,13 +1,13 @@
-"""The memory of a training step on one rank, in bytes of tensors, by formula and without torch; a test compares it with
+"""The memory of a training step on one rank, in bytes of tensors, by formula and without torch. A test compares it with
 real steps.
 
-Memory peaks at one of a few moments of a step: the loss, both ends of the backward pass, the reduction of gradients,
-the update. The estimate is the need at the largest of these moments. It leaves out all that is not a tensor: the
-interpreter, libraries, scratch space of kernels, gaps of the allocator.
+Memory peaks at one of a few moments of a step: the loss, the start or end of the backward pass, the reduction of
+gradients, the update. The estimate is the largest of these. It leaves out all that is not a tensor: the interpreter,
+libraries, kernels' scratch space, gaps of the allocator.
 """
 
 from model.config import ModelConfig
-from model.count import parameters
+from model.count import count_parameters
 
 MAX_BUCKET_ELEMENTS = 500_000_000  # elements: DeepSpeed's, and launch/engine.py makes it no larger than the model
 ROWS_CPU, SOFTMAX_CPU = 512, 128  # rows of logits at a time, and rows in fp32: model/kernels/cross_entropy.py
@@ -30,15 +30,16 @@ def estimate_memory(
     """Estimate the bytes of tensors on one rank at the peak of a training step.
 
     Args:
+        cfg: the model's configuration.
         micro_batch: sequences of a micro-batch.
         precision: bf16, fp8 or fp16 (with fp32 masters), or fp32.
         zero: ZeRO stage, 1 or 2.
-        ranks: how many ranks ZeRO divides the optimizer among: the ranks that hold the same part of the model.
+        ranks: the ranks among which ZeRO divides the optimizer: those that hold the same part of the model.
         accumulate: micro-batches per optimizer step.
         gpu: whether the step is on a GPU, whose kernels need other memory than those of a CPU.
         tp: how many ranks hold one copy of the model together. Above 1 the formula was not compared with measurements.
-        recompute: whether only the input of each layer is stored, and the layer computed again in the backward pass.
-            For plans only; training here does not do it.
+        recompute: whether only each layer's input is stored, and the layer computed again in the backward pass. For
+            plans only; training here does not do it.
 
     Returns:
         Bytes by kind: {"weights", "optimizer" (fp32 masters and two moments, divided by `ranks`), "gradients" (with
@@ -46,10 +47,10 @@ def estimate_memory(
     """
     half = precision != "fp32"
     width = 2 if half else 4
-    count, rows, vocab = parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
+    count, rows, vocab = count_parameters(cfg, tp), micro_batch * cfg.seq, cfg.padded_vocab // tp
     fixed = {"weights": width * count, "optimizer": 12 * count // ranks}
     if precision == "fp8":  # in eight bits and transposed, from one update to the next: model/fp8.py
-        fixed["weights"] += 2 * cfg.layers * (4 * cfg.hidden**2 + cfg.mlp_matrices * cfg.hidden * cfg.ffn)
+        fixed["weights"] += 2 * cfg.layers * (4 * cfg.hidden**2 + cfg.mlp_matrix_count * cfg.hidden * cfg.mlp_width)
     stored, working = activation_bytes(cfg, micro_batch, precision, gpu, tp, recompute)
     logits, work, summed = loss_bytes(cfg, micro_batch, half, gpu, tp)
     embedding = vocab * cfg.hidden * width  # the output matrix's gradient, which waits for that of the token lookup
@@ -71,9 +72,18 @@ def estimate_memory(
 
 
 def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: int) -> tuple[int, int, int]:
-    """Bytes while the loss of `micro_batch` sequences is computed: (logits, working memory, the fp32 sum of the output
-    matrix's gradients). `half`: whether logits have 16 bits; `gpu`: whether on a GPU; `tp`: ranks that hold one copy of
-    the model together."""
+    """Bytes while the loss of `micro_batch` sequences is computed.
+
+    Args:
+        cfg: the model's configuration.
+        micro_batch: sequences of a micro-batch.
+        half: whether logits have 16 bits.
+        gpu: whether the step is on a GPU.
+        tp: how many ranks hold one copy of the model together.
+
+    Returns:
+        (logits, working memory, the fp32 sum of the output matrix's gradients).
+    """
     predicted, vocab, width = micro_batch * cfg.predicted_per_sequence, cfg.padded_vocab // tp, 2 if half else 4
     if gpu or tp > 1:  # all rows at once, in one compiled kernel or in megatron-core's, which keeps fp32 too
         fp32_copy = 4 if half and tp > 1 else 0
@@ -87,13 +97,14 @@ def loss_bytes(cfg: ModelConfig, micro_batch: int, half: bool, gpu: bool, tp: in
 def gradient_bytes(
     cfg: ModelConfig, precision: str, zero: int, ranks: int, accumulate: int, gpu: bool, tp: int = 1
 ) -> tuple[int, int, int, int, int]:
-    """Bytes of gradients and of DeepSpeed's buffers at five moments: before the last backward pass, at its start, at
-    its end, during the reduction over ranks, and at the update. The formula follows the source of DeepSpeed 0.19.8 and
-    was compared with measurements. `precision`: bf16, fp8, fp16 or fp32; `zero`: the ZeRO stage, 1 or 2; `ranks`: how
-    many ranks ZeRO divides the optimizer among; `accumulate`: micro-batches per step; `gpu`: whether on a GPU; `tp`:
-    ranks that hold one copy of the model together."""
+    """Bytes of gradients and of DeepSpeed's buffers at five moments of a step. The formula follows the source of
+    DeepSpeed 0.19.8 and was compared with measurements. Arguments as for `estimate_memory`.
+
+    Returns:
+        Bytes (before the last backward pass, at its start, at its end, during the reduction over ranks, at the update).
+    """
     precision = "bf16" if precision == "fp8" else precision
-    count, more = parameters(cfg, tp), accumulate > 1
+    count, more = count_parameters(cfg, tp), accumulate > 1
     bucket, largest = min(MAX_BUCKET_ELEMENTS, count), cfg.padded_vocab // tp * cfg.hidden
     part = 4 * count // ranks  # this rank's share in fp32
     if precision == "bf16" and zero == 1:  # fp32 sums of all gradients, on a GPU always; reduced as a copy in bf16
@@ -125,10 +136,12 @@ def gradient_bytes(
 def activation_bytes(
     cfg: ModelConfig, micro_batch: int, precision: str, gpu: bool, tp: int = 1, recompute: bool = False
 ) -> tuple[int, int]:
-    """Bytes of activations of `micro_batch` sequences: (the activations stored for the backward pass, the additional
-    working memory of one layer). `precision`: bf16, fp8, fp16 or fp32; `gpu`: whether on a GPU; `tp`: ranks that hold
-    one copy of the model together; `recompute`: whether only the input of each layer is stored."""
-    B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.ffn // tp, cfg.heads // tp
+    """Bytes of activations of `micro_batch` sequences. Arguments as for `estimate_memory`.
+
+    Returns:
+        (the activations stored for the backward pass, the additional working memory of one layer).
+    """
+    B, T, D, F, H = micro_batch, cfg.seq, cfg.hidden, cfg.mlp_width // tp, cfg.heads // tp
     width = 4 if precision == "fp32" else 2
     unit, inner, scores = B * T * D * width, B * T * F * width, B * H * T * T * width
     rank_unit = unit // tp  # of this rank's heads
@@ -149,12 +162,12 @@ def activation_bytes(
     norm = 2 * unit
     if cfg.norm == "rmsnorm" and not gpu:
         norm = unit + 2 * B * T * D * 4
-    mlp = 2 * inner if cfg.mlp_matrices == 2 else 4 * inner
+    mlp = 2 * inner if cfg.mlp_matrix_count == 2 else 4 * inner
     dropout = 2 * unit if cfg.dropout else 0
     norms = {"pre-ln": 2, "post-ln": 2, "parallel": 1}[cfg.block]
     layer = norms * norm + attention + mlp + dropout
     if precision == "fp8":  # each linear layer keeps what it reads in eight bits; a GPU's attention keeps its output
-        layer += (cfg.mlp_matrices * unit + rank_unit + inner) // 2 - norms * unit - inner
+        layer += (cfg.mlp_matrix_count * unit + rank_unit + inner) // 2 - norms * unit - inner
         if not gpu:  # which multiplies copies in fp32, two of each at a time
             layer -= rank_unit
             working = max(working, 5 * inner + 3 * unit + 8 * D * F)

@@ -1,4 +1,4 @@
-"""The MLPs of a transformer layer. The inner width, `ModelConfig.ffn`, is such that all have the same number of
+"""The MLPs of a transformer layer. With the inner widths of `ModelConfig.mlp_width`, all have the same number of
 parameters, except those whose name ends in "unmatched"."""
 
 from typing import get_args, get_type_hints
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.inference import is_scoring
+from model.inference import in_inference_mode
 from model.kernels.gelu import gelu
 from model.kernels.linear import ONEDNN, gelu_product
 from model.linear import LAYERS, Layers, Linear
@@ -18,24 +18,24 @@ class GELU(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()
-        self.up = layers.column(cfg.hidden, cfg.ffn, cfg.linear_bias)
-        self.down = layers.row(cfg.ffn, cfg.hidden, cfg.linear_bias)
+        self.up = layers.column(cfg.hidden, cfg.mlp_width, cfg.linear_bias)
+        self.down = layers.row(cfg.mlp_width, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if is_scoring() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
+        if in_inference_mode() and ONEDNN and x_BTD.device.type == "cpu" and isinstance(self.up, Linear):
             return self.down(gelu_product(x_BTD, self.up.weight, self.up.bias))
         return self.down(gelu(self.up(x_BTD)))
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020). The gate and up projections are two matrices: in a joint matrix their
-    rows could be mixed up when tensor parallelism divides it."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are two matrices: when tensor parallelism divides a joint
+    one, its rows may be mixed up."""
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()
-        self.gate = layers.column(cfg.hidden, cfg.ffn, cfg.linear_bias)
-        self.up = layers.column(cfg.hidden, cfg.ffn, cfg.linear_bias)
-        self.down = layers.row(cfg.ffn, cfg.hidden, cfg.linear_bias)
+        self.gate = layers.column(cfg.hidden, cfg.mlp_width, cfg.linear_bias)
+        self.up = layers.column(cfg.hidden, cfg.mlp_width, cfg.linear_bias)
+        self.down = layers.row(cfg.mlp_width, cfg.hidden, cfg.linear_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

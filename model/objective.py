@@ -1,5 +1,5 @@
-"""Objectives, one class each: which tokens of a sequence see each other, and which outputs enter the loss. The base
-class is causal language modelling."""
+"""Training objectives, one class each: which tokens of a sequence see each other, and which outputs enter the loss. The
+base class is causal language modelling."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, get_args, get_type_hints
@@ -14,8 +14,8 @@ from model.config import ModelConfig
 class SpecialTokens(NamedTuple):
     """Ids of a tokenizer's special tokens (data/tokenizer.py).
 
-    mask: replaces a masked token; None where the tokenizer has none.
-    specials: the ids of all tokens that no text is encoded to, such as the end of a document.
+    mask: the mask token; None where the tokenizer has none.
+    specials: all special tokens, such as the end of a document. The encoding of a text never contains them.
     """
 
     mask: int | None = None
@@ -29,9 +29,9 @@ class Batch(NamedTuple):
     """B sequences of T tokens, and the tokens to predict.
 
     inputs_BT: the token ids that the model reads.
-    targets_BT: for the output at each position the token id to predict.
-    predicted: the outputs that enter the loss. None: all of them. bool [B, T]: those that are True. int64 [B, M]: the
-        positions of M outputs in each sequence, where M is the same in every batch, so that shapes are static.
+    targets_BT: for the output at each position, the token id to predict.
+    predicted: the outputs that enter the loss. None: all. bool [B, T]: those that are True. int64 [B, M]: the positions
+        of M outputs in each sequence; M is the same in every batch, so that shapes are static.
     extents_B: [B], the length of each sequence's prefix under the prefix objective; None under the others.
     """
 
@@ -41,7 +41,8 @@ class Batch(NamedTuple):
     extents_B: Tensor | None = None
 
     def select(self, x_BT: Tensor) -> Tensor:
-        """Select from values [B, T, ...] those at the outputs that enter the loss: [N, ...], sequence by sequence."""
+        """Select, from values [B, T, ...] at all outputs, those at the N outputs that enter the loss: [N, ...], in the
+        order of sequences."""
         if self.predicted is None:
             return x_BT.flatten(0, 1)
         if self.predicted.dtype == torch.bool:
@@ -52,8 +53,8 @@ class Batch(NamedTuple):
 
     @property
     def has_equal_counts(self) -> bool:
-        """Whether the same number of outputs enters the loss in every sequence of every batch. Micro-batches then have
-        equal weights in the mean loss."""
+        """Whether the number of outputs that enter the loss is the same in every sequence of every batch. Micro-batches
+        then have equal weights in the mean loss."""
         return self.predicted is None or self.predicted.dtype != torch.bool
 
     @property
@@ -64,7 +65,7 @@ class Batch(NamedTuple):
         return int(self.predicted.sum()) if self.predicted.dtype == torch.bool else self.predicted.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. Tensors are copied to a GPU from pinned memory, since a copy from ordinary memory
+        """The batch on a device. On the way to a GPU tensors are copied from pinned memory: a copy from ordinary memory
         would wait until the GPU has finished all earlier work."""
 
         def copied(x: Tensor | None) -> Tensor | None:
@@ -75,7 +76,7 @@ class Batch(NamedTuple):
         return Batch(*(copied(x) for x in self))  # type: ignore[arg-type]
 
     def split(self, rows: int) -> list["Batch"]:
-        """The batch divided into batches of `rows` sequences, the last of which has what remains."""
+        """Split the batch into batches of `rows` sequences; the last one may be smaller."""
         parts = [[None] * -(-len(self.inputs_BT) // rows) if x is None else x.split(rows) for x in self]
         return [Batch(*fields) for fields in zip(*parts, strict=True)]
 
@@ -99,36 +100,35 @@ class Objective:
         Args:
             rows_BS: token ids, S = seq + 1 in each row.
             seed: the run's seed.
-            numbers: the number of each row in the run; by default the rows are counted from 0. Whatever is random in a
-                row is drawn from the seed and this number alone, so that it does not depend on resumes, ranks,
-                micro-batch or batch size.
+            numbers: the number of each row in the run; None: 0, 1, 2, ... Random choices in a row depend on the seed
+                and this number alone, not on resumes, ranks, micro-batch or batch size.
             tokens: the tokenizer's special tokens.
         """
         return Batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
     @staticmethod
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Whether the token at position `q` sees the token at position `k` in sequence `b` of the batch. b, q and k are
-        integer tensors; the result is a bool tensor of the shape to which they broadcast. `extents_B`: [B], the length
-        of each sequence's prefix under the prefix objective; None under the others."""
+        """Whether the token at position `q` sees the token at position `k` in sequence `b` of the batch. `b`, `q` and
+        `k` are integer tensors that broadcast; the result is a bool tensor. `extents_B`: [B], the length of each
+        sequence's prefix under the prefix objective; None under the others."""
         return k <= q
 
-    def check(self, extents_B: Tensor | None) -> None:
-        """Check that the lengths of prefixes (`extents_B`) are given under the prefix objective and no other: else
-        attention would differ from that in training. Raises ValueError where they are missing, or superfluous."""
+    def check_extents(self, extents_B: Tensor | None) -> None:
+        """Check that prefix lengths, `extents_B`, are given under the prefix objective and no other. Raises ValueError
+        where they are missing or superfluous: attention would differ from that in training."""
         if extents_B is not None:
             raise ValueError(f"model.objective={self.cfg.objective} has no extents: all sequences are seen alike")
 
-    def extent(self, context: int) -> int:
-        """The prefix length of a sequence in evaluation, where the first `context` tokens are given and the rest are
-        scored: `context` under the prefix objective, 0 under the causal one. Raises ValueError under the MLM objective,
-        which gives no left-to-right likelihood."""
+    def evaluation_extent(self, context: int) -> int:
+        """The prefix length in evaluation of a text whose first `context` tokens are given and whose rest is scored:
+        `context` under the prefix objective, 0 under the causal one. Raises ValueError under the MLM objective, which
+        has no left-to-right likelihood."""
         return 0
 
 
 class Prefix(Objective):
-    """Prefix-LM (Raffel et al. 2020, section 3.2): the tokens of a prefix see each other in both directions and are not
-    predicted; the tokens after it are causal. The extent of a sequence is the length of its prefix."""
+    """Prefix-LM (Raffel et al. 2020, section 3.2). The tokens of a prefix see each other in both directions and are not
+    predicted; later tokens are causal. A sequence's extent is the length of its prefix."""
 
     causal = False
     has_extents = True
@@ -136,9 +136,8 @@ class Prefix(Objective):
     def batch(
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (the
-        same as causal) to T (one token is predicted), by `seed` and the row's number in the run (`numbers`; None:
-        counted from 0). `tokens` is not used."""
+        """Make a training batch from rows of T + 1 token ids. The length of each prefix is drawn uniformly from 1 (all
+        tokens are causal) to T (one token is predicted). Arguments as for `Objective.batch`; `tokens` is ignored."""
         B, T = len(rows_BS), rows_BS.shape[1] - 1
         draws = [np.random.default_rng([seed, n]) for n in (range(B) if numbers is None else numbers)]
         extents_B = torch.tensor([draw.integers(1, T, endpoint=True) for draw in draws])
@@ -151,21 +150,21 @@ class Prefix(Objective):
         assert extents_B is not None
         return (k <= q) | (k < extents_B[b])
 
-    def check(self, extents_B: Tensor | None) -> None:
+    def check_extents(self, extents_B: Tensor | None) -> None:
         if extents_B is None:
             raise ValueError("model.objective=prefix: give the length of each sequence's prefix (1: causal)")
 
-    def extent(self, context: int) -> int:
+    def evaluation_extent(self, context: int) -> int:
         return context
 
 
 class MaskedLM(Objective):
-    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other, positions are drawn at
-    random, tokens there are replaced, and the outputs there predict the original tokens.
+    """Masked language modelling (Devlin et al. 2019, section 3.1): all tokens see each other. At randomly drawn
+    positions the input token is replaced, and the output predicts the original token.
 
-    The same number of positions is drawn in each sequence, `ModelConfig.masked_per_sequence`, so that shapes are
-    static. Of these positions the share MASKED gets the mask token, the share RANDOM a random token, and the rest keep
-    their token (of 32 positions: 26, 3 and 3, as in Cramming).
+    Each sequence has the same number of these positions, `ModelConfig.masked_per_sequence`, so that shapes are static.
+    The share MASKED of them gets the mask token, the share RANDOM a random token; the rest keep their token (of 32
+    positions: 26, 3 and 3, as in Cramming).
     """
 
     causal = False
@@ -175,11 +174,13 @@ class MaskedLM(Objective):
     def batch(
         self, rows_BS: Tensor, seed: int = 0, numbers: Sequence[int] | None = None, tokens: SpecialTokens = NO_SPECIALS
     ) -> Batch:
-        """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row, inputs are
-        these tokens with some replaced. `predicted` holds the M = round(mask_rate x T) positions drawn in each row,
-        [B, M]. Positions and tokens are drawn by `seed` and the row's number in the run (`numbers`; None: counted from
-        0). Special tokens are drawn only where a row has too few ordinary ones, and are never put in as random tokens.
-        Raises ValueError where `tokens` has no mask token."""
+        """Make a training batch from rows of T + 1 token ids. Targets are the first T tokens of each row; inputs are
+        these tokens with some replaced. `predicted` has the M = round(mask_rate x T) positions drawn in each row, [B,
+        M].
+
+        Special tokens are masked only where a row has too few ordinary tokens, and no random token is a special one.
+        Arguments as for `Objective.batch`. Raises ValueError where `tokens` has no mask token.
+        """
         if tokens.mask is None:
             raise ValueError("model.objective=mlm needs a tokenizer with a mask token, such as one of kind wordpiece")
         B, T = len(rows_BS), rows_BS.shape[1] - 1
@@ -204,7 +205,7 @@ class MaskedLM(Objective):
     def sees(extents_B: Tensor | None, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) | (k > q)
 
-    def extent(self, context: int) -> int:
+    def evaluation_extent(self, context: int) -> int:
         raise ValueError(
             "model.objective=mlm gives no likelihood of a text from left to right: every token sees those after it. "
             "Held-out loss on masked tokens (eval/tasks/masked.py) and fine-tuning are possible"

@@ -1,10 +1,11 @@
 """Tensor parallelism: megatron-core's layers, and its process groups for DeepSpeed. Imported only with layout.tp > 1.
 
-A tensor parallel group holds one copy of the model, and consists of consecutive ranks (0 and 1, 2 and 3, ...). Ranks
-at the same place in their groups form a data-parallel group, over which ZeRO spreads the optimizer. Parameters that are
-not divided get equal gradients on all ranks of a group without a reduction, because their inputs are reduced already.
-In the gradient norm they count once, on the first rank; DeepSpeed recognises the divided parameters, which count on
-every rank, by their attribute `tensor_model_parallel`.
+A tensor parallel group holds one copy of the model, on consecutive ranks (0 and 1, 2 and 3, ...). Ranks with the same
+place in their groups form a data-parallel group, among which ZeRO divides the optimizer.
+
+Parameters that are not divided get equal gradients on all ranks of a group, because their inputs are reduced already.
+DeepSpeed's gradient norm counts them on the first rank only. It counts divided parameters on every rank, and knows them
+by their attribute `tensor_model_parallel`.
 """
 
 import warnings
@@ -34,18 +35,22 @@ CONFIG = {"config": ModelParallelConfig(use_cpu_initialization=True, perform_ini
 
 
 class _WithoutExtraState(nn.Module):
-    """Removes the empty entry that megatron-core's layers add to every state_dict for Transformer Engine."""
+    """Drops the empty entry for Transformer Engine that megatron-core's layers add to every state_dict."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
 
 class Embedding(_WithoutExtraState, VocabParallelEmbedding):
+    """A token embedding whose rows are divided among the ranks."""
+
     def __init__(self, rows: int, width: int):
         super().__init__(rows, width, **CONFIG, tp_group=parallel_state.get_tensor_model_parallel_group())
 
 
 class Column(_WithoutExtraState, ColumnParallelLinear):
+    """A linear layer whose output features are divided among the ranks; the parts are not gathered."""
+
     def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
         super().__init__(in_features, out_features, **CONFIG, bias=bias, gather_output=False, tp_group=group)
@@ -56,6 +61,8 @@ class Column(_WithoutExtraState, ColumnParallelLinear):
 
 
 class Row(_WithoutExtraState, RowParallelLinear):
+    """A linear layer whose input features are divided among the ranks; every rank gets the whole output."""
+
     def __init__(self, in_features: int, out_features: int, bias: bool):
         group = parallel_state.get_tensor_model_parallel_group()
         super().__init__(
@@ -68,10 +75,8 @@ class Row(_WithoutExtraState, RowParallelLinear):
 
 
 class ParallelLayers(Layers):
-    """A factory of layers whose weights are divided among the ranks of the tensor parallel group; each layer holds this
-    rank's part. The layers multiply in the precision of their weights; megatron-core has FP8 only through Transformer
-    Engine.
-    """
+    """A factory of layers that tensor parallelism divides; each rank's layer has its part of the weights. The layers
+    multiply in the precision of their weights, since megatron-core has FP8 only through Transformer Engine."""
 
     def embedding(self, rows: int, width: int) -> nn.Module:
         return Embedding(rows, width)
@@ -85,8 +90,8 @@ class ParallelLayers(Layers):
 
 class TensorParallel(RankGroup):
     """The tensor parallel group of this process: the `size` ranks that hold one copy of the model together. The process
-    group must be initialised. Raises ValueError where the ranks cannot be divided into groups of this size, or were
-    divided into groups of another size before."""
+    group must be initialised. Raises ValueError where the number of ranks is no multiple of `size`, or groups of
+    another size exist."""
 
     layers = ParallelLayers()
 
@@ -114,8 +119,8 @@ class TensorParallel(RankGroup):
 
     @torch.no_grad()
     def project(self, x: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits of the whole vocabulary, [..., D] -> [..., V], without a gradient. The ranks' parts are gathered here
-        because megatron-core's gathering needs a GPU. `weight_VD`: this rank's rows of the output matrix."""
+        """Logits of the whole vocabulary, [..., D] -> [..., V], without a gradient. `weight_VD`: this rank's rows of
+        the output matrix. The parts are gathered here because megatron-core's gathering needs a GPU."""
         return torch.cat(self._parts(linear(x, weight_VD)), dim=-1)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
@@ -144,8 +149,9 @@ class TensorParallel(RankGroup):
 
 
 class MPU:
-    """The object `mpu` that DeepSpeed asks about parallel groups: megatron-core's parallel state, and three functions
-    that parallel state has under other names. Marks the parameters of `model` that tensor parallelism divides."""
+    """The argument `mpu` of DeepSpeed, by which it finds the parallel groups: megatron-core's parallel state, with
+    three functions under the names that DeepSpeed expects. On creation, marks the parameters of `model` that tensor
+    parallelism divides."""
 
     def __init__(self, model: nn.Module):
         for name, p in model.named_parameters():

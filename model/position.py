@@ -1,5 +1,5 @@
-"""Position schemes, one class each. The base class is the scheme without positions; a variant overrides one of its
-methods."""
+"""Position schemes, one class each. The base class is the scheme without positions; each other scheme overrides some of
+its methods."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from model.kernels import rotation
 
 
 class Position(nn.Module):
-    """The base class, which is itself the scheme `none`. A scheme overrides `embed`, `rotate` or `bias`; the model
-    calls all three, whatever the scheme."""
+    """The base class of position schemes, and itself the scheme `none`. A scheme overrides `embed`, `rotate` or `bias`;
+    the model calls all three, whatever the scheme."""
 
     max_length: int | None = None  # tokens; None: no limit
     # Of this rank's heads, the index of the first among all heads of a layer: tensor parallelism divides them.
@@ -29,21 +29,21 @@ class Position(nn.Module):
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Add position embeddings to the token embeddings `x_BTD`, in schemes that have them (learned and the
-        sinusoidal ones); in others return `x_BTD`. Without `positions_BT` the positions are 0 to T - 1."""
+        """Add position embeddings to the token embeddings `x_BTD` (learned and sinusoidal schemes); other schemes
+        return `x_BTD`. Without `positions_BT` the positions are 0 to T - 1."""
         return x_BTD
 
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys by their positions, in schemes that do so (rotary); in others return both unchanged.
-        Without `positions_BT` the positions are 0 to T - 1. Returns (queries, keys)."""
+        """Rotate queries and keys by their positions (rotary); other schemes return them unchanged. Without
+        `positions_BT` the positions are 0 to T - 1. Returns (queries, keys)."""
         return q_BHTK, k_BHTK
 
     def bias(self, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """The bias that is added to the scaled score of head `h` (counted from 0 on this rank) between query position
-        `q` and key position `k`, in fp32.
+        """The bias, in fp32, of the scaled score of head `h` (counted from 0 on this rank) between query position `q`
+        and key position `k`.
 
-        h, q and k are integer tensors that broadcast together. Only differences along `k` matter, since softmax is not
-        changed by a bias that is equal for all keys.
+        h, q and k are integer tensors that broadcast. Only differences along `k` matter, since softmax ignores a bias
+        that is equal for all keys.
         """
         return torch.zeros((), device=k.device)
 
@@ -68,13 +68,13 @@ class Learned(Position):
 class Sinusoidal(Position):
     """Fixed sines and cosines of geometric wavelengths, added to the token embedding (Vaswani et al. 2017).
 
-    In that paper the token embedding is multiplied by sqrt(D) first; here it is not, so that at model.init_std=0.02 the
-    sines and cosines are 35 times as large as the token embeddings.
+    The paper multiplies the token embedding by sqrt(D) first. Here it is not multiplied, so that at model.init_std=0.02
+    the sines and cosines are 35 times as large as it is.
     """
 
     def waves(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """At position t, the sine of t / 10000^(2i/D) as coordinate 2i, its cosine as coordinate 2i + 1: [T, D], or
-        [B, T, D] with `positions_BT`. `x_BTD`: read for shape, precision and device."""
+        """The sines and cosines to add: [T, D], or [B, T, D] with `positions_BT`. At position t, coordinate 2i is the
+        sine and coordinate 2i + 1 the cosine of t / 10000^(2i/D). `x_BTD`: its shape, precision and device are read."""
         _, T, D = x_BTD.shape
         at = functools.partial(torch.arange, device=x_BTD.device, dtype=torch.float32)
         angle = (at(T) if positions_BT is None else positions_BT)[..., None] * 10000.0 ** (-at(0, D, 2) / D)
@@ -115,7 +115,8 @@ class Rotary(Position):
 
 
 def prepare_to_compile() -> None:
-    """Make rotary's cosines and sines constants of compiled graphs, instead of recomputing them for every head."""
+    """Make rotary's cosines and sines constants of compiled graphs, which would otherwise compute them again for every
+    head."""
     torch.compiler.assume_constant_result(_rotary_waves)
 
 
@@ -150,8 +151,8 @@ class ALiBi(Position):
 
 def alibi_slopes(heads: int) -> list[float]:
     """ALiBi's slope for each of `heads` heads: 2^(-8i/n), i = 1..n, where the number n of heads is a power of two. For
-    another number: all slopes for the next lower power of two, followed by the first, third, fifth ... slope for twice
-    that power (Press et al. 2021, appendix A and their reference code)."""
+    another number: all slopes for the next lower power of two, then the first, third, fifth ... slope for twice that
+    power (Press et al. 2021, appendix A and their reference code)."""
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
     return slopes + [2 ** (-8 * i / (2 * n)) for i in range(1, 2 * (heads - n), 2)]

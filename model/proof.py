@@ -1,9 +1,9 @@
 """Activity proofs: measure on the live model, before its first step, that each factor acts as it is configured.
 
-A proof does not use the code that it checks. It feeds known tensors into the model's own forward pass, reads the
-tensors at the places where the factor must show, and compares them with the factor's formula, evaluated here in
-float64. BigScience's first 1.3B ALiBi run never passed the bias to its layers, and its first embedding-norm run decayed
-the norm's gain; both would fail here, with the layer's name.
+A proof does not use the code that it checks. It feeds known tensors into the model's forward pass, and reads the
+tensors that the factor should change. It compares them with the factor's formula, computed here in float64. In
+BigScience's first 1.3B ALiBi run the bias never reached the layers, and its first embedding-norm run decayed the norm's
+gain. Both would fail here, with the layer's name.
 
 The proofs hold for a freshly initialised model (norm gains 1, biases 0): run them before loading a checkpoint.
 """
@@ -14,28 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.fp8 import weights_cast
+from model.fp8 import fp8_weight_copies
 from model.objective import Batch
 from model.proofs import probe
-from model.proofs.attention import objective, position, qk_scaling
-from model.proofs.dropout import dropout
-from model.proofs.layers import activation, biases, block, embedding_norm, head, norms, precision, tied
+from model.proofs.attention import prove_objective, prove_position, prove_qk_scaling
+from model.proofs.dropout import prove_dropout
+from model.proofs.layers import (
+    prove_activation,
+    prove_biases,
+    prove_block,
+    prove_embedding_norm,
+    prove_head,
+    prove_norms,
+    prove_precision,
+    prove_tied,
+)
 from model.proofs.probe import Proof
 from model.shard import full_shape
 
 PROOFS = (
-    position,
-    objective,
-    qk_scaling,
-    embedding_norm,
-    norms,
-    block,
-    precision,
-    activation,
-    biases,
-    tied,
-    head,
-    dropout,
+    prove_position,
+    prove_objective,
+    prove_qk_scaling,
+    prove_embedding_norm,
+    prove_norms,
+    prove_block,
+    prove_precision,
+    prove_activation,
+    prove_biases,
+    prove_tied,
+    prove_head,
+    prove_dropout,
 )
 # Largest relative error of a gradient from the compiled graph: of vectors, which are sums that cancel, of matrices, and
 # of matrices in FP8. Measured with up to 24 layers: 0.12, 0.02 and 0.17 (16 layers). A graph with a fault has more: in
@@ -48,8 +57,8 @@ class InactiveFactor(RuntimeError):
     """A factor, such as model.pos, does not act in the model as it is configured."""
 
 
-def require_passed(proofs: Iterable[Proof]) -> None:
-    """Check that all proofs passed. Raises InactiveFactor where some did not; the message names them."""
+def raise_if_failed(proofs: Iterable[Proof]) -> None:
+    """Raise InactiveFactor if any of the proofs failed; the message names the failed ones."""
     failed = [f"{p.factor}={p.value}: {p.detail}" for p in proofs if not p.passed]
     if failed:
         listed = "\n  ".join(failed)
@@ -57,18 +66,18 @@ def require_passed(proofs: Iterable[Proof]) -> None:
 
 
 @torch.no_grad()
-def prove(model: Any) -> list[Proof]:
+def prove_factors(model: Any) -> list[Proof]:
     """Run all proofs on a freshly initialised model (model.gpt.GPT), in its own precision and on its own device. Takes
     seconds at most.
 
-    Under tensor parallelism all ranks call this function together, and each measures its own heads and rows. Returns
-    one result for each proof: that of the first rank on which the proof failed, or where it passed on all ranks that
-    of rank 0.
+    Returns one `Proof` for each factor. Under tensor parallelism all ranks call this function together, and each
+    measures its own heads and rows; the result is then that of the first rank whose proof failed, else that of the
+    group's first rank.
     """
     training = model.training
     model.eval()
     try:
-        with weights_cast(model):  # as it trains
+        with fp8_weight_copies(model):  # as it trains
             proofs_here = [f(model) for f in PROOFS]
         by_rank = model.tp.gather_objects(proofs_here)
     finally:
@@ -77,14 +86,18 @@ def prove(model: Any) -> list[Proof]:
 
 
 def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> Proof:
-    """Prove that the compiled graph, which trains, has the gradients of the eager model, which the other proofs
-    measure.
+    """Prove that the compiled graph, which is trained, has the gradients of the eager model, on which the other proofs
+    are made. Under tensor parallelism all ranks call this function together.
 
-    During the comparison the weights are replaced by random ones of the size that weights have after training, since
-    with initial weights gradients hardly depend on positions. The eager loss is computed sequence by sequence, so that
-    it needs no more memory than the graph. `graph`, `eager`: functions that compute the mean loss of a batch, with the
-    compiled graph and with the eager model; `batch`: sequences of random tokens. Under tensor parallelism all ranks
-    call this function together.
+    During the comparison the weights are random, of about the size of trained ones: with initial weights, gradients
+    hardly depend on positions. The eager loss is computed sequence by sequence, so that it needs no more memory than
+    the graph.
+
+    Args:
+        model: the eager model.
+        graph: computes the mean loss of a batch with the compiled graph.
+        eager: computes the mean loss of a batch with the eager model.
+        batch: sequences of random tokens.
     """
     names, params = zip(*model.named_parameters(), strict=True)
     saved = [p.detach().clone() for p in params]
@@ -107,7 +120,7 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
         with torch.no_grad():
             for p, value in zip(params, saved, strict=True):
                 p.copy_(value)
-    most = {1: VECTOR_TOLERANCE, 2: MATRIX_TOLERANCE_FP8 if precision(model).value == "fp8" else MATRIX_TOLERANCE}
+    most = {1: VECTOR_TOLERANCE, 2: MATRIX_TOLERANCE_FP8 if prove_precision(model).value == "fp8" else MATRIX_TOLERANCE}
     # a single number is left out: its gradient may cancel to nothing
     pairs = zip(names, ours, theirs, strict=True)
     errors = {name: probe.relative_error(a, b.double()) for name, a, b in pairs if a.numel() > 1}
@@ -126,18 +139,19 @@ def prove_compiled_graph(model: Any, graph: Loss, eager: Loss, batch: Batch) -> 
     return next((p for (p,) in model.tp.gather_objects([proof]) if not p.passed), proof)
 
 
-def parameter_groups(
+def prove_weight_decay(
     model: Any, groups: Iterable[dict[str, Any]], decay_embnorm: bool = False
 ) -> tuple[list[dict[str, Any]], Proof]:
-    """Prove that the optimizer applies weight decay to the intended parameters: matrices are decayed, biases and norm
-    gains are not (whatever the class of the norm), and each parameter is optimized exactly once.
+    """Prove that the optimizer applies weight decay to matrices, and not to biases and norm gains, and that it updates
+    each parameter exactly once.
 
     Args:
+        model: the model that is trained.
         groups: the optimizer's parameter groups, each {"params": parameters of the model, "weight_decay": float}.
         decay_embnorm: whether the gain of the embedding norm is to be decayed, as train.decay_embnorm asks.
 
     Returns:
-        (for each parameter {"name", "shape" (undivided by tensor parallelism), "decayed" (bool)}, the proof).
+        ([{"name", "shape" (undivided by tensor parallelism), "decayed" (bool)} for each parameter], the proof).
     """
     decay: dict[int, list[float]] = {}
     for group in groups:

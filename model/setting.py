@@ -1,9 +1,9 @@
-"""How a setting explains itself: meaning, unit, range and source, attached to the field of a settings dataclass.
+"""Explanations of settings: meaning, unit, range and source, attached to the fields of a settings dataclass.
 
     dropout: float = setting("dropout probability of the residual stream", at_least=0, below=1)
 
-The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml are
-made from these explanations. The choices are those of the type (`Literal`), or of a table.
+The range checks, the error messages, `python -m ablations reference` and the comments of ablations/baseline.yaml use
+these explanations. Choices are taken from the field's type (`Literal`), or from a table.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The explanation of one setting. The range applies to the value, or to each element of a list."""
+    """The explanation of a setting. The range applies to its value, or to each element of a list."""
 
     meaning: str
     unit: str = ""  # of the number: "tokens", "hours"; empty for ratios and text
@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """The allowed numbers in words, such as "at least 0 and below 1"; empty where every number is allowed."""
+        """The range in words, such as "at least 0 and below 1"; "" where every number is allowed."""
         limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         if self.at_least is not None and self.at_most is not None:
             return f"between {self.at_least:g} and {self.at_most:g}"
@@ -47,9 +47,9 @@ class Setting:
 
 
 def setting(meaning: str, unit: str = "", source: str = "", absent: Any = None, **rest: Any) -> Any:
-    """A dataclass field that carries its explanation, a `Setting` made of these arguments, in its metadata.
+    """A dataclass field with an explanation, a `Setting` made of these arguments, in its metadata.
 
-    `absent`: for a field that was added later, the value that runs had which were recorded before; it is the field's
+    `absent`: for a field that was added later, the value of runs that were recorded without it; it is also the field's
     default. None: the field has no default. `rest`: further attributes of the `Setting`, such as a range.
     """
     explanation = Setting(meaning, unit, source, absent=absent, **rest)
@@ -58,22 +58,22 @@ def setting(meaning: str, unit: str = "", source: str = "", absent: Any = None, 
 
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
-    """The explanations of the fields of a settings dataclass: {field: Setting}. Raises TypeError where a field is not
-    declared by `setting`."""
+    """The explanations of a settings dataclass: {field: Setting}. Raises TypeError where a field is not declared by
+    `setting`."""
     if silent := [field.name for field in fields(cls) if "setting" not in field.metadata]:
         raise TypeError(f"{cls.__name__}.{silent[0]} needs setting(...): what it means, its unit, range and source")
     return {field.name: field.metadata["setting"] for field in fields(cls)}
 
 
 def check_types(section: str, values: Any) -> None:
-    """Check that every value of a settings dataclass is of the type of its field: bool, int, float, str or a Literal.
+    """Check that every value of a settings dataclass has the type of its field: bool, int, float, str or a Literal.
 
     Args:
         values: an instance of the dataclass.
         section: the name of the section, for the message: "model", "train", ...
 
     Raises:
-        ValueError: a value is of another type, is no finite number, or is none of the choices; the message names the
+        ValueError: a value has another type, is not a finite number, or is none of the choices; the message names the
             first such setting.
     """
     for name, kind in _types_of(type(values)).items():  # type: ignore[arg-type]
@@ -96,9 +96,15 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def check_ranges(section: str, values: Any) -> None:
-    """Check that every number of a settings dataclass lies in the range of its field. `values`: an instance of the
-    dataclass; `section`: the name of the section, for the message: "model", "train" and so on. Raises ValueError where
-    a number is out of range; the message names the first such setting, its range and its meaning."""
+    """Check that every number of a settings dataclass lies in the range of its field.
+
+    Args:
+        values: an instance of the dataclass.
+        section: the name of the section, for the message: "model", "train", ...
+
+    Raises:
+        ValueError: a number is out of range; the message names the first such setting, its range and its meaning.
+    """
     for name, setting in settings_of(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         for number in value if isinstance(value, list) else [value]:

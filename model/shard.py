@@ -1,14 +1,14 @@
-"""How tensor parallelism divides each parameter among ranks, as functions of the parameter's name.
+"""How tensor parallelism divides each parameter among ranks, by the parameter's name.
 
-| parameter                            | a rank of `size` keeps                                                  |
+| parameter                            | the part of each rank                                                   |
 |--------------------------------------|-------------------------------------------------------------------------|
-| embed.weight, head.weight, output.bias | a run of the padded vocabulary's rows                                   |
-| qkv.weight, qkv.bias                 | whole heads, the same ones of q, of k and of v: rows are [3, heads, K]  |
-| up.*, gate.*                         | a run of the inner width's rows, the same one of both                   |
-| proj.weight, down.weight             | the columns that read what it computed                                  |
-| all else: norms, positions, and the biases of proj and down | everything; they are equal on all ranks          |
+| embed.weight, head.weight, output.bias | consecutive rows of the padded vocabulary                             |
+| qkv.weight, qkv.bias                 | whole heads, the same for q, k and v: rows are [3, heads, K]            |
+| up.*, gate.*                         | consecutive rows of the inner width, the same for both                  |
+| proj.weight, down.weight             | the columns for the features that the rank has computed                 |
+| norms, positions, other biases       | everything; all ranks have equal copies                                 |
 
-No torch.distributed and no megatron-core here: model/parallel.py has those.
+This file needs no torch.distributed and no megatron-core, unlike model/parallel.py.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def shard_dimension(name: str) -> int | None:
 
 
 def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
-    """The part of parameter `name` that rank `rank` of a tensor parallel group of `size` ranks holds. `full`: the whole
-    parameter, or a tensor of its shape, such as its gradient."""
+    """The part of parameter `name` for rank `rank` of a tensor parallel group of `size` ranks. `full`: the whole
+    parameter, or another tensor of its shape."""
     dim = shard_dimension(name)
     if dim is None or size == 1:
         return full
@@ -45,7 +45,7 @@ def shard(name: str, full: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
-    """The whole of parameter `name`. `parts`: the parts of all ranks, in the order of ranks, as `shard` makes them."""
+    """Join the parts of parameter `name` to the whole. `parts`: the parts that `shard` makes, in the order of ranks."""
     dim = shard_dimension(name)
     if dim is None or len(parts) == 1:
         return parts[0]
@@ -55,16 +55,17 @@ def unshard(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def full_shape(name: str, shape: Sequence[int], size: int) -> list[int]:
-    """The shape of the whole parameter `name`, whose part on one of `size` ranks has the shape `shape`."""
+    """The shape of the whole parameter `name`. `shape`: that of its part on one of `size` ranks."""
     return [n * size if i == shard_dimension(name) else n for i, n in enumerate(shape)]
 
 
 class RankGroup:
-    """The tensor parallel group of this process: the ranks that hold one copy of the model together. This class is the
-    group of a single rank; `model.parallel.TensorParallel` is the group of several.
+    """The tensor parallel group of this process: the ranks that hold one copy of the model together. This class is a
+    group of one rank; `model.parallel.TensorParallel` is a group of several.
 
-    rank, size: the number of this rank in the group, and the number of ranks.
-    layers: the factory of the model's layers, of which each rank holds its part.
+    rank: the number of this rank in the group.
+    size: the number of ranks.
+    layers: the factory of the model's layers, which makes this rank's parts.
     """
 
     rank, size = 0, 1
@@ -81,17 +82,17 @@ class RankGroup:
         return linear(x, weight_VD)
 
     def draw_dropout_by_rank(self, attend: Any) -> Any:
-        """Wrap the attention function `attend` so that its dropout differs between ranks: the heads of two ranks must
-        not drop equal probabilities. Returns the wrapped function."""
+        """Wrap the attention function `attend` so that dropout is drawn differently on each rank, since the ranks have
+        different heads. Returns the wrapped function."""
         return attend
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        """Gather the whole of parameter `name`, or its gradient, from the parts of all ranks. `part`: the part of this
-        rank. All ranks call this method together."""
+        """Gather the whole of parameter `name`, or of its gradient, from all ranks. `part`: that of this rank. All
+        ranks call this method together."""
         return part
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Gather the `value` of every rank, as a list in the order of ranks. All ranks call this method together."""
+        """Gather the `value` of every rank, in the order of ranks. All ranks call this method together."""
         return [value]
 
 

@@ -38,7 +38,7 @@ from ablations.config import ConfigError, resolve
 from ablations.plan.hardware import gpu_of_device
 from launch import attention_kernel, deepspeed_setup, engine, preflight, run_model
 from model import attention, count
-from model.fp8 import weights_cast
+from model.fp8 import fp8_weight_copies
 from model.gpt import GPT, prepare_to_compile
 from model.memory import estimate_memory
 from model.objective import Batch
@@ -279,10 +279,10 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
     prepare_to_compile()
     if device == "cuda":  # as Engine does
         attention_kernel.choose_kernel(model, run.layout.micro_batch)
-        attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
+        attention.prepare_block_mask(model.objective, run.model.seq, model.embed.weight.device)
     loss = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     began = time.perf_counter()
-    with weights_cast(model):
+    with fp8_weight_copies(model):
         torch.autograd.grad(loss(micros[0]), weights)
     wait()
     seconds = time.perf_counter() - began
@@ -299,7 +299,7 @@ def bare(model: GPT, words: list[tuple[str, Any]], data: Batch) -> tuple[Callabl
             weight.grad = None
 
     def step() -> None:
-        with weights_cast(model):
+        with fp8_weight_copies(model):
             for micro in micros:
                 accumulate(micro)
         torch.nn.utils.clip_grad_norm_(masters, run.train.clip)

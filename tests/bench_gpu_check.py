@@ -19,7 +19,7 @@ import torch
 from ablations.config import Run, resolve
 from launch import attention_kernel, deepspeed_setup, engine
 from model import attention, proof
-from model.fp8 import FP8_LAYERS, weights_cast
+from model.fp8 import FP8_LAYERS, fp8_weight_copies
 from model.gpt import GPT, prepare_to_compile
 from model.kernels import fp8
 from model.linear import Layers
@@ -124,13 +124,13 @@ def wrong_in_fp8(device: str) -> list[str]:
     run = resolve([*SMALL, ("model.pos", IN_FP8), ("train.precision", "fp8")])
     rows = torch.randint(run.model.vocab, (4, run.model.seq + 1), generator=torch.Generator().manual_seed(1))
     exact_model, model = larger(run), larger(run, FP8_LAYERS).to(device, torch.bfloat16)
-    found = proof.precision(model)
+    found = proof.prove_precision(model)
     faults = [] if found.passed and found.value == "fp8" else [f"fp8: {found.value}, {found.detail}"]
     batch = model.objective.batch(rows)
     exact = reading(exact_model, batch, exact_model.loss)
     prepare_to_compile()
     loss = torch.compile(model.loss) if device == "cuda" else model.loss
-    with weights_cast(model):  # as it trains
+    with fp8_weight_copies(model):  # as it trains
         ours = reading(model, batch.to(torch.device(device)), loss)
     for name, ideal, mine in zip(["loss", *(n for n, _ in model.named_parameters())], exact, ours, strict=True):
         error, allowed = float((mine - ideal).norm() / ideal.norm()), 0.001 if name == "loss" else 0.25
@@ -173,7 +173,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
     exact = reading(model, batch, model.loss)
     model, there = model.to(device, DTYPES[run.train.precision]), batch.to(torch.device(device))
     model.attention_kernel = kernel
-    attention.prepare_masks(model.objective, run.model.seq, model.embed.weight.device)
+    attention.prepare_block_mask(model.objective, run.model.seq, model.embed.weight.device)
     with mock.patch.object(attention, "make_attention", written):
         written_out = reading(model, there, model.loss)
     prepare_to_compile()
@@ -188,7 +188,7 @@ def wrong(pos: str, device: str, shape: list[tuple[str, Any]] = SMALL, kernel: s
             faults.append(f"{pos}: {name} is off by {(mine - ideal).norm():.3g}; {allowed:.3g} is allowed")
     proved = GPT(run.model, run.seed).to(device, DTYPES[run.train.precision])
     proved.attention_kernel = kernel
-    faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove(proved) if not p.passed]
+    faults += [f"{pos}: the proof of {p.factor} fails: {p.detail}" for p in proof.prove_factors(proved) if not p.passed]
     deepspeed_setup.initialise_process(run)
     fresh = GPT(run.model, run.seed)
     fresh.load_state_dict(state)

@@ -163,7 +163,7 @@ def peers(run: Run, nanogpt: Path | None, plain: bool) -> dict[str, Callable[[],
     model}. `nanogpt`: a checkout of nanoGPT; `plain`: whether models that have a fused and a plain attention take the
     plain one."""
     m = run.model
-    V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn
+    V, T, L, H, D, F = m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.mlp_width
     tied: dict[str, Any] = {"vocab_size": V, "tie_word_embeddings": True}
 
     def hf(name: str, **shape: Any) -> Any:
@@ -263,7 +263,8 @@ def floor(run: Run, library: str) -> Step:
     "oneDNN"."""
     m, N = run.model, run.train.batch * run.model.seq
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
-    shapes = [(m.hidden, 3 * m.hidden), (m.hidden, m.hidden), (m.hidden, m.ffn), (m.ffn, m.hidden)] * m.layers
+    D, F = m.hidden, m.mlp_width
+    shapes = [(D, 3 * D), (D, D), (D, F), (F, D)] * m.layers
     made = [
         tuple(torch.randn(*s).to(dtype) for s in ((N, i), (i, o), (N, o)))
         for i, o in [*shapes, (m.hidden, m.padded_vocab)]

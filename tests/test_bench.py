@@ -130,24 +130,24 @@ def test_every_case_of_the_check_is_compiled_however_many_there_are() -> None:
 @NEEDS_FP8
 def test_so_does_fp8_and_what_is_wrong_with_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong_in_fp8("cpu") == []
-    honest = fp8.scale
+    honest = fp8.fp8_scale
     for by in ({fp8.FORWARD: 64, fp8.BACKWARD: 1}, {fp8.FORWARD: 1, fp8.BACKWARD: 2**16}):  # all overflows
-        monkeypatch.setattr(fp8, "scale", lambda x, kind, by=by: by[kind] * honest(x, kind))
+        monkeypatch.setattr(fp8, "fp8_scale", lambda x, kind, by=by: by[kind] * honest(x, kind))
         product, *gradients = wrong_in_fp8("cpu")
         assert "neither" in product and any("mlp.up.weight is off" in fault for fault in gradients)
 
 
 def test_a_wrong_result_is_seen_by_bench_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact model runs in fp32, what is compared in bf16: here only that goes wrong."""
-    honest, rotate = attention.visible_bias, rotation.rotate
+    honest, rotate = attention.masked_bias, rotation.rotate
 
     def lost(p: position.Position, heads: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         return honest(p if x.dtype == torch.float32 else position.Position(resolve(TINY).model), heads, x, *rest)
 
-    monkeypatch.setattr(attention, "visible_bias", lost)
+    monkeypatch.setattr(attention, "masked_bias", lost)
     faults = wrong("alibi", "cpu")
     assert any("qkv.weight" in fault for fault in faults) and any("proof of model.pos" in fault for fault in faults)
-    monkeypatch.setattr(attention, "visible_bias", honest)
+    monkeypatch.setattr(attention, "masked_bias", honest)
     monkeypatch.setattr(rotation, "rotate", lambda x, *table: rotate(x, *table) if x.dtype == torch.float32 else x)
     assert any("qkv.weight" in fault for fault in wrong("rotary", "cpu"))
 
@@ -226,7 +226,7 @@ def test_the_minimal_peer_computes_what_our_model_does() -> None:
     """With the same weights: else it would not do the same work."""
     model = GPT(resolve(TINY).model).double()
     m = model.cfg
-    peer = MinimalGPT(m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.ffn).double()
+    peer = MinimalGPT(m.padded_vocab, m.seq, m.layers, m.heads, m.hidden, m.mlp_width).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.1)

@@ -122,9 +122,9 @@ def test_a_preset_sets_all_that_decides_what_is_trained(name: str) -> None:
 
 
 def test_the_published_parameter_count() -> None:
-    from model.count import parameters
+    from model.count import count_parameters
 
-    assert parameters(BIGSCIENCE.model) == 1_315_819_520
+    assert count_parameters(BIGSCIENCE.model) == 1_315_819_520
 
 
 def test_diff_prints_what_differs_and_no_more() -> None:

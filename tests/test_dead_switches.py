@@ -102,7 +102,7 @@ def test_no_switch_is_dead(
     from launch.manifest import Diverged, RunFailed
 
     same_initial_weights(monkeypatch)
-    prove = proof.prove
+    prove = proof.prove_factors
     proofs: dict[str, Any] = {}  # of the models that these runs train: most of them train the same one
 
     def proved_once(model: Any) -> Any:
@@ -111,7 +111,7 @@ def test_no_switch_is_dead(
             proofs[of_model] = prove(model)
         return proofs[of_model]
 
-    monkeypatch.setattr(proof, "prove", proved_once)
+    monkeypatch.setattr(proof, "prove_factors", proved_once)
 
     other, broken, tasks = tmp_path / "other.jsonl", tmp_path / "broken.jsonl", tmp_path / "tasks"
     lines = Path(corpus).read_text().splitlines(keepends=True)

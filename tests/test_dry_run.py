@@ -7,7 +7,7 @@ import torch
 
 from ablations.__main__ import main
 from ablations.config import resolve, sizes_and_presets
-from model.count import parameters
+from model.count import count_parameters
 from model.gpt import GPT
 
 
@@ -17,7 +17,7 @@ def test_the_model_of_a_size_has_the_parameters_that_are_counted_and_declared(si
     with torch.device("meta"):
         model = GPT(run.model)
     count = sum(p.numel() for p in model.parameters())
-    assert count == parameters(run.model) == sizes_and_presets()[size]["params"]
+    assert count == count_parameters(run.model) == sizes_and_presets()[size]["params"]
 
 
 @pytest.mark.parametrize("size", sizes_and_presets())

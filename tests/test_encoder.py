@@ -44,7 +44,7 @@ def bert(ours: GPT) -> tuple[Any, State]:
             hidden_size=cfg.hidden,
             num_hidden_layers=cfg.layers,
             num_attention_heads=cfg.heads,
-            intermediate_size=cfg.ffn,
+            intermediate_size=cfg.mlp_width,
             hidden_act="gelu_new",
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -116,7 +116,7 @@ def test_the_count_and_the_work_are_those_of_the_model(cfg: ModelConfig) -> None
     from torch.utils.flop_counter import FlopCounterMode
 
     model = GPT(cfg)
-    assert sum(p.numel() for p in model.parameters()) == count.parameters(cfg)
+    assert sum(p.numel() for p in model.parameters()) == count.count_parameters(cfg)
     if cfg.output_bias:  # which is one column more in the output's products
         return
     batch = model.objective.batch(tokens(cfg, cfg.seq + 1, B=1), tokens=SpecialTokens(0))
@@ -128,7 +128,7 @@ def test_the_count_and_the_work_are_those_of_the_model(cfg: ModelConfig) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cfg", AXES, ids=name)
 def test_each_proves_itself(cfg: ModelConfig, dtype: torch.dtype) -> None:
-    assert [(p.factor, p.detail) for p in proof.prove(GPT(cfg).to(dtype)) if not p.passed] == []
+    assert [(p.factor, p.detail) for p in proof.prove_factors(GPT(cfg).to(dtype)) if not p.passed] == []
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_each_proves_itself(cfg: ModelConfig, dtype: torch.dtype) -> None:
 def test_none_passes_for_another(cfg: ModelConfig, other: dict[str, Any], factor: str) -> None:
     model = GPT(cfg)
     model.cfg = replace(cfg, **other)
-    assert factor in {p.factor for p in proof.prove(model) if not p.passed}
+    assert factor in {p.factor for p in proof.prove_factors(model) if not p.passed}
 
 
 def test_a_bias_of_the_logits_that_is_not_added_fires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GPT, "_operands", lambda self, x: (self.transform(x), self.output_weight))
-    failed = {p.factor: p.detail for p in proof.prove(GPT(replace(SMALL, output_bias=True))) if not p.passed}
+    monkeypatch.setattr(GPT, "_logit_factors", lambda self, x: (self.transform(x), self.output_weight))
+    failed = {p.factor: p.detail for p in proof.prove_factors(GPT(replace(SMALL, output_bias=True))) if not p.passed}
     assert failed == {
         "model.head_transform, model.output_bias": "the bias of the logits does nothing, or something else"
     }
@@ -172,7 +172,7 @@ def test_the_head_written_out() -> None:
     x = model.embed.weight[tokens(BERT, 20)] + model.position.table[:20]
     entering: list[torch.Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda m, args: entering.append(args[0]))
-    hidden = model.hidden(tokens(BERT, 20))
+    hidden = model.hidden_states(tokens(BERT, 20))
     normed = F.layer_norm(x, (48,), model.sumnorm.weight, model.sumnorm.bias, BERT.norm_eps)
     assert (entering[0] - normed).abs().max() < 1e-5
     dense, norm = model.transform.dense, model.transform.norm
@@ -183,5 +183,7 @@ def test_the_head_written_out() -> None:
 def test_crammed_v2_has_the_published_number_of_parameters() -> None:
     run = resolve([("size", "crammed-v2")])
     published = 119.6e6  # 25.2 million of the embedding, 94.4 of the blocks
-    assert count.parameters(run.model) == 119_589_889 and abs(count.parameters(run.model) - published) < 0.05e6
-    assert 32768 * 768 == 25_165_824 and count.parameters(run.model) - 25_165_824 - 94_371_840 == 52_224 + 1
+    assert (
+        count.count_parameters(run.model) == 119_589_889 and abs(count.count_parameters(run.model) - published) < 0.05e6
+    )
+    assert 32768 * 768 == 25_165_824 and count.count_parameters(run.model) - 25_165_824 - 94_371_840 == 52_224 + 1

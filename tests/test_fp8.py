@@ -18,7 +18,7 @@ from launch import deepspeed_setup, engine, preflight, run_model
 from launch.checkpoint import Checkpoints
 from model import proof
 from model.config import ModelConfig
-from model.fp8 import FP8_LAYERS, FP8Linear, weights_cast
+from model.fp8 import FP8_LAYERS, FP8Linear, fp8_weight_copies
 from model.gpt import BLOCKS, GPT
 from model.kernels import fp8
 from model.linear import LAYERS
@@ -92,20 +92,22 @@ def test_scaling_rounds_nothing_and_nothing_overflows() -> None:
     """With every bf16 number as the largest of a tensor."""
     every = torch.arange(1, 0x7F80, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     for kind, grid in ((fp8.FORWARD, E4M3), (fp8.BACKWARD, E5M2)):
-        by = torch.stack([fp8.scale(x[None], kind) for x in every])
+        by = torch.stack([fp8.fp8_scale(x[None], kind) for x in every])
         assert (torch.frexp(by).mantissa == 0.5).all() and by.isfinite().all() and (1 / by).isfinite().all()
         assert torch.equal((every * by.bfloat16()).double(), every.double() * by.double())
         top = every.double() * by.double()
         usual = (every > 2.0**-100) & (every < 2.0**100)
         assert (top <= grid[-1]).all() and (top[usual] > grid[-1] / 2).all()
-        assert fp8.cast(every[usual], by[usual], kind).double().isfinite().all()
+        assert fp8.cast_to_fp8(every[usual], by[usual], kind).double().isfinite().all()
 
 
 def test_what_else_is_in_a_tensor_changes_no_rounding() -> None:
     """So that the size of a micro-batch leaves next to no trace: only what is close to zero is rounded otherwise."""
     x = wild(64, 48)
     few, many = x[:16], torch.cat((x, 5 * x))
-    one, both = (fp8.cast(t, s := fp8.scale(t, fp8.FORWARD), fp8.FORWARD).double() / s.double() for t in (few, many))
+    one, both = (
+        fp8.cast_to_fp8(t, s := fp8.fp8_scale(t, fp8.FORWARD), fp8.FORWARD).double() / s.double() for t in (few, many)
+    )
     clear = few.double().abs() > 2.0**-14 * many.double().abs().max()
     assert 0.3 < clear.double().mean() < 0.9
     assert torch.equal(one[clear], both[:16][clear]) and not torch.equal(one, both[:16])
@@ -217,8 +219,8 @@ def casts(monkeypatch: MonkeyPatch) -> list[Tensor]:
 def test_weights_are_cast_once_for_all_micro_batches_and_not_the_output_matrix(monkeypatch: MonkeyPatch) -> None:
     model = eight(dataclasses.replace(SHAPE, tied=False))
     before, weights = gradients(model), casts(monkeypatch)
-    monkeypatch.setattr(fp8, "scale", only_activations := ActivationsOnly(model))
-    with weights_cast(model):
+    monkeypatch.setattr(fp8, "fp8_scale", only_activations := ActivationsOnly(model))
+    with fp8_weight_copies(model):
         only_activations.strict = True
         first, second = gradients(model), gradients(model)
     only_activations.strict = False
@@ -229,10 +231,10 @@ def test_weights_are_cast_once_for_all_micro_batches_and_not_the_output_matrix(m
 
 
 class ActivationsOnly:
-    """`fp8.scale`, which refuses the weights of a model while `strict`."""
+    """`fp8.fp8_scale`, which refuses the weights of a model while `strict`."""
 
     def __init__(self, model: GPT) -> None:
-        self.honest, self.weights = fp8.scale, {p.data_ptr() for p in model.parameters()}
+        self.honest, self.weights = fp8.fp8_scale, {p.data_ptr() for p in model.parameters()}
         self.strict = False
 
     def __call__(self, x: Tensor, kind: torch.dtype) -> Tensor:
@@ -247,9 +249,9 @@ def test_a_weight_that_was_cast_is_never_used_after_it_has_changed() -> None:
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1.5)
-    with pytest.raises(KeyError), weights_cast(model):
+    with pytest.raises(KeyError), fp8_weight_copies(model):
         raise KeyError
-    with weights_cast(model):
+    with fp8_weight_copies(model):
         stale = gradients(model)
     model.load_state_dict(other.state_dict())
     expected = gradients(other)
@@ -257,11 +259,11 @@ def test_a_weight_that_was_cast_is_never_used_after_it_has_changed() -> None:
     for p in model.parameters():
         p.data.copy_(p.data.clone())  # changes no counter
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), expected, strict=True))
-    with weights_cast(model):
+    with fp8_weight_copies(model):
         assert all(torch.equal(a, b) for a, b in zip(gradients(model), expected, strict=True))
-    with weights_cast(model):
+    with fp8_weight_copies(model):
         loss = model.loss(next_tokens(X))
-    with weights_cast(model), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with fp8_weight_copies(model), pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()  # what its backward pass would read is of another moment: torch sees it
 
 
@@ -270,16 +272,16 @@ def test_a_weight_that_was_cast_is_never_used_after_it_has_changed() -> None:
 
 def test_the_proof_tells_fp8_from_bf16(monkeypatch: MonkeyPatch) -> None:
     model = GPT(SHAPE, layers=FP8_LAYERS).bfloat16()
-    assert [p for p in proof.prove(model) if not p.passed] == [] and proof.precision(model).value == "fp8"
-    assert proof.precision(GPT(SHAPE).bfloat16()).value == "bf16"
+    assert [p for p in proof.prove_factors(model) if not p.passed] == [] and proof.prove_precision(model).value == "fp8"
+    assert proof.prove_precision(GPT(SHAPE).bfloat16()).value == "bf16"
     model.blocks[1].mlp.up = GPT(SHAPE).bfloat16().blocks[1].mlp.up
-    found = proof.precision(model)
+    found = proof.prove_precision(model)
     assert not found.passed and "blocks.1.mlp.up: the input gradient is that of bf16" in found.detail
     with monkeypatch.context() as patch:
         patch.setattr(FP8Linear, "forward", torch.nn.Linear.forward)
-        assert proof.precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16()).value == "bf16"
+        assert proof.prove_precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16()).value == "bf16"
     monkeypatch.setattr(fp8, "BACKWARD", fp8.FORWARD)
-    found = proof.precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16())
+    found = proof.prove_precision(GPT(SHAPE, layers=FP8_LAYERS).bfloat16())
     assert not found.passed and "blocks.0.attn.qkv: the weight gradient is that of neither" in found.detail
 
 
@@ -370,7 +372,7 @@ def test_steps_that_cast_weights_once_are_those_that_cast_them_always(
     weights = casts(monkeypatch)
     readings, pieces = trained(tmp_path / "once")
     assert len(weights) == 6 * 4 * 2  # steps, layers of a block, blocks
-    monkeypatch.setattr(engine, "weights_cast", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(engine, "fp8_weight_copies", lambda model: contextlib.nullcontext())
     expected, those = trained(tmp_path / "always")
     assert readings == expected and all(torch.equal(a, b) for a, b in zip(pieces, those, strict=True))
     assert readings[2:4] == readings[4:6] and len({loss for loss, _ in readings}) == 4

@@ -105,14 +105,14 @@ def test_the_proofs_judge_the_kernel_that_trains(pos: str, kernel: str, monkeypa
         called.append(args[2])
         return honest(*args)
 
-    real = probe.tokens
-    monkeypatch.setattr(probe, "tokens", lambda *args: on_gpu(real(*args)))
+    real = probe.increasing_tokens
+    monkeypatch.setattr(probe, "increasing_tokens", lambda *args: on_gpu(real(*args)))
     monkeypatch.setattr(attention, "maskless_attention", watched)
-    assert proof.position(model).passed and proof.objective(model).passed and set(called) == {kernel}
+    assert proof.prove_position(model).passed and proof.prove_objective(model).passed and set(called) == {kernel}
     monkeypatch.setattr(
         attention, "maskless_attention", lambda position, objective, name: watched(position, SeesAll, name)
     )
-    assert not proof.position(model).passed and not proof.objective(model).passed
+    assert not proof.prove_position(model).passed and not proof.prove_objective(model).passed
 
 
 def model_on_gpu(**change: Any) -> GPT:
@@ -159,8 +159,8 @@ def test_a_kernel_whose_gradients_are_wrong_is_not_taken(
 ) -> None:
     real, wrong_kernels = attention.maskless_attention, ["flash"]
 
-    def wrong(position: Any, objective: Any, kernel: str, or_plain: bool) -> attention.Attend:
-        attend = real(position, objective, "flash", or_plain)
+    def wrong(position: Any, objective: Any, kernel: str, allow_plain: bool) -> attention.Attend:
+        attend = real(position, objective, "flash", allow_plain)
         if kernel not in wrong_kernels:
             return attend
         return lambda q, k, v: attend(q, k, v) + 0.3 * (v - v.detach())  # right output
@@ -242,22 +242,22 @@ def test_the_mask_of_blocks_is_made_before_a_graph_and_not_in_it(monkeypatch: py
 
     def compiled() -> torch.Tensor:
         torch._dynamo.reset()
-        return torch.compile(model.hidden, fullgraph=True, backend=count)(batch.inputs_BT)
+        return torch.compile(model.hidden_states, fullgraph=True, backend=count)(batch.inputs_BT)
 
     late = compiled()
     assert attention.BLOCK_MASKS == {}  # nothing of a graph is kept
-    attention.shared_mask(model.objective, 256, torch.device("cpu"))
+    attention.shared_block_mask(model.objective, 256, torch.device("cpu"))
     assert torch.equal(compiled(), late)
     assert sizes[1] < sizes[0] - 50
 
 
 def test_a_mask_of_blocks_is_made_once_for_each_objective_length_and_device() -> None:
     causal, device = Objective(SMALL), torch.device("cpu")
-    first = attention.shared_mask(causal, 128, device)
-    assert attention.shared_mask(Objective(SMALL), 128, device) is first
-    assert attention.shared_mask(causal, 256, device) is not first
+    first = attention.shared_block_mask(causal, 128, device)
+    assert attention.shared_block_mask(Objective(SMALL), 128, device) is first
+    assert attention.shared_block_mask(causal, 256, device) is not first
     masked = replace(SMALL, objective="mlm")
-    other = attention.shared_mask(OBJECTIVES["mlm"](masked), 128, device)
+    other = attention.shared_block_mask(OBJECTIVES["mlm"](masked), 128, device)
     assert other is not first and other.sparsity() < first.sparsity() + 1e-9
 
 

@@ -17,7 +17,7 @@ from launch import deepspeed_setup, engine, manifest, preflight, run_model
 from launch import train as training
 from launch.bf16 import install_gpu_update
 from launch.step import PendingStep, Step
-from model.count import parameters
+from model.count import count_parameters
 from model.memory import estimate_memory, gradient_bytes
 from tests.test_bench import TINY
 from tests.test_parallel import on
@@ -222,6 +222,6 @@ def test_on_a_cpu_and_in_a_small_batch_it_is_no_more_than_there_is(monkeypatch: 
 def test_a_gpu_keeps_no_gradients_between_micro_batches_and_reduces_in_place(accumulate: int) -> None:
     """Beside the fp32 sums, bf16 gradients of one backward pass; DeepSpeed's own way needs copies of all."""
     model = resolve([("size", "1b3")]).model
-    sums, own = 4 * parameters(model), 2 * parameters(model)
+    sums, own = 4 * count_parameters(model), 2 * count_parameters(model)
     assert gradient_bytes(model, "bf16", 1, 8, accumulate, True) == (sums, sums, sums + own, sums, sums)
     assert max(gradient_bytes(model, "bf16", 1, 8, accumulate, True, tp=2)) * 2 > sums + own

@@ -171,12 +171,12 @@ def test_it_learns() -> None:
 def test_an_mlm_model_proves_itself(pos: str, dtype: torch.dtype) -> None:
     for change in ({}, {"block": "post-ln", "mask_rate": 0.6}, {"tied": False, "act": "geglu", "mask_rate": 0.15}):
         model = GPT(replace(MLM, pos=pos, **change)).to(dtype)  # type: ignore[arg-type]
-        assert [(p.factor, p.detail) for p in proof.prove(model) if not p.passed] == []
+        assert [(p.factor, p.detail) for p in proof.prove_factors(model) if not p.passed] == []
 
 
 def fault(monkeypatch: MonkeyPatch, name: str, value: Any) -> str:
     monkeypatch.setattr(MaskedLM, name, value)
-    found = proof.objective(GPT(MLM))
+    found = proof.prove_objective(GPT(MLM))
     return "" if found.passed else found.detail
 
 

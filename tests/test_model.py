@@ -116,7 +116,7 @@ def neox(ours: GPT) -> tuple[Any, State]:
             hidden_size=cfg.hidden,
             num_hidden_layers=cfg.layers,
             num_attention_heads=cfg.heads,
-            intermediate_size=cfg.ffn,
+            intermediate_size=cfg.mlp_width,
             hidden_act="gelu_new",
             rotary_pct=1.0,
             use_parallel_residual=False,
@@ -153,7 +153,7 @@ def llama(ours: GPT) -> tuple[Any, State]:
             hidden_size=cfg.hidden,
             num_hidden_layers=cfg.layers,
             num_attention_heads=cfg.heads,
-            intermediate_size=cfg.ffn,
+            intermediate_size=cfg.mlp_width,
             rms_norm_eps=cfg.norm_eps,
             tie_word_embeddings=cfg.tied,
             max_position_embeddings=cfg.seq,
@@ -262,13 +262,13 @@ def test_the_future_is_unseen_and_padding_rows_exist(cfg: ModelConfig) -> None:
 def test_evaluation_computes_what_training_does_and_only_what_is_asked(cfg: ModelConfig, dtype: torch.dtype) -> None:
     """In inference mode the up-projection has GELU in it, and the last block ends early for what nobody asks."""
     model, x = scrambled(GPT(cfg, seed=2)).eval(), tokens(cfg, 20)
-    exact = model.double().hidden(x).detach().flatten(0, 1)
+    exact = model.double().hidden_states(x).detach().flatten(0, 1)
     model.to(dtype)
-    trained = model.hidden(x).detach().flatten(0, 1)
+    trained = model.hidden_states(x).detach().flatten(0, 1)
     only = torch.tensor([3, 4, 19, 20, 41])
     with torch.inference_mode():
-        found = model.hidden(x, rows_N=only)
-        torch.testing.assert_close(found, model.hidden(x).flatten(0, 1)[only])
+        found = model.hidden_states(x, rows_N=only)
+        torch.testing.assert_close(found, model.hidden_states(x).flatten(0, 1)[only])
     assert found.shape == (5, cfg.hidden)
     assert relative(found, exact[only]) < 1.1 * relative(trained[only], exact[only]) + 1e-6
 
@@ -288,7 +288,7 @@ def test_scored_in_blocks_of_queries_text_has_the_same_logits(pos: str, monkeypa
 def test_the_count_is_that_of_the_model(cfg: ModelConfig) -> None:
     with torch.device("meta"):
         model = GPT(cfg)
-    assert sum(p.numel() for p in model.parameters()) == count.parameters(cfg)
+    assert sum(p.numel() for p in model.parameters()) == count.count_parameters(cfg)
 
 
 @pytest.mark.parametrize(
@@ -310,10 +310,10 @@ def test_published_sizes() -> None:
     """BigScience's three 1.3B shapes with GPT-2's vocabulary padded to 50,304, and Megatron's FLOPs for them."""
     big = replace(SMALL, layers=24, hidden=2048, heads=16, seq=2048, vocab=50257)
     assert big.padded_vocab == 50304
-    assert count.parameters(big) == 1_315_819_520
-    assert {count.parameters(replace(big, pos=p)) for p in ("none", "rotary", "alibi")} == {1_311_625_216}
-    assert replace(big, act="swiglu").ffn == 5456
-    assert count.parameters(replace(big, act="swiglu")) == 1_315_098_368
+    assert count.count_parameters(big) == 1_315_819_520
+    assert {count.count_parameters(replace(big, pos=p)) for p in ("none", "rotary", "alibi")} == {1_311_625_216}
+    assert replace(big, act="swiglu").mlp_width == 5456
+    assert count.count_parameters(replace(big, act="swiglu")) == 1_315_098_368
     L, h, s, V = 24, 2048, 2048, 50304
     assert count.flops_per_token(big) == pytest.approx(72 * L * h**2 * (1 + s / (6 * h) + V / (12 * h * L)))
 
@@ -449,7 +449,7 @@ def test_all_blocks_are_one_graph_for_the_compiler(changes: dict[str, Any], dtyp
     cfg = replace(SMALL, **changes)
     model = GPT(cfg).to(dtype).train()
     extents_B = model.objective.batch(tokens(cfg, cfg.seq + 1, B=2), tokens=SpecialTokens(0)).extents_B
-    whole = torch.compile(model.hidden, fullgraph=True, backend="eager")  # raises at the first break
+    whole = torch.compile(model.hidden_states, fullgraph=True, backend="eager")  # raises at the first break
     assert whole(tokens(cfg, cfg.seq, B=2), extents_B=extents_B).shape == (2, cfg.seq, cfg.hidden)
 
 
@@ -467,8 +467,8 @@ def test_so_they_are_with_the_executor_of_a_gpu(pos: str, objective: str, monkey
     cfg = replace(SMALL, layers=1, pos=pos, objective=objective, seq=256)  # to trace Flex takes long for each layer
     model = GPT(cfg).requires_grad_(False)
     batch = model.objective.batch(tokens(cfg, 257, B=2), tokens=SpecialTokens(0))
-    expected = model.hidden(batch.inputs_BT, extents_B=batch.extents_B)
+    expected = model.hidden_states(batch.inputs_BT, extents_B=batch.extents_B)
     monkeypatch.setattr(attention, "make_attention", lambda *args: attention.flexattention(*args[:3], *args[5:7]))
-    compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")
+    compiled = torch.compile(model.hidden_states, fullgraph=True, backend="eager")
     found = compiled(batch.inputs_BT, extents_B=batch.extents_B)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

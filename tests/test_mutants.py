@@ -153,7 +153,7 @@ def test_post_ln_equals_torch() -> None:
     mask = torch.nn.Transformer.generate_square_subsequent_mask(X.shape[1])
     for block in ours.blocks:
         layer = torch.nn.TransformerEncoderLayer(
-            SHAPE.hidden, SHAPE.heads, SHAPE.ffn, 0.0, torch.nn.GELU("tanh"), SHAPE.norm_eps, batch_first=True
+            SHAPE.hidden, SHAPE.heads, SHAPE.mlp_width, 0.0, torch.nn.GELU("tanh"), SHAPE.norm_eps, batch_first=True
         )
         state = {"self_attn.in_proj_weight": block.attn.qkv.weight, "self_attn.in_proj_bias": block.attn.qkv.bias}
         names = {

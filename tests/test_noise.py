@@ -11,7 +11,7 @@ from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import compare
 from eval.statistics.items import (
     Stratum,
-    effective_number,
+    effective_number_of_items,
     independent_items,
     item_variance,
     item_variance_with_interaction,
@@ -148,7 +148,7 @@ def test_items_that_share_a_passage_are_one():
     part = item_variance([stratum])
     assert sqrt(part.variance) == pytest.approx(known.std(), rel=0.08) and known.std() > 2 * stats.sem(values)
     assert bootstrap_differences([stratum]).std() == pytest.approx(known.std(), rel=0.05)
-    assert part.dof == pytest.approx(effective_number(stratum.weights) - 1) and 30 < part.dof < 59
+    assert part.dof == pytest.approx(effective_number_of_items(stratum.weights) - 1) and 30 < part.dof < 59
     alone = stratum_of_clusters(values[None], ones, [f"item {i}" for i in range(len(clusters))])
     assert alone.differences is not None and (alone.differences[0] == values).all() and (alone.weights == ones).all()
     # several seeds: the sums of each

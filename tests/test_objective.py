@@ -198,13 +198,13 @@ def test_the_proof_tells_whether_scores_are_divided(declared: bool, done: bool) 
     with MonkeyPatch.context() as patch:
         patch.setattr(attention, "make_attention", always if done else undivided)
         with torch.no_grad():
-            assert proof.qk_scaling(model).passed == (declared == done)
+            assert proof.prove_qk_scaling(model).passed == (declared == done)
 
 
 def test_a_score_that_is_not_multiplied_back_fires(monkeypatch: MonkeyPatch) -> None:
     model = GPT(replace(SMALL, qk_scaling=True)).half()
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x.to(torch.float32) / 2)  # undoes the second layer's
-    assert "layer 1" in {p.factor: p.detail for p in proof.prove(model) if not p.passed}["model.pos"]
+    assert "layer 1" in {p.factor: p.detail for p in proof.prove_factors(model) if not p.passed}["model.pos"]
 
 
 def test_qk_scaling_without_fp16_is_refused() -> None:
@@ -212,7 +212,7 @@ def test_qk_scaling_without_fp16_is_refused() -> None:
         resolve([("model.qk_scaling", True), ("train.precision", "bf16")])
     with pytest.raises(ConfigError, match="there is no other"):
         resolve([("model.qk_scaling", True), ("train.precision", "fp16"), ("model.layers", 1)])
-    assert not proof.qk_scaling(GPT(replace(SMALL, qk_scaling=True))).passed
+    assert not proof.prove_qk_scaling(GPT(replace(SMALL, qk_scaling=True))).passed
 
 
 # ------------------------------------------------------------------------------------------------ proofs of prefixes
@@ -224,12 +224,12 @@ def test_qk_scaling_without_fp16_is_refused() -> None:
 def test_a_prefix_model_proves_itself(pos: str, block: str, dtype: torch.dtype) -> None:
     scaled = dtype == torch.float16
     model = GPT(replace(PREFIX, pos=pos, block=block, qk_scaling=scaled)).to(dtype)
-    assert [(p.factor, p.detail) for p in proof.prove(model) if not p.passed] == []
+    assert [(p.factor, p.detail) for p in proof.prove_factors(model) if not p.passed] == []
 
 
 def broken(monkeypatch: MonkeyPatch, where: Any, name: str, value: Any) -> dict[str, str]:
     monkeypatch.setattr(where, name, value)
-    return {p.factor: p.detail for p in proof.prove(GPT(replace(PREFIX, pos="alibi"))) if not p.passed}
+    return {p.factor: p.detail for p in proof.prove_factors(GPT(replace(PREFIX, pos="alibi"))) if not p.passed}
 
 
 def test_a_prefix_that_attention_does_not_see_fires(monkeypatch: MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_targets_that_are_not_the_next_tokens_fire(monkeypatch: MonkeyPatch) -> 
             return draw(self, rows, *args)._replace(targets_BT=rows[:, :-1])
 
         monkeypatch.setattr(cls, "batch", batch)
-        assert not proof.objective(GPT(cfg)).passed
+        assert not proof.prove_objective(GPT(cfg)).passed
 
 
 def test_an_objective_without_a_definition_of_its_own_in_the_proof_is_named() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from ablations.config import ConfigError, resolve
-from model.count import parameters
+from model.count import count_parameters
 from model.gpt import GPT
 from model.objective import SpecialTokens
 from model.shard import SINGLE_RANK, full_shape, shard, shard_dimension, unshard
@@ -173,7 +173,7 @@ def _same_model(folder: Path, variants: list[Any]) -> None:
         cfg = replace(cfg, dropout=0.0, attn_dropout=0.0)
         mine = GPT(cfg, tp=tp)
         batch = mine.objective.batch(tokens(cfg, 29), tokens=SpecialTokens(119))
-        assert sum(p.numel() for p in mine.parameters()) == parameters(cfg, tp.size)
+        assert sum(p.numel() for p in mine.parameters()) == count_parameters(cfg, tp.size)
         drawn = gathered(dict(mine.named_parameters()))
         loss = scrambled(mine).loss(batch)
         loss.backward()
@@ -232,10 +232,10 @@ def _proofs(folder: Path, variants: list[Any]) -> None:
     tp = TensorParallel(2)
     for cfg in variants:
         for dtype in (torch.float32, torch.bfloat16):
-            assert [p.detail for p in proof.prove(GPT(cfg, tp=tp).to(dtype)) if not p.passed] == [], name(cfg)
+            assert [p.detail for p in proof.prove_factors(GPT(cfg, tp=tp).to(dtype)) if not p.passed] == [], name(cfg)
 
     def failing(model: Any) -> dict[str, str]:
-        found = tp.gather_objects([p for p in proof.prove(model) if not p.passed])
+        found = tp.gather_objects([p for p in proof.prove_factors(model) if not p.passed])
         assert found[0] == found[1]  # all ranks must agree to stop
         return {p.factor: p.detail for p in found[0]}
 
@@ -354,7 +354,7 @@ def test_a_whole_run_from_its_proofs_to_its_weights(corpus: str, store: Path, tm
         on(ranks, _launch, tmp_path, cell, store)
         losses[ranks] = [row[2] for row in result(cell.dir)[1]]
         record = json.loads((cell.dir / "run.json").read_text())
-        assert record["parameters"]["count"] == parameters(cell.run.model)
+        assert record["parameters"]["count"] == count_parameters(cell.run.model)
         assert all(p["passed"] for p in record["proofs"])
         GPT(cell.run.model).load_state_dict(load_file(cell.dir / "weights.safetensors"))
     assert losses[2] == pytest.approx(losses[1], rel=2e-5)

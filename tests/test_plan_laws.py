@@ -15,7 +15,7 @@ from ablations.plan.law_fit import Point, UndeterminedLaw, as_hoffmann, error_on
 from ablations.plan.published_laws import BESIROGLU
 from ablations.plan.resources import PF_DAY
 from ablations.values import ConfigError
-from model.count import parameters
+from model.count import count_parameters
 
 SIZES, TOKENS = (1e7, 3e7, 1e8, 3e8, 1e9), (3e8, 1e9, 3e9, 1e10, 3e10)
 
@@ -156,7 +156,7 @@ def finished(folder: Path, tokens: int, corpora: str = "pydocs", size: str = "na
     run = resolve([("size", size), ("train.tokens", tokens), ("eval.corpora", corpora), ("train.schedule", schedule)])
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"config": asdict(run), "fingerprint": run.fingerprint}))
-    loss = BESIROGLU.loss(parameters(run.model), tokens)
+    loss = BESIROGLU.loss(count_parameters(run.model), tokens)
     (folder / "eval.json").write_text(json.dumps({"bits_per_byte": {"value": loss, "stderr": 0.01}}))
     return folder
 
@@ -242,7 +242,7 @@ def test_a_law_without_a_floor_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     for size in ("nano", "mini", "small", "14m"):
         for tokens in (1_000_000, 4_000_000, 16_000_000):
             folder = finished(tmp_path / f"{size}-{tokens}", tokens, size=size)
-            n = parameters(resolve([("size", size)]).model)
+            n = count_parameters(resolve([("size", size)]).model)
             loss = 20 / n**0.2 + 30 / tokens**0.2
             (folder / "eval.json").write_text(json.dumps({"bits_per_byte": {"value": loss, "stderr": 0.01}}))
             folders.append(str(folder))

@@ -18,7 +18,7 @@ from ablations.plan.pipeline_memory import memory_verdict, peak_memory
 from ablations.plan.resources import PF_DAY, PUBLISHED_HOURS, parse_budget
 from ablations.plan.throughput import CALIBRATION, Layout, Shape, predict_step
 from ablations.values import ConfigError
-from model.count import flops_per_token, parameters
+from model.count import count_parameters, flops_per_token
 
 GPT3_1B3 = Shape(24, 2048, 16, 2048, 50304, 8192)
 
@@ -154,7 +154,7 @@ def test_the_shape_counts_as_the_model_does() -> None:
         for act in ("gelu", "swiglu"):
             cfg = resolve([("size", size), ("model.act", act), ("model.pos", "none")]).model
             shape = Shape.of(cfg)
-            assert shape.parameters == pytest.approx(parameters(cfg), rel=1e-3)
+            assert shape.parameters == pytest.approx(count_parameters(cfg), rel=1e-3)
             assert shape.flops_per_token() == flops_per_token(cfg)
 
 

@@ -31,7 +31,7 @@ def failing(model: GPT, only: Callable[..., proof.Proof] | None = None) -> dict[
         if only:
             assert only in proof.PROOFS
             patch.setattr(proof, "PROOFS", (only,))
-        return {p.factor: p.detail for p in proof.prove(model) if not p.passed}
+        return {p.factor: p.detail for p in proof.prove_factors(model) if not p.passed}
 
 
 @mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -58,7 +58,7 @@ def test_rounding_fails_no_honest_model(pos: str) -> None:
 def test_no_position_scheme_passes_for_another(declared: str, built: str, dtype: torch.dtype) -> None:
     model = GPT(cfg(pos=built)).to(dtype)
     model.cfg = cfg(pos=declared)
-    assert ("model.pos" in failing(model, proof.position)) == (declared != built)
+    assert ("model.pos" in failing(model, proof.prove_position)) == (declared != built)
 
 
 def test_a_bias_that_is_not_passed_on_fires(monkeypatch: MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_a_norm_whose_output_is_thrown_away_fires(monkeypatch: MonkeyPatch) -> N
 def test_no_block_passes_for_another(declared: str, built: str, dtype: torch.dtype) -> None:
     model = GPT(cfg(block=built)).to(dtype)
     model.cfg = cfg(block=declared)
-    assert ("model.block" in failing(model, proof.block)) == (declared != built)
+    assert ("model.block" in failing(model, proof.prove_block)) == (declared != built)
 
 
 @mark.parametrize("switch", ["qkv_bias", "linear_bias"])
@@ -282,7 +282,7 @@ def test_scores_that_are_not_scaled_fire(pos: str, dtype: torch.dtype, monkeypat
     sdpa, baddbmm = F.scaled_dot_product_attention, torch.baddbmm
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: sdpa(*a, **kw, scale=1.0))
     monkeypatch.setattr(torch, "baddbmm", lambda *a, alpha, **kw: baddbmm(*a, alpha=1.0, **kw))
-    assert "model.pos" in failing(GPT(cfg(pos=pos)).to(dtype), proof.position)
+    assert "model.pos" in failing(GPT(cfg(pos=pos)).to(dtype), proof.prove_position)
 
 
 @mark.parametrize(
@@ -317,7 +317,7 @@ def test_no_dropout_passes_for_another(
     declared: tuple[float, float], built: tuple[float, float], block: str, dtype: torch.dtype
 ) -> None:
     model = GPT(cfg(hidden=96, layers=3, block=block, dropout=built[0], attn_dropout=built[1])).to(dtype)
-    forward = model.hidden
+    forward = model.hidden_states
     real = model.cfg
     told = cfg(hidden=96, layers=3, block=block, dropout=declared[0], attn_dropout=declared[1])
 
@@ -328,8 +328,8 @@ def test_no_dropout_passes_for_another(
         finally:
             model.cfg = told
 
-    model.hidden, model.cfg = hidden, told
-    assert ("model.dropout, model.attn_dropout" in failing(model, proof.dropout)) == (declared != built)
+    model.hidden_states, model.cfg = hidden, told
+    assert ("model.dropout, model.attn_dropout" in failing(model, proof.prove_dropout)) == (declared != built)
 
 
 def test_the_audit_of_parameter_groups() -> None:
@@ -339,7 +339,7 @@ def test_the_audit_of_parameter_groups() -> None:
 
     def audit(decayed: list, plain: list, decay_embnorm: bool = False) -> str:
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        rows, verdict = proof.parameter_groups(model, groups, decay_embnorm)
+        rows, verdict = proof.prove_weight_decay(model, groups, decay_embnorm)
         assert [r["name"] for r in rows] == [n for n, _ in model.named_parameters()]
         return "" if verdict.passed else verdict.detail
 
@@ -357,7 +357,7 @@ def test_the_audit_of_parameter_groups() -> None:
 
 def test_require_names_what_failed() -> None:
     with raises(proof.InactiveFactor, match="model.pos=alibi: layer 3"):
-        proof.require_passed([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])
+        proof.raise_if_failed([proof.Proof("model.pos", "alibi", False, "layer 3: nothing")])
 
 
 # ------------------------------------------------------------------------------------------------ the compiled graph

@@ -229,7 +229,7 @@ def test_a_run_that_is_not_compiled_does_not_load_the_compiler() -> None:
         "weight = torch.nn.Parameter(torch.ones(2))\nadamw = engine.AdamW([weight], fused=True)\n"
         "weight.grad = torch.ones(2)\nadamw.step()\nadamw.zero_grad()\n"
         "from ablations.config import resolve\nfrom model import proof\n"
-        "proof.prove(gpt.GPT(resolve([('size', 'atto')]).model))\n"
+        "proof.prove_factors(gpt.GPT(resolve([('size', 'atto')]).model))\n"
         "unwanted = {'torch._dynamo', 'torch._inductor.compile_fx', 'sympy', 'megatron.core'}\n"
         "print(sorted(sys.modules.keys() & unwanted))"
     )

@@ -1,2 +1,2 @@
-"""The document of a report: its parts (blocks.py), written as Markdown, LaTeX, CSV and text (formats.py) and as HTML
-(page.py)."""
+"""Documents, for reports and plans: their parts (blocks.py), written as Markdown, LaTeX, CSV and text for the terminal
+(formats.py), and as an HTML page (page.py)."""

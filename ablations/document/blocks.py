@@ -1,4 +1,4 @@
-"""The parts of a report: sections of paragraphs, tables, figures and code.
+"""The parts of a document: sections of paragraphs, tables, figures and code.
 
 A text may contain **bold** and `code` and no other markup. formats.py writes the parts as Markdown, LaTeX and for the
 terminal, page.py as HTML.
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    head: list[str]
-    rows: list[list[str]]
+    head: list[str]  # names of the columns
+    rows: list[list[str]]  # cells of each row, as text
     title: str = ""
 
 
@@ -24,7 +24,7 @@ class Code(NamedTuple):
 
 
 class Image(NamedTuple):
-    """An image file beside the report. Only Markdown shows it, since the HTML page contains its figures."""
+    """An image file beside the document. Only Markdown shows it, since the HTML page contains its figures."""
 
     file: str
     alternative: str

@@ -1,4 +1,4 @@
-"""Writes a report as Markdown, its tables as LaTeX and for the terminal, its numbers as CSV; page.py writes HTML.
+"""Writes a document as Markdown, its tables as LaTeX and for the terminal, its numbers as CSV; page.py writes HTML.
 
 Names, tasks and messages may come from a foreign run directory. All control characters are escaped here, so that none
 reaches a file or the terminal.
@@ -13,7 +13,7 @@ from ablations.safe_files import printable
 
 
 def markdown(title: str, sections: list[Section]) -> str:
-    """A report as Markdown, without its figures, which only the HTML page shows."""
+    """A document as Markdown, without its figures, which only the HTML page shows."""
     parts = [f"# {printable(title)}"]
     for section in sections:
         if all(isinstance(block, Figure) for block in section.blocks):

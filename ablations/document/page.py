@@ -1,5 +1,5 @@
-"""Writes a report as one HTML file that needs no network, has a light and a dark mode, is readable on a phone, and has
-tables that can be sorted."""
+"""Writes a document as one HTML file that needs no network, has a light and a dark mode, is readable on a phone, and
+has tables that can be sorted."""
 
 import html
 import re
@@ -65,6 +65,7 @@ document.querySelectorAll("table").forEach(table => {
 
 
 def page(title: str, sections: list[Section]) -> str:
+    """A document as the content of an HTML file, with links to its sections at the top."""
     titles = [section.title for section in sections if section.title]
     links = " ".join(f'<a href="#{anchor(words)}">{escape(words)}</a>' for words in titles)
     body = "\n".join(map(section, sections))
@@ -143,7 +144,7 @@ def paragraph(text: str) -> str:
 
 
 def marked_up(text: str) -> str:
-    """A text of a report as HTML, in which **bold** and `code` are marked up."""
+    """A text of a document as HTML, in which **bold** and `code` are marked up."""
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text, quote=False))
     return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)
 

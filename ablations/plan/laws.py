@@ -19,7 +19,7 @@ from ablations.plan.law_fit import COVERAGE, FittedLaw, Point, UndeterminedLaw, 
 from ablations.schedule import DECAY_ENDS
 from ablations.values import ConfigError, short_number, unknown_choice_error
 from model.config import ModelConfig
-from model.count import parameters
+from model.count import count_parameters
 
 SEVERAL_DECAYS = "warmup-stable-decay-stable"  # the schedule that falls at each of DECAY_ENDS
 FORMS = ("hoffmann", "kaplan", "compute")  # see law_fit.py
@@ -83,7 +83,7 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             raise ConfigError(f"{folder} was evaluated differently from {folders[0]}: {differs}: no common loss")
         if not tokens > 0:
             raise ConfigError(f"{folder}: train.tokens in {rundir.RUN} is {tokens:g}")
-        points += [Point(parameters(model), d, loss, str(folder)) for d, loss in sorted(losses.items())]
+        points += [Point(count_parameters(model), d, loss, str(folder)) for d, loss in sorted(losses.items())]
     return points
 
 

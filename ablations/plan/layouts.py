@@ -128,7 +128,7 @@ def _indivisible_reason(run: Run, tp: int) -> str:
     """A sentence on why tensor parallelism over `tp` ranks cannot divide the model of a run; "" where it can."""
     for name, number in (
         ("heads", run.model.heads),
-        ("inner width", run.model.ffn),
+        ("inner width", run.model.mlp_width),
         ("rows of the embedding", run.model.padded_vocab),
     ):
         if number % tp:

@@ -22,7 +22,7 @@ from ablations.plan.throughput import PredictedStep
 from ablations.site import find_site_file
 from ablations.study import Study
 from ablations.values import short_number
-from model.count import flops_per_token, parameters
+from model.count import count_parameters, flops_per_token
 
 CHECKPOINT_BYTES = 12  # per parameter: fp32 weights and two moments (docs/reliability.md: 148 MB for 12.3M)
 WEIGHT_BYTES = 4  # per parameter, of the weights that are kept of a finished run
@@ -207,7 +207,7 @@ def _run_cost(cell: Cell, step: PredictedStep, best: FittingLayout, gpu: GPU, su
         tokens, steps = run.tokens, run.steps
         hours = tokens / speed / HOUR
         low, high = hours * step.low / step.seconds, hours * step.high / step.seconds
-    parameter_count, flops = parameters(run.model), flops_per_token(run.model)
+    parameter_count, flops = count_parameters(run.model), flops_per_token(run.model)
     mtbf = NODE_MTBF["BLOOM"] / max(1, gpus // gpu.node)
     save_interval = feasible_save_interval(ASSUMED["stall"], ASSUMED["write"], mtbf)
     evaluation_tokens = SUITE_TOKENS if suite else PROBE_TOKENS
@@ -279,7 +279,7 @@ def _check_comparability(study: Study) -> tuple[list[str], list[str]]:
     base = study.cell(study.arms[0], study.seeds[0]).run
     for arm in study.arms[1:]:
         cell = study.cell(arm, study.seeds[0])
-        difference = parameters(cell.run.model) / parameters(base.model) - 1
+        difference = count_parameters(cell.run.model) / count_parameters(base.model) - 1
         if abs(difference) > MAX_PARAMETER_DIFFERENCE:
             reasons = [
                 OWN_PARAMETERS.get(key) or ("its name says so" if value in UNMATCHED_VARIANTS else "")

@@ -48,7 +48,7 @@ class Shape:
     @classmethod
     def of(cls, cfg: ModelConfig) -> "Shape":
         """The shape of a model of our own."""
-        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.ffn, cfg.mlp_matrices)
+        return cls(cfg.layers, cfg.hidden, cfg.heads, cfg.seq, cfg.padded_vocab, cfg.mlp_width, cfg.mlp_matrix_count)
 
     @property
     def layer_weights(self) -> int:

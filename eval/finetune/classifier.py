@@ -50,14 +50,14 @@ class GPTBackbone(nn.Module):
         objective, (B, T) = self.model.objective, batch.tokens_BT.shape
         length_B = batch.real_BT.sum(1)
         if objective.causal and bool(batch.real_BT[:, 0].all()):
-            return self.model.hidden(batch.tokens_BT)  # padding stands behind what is real, and nothing sees it
+            return self.model.hidden_states(batch.tokens_BT)  # padding stands behind what is real, and nothing sees it
         positions_BT = (batch.real_BT.cumsum(1) - 1).clamp_min(0)
         b = torch.arange(B, device=positions_BT.device)[:, None, None]
         sees_BTT = (
             objective.sees(length_B, b, positions_BT[:, :, None], positions_BT[:, None, :]) & batch.real_BT[:, None, :]
         )
         itself = torch.eye(T, dtype=torch.bool, device=positions_BT.device)  # each token has to see one, padding too
-        return self.model.hidden(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
+        return self.model.hidden_states(batch.tokens_BT, Arrangement(positions_BT, sees_BTT | itself))
 
 
 class HuggingFaceBackbone(nn.Module):

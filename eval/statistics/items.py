@@ -6,7 +6,7 @@ arXiv:2411.00640). Several tasks may be made from the same documents. The influe
 summed before they are squared.
 
 The variance is estimated by the jackknife. It has n - 1 degrees of freedom for n items of equal size, and fewer where
-sizes differ (Kish's effective number). In null studies, in which no arms differ, 1 to 5.5 % of verdicts are then wrong
+sizes differ (Kish's effective number). Of null studies, in which no arms differ, 1 to 5.5 % then have a wrong verdict,
 with 2 to 50 documents. This holds for equal and unequal sizes, and for differences with the tails of Student's t with 3
 degrees of freedom. The linearised variance with n - 1 degrees of freedom is worse. It gives 14 % for 5 documents of
 log-normal sizes (sigma 1), 10 % for 20 and 8 % for 50 (20,000 and 40,000 simulated studies of each kind).
@@ -78,7 +78,7 @@ def independent_items(strata: list[Stratum]) -> int | None:
     return min((len(stratum.weights) for stratum in strata), default=None)
 
 
-def effective_number(weights: np.ndarray) -> float:
+def effective_number_of_items(weights: np.ndarray) -> float:
     """Kish's effective number of items, sum(w)**2 / sum(w**2) (Kish 1965, Survey Sampling, section 11.2): the number of
     items of equal weight that would estimate the variance equally well. `weights`: the weights of the items."""
     w = np.asarray(weights, float)
@@ -151,7 +151,7 @@ def item_variance_with_interaction(strata: list[Stratum]) -> tuple[Variance, flo
         influences_SN, weights_N = influences_by_cluster(together, len(strata))
         S, n = influences_SN.shape
         whole = (n - 1) / n * float((influences_SN.mean(0) ** 2).sum())
-        parts.append(Variance(whole, effective_number(weights_N) - 1))
+        parts.append(Variance(whole, effective_number_of_items(weights_N) - 1))
         if S > 1:
             interaction += (n - 1) / n * float(((influences_SN - influences_SN.mean(0)) ** 2).sum()) / ((S - 1) * S)
     return sum_of_variances(parts), interaction

@@ -8,9 +8,9 @@ seeds were added at once. So the level of an analysis depends on n and N alone.
 
 The levels are computed for a normal mean of known variance, by recursive integration (Armitage, McPherson & Rowe 1969,
 J. R. Stat. Soc. A 132). They are applied to p-values of Student's t (Pocock 1977, Biometrika 64). With few seeds,
-successive p-values of Student's t are less correlated than normal ones. A study of two arms would have a wrong verdict
-in 5.8 % of null studies (20,000 simulated ones, of at most 10 seeds; tests/test_sequential.py). So only
-SHARE_FOR_STUDENT of LEVEL is spent; docs/statistics.md has the resulting rates.
+successive p-values of Student's t are less correlated than normal ones. Of null studies of two arms, 5.8 % would have a
+wrong verdict (20,000 simulated ones, of at most 10 seeds; tests/test_sequential.py). So only SHARE_FOR_STUDENT of LEVEL
+is spent; docs/statistics.md has the resulting rates.
 
 With several arms, each p-value is divided by the share of LEVEL of its analysis, and Holm's correction follows.
 Confidence intervals at these levels hold at all analyses together (repeated confidence intervals: Jennison & Turnbull

@@ -120,7 +120,7 @@ def masked_token_losses(model: Any, rows: np.ndarray, positions_N: np.ndarray, m
     device = next(model.parameters()).device
     tokens_BT, index_N = torch.from_numpy(rows), torch.from_numpy(positions_N)
     inputs_BT = tokens_BT.flatten().index_fill(0, index_N, mask).view_as(tokens_BT).to(device)
-    logits_NV = model.project(model.hidden(inputs_BT, rows_N=index_N.to(device))).float()
+    logits_NV = model.project(model.hidden_states(inputs_BT, rows_N=index_N.to(device))).float()
     targets_N = tokens_BT.flatten()[index_N].to(device)
     return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").double().cpu().numpy()
 

@@ -24,7 +24,7 @@ class Input(NamedTuple):
     objective of the model is causal."""
 
     tokens: Tokens
-    extent: int  # the length of the prefix, from `Objective.extent`; 0 where the objective is causal
+    extent: int  # the length of the prefix, from `Objective.evaluation_extent`; 0 where the objective is causal
 
 
 class Row(NamedTuple):

@@ -78,7 +78,7 @@ def score_pairs(
         if all(keys[i] in journal for i in numbers):
             continue
         outputs, index = np.unique(np.concatenate(list(positions.values())), return_inverse=True)
-        x_ND = model.hidden(*batch_inputs(group, device, objective), rows_N=torch.from_numpy(outputs).to(device))
+        x_ND = model.hidden_states(*batch_inputs(group, device, objective), rows_N=torch.from_numpy(outputs).to(device))
         logp, greedy = token_scores(model, x_ND, index, np.concatenate([np.asarray(pairs[i][1]) for i in numbers]))
         starts = np.cumsum([0] + [len(pairs[i][1]) for i in numbers])[:-1]
         nats, best = np.add.reduceat(logp, starts), np.logical_and.reduceat(greedy, starts)
@@ -99,7 +99,7 @@ def input_of_pair(
     unlimited."""
     tokens = (*context, *continuation)[:-1]
     tokens = tokens[-longest:] if longest else tokens
-    return Input(tokens, objective.extent(len(tokens) - len(continuation) + 1))
+    return Input(tokens, objective.evaluation_extent(len(tokens) - len(continuation) + 1))
 
 
 def output_positions(
@@ -249,11 +249,11 @@ def decode_batch(model: Any, group: list[Tokens], max_new: int, is_end: Callable
     x_BT = torch.tensor([[*ids, *[0] * (P - len(ids))] for ids in group], device=device)
     t = torch.arange(P, device=device)
     real_BP = t < length[:, None]
-    extents_B = torch.tensor([objective.extent(len(ids)) for ids in group], device=device)
+    extents_B = torch.tensor([objective.evaluation_extent(len(ids)) for ids in group], device=device)
     b = torch.arange(len(group), device=device)[:, None, None]
     sees_BTP = objective.sees(extents_B, b, t[:, None], t).expand(len(group), P, P)
     arrangement = Arrangement(t.expand(len(group), P), sees_BTP, past=[])
-    x_BD = model.hidden(x_BT, arrangement)[torch.arange(len(group), device=device), length - 1]
+    x_BD = model.hidden_states(x_BT, arrangement)[torch.arange(len(group), device=device), length - 1]
     alive = list(range(len(group)))
     for step in range(max_new):
         logit_B, token_B = model.project(x_BD)[:, : model.cfg.vocab].max(-1)  # the rest is padding, and no text
@@ -280,5 +280,5 @@ def decode_batch(model: Any, group: list[Tokens], max_new: int, is_end: Callable
             )
         real_BP = torch.cat((real_BP, real_BP.new_ones(len(alive), 1)), dim=1)
         arrangement = Arrangement((length + step)[:, None], real_BP[:, None], arrangement.past, past_positions_BP)
-        x_BD = model.hidden(token_B[:, None], arrangement)[:, 0]
+        x_BD = model.hidden_states(token_B[:, None], arrangement)[:, 0]
     return decoded

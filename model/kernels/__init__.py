@@ -1,1 +1,1 @@
-"""Hand-written kernels, each with the plain formula beside it that it is tested against (tests/test_kernels.py)."""
+"""Hand-written kernels. Each has its plain `formula` beside it, against which tests/test_kernels.py compares it."""

@@ -1,5 +1,5 @@
-"""Attention that computes the matrix of scores, a block of queries at a time: in bf16 on a CPU faster than torch's
-own."""
+"""Attention that computes the matrix of scores, a block of queries at a time. In bf16 on a CPU it is faster than
+torch's."""
 
 from typing import Any
 
@@ -17,26 +17,26 @@ def formula(q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor) -> Te
 def attend(
     q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor, rows: int, layer: int = 1, dropout: float = 0.0
 ) -> Tensor:
-    """Compute attention, softmax(q k' / sqrt(K) + bias) v, for `rows` queries at a time.
+    """Compute attention, softmax(q k' / sqrt(K) + bias) v, in blocks of `rows` queries.
 
-    Each block of queries uses the keys up to its own last position only. So `rows` must be T unless no query sees a
-    later key.
+    A block uses no keys after its last query. So `rows` must be T where a query may see a later key.
 
     Args:
         q_NTK, k_NTK, v_NTK: queries, keys and values of N = sequences x heads.
-        bias_NTT: what is added to the scores; minus infinity where a query does not see a key. It may be trained: it
-            gets a gradient where it requires one.
+        bias_NTT: added to the scores; minus infinity where a query does not see a key. It gets a gradient where it
+            requires one.
         rows: queries in a block.
-        layer: scores are computed divided by this number, so that they do not overflow in fp16, and multiplied by it in
-            fp32 before softmax (Megatron's --apply-query-key-layer-scaling). 1 changes nothing.
+        layer: the layer's number for QK layer scaling: scores are computed divided by it, so that they do not overflow
+            in fp16, and multiplied by it in fp32 before softmax (Megatron's --apply-query-key-layer-scaling). 1: no
+            scaling.
         dropout: the share of the probabilities that is dropped.
     """
     return _Attention.apply(q_NTK, k_NTK, v_NTK, bias_NTT, rows, layer, dropout)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with its gradient. For the backward pass it stores the blocks of probabilities, and which
-    probabilities were not dropped."""
+    """Attention with its gradient. It stores the blocks of probabilities and the dropout masks for the backward
+    pass."""
 
     @staticmethod
     def forward(
@@ -50,9 +50,9 @@ class _Attention(torch.autograd.Function):
                 bias[:, block, visible], q[:, block], k[:, visible].mT, beta=1 / layer, alpha=ctx.scale / layer
             )
             p = (score if layer == 1 else score.float() * layer).softmax(dim=-1).to(v.dtype)
-            through = torch.empty_like(p, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            out.append(torch.bmm(_apply_dropout(p, through, dropout), v[:, visible]))
-            saved += [p, through]
+            kept = torch.empty_like(p, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+            out.append(torch.bmm(_apply_dropout(p, kept, dropout), v[:, visible]))
+            saved += [p, kept]
         ctx.save_for_backward(q, k, v, *saved)
         return torch.cat(out, dim=1)
 
@@ -61,20 +61,20 @@ class _Attention(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
         dbias = q.new_zeros(len(q), q.shape[1], k.shape[1]) if ctx.needs_input_grad[3] else None
-        for start, p, through in zip(range(0, q.shape[1], ctx.rows), saved[::2], saved[1::2], strict=True):
+        for start, p, kept in zip(range(0, q.shape[1], ctx.rows), saved[::2], saved[1::2], strict=True):
             block, visible = slice(start, start + ctx.rows), slice(start + ctx.rows)
             grad = grads[0][:, block]
-            dp = _apply_dropout(torch.bmm(grad, v[:, visible].mT), through, ctx.dropout)
+            dp = _apply_dropout(torch.bmm(grad, v[:, visible].mT), kept, ctx.dropout)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq.append(torch.bmm(ds, k[:, visible]))
             dk[:, visible] += torch.bmm(ds.mT, q[:, block])
-            dv[:, visible] += torch.bmm(_apply_dropout(p, through, ctx.dropout).mT, grad)
+            dv[:, visible] += torch.bmm(_apply_dropout(p, kept, ctx.dropout).mT, grad)
             if dbias is not None:
                 dbias[:, block, visible] = ds
         return torch.cat(dq, dim=1).mul_(ctx.scale), dk.mul_(ctx.scale), dv, dbias, None, None, None
 
 
-def _apply_dropout(p: Tensor, through: Tensor | None, dropout: float) -> Tensor:
-    """Zero the dropped probabilities, and divide the rest by 1 - dropout. `p`: probabilities, or their gradients;
-    `through`: bool, True where a probability is kept; None: no dropout; `dropout`: the share that is dropped."""
-    return p if through is None else p * through / (1 - dropout)
+def _apply_dropout(p: Tensor, kept: Tensor | None, dropout: float) -> Tensor:
+    """Zero the dropped probabilities, and divide the rest by 1 - `dropout`. `p`: probabilities, or their gradients;
+    `kept`: bool, True where a probability is kept; None: no dropout."""
+    return p if kept is None else p * kept / (1 - dropout)

@@ -1,4 +1,5 @@
-"""The output projection and cross-entropy together, a block of rows at a time: logits [N, V] are never stored whole."""
+"""The output projection and cross-entropy together, a block of rows at a time, so that the logits [N, V] are never
+stored as a whole."""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.linear import linear, product, weight_grad
+from model.kernels.linear import linear, product, weight_gradient
 
 # Rows of logits at a time, and rows whose softmax is taken at a time, in fp32. On a CPU few are enough, and more only
 # take memory; but each block of rows costs one sum over the weight's gradient. A GPU wants large kernels (untuned).
@@ -32,18 +33,17 @@ def _loss_in_blocks(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tenso
 
 
 def prepare_to_compile() -> None:
-    """Make `_loss_in_blocks` an opaque function for torch.compile, which then calls it and does not trace its loop.
-    Call this before torch.compile."""
+    """Have torch.compile call `_loss_in_blocks` as an opaque function, without tracing its loop. Call this before
+    torch.compile."""
     global _loss_in_blocks
     if not hasattr(_loss_in_blocks, "_torchdynamo_disable"):
         _loss_in_blocks = torch.compiler.disable(_loss_in_blocks)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Computes the gradients of x and weight in the forward pass, with the loss, a block of rows at a time. The
-    backward pass only multiplies them by the gradient of the loss, a number. The weight's gradient is summed over the
-    blocks in fp32.
-    """
+    """The loss, with the gradients of x and weight computed in the forward pass too, a block of rows at a time. The
+    backward pass only multiplies these gradients by that of the loss, a number. The weight's gradient is summed in
+    fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
             )
             if any(ctx.needs_input_grad):
                 x_grad[block] = product(logits, weight_VD.t())
-                weight_grad_VD += weight_grad(logits, x_ND[block])
+                weight_grad_VD += weight_gradient(logits, x_ND[block])
             del logits  # before the next ones are made
         ctx.save_for_backward(x_grad, weight_grad_VD)
         return total / len(targets_N)

@@ -1,8 +1,8 @@
-"""Products with a weight matrix. In fp32 on a CPU they go to oneDNN.
+"""Products with a weight matrix; in fp32 on a CPU, by oneDNN.
 
-torch gives fp32 products to MKL, which runs AVX2 code on processors that are not Intel's. Measured on an AMD EPYC, one
-core, at the nano size, against MKL: forward 0.43 to 0.67 of its time, input gradient 0.41 to 0.45, weight gradient 0.47
-to 0.52.
+torch computes them by MKL, which uses only AVX2 on processors that are not Intel's. Time of oneDNN as a share of MKL's,
+on one core of an AMD EPYC at the nano size: forward 0.43 to 0.67, input gradient 0.41 to 0.45, weight gradient 0.47 to
+0.52.
 """
 
 from typing import Any
@@ -30,14 +30,14 @@ def _uses_onednn(x: Tensor) -> bool:
 
 
 def product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias, without a gradient."""
+    """a @ b.T + bias, not differentiable."""
     if not _uses_onednn(a_ND):
         return F.linear(a_ND, b_FD, bias_F)
     return (_onednn_operator if torch.compiler.is_compiling() else _onednn_product)(a_ND, b_FD, bias_F)
 
 
 def gelu_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """gelu(a @ b.T + bias), tanh approximation, without a gradient; on a CPU."""
+    """gelu(a @ b.T + bias) in the tanh approximation; not differentiable, on a CPU only."""
     return torch.ops.mkldnn._linear_pointwise(a_ND, b_FD, bias_F, "gelu", [], "tanh")
 
 
@@ -47,8 +47,8 @@ def _onednn_product(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor
 
 @torch.library.custom_op("megahour::onednn", mutates_args=())
 def _onednn_operator(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """a @ b.T + bias by oneDNN, as a custom operator that torch.compile does not trace: torch.compile's own lowering of
-    oneDNN's operator assumes constant weights."""
+    """a @ b.T + bias by oneDNN, as a custom operator that torch.compile does not trace. Its own version of oneDNN's
+    operator takes weights to be constant."""
     return _onednn_product(a_ND, b_FD, bias_F)
 
 
@@ -57,9 +57,12 @@ def _(a_ND: Tensor, b_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     return a_ND.new_empty(len(a_ND), len(b_FD))
 
 
-def weight_grad(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
-    """The gradient of a weight, grad.T @ x: [F, D]. oneDNN first copies a transposed left operand. So in fp32 on a
-    CPU the product's transpose is computed instead where x is narrower than grad, and x is what is copied."""
+def weight_gradient(grad_NF: Tensor, x_ND: Tensor) -> Tensor:
+    """The gradient of a weight, grad.T @ x: [F, D].
+
+    oneDNN copies a left operand that is transposed. In fp32 on a CPU the transposed product, x.T @ grad, is therefore
+    computed where x is narrower than grad, and the result is transposed.
+    """
     if _uses_onednn(x_ND) and grad_NF.shape[1] > x_ND.shape[1]:
         return product(x_ND.t(), grad_NF.t()).t()
     return product(grad_NF.t(), x_ND.t())
@@ -76,4 +79,4 @@ class _OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         x_ND, grad_NF = x.flatten(0, -2), grads[0].flatten(0, -2)
         bias_grad = grad_NF.sum(0) if ctx.needs_input_grad[2] else None
-        return product(grad_NF, weight.t()).view_as(x), weight_grad(grad_NF, x_ND), bias_grad
+        return product(grad_NF, weight.t()).view_as(x), weight_gradient(grad_NF, x_ND), bias_grad

@@ -1,4 +1,4 @@
-"""Rotation of query and key coordinates, for rotary positions; its gradient is the rotation back."""
+"""Rotation of queries and keys, for rotary positions. Its gradient is the inverse rotation."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """The rotation with its gradient written by hand: autograd's would take twice as many passes over the numbers."""
+    """The rotation with a hand-written gradient, which takes half as many passes over the numbers as autograd's."""
 
     @staticmethod
     def forward(ctx: Any, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class _Rotation(torch.autograd.Function):
         return _rotate_by_sign(grads[0], cos_TK, sin_TK, -1), None, None
 
 
-def _rotate_by_sign(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, turn: int) -> Tensor:
+def _rotate_by_sign(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor, sign: int) -> Tensor:
     x_BHTK = x_BHTK.contiguous()  # as attention wants it; torch's loops over the products are then long
     a, b = x_BHTK.chunk(2, dim=-1)
-    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=turn)
+    return torch.addcmul(x_BHTK * cos_TK, torch.cat((-b, a), dim=-1), sin_TK, value=sign)

@@ -1,1 +1,2 @@
-"""The activity proofs of the single factors; model/proof.py runs them. They import no layer that they measure."""
+"""The activity proofs of the single factors, which model/proof.py runs. They do not import the layers that they
+measure."""

@@ -1,4 +1,5 @@
-"""Activity proofs of what acts in attention: the position scheme, the objective and its mask, QK layer scaling."""
+"""Activity proofs of the factors that act in attention: the position scheme, the objective with its mask, QK layer
+scaling."""
 
 import math
 from typing import Any
@@ -17,18 +18,19 @@ MAX_CHANGE = 1e-4  # the largest relative change of outputs by tokens that they 
 
 
 def expected_scores(model: Any, pos: str, T: int) -> np.ndarray:
-    """The attention scores that known queries and keys have by the formula of position scheme `pos`: [H, T, T] in
-    float64 for all H heads, queries along the first T, keys along the second.
+    """The attention scores of known queries and keys, by the formula of position scheme `pos`: [H, T, T] in float64,
+    for all H heads, T queries and T keys.
 
-    Every component of the queries and keys is K^-1/4, K being the head dimension, and keys at odd positions are halved
-    (`_key_sizes`). Without positions the score q . k / sqrt(K) is then 1 at keys of even position, 1/2 at the odd ones.
-    The schemes none, learned, sinusoidal and scaled-sinusoidal leave these scores as they are. ALiBi (Press et al.
-    2021) adds -slope_h |i - j| for the query at position i and the key at j. Rotary (Su et al. 2021) multiplies by the
-    mean of cos(theta_p (i - j)) over the K/2 pairs p of components that it rotates.
+    Every component of the queries and keys is K^-1/4, for head dimension K, and keys at odd positions are halved
+    (`_key_factors`). Without positions the score q . k / sqrt(K) is then 1 for keys at even positions, and 1/2 at odd
+    ones.
 
-    A formula that is added here may leave out a constant per query, which softmax removes, and gives minus infinity
-    where its scheme hides a key. `model` provides the configuration, and `model.position` the numbers that a scheme
-    trains.
+    * none, learned, sinusoidal, scaled-sinusoidal: these scores are unchanged.
+    * ALiBi (Press et al. 2021) adds -slope_h |i - j|, for the query at position i and the key at j.
+    * Rotary (Su et al. 2021) multiplies by the mean of cos(theta_p (i - j)) over the K/2 rotated pairs p of components.
+
+    A new formula may leave out a constant per query, which softmax removes. It gives minus infinity where its scheme
+    hides a key. `model`: its configuration is read, and the trained numbers of `model.position`.
     """
     heads, head_dim = model.cfg.heads, model.cfg.head_dim
     distance = np.arange(T)[:, None] - np.arange(T)[None, :]
@@ -37,12 +39,12 @@ def expected_scores(model: Any, pos: str, T: int) -> np.ndarray:
         # odd members of the sequence twice as fine
         n = 1 << (heads.bit_length() - 1)
         exponents = [8 * (i + 1) / n for i in range(n)] + [4 * (2 * i + 1) / n for i in range(heads - n)]
-        return np.stack([-(2.0**-e) * np.abs(distance) for e in exponents]) + _key_sizes(T)
+        return np.stack([-(2.0**-e) * np.abs(distance) for e in exponents]) + _key_factors(T)
     if pos == "rotary":
         theta = model.cfg.rotary_base ** (-2 * np.arange(head_dim // 2) / head_dim)
         one = np.cos(theta[:, None, None] * distance).mean(0)
-        return np.repeat(one[None], heads, axis=0) * _key_sizes(T)
-    return np.zeros((heads, T, T)) + _key_sizes(T)
+        return np.repeat(one[None], heads, axis=0) * _key_factors(T)
+    return np.zeros((heads, T, T)) + _key_factors(T)
 
 
 ADDITIVE_SCHEMES = ("learned", "sinusoidal", "scaled-sinusoidal")  # schemes that add a row to each token's embedding
@@ -52,9 +54,10 @@ def position_rows(model: Any, T: int) -> Tensor:
     """The rows that the configured position scheme adds to the embeddings of T tokens, [T, D] in float64; zeros for a
     scheme that adds none.
 
-    Learned: the first T rows of the model's table. Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d at
-    position t is the sine, for even d, or the cosine, for odd d, of t / 10000^(2 floor(d / 2) / D). Scaled-sinusoidal:
-    the sinusoidal rows divided by sqrt(D), as the scheme starts.
+    * Learned: the first T rows of the model's table.
+    * Sinusoidal (Vaswani et al. 2017, section 3.5): coordinate d at position t is the sine, for even d, or the cosine,
+      for odd d, of t / 10000^(2 floor(d / 2) / D).
+    * Scaled-sinusoidal: the sinusoidal rows divided by sqrt(D), the initial value of the trained factor.
     """
     D, pos, weight = model.cfg.hidden, model.cfg.pos, model.embed.weight
     if pos == "learned":
@@ -68,21 +71,27 @@ def position_rows(model: Any, T: int) -> Tensor:
     return rows if pos == "sinusoidal" else rows / math.sqrt(D)
 
 
-def _key_sizes(T: int) -> np.ndarray:
-    """The factors by which the T keys are multiplied: 1 at even positions, 0.5 at odd ones. With equal keys, leaving
-    out the division by sqrt(K) would change all scores by the same amount, which softmax removes."""
+def _key_factors(T: int) -> np.ndarray:
+    """The factors by which the known keys at T positions are multiplied: 1 at even positions, 0.5 at odd ones. With
+    equal keys, a missing division by sqrt(K) would change all scores by the same amount, which softmax removes."""
     return np.where(np.arange(T) % 2, 0.5, 1.0)
 
 
 def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
-    """Measure the attention scores that each layer computes. Returns for each layer an array [H, T, T] of this rank's
-    heads, queries along the first T. From each score that of the query with the key at its own position is subtracted;
-    where a query does not see a key, the score is minus infinity.
+    """Measure the attention scores that each layer computes for the known queries and keys of `expected_scores`.
 
-    Hooks replace the output of every layer's qkv projection. The queries and keys become those of `expected_scores`:
-    with scores of about 1 bf16 resolves even ALiBi's smallest slope. Each value becomes the one-hot vector of its
-    position, so that the input of the output projection is the attention matrix itself. `extent`: the length of the
-    prefix; only the prefix objective uses it.
+    Hooks replace the output of every layer's qkv projection by these queries and keys. Each value becomes the one-hot
+    vector of its position, so that the input of the output projection is the attention matrix. The scores are about 1,
+    so that bf16 resolves even ALiBi's smallest slope.
+
+    Args:
+        model: the model to measure.
+        T: the number of tokens.
+        extent: the length of the prefix, under the prefix objective.
+
+    Returns:
+        For each layer [H, T, T] for this rank's heads, T queries and T keys. The score of a query with the key at its
+        own position is subtracted. Minus infinity where a query does not see a key.
     """
     H, K = len(probe.heads_of_rank(model)), model.cfg.head_dim
     weights = [np.zeros((H, T, T)) for _ in model.blocks]
@@ -91,7 +100,7 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
         def inject(module: nn.Module, args: Any, out: Tensor, start: int = start, width: int = width) -> Tensor:
             qkv = torch.full((1, T, 3, H, K), K**-0.25, dtype=out.dtype, device=out.device)
-            qkv[:, :, 1] *= torch.tensor(_key_sizes(T)).to(qkv)[:, None, None]
+            qkv[:, :, 1] *= torch.tensor(_key_factors(T)).to(qkv)[:, None, None]
             qkv[:, :, 2] = 0
             for j in range(width):
                 qkv[:, start + j, 2, :, j] = 1
@@ -106,19 +115,21 @@ def measured_scores(model: Any, T: int, extent: int = 1) -> list[np.ndarray]:
 
                 on(block.attn.qkv.register_forward_hook(inject))
                 on(block.attn.proj.register_forward_pre_hook(read))
-            probe.hidden(model, probe.tokens(model, T), extent)
+            probe.hidden_states(model, probe.increasing_tokens(model, T), extent)
     with np.errstate(divide="ignore"):
         logs = [np.log(w) for w in weights]
     return [s - np.diagonal(s, axis1=1, axis2=2)[:, :, None] for s in logs]
 
 
 def proof_length(model: Any) -> tuple[int, str]:
-    """Choose the length of the sequence in which the proof `position` measures scores. Returns (the length in tokens,
-    the name of another scheme that gives equal scores at this length, or "" where there is none).
+    """Choose the sequence length at which `prove_position` measures scores, so that no other scheme gives equal scores.
 
-    The number starts at MIN_POSITIONS and is doubled until no other scheme's formula gives equal scores, or the
-    training length is reached: a window of 100 tokens, which does nothing in the first 64 positions, needs 128. Schemes
-    that add rows to the embeddings, or train numbers, are not compared: the rows or numbers tell them apart.
+    The length starts at MIN_POSITIONS and is doubled until the scores differ, or the training length is reached. For
+    example, a scheme that limits attention to 100 tokens needs 128. Schemes that add rows to the embeddings or train
+    numbers are not compared: they are told apart by these.
+
+    Returns:
+        (the length in tokens, the name of another scheme that gives equal scores even at this length, or "").
     """
     cfg = model.cfg
     fixed = [name for name, scheme in POSITIONS.items() if not list(scheme(cfg).parameters())]
@@ -134,9 +145,9 @@ def proof_length(model: Any) -> tuple[int, str]:
         T = min(cfg.seq, 2 * T)
 
 
-def position(model: Any) -> Proof:
-    """Prove `model.pos`: the attention scores of every layer and what is added to the embeddings are those of the
-    configured position scheme, which may leave one of the two as it is without positions."""
+def prove_position(model: Any) -> Proof:
+    """Prove `model.pos`: every layer's attention scores, and the rows added to the embeddings, are those of the
+    configured position scheme."""
     cfg = model.cfg
     wrong, worst = [], 0.0
     T, same = proof_length(model)
@@ -158,7 +169,7 @@ def position(model: Any) -> Proof:
         if not (excess < probe.TOLERANCE).all():
             heads = probe.heads_of_rank(model).start + np.flatnonzero(~(excess < probe.TOLERANCE).all((1, 2)))
             wrong.append(f"layer {i}, heads {heads.tolist()}: scores are not those of {cfg.pos}")
-    x_BTD = probe.embedded(model, T)
+    x_BTD = probe.embedding_sum(model, T)
     moved = x_BTD - x_BTD[:, :1]
     rows_TD = position_rows(model, T)
     expected_move = (rows_TD - rows_TD[:1]).expand_as(moved)
@@ -182,9 +193,9 @@ UNDEFINED = "its definition is missing in `visible_keys` or `expected_prediction
 
 
 def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
-    """Which keys each query sees by the definition of the objective: bool [T, T], queries along the first T.
-    `objective`: causal, prefix or mlm; `extent`: the length of the prefix, used by the prefix objective alone. Raises
-    ValueError for any other objective."""
+    """Which keys each query sees, by the definition of the objective: bool [T, T], for T queries and T keys.
+    `objective`: causal, prefix or mlm; any other raises ValueError. `extent`: the length of the prefix, under the
+    prefix objective."""
     sees = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
@@ -196,12 +207,17 @@ def visible_keys(objective: str, T: int, extent: int) -> np.ndarray:
 
 
 def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[tuple[int, int]]]:
-    """For each row of token ids the predictions that enter the loss, as pairs (position of the output, token to
-    predict), by the definition of the objective.
+    """The predictions that enter the loss, by the definition of the objective. Returns for each row [(position of the
+    output, token to predict), ...].
 
-    Only what the objective draws at random is taken from the batch: the lengths of prefixes and the masked positions.
-    `model`: read for its configuration; `rows`: token ids, [B, T + 1]; `batch`: the batch that the model's objective
-    made of these rows. Raises ValueError where this function does not define the objective.
+    Args:
+        model: its configuration is read.
+        rows: token ids, [B, T + 1].
+        batch: the batch that the model's objective made of these rows. Only its random choices are read: prefix lengths
+            and masked positions.
+
+    Raises:
+        ValueError: the objective is none of causal, prefix and mlm.
     """
     R, T = len(rows), rows.shape[1] - 1
     if model.cfg.objective == "causal":
@@ -216,10 +232,18 @@ def expected_predictions(model: Any, rows: np.ndarray, batch: Any) -> list[list[
 
 
 def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[str]:
-    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted; 80 %
-    of them must hold the mask token, at most 10 % another token; and all other positions must be unchanged. Returns a
-    sentence for each fault, and an empty list where there is none. `rows`: token ids, [B, T + 1]; `batch`: the batch
-    that the model's objective made of these rows; `mask`: the id of the mask token."""
+    """Check the inputs that the MLM objective makes. In each row round(mask_rate x T) positions must be predicted. Of
+    these, 80 % must hold the mask token and at most 10 % another token. All other positions must be unchanged.
+
+    Args:
+        model: its configuration is read.
+        rows: token ids, [B, T + 1].
+        batch: the batch that the model's objective made of these rows.
+        mask: the id of the mask token.
+
+    Returns:
+        A sentence for each fault; [] where there is none.
+    """
     T = rows.shape[1] - 1
     count = round(model.cfg.mask_rate * T)
     hidden, random = round(0.8 * count), round(0.1 * count)
@@ -240,12 +264,14 @@ def masking_faults(model: Any, rows: np.ndarray, batch: Any, mask: int) -> list[
 
 
 def information_leaks(model: Any) -> list[str]:
-    """Check that no output depends on tokens that it must not see, through attention or anything else in the model. The
-    second half of the tokens is replaced, and outputs that must not see these tokens must not change. Returns a list
-    of one sentence where some do; else an empty list, also where every output may see the replaced tokens.
+    """Check that no output depends on tokens that it must not see, by any way through the model. The second half of the
+    tokens is replaced; outputs that must not see them must not change.
 
-    Queries, keys and values are enlarged to a standard deviation of 1, since those of a model that has not been trained
-    are so small that attention hardly depends on them.
+    Queries, keys and values are enlarged to a standard deviation of 1: in an untrained model they are so small that
+    attention hardly depends on them.
+
+    Returns:
+        [a sentence] where some of these outputs change; else [], also where every output may see the replaced tokens.
     """
     cfg = model.cfg
     T = min(cfg.seq, MIN_POSITIONS)
@@ -257,7 +283,7 @@ def information_leaks(model: Any) -> list[str]:
     blind = ~reached[:, half:].any(1)
     if half == T or not blind.any():
         return []
-    text = probe.tokens(model, T)
+    text = probe.increasing_tokens(model, T)
     changed = text.clone()
     changed[:, half:] = cfg.vocab - 1 - text[:, half:]
     sizes: dict[nn.Module, Tensor] = {}
@@ -268,20 +294,22 @@ def information_leaks(model: Any) -> list[str]:
     with probe.hooks() as on:
         for layer in model.blocks:
             on(layer.attn.qkv.register_forward_hook(enlarge))
-        before, after = (probe.hidden(model, x, extent)[0, torch.from_numpy(blind)].double() for x in (text, changed))
+        before, after = (
+            probe.hidden_states(model, x, extent)[0, torch.from_numpy(blind)].double() for x in (text, changed)
+        )
     error = probe.relative_error(after, before)
     if error <= MAX_CHANGE:
         return []
     return [f"{blind.sum()} outputs of {T} change by {error:.1e} with tokens that they must not see"]
 
 
-def objective(model: Any) -> Proof:
+def prove_objective(model: Any) -> Proof:
     """Prove `model.objective`: which tokens see each other, which outputs enter the loss, and which token each of these
-    outputs predicts.
+    predicts.
 
-    A hook makes the last norm return zeros, so that each prediction has the loss log V. Then the outputs at one
-    position at a time are made to favour a token that is never the right one. The mean loss must change by exactly what
-    the predictions at that position, and no others, contribute.
+    A hook makes the last norm return zeros, so that each prediction has the loss log V. Then, at one position at a
+    time, it returns a vector for which the model predicts a token that is never the target. The mean loss must change
+    by exactly the contribution of the predictions at that position.
     """
     cfg, R = model.cfg, 3
     T = min(cfg.seq, 8 if cfg.objective != "mlm" else max(16, math.ceil(1 / cfg.mask_rate)))  # one masked at least
@@ -323,11 +351,11 @@ def objective(model: Any) -> Proof:
     return Proof("model.objective", cfg.objective, not wrong, "; ".join(wrong) or measured)
 
 
-def qk_scaling(model: Any) -> Proof:
+def prove_qk_scaling(model: Any) -> Proof:
     """Prove `model.qk_scaling`: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so
-    scores are divided by l or more. That scores are multiplied by l again is shown by the proof `position`.
+    scores are divided by l or more. `prove_position` shows that they are multiplied by l again.
 
-    With the setting off, on a CPU, such scores must overflow in every layer but the first. In another precision than
+    With the setting off, on a CPU, such scores must overflow in every layer but the first. In other precisions than
     fp16 nothing is measured, and the proof passes where the setting is off.
     """
     cfg, dtype = model.cfg, model.embed.weight.dtype
@@ -350,7 +378,7 @@ def qk_scaling(model: Any) -> Proof:
             on(layer.attn.qkv.register_forward_hook(inject))
             on(layer.attn.proj.register_forward_pre_hook(lambda m, args: exact.append(bool((args[0] == 1).all()))))
             on(layer.attn.register_forward_hook(lambda m, args, out: torch.ones_like(out)))
-        probe.hidden(model, probe.tokens(model, 1))
+        probe.hidden_states(model, probe.increasing_tokens(model, 1))
     overflowing = [i + 1 for i, is_exact in enumerate(exact) if not is_exact]
     if cfg.qk_scaling:
         detail = f"scores up to {cfg.layers - 0.5:g} x 65504 are used in {cfg.layers} layers"

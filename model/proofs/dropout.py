@@ -13,8 +13,8 @@ SEQUENCES = 8  # sequences, so that enough is dropped to tell a share
 
 
 class DropoutMeasurement(NamedTuple):
-    """The measured effect of dropout on known values: hooks make attention and MLP return ones, and set all value
-    vectors of attention to ones."""
+    """The measured effect of dropout on known values: ones, which hooks put in place of the outputs of attention and
+    MLP, and of the value vectors in attention."""
 
     first_input: Tensor  # the input of the first layer
     places: int  # how many dropout layers act on what is added to the residual stream
@@ -26,7 +26,7 @@ class DropoutMeasurement(NamedTuple):
 
 
 def measure_dropout(model: Any) -> DropoutMeasurement:
-    """Measure what dropout does in a forward pass of the model, which stays in its mode, training or evaluation."""
+    """Measure the effect of dropout in a forward pass of the model, in its present mode (training or evaluation)."""
     cfg, T = model.cfg, min(model.cfg.seq, 64)
     H, K = len(probe.heads_of_rank(model)), cfg.head_dim
     inputs: list[Tensor] = []  # of each layer
@@ -49,7 +49,7 @@ def measure_dropout(model: Any) -> DropoutMeasurement:
             on(layer.attn.register_forward_hook(return_ones))
             on(layer.mlp.register_forward_hook(return_ones))
             on(layer.drop.register_forward_hook(lambda m, a, out: added.append(out.double())))
-        probe.hidden(model, probe.tokens(model, T).expand(SEQUENCES, T))
+        probe.hidden_states(model, probe.increasing_tokens(model, T).expand(SEQUENCES, T))
     kept = [float((a > 0).double().mean()) for a in added] or [1.0]
     sizes = [float(a[a > 0].mean()) for a in added] or [1.0]
     # the first token has a single probability: where it is dropped, its head returns nothing
@@ -65,9 +65,9 @@ def measure_dropout(model: Any) -> DropoutMeasurement:
     )
 
 
-def dropout(model: Any) -> Proof:
-    """Prove `model.dropout` and `model.attn_dropout`: in training, each dropout sets the configured share p of known
-    values to zero and multiplies the rest by 1 / (1 - p); in evaluation dropout changes no value."""
+def prove_dropout(model: Any) -> Proof:
+    """Prove `model.dropout` and `model.attn_dropout`. In training, each dropout sets its configured share p of known
+    values to zero and multiplies the rest by 1 / (1 - p). In evaluation no value changes."""
     cfg = model.cfg
     off = measure_dropout(model)
     model.train()

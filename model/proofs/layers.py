@@ -1,6 +1,7 @@
-"""Activity proofs of what is in a layer, and of the head: norms, block, precision, MLP, biases, tied matrix.
+"""Activity proofs of the factors within a layer and of the head: norms, block, precision, MLP, biases, tied matrix.
 
-See model/proof.py. Each proof takes a freshly initialised GPT, and returns a `Proof` with what it measured.
+See model/proof.py. Each proof takes a freshly initialised GPT, and returns a `Proof` with what it measured. A failed
+proof raises nothing.
 """
 
 import math
@@ -38,13 +39,13 @@ UNGATED = {"gelu": _gelu}
 GATED = {"swiglu": _silu, "swiglu-unmatched": _silu, "geglu": _gelu}
 
 
-def embedding_norm(model: Any) -> Proof:
-    """Prove `model.embnorm`: where it is on, token embeddings have mean 0 and variance 1 when positions are added to
-    them; where it is off, they are unchanged."""
+def prove_embedding_norm(model: Any) -> Proof:
+    """Prove `model.embnorm`: where it is on, token embeddings have mean 0 and variance 1 before positions are added;
+    where it is off, they are unchanged."""
     cfg = model.cfg
     some = torch.arange(8, device=model.embed.weight.device) * (cfg.vocab - 1) // 7  # from the first row to the last
     tokens = some[:, None].expand(8, 2)
-    x_BD = probe.embedded(model, 2, tokens)[:, 0]
+    x_BD = probe.embedding_sum(model, 2, tokens)[:, 0]
     x_BD = x_BD - position_rows(model, 1)[0]  # positions come after the norm
     raw_BD = probe.whole_parameter(model, "embed.weight")[some].double()
     expected = _layernorm(raw_BD, cfg.norm_eps) if cfg.embnorm else raw_BD
@@ -55,11 +56,13 @@ def embedding_norm(model: Any) -> Proof:
     return Proof("model.embnorm", str(cfg.embnorm).lower(), ok, spread if ok else f"{spread}: not as declared")
 
 
-def norms(model: Any) -> Proof:
-    """Prove the settings `model.norm`, `model.sumnorm` and `model.final_norm`. What is checked: each norm is applied
-    once and computes the configured formula; the first layer reads the output of sumnorm, or where that is off the sum
-    of embeddings and positions; the head reads the output of the final norm, or where there is none that of the last
-    layer. A failure is no exception: the returned proof has it."""
+def prove_norms(model: Any) -> Proof:
+    """Prove `model.norm`, `model.sumnorm` and `model.final_norm`.
+
+    * Each norm is applied once, and computes the configured formula.
+    * The first layer reads the output of sumnorm or, without it, the sum of embeddings and positions.
+    * The head reads the output of the final norm or, without it, that of the last layer.
+    """
     cfg = model.cfg
     formula = FORMULAS[cfg.norm]
     inner = ("norm1",) if cfg.block == "parallel" else ("norm1", "norm2")
@@ -80,7 +83,7 @@ def norms(model: Any) -> Proof:
         on(model.sumnorm.register_forward_hook(lambda m, args, out: ends.update(normed=out)))
         on(model.blocks[0].register_forward_pre_hook(lambda m, args: ends.update(first=args[0])))
         on(model.blocks[-1].register_forward_hook(lambda m, args, out: ends.update(last=out)))
-        final = probe.hidden(model, probe.tokens(model, 8))
+        final = probe.hidden_states(model, probe.increasing_tokens(model, 8))
     wrong = []
     # a norm that is left out has no output, and then the first layer cannot have read it
     entering = ends.get("normed" if cfg.sumnorm else "sum")
@@ -96,11 +99,11 @@ def norms(model: Any) -> Proof:
     return Proof("model.norm", cfg.norm, not wrong, "; ".join(wrong) or f"{len(sites)} norms applied, formula measured")
 
 
-def block(model: Any) -> Proof:
+def prove_block(model: Any) -> Proof:
     """Prove `model.block`: how a layer combines norms, attention, MLP and the residual stream.
 
-    Hooks make attention and MLP return known values. The inputs of attention and MLP and the layer's output are then
-    compared with the formulas of the configured block.
+    Hooks make attention and MLP return known values. Their inputs and the layer's output are compared with the formulas
+    of the configured block.
     """
     cfg = model.cfg
     wrong = []
@@ -117,7 +120,7 @@ def block(model: Any) -> Proof:
                 on(getattr(layer, name).register_forward_hook(lambda m, a, o, v=out_BTD[name]: v))
             on(layer.attn.qkv.register_forward_pre_hook(lambda m, a, tensors=tensors: tensors.update(attn=a[0])))
             on(layer.mlp.up.register_forward_pre_hook(lambda m, a, tensors=tensors: tensors.update(mlp=a[0])))
-            probe.hidden(model, probe.tokens(model, 8))
+            probe.hidden_states(model, probe.increasing_tokens(model, 8))
         x, attn, mlp = tensors["into"].double(), out_BTD["attn"].double(), out_BTD["mlp"].double()
 
         def norm(y: Tensor) -> Tensor:
@@ -138,14 +141,13 @@ def block(model: Any) -> Proof:
 
 
 @torch.no_grad()
-def precision(model: Any) -> Proof:
-    """Prove in which precision the linear layers multiply, either that of their weights or FP8. The `value` of the
-    returned proof is the measured precision: "bf16", "fp16", "fp32" or "fp8". Under tensor parallelism only the
-    precision of the weights is determined.
+def prove_precision(model: Any) -> Proof:
+    """Measure in which precision the linear layers multiply. The `value` of the returned proof is that precision:
+    "bf16", "fp16", "fp32" or "fp8". The proof fails where layers differ, or no precision fits. Under tensor parallelism
+    only the precision of the weights is read.
 
-    FP8 rounds operands to 4 significant bits (e4m3) and gradients to 3 (e5m2); since they are scaled by powers of two,
-    all but the smallest keep these bits. That changes a product of random numbers by 3.5 % or more; rounding to bf16 or
-    fp16 changes it far less.
+    FP8 rounds operands to 4 significant bits (e4m3) and gradients to 3 (e5m2), which changes a product of random
+    numbers by 3.5 % or more. Rounding to bf16 or fp16 changes it far less.
     """
     dtypes = {p.dtype for p in model.parameters()}
     dtype = PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else f"mixed {dtypes}"
@@ -190,9 +192,9 @@ def precision(model: Any) -> Proof:
     return Proof("train.precision", value, not wrong and value != "neither", "; ".join(wrong) or measured)
 
 
-def activation(model: Any) -> Proof:
-    """Prove `model.act`: from known outputs of the up and gate projections the MLP computes the input of its down
-    projection by the activation's formula. Its inner width is `ffn_width`, or where that is 0 what the activation
+def prove_activation(model: Any) -> Proof:
+    """Prove `model.act`: with known outputs of the up and gate projections, the down projection gets as input what the
+    activation's formula gives. The inner width must be `ffn_width` or, where that is 0, the width that the activation
     implies."""
     cfg = model.cfg
     if cfg.act not in (*UNGATED, *GATED):
@@ -213,7 +215,7 @@ def activation(model: Any) -> Proof:
             if gated and hasattr(block.mlp, "gate"):
                 on(block.mlp.gate.register_forward_hook(lambda m, a, o, g=g_1TF: g))
             on(block.mlp.down.register_forward_pre_hook(lambda m, a, products=products: products.append(a[0])))
-            probe.hidden(model, probe.tokens(model, 8))
+            probe.hidden_states(model, probe.increasing_tokens(model, 8))
         h, g = h_1TF.double(), g_1TF.double()
         expected = GATED[cfg.act](g) * h if gated else UNGATED[cfg.act](h)
         if len(products) != 1 or not probe.is_close(products[0], expected, 0.01):
@@ -227,9 +229,9 @@ def activation(model: Any) -> Proof:
     return Proof("model.act", cfg.act, not wrong, "; ".join(wrong) or measured)
 
 
-def biases(model: Any) -> Proof:
-    """Prove `model.qkv_bias` and `model.linear_bias`: every linear layer that is to have a bias has one and adds it to
-    its output, and no other linear layer has a bias. The output matrix is not looked at (see `head`)."""
+def prove_biases(model: Any) -> Proof:
+    """Prove `model.qkv_bias` and `model.linear_bias`: each linear layer has a bias where it is configured, and adds it
+    to its output. The output matrix is left to `prove_head`."""
     cfg = model.cfg
     wrong = []
     for name, module in model.named_modules():
@@ -250,26 +252,26 @@ def biases(model: Any) -> Proof:
     return Proof("model.qkv_bias, model.linear_bias", value, not wrong, detail)
 
 
-def tied(model: Any) -> Proof:
-    """Prove `model.tied`: the output matrix, which gives the logits, is the token embedding where the setting is true,
-    and a parameter of its own where it is false. No other matrix has a row for each token of the vocabulary."""
+def prove_tied(model: Any) -> Proof:
+    """Prove `model.tied`: logits are computed with the token embedding where the setting is true, and with a matrix of
+    its own where it is false. No other parameter outside the layers has a row for each token of the vocabulary."""
     cfg = model.cfg
-    tokens = probe.tokens(model, 8)
-    x = model.transform(probe.hidden(model, tokens)).double()
+    tokens = probe.increasing_tokens(model, 8)
+    x = model.transform(probe.hidden_states(model, tokens)).double()
     outside = (n for n, _ in model.named_parameters() if not n.startswith(("blocks.", "position.")))
     rows = {
         n: p for n in outside if (p := probe.whole_parameter(model, n)).shape[0] == cfg.padded_vocab and p.dim() == 2
     }
     output = rows.get("embed.weight" if cfg.tied else "head.weight")
     ok = rows.keys() == ({"embed.weight"} if cfg.tied else {"embed.weight", "head.weight"})
-    logits = model(tokens, **probe.extents(model, tokens))
+    logits = model(tokens, **probe.extent_arguments(model, tokens))
     ok = ok and output is not None and probe.is_close(logits, x @ output.double().T, 1.0)
     return Proof("model.tied", str(cfg.tied).lower(), ok, f"matrices over the vocabulary: {', '.join(rows)}")
 
 
-def head(model: Any) -> Proof:
-    """Prove `model.head_transform` and `model.output_bias`: known vectors are transformed before the output matrix
-    as configured, and the bias, where there is one, is added to the logits."""
+def prove_head(model: Any) -> Proof:
+    """Prove `model.head_transform` and `model.output_bias`: known vectors are transformed before the output matrix as
+    configured, and a configured bias is added to the logits."""
     cfg, wrong = model.cfg, []
     x = torch.randn(8, cfg.hidden, generator=torch.Generator().manual_seed(0)).to(model.embed.weight)
     out, expected = model.transform(x), x.double()

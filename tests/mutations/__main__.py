@@ -93,8 +93,8 @@ def failed_checks(words: list[str]) -> list[str]:
         return [str(error).partition(" ")[0]]
     deepspeed_setup.initialise_process(run)
     live = engine.build_engine(run_model.build_model(run), run, 1)
-    _, groups = proof.parameter_groups(live.model, live.parameter_groups, run.train.decay_embnorm)
-    failed = [p.factor for p in [*proof.prove(live.model), groups, *live.proofs] if not p.passed]
+    _, groups = proof.prove_weight_decay(live.model, live.parameter_groups, run.train.decay_embnorm)
+    failed = [p.factor for p in [*proof.prove_factors(live.model), groups, *live.proofs] if not p.passed]
     declared = run.flat()
     return failed + [key for key, value in settings_in_effect(live).items() if value != declared[key]]
 

@@ -57,8 +57,8 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/kernels/fp8.py",
-        "        1 / a,\n        one,\n        1 / b,\n",
-        "        a,\n        one,\n        b,\n",
+        "        1 / a_scale,\n        one,\n        1 / b_scale,\n",
+        "        a_scale,\n        one,\n        b_scale,\n",
         FP8,
     ),
     one(
@@ -67,7 +67,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "train.precision",
         "model/kernels/fp8.py",
-        "g8_NF = cast(grads[0], g, BACKWARD)",
+        "g8_NF = cast_to_fp8(grads[0], g, BACKWARD)",
         "g8_NF = grads[0].to(BACKWARD)",
         FP8,
     ),
@@ -156,7 +156,7 @@ MUTATIONS = [
         "model.block=post-ln",
         "model.block",
         GPT,
-        '"post-ln": PostLN',
+        '"post-ln": PostLNBlock',
         '"post-ln": Block',
     ),
     one(

@@ -154,7 +154,7 @@ MUTATIONS = [
         "",
         "",
         "eval/statistics/items.py",
-        "effective_number(weights_N) - 1)",
+        "effective_number_of_items(weights_N) - 1)",
         "n - 1)",
         PASSAGES,
     ),

@@ -108,7 +108,7 @@ MUTATIONS = [
         "train.precision=fp8",
         "",
         "launch/engine.py",
-        "        with weights_cast(self.model):  # the last",
+        "        with fp8_weight_copies(self.model):  # no forward",
         "        if True:  # the last",
         FP8,
     ),
