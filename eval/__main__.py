@@ -114,10 +114,10 @@ def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.
             continue
         result = results.current_result(directory, run, weights, requested, args.precision)
         if result is None:
-            extended = requested and results.with_earlier_tasks(directory, weights, requested)
+            extended = requested and results.add_earlier_tasks(directory, weights, requested)
             result = evaluate_weights(directory, weights, extended, args.store, args.precision, args.processes)
         position = f" at {weights.tokens:,} tokens" if weights.tokens else ""
-        print(safe_files.printable(f"{run['cell']}{position}: {results.summary(result)}"), flush=True)
+        print(safe_files.printable(f"{run['cell']}{position}: {results.summary_line(result)}"), flush=True)
         failed |= result.get("lm_eval_tasks", {}).get("failed", {})
     if failed:
         raise ValueError("these tasks failed:\n  " + "\n  ".join(f"{name}: {why}" for name, why in failed.items()))

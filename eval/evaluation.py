@@ -26,9 +26,9 @@ NO_LIKELIHOOD = (
 class Outcomes(NamedTuple):
     """The results of all tasks of an evaluation, from which the scores in eval.json are computed.
 
-    held_out: {task made from held-out text: result of `harness.evaluate`}.
-    domains: {"corpus/domain": result of `harness.evaluate` on the held-out text of the domain}.
-    lm_eval: {task of lm-eval: result of `harness.evaluate_named`}.
+    held_out: {task made from held-out text: result of `harness.run_held_out_tasks`}.
+    domains: {"corpus/domain": result of `harness.run_held_out_tasks` on the held-out text of the domain}.
+    lm_eval: {task of lm-eval: result of `harness.run_lm_eval_tasks`}.
     failed: {task of lm-eval: why it failed}.
     curves: for each corpus the loss by number of context tokens, from `position.loss_by_position`; [] if not measured.
     """
@@ -84,14 +84,15 @@ def evaluate_weights(
     other_ranks = [] if rank else start_ranks(directory, weights, requested, store, precision, processes)
     journal = Journal(
         folder,
-        results.identity(run, weights) | {"precision": precision},  # the requests themselves are the journal's keys
+        results.result_conditions(run, weights)
+        | {"precision": precision},  # the requests themselves are the journal's keys
         rank,
         processes,
         lambda: all(process.poll() is None for process in other_ranks),
     )
     with progress(run["cell"]) as advance:
         if is_masked:
-            text = text.masked(model.cfg.mask_rate)
+            text = text.with_masked_loss(model.cfg.mask_rate)
             losses = masked_outcomes(model, tokenizer, text.tasks, advance)
             outcomes = Outcomes(losses, domains=masked_outcomes(model, tokenizer, text.domains, advance))
         else:
@@ -100,12 +101,12 @@ def evaluate_weights(
     journal.close()
     if rank:
         return {}
-    scores, rows = scores_of(text, outcomes)
+    scores, rows = scores_and_samples(text, outcomes)
     scores |= {"precision": precision, "seconds": round(time.monotonic() - start, 1)}
-    scores |= additional_scores(scores, rows, outcomes, requested, missing)
+    scores |= optional_entries(scores, rows, outcomes, requested, missing)
     at_step = {"step": weights.step, "tokens": weights.tokens} if weights.step is not None else {}
-    result = results.identity(run, weights) | at_step | scores
-    results.write(directory, weights, result, rows)
+    result = results.result_conditions(run, weights) | at_step | scores
+    results.write_result(directory, weights, result, rows)
     for process in other_ranks:
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)  # another process may do the same
@@ -132,9 +133,9 @@ def run_tasks(
     """
     from eval.tasks import harness
 
-    held_out = harness.evaluate(scorer, {name: task for name, task in text.tasks.items() if task[1]})
-    lm_eval, failed = harness.evaluate_named(scorer, tasks, requested.data) if requested else ({}, {})
-    domains = harness.evaluate(scorer, text.domains) if text.domains else {}
+    held_out = harness.run_held_out_tasks(scorer, {name: task for name, task in text.tasks.items() if task[1]})
+    lm_eval, failed = harness.run_lm_eval_tasks(scorer, tasks, requested.data) if requested else ({}, {})
+    domains = harness.run_held_out_tasks(scorer, text.domains) if text.domains else {}
     curves = []
     for documents in text.documents.values() if by_position else ():
         pieces = position.pieces(documents, tokenizer, scorer.window)
@@ -142,8 +143,8 @@ def run_tasks(
     return Outcomes(held_out, domains, lm_eval, failed, curves)
 
 
-def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
-    """The scores of an evaluation: (the entries of eval.json with the scores of each task and the means over tasks, the
+def scores_and_samples(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], entries.Samples]:
+    """The scores of an evaluation: (the entries of eval.json with the score of each task and the means over tasks; the
     lines of samples.jsonl.gz)."""
     tasks, rows = entries.held_out_entries(text.tasks, outcomes.held_out)
     others, other_rows = entries.lm_eval_entries(outcomes.lm_eval)
@@ -153,12 +154,12 @@ def scores_of(text: HeldOutText, outcomes: Outcomes) -> tuple[dict[str, Any], en
         "omitted": text.omitted,
         "bits_per_byte": entries.mean_loss(tasks, rows),
         "by_domain": entries.losses_by_domain(text.documents, outcomes.domains),
-        "zero_shot": entries.zero_shot(tasks, rows),
+        "zero_shot": entries.zero_shot_mean(tasks, rows),
     }
     return result, rows
 
 
-def additional_scores(
+def optional_entries(
     scores: dict[str, Any], rows: entries.Samples, outcomes: Outcomes, requested: TaskRequest | None, missing: list[str]
 ) -> dict[str, Any]:
     """The entries of eval.json that not every evaluation has.
@@ -171,10 +172,11 @@ def additional_scores(
         missing: the requested tasks whose data is missing.
 
     Returns:
-        {"unknown_bytes": the share of held-out bytes that the tokenizer encodes as unknown tokens, "by_position": the
-        loss by number of context tokens, "lm_eval_tasks": names and failures of the requested tasks, "suite": scores of
-        BigScience's suite}. The first is left out where the share is 0, the second where it was not measured, the
-        others where no tasks of lm-eval were requested.
+        unknown_bytes: the fraction of held-out bytes that the tokenizer encodes as unknown tokens. Left out where it is
+            0.
+        by_position: the loss by number of context tokens. Left out where it was not measured.
+        lm_eval_tasks: the names and failures of the requested tasks. Left out without a request.
+        suite: the scores of BigScience's suite. Left out without a request.
     """
     additional: dict[str, Any] = {}
     if unknown := sum(row.get("unknown_bytes", 0) for row in rows):
@@ -212,13 +214,13 @@ def load_model(
     from model.gpt import GPT
 
     tokenizer = location.load_tokenizer(directory, run, store)
-    if not rank and (note := weights.check()):
+    if not rank and (note := weights.verify_hash()):
         print(f"note: {note}", file=sys.stderr)
     cfg = location.model_config(directory, run)
     weights.check_size(cfg)
     try:
         model = GPT(cfg)
-        model.load_state_dict(weights.read(run, model), strict=True)
+        model.load_state_dict(weights.state_dict(run, model), strict=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{directory}: the weights are not those of its configuration, or of another version: {error}"
@@ -234,8 +236,7 @@ def load_model(
 def start_ranks(
     directory: Path, weights: Weights, requested: TaskRequest | None, store: Path, precision: str, processes: int
 ) -> list[subprocess.Popen]:
-    """Start the other processes of an evaluation, numbers 1 to `processes` - 1, which share the work with this process.
-    Returns these processes.
+    """Start the other processes of an evaluation, numbers 1 to `processes` - 1, which share the work. Returns them.
 
     Args:
         directory: the run directory.

@@ -80,7 +80,7 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     import torch
     import transformers
 
-    from eval.tasks.probes import documents
+    from eval.tasks.probes import sorted_texts
     from eval.weights import Weights
 
     transformers.logging.set_verbosity_error()
@@ -92,10 +92,10 @@ def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
     safe_files.path_inside(directory, rundir.WEIGHTS)
     weights = Weights(directory / rundir.WEIGHTS)
     weights.check_size(cfg)
-    if note := weights.check():
+    if note := weights.verify_hash():
         print(f"note: {note}", file=sys.stderr)
-    state = weights.read(run, None)
-    texts = documents(location.valid_files(directory, run, store))
+    state = weights.state_dict(run, None)
+    texts = sorted_texts(location.validation_files(directory, run, store))
     encoded = tokenizer.encode_batch(texts)
     rows_BT = torch.tensor(held_out_sequences(encoded, tokenizer.eod, cfg.seq))
     safe_files.remove_abandoned_drafts(to.parent, f".{glob.escape(to.name)}.*")
@@ -151,15 +151,15 @@ def _save_tokenizer(
 
 
 def _is_export_of_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether a folder has an exported checkpoint of this run, perhaps of weights that have been replaced since. `run`:
+    """Whether a folder has an exported checkpoint of this run, even of weights that have been replaced since. `run`:
     the content of run.json."""
     origin = (safe_files.read_json(folder / "config.json") or {}).get("trained_by")
     return isinstance(origin, dict) and origin.get("fingerprint") == run.get("fingerprint")
 
 
 def held_out_sequences(encoded: Iterable[list[int]], eod: int, seq: int) -> list[list[int]]:
-    """The first SEQUENCES_COMPARED sequences of held-out text as token ids, [SEQUENCES_COMPARED][seq]; where there is
-    less text, one sequence of at most `seq` tokens.
+    """The first SEQUENCES_COMPARED sequences of held-out text as token ids, `seq` tokens each. Where there is less
+    text, one sequence of at most `seq` tokens.
 
     Args:
         encoded: the token ids of each held-out document.

@@ -1,5 +1,4 @@
-"""Conversion of this project's tokenizers to Hugging Face's format, and comparison of the results with the
-originals."""
+"""Converts this project's tokenizers to Hugging Face's format, and compares the results with the originals."""
 
 import os
 from typing import Any
@@ -10,11 +9,11 @@ from data.tokenizer import reason_not_exportable
 def convert_tokenizer(tokenizer: Any, longest: int | None = None, causal: bool = True) -> Any:
     """Convert a tokenizer to a transformers.PreTrainedTokenizerFast that gives the same ids for every text.
 
-    The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). Only with
-    WordPiece are special tokens recognised in a text, as in every BERT, so that a text may contain [MASK].
+    The name of a special token within a text is encoded as ordinary characters (`split_special_tokens`). WordPiece is
+    the exception: as in every BERT, a text may contain [MASK].
 
-    The two tokenizers differ only in decoding ids whose bytes together are not UTF-8, which no text gives: the
-    converted one decodes each of these bytes as U+FFFD, the original only the invalid ones.
+    Ids whose bytes are not valid UTF-8 are decoded differently: the converted tokenizer gives U+FFFD for each byte, the
+    original only for the invalid ones. No text is encoded to such ids.
 
     Args:
         tokenizer: a tokenizer of data/tokenizer.py.
@@ -102,14 +101,13 @@ def from_sentencepiece(tokenizer: Any) -> Any:
 
 
 def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The list of BPE merges, best first, for a vocabulary of which only scores are known: every way to divide each
-    piece into two pieces of the vocabulary. `scores`: {piece: score}, a higher score for a piece that is joined
+    """The BPE merges, best first, of a vocabulary with scores (SentencePiece). Every division of a piece into two
+    pieces of the vocabulary becomes a merge. `scores`: {piece: score}, a higher score for a piece that is joined
     earlier.
 
-    SentencePiece joins the neighbouring pieces whose union has the best score, the leftmost pair among equals. Up to
-    the moment at which a span of text becomes a piece, nothing was joined across the span's borders, so it was joined
-    as if it stood alone. A piece therefore always results from the same two parts, whatever its context. Other
-    divisions of a piece never occur, and their order does not matter.
+    SentencePiece joins the two neighbours whose union has the best score, the leftmost pair among equals. Until a span
+    of text becomes a piece, nothing was joined across its borders. So the same two parts always make a piece, whatever
+    its context. Other divisions of a piece never occur, and their order does not matter.
     """
     best = sorted(scores, key=lambda piece: -scores[piece])
     cuts = ((piece[:i], piece[i:]) for piece in best for i in range(1, len(piece)))
@@ -117,8 +115,8 @@ def bpe_merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def compare_tokenizers(ours: Any, theirs: Any, texts: list[str], encoded: list[list[int]]) -> None:
-    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes the ids to the texts.
-    Where the original is lossy, the ids must be decoded to the text that the original gives.
+    """Check that an exported tokenizer encodes texts to the same ids as the original, and decodes them to the same
+    texts as the original.
 
     Args:
         ours: the original tokenizer, of data/tokenizer.py.

@@ -1,5 +1,4 @@
-"""The evaluation tasks made from the held-out text of a run's corpora, and the losses of masked language models on
-it."""
+"""The evaluation tasks made from the held-out text of a run's corpora, and the loss of masked language models on it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,7 @@ from eval.tasks import probes
 
 
 class HeldOutText(NamedTuple):
-    """The held-out text of the corpora that a run is evaluated on (its setting eval.corpora), and the tasks made from
-    it.
+    """The held-out text of the corpora on which a run is evaluated (setting eval.corpora), and the tasks made from it.
 
     tasks: {"corpus/task": (the task's entry in tasks.yaml, its items)}.
     domains: {"corpus/domain": (the entry of bits_per_byte in tasks.yaml, items)}, for the loss of each domain.
@@ -23,10 +21,9 @@ class HeldOutText(NamedTuple):
     domains: Tasks
     documents: dict[str, list[str]]
 
-    def masked(self, mask_rate: float) -> "HeldOutText":
-        """The same text with only the tasks that measure held-out loss, for a masked language model. The names of the
-        tasks get the mask rate (the share of tokens that are masked) appended, since losses at different rates cannot
-        be compared."""
+    def with_masked_loss(self, mask_rate: float) -> "HeldOutText":
+        """The same text for a masked language model: only the tasks of held-out loss, with the mask rate (the fraction
+        of masked tokens) appended to their names. Losses at different rates cannot be compared."""
 
         def losses(tasks: Tasks) -> Tasks:
             rate = f"masked_{mask_rate:.0%}"
@@ -36,14 +33,14 @@ class HeldOutText(NamedTuple):
 
     @property
     def omitted(self) -> list[str]:
-        """The names of the tasks that have no items, since the text gives too few."""
+        """The names of the tasks without items, because the text gives too few."""
         return [name for name, (_, items) in self.tasks.items() if not items]
 
 
 def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
     """The held-out text on which a run is evaluated. `run`: the content of run.json; `store`: the folder of prepared
     data."""
-    spec = probes.specification()["tasks"]
+    spec = probes.load_specification()["tasks"]
     text = HeldOutText({}, {}, {})
     for corpus in run["config"]["eval"]["corpora"]:
         files = location.held_out_files(corpus, run, store)
@@ -59,7 +56,8 @@ def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
 def masked_outcomes(
     model: Any, tokenizer: Any, tasks: Tasks, progress: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
-    """The held-out loss of a masked language model on each task: {task: result}, in the form of `harness.evaluate`.
+    """The held-out loss of a masked language model on each task: {task: result in the form of
+    `harness.run_held_out_tasks`}.
 
     Args:
         model: a GPT with objective mlm.

@@ -1,9 +1,8 @@
-"""Finds the files of a run: in its run directory and in the store of prepared data, never at the paths in run.json.
+"""Finds the files of a run in its run directory and in the store of prepared data, wherever these are now.
 
-A run directory may have been copied to another disk or machine, or may come from somebody else. So the absolute paths
-in its run.json only record where files were, and must not be opened. Of such a path only the last two names are used,
-those of the folder in the store and of the file. They are looked up in the store of the OUT folder that the run
-directory is in (a run directory is OUT/STAGE/RUN, the store OUT/data), or in the store that the command line names.
+The absolute paths in run.json must not be opened: the run directory may have been copied, or come from somebody else.
+Only the last two names of such a path are used, folder and file, and looked up in the store. That is the store of the
+OUT folder with the run directory (OUT/STAGE/RUN, and OUT/data), or the one that the command line names.
 """
 
 import hashlib
@@ -71,9 +70,8 @@ def data_store(directory: Path, store: Path | None = None) -> Path:
 
 
 def path_in_store(store: Path, recorded: str) -> Path:
-    """The present path in `store` of a file of prepared data. `recorded`: the path that the file had when the run was
-    trained, of which only the last two names count. Raises ValueError where the present path is a link that leads out
-    of the store."""
+    """The present path of a file of prepared data in `store`. `recorded`: its path when the run was trained, of which
+    only the last two names count. Raises ValueError where the present path is a link that leads out of the store."""
     path = Path(recorded)
     return safe_files.path_inside(store, Path(path.parent.name, path.name)).resolve()
 
@@ -101,8 +99,8 @@ def load_tokenizer(directory: Path, run: dict[str, Any], store: Path) -> Any:
     return tokenizers.load_tokenizer(path)
 
 
-def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
-    """The files in the store with the held-out text of the corpus that a run was trained on.
+def validation_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]:
+    """The files in the store with the held-out text of the corpus on which a run was trained.
 
     Args:
         directory: the run directory, for error messages.
@@ -122,10 +120,10 @@ def valid_files(directory: Path, run: dict[str, Any], store: Path) -> list[Path]
 
 
 def held_out_files(corpus: str, run: dict[str, Any], store: Path) -> list[str]:
-    """The .jsonl.gz files with the held-out text of a corpus, as paths in the store. They must be prepared already.
+    """The .jsonl.gz files in the store with the held-out text of any corpus. The text must be prepared already.
 
-    Where OUT was copied, the source files of the corpus may not be on this machine. Then prepared text with the name of
-    the corpus is used, if the store has only one such text.
+    If OUT was copied, the source files of the corpus may not be on this machine. Prepared text with the name of the
+    corpus is then used, if the store has only one such text.
 
     Args:
         corpus: the name or path of the corpus.

@@ -36,22 +36,28 @@ RESULT_FORM = {  # of what is used of a stored result (see `safe_files.first_mis
 SOURCE_FORM = {"path": str, "config": str, "split": str, "sha256": str}  # of a task's entries "data" and "examples"
 
 
-def identity(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Everything that the result of an evaluation depends on besides the requested tasks and the precision: {"version":
-    of this project's tasks, "lm_eval": of lm-eval, "weights_sha256", "corpora": the names of the
-    held-out texts}. `run`: the content of run.json; `weights`: the evaluated weights."""
+def result_conditions(run: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """The conditions under which a stored result stays valid, besides the requested tasks and the precision. `run`: the
+    content of run.json; `weights`: the evaluated weights.
+
+    Returns:
+        version: the version of this project's tasks.
+        lm_eval: the version of lm-eval.
+        weights_sha256: the hash of the weights.
+        corpora: the names of the held-out texts.
+    """
     return {
-        "version": probes.specification()["version"],
+        "version": probes.load_specification()["version"],
         "lm_eval": importlib.metadata.version("lm_eval"),
         "weights_sha256": weights.sha256,
         "corpora": run["config"]["eval"]["corpora"],
     }
 
 
-def read(directory: Path, weights: Weights) -> dict[str, Any] | None:
-    """The stored result of an evaluation (the content of eval.json, or of eval-step_N.json); None where the files are
-    missing or damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run
-    directory; `weights`: the weights, whose step says which file is read."""
+def read_result(directory: Path, weights: Weights) -> dict[str, Any] | None:
+    """Read the stored result of an evaluation (eval.json, or eval-step_N.json); None where files are missing or
+    damaged. The result may be of other tasks, or of weights that were replaced since. `directory`: the run directory;
+    `weights`: their step says which file is read."""
     try:
         result = safe_files.read_json(directory / rundir.eval_file_name(weights.step), REQUIRED_KEYS, {"tasks": dict})
         if result is None:
@@ -86,24 +92,24 @@ def current_result(
     requested: TaskRequest | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """The stored result of an evaluation, if an evaluation with these arguments would give the same result; else None.
+    """The stored result of an evaluation, if it is still valid and has all that is asked for; else None.
 
     Args:
         directory: the run directory.
         run: the content of run.json.
         weights: the evaluated weights.
-        requested: tasks of lm-eval that the result must have, on data that has not changed since; None: no such tasks.
-        precision: the precision of the evaluation, "fp32" or "bf16"; None: any.
+        requested: tasks of lm-eval that the result must have, on unchanged data; None: no such tasks.
+        precision: the precision that the result must have, "fp32" or "bf16"; None: any.
     """
-    result = read(directory, weights)
+    result = read_result(directory, weights)
     if result is None:
         return None
-    expected = identity(run, weights) | ({"precision": precision} if precision else {})
+    expected = result_conditions(run, weights) | ({"precision": precision} if precision else {})
     return result if expected.items() <= result.items() and (not requested or has_tasks(result, requested)) else None
 
 
 def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
-    """Whether a stored result has every requested task of lm-eval whose data can be read. A task counts only with the
+    """Whether a stored result has all requested tasks of lm-eval that can be run now. A task counts only with the
     requested number of examples in the prompt, and if its data has not changed since. `result`: the content of
     eval.json; `requested`: the tasks."""
     earlier = result.get("lm_eval_tasks")
@@ -120,11 +126,11 @@ def has_tasks(result: dict[str, Any], requested: TaskRequest) -> bool:
     return all(requested.data.why_any_unusable(defined[name].sources) for name in earlier["missing"] if name in defined)
 
 
-def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
-    """The request, extended by the tasks of lm-eval in the stored result. An evaluation writes eval.json anew, and must
-    not lose earlier results because other tasks are requested. Earlier tasks that can no longer be run are left out,
-    and named on the terminal."""
-    names = (read(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
+def add_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest) -> TaskRequest:
+    """Add the tasks of lm-eval in the stored result to a request, and return the new request. Without this, an
+    evaluation on other tasks would lose them, since it writes eval.json anew. Earlier tasks that can no longer be run
+    are left out, and named on the terminal."""
+    names = (read_result(directory, weights) or {}).get("lm_eval_tasks", {"asked": []})["asked"]
     still_possible = []
     for name in names:
         try:
@@ -135,7 +141,7 @@ def with_earlier_tasks(directory: Path, weights: Weights, requested: TaskRequest
     return requested._replace(names=list(dict.fromkeys([*still_possible, *requested.names])))
 
 
-def write(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_result(directory: Path, weights: Weights, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write samples.jsonl.gz and then eval.json; for weights of an earlier step only eval-step_N.json.
 
     Args:
@@ -167,25 +173,25 @@ def not_finite(value: Any, path: str = "") -> list[str]:
     return [path.lstrip("/")] if isinstance(value, float) and not math.isfinite(value) else []
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary_line(result: dict[str, Any]) -> str:
     """The result of an evaluation in one line for the terminal: held-out loss, zero-shot mean, score of the suite,
     seconds. `result`: the content of eval.json."""
     bits, zero_shot = result["bits_per_byte"], result["zero_shot"]
-    text = f"{bits['value']:.3f}{plus_minus(bits['stderr'], 3)} bits/byte"
+    text = f"{bits['value']:.3f}{stderr_text(bits['stderr'], 3)} bits/byte"
     if share := result.get("unknown_bytes", 0):
         text += f" ({100 * share:.1f} % of the bytes are unknown to the tokenizer and charged 8 bits each)"
     if zero_shot:
-        text += f", zero-shot {zero_shot['value']:.1f}{plus_minus(zero_shot['stderr'], 1)} %"
+        text += f", zero-shot {zero_shot['value']:.1f}{stderr_text(zero_shot['stderr'], 1)} %"
         text += f" (chance {zero_shot['chance']:.1f} %)"
     if scores := result.get("suite"):
         only = "" if scores["tasks"] == scores["of"] else f" ONLY {scores['tasks']} OF"
         text += (
-            f", suite{only} {scores['of']} tasks {scores['value']:.2f}{plus_minus(scores['stderr'], 2)} % "
+            f", suite{only} {scores['of']} tasks {scores['value']:.2f}{stderr_text(scores['stderr'], 2)} % "
             f"(chance {scores['chance']:.1f} %)"
         )
     return f"{text} (±: one standard error), {result['seconds']:.0f} s"
 
 
-def plus_minus(stderr: float | None, digits: int) -> str:
-    """A standard error as text with `digits` decimals, such as " ± 0.012"; "" where it is None."""
+def stderr_text(stderr: float | None, digits: int) -> str:
+    """A standard error as text, such as " ± 0.012"; "" where it is None. `digits`: the number of decimals."""
     return "" if stderr is None else f" ± {stderr:.{digits}f}"

@@ -22,8 +22,8 @@ PRECISIONS = {"bf16": "bfloat16", "fp8": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run at one point of training. `step` and `tokens` (trained on so far) are None at the end of
-    training; `path` is a file then, otherwise a folder."""
+    """The weights of a run at one point of training. `step` and `tokens` (the number trained on so far) are None for
+    the end of training. `path` is then a file, otherwise a folder."""
 
     path: Path  # a file, or a folder with a manifest
     step: int | None = None
@@ -31,7 +31,7 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The name, without ".json", of the file with the scores of these weights."""
+        """The name of the file with the scores of these weights, without ".json"."""
         return "eval" if self.step is None else f"eval-step_{self.step}"
 
     @property
@@ -44,9 +44,9 @@ class Weights:
         status = self.path.stat()
         return _sha256(self.path, status.st_size, status.st_mtime_ns)
 
-    def check(self) -> str:
-        """Check that the file with the weights at the end of training is the one that training wrote, by the sha256 in
-        the file `done`. Nothing is checked for weights saved during training, which `read` checks.
+    def verify_hash(self) -> str:
+        """Check that the weights at the end of training are those that training wrote, by the sha256 in the file
+        `done`. Weights saved during training are checked by `state_dict` instead.
 
         Returns:
             "", or a sentence for the user where `done` has no sha256, because an earlier version wrote it.
@@ -79,7 +79,7 @@ class Weights:
                 f"{self.path} has {size:,} bytes, and the model in {rundir.RUN} beside it {count:,} parameters"
             )
 
-    def read(self, run: dict, model: Any) -> dict[str, Any]:
+    def state_dict(self, run: dict, model: Any) -> dict[str, Any]:
         """The weights as a state_dict for `model`. Weights saved during training are rounded to the precision in which
         the run computed.
 
@@ -91,7 +91,7 @@ class Weights:
             ValueError: a file is not what was written, or a parameter is missing.
         """
         if self.step is None:
-            self.check()
+            self.verify_hash()
             return _load(self.path)
         import torch
 
@@ -123,10 +123,10 @@ class Weights:
 
 
 def weights_of(directory: Path) -> list[Weights]:
-    """The weights of a run that can be evaluated, in the order of training: those saved during training, then those at
-    the end, if the run is finished. Weights whose checkpoint.json is damaged are left out; a continued training writes
-    them again. `directory`: the run directory. Raises ValueError where the file `done` is damaged, or a path leads out
-    of the directory."""
+    """The weights of a run that can be evaluated, in the order of training. Those at the end are included if the run is
+    finished. Weights whose checkpoint.json is damaged are left out; a continued training writes them again.
+    `directory`: the run directory. Raises ValueError where the file `done` is damaged, or a path leads out of the
+    directory."""
     saved = []
     for folder in rundir.checkpoints(directory / rundir.CHECKPOINTS, "weights"):
         safe_files.path_inside(directory, str(folder.relative_to(directory) / rundir.CHECKPOINT))

@@ -15,8 +15,8 @@ from ablations import rundir
 from ablations.config import resolve
 from ablations.criteria import METRICS, Criteria
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
-from eval.report.comparison.gather import gather
-from eval.report.record import terminal_text, write
+from eval.report.comparison.gather import gather_findings
+from eval.report.record import terminal_text, write_record_files
 from eval.report.sections import published
 
 ARMS = {"pos=learned": {}, "pos=alibi": {"model.pos": "alibi"}, "pos=none": {"model.pos": "none"}}
@@ -216,8 +216,8 @@ def shift(folder: Path, bits_per_byte: float) -> None:
 def report(study: Any, out: Path, noise: Sequence[Path] = ()) -> str:
     """Write the record of a study to the folder `out`, and return the report's text for the terminal. `noise`:
     directories of other runs of the baseline, from which the noise of seeds is measured, too."""
-    findings = gather(study, list(noise))
-    write(findings, out)
+    findings = gather_findings(study, list(noise))
+    write_record_files(findings, out)
     return terminal_text(findings)
 
 

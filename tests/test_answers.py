@@ -21,8 +21,8 @@ from eval import export
 from eval.finetune import __main__ as finetune
 from eval.report import __main__ as report_command
 from eval.report import noise
-from eval.report.comparison.gather import gather
-from eval.report.outcome import EXIT_CODES, outcome
+from eval.report.comparison.gather import gather_findings
+from eval.report.outcome import EXIT_CODES, study_outcome
 from eval.report.request import Request
 from eval.tasks import fetch
 from launch import local
@@ -273,7 +273,7 @@ def test_a_card_says_what_a_run_is_and_what_is_damaged(tmp_path: Path, capsys: p
 
 def reported(study: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """`python -m eval.report WORDS` of a study of tests/made_study.py."""
-    monkeypatch.setattr(report_command.request, "parse", lambda _: Request(study))
+    monkeypatch.setattr(report_command.request, "parse_request", lambda _: Request(study))
     monkeypatch.setattr(report_command, "RECORDS", folder / "records")
     return report_command.main([*words, "POS=alibi"])
 
@@ -300,7 +300,7 @@ def test_exit_codes_say_whether_a_study_is_decided(
     for seed in study.seeds:  # evaluated by another version of the tasks
         made_study.change(study.cell("pos=alibi", seed).dir / "eval.json", "version", to=2)
     assert reported(study, ["VERDICT=1"], monkeypatch, tmp_path) == 2
-    assert outcome(gather(study))["arms"]["pos=alibi"]["kind"] == "refused"
+    assert study_outcome(gather_findings(study))["arms"]["pos=alibi"]["kind"] == "refused"
     assert EXIT_CODES == {"decided": 0, "undecided": 3, "refused": 2}
 
 
@@ -342,7 +342,7 @@ def test_a_study_without_results_is_undecided(tmp_path: Path) -> None:
     study = made_study.make(made_study.Study(tmp_path))
     for seed in study.seeds:
         (study.cell("pos=alibi", seed).dir / "done").unlink()
-    assert outcome(gather(study))["outcome"] == "undecided"
+    assert study_outcome(gather_findings(study))["outcome"] == "undecided"
 
 
 def test_a_report_of_a_design_fits_the_schema(
@@ -370,7 +370,7 @@ def test_a_noise_floor_is_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = made_study.make(made_study.Study(tmp_path / "runs", arms=["pos=learned"], seeds=[1001, 1002, 1003]))
-    monkeypatch.setattr(noise.request, "parse", lambda _: Request(runs))
+    monkeypatch.setattr(noise.request, "parse_request", lambda _: Request(runs))
     monkeypatch.setattr(noise, "FOLDER", tmp_path / "noise")
     assert noise.main(["STUDY=baseline", "FORMAT=json"]) == 0
     answer = checked(capsys.readouterr().out)

@@ -302,7 +302,7 @@ def test_tasks_that_cannot_be_run_are_said_before_anything_is_submitted(
 def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.results import identity
+    from eval.results import result_conditions
     from eval.weights import Weights
 
     command(commands, "sbatch", f"cat >> {tmp_path}/asked; echo 7")
@@ -320,7 +320,7 @@ def test_finished_runs_are_submitted_to_be_judged_by_what_their_evaluation_lacks
     def evaluated(change: dict[str, Any], *more: str) -> str:
         """What is said when the second of two finished runs has another evaluation than the first."""
         for cell, other in zip(from_args(words).cells, ({}, change), strict=True):
-            had = identity({"config": cell.config}, Weights(tmp_path / "weights"))
+            had = result_conditions({"config": cell.config}, Weights(tmp_path / "weights"))
             had |= {"lm_eval_tasks": {"asked": ["copa", "rte"]}} | other
             (cell.dir / "eval.json").write_text(json.dumps(had))
         submit(from_args([*words, *more]), [], {}, 1)

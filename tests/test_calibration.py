@@ -11,7 +11,7 @@ from ablations.document.blocks import Table
 from ablations.document.formats import markdown_table
 from ablations.factorial import parse_factorial
 from eval.report.comparison.contrasts import contrast_variance
-from eval.report.comparison.gather import corrected_comparisons
+from eval.report.comparison.gather import correct_comparisons
 from eval.report.sections import published
 from eval.statistics.comparison import FEWEST_ITEMS, apply_holm_correction, compare
 from eval.statistics.items import Stratum, noise_parts
@@ -87,7 +87,7 @@ def test_many_factorials_at_once_are_judged_as_one_by_one(factors, fraction, see
         for effect, w in zip(design.effects, weights, strict=True):
             part = contrast_variance(results, dict(zip(results, w, strict=True)), w @ study)
             of_effects[effect] = compare(float((w @ study).mean()), part, NO_ITEMS)
-        both = [c for group in corrected_comparisons(of_arms, of_effects) for c in group.values()]
+        both = [c for group in correct_comparisons(of_arms, of_effects) for c in group.values()]
         assert list(got[i]) == [CODES[verdict(c, True).kind] for c in both]
     assert len(set(got.ravel())) >= 2
 

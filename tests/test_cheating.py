@@ -12,8 +12,8 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.document.formats import markdown
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, describe_changes
-from eval.report.comparison.criteria import seeds_planned
-from eval.report.comparison.gather import gather
+from eval.report.comparison.criteria import exceeded_seed_plan
+from eval.report.comparison.gather import gather_findings
 from eval.report.contents import contents
 from eval.report.record import terminal_text
 from tests import made_study
@@ -47,7 +47,7 @@ def study_with(root: Path, contents_by_run: dict[tuple[str, int], dict[str, Any]
 
 
 def report_of(study: Any) -> str:
-    return markdown("t", contents(gather(study)))
+    return markdown("t", contents(gather_findings(study)))
 
 
 @pytest.mark.parametrize(
@@ -116,17 +116,17 @@ def test_a_copied_run_is_no_second_seed(tmp_path: Path, kept: str) -> None:
         shutil.copy(one / "samples.jsonl.gz", other / "samples.jsonl.gz")
     text = report_of(study)
     assert "pos=alibi, seed 2: trained exactly as pos=alibi, seed 1, to the last digit: one is a copy" in text
-    assert gather(study).results["bits/byte"]["pos=alibi"].keys() == {1, 3}
+    assert gather_findings(study).results["bits/byte"]["pos=alibi"].keys() == {1, 3}
     for name in ("metrics.jsonl", "eval.json", "samples.jsonl.gz"):  # nor do two copies make a verdict without noise
         shutil.copy(one / name, study.cell("pos=alibi", 3).dir / name)
-    assert gather(study).decision("pos=alibi", "bits/byte").kind == "undecided"
+    assert gather_findings(study).verdict("pos=alibi", "bits/byte").kind == "undecided"
 
 
 def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> None:
     two, three = REGISTERED | {"seeds": [1, 2]}, REGISTERED | {"seeds": [1, 3]}
     first = {(arm, seed): two for arm in ("pos=learned", "pos=alibi") for seed in (1, 2)}
     study = study_with(tmp_path / "added", first)
-    findings = gather(study)
+    findings = gather_findings(study)
     assert findings.seeds_planned == 2
     said = terminal_text(findings)
     assert "Seeds were added after the first 2, which were all that was planned" in said
@@ -142,6 +142,6 @@ def test_seeds_that_were_added_by_hand_after_a_look_are_told(tmp_path: Path) -> 
     }
     for name, contents_by_run in cases.items():
         made = study_with(tmp_path / name, contents_by_run)
-        assert gather(made).seeds_planned is None, name
-        assert "Seeds were added after" not in terminal_text(gather(made)), name
-    assert seeds_planned(made, {}) is None
+        assert gather_findings(made).seeds_planned is None, name
+        assert "Seeds were added after" not in terminal_text(gather_findings(made)), name
+    assert exceeded_seed_plan(made, {}) is None

@@ -8,8 +8,8 @@ import yaml
 
 from data import corpus as corpora
 from data import prepare
-from eval.report.comparison.gather import gather
-from eval.report.record import record
+from eval.report.comparison.gather import gather_findings
+from eval.report.record import record_content
 from eval.report.sections import composition
 from tests.made_study import Study, change, full, make, report, study  # noqa: F401  # a fixture
 
@@ -44,7 +44,7 @@ def blend(study: Study, arm: str, **more: Any) -> None:
 
 def test_a_study_of_a_corpus_of_ours_alone_has_no_such_section(study: Study, tmp_path: Path) -> None:
     assert section_of(study, tmp_path / "out") == ""
-    assert [text["corpus"] for text in record(gather(study))["corpora"]] == ["pydocs"]
+    assert [text["corpus"] for text in record_content(gather_findings(study))["corpora"]] == ["pydocs"]
 
 
 def test_a_blend_is_shown_with_its_sources_and_can_be_made_again(study: Study, tmp_path: Path) -> None:
@@ -57,7 +57,9 @@ def test_a_blend_is_shown_with_its_sources_and_can_be_made_again(study: Study, t
     assert "| pydocs | 60 | " in text  # the held-out text
     again = yaml.safe_load(text.split("```\n")[1])
     assert again == {"blend": ["книги", "corpora/wiki"], "alpha": 0.5}
-    (kept,) = (kept for kept in record(gather(study))["corpora"] if kept["corpus"] == "blends/ours.yaml")
+    (kept,) = (
+        kept for kept in record_content(gather_findings(study))["corpora"] if kept["corpus"] == "blends/ours.yaml"
+    )
     assert [part["share"] for part in kept["sources"]] == [0.75, 0.25] and kept["arms"] == ["pos=alibi"]
     assert kept["sources"][0]["identity"]["sha256"] == "ab" * 32 and kept["sources"][1]["identity"] == "packages"
 
@@ -75,7 +77,7 @@ def test_a_run_that_recorded_less_is_shown_as_far_as_it_did(study: Study, tmp_pa
 
 def test_nonsense_in_a_strangers_run_json_ends_no_report(study: Study, tmp_path: Path) -> None:
     blend(study, "pos=alibi", corpora={"a\x1b[2J": {"blend": {"b": 1}}})
-    findings = gather(study)
+    findings = gather_findings(study)
     data = findings.cells["pos=alibi", 1]["run"]["data"]
     for nonsense in (None, 3, "x", [], [3], [{"corpus": 1}], {"a": 1}):
         for key in ("train", "epochs", "sources", "steps", "corpora"):

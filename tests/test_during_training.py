@@ -39,7 +39,7 @@ KEPT = [6, 17]  # of 24 steps: 0.7 is reached in the 17th
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     record = json.loads((run / "run.json").read_text())
     kept = next(kept for kept in weights_of(run) if kept.step == step)
-    return kept.read(record, GPT(ModelConfig(**record["config"]["model"])))
+    return kept.state_dict(record, GPT(ModelConfig(**record["config"]["model"])))
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ def test_any_width_is_read(tmp_path: Path, ranks: int) -> None:
     on(ranks, cut, tmp_path)
     (kept,) = weights_of(tmp_path)
     assert (kept.name, kept.tokens) == ("eval-step_1", 9)
-    got = kept.read({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
+    got = kept.state_dict({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
         assert torch.equal(got[name], p), name
 
@@ -263,13 +263,13 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
             file = copy / "rank_0.safetensors"
             file.write_bytes(change(file.read_bytes()))
             with pytest.raises(ValueError, match=why):
-                Weights(copy, 6, 6 * STEP).read(record, model)
+                Weights(copy, 6, 6 * STEP).state_dict(record, model)
         else:
             (copy / "checkpoint.json").unlink()  # it was being written
             assert weights_of(tmp_path / name) == []
     deeper = GPT(ModelConfig(**record["config"]["model"] | {"layers": 3}))
     with pytest.raises(ValueError, match="lacks blocks.2"):
-        weights_of(run)[0].read(record, deeper)
+        weights_of(run)[0].state_dict(record, deeper)
 
 
 def test_a_study_is_judged_on_the_way_exported_and_drawn(

@@ -239,7 +239,7 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
             asked.extend(request.args for request in requests)
             return super().loglikelihood(requests)
 
-    scorer, spec = Recording(gpt, Letters(), 24), probes.specification()["tasks"]
+    scorer, spec = Recording(gpt, Letters(), 24), probes.load_specification()["tasks"]
     choices = [" 1", " {{x}}", " [a]", " node"]
     items = {
         "bits_per_byte": [
@@ -249,7 +249,7 @@ def test_tasks_go_through_lm_eval_as_they_are_written():
         "last_word": [{"id": f"{i}", "context": f"{{{{n}}}} {i}.\n\nof:", "target": " a"} for i in range(3)],
         "continuation": [{"id": f"{i}", "context": f"path {i}", "choices": choices, "target": i} for i in range(4)],
     }
-    got = harness.evaluate(scorer, {name: (spec[name], rows) for name, rows in items.items()})
+    got = harness.run_held_out_tasks(scorer, {name: (spec[name], rows) for name, rows in items.items()})
 
     expected = [(item["context"], item["target"]) for item in items["last_word"]]
     for item in items["continuation"]:
@@ -293,7 +293,7 @@ def stored(path, texts: list[str]):
 
 @pytest.fixture(scope="module")
 def made() -> tuple[list[str], dict[str, list[dict]]]:
-    texts = sorted(prose(150), key=probes.digest)
+    texts = sorted(prose(150), key=probes.short_hash)
     return texts, probes.make_items(texts, seq=256)
 
 
@@ -302,7 +302,7 @@ def test_items_follow_from_the_texts_alone(tmp_path, made):
     texts = list(made[0])
     random.Random(3).shuffle(texts)
     files = [stored(tmp_path / "a.gz", texts[:40] + texts[:3]), stored(tmp_path / "b.gz", [*texts[40:], " \n"])]
-    assert probes.make_items(probes.documents(files), seq=256) == made[1]
+    assert probes.make_items(probes.sorted_texts(files), seq=256) == made[1]
 
 
 def test_items_of_this_version_do_not_change(made):
@@ -310,7 +310,7 @@ def test_items_of_this_version_do_not_change(made):
     texts = {task: [{k: v for k, v in row.items() if k != "cluster"} for row in rows] for task, rows in made[1].items()}
     content = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     # of this text, which is ASCII and has no document of more than 4,096 bytes, version 2 made the same items
-    assert (probes.specification()["version"], content[:12]) == (4, "5b42cdbf768d")
+    assert (probes.load_specification()["version"], content[:12]) == (4, "5b42cdbf768d")
 
 
 def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
@@ -330,7 +330,7 @@ def test_the_held_out_loss_has_as_much_of_a_small_source_as_of_a_large_one():
 
 
 def test_numbers_and_ids(made):
-    for name, spec in probes.specification()["tasks"].items():
+    for name, spec in probes.load_specification()["tasks"].items():
         rows = made[1][name]
         assert len({row["id"] for row in rows}) == len(rows) >= probes.MIN_ITEMS
         assert name == "bits_per_byte" or len(rows) <= spec["items"]
@@ -341,11 +341,11 @@ def test_numbers_and_ids(made):
 
 
 def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch):
-    tasks = probes.specification()["tasks"]
+    tasks = probes.load_specification()["tasks"]
     cloze = {"cloze": tasks["cloze"]}
     others = {name: spec for name, spec in tasks.items() if name != "cloze"}
     for name, changed in (("word_order", others | cloze | {"word_order": tasks["cloze"]}), ("cloze", others)):
-        monkeypatch.setattr(probes, "specification", lambda changed=changed: {"version": 1, "tasks": changed})
+        monkeypatch.setattr(probes, "load_specification", lambda changed=changed: {"version": 1, "tasks": changed})
         with pytest.raises(ValueError, match=f"^{name}: in one of eval/tasks/tasks.yaml"):
             probes.make_items([], 64)
 
@@ -353,9 +353,9 @@ def test_a_task_that_stands_in_one_of_its_two_places_alone_is_named(monkeypatch)
 @pytest.mark.parametrize("key, names", [("items", "chanse, items"), ("chance", "chance, chanse")])
 def test_an_entry_that_lacks_a_key_is_refused_before_training(monkeypatch, capsys, key, names):
     assert probes.main() == 0
-    tasks = copy.deepcopy(probes.specification()["tasks"])
+    tasks = copy.deepcopy(probes.load_specification()["tasks"])
     tasks["cloze"]["chanse"] = tasks["cloze"].pop(key)
-    monkeypatch.setattr(probes, "specification", lambda: {"version": 1, "tasks": tasks})
+    monkeypatch.setattr(probes, "load_specification", lambda: {"version": 1, "tasks": tasks})
     assert probes.main() == 2
     assert f"eval/tasks/tasks.yaml, cloze: {names}: missing or not known" in capsys.readouterr().err
 
@@ -424,7 +424,7 @@ def test_how_common_a_word_is_does_not_tell_the_one_left_out():
     rng, words = random.Random(2), [a + b + c for a in "bdfgk" for b in "aei" for c in "lmn"]
     texts = [" ".join(rng.choices(words, [1 / rank for rank in range(1, 46)], k=300)) for _ in range(40)]
     count = Counter(" ".join(texts).split())
-    items, away = probes.make_items(sorted(texts, key=probes.digest), 256)["cloze"], []
+    items, away = probes.make_items(sorted(texts, key=probes.short_hash), 256)["cloze"], []
     for row in items:
         said = [count[choice.split()[0]] for choice in row["choices"]]
         away += [abs(math.log(n / said[row["target"]])) for n in said]
@@ -632,7 +632,7 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     gpt = GPT(ModelConfig(**json.loads((run / "run.json").read_text())["config"]["model"]), seed=2)
     gpt.load_state_dict(load_file(run / "weights.safetensors"))
     nats = size = 0.0
-    for item in probes.held_out_items(probes.documents(manifest["valid"]), 80_000):
+    for item in probes.held_out_items(probes.sorted_texts(manifest["valid"]), 80_000):
         ids = [tokenizer.eod, *tokenizer.encode(item["target"])]
         for start in range(0, len(ids) - 1, 64):
             scored = ids[start + 1 : start + 65]

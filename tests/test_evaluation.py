@@ -286,7 +286,7 @@ def written(words: list[str], stop: str = ".") -> list[str]:
         return " ".join(rng.choice(words) for _ in range(rng.randint(6, 14))).capitalize() + stop
 
     texts = {" ".join(sentence() for _ in range(rng.randint(5, 12))) for _ in range(150)}
-    return sorted(texts, key=probes.digest)
+    return sorted(texts, key=probes.short_hash)
 
 
 @pytest.mark.parametrize("words,stop", [(RUSSIAN, "."), (GREEK, "."), (HINDI, "।")], ids=["ru", "el", "hi"])
@@ -312,7 +312,7 @@ def test_text_without_spaces_has_loss_and_continuations():
     rng = random.Random(2)
     letters = "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生"
     texts = ["".join("".join(rng.choices(letters, k=rng.randint(8, 20))) + "。" for _ in range(20)) for _ in range(60)]
-    made = probes.make_items(sorted(texts, key=probes.digest), 256)
+    made = probes.make_items(sorted(texts, key=probes.short_hash), 256)
     assert {name for name, rows in made.items() if rows} == {"bits_per_byte", "continuation"}
     for row in made["continuation"]:
         assert {len(choice_) for choice_ in row["choices"]} == {48}
@@ -322,11 +322,11 @@ def test_text_without_spaces_has_loss_and_continuations():
 def test_few_long_documents_are_many_items_of_their_own_clusters():
     long = ["é" * 5000 + "a", "ж" * 9000]
     rows = probes.held_out_items(long, max_bytes=80_000)
-    assert {row["cluster"] for row in rows} == {probes.digest(text) for text in long}
+    assert {row["cluster"] for row in rows} == {probes.short_hash(text) for text in long}
     assert len({row["id"] for row in rows}) == len(rows) == 3 + 5
     assert [len(row["target"].encode()) for row in rows][:4] == [4096] * 4  # the first of each before any second
     for text in long:
-        assert "".join(row["target"] for row in rows if row["cluster"] == probes.digest(text)) == text
+        assert "".join(row["target"] for row in rows if row["cluster"] == probes.short_hash(text)) == text
     assert len(probes.held_out_items(long, max_bytes=4096 * 3)) == 3
 
 
@@ -337,7 +337,7 @@ def test_documents_of_one_package_are_one_cluster(tmp_path):
             labels = {"package": f"p{i % 3}"} if i < 20 else {}
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
     clusters = probes.clusters_of([tmp_path / "valid.jsonl.gz"])
-    assert list(clusters) == probes.documents([tmp_path / "valid.jsonl.gz"]) and len(set(clusters.values())) == 13
+    assert list(clusters) == probes.sorted_texts([tmp_path / "valid.jsonl.gz"]) and len(set(clusters.values())) == 13
     made = probes.make_items(list(clusters), 256, clusters)
     assert {row["cluster"] for row in made["bits_per_byte"]} == set(clusters.values())
     for row in made["continuation"]:
@@ -350,9 +350,9 @@ def test_bytes_are_counted_and_not_characters():
     gpt, seq = GPT(ModelConfig(**{**SHAPE, "seq": 8}, vocab=257, pos="alibi"), seed=3), 8
     texts = ["жёлтый узел графа " * 4, "привет, мир и дерево " * 4]
     scorer = Scorer(gpt, Utf8(), window=seq)
-    spec = probes.specification()["tasks"]["bits_per_byte"]
+    spec = probes.load_specification()["tasks"]["bits_per_byte"]
     items = probes.held_out_items(texts, 10_000)
-    got = harness.evaluate(scorer, {"loss": (spec, items)})["loss"]
+    got = harness.run_held_out_tasks(scorer, {"loss": (spec, items)})["loss"]
     sizes = [len(text.encode()) for text in texts]
     assert [sample["bytes"] for sample in got["samples"]] == sizes > [len(text) for text in texts]
     assert got["value"] == pytest.approx(
@@ -397,17 +397,17 @@ def lossy(tmp_path: Path):
 def test_bytes_that_a_tokenizer_does_not_know_are_charged(tmp_path):
     tokenizer = lossy(tmp_path)
     scorer = Scorer(model("alibi"), tokenizer, window=24)
-    spec = probes.specification()["tasks"]["bits_per_byte"]
+    spec = probes.load_specification()["tasks"]["bits_per_byte"]
     text = "the path узла of"  # a word of four letters and eight bytes has no pieces
     items = probes.held_out_items([text, "the path of"], 10_000)
-    got = harness.evaluate(scorer, {"loss": (spec, items)})["loss"]
+    got = harness.run_held_out_tasks(scorer, {"loss": (spec, items)})["loss"]
     first, second = got["samples"]
     assert first["unknown_bytes"] == 8 and "unknown_bytes" not in second
     ids = tokenizer.encode(text)
     scored = one_by_one(scorer.model, [tokenizer.eod], ids)[0]
     assert first["nats"] == pytest.approx(-scored + 8 * 8 * math.log(2), abs=1e-4)
     # a text that is unknown as a whole costs as much as to write it out, whatever the model believes
-    whole = harness.evaluate(scorer, {"loss": (spec, probes.held_out_items(["узел" * 50], 10_000))})["loss"]
+    whole = harness.run_held_out_tasks(scorer, {"loss": (spec, probes.held_out_items(["узел" * 50], 10_000))})["loss"]
     assert whole["value"] >= 8
     assert position.pieces(["узел the path " * 99], tokenizer, 8) == []
 
@@ -582,11 +582,11 @@ def test_a_pattern_names_all_that_it_matches():
 
 def test_standard_errors_that_are_not_known_are_none(run):
     """Of a single item there is none, and NaN is no JSON."""
-    from eval.entries import document_loss, stderr
+    from eval.entries import document_loss, stderr_of_mean
 
     assert document_loss([{"id": "é", "nats": 3.0, "bytes": 4}])["stderr"] is None
-    assert stderr([[{"id": "é", "value": 1}], [{"id": "é", "value": 1}, {"id": "è", "value": 0}]]) is None
-    assert stderr([[]]) is None and stderr([]) is None
+    assert stderr_of_mean([[{"id": "é", "value": 1}], [{"id": "é", "value": 1}, {"id": "è", "value": 0}]]) is None
+    assert stderr_of_mean([[]]) is None and stderr_of_mean([]) is None
     two = document_loss([{"id": "é", "nats": math.log(2) * 8, "bytes": 1}, {"id": "è", "nats": 0.0, "bytes": 3}])
     assert two["value"] == 2.0 and np.isfinite(two["stderr"])  # 8 bits of 4 bytes; the mean of the ratios would be 4
 

@@ -16,8 +16,8 @@ from ablations.study import from_args
 from ablations.values import ConfigError, difference
 from eval.report.comparison import predictions
 from eval.report.comparison.contrasts import contrast_variance
-from eval.report.comparison.gather import gather
-from eval.report.record import terminal_text, write
+from eval.report.comparison.gather import gather_findings
+from eval.report.record import terminal_text, write_record_files
 from eval.statistics.comparison import apply_holm_correction, compare
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
 from tests import made_study
@@ -203,7 +203,7 @@ def crossed(root: Path, interaction: float, seeds: list[int]) -> Any:
 
 def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: Path) -> None:
     study = crossed(tmp_path / "runs", 0.05, [1, 2, 3])
-    findings = gather(study)
+    findings = gather_findings(study)
     found = findings.effects["bits/byte"]
     assert found[0b11].difference == pytest.approx(0.05, abs=0.012) and found[0b11].is_significant
     assert found[0b01].difference == pytest.approx(-0.06 + 0.025, abs=0.012) and found[0b01].is_significant
@@ -225,7 +225,7 @@ def test_a_report_of_a_factorial_finds_the_interaction_that_is_there(tmp_path: P
             re.match(rf"{name}, bits/byte +[+-]0\.0\d+ +[+-]0\.\d+ to [+-]0\.\d+ +(better|worse|undecided)", line)
             for line in shown.values()
         ), (name, shown)
-    write(findings, tmp_path / "record")
+    write_record_files(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "## Main effects and interactions" in text and "worse together by" in text
     assert "pos=alibi × act=swiglu, bits/byte" in text
@@ -250,7 +250,7 @@ def test_a_predicted_interaction_holds_or_fails_and_may_have_arms_of_earlier_stu
         for seed in study.seeds:
             is_new = arm == "pos=alibi+act=swiglu"
             rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
-    rows = predictions.checked_predictions(gather(study))
+    rows = predictions.checked_predictions(gather_findings(study))
     assert {row.text: (row.outcome, row.registered) for row in rows} == expected
     assert rows[0].measured.startswith("pos=alibi × act=swiglu: +0.0")
 
@@ -265,13 +265,13 @@ def test_a_prediction_that_came_after_all_four_arms_is_no_registered_one(tmp_pat
         for seed in study.seeds:
             is_new = (arm, seed) == ("pos=alibi+act=swiglu", 1)  # its seed 2 came earlier
             rundir.append_registration(study.cell(arm, seed).dir, study.registration if is_new else earlier, 0)
-    assert [row.registered for row in predictions.checked_predictions(gather(study))] == [False]
+    assert [row.registered for row in predictions.checked_predictions(gather_findings(study))] == [False]
 
 
 def test_an_edge_along_which_more_than_one_setting_differs_is_named(tmp_path: Path) -> None:
     study = crossed(tmp_path, 0.0, [1, 2])
-    assert not [line for line in gather(study).mismatches if "differs from" in line]
+    assert not [line for line in gather_findings(study).mismatches if "differs from" in line]
     folder = study.cell("pos=alibi+act=swiglu", 2).dir
     made_study.change(folder / "run.json", "effective", "train.batch", to=16)
-    lines = gather(study).mismatches
+    lines = gather_findings(study).mismatches
     assert any("differs from act=swiglu in more than one line: train.batch" in line for line in lines), lines

@@ -23,8 +23,8 @@ from ablations.safe_files import Damaged
 from eval.finetune import __main__ as command
 from eval.finetune import classifier, metrics, results, tasks, train
 from eval.finetune.classifier import Classifier, GPTBackbone, HuggingFaceBackbone, pad
-from eval.finetune.source import Source
-from eval.report.reading.external import conditions, read_external, reason_not_comparable
+from eval.finetune.source import PretrainedModel
+from eval.report.reading.external import conditions_to_compare, read_external, reason_not_comparable
 from eval.report.reading.runs import read_glue_table
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -175,7 +175,9 @@ def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
     def result(mcc: float, collapsed: bool = False) -> dict:
         return {"sets": {"dev": {"metrics": {"mcc": mcc}, "chance": {"mcc": 0.0}, "collapsed": collapsed, "items": []}}}
 
-    table = results.summarise({"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]})
+    table = results.summarise_over_seeds(
+        {"cola": [result(0.5), result(0.0, True), result(0.1), result(0.4), result(0.3)]}
+    )
     study = table["scores"]["cola"]["study"]
     assert (study["median"], study["lowest"], study["highest"]) == (30.0, 0.0, 50.0)
     assert table["scores"]["cola"]["collapsed"] == 1 and "1 COLLAPSED" in command.table_text(table)
@@ -187,7 +189,7 @@ def test_the_table_is_of_medians_with_the_spread_and_the_collapsed() -> None:
 
 def test_the_schedule_is_the_tasks_own() -> None:
     for steps in (10, 100, 12_345):
-        rates = [train.schedule(step, steps, 0.1) for step in range(steps)]
+        rates = [train.learning_rate_factor(step, steps, 0.1) for step in range(steps)]
         top = int(0.1 * steps)
         assert rates[0] == 0 and rates[top] == 1 == max(rates) and rates[-1] < 0.06
         middle = top + (steps - top) // 2
@@ -197,12 +199,12 @@ def test_the_schedule_is_the_tasks_own() -> None:
 def test_batches_hold_every_item_once_by_length_and_follow_from_seed_and_epoch() -> None:
     rng = random.Random(0)
     lengths = [rng.randint(3, 90) for _ in range(2003)]
-    made = train.batches(lengths, 16, 1, 0)
+    made = train.epoch_batches(lengths, 16, 1, 0)
     assert sorted(i for batch in made for i in batch) == list(range(2003)) and max(map(len, made)) == 16
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in made)
     assert padded < 1.1 * sum(lengths)
-    assert made == train.batches(lengths, 16, 1, 0)
-    assert made not in (train.batches(lengths, 16, 2, 0), train.batches(lengths, 16, 1, 1))
+    assert made == train.epoch_batches(lengths, 16, 1, 0)
+    assert made not in (train.epoch_batches(lengths, 16, 2, 0), train.epoch_batches(lengths, 16, 1, 1))
     assert [len(batch) for batch in made] != sorted(len(batch) for batch in made)
     first = [min(lengths[i] for i in batch) for batch in made]
     assert first != sorted(first)
@@ -330,18 +332,18 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
                 epoch = -1
 
                 def __len__(self) -> int:
-                    return len(train.batches(lengths, 8, 5, 0))
+                    return len(train.epoch_batches(lengths, 8, 5, 0))
 
                 def __iter__(self):
                     self.epoch += 1
-                    for items in train.batches(lengths, 8, 5, self.epoch):
+                    for items in train.epoch_batches(lengths, 8, 5, self.epoch):
                         batch = pad([rows[i] for i in items])
                         told = torch.tensor([labels[i] for i in items])
                         yield {"input_ids": batch.tokens_BT, "attention_mask": batch.real_BT.long(), "labels": told}
 
             return Epochs()  # type: ignore[return-value]
 
-    steps = 2 * len(train.batches(lengths, 8, 5, 0))
+    steps = 2 * len(train.epoch_batches(lengths, 8, 5, 0))
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "out"),
         num_train_epochs=2,
@@ -700,7 +702,7 @@ def test_an_external_checkpoint_is_fine_tuned_like_a_run(glue: Path, tmp_path: P
     assert made["stsb-1.json"]["sets"] != made["stsb-2.json"]["sets"]
     row = read_external(to)  # and a report can show it beside another model that was asked the same
     assert row.name == "external" and set(row.table["scores"]) == {"rte", "stsb", "mnli", "mnli-mm"}
-    assert conditions(row.table, "mnli-mm")["sha256 of the data"] == made["mnli-1.json"]["data_sha256"]
+    assert conditions_to_compare(row.table, "mnli-mm")["sha256 of the data"] == made["mnli-1.json"]["data_sha256"]
     assert (
         reason_not_comparable(row.table, [json.loads(json.dumps(row.table)) | {"model_sha256": "another"}], "rte") == ""
     )
@@ -722,15 +724,15 @@ def test_an_external_checkpoint_is_its_weights_settings_and_tokenizer_and_a_deco
         ("causal", transformers.BertConfig(architectures=["BertModel"], is_decoder=True), "last"),
     ):
         config.save_pretrained(tmp_path / name)
-        assert Source(None, tmp_path / name, None).pooling() == pooling
+        assert PretrainedModel(None, tmp_path / name, None).pooling() == pooling
     folder, seen = tmp_path / "bert", set()
     for file in ("model.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer.json", "merges.txt", "spiece.model"):
         for content in ("one", "two"):
             (folder / file).write_text(content)
-            seen.add(Source(None, folder, None).sha256())
+            seen.add(PretrainedModel(None, folder, None).sha256())
     assert len(seen) == 12
     (folder / "README.md").write_text("a word about it")
-    assert Source(None, folder, None).sha256() in seen
+    assert PretrainedModel(None, folder, None).sha256() in seen
 
 
 def test_a_study_names_its_glue_tasks_and_where_they_are(

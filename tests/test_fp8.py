@@ -331,7 +331,7 @@ def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(corpus: str, store: 
     assert {p["factor"]: p["value"] for p in record["proofs"]}["train.precision"] == "fp8"
     model = GPT(cell.run.model)  # as eval/evaluation.py makes it
     for kept in weights.weights_of(cell.dir):
-        model.load_state_dict(state := kept.read(record, model))
+        model.load_state_dict(state := kept.state_dict(record, model))
         assert {w.dtype for w in state.values()} == {torch.bfloat16}
     assert len(weights.weights_of(cell.dir)) == 2
 

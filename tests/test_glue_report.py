@@ -10,9 +10,9 @@ import pytest
 
 from ablations.safe_files import Damaged
 from eval.finetune.__main__ import table_text
-from eval.finetune.results import summarise
+from eval.finetune.results import summarise_over_seeds
 from eval.finetune.tasks import Example
-from eval.finetune.train import score
+from eval.finetune.train import score_predictions
 from eval.report.reading.runs import read_glue_table
 from eval.report.sections import glue
 
@@ -32,12 +32,12 @@ def table(mnli: float, mm: float, rest: float, spearman: float, collapsed: bool 
                 "dev_mismatched": one | {"metrics": CHANCE | {"accuracy": mm}},
             }
         results[name] = [{"sets": sets}]
-    return summarise(results)
+    return summarise_over_seeds(results)
 
 
 def rows(beside: str, tables: list[dict[str, Any]]) -> dict[str, list[str]]:
     cells = {"baseline": {seed: {"glue": one} for seed, one in enumerate(tables)}}
-    section = glue.section(SimpleNamespace(cells_with=lambda key: cells, published_shown=beside, external=[]))  # type: ignore[arg-type]
+    section = glue.section(SimpleNamespace(cells_with_entry=lambda key: cells, published_shown=beside, external=[]))  # type: ignore[arg-type]
     _, made = section.blocks
     header, lines = made.head, made.rows
     assert header[-3:] == ["mean of nine", "of eight tasks", "of eight, leaderboard"]
@@ -56,7 +56,7 @@ def test_one_answer_to_all_stands_beside_chance() -> None:
     """MRPC with 181 paraphrases of 266: always yes has an F1 of 2 x 181 / (266 + 181) and an accuracy of 181 / 266."""
     examples = [Example(str(i), "a", "b", float(i < 181)) for i in range(266)]
     rng = np.random.default_rng(0)
-    made = summarise({"mrpc": [{"sets": {"dev": score(rng.normal(size=(266, 2)), examples)}}]})
+    made = summarise_over_seeds({"mrpc": [{"sets": {"dev": score_predictions(rng.normal(size=(266, 2)), examples)}}]})
     entry = made["scores"]["mrpc"]
     assert entry["study"]["constant"] == pytest.approx(100 * 362 / 447) and entry["study"]["items"] == 266
     assert entry["leaderboard"]["constant"] == pytest.approx(50 * (362 / 447 + 181 / 266))
@@ -65,11 +65,13 @@ def test_one_answer_to_all_stands_beside_chance() -> None:
     assert [got[name][0] for name in ("chance", "one answer to all", "items")] == ["57.6", "81.0", "266"]
     assert "266 items; chance 57.6, one answer to all 81.0)" in table_text(made)
     nli = [Example(str(i), "a", "b", float(i % 5 // 2)) for i in range(10)]  # 4, 4 and 2 of three classes
-    three = score(rng.normal(size=(10, 3)), nli)["constant"]
+    three = score_predictions(rng.normal(size=(10, 3)), nli)["constant"]
     assert [round(each["accuracy"], 9) for each in three] == [0.4, 0.4, 0.2]
     assert (
         "constant"
-        not in summarise({"stsb": [{"sets": {"dev": score(rng.normal(size=(10, 1)), nli)}}]})["scores"]["stsb"]["study"]
+        not in summarise_over_seeds({"stsb": [{"sets": {"dev": score_predictions(rng.normal(size=(10, 1)), nli)}}]})[
+            "scores"
+        ]["stsb"]["study"]
     )
 
 

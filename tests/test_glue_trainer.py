@@ -123,11 +123,11 @@ def trainer(
         epoch = -1
 
         def __len__(self) -> int:
-            return len(train.batches(lengths, setting.batch, seed, 0))
+            return len(train.epoch_batches(lengths, setting.batch, seed, 0))
 
         def __iter__(self) -> Iterator[list[int]]:
             self.epoch += 1
-            yield from train.batches(lengths, setting.batch, seed, self.epoch)
+            yield from train.epoch_batches(lengths, setting.batch, seed, self.epoch)
 
     collate = transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(model.name_or_path))
     losses: list[float] = []
@@ -197,9 +197,9 @@ def both(
     made, their_losses = trainer(theirs, encoded, list(map(len, rows)), setting, seed, to)
     made.train()
     their_logits = made.predict(their_rows(judged)).predictions
-    score = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef}[tasks.TASKS[name].study]
+    score = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef}[tasks.TASKS[name].cramming_metric]
     dev_labels = [int(item.label) for item in judged]
-    scores = metrics.classification_metrics(logits, np.array(dev_labels))[tasks.TASKS[name].study]
+    scores = metrics.classification_metrics(logits, np.array(dev_labels))[tasks.TASKS[name].cramming_metric]
     return {
         "losses": (losses, their_losses),
         "logits": (logits, their_logits),
@@ -245,7 +245,7 @@ def main() -> None:
                 scores = 100 * np.array([made["scores"] for made in runs])
                 apart = max(np.abs(np.subtract(*made["losses"])).max() for made in runs)
                 print(
-                    f"dropout {dropout}, {name}: {tasks.TASKS[name].study} ours {scores[:, 0].round(1)}, "
+                    f"dropout {dropout}, {name}: {tasks.TASKS[name].cramming_metric} ours {scores[:, 0].round(1)}, "
                     f"Trainer {scores[:, 1].round(1)}, {len(runs[0]['losses'][0])} steps, losses differ by {apart:.1e}",
                     flush=True,
                 )

@@ -382,7 +382,7 @@ def test_without_a_network_the_hub_is_asked_once(tmp_path, monkeypatch):
     """Thousands of data sets, as of mmlu_*, would each be tried again and again."""
     asked = []
     monkeypatch.setattr(fetch, "why_unreachable", lambda: asked.append(1) or "no network")
-    monkeypatch.setattr(fetch, "fetch", lambda source, *rest: pytest.fail(f"{source} was tried"))
+    monkeypatch.setattr(fetch, "read_split", lambda source, *rest: pytest.fail(f"{source} was tried"))
     splits = {f"task{i}": (mirror.Source(f"org/set{i}", "default", "test"), {}) for i in range(1000)}
     assert fetch.write_mirror(splits, tmp_path) == dict.fromkeys(splits, "no network") and asked == [1]
     done = call("eval.tasks.fetch", NOWHERE, tmp_path / "home", "--to", tmp_path, "--tasks", "copa,boolq,piqa")

@@ -217,9 +217,9 @@ def test_faults_of_the_batch_fire(monkeypatch: MonkeyPatch) -> None:
 def test_likelihoods_from_left_to_right_are_refused_with_what_is_possible() -> None:
     model = GPT(MLM).eval()
     with pytest.raises(ValueError, match="no likelihood of a text from left to right.*masked tokens"):
-        score.likelihoods(model, [([1, 2], [3])])
+        score.score_pairs(model, [([1, 2], [3])])
     with pytest.raises(ValueError, match="no likelihood"):
-        score.continuations(model, [[1, 2]], 2, lambda ids: False)
+        score.greedy_continuations(model, [[1, 2]], 2, lambda ids: False)
 
 
 def test_likelihood_tasks_are_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -15,8 +15,8 @@ from ablations.criteria import Criteria
 from ablations.noise_floor import NoiseFloor, read_noise_floor
 from ablations.study import from_args
 from eval.report import noise
-from eval.report.comparison.gather import gather
-from eval.report.record import write
+from eval.report.comparison.gather import gather_findings
+from eval.report.record import write_record_files
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import combine_with_noise_floor
 from launch import local
@@ -32,12 +32,12 @@ def floor(tmp_path: Path) -> NoiseFloor:
     """Five runs of the baseline."""
     runs = make(Study(tmp_path / "noise", arms=["pos=learned"], seeds=SEEDS))
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather_findings(runs))))
     return read_noise_floor(str(path))
 
 
 def judged_with(study: Study, floor: NoiseFloor | None) -> Any:
-    return gather(replace(study, criteria=Criteria(seeds=len(study.seeds), noise_floor=floor)))
+    return gather_findings(replace(study, criteria=Criteria(seeds=len(study.seeds), noise_floor=floor)))
 
 
 def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: NoiseFloor, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_floor_is_the_variance_of_its_runs_and_says_what_it_is_of(floor: Noise
     assert content["settings"]["data.corpus"] == "pydocs" and "seed" not in content["settings"]
     few = make(Study(tmp_path / "few", arms=["pos=learned"], seeds=[1, 2]))
     with pytest.raises(ValueError, match="2 runs of pos=learned are finished and judged: 3 are needed"):
-        noise.noise_floor_content(gather(few))
+        noise.noise_floor_content(gather_findings(few))
 
 
 def test_a_floor_of_two_seeds_is_refused_before_any_run(tmp_path: Path) -> None:
@@ -66,12 +66,12 @@ def test_a_floor_names_the_code_of_all_its_runs(tmp_path: Path) -> None:
     for seed, key, value in ((1003, "sha", "4567def89"), (1004, "sha", "4567def89"), (1005, "dirty", True)):
         change(runs.cell("pos=learned", seed).dir / "run.json", "commit", key, to=value)
     path = tmp_path / "baseline-nano.json"
-    path.write_text(json.dumps(noise.noise_floor_content(gather(runs))))
+    path.write_text(json.dumps(noise.noise_floor_content(gather_findings(runs))))
     several = read_noise_floor(str(path))
     code = "0123abc and 4567def and 0123abc with changes that are in no commit"
     assert several.code == code
     found = judged_with(make(Study(tmp_path / "runs", seeds=[1, 2])), several)
-    write(found, tmp_path / "out")
+    write_record_files(found, tmp_path / "out")
     assert f"code {code}, " in section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     change(path, "commits", to=[1])
     with pytest.raises(ConfigError, match="commits is not what"):
@@ -86,8 +86,8 @@ def test_a_study_borrows_the_degrees_of_freedom_of_its_floor(floor: NoiseFloor, 
     assert borrowed.seeds.variance == pytest.approx((2 * alone.seeds.variance + 4 * sd**2) / 6)
     assert borrowed.difference == alone.difference and borrowed.p < alone.p
     found = judged_with(study, floor)
-    assert found.verdict("pos=alibi", "bits/byte").startswith("exploratory: better by")
-    write(found, tmp_path / "out")
+    assert found.verdict_in_words("pos=alibi", "bits/byte").startswith("exploratory: better by")
+    write_record_files(found, tmp_path / "out")
     text = section((tmp_path / "out/report.md").read_text(), "Differences from the baseline")
     assert f"Noise floor: {floor.identity}, 5 runs" in text and "chosen after the runs" in text
 
@@ -96,7 +96,11 @@ def test_a_floor_that_was_registered_decides(floor: NoiseFloor, tmp_path: Path) 
     study = make(Study(tmp_path / "runs", seeds=[1, 2]))
     criteria = Criteria(seeds=2, noise_floor=floor)
     made_study.register(study, criteria)
-    assert gather(made_study.registered(study, criteria)).verdict("pos=alibi", "bits/byte").startswith("better by")
+    assert (
+        gather_findings(made_study.registered(study, criteria))
+        .verdict_in_words("pos=alibi", "bits/byte")
+        .startswith("better by")
+    )
 
 
 @pytest.mark.parametrize(

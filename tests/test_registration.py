@@ -16,8 +16,8 @@ from ablations.values import ConfigError
 from eval.report import track_record
 from eval.report.__main__ import main
 from eval.report.comparison import predictions
-from eval.report.comparison.gather import gather
-from eval.report.record import write
+from eval.report.comparison.gather import gather_findings
+from eval.report.record import write_record_files
 from eval.statistics.comparison import compare
 from eval.statistics.parts import Variance
 from launch import local
@@ -235,13 +235,15 @@ def registering(study: Any, lines: list[str], steps: dict[str, int]) -> Any:
 
 
 def outcomes(study: Any) -> dict[str, str]:
-    return {row.text: row.outcome for row in predictions.checked_predictions(gather(study))}
+    return {row.text: row.outcome for row in predictions.checked_predictions(gather_findings(study))}
 
 
 def test_a_report_counts_a_shared_prediction_once(tmp_path: Path) -> None:
     study = made_study.make(made_study.Study(tmp_path))
     lines = ["alibi < learned", "alibi - learned in [-1, 0]", "alibi < learned", "pos=alibi < baseline"]
-    rows = predictions.checked_predictions(gather(registering(study, lines, {"pos=alibi": 0, "pos=learned": 0})))
+    rows = predictions.checked_predictions(
+        gather_findings(registering(study, lines, {"pos=alibi": 0, "pos=learned": 0}))
+    )
     assert [row.text for row in rows] == lines[:2] and all(row.registered for row in rows)
 
 
@@ -294,7 +296,7 @@ def test_an_interval_that_ends_at_the_truth_is_called_held_in_5_percent() -> Non
 def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp_path: Path) -> None:
     study = made_study.make(made_study.Study(tmp_path / "runs"))
     registering(study, ["alibi < learned"], {"pos=learned": 512, "pos=alibi": 0})
-    write(gather(study), tmp_path / "record")
+    write_record_files(gather_findings(study), tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "cannot be told" not in text
     assert "registered before the first step in 3 of 6 runs" in text
@@ -303,7 +305,7 @@ def test_the_report_says_what_was_registered_when_and_which_predictions_held(tmp
     assert "| `alibi < learned` | bits/byte | yes | **held** |" in text
 
     study.registration = study.registration | {"metric": "zero-shot"}
-    write(gather(study), tmp_path / "record")
+    write_record_files(gather_findings(study), tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "the metric was changed after 6 of 6 runs had begun: then `bits/byte`, now `zero-shot`" in text
     summary = json.loads((tmp_path / "record/run.json").read_text())["registration"]
@@ -319,8 +321,8 @@ def test_a_prediction_that_came_after_its_arms_is_no_registered_one(tmp_path: Pa
     for arm in study.arms:
         for seed in study.seeds:
             rundir.append_registration(study.cell(arm, seed).dir, late.registration, 512)
-    assert [row.registered for row in predictions.checked_predictions(gather(study))] == [True]
-    assert [row.registered for row in predictions.checked_predictions(gather(late))] == [False]
+    assert [row.registered for row in predictions.checked_predictions(gather_findings(study))] == [True]
+    assert [row.registered for row in predictions.checked_predictions(gather_findings(late))] == [False]
 
 
 def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path) -> None:
@@ -328,9 +330,9 @@ def test_a_registration_that_is_not_the_one_of_run_json_is_named(tmp_path: Path)
     registering(study, [], dict.fromkeys(study.arms, 0))
     folder = study.cell("pos=alibi", 2).dir
     made_study.change(folder / "run.json", "registered", to="0" * 64)
-    assert any("registered.jsonl does not begin" in line for line in gather(study).mismatches)
+    assert any("registered.jsonl does not begin" in line for line in gather_findings(study).mismatches)
     for _ in range(2):  # of another registration; of none
-        write(gather(study), tmp_path / "record")
+        write_record_files(gather_findings(study), tmp_path / "record")
         text = (tmp_path / "record/report.md").read_text()
         assert "nothing was changed since" not in text and "cannot be told of every run" in text
         (folder / rundir.REGISTERED).unlink(missing_ok=True)
@@ -343,7 +345,7 @@ def test_a_report_without_words_counts_the_predictions_of_all_records(
     study = made_study.make(made_study.Study(tmp_path / "runs"))
     lines = ["alibi < learned", "learned < alibi", "alibi - learned in [-0.06, 0.1]"]
     registering(study, lines, dict.fromkeys(study.arms, 0))
-    write(gather(study), tmp_path / "records/one")
+    write_record_files(gather_findings(study), tmp_path / "records/one")
     (tmp_path / "records/old").mkdir()
     (tmp_path / "records/old/run.json").write_text(json.dumps({"name": "old", "runs": []}))  # of before
     (tmp_path / "records/broken").mkdir()
@@ -353,7 +355,7 @@ def test_a_report_without_words_counts_the_predictions_of_all_records(
     said = capsys.readouterr()
     assert "Registered before the runs: 1 held, 1 failed, 1 undecided, 50% of those that are decided held." in said.out
     assert "broken/run.json is damaged" in said.err
-    predictions, _ = track_record.predictions([tmp_path / "records"])
+    predictions, _ = track_record.read_predictions([tmp_path / "records"])
     assert [line["outcome"] for line in predictions] == ["held", "failed", "undecided"]
 
 
@@ -380,7 +382,7 @@ def test_what_was_expected_is_said_to_be_of_before_the_runs_only_where_it_was(tm
             for seed in study.seeds:
                 rundir.append_registration(study.cell(arm, seed).dir, {"study": "position", "expected": then}, step)
         study.registration = {"study": "position", "expected": expect}  # type: ignore[attr-defined]
-        write(gather(study), tmp_path / "record")
+        write_record_files(gather_findings(study), tmp_path / "record")
         return (tmp_path / "record/report.md").read_text().split("pos=learned")[0]
 
     first = {"pos=learned": 0, "pos=alibi": 0}

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from eval.report.__main__ import main
-from eval.report.comparison.gather import gather
+from eval.report.comparison.gather import gather_findings
 from eval.report.reading.short_names import shortest_ends
-from eval.report.request import parse
+from eval.report.request import parse_request
 from tests.made_study import ARMS, FILES, Cell, Study, change, config, make, report, section, study  # noqa: F401  # a fixture
 
 
 def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, monkeypatch):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    one, noise = parse([f"RUNS={study.root}"])[:2]
+    one, noise = parse_request([f"RUNS={study.root}"])[:2]
     assert one.arms == ["alibi", "learned", "none"] and one.seeds == [1, 2, 3] and noise == []
     text = report(one, tmp_path / "out")
     assert "learned" in text.splitlines()[2] and "worse by 0.0" in text.splitlines()[2]
@@ -26,7 +26,7 @@ def test_runs_that_others_send_are_compared_without_a_study(tmp_path, capsys, mo
     places = section((tmp_path / "out" / "report.md").read_text(), "Places")
     assert "| 1 | alibi |" in places and "| 2–3 | learned |" in places and "| 2–3 | none |" in places
     both = f"RUNS={study.cell('pos=none', 1).dir} {study.cell('pos=learned', 1).dir}"
-    assert parse([both]).study.arms == ["none", "learned"]  # in the order in which they are named
+    assert parse_request([both]).study.arms == ["none", "learned"]  # in the order in which they are named
     for words, why in (([f"RUNS={tmp_path / 'nowhere'}"], "is no run directory"), ([both, both], "is given twice")):
         assert main(words) == 2
         assert why in capsys.readouterr().err
@@ -38,18 +38,18 @@ def test_a_run_that_lies_in_two_folders_counts_once_where_its_results_are_the_sa
     for seed in study.seeds:
         shutil.copytree(study.cell("pos=learned", seed).dir, other / f"pos=learned,seed={seed}")
     change(other / "pos=learned,seed=1" / "eval.json", "seconds", to=1234.5)
-    both = parse([f"RUNS={study.root} {other}"]).study
-    assert both.runs == parse([f"RUNS={study.root}"]).study.runs
+    both = parse_request([f"RUNS={study.root} {other}"]).study
+    assert both.runs == parse_request([f"RUNS={study.root}"]).study.runs
     change(other / "pos=learned,seed=2" / "eval.json", "weights_sha256", to="others")
     with pytest.raises(
         ValueError, match="seed=2 are the same run, one configuration and seed 2, with different"
     ) as said:
-        parse([f"RUNS={study.root} {other}"])
+        parse_request([f"RUNS={study.root} {other}"])
     advised = re.search("RUNS='(.*)'", str(said.value))[1].replace("ARM", "pos=alibi")
     assert advised == f"{study.root} {other}/pos=alibi,seed=*"
     (other / "pos=learned,seed=2" / "eval.json").unlink()
     with pytest.raises(ValueError, match="or not both are judged"):
-        parse([f"RUNS={study.root} {other}"])
+        parse_request([f"RUNS={study.root} {other}"])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to,
     study = make(Study(tmp_path / "runs"))
     for seed in study.seeds:
         change(study.cell("pos=alibi", seed).dir / "eval.json", *keys, to=to)
-    one = parse([f"RUNS={study.root}"]).study
+    one = parse_request([f"RUNS={study.root}"]).study
     text = report(one, tmp_path / "out")
     assert text.splitlines()[2].endswith("evaluated differently: not compared")
     assert "better" not in text.split("±:")[0].replace("is better", "")
@@ -76,17 +76,17 @@ def test_runs_that_were_evaluated_differently_are_not_ranked(tmp_path, keys, to,
 
 def test_runs_may_lie_in_a_folder_with_a_space(study, tmp_path):
     shutil.copytree(study.root, tmp_path / "their runs")
-    assert len(parse([f"RUNS={tmp_path / 'their runs'}"]).study.runs) == 6
-    one = parse(
+    assert len(parse_request([f"RUNS={tmp_path / 'their runs'}"]).study.runs) == 6
+    one = parse_request(
         [f"RUNS='{tmp_path}/their runs/pos=none,seed=1' '{study.root}/pos=alibi,seed=2'".replace("none", "learned")]
     )
     assert len(one.study.runs) == 2 and str(tmp_path) not in one.study.command
 
 
 def test_arms_with_different_seeds_are_named_since_the_means_of_the_table_are_over_different_seeds(study, tmp_path):
-    assert gather(parse([f"RUNS={study.root}"]).study).mismatches == []
+    assert gather_findings(parse_request([f"RUNS={study.root}"]).study).mismatches == []
     shutil.rmtree(study.cell("pos=alibi", 1).dir)
-    one = parse([f"RUNS={study.root}"]).study
+    one = parse_request([f"RUNS={study.root}"]).study
     report(one, tmp_path / "out")
     (line,) = section((tmp_path / "out/report.md").read_text(), "What does not match").splitlines()
     assert line.startswith("* arms have different seeds, alibi (seeds 2, 3); learned (seeds 1, 2, 3): the means in the")
@@ -95,20 +95,20 @@ def test_arms_with_different_seeds_are_named_since_the_means_of_the_table_are_ov
 def test_the_command_of_a_comparison_is_accepted_again_or_says_what_it_lacks(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = "runs/pos=learned,seed=1 runs/pos=alibi,seed=1"
-    one = parse([f"RUNS={names}", "OUT=some/where"]).study
+    one = parse_request([f"RUNS={names}", "OUT=some/where"]).study
     assert one.command == f"make report OUT=some/where RUNS='{names}'" and not one.left_out_of_command
-    assert parse(shlex.split(one.command)[2:]).study == one
+    assert parse_request(shlex.split(one.command)[2:]).study == one
     words = ["POS=alibi", "SIZE=nano", "TASKS=piqa", f"EVAL_DATA={tmp_path}/e", f"GLUE={tmp_path}/a/b,c"]
     words.append(f"RUNS={study.root}")
-    inside = parse(words).study
+    inside = parse_request(words).study
     assert inside.command == "make report EVAL_DATA=e GLUE=a/b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
     assert not inside.left_out_of_command
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    outside = parse(words).study
+    outside = parse_request(words).study
     assert outside.command == "make report EVAL_DATA=e GLUE=b,c POS=alibi RUNS=runs SIZE=nano TASKS=piqa"
     assert outside.left_out_of_command.startswith("EVAL_DATA=, GLUE= and RUNS=: of an absolute path only the end is")
-    away = parse([f"RUNS={study.root}", "OUT=some/where"]).study
+    away = parse_request([f"RUNS={study.root}", "OUT=some/where"]).study
     assert away.command == "make report OUT=some/where RUNS=runs"
     report(away, tmp_path / "out")
     said = section((tmp_path / "out/report.md").read_text(), "How to redo it")
@@ -127,7 +127,7 @@ def test_several_studies_share_their_baseline(tmp_path, monkeypatch):
 
     plans = {"a": Planned("a", ["pos=learned", "pos=alibi"]), "b": Planned("b", ["pos=learned", "pos=none"])}
     monkeypatch.setattr(studies, "from_args", lambda words: plans[words[0].removeprefix("STUDY=")])
-    one = parse(["STUDY=a,b"]).study
+    one = parse_request(["STUDY=a,b"]).study
     assert one.arms == ["learned", "alibi", "none"] and len(one.runs) == 9
 
 
@@ -233,7 +233,7 @@ def test_runs_on_corpora_by_path_have_their_short_names_without_a_study_too(tmp_
     study = by_path(tmp_path / "runs", ONE, OTHER)
     for seed in study.seeds:
         change(study.cell(study.arms[1], seed).dir / "run.json", "config", "train", "tokens", to=2**21)
-    one = parse([f"RUNS={study.root}"]).study
+    one = parse_request([f"RUNS={study.root}"]).study
     assert report(one, tmp_path / "out").splitlines()[1].startswith("b/web.jsonl (baseline) ")
     places = section((tmp_path / "out" / "report.md").read_text(), "Places")
     assert "| trained on | 1.05M | 2.1M |" in places and "| b/web.jsonl, 2 seeds | - | " in places

@@ -9,11 +9,11 @@ import pytest
 
 from ablations.run import ABSENT
 from eval.report.__main__ import main
-from eval.report.comparison.comparable import exclude_runs_of_other_arms
-from eval.report.comparison.gather import gather
-from eval.report.comparison.mismatches import mismatches
-from eval.report.reading.runs import read
-from eval.report.request import parse
+from eval.report.comparison.comparable import exclude_misplaced_runs
+from eval.report.comparison.gather import gather_findings
+from eval.report.comparison.mismatches import find_mismatches
+from eval.report.reading.runs import read_run
+from eval.report.request import parse_request
 from tests.made_study import ARMS, TASK, Cell, Study, change, make, report, rescore, rewrite, section, study  # noqa: F401  # a fixture
 
 
@@ -32,13 +32,13 @@ def test_a_run_that_failed_is_said_to_have_failed(study, tmp_path):
 def test_one_proof_may_be_of_several_factors(study, monkeypatch):
     key, folder = "model.qkv_bias", study.cell("pos=alibi", 2).dir
     monkeypatch.setitem(ARMS, "pos=alibi", {key: False})
-    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    cells = {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     lacking = f"there is no activity proof of {key}"
-    assert any(lacking in line for line in mismatches(study, cells))
+    assert any(lacking in line for line in find_mismatches(study, cells))
     for seed in study.seeds:
         change(folder.parent / f"pos=alibi,seed={seed}/run.json", "proofs", 1, "factor", to=f"{key}, model.linear_bias")
-    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
-    assert not any(lacking in line for line in mismatches(study, cells))
+    cells = {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    assert not any(lacking in line for line in find_mismatches(study, cells))
 
 
 def idle(study: Study, arm: str, other: str) -> None:
@@ -172,8 +172,8 @@ def test_missing_and_unfinished_cells_are_named(study, tmp_path):
 )
 def test_everything_that_does_not_match_is_said(study, file, keys, to, line):
     change(study.cell("pos=alibi", 2).dir / file, *keys, to=to)
-    sentences = mismatches(
-        study, {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    sentences = find_mismatches(
+        study, {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     )
     assert [sentence for sentence in sentences if sentence.startswith(line)], sentences
 
@@ -184,9 +184,9 @@ def test_a_run_that_was_compiled_only_when_it_was_continued_is_named(study):
     modes = [{"execution": {"compiled": mode}} for mode in ("never", "always", "never")]
     change(run, "execution", to=modes[0]["execution"])
     change(run, "continued", to=[launch | mode for mode in modes[1:]])
-    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    cells = {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     said = "pos=alibi, seed 2, when it was continued: layout.compile differs: never (begun); always (continued)"
-    assert [line for line in mismatches(study, cells) if "continued" in line] == [said]
+    assert [line for line in find_mismatches(study, cells) if "continued" in line] == [said]
 
 
 def test_folders_of_another_arm_that_were_renamed_are_not_among_the_results(tmp_path):
@@ -209,7 +209,7 @@ def test_a_folder_of_another_seed_that_was_renamed_is_not_among_the_results(stud
     shutil.copytree(tmp_path / "kept", study.cell("pos=alibi", 4).dir)
     study.seeds = [1, 2, 4]
     make(Study(tmp_path / "runs", ["pos=learned"], [4]))
-    findings = gather(study)
+    findings = gather_findings(study)
     assert findings.results["bits/byte"]["pos=alibi"].keys() == {1, 2}
     said = "its folder holds a run with seed=3, where the study has seed=4, so not among the results"
     assert findings.mismatches == [f"pos=alibi, seed 4: {said}"]
@@ -217,7 +217,7 @@ def test_a_folder_of_another_seed_that_was_renamed_is_not_among_the_results(stud
 
 def test_a_run_of_before_a_varied_setting_existed_has_what_was_in_effect_then(study, monkeypatch):
     arms = {"pos=learned": {}, "pos=alibi": {"train.schedule": "linear"}}
-    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    cells = {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
     planned = study.cell
 
     def cell(arm, seed):
@@ -226,7 +226,7 @@ def test_a_run_of_before_a_varied_setting_existed_has_what_was_in_effect_then(st
         return Cell(planned(arm, seed).dir, config, arms[arm])
 
     monkeypatch.setattr(study, "cell", cell)
-    states = {run: cell["state"] for run, cell in exclude_runs_of_other_arms(study, cells).items()}
+    states = {run: cell["state"] for run, cell in exclude_misplaced_runs(study, cells).items()}
     assert {arm for (arm, _), state in states.items() if state} == {"pos=alibi"}
     assert f"with train.schedule={ABSENT['train.schedule']}, where" in states["pos=alibi", 1]
 
@@ -235,8 +235,8 @@ def test_what_all_runs_share_is_said_once(study):
     for arm in study.arms:
         for seed in study.seeds:
             change(study.cell(arm, seed).dir / "run.json", "commit", "dirty", to=True)
-    cells = {(arm, seed): read(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
-    assert mismatches(study, cells) == ["all runs: ran from a working tree with changes that are in no commit"]
+    cells = {(arm, seed): read_run(study.cell(arm, seed).dir) for arm in study.arms for seed in study.seeds}
+    assert find_mismatches(study, cells) == ["all runs: ran from a working tree with changes that are in no commit"]
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # a rank of runs without a task in common was NaN
@@ -339,7 +339,7 @@ def test_arms_that_read_another_text_under_the_same_name_are_not_compared(study,
     assert screen.splitlines()[2].endswith("read another text under the same name: not compared")
     assert json.loads((tmp_path / "out/run.json").read_text())["comparisons"] == []
     assert f"{what} of pydocs" in section((tmp_path / "out/report.md").read_text(), "What does not match")
-    places = parse([f"RUNS={study.root}"]).study
+    places = parse_request([f"RUNS={study.root}"]).study
     assert "better" not in report(places, tmp_path / "places").split("±:")[0].replace("is better", "")
     # another recipe is another text by intention
     for seed in study.seeds:

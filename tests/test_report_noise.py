@@ -12,12 +12,12 @@ from scipy import stats
 
 from ablations.criteria import Criteria
 from ablations.document.formats import markdown
-from eval.report.comparison.findings import recorded_noise
-from eval.report.comparison.gather import gather
-from eval.report.comparison.predictions import interval_of
+from eval.report.comparison.findings import noise_for_planning
+from eval.report.comparison.gather import gather_findings
+from eval.report.comparison.predictions import interval_text
 from eval.report.contents import contents
-from eval.report.reading.runs import read
-from eval.report.request import parse
+from eval.report.reading.runs import read_run
+from eval.report.request import parse_request
 from eval.report.sections.differences import largest_difference, noise_cells
 from eval.report.sections.overview import verdict_clauses
 from eval.statistics.comparison import apply_holm_correction, compare
@@ -74,10 +74,10 @@ def test_no_interval_of_scores_is_wider_than_scores_can_be(study):
     """With one degree of freedom a difference of 5.5 points may have an interval of 760."""
     half = stats.t.isf(0.025, 1) * 30.0
     c = apply_holm_correction({"a": compare(-5.5, Variance(30.0**2, 1), Variance(0.0, np.inf))})["a"]
-    assert interval_of(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
-    assert interval_of(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
-    assert interval_of(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
-    findings = gather(study)
+    assert interval_text(c, "zero-shot") == ", 95 % interval -100.00 to +100.00"
+    assert interval_text(c, "zero-shot", 2) == ", 95 % interval -200.00 to +200.00"  # an interaction
+    assert interval_text(c, "bits/byte") == f", 95 % interval {-5.5 - half:+.4f} to {-5.5 + half:+.4f}"
+    findings = gather_findings(study)
     mean = values(study, "zero_shot").mean(1)[0]
     most = largest_difference(findings, "zero-shot")
     assert most == pytest.approx(100 - mean) and 50 < most < 100  # the baseline's score cannot rise by more
@@ -216,7 +216,7 @@ def test_runs_without_common_seeds_are_not_paired(tmp_path):
     for arm, seeds in (("pos=alibi", (3, 4)), ("pos=learned", (1, 2))):
         for seed in seeds:
             shutil.rmtree(study.cell(arm, seed).dir)
-    one = parse([f"RUNS={study.root}"]).study
+    one = parse_request([f"RUNS={study.root}"]).study
     report(one, tmp_path / "out")
     comparison = json.loads((tmp_path / "out" / "run.json").read_text())["comparisons"][0]
     x = {
@@ -262,10 +262,10 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
                 study.cell(arm, seed).dir,
                 lambda row: row | ({"nats": float(row["bytes"] * rng.normal(2.0, 0.2))} if "nats" in row else {}),
             )
-    findings = gather(study)
+    findings = gather_findings(study)
     assert findings.comparisons["bits/byte"]["pos=alibi"].items.variance == 0.0
     # a plan has the most that they may give: by leaving out each document once
-    rows = {arm: [read(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
+    rows = {arm: [read_run(study.cell(arm, seed).dir)["samples"] for seed in study.seeds] for arm in study.arms}
     documents = [run["pydocs/bits_per_byte"] for run in rows["pos=learned"]]
     sizes = np.array([outcome.weight for outcome in documents[0].values()])
     bits = {
@@ -275,7 +275,7 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
     d, n = bits["pos=alibi"] - bits["pos=learned"], len(sizes)
     without = [(d.sum() - d[i]) / (sizes.sum() - sizes[i]) for i in range(n)]
     jackknife = np.sqrt((n - 1) / n * ((np.array(without) - d.sum() / sizes.sum()) ** 2).sum())
-    assert recorded_noise(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
+    assert noise_for_planning(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
     text = section(markdown("t", contents(findings)), "Differences from the baseline")
     assert "| not above zero |" in text and "| 0.0000 |" not in text
     assert 'if nothing of that estimate remains, the table says "not above zero"' in " ".join(text.split())
@@ -305,9 +305,9 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     """Four groups whose own noise is estimated as nothing: what more seeds would decide is said by the noise that the
     line on what a study sees has, by which seeds do not help."""
     study = grouped(make(Study(tmp_path / "runs", arms=["pos=learned", "pos=alibi"], seeds=[1, 2])), 4, 0.0, seed=2)
-    findings = gather(study)
+    findings = gather_findings(study)
     c = findings.comparisons["bits/byte"]["pos=alibi"]
-    noise = recorded_noise(findings)["bits/byte"]
+    noise = noise_for_planning(findings)["bits/byte"]
     of_seeds, of_items = c.planning_variances
     assert noise["seed_sd"] == pytest.approx(of_seeds.variance**0.5) and noise["items"] == of_items.variance**0.5 > 0
     assert noise["items_dof"] == pytest.approx(3)
@@ -319,7 +319,7 @@ def test_more_seeds_are_not_said_to_tell_what_only_more_groups_would(tmp_path):
     assert seeds_to_decide(careless, 2, 2) is not None  # as it was said
     findings.comparisons["bits/byte"]["pos=alibi"] = replace(hidden, p=0.5, adjusted=0.5)
     words = "undecided: more seeds would not tell, more groups of items than these 4 would"
-    assert findings.verdict("pos=alibi", "bits/byte") == words
+    assert findings.verdict_in_words("pos=alibi", "bits/byte") == words
     large = replace(c, difference=3 * stats.t.isf(0.025, 3) * of_items.variance**0.5)
     assert not items_alone_leave_undecided(large) and items_alone_leave_undecided(replace(large, family=1000))
     assert not items_alone_leave_undecided(hidden, margin=10.0)
@@ -338,7 +338,7 @@ def test_a_report_names_the_margins_of_measured_metrics_alone(tmp_path):
 
 
 def test_arms_that_are_undecided_for_the_same_reason_share_a_clause(tmp_path):
-    findings = gather(make(Study(tmp_path / "runs", arms=list(ARMS))))
+    findings = gather_findings(make(Study(tmp_path / "runs", arms=list(ARMS))))
     c = compare(0.001, Variance(1.0, 4), Variance(1.0, 3.0), independent=4)
     findings.comparisons["zero-shot"].update(apply_holm_correction({"pos=alibi": c, "pos=none": c}))
     words = "pos=alibi and pos=none are undecided: more seeds would not tell, more groups of items than these 4 would"

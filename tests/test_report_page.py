@@ -16,7 +16,7 @@ from ablations.document.blocks import Figure, Section, Table
 from ablations.document.formats import latex, markdown
 from ablations.document.page import page
 from ablations.values import short_number
-from eval.report.reading.curves import BINS, average_in_bins, loss_curve, subtract
+from eval.report.reading.curves import BINS, average_in_bins, loss_curve, subtract_curves
 from eval.report.reading.runs import budget_seconds
 from tests.made_study import ARMS, FILES, Study, full, make, report
 
@@ -29,7 +29,7 @@ def test_curves_are_averaged_over_the_tokens_that_all_seeds_have():
     assert (means[1] == 2).all() and (means[2] == 3).all()
     straight = average_in_bins({1: (tokens, tokens.astype(float))})
     assert np.allclose(straight[1][1], straight[0])  # a mean of losses stands at the mean of its tokens
-    t, d = subtract((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
+    t, d = subtract_curves((tokens[5:], np.full(95, 2.5)), (tokens[:50], np.full(50, 2.0)))
     assert list(t) == list(tokens[5:50]) and (d == 0.5).all()
 
 
@@ -46,7 +46,7 @@ def test_runs_by_the_clock_are_compared_at_the_same_time():
     x, means = average_in_bins({seed: loss_curve(cell, clock=True) for seed, cell in cells.items()})
     assert 1.1 <= x[0] < 1.5 and 18 < x[-1] <= 20  # where both have lines in their logs
     assert means[1] == pytest.approx(5 - x / 10) and means[2] == pytest.approx(means[1])
-    t, d = subtract(loss_curve(cells[1], clock=True), loss_curve(cells[2], clock=True))
+    t, d = subtract_curves(loss_curve(cells[1], clock=True), loss_curve(cells[2], clock=True))
     assert len(t) > 100 and d == pytest.approx(0.0, abs=1e-9)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval.report.comparison.gather import gather
+from eval.report.comparison.gather import gather_findings
 from eval.report.reading import expense
-from eval.report.record import write
+from eval.report.record import write_record_files
 from eval.report.sections import published
 from eval.report.sections.scaling import power_law
 from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
@@ -51,11 +51,11 @@ def test_every_published_number_has_a_mark_and_a_source():
 def test_published_figures_stand_beside_a_study_of_the_same_factor(study, tmp_path):
     """Those that are marked unverified only where they are asked for."""
     for beside in ("checked", "none"):
-        write(gather(study, beside=beside), tmp_path / "out")
+        write_record_files(gather_findings(study, beside=beside), tmp_path / "out")
         for name in FILES:
             content = (tmp_path / "out" / name).read_text()
             assert "43.70" not in content and "nverified" not in content and "BigScience study" not in content
-    write(gather(study, beside="all"), tmp_path / "out")
+    write_record_files(gather_findings(study, beside="all"), tmp_path / "out")
     text = section((tmp_path / "out" / "report.md").read_text(), "Beside the BigScience study")
     assert "unverified, Table 2" in text and "Unverified" in text
     scores = values(study, "zero_shot").mean(1)

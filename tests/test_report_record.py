@@ -44,7 +44,7 @@ def test_a_record_gives_way_only_to_a_report_that_has_its_runs(tmp_path, capsys,
         for folder in (record, elsewhere):
             if folder.exists():
                 (folder / "report.md").write_text("before")
-        monkeypatch.setattr("eval.report.request.parse", lambda _: Request(Study(root, arms=arms, seeds=seeds)))
+        monkeypatch.setattr("eval.report.request.parse_request", lambda _: Request(Study(root, arms=arms, seeds=seeds)))
         assert main(["POS=alibi", "OUT=out", *words]) == 0
         return tuple(
             (folder / "report.md").exists() and (folder / "report.md").read_text() != "before"

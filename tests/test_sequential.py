@@ -11,7 +11,7 @@ from ablations import rundir
 from ablations.criteria import Criteria
 from ablations.study import from_args
 from eval.report import undecided as undecided_command
-from eval.report.comparison.gather import gather
+from eval.report.comparison.gather import gather_findings
 from eval.report.request import Request
 from eval.report.undecided import undecided_arms
 from eval.statistics import sequential
@@ -114,12 +114,12 @@ def test_a_study_of_a_fixed_number_of_seeds_adds_none(tmp_path):
 
 def test_which_arms_more_seeds_may_decide(tmp_path):
     study = make(Study(tmp_path / "runs", arms=list(ARMS)))
-    assert list(undecided_arms(gather(study))[0]) == ["pos=none"]
-    assert list(undecided_arms(gather(replace(study, seeds=[1])))[0]) == ["pos=alibi", "pos=none"]
+    assert list(undecided_arms(gather_findings(study))[0]) == ["pos=none"]
+    assert list(undecided_arms(gather_findings(replace(study, seeds=[1])))[0]) == ["pos=alibi", "pos=none"]
     wide = Criteria(margins={"bits/byte": 0.5}, seeds=3)
-    assert undecided_arms(gather(replace(study, criteria=wide))) == ({}, {})
+    assert undecided_arms(gather_findings(replace(study, criteria=wide))) == ({}, {})
     with pytest.raises(ValueError, match="no run of pos=learned has a result in suite, which decides"):
-        undecided_arms(gather(replace(study, criteria=Criteria("suite", seeds=3))))
+        undecided_arms(gather_findings(replace(study, criteria=Criteria("suite", seeds=3))))
 
 
 def by_groups_of_text(study: Study, groups: int, spread: float) -> Study:
@@ -139,18 +139,18 @@ def by_groups_of_text(study: Study, groups: int, spread: float) -> Study:
 def test_no_seed_is_added_where_only_more_groups_of_text_would_tell(tmp_path, monkeypatch, capsys):
     study = make(Study(tmp_path / "runs", arms=["pos=learned", "pos=none"]))
     study = by_groups_of_text(study, groups=4, spread=0.3)
-    more, of_items = undecided_arms(gather(study))
+    more, of_items = undecided_arms(gather_findings(study))
     assert more == {} and list(of_items) == ["pos=none"]
     assert of_items["pos=none"] == "undecided: more seeds would not tell, more groups of items than these 4 would"
-    monkeypatch.setattr("eval.report.request.parse", lambda _: Request(study))
+    monkeypatch.setattr("eval.report.request.parse_request", lambda _: Request(study))
     assert undecided_command.main(["POS=none"]) == 0
     assert capsys.readouterr().out == f"pos=none: {of_items['pos=none']}; no seed is added for its sake\n"
     margin = Criteria(margins={"bits/byte": 0.01}, seeds=3)
-    assert list(undecided_arms(gather(replace(study, criteria=margin)))[1]) == [
+    assert list(undecided_arms(gather_findings(replace(study, criteria=margin)))[1]) == [
         "pos=none"
     ]  # nor would it be equivalent
     other = by_groups_of_text(make(Study(tmp_path / "few", arms=list(study.arms))), groups=4, spread=0.0005)
-    assert list(undecided_arms(gather(other))[0]) == ["pos=none"]  # the seeds are most of its noise
+    assert list(undecided_arms(gather_findings(other))[0]) == ["pos=none"]  # the seeds are most of its noise
 
 
 def test_seeds_that_cannot_decide_are_those_that_no_further_seed_would_have_made_decide():
@@ -188,7 +188,7 @@ def test_seeds_are_not_added_by_a_margin_or_metric_that_was_chosen_after_the_run
     register(study, before)
 
     def looked(made, *flags: str) -> int:
-        monkeypatch.setattr(undecided_command.request, "parse", lambda _: Request(made))
+        monkeypatch.setattr(undecided_command.request, "parse_request", lambda _: Request(made))
         return undecided_command.main([*flags, "POS=alibi", "MORE=auto"])
 
     assert looked(registered(study, before), "--criteria") == 0

@@ -22,7 +22,7 @@ from eval.tasks import fetch, harness, mirror, rows, score
 from eval.tasks.definitions import _index, definitions
 from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
-from eval.tasks.suite import suite
+from eval.tasks.suite import mean_suite_scores
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
@@ -79,7 +79,7 @@ def test_shared_rows_compute_what_each_input_would_alone(pos, objective):
     gpt, pairs = model(pos, objective), questions(random.Random(0))
     for given, _ in list(pairs):  # and what the model would say, so that "greedy" is not always no
         pairs.append((given, [int(alone(gpt, given, [])[-1].argmax())]))
-    got = score.likelihoods(gpt, pairs, batch=150)
+    got = score.score_pairs(gpt, pairs, batch=150)
     for (given, scored), (nats, greedy) in zip(pairs, got, strict=True):
         logp = alone(gpt, given, scored[:-1])[len(given) - 1 :].log_softmax(-1)
         assert nats == pytest.approx(sum(logp[i, v].item() for i, v in enumerate(scored)), abs=1e-4)
@@ -106,8 +106,8 @@ def test_a_context_is_computed_once_for_its_choices_and_longer_stems_for_several
 
 def test_more_to_score_than_the_longest_input_is_scored_in_pieces():
     gpt, ids = model("learned", "causal"), [random.Random(2).randrange(257) for _ in range(70)]
-    nats, _ = score.likelihoods(gpt, [(ids[:5], ids[5:])])[0]
-    parts = [score.likelihoods(gpt, [(ids[:at], ids[at : at + 12])])[0][0] for at in range(5, 70, 12)]
+    nats, _ = score.score_pairs(gpt, [(ids[:5], ids[5:])])[0]
+    parts = [score.score_pairs(gpt, [(ids[:at], ids[at : at + 12])])[0][0] for at in range(5, 70, 12)]
     assert nats == pytest.approx(sum(parts), abs=1e-4) and not score.split_to_fit([1], [2] * 24, 24)[1:]
 
 
@@ -119,7 +119,7 @@ def test_continuations_are_the_likeliest_token_again_and_again(pos, objective):
     def ended(ids: list[int]) -> bool:
         return len(ids) >= 2 + sum(ids) % 7
 
-    got = score.continuations(gpt, contexts, 8, ended, batch=60)
+    got = score.greedy_continuations(gpt, contexts, 8, ended, batch=60)
     for context, made in zip(contexts, got, strict=True):
         given = context[-16:] if gpt.max_length else context
         expected: list[int] = []
@@ -290,16 +290,18 @@ def test_headline_numbers():
             "other": {"value": 0.9},
         }
     }
-    got = suite([first])
+    got = mean_suite_scores([first])
     assert got["value"] == pytest.approx(100 * 1.1 / 3) and got["chance"] == pytest.approx(25)
     assert got["stderr"] == pytest.approx(100 * 0.05 / 3)
     assert got["corrected"] == pytest.approx(100 * (0.2 + 0.2 + 0.1) / 3)
     assert (got["tasks"], got["of"]) == (3, 27)
     assert got["able"] == ["hellaswag", "lambada_openai"] and got["able_value"] == pytest.approx(25)
     second = {"tasks": {"boolq": task(0.7, 0.03, 0.5, 0.62), "hellaswag": task(0.25, 0.04, 0.25, 0.25)}}
-    both = suite([first, second])  # only what both have; all runs together choose: 0.65 and 0.325 are not enough
+    both = mean_suite_scores(
+        [first, second]
+    )  # only what both have; all runs together choose: 0.65 and 0.325 are not enough
     assert (both["tasks"], both["runs"], both["able"], both["able_value"]) == (2, 2, [], None)
-    assert suite([{"tasks": {}}]) is None
+    assert mean_suite_scores([{"tasks": {}}]) is None
 
 
 def test_guesses():

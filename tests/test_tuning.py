@@ -13,9 +13,9 @@ from ablations.study import from_args
 from ablations.tuning import DEFAULT_MULTIPLES, Tuning
 from ablations.values import ConfigError, difference
 from eval.report.comparison import tuned
-from eval.report.comparison.gather import gather
-from eval.report.comparison.tuned import Candidates, Task
-from eval.report.record import terminal_text, write
+from eval.report.comparison.gather import gather_findings
+from eval.report.comparison.tuned import Candidates, ClusteredTask
+from eval.report.record import terminal_text, write_record_files
 from eval.report.sections.tuning import agreement_text
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL
@@ -76,7 +76,7 @@ def drawn(
             values[f"{arm}{g}"] = losses * weights
             totals = (losses * weights).sum(1) / weights.sum()
             results[f"{arm}{g}"] = dict(enumerate(totals.tolist()))
-    task = Task(values, weights, tuned.assign_halves([f"documento número {i}" for i in range(documents)]))
+    task = ClusteredTask(values, weights, tuned.assign_halves([f"documento número {i}" for i in range(documents)]))
     labels = {arm: [f"{arm}{g}" for g in range(len(of_rates))] for arm, of_rates in means.items()}
     return Candidates(labels, list(range(seeds)), [task]), results
 
@@ -227,12 +227,12 @@ CONTRADICTING = {
 
 def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: Path) -> None:
     study = tuned_study(tmp_path / "runs", CONTRADICTING, [1, 2, 3])
-    findings = gather(study)
+    findings = gather_findings(study)
     assert list(findings.comparisons["bits/byte"]) == ["pos=alibi"]  # the other rates are no arms of the main table
     best = tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"]
-    assert findings.decision("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
+    assert findings.verdict("pos=alibi", "bits/byte").kind == "worse" and best.is_significant
     assert best.difference == pytest.approx(-0.08, abs=0.02)
-    write(findings, tmp_path / "record")
+    write_record_files(findings, tmp_path / "record")
     text = (tmp_path / "record/report.md").read_text()
     assert "they contradict each other" in text and "0.004, at an end of the grid" in text
     page = (tmp_path / "record/report.html").read_text()
@@ -246,9 +246,9 @@ def test_a_report_says_where_the_verdict_was_one_on_the_learning_rate(tmp_path: 
 
 def test_the_verdict_at_the_common_rate_is_that_of_the_plain_study(tmp_path: Path) -> None:
     study = tuned_study(tmp_path, CONTRADICTING, [1, 2])
-    with_grid = gather(study).comparisons["bits/byte"]["pos=alibi"]
+    with_grid = gather_findings(study).comparisons["bits/byte"]["pos=alibi"]
     study.arms, study.tuning = ["pos=learned", "pos=alibi"], None
-    assert gather(study).comparisons["bits/byte"]["pos=alibi"] == with_grid
+    assert gather_findings(study).comparisons["bits/byte"]["pos=alibi"] == with_grid
 
 
 def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_rate_at_which_a_run_failed_is_none_to_choose(tmp_path: Path) -> None:
     for name in ("done", "eval.json"):
         (folder / name).unlink()
     (folder / "failed").write_text("diverged")
-    findings = gather(study)
+    findings = gather_findings(study)
     assert list(tuned.losses_by_rate(findings, "pos=alibi")) == [0.001, 0.002]
     assert tuned.comparisons_at_best_rate(findings, "bits/byte")["pos=alibi"].difference == pytest.approx(
         0.06, abs=0.02
@@ -277,5 +277,5 @@ def test_a_corpus_of_four_sources_is_enough_to_choose_and_to_judge(tmp_path: Pat
             made_study.rewrite(
                 study.cell(arm, seed).dir, lambda row: row | {"cluster": f"Quelle {int(row['id'][1:]) % 4}"}
             )
-    best = tuned.comparisons_at_best_rate(gather(study), "bits/byte")["pos=alibi"]
+    best = tuned.comparisons_at_best_rate(gather_findings(study), "bits/byte")["pos=alibi"]
     assert best.independent == 4 and best.difference == pytest.approx(-0.08, abs=0.02)

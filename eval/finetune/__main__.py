@@ -61,34 +61,34 @@ def run_command(args: argparse.Namespace) -> int:
             raise ValueError("FORMAT=json is of results: give the directory of a run")
         names = parse_task_names(args.tasks)
         return print_available_tasks(args.data, names, all_needed=bool(args.tasks)) if args.data else 0
-    check_words(args)
+    check_arguments(args)
 
-    from eval.finetune.results import summarise
-    from eval.finetune.source import Source
-    from eval.finetune.train import Setting, conditions_of_model
-    from eval.finetune.work import SharedInputs, run_all
+    from eval.finetune.results import summarise_over_seeds
+    from eval.finetune.source import PretrainedModel
+    from eval.finetune.train import Setting, model_conditions
+    from eval.finetune.work import SharedInputs, run_fine_tunings
 
-    source = Source(args.run, args.external, args.store)
+    source = PretrainedModel(args.run, args.external, args.store)
     setting = Setting(pooling=args.pooling or source.pooling())
     if args.epochs is not None:
         setting = replace(setting, epochs=args.epochs)
     setting = replace(setting, longest=min(setting.longest, source.longest() or setting.longest))
     sha256 = source.sha256()
-    identities = identities_of_tasks(args, setting, sha256)
+    task_conditions = conditions_by_task(args, setting, sha256)
     if args.run:
         safe_files.path_inside(args.run, FOLDER)
     folder = args.to if args.external else args.run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    results, todo = stored_and_missing(args, setting, identities, folder)
-    failed = run_all(SharedInputs(folder, source, args.data, setting), todo, args.jobs, results)
+    results, todo = stored_results_and_pending(args, setting, task_conditions, folder)
+    failed = run_fine_tunings(SharedInputs(folder, source, args.data, setting), todo, args.jobs, results)
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
     if not results:
         raise ValueError("no task could be fine-tuned; the reasons stand above")
-    by_task = all_results(args, setting, sha256, folder, identities)
-    table = summarise(by_task)
+    by_task = all_stored_results(args, setting, sha256, folder, task_conditions)
+    table = summarise_over_seeds(by_task)
     conditions = {
-        **conditions_of_model(setting, sha256),
+        **model_conditions(setting, sha256),
         "data_sha256": {name: of_seeds[0]["data_sha256"] for name, of_seeds in by_task.items()},
     }
     safe_files.write_json(folder / rundir.GLUE_TABLE, conditions | table, indent=1)
@@ -99,7 +99,7 @@ def run_command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def check_words(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Check the parsed command line. Raises ValueError where options contradict each other, such as both a run and a
     checkpoint, or a number is out of range."""
     if (args.run is None) == (args.external is None):
@@ -112,9 +112,9 @@ def check_words(args: argparse.Namespace) -> None:
         raise ValueError("--seeds and --jobs are numbers from 1 on")
 
 
-def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
-    """Everything that the result of fine-tuning on each task of GLUE depends on besides the seed: {task: identity, from
-    `train.identity`}. Tasks whose data is missing are left out and named on the terminal.
+def conditions_by_task(args: argparse.Namespace, setting: Any, sha256: str) -> dict[str, dict[str, Any]]:
+    """The conditions under which a result on each task of GLUE stays valid: {task: `train.result_conditions` of the
+    task}. Tasks whose data is missing are left out and named on the terminal.
 
     Args:
         args: the parsed command line.
@@ -125,38 +125,38 @@ def identities_of_tasks(args: argparse.Namespace, setting: Any, sha256: str) -> 
         ValueError: data is missing for a task that the user named, or for all tasks.
     """
     from eval.finetune.tasks import parse_task_names
-    from eval.finetune.train import identity
+    from eval.finetune.train import result_conditions
 
-    identities = {}
+    task_conditions = {}
     for name in parse_task_names(args.tasks):
         try:
-            identities[name] = identity(name, args.data, setting, sha256)
+            task_conditions[name] = result_conditions(name, args.data, setting, sha256)
         except ValueError as error:
             if args.tasks:
                 raise
             print(f"missing: {error}", file=sys.stderr)
-    if not identities:
+    if not task_conditions:
         raise ValueError("there is data of no task: GLUE_DATA=folder of make glue (--data here) names GLUE's files")
-    return identities
+    return task_conditions
 
 
-def stored_and_missing(
-    args: argparse.Namespace, setting: Any, identities: dict[str, dict[str, Any]], folder: Path
+def stored_results_and_pending(
+    args: argparse.Namespace, setting: Any, task_conditions: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], list["FineTuning"]]:
-    """The results that are stored in a folder and up to date, and the fine-tunings that are still to run: ({(task,
-    seed): result}, fine-tunings). A stored result with another identity does not count.
+    """Find which fine-tunings are done. Returns ({(task, seed): stored result}, the fine-tunings that are still to
+    run). A stored result counts only if it was made under the same conditions.
 
     Args:
         args: the parsed command line.
         setting: the hyperparameters, an eval.finetune.train.Setting.
-        identities: {task: everything that its result depends on besides the seed, from `train.identity`}.
+        task_conditions: {task: `train.result_conditions` of the task}.
         folder: the folder of the results.
     """
     from eval.finetune.tasks import load_split
     from eval.finetune.work import FineTuning, stored_result
 
     results, missing = {}, []
-    for name, conditions in identities.items():
+    for name, conditions in task_conditions.items():
         steps = setting.steps(len(load_split(name, "train", args.data)))
         for seed in range(1, args.seeds + 1):
             item = FineTuning(name, seed, conditions, steps)
@@ -167,24 +167,24 @@ def stored_and_missing(
     return results, missing
 
 
-def all_results(
-    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, identities: dict[str, dict[str, Any]]
+def all_stored_results(
+    args: argparse.Namespace, setting: Any, sha256: str, folder: Path, task_conditions: dict[str, dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The stored results of all tasks and seeds: {task: results in the order of their seeds}. The table of results is
-    made of them, and loses no task or seed that an earlier command fine-tuned on.
+    """All valid results in a folder, those of earlier commands too: {task: results, by rising seed}.
 
-    Results with other weights, settings or data are left out; a task of the table that has no result left is named on
-    the terminal. Data that is in none of the data folders counts as unchanged.
+    A result is left out if it was made with other weights, settings or data. If that removes all results of a task that
+    is in the table glue.json, the task is named on the terminal. Where this command has no data of a task, the data is
+    taken to be unchanged.
 
     Args:
         args: the parsed command line.
         setting: the hyperparameters, an eval.finetune.train.Setting.
         sha256: the hash of the pretrained model.
         folder: the folder of the results.
-        identities: {task that this command fine-tunes on: everything that its result depends on besides the seed}.
+        task_conditions: {task of this command: `train.result_conditions` of the task}.
     """
     from eval.finetune.tasks import TASKS, find_split
-    from eval.finetune.train import conditions_of_model, identity
+    from eval.finetune.train import model_conditions, result_conditions
     from eval.finetune.work import stored_result
 
     try:
@@ -195,9 +195,9 @@ def all_results(
         listed = {}
     earlier: dict[str, list[dict[str, Any]]] = {}
     for name in TASKS:
-        conditions = {"task": name, **conditions_of_model(setting, sha256)}
+        conditions = {"task": name, **model_conditions(setting, sha256)}
         if all(find_split(name, split, args.data) for split in ("train", *TASKS[name].splits)):
-            conditions = identities.get(name) or identity(name, args.data, setting, sha256)
+            conditions = task_conditions.get(name) or result_conditions(name, args.data, setting, sha256)
         for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: (len(path.name), path.name)):
             seed = path.stem.removeprefix(f"{name}-")
             if not seed.isdecimal():
@@ -212,12 +212,12 @@ def all_results(
 
 
 def print_available_tasks(folders: list[Path], names: list[str], all_needed: bool = False) -> int:
-    """Print on which tasks of GLUE a run could be fine-tuned. Returns the exit code 0.
+    """Print the tasks of GLUE on which a run can be fine-tuned, with the data in some folders. Returns the exit code 0.
 
     Args:
         folders: folders with data of GLUE.
         names: the tasks to look for.
-        all_needed: whether each of these tasks must have its data, because the user named them.
+        all_needed: whether it is an error if any of these tasks lacks data; otherwise one with data is enough.
 
     Raises:
         ValueError: a folder does not exist, a file is damaged, no task has its data, or a needed task lacks data.
@@ -244,8 +244,8 @@ def print_available_tasks(folders: list[Path], names: list[str], all_needed: boo
 
 
 def table_text(table: dict[str, Any]) -> str:
-    """The results of fine-tuning as text for a terminal: for each task the median and the range over seeds, and for
-    each kind of metric the two means over GLUE. `table`: what `eval.finetune.train.summarise` returned."""
+    """The table of fine-tuning results as text for a terminal. Each task has a line with the median and the range over
+    seeds. At the end stand the means over GLUE. `table`: from `eval.finetune.results.summarise_over_seeds`."""
     lines = []
     for name, entry in table["scores"].items():
         study = entry["study"]

@@ -71,6 +71,7 @@ class HuggingFaceBackbone(nn.Module):
         self.width = self.model.config.hidden_size
 
     def forward(self, batch: PaddedBatch) -> Tensor:
+        """The hidden states [B, T, D] of the last layer for a batch."""
         # Right padding needs no positions, and models such as RoBERTa count theirs from another number than 0.
         left = not bool(batch.real_BT[:, 0].all())
         positions = {"position_ids": (batch.real_BT.cumsum(1) - 1).clamp_min(0)} if left else {}
@@ -79,14 +80,14 @@ class HuggingFaceBackbone(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A classifier of sequences: backbone, pooling, linear, tanh, dropout, linear (the head of BERT and of "Cramming").
+    """A classifier of sequences: backbone, pooling, linear layer, tanh, dropout, linear layer. The head is that of BERT
+    and of "Cramming".
 
     Args:
         backbone: `GPTBackbone` or `HuggingFaceBackbone`.
         outputs: the number of classes, or 1 for a regression.
-        pooling: the hidden state that is classified. "first": that of the first real token, which in an encoder depends
-            on the whole text; "mean": the mean over all real tokens; "last": that of the last real token, the only one
-            that depends on the whole text in a decoder.
+        pooling: how one vector is made of the hidden states of a sequence. "first": the hidden state of the first real
+            token (for encoders); "last": of the last real token (for decoders); "mean": the mean over all real tokens.
         dropout: the dropout probability of the head.
         seed: the seed of the head's initial weights.
     """
@@ -120,14 +121,14 @@ class Classifier(nn.Module):
 
 
 def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int]]:
-    """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier: start token, text_a,
-    separator, and where text_b is not "": text_b, separator.
+    """Make a function (text_a, text_b) -> token ids, for the input of a classifier. The ids are: start token, text_a,
+    separator; then, unless text_b is "", text_b and a second separator.
 
-    Where the tokenizer has no start and separator tokens, the end-of-document token is used for both, as in training.
-    Inputs of more than `longest` tokens are truncated as Hugging Face's tokenizers do it ("longest_first"): the longer
-    text is cut, and where that is not enough both texts to half the length.
+    A tokenizer without start and separator tokens uses its end-of-document token for both. Inputs of more than
+    `longest` tokens are truncated as by Hugging Face's "longest_first": the longer text is cut first, then both
+    equally.
 
-    When the encoding is changed, rundir.GLUE_INPUTS_VERSION must be increased, so that earlier results are not used.
+    Who changes this encoding must increase rundir.GLUE_INPUTS_VERSION, so that earlier results are not reused.
     """
     start = getattr(tokenizer, "cls", None)
     separator = getattr(tokenizer, "sep", None)
@@ -145,12 +146,11 @@ def input_encoder(tokenizer: Any, longest: int) -> Callable[[str, str], list[int
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether a checkpoint of Hugging Face's in a folder is a decoder, in which only the last token sees the whole
-    text.
+    """Whether a Hugging Face checkpoint is a decoder (causal attention). `folder`: the folder of the checkpoint.
 
-    A model counts as an encoder if transformers has a masked language model of its type, unless its configuration says
-    otherwise. The names in `architectures` are not enough: a decoder that was saved without its head is called
-    GPT2Model.
+    A model counts as an encoder if transformers has a masked language model of its type, and its configuration sets
+    neither `is_decoder` nor `is_encoder_decoder`. The names in `architectures` do not tell: a decoder that was
+    saved without its head is called GPT2Model.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -160,10 +160,9 @@ def is_causal(folder: Path) -> bool:
     return decodes or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def external_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
-    """Make a function (text_a, text_b) -> token ids that encodes the input of a classifier by the tokenizer of a
-    Hugging Face checkpoint. The tokenizer's template for two texts is used where text_b is not "", else that for one
-    text.
+def huggingface_input_encoder(folder: Path, longest: int) -> Callable[[str, str], list[int]]:
+    """Make a function (text_a, text_b) -> token ids that uses the tokenizer of a Hugging Face checkpoint. Its template
+    for a pair of texts is used, or its template for one text where text_b is "".
 
     Args:
         folder: the folder of the checkpoint.

@@ -1,8 +1,7 @@
-"""Metrics of GLUE. Ties between classes are divided evenly, so that a model with constant outputs scores exactly
-chance.
+"""The metrics of GLUE, with a rule for ties that makes a constant model score exactly chance.
 
-Where the k likeliest classes of an item have equal logits, the item counts as 1/k of each of these classes, in accuracy
-and in the confusion matrix of F1 and of Matthews' correlation.
+Where k classes of an item have the same, largest logit, each of them is predicted with weight 1/k. The weights enter
+accuracy and the confusion matrix of F1 and of Matthews' correlation.
 """
 
 from collections.abc import Sequence
@@ -41,27 +40,28 @@ def regression_metrics(predictions_N: np.ndarray, targets_N: np.ndarray) -> dict
     from scipy.stats import rankdata
 
     return {
-        "pearson": correlation(predictions_N, targets_N),
-        "spearman": correlation(rankdata(predictions_N), rankdata(targets_N)),
+        "pearson": pearson_correlation(predictions_N, targets_N),
+        "spearman": pearson_correlation(rankdata(predictions_N), rankdata(targets_N)),
     }
 
 
-def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+def pearson_correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
     if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
         return 0.0
     return float(np.corrcoef(np.asarray(a_N, float), np.asarray(b_N, float))[0, 1])
 
 
 def chance_metrics(labels: Sequence[float], classes: int) -> dict[str, float]:
-    """The metrics of a model whose outputs are the same for every item, {name of the metric: value}. `labels`: the
-    class index, or the regression target, of each item; `classes`: the number of classes; 0 for a regression."""
+    """The metrics of a model with the same outputs for every item, so that all classes are tied: {metric: value}.
+    `labels`: the class index, or the regression target, of each item; `classes`: the number of classes; 0 for a
+    regression."""
     if not classes:
         return {"pearson": 0.0, "spearman": 0.0}
     return classification_metrics(np.zeros((len(labels), classes)), np.array(labels, int))
 
 
-def constant_metrics(labels: Sequence[float], classes: int) -> list[dict[str, float]]:
-    """For each class the metrics of a model that answers it to every item, {name of the metric: value}; [] for a
+def metrics_per_constant_class(labels: Sequence[float], classes: int) -> list[dict[str, float]]:
+    """The metrics of models that always predict one class: a list with {metric: value} for each class; [] for a
     regression. `labels` and `classes` are as in `chance_metrics`."""
     return [
         classification_metrics(np.tile(np.eye(classes)[one], (len(labels), 1)), np.array(labels, int))
@@ -70,8 +70,8 @@ def constant_metrics(labels: Sequence[float], classes: int) -> list[dict[str, fl
 
 
 def is_collapsed(outputs: np.ndarray) -> bool:
-    """Whether all items are predicted the same class or, in a regression, the same score, which means that training
-    failed. `outputs`: logits [N, C] of N items, or scores [N]."""
+    """Whether a model predicts the same for all items, which means that training failed. `outputs`: the logits [N, C]
+    of N items, or the scores [N] of a regression."""
     if outputs.ndim == 1:
         return bool(np.ptp(outputs) < 1e-3)  # of a scale from 0 to 5
     share_NC = predicted_shares(outputs)
@@ -82,14 +82,15 @@ NINE_SCORES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli",
 
 
 def glue_means(scores: dict[str, float]) -> dict[str, Any]:
-    """The two means over GLUE: over nine numbers, in which MNLI counts twice, as in "Cramming"; and over eight tasks,
-    for which MNLI's two evaluation sets are averaged first, as on the leaderboard.
+    """The mean score over GLUE, in two ways. "nine_numbers" counts both evaluation sets of MNLI, as "Cramming" does.
+    "eight_tasks" averages these two first, as the leaderboard does.
 
     Args:
-        scores: {name in NINE_SCORES: score}; missing scores are left out of the means.
+        scores: {name in NINE_SCORES: score}. Missing scores are left out of the means.
 
     Returns:
-        {"nine_numbers", "eight_tasks": the two means, None without scores; "numbers": the number of scores}.
+        nine_numbers, eight_tasks: the two means; None without scores.
+        numbers: the number of scores.
     """
     present = {name: scores[name] for name in NINE_SCORES if name in scores}
     if not present:

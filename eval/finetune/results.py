@@ -11,10 +11,10 @@ from eval.finetune.tasks import TASKS
 
 
 def read_result(path: Path, name: str) -> dict[str, Any] | None:
-    """Read the result of a fine-tuning, which eval.finetune wrote to a file TASK-SEED.json. None where the file is
-    missing. `path`: the file; `name`: the task. Raises Damaged where the file is no such result."""
+    """Read the result of a fine-tuning from its file TASK-SEED.json; None where the file is missing. `path`: the file;
+    `name`: the task. Raises Damaged where the file does not hold such a result."""
     task = TASKS[name]
-    scores = dict.fromkeys((task.study, *task.leaderboard), (int, float))
+    scores = dict.fromkeys((task.cramming_metric, *task.leaderboard_metrics), (int, float))
     form = {"metrics": scores, "chance": scores, "constant?": list, "collapsed": bool, "items": list}
     result = safe_files.read_json(path, ["sets", "task", "seed"], {"sets": dict})
     if result is None:
@@ -29,20 +29,26 @@ def read_result(path: Path, name: str) -> dict[str, Any] | None:
     return result
 
 
-def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Summarise the results of fine-tuning over seeds, as the table of GLUE in points (percent).
+def summarise_over_seeds(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Summarise results of fine-tuning over seeds, in percent. This is the table glue.json.
 
     Args:
         results: {task: [result of `finetune` for each seed]}.
 
     Returns:
-        {"scores": {task: {"study": summary, "leaderboard": summary, "collapsed": number of seeds whose training
-        failed}}, "study", "leaderboard": the means over GLUE of the medians, from `metrics.glue_means`}. "study" uses
-        the metric that "Cramming" reports, "leaderboard" the metrics of gluebenchmark.com.
-        A summary is {"median", "lowest", "highest": over seeds, "seeds": their number, "metric": names, "chance": the
-        score of constant outputs, "items": number of scored items, "constant": the best score of one answer to every
-        item}. "constant" is missing for a regression and for results of earlier versions.
-        MNLI's mismatched set is the task "mnli-mm".
+        scores: {task: {"study": summary by the metric of "Cramming", "leaderboard": summary by the metrics of
+            gluebenchmark.com, "collapsed": number of seeds whose training failed}}. MNLI's mismatched set is the task
+            "mnli-mm".
+        study, leaderboard: the means over GLUE (`metrics.glue_means`) of the medians of these summaries.
+
+    A summary has these keys:
+        median, lowest, highest: the score over seeds.
+        seeds: the number of seeds.
+        metric: the names of the metrics that are averaged.
+        chance: the score of a model with constant outputs.
+        items: the number of scored items.
+        constant: the best score of a model that always predicts one class. Missing for a regression and for results of
+            earlier versions.
     """
     table: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -50,7 +56,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for split in task.splits:
             sets = [result["sets"][split] for result in seeds]
             entry: dict[str, Any] = {"collapsed": sum(scored_set["collapsed"] for scored_set in sets)}
-            for kind, keys in (("study", (task.study,)), ("leaderboard", task.leaderboard)):
+            for kind, keys in (("study", (task.cramming_metric,)), ("leaderboard", task.leaderboard_metrics)):
                 values = [100 * float(np.mean([scored_set["metrics"][key] for key in keys])) for scored_set in sets]
                 entry[kind] = {
                     "median": float(np.median(values)),

@@ -1,4 +1,4 @@
-"""The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's."""
+"""The pretrained model that is fine-tuned: a run of this project, or a Hugging Face checkpoint."""
 
 import sys
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from eval import location
 CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, settings and tokenizers
 
 
-class Source:
-    """The pretrained model that is fine-tuned: a run of this project, or a checkpoint of Hugging Face's. The object can
-    be pickled for worker processes.
+class PretrainedModel:
+    """The model to fine-tune: a run of this project, or a Hugging Face checkpoint. The object can be pickled for worker
+    processes.
 
     Args:
         run: the run directory; None for a checkpoint.
         external: the folder of the checkpoint; None for a run.
-        store: the store with the run's prepared data; None: that of the run's OUT folder.
+        store: the folder of prepared data, which has the run's tokenizer; None: that of the run's OUT folder.
 
     Raises:
         ValueError: the run is not finished or is damaged, its store is missing, or the folder is not a checkpoint.
@@ -42,7 +42,7 @@ class Source:
             from eval.weights import Weights
 
             weights = Weights(self.run / rundir.WEIGHTS)
-            if note := weights.check():
+            if note := weights.verify_hash():
                 print(f"note: {note}", file=sys.stderr)
             return weights.sha256
         assert self.external
@@ -50,8 +50,7 @@ class Source:
         return safe_files.json_digest([[path.name, safe_files.sha256(path)] for path in files if path.is_file()])
 
     def pooling(self) -> str:
-        """The default pooling of the classifier: "last" for a decoder, in which only the last token sees the whole
-        text, else "first"."""
+        """The default pooling of the classifier: "last" for a decoder, "first" for an encoder."""
         from eval.finetune import classifier
 
         if self.run:
@@ -69,21 +68,23 @@ class Source:
         return config.get("max_position_embeddings") or config.get("n_positions")
 
     def encoder(self, longest: int) -> Callable[[str, str], list[int]]:
+        """The function (text_a, text_b) -> token ids that makes the inputs of the classifier. `longest`: the number of
+        tokens to which inputs are truncated."""
         from eval.finetune import classifier
 
         if self.run:
             assert self.store
             return classifier.input_encoder(location.load_tokenizer(self.run, self.record, self.store), longest)
         assert self.external
-        return classifier.external_input_encoder(self.external, longest)
+        return classifier.huggingface_input_encoder(self.external, longest)
 
     def backbone(self, setting: Any, seed: int) -> Any:
         """A new backbone (classifier.py) with the pretrained weights.
 
         Args:
-            setting: the hyperparameters, a `train.Setting`. Its dropout is used for a run's model; a model of Hugging
-                Face's has the dropout of its own configuration.
-            seed: the seed of the initial weights of a run's model, which are then replaced by the pretrained weights.
+            setting: the hyperparameters, a `train.Setting`. The dropout of a run's model is set by them; a Hugging Face
+                model keeps that of its own configuration.
+            seed: the seed under which a run's model is created, before the pretrained weights are loaded.
         """
         from eval.finetune import classifier
 
@@ -98,5 +99,5 @@ class Source:
         weights.check_size(cfg)
         cfg = replace(cfg, dropout=setting.dropout, attn_dropout=setting.attn_dropout)
         model = GPT(cfg, seed=seed)
-        model.load_state_dict(weights.read(self.record, model), strict=True)
+        model.load_state_dict(weights.state_dict(self.record, model), strict=True)
         return classifier.GPTBackbone(model.float())

@@ -1,9 +1,9 @@
-"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461), and their data in the formats in which it is distributed.
+"""The tasks of GLUE (Wang et al. 2019, arXiv:1804.07461), and readers of their data in three formats.
 
 A folder of data has each task in one of these formats, each also with .gz; the first one that exists is read:
 
     CoLA/train.tsv, CoLA/dev.tsv ...       GLUE's own tab-separated files
-    CoLA/train.jsonl, CoLA/dev.jsonl ...   {"text_a", "text_b", "label"}; train_*.jsonl where only a part is passed on
+    CoLA/train.jsonl, CoLA/dev.jsonl ...   {"text_a", "text_b", "label"}; train_*.jsonl is a part of a training set
     nyu-mll__glue/cola/train.jsonl.gz, .../validation.jsonl.gz    rows of the hub's schema, as `make eval-data` mirrors
 
 MNLI has two evaluation sets, dev_matched and dev_mismatched.
@@ -38,11 +38,11 @@ class Task(NamedTuple):
     Args:
         folder: the name of its folder in GLUE's own files.
         labels: the names of the classes, in the order of the hub's ClassLabel; () for a regression.
-        columns: the columns of the TSV files with text_a, text_b ("" where there is none) and the label. CoLA's files
-            have no header, so its columns are given as numbers.
-        hub_columns: the columns of the hub's rows with text_a and text_b ("" where there is none).
-        study: the metric that "Cramming" reports (Geiping and Goldstein 2022, table 3).
-        leaderboard: the metrics that gluebenchmark.com averages.
+        columns: the columns of text_a, text_b and the label in GLUE's TSV files; "" where there is no text_b. They are
+            numbers for CoLA, whose files have no header.
+        hub_columns: the columns of text_a and text_b in the hub's rows; "" where there is no text_b.
+        cramming_metric: the metric that "Cramming" reports (Geiping and Goldstein 2022, table 3).
+        leaderboard_metrics: the metrics that gluebenchmark.com averages.
         splits: the names of the evaluation sets.
     """
 
@@ -50,8 +50,8 @@ class Task(NamedTuple):
     labels: tuple[str, ...]
     columns: tuple[str | int, str | int, str | int]
     hub_columns: tuple[str, str]
-    study: str
-    leaderboard: tuple[str, ...]
+    cramming_metric: str
+    leaderboard_metrics: tuple[str, ...]
     splits: tuple[str, ...] = ("dev",)
 
 

@@ -50,20 +50,21 @@ class Setting:
             raise ValueError("a batch of 1 at least, inputs of 8 tokens at least, a warm-up below 1, a rate above 0")
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step as a share of the peak: linear warm-up from 0, then a cosine to 0. `step`: the number
-    of the step, from 0; `steps`: the number of all steps; `warmup`: the share of the steps that warm up."""
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """The learning rate at a step, as a fraction of the peak: linear warm-up from 0, then cosine decay to 0. `step`:
+    the number of the step, from 0; `steps`: the number of all steps; `warmup`: the fraction of the steps that warm
+    up."""
     rising = int(warmup * steps)
     if step < rising:
         return step / max(1, rising)
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch in the order of training, each a list of indices of items.
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch, each a list of indices of items.
 
-    Items are shuffled; within pools of BATCHES_PER_POOL batches they are sorted by length, to reduce padding; then the
-    batches are shuffled. The order depends on the lengths, the seed and the epoch only.
+    Items are shuffled and divided into pools of BATCHES_PER_POOL batches. Within a pool they are sorted by length, to
+    reduce padding. Then the batches are shuffled. The result depends only on the arguments.
 
     Args:
         lengths: the number of tokens of each item.
@@ -86,8 +87,8 @@ BATCHES_PER_POOL = 50  # batches that are sorted by length together; untuned
 
 
 def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The training loss of a batch: the cross-entropy, or where there is one output (a regression) the mean squared
-    error. `labels_B`: class indices, or regression targets."""
+    """The training loss of a batch: the cross-entropy, or the mean squared error where there is one output (a
+    regression). `labels_B`: class indices, or regression targets."""
     if logits_BC.shape[1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B)
     return F.cross_entropy(logits_BC, labels_B.long())
@@ -124,9 +125,9 @@ def train(
     losses: list[float] = []
     model.train()
     for epoch in range(setting.epochs):
-        for items in batches(lengths, setting.batch, seed, epoch):
+        for items in epoch_batches(lengths, setting.batch, seed, epoch):
             for group in optimizer.param_groups:
-                group["lr"] = setting.lr * schedule(step, steps, setting.warmup)
+                group["lr"] = setting.lr * learning_rate_factor(step, steps, setting.warmup)
             batch = pad([rows[i] for i in items])
             labels_B = torch.tensor([labels[i] for i in items], device=device)
             value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
@@ -165,13 +166,20 @@ def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right
     return logits_NC
 
 
-def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
-    """The results of one evaluation set: {"metrics": {name: value}, "chance": the metrics of a model with constant
-    outputs, "constant": for each class those of a model that always answers it, "collapsed": whether all predictions
-    are the same, "items": [{"id", "value"}]}.
+def score_predictions(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
+    """The results on one evaluation set. Raises ValueError where a logit is NaN or infinite.
 
-    The value of an item is the weight of its true class in the prediction: 1, or 1/k where k classes are tied, or 0. In
-    a regression it is the negative squared error. Raises ValueError where a logit is NaN or infinite.
+    Args:
+        logits_NC: the logits of N items for C classes, or [N, 1] for a regression.
+        examples: the items.
+
+    Returns:
+        metrics: {metric: value} of the model.
+        chance: {metric: value} of a model with constant outputs.
+        constant: [{metric: value}] of models that always predict one class, in the order of the classes.
+        collapsed: whether all predictions are the same.
+        items: [{"id", "value"}]. The value is the weight of the item's true class in the prediction: 1 or 0, or 1/k in
+            a tie of k classes. In a regression it is the negative squared error.
     """
     labels = [example.label for example in examples]
     if not np.isfinite(logits_NC).all():
@@ -188,22 +196,22 @@ def score(logits_NC: np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "metrics": scores,
         "chance": metrics.chance_metrics(labels, classes),
-        "constant": metrics.constant_metrics(labels, classes),
+        "constant": metrics.metrics_per_constant_class(labels, classes),
         "collapsed": metrics.is_collapsed(outputs),
         "items": [{"id": example.id, "value": float(value)} for example, value in zip(examples, values, strict=True)],
     }
 
 
-def conditions_of_model(setting: Setting, model_sha256: str) -> dict[str, Any]:
-    """What the results of fine-tuning a model on any task depend on: {"model_sha256", "setting", "inputs_version": the
-    version of the encoding of inputs}. `setting`: the hyperparameters; `model_sha256`: the hash of the pretrained
-    model."""
+def model_conditions(setting: Setting, model_sha256: str) -> dict[str, Any]:
+    """The part of `result_conditions` that is the same for all tasks: {"model_sha256", "setting", "inputs_version"}.
+    The last is the version of the encoding of inputs. `setting`: the hyperparameters; `model_sha256`: the hash of the
+    pretrained model."""
     return {"model_sha256": model_sha256, "setting": asdict(setting), "inputs_version": rundir.GLUE_INPUTS_VERSION}
 
 
-def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
-    """Everything that the result of fine-tuning on a task depends on besides the seed: {"task", "data_sha256": {split:
-    sha256}} and what `conditions_of_model` returns.
+def result_conditions(name: str, folders: Sequence[Path], setting: Setting, model_sha256: str) -> dict[str, Any]:
+    """Everything that the result of fine-tuning on a task depends on besides the seed. A stored result is reused only
+    while these are the same. Returns {"task", "data_sha256": {split: sha256}} and the entries of `model_conditions`.
 
     Args:
         name: the task.
@@ -221,7 +229,7 @@ def identity(name: str, folders: Sequence[Path], setting: Setting, model_sha256:
             load_split(name, split, folders)  # raises, and says where it was sought
         assert path is not None
         data[split] = safe_files.sha256(path)
-    return {"task": name, **conditions_of_model(setting, model_sha256), "data_sha256": data}
+    return {"task": name, **model_conditions(setting, model_sha256), "data_sha256": data}
 
 
 def finetune(
@@ -234,14 +242,14 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
-    """Fine-tune a model on a task and score it: {"sets": {evaluation set: result of `score`}, "train_items": number of
-    training items}.
+    """Fine-tune a model on a task and score it. Returns {"sets": {evaluation set: result of `score_predictions`},
+    "train_items": number of training items}.
 
     Args:
         name: the task.
         folders: folders with data of GLUE.
         make_backbone: a function of the seed that returns a new backbone (classifier.py) with the pretrained weights.
-        encode: a function that returns the token ids for text_a and text_b.
+        encode: a function (text_a, text_b) -> token ids.
         setting: the hyperparameters.
         seed: the seed of the classifier's initial weights, of the order of items and of dropout.
         device: the torch device, such as "cuda".
@@ -255,5 +263,5 @@ def finetune(
     train(model, rows, [example.label for example in examples], setting, seed, progress)
     sets = {}
     for split, items in evaluated.items():
-        sets[split] = score(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
+        sets[split] = score_predictions(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
     return {"sets": sets, "train_items": len(examples)}

@@ -28,7 +28,7 @@ class FineTuning(NamedTuple):
 
     name: str  # of the task
     seed: int
-    conditions: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.identity`
+    conditions: dict[str, Any]  # what else the result depends on, from `eval.finetune.train.result_conditions`
     steps: int  # of the optimizer
 
     @property
@@ -44,15 +44,15 @@ class SharedInputs(NamedTuple):
     processes."""
 
     folder: Path  # of the results
-    source: Any  # the pretrained model: eval.finetune.source.Source
+    source: Any  # the pretrained model: eval.finetune.source.PretrainedModel
     data: list[Path]
     setting: Any  # eval.finetune.train.Setting
 
 
 def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the stored result of a fine-tuning. None where the file is missing or damaged, or an entry of `conditions`
-    differs from that of the result. `path`: the file of the result; `conditions`: everything that the result depends
-    on: task, seed, model, data and setting."""
+    """Read the stored result of a fine-tuning; None where it cannot be reused. That is so where the file is missing or
+    damaged, or was made under other conditions. `path`: the file; `conditions`: the entries that the result must have:
+    task, seed, model, data and setting."""
     from eval.finetune.results import read_result
 
     try:
@@ -63,7 +63,7 @@ def stored_result(path: Path, conditions: dict[str, Any]) -> dict[str, Any] | No
     return result if result is not None and conditions.items() <= result.items() else None
 
 
-def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def run_fine_tuning(work: SharedInputs, item: FineTuning, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Fine-tune on one task with one seed, write the result to its file, and return it.
 
     Args:
@@ -76,20 +76,20 @@ def finetune_item(work: SharedInputs, item: FineTuning, progress: Callable[[int,
     """
     import torch
 
-    from eval.finetune.train import finetune, identity
+    from eval.finetune.train import finetune, result_conditions
 
     source, setting = work.source, work.setting
     device = "cuda" if torch.cuda.is_available() else "cpu"
     make_backbone, encode = partial(source.backbone, setting), source.encoder(setting.longest)
     result = finetune(item.name, work.data, make_backbone, encode, setting, item.seed, device, progress)
-    if identity(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:
+    if result_conditions(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:
         raise ValueError("its data changed while it was fine-tuned on: give the same command again")
     result = item.conditions | {"seed": item.seed} | result
     safe_files.write_json(item.file(work.folder), result)
     return result
 
 
-def run_all(
+def run_fine_tunings(
     work: SharedInputs, items: list[FineTuning], jobs: int, results: dict[tuple[str, int], dict[str, Any]]
 ) -> list[str]:
     """Run several fine-tunings. Returns a sentence for each one that failed.
@@ -116,7 +116,7 @@ def run_all(
                 def progress(step: int, steps: int, past_steps: int = past_steps, label: str = item.label) -> None:
                     show(past_steps + step, f"{label}, step {step} of {steps}")
 
-                collect(item, partial(finetune_item, work, item, progress))
+                collect(item, partial(run_fine_tuning, work, item, progress))
                 show(past_steps + item.steps, item.label, True)
             return failed
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
@@ -159,18 +159,19 @@ def _finetune_in_pool(work: SharedInputs, item: FineTuning) -> dict[str, Any]:
         with _steps.get_lock():
             _steps.value += 1
 
-    return finetune_item(work, item, progress)
+    return run_fine_tuning(work, item, progress)
 
 
 @contextmanager
 def show_progress(items: list[FineTuning]) -> Iterator[Callable[..., None]]:
-    """A context that shows the progress of several fine-tunings: on a terminal a bar, elsewhere lines of text. A line
-    is printed when a fine-tuning ends, and every 15 seconds or more for the steps (launch/progress.py reads these lines
-    in glue.log). `items`: the fine-tunings.
+    """A context that shows the progress of several fine-tunings: a bar on a terminal, elsewhere lines of text. A line
+    is printed when a fine-tuning ends, and at most every 15 seconds while steps are done (launch/progress.py reads
+    these lines in glue.log). `items`: the fine-tunings.
 
-    Yields a function to be called as the work proceeds, with three arguments: the number of optimizer steps that all
-    fine-tunings together have finished; a text that names the fine-tuning at work or just ended; and, where one has
-    ended, True.
+    Yields a function with three arguments:
+        1. the number of optimizer steps that all fine-tunings together have finished;
+        2. the name of the fine-tuning at work, or of the one that has just ended;
+        3. True where one has ended; may be left out.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -20,8 +20,8 @@ from ablations.safe_files import printable, storage_error_message
 from ablations.words import change_to_checkout, check_folder
 from eval.report import record, request, track_record
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.gather import gather
-from eval.report.outcome import EXIT_CODES, outcome
+from eval.report.comparison.gather import gather_findings
+from eval.report.outcome import EXIT_CODES, study_outcome
 
 RECORDS = Path("ablations/records")
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             if words:
                 check_folder(request.out_folder(words))
             return print_predictions(words, as_json)
-        requested = request.parse(words)
-        findings = gather(requested.study, requested.noise, requested.beside, requested.external)
+        requested = request.parse_request(words)
+        findings = gather_findings(requested.study, requested.noise, requested.beside, requested.external)
     except (ValueError, OSError) as error:
         answers.print_error(str(error), as_json)
         return Exit.INVALID
@@ -57,9 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         answers.print_error(f"the report cannot be written: {storage_error_message(error) or error}", as_json)
         return 1
-    verdict = outcome(findings)
+    verdict = study_outcome(findings)
     if as_json:
-        content = {"verdict": verdict, "written": str(out), "note": printable(note), "record": record.record(findings)}
+        content = {
+            "verdict": verdict,
+            "written": str(out),
+            "note": printable(note),
+            "record": record.record_content(findings),
+        }
         print(answers.json_answer("report", content))
         return EXIT_CODES[verdict["outcome"]]
     files = "\n".join(printable(str(out / name)) for name in ("report.md", "report.html"))
@@ -87,24 +92,24 @@ def write_record(findings: Findings, words: list[str]) -> tuple[Path, str]:
     name = findings.study.name
     folder, elsewhere = RECORDS / name, request.out_folder(words) / "records"
     if lost := record.finished_runs_that_would_be_lost(findings, folder):
-        record.write(findings, elsewhere / name)
+        record.write_record_files(findings, elsewhere / name)
         return elsewhere / name, (
             f"{folder} stays as it is: it has runs that this report lacks: {lost}. Remove it to have this one there."
         )
     try:
-        record.write(findings, folder)
+        record.write_record_files(findings, folder)
         return folder, ""
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        record.write(findings, elsewhere / name)
+        record.write_record_files(findings, elsewhere / name)
         return elsewhere / name, f"{printable(str(error))}: the report is in {elsewhere} instead."
 
 
 def print_predictions(words: list[str], as_json: bool = False) -> int:
     """Print the predictions in all records, and how often they came true. Returns the exit code, 0. `words`: of the
     command; OUT= says where further records are; `as_json`: whether to print JSON."""
-    lines, damaged = track_record.predictions([RECORDS, request.out_folder(words) / "records"])
+    lines, damaged = track_record.read_predictions([RECORDS, request.out_folder(words) / "records"])
     for sentence in damaged:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
     if as_json:
@@ -113,7 +118,7 @@ def print_predictions(words: list[str], as_json: bool = False) -> int:
     if not lines:
         print("No record has a prediction. A report of runs needs a study: make report POS=alibi")
         return 0
-    print(f"{track_record.table(lines)}\n\n{track_record.summary(lines)}")
+    print(f"{track_record.predictions_table(lines)}\n\n{track_record.summary_text(lines)}")
     return 0
 
 

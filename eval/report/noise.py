@@ -17,8 +17,8 @@ from ablations.words import change_to_checkout
 from eval.report import request
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.floor import identity_of_runs, tasks_digest
-from eval.report.comparison.gather import gather
+from eval.report.comparison.floor import floor_conditions, hash_of_tasks
+from eval.report.comparison.gather import gather_findings
 from eval.statistics.seeds import within_arm_variance
 
 FOLDER = Path("ablations/noise")
@@ -35,7 +35,7 @@ def noise_floor_content(findings: Findings) -> dict[str, Any]:
         raise ValueError(f"{len(cells)} runs of {findings.baseline} are finished and judged: {FEWEST_SEEDS} are needed")
     first, *others = cells.values()
     for other in others:
-        if identity_of_runs(first) != identity_of_runs(other):
+        if floor_conditions(first) != floor_conditions(other):
             raise ValueError("the runs were not made and judged alike: the report of STUDY=baseline has what differs")
     config = first["run"]["config"]
     commits: list[dict[str, Any]] = []  # of all runs: one may have been trained by other code than the next
@@ -53,13 +53,13 @@ def noise_floor_content(findings: Findings) -> dict[str, Any]:
             "unit": metric.unit,
             "sd": floor.variance**0.5,
             "dof": floor.dof,
-            "tasks": tasks_digest(first, name),
+            "tasks": hash_of_tasks(first, name),
             "results": {cells[findings.baseline, seed]["run"]["fingerprint"]: value for seed, value in row.items()},
         }
     return {
         "size": config.get("size"),
         "tokens": config["train"]["tokens"],
-        **identity_of_runs(first),
+        **floor_conditions(first),
         "metrics": metrics,
         "runs": {cell["run"]["fingerprint"]: seed for (_, seed), cell in cells.items()},
         **{key: first["run"][key] for key in ("commit", "versions", "hardware")},
@@ -78,8 +78,8 @@ def main(words: list[str]) -> int:
             if (seeds := len(from_args(words).seeds)) < FEWEST_SEEDS:
                 raise ValueError(f"SEEDS={seeds}: a noise floor is measured by {FEWEST_SEEDS} runs or more")
             return Exit.FINISHED
-        study = request.parse(words).study
-        content = noise_floor_content(gather(study))
+        study = request.parse_request(words).study
+        content = noise_floor_content(gather_findings(study))
     except (ValueError, OSError) as error:
         answers.print_error(str(error), as_json)
         return Exit.INVALID

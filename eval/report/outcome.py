@@ -8,7 +8,7 @@ from eval.report.comparison.findings import Findings
 EXIT_CODES = {"decided": int(Exit.FINISHED), "undecided": int(Exit.UNDECIDED), "refused": int(Exit.INVALID)}
 
 
-def outcome(findings: Findings) -> dict[str, Any]:
+def study_outcome(findings: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
     The outcome is "refused" where arms have results that cannot be compared. It is "undecided" where an arm is
@@ -24,8 +24,12 @@ def outcome(findings: Findings) -> dict[str, Any]:
     results = findings.results.get(name, {})
     for arm in findings.study.compared_arms:
         if arm in findings.comparisons.get(name, {}):
-            decision = findings.decision(arm, name)
-            arms[arm] = {"kind": decision.kind, "words": decision.words, "exploratory": findings.exploratory(arm, name)}
+            decision = findings.verdict(arm, name)
+            arms[arm] = {
+                "kind": decision.kind,
+                "words": decision.words,
+                "exploratory": findings.is_exploratory(arm, name),
+            }
         elif results.get(arm) and results.get(findings.baseline):
             arms[arm] = {"kind": "refused", "words": "not comparable with the baseline", "exploratory": False}
         else:

@@ -1,5 +1,5 @@
-"""Writes the record of a study, which consists of the files of a report, and protects finished runs of an earlier
-record."""
+"""Writes the record of a study: the files of a report. A record with finished runs that the report lacks is not
+overwritten."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from ablations.document.formats import latex, markdown, plain_text, to_csv
 from ablations.document.page import page
 from ablations.safe_files import Damaged, printable
 from eval.report.comparison.compare import METRICS
-from eval.report.comparison.findings import Findings, recorded_noise
+from eval.report.comparison.findings import Findings, noise_for_planning
 from eval.report.comparison.predictions import checked_predictions
 from eval.report.contents import contents
 from eval.report.reading.runs import Cells, runs_in_words
@@ -22,7 +22,7 @@ from eval.report.sections.training import loss_curves, paired_curves
 REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 
 
-def write(findings: Findings, out: Path) -> None:
+def write_record_files(findings: Findings, out: Path) -> None:
     """Write the files of a record into the folder `out`, all of them or none. Raises OSError where they cannot be
     written."""
     sections = contents(findings)
@@ -40,7 +40,7 @@ def write(findings: Findings, out: Path) -> None:
             "results.csv": to_csv(csv_lines(findings.cells)),
             "table.tex": latex(overview.table(findings), f"{findings.study.title}. {findings.study.question}"),
             "figure.svg": drawing.combined_figures(figures),
-            "run.json": json.dumps(record(findings), indent=1) + "\n",
+            "run.json": json.dumps(record_content(findings), indent=1) + "\n",
         },
     )
 
@@ -48,8 +48,12 @@ def write(findings: Findings, out: Path) -> None:
 def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table of the arms, and the sentences that explain it."""
     table: Table = overview.table(findings, findings.study.title)
-    sentences = [answer.answer(findings), *overview.arms_without_effect(findings), *overview.cautions(findings)]
-    notes = [sentence for sentence in [*sentences, *overview.notes(findings)] if sentence]
+    sentences = [
+        answer.answer(findings),
+        *overview.arms_without_effect(findings),
+        *overview.caution_paragraphs(findings),
+    ]
+    notes = [sentence for sentence in [*sentences, *overview.notes_on_numbers(findings)] if sentence]
     if findings.refusals:
         more = "; ..." if len(findings.refusals) > REASONS_SHOWN else ""
         notes.append(f"Evaluated differently, so not compared: {'; '.join(findings.refusals[:REASONS_SHOWN])}{more}")
@@ -63,9 +67,9 @@ def terminal_text(findings: Findings) -> str:
 
 
 def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
-    """The finished runs in the existing record in the folder `out` that this report lacks, as text; "" where there are
-    none or there is no record. Where that record is damaged, a text that begins with "unknown". Runs are identified by
-    their configurations, wherever they were trained."""
+    """The finished runs of the record in the folder `out` that this report lacks, as text; "" where there are none, or
+    no record. If the record is damaged, the text begins with "unknown". Runs with the same configuration count as the
+    same run."""
     try:
         earlier = safe_files.read_json(out / "run.json", ["runs"], {"runs": list})
     except Damaged as error:
@@ -78,9 +82,9 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     entries += [(corpus, corpus_form) for corpus in earlier.get("corpora", [])]
     if wrong := next((wrong for entry, form in entries if (wrong := safe_files.first_misfit(entry, form))), ""):
         return f"unknown, as {out / 'run.json'} is damaged: {wrong} is not what a record has there"
-    present = record(findings)
+    present = record_content(findings)
     fingerprints = {run.get("fingerprint") for run in present["runs"] if run["state"] == "finished"}
-    earlier_texts, texts = texts_of_files(earlier), texts_of_files(present)
+    earlier_texts, texts = training_text_hashes(earlier), training_text_hashes(present)
     return runs_in_words(
         [
             (run["arm"], run["seed"])
@@ -94,9 +98,10 @@ def finished_runs_that_would_be_lost(findings: Findings, out: Path) -> str:
     )
 
 
-def texts_of_files(record: dict[str, Any]) -> dict[str, str]:
-    """The hash of the text that each arm was trained on: {arm: sha256}. Left out are arms whose text is that of
-    installed packages, which is another one with other versions. `record`: the content of a record's run.json."""
+def training_text_hashes(record: dict[str, Any]) -> dict[str, str]:
+    """The hash of the text that each arm was trained on: {arm: sha256}. Arms trained on the text of installed packages
+    are left out, since that text changes with the versions of the packages. `record`: the content of a record's
+    run.json."""
     return {
         str(arm): corpus["sha256"]
         for corpus in record.get("corpora", [])
@@ -106,8 +111,8 @@ def texts_of_files(record: dict[str, Any]) -> dict[str, str]:
 
 
 def csv_lines(cells: Cells) -> list[list]:
-    """The lines of results.csv: a header, then one line per run and task, and for each run one line per overall result,
-    such as the mean over tasks. `cells`: {(arm, seed): content of the run directory}."""
+    """The lines of results.csv: a header, then for each run one line per task and one line per overall score, such as
+    the mean over tasks. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[list] = [["arm", "seed", "task", "metric", "value", "stderr", "items", "chance", "shots"]]
     for (arm, seed), cell in cells.items():
         for task, entry in cell.get("eval", {}).get("tasks", {}).items():
@@ -121,9 +126,9 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def run_length(findings: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first run: {"tokens": number, or None where no run has begun}. For runs
-    whose budget is a wall clock {"budget": the budget, "tokens": the number that was trained, or None before the run is
-    evaluated}."""
+    """The length of the runs, taken from the first one: {"tokens": number of training tokens}; None where no run has
+    begun. For a wall-clock budget {"budget": the budget, "tokens": number that was trained}; None before the run is
+    evaluated."""
     cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}
@@ -134,7 +139,7 @@ def run_length(findings: Findings) -> dict[str, Any]:
     return {"budget": train["budget"], "tokens": last.get("tokens") if cell.get("eval") else None}
 
 
-def record(findings: Findings) -> dict[str, Any]:
+def record_content(findings: Findings) -> dict[str, Any]:
     """The content of the record's run.json: the study, its runs, and their results and comparisons."""
     from_run = ("fingerprint", "commit", "versions", "hardware")
     runs = []
@@ -147,8 +152,8 @@ def record(findings: Findings) -> dict[str, Any]:
     for name in findings.results:
         for arm, c in findings.comparisons[name].items():
             line = {"arm": arm, "metric": METRICS[name].key, "difference": c.difference}
-            line |= {"decision": findings.decision(arm, name).kind, "verdict": findings.verdict(arm, name)}
-            line["exploratory"] = findings.exploratory(arm, name)
+            line |= {"decision": findings.verdict(arm, name).kind, "verdict": findings.verdict_in_words(arm, name)}
+            line["exploratory"] = findings.is_exploratory(arm, name)
             if left_out := findings.tasks_left_out(arm, name):
                 line["without"] = left_out
             if name in findings.margins:
@@ -159,8 +164,8 @@ def record(findings: Findings) -> dict[str, Any]:
         "answer": answer.answer(findings).removeprefix("**Answer.** "),
         "size": findings.runs[0]["config"].get("size") if findings.runs else None,
         **run_length(findings),
-        "noise": recorded_noise(findings),
-        "registration": registered.summary(findings),
+        "noise": noise_for_planning(findings),
+        "registration": registered.registration_summary(findings),
         "design": findings.study.registration.get("design", ""),
         "corpora": composition.recorded(findings),
         "learning_rates": tuning.tuning_for_record(findings),

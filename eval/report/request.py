@@ -1,4 +1,5 @@
-"""Parses the NAME=VALUE words of a report: which study, or which collection of runs, it is about."""
+"""Parses the NAME=VALUE words of a report's command line, which say what it is about: a study, or a collection of
+runs."""
 
 import os
 import shlex
@@ -38,6 +39,8 @@ def help_text() -> str:
 
 
 class Request(NamedTuple):
+    """What a report is asked for: a study or collection, and what is shown beside it."""
+
     study: Any  # ablations.study.Study, or a Collection
     noise: list[Path] = []  # directories of runs that tell the noise between seeds  # noqa: RUF012
     beside: str = "checked"  # one of BESIDE
@@ -45,18 +48,17 @@ class Request(NamedTuple):
 
 
 def extract_verdict_word(words: list[str]) -> tuple[bool, list[str]]:
-    """Take VERDICT= out of the words of a report. Returns (whether the exit code is to be the verdict, the other
-    words). The first is True for VERDICT=1. Raises ValueError where VERDICT has another value than 0 or 1, or is given
-    twice."""
+    """Take VERDICT= out of the words of a command line. Returns (True for VERDICT=1, the other words). True means that
+    the exit code is to be the verdict. Raises ValueError where VERDICT is neither 0 nor 1, or is given twice."""
     values = [word.partition("=")[2] for word in words if word.startswith("VERDICT=")]
     if len(values) > 1 or (values and values[0] not in ("0", "1")):
         raise ValueError(f"VERDICT={values[0][:60]}: 1, once; the exit code is then 0 decided, 3 undecided, 2 refused")
     return values == ["1"], [word for word in words if not word.startswith("VERDICT=")]
 
 
-def parse(words: list[str]) -> Request:
-    """Parse the words of a report: which study or collection of runs it is about, and what is shown beside it. Raises
-    ValueError where a word is not valid, a directory is not that of a run, or no run has begun."""
+def parse_request(words: list[str]) -> Request:
+    """Parse the words of a report's command line. Raises ValueError where a word is not valid, a directory is not that
+    of a run, or no run has begun."""
     from ablations.study import from_args
 
     known = {**WORDS, **HELP}
@@ -89,7 +91,7 @@ def parse(words: list[str]) -> Request:
     runs += others
     if not runs:
         raise ValueError("no run of these studies has begun")
-    collection = collect_runs(runs, " ".join(["make report", *map(word_in_report, sorted(words))]))
+    collection = collect_runs(runs, " ".join(["make report", *map(word_without_folders, sorted(words))]))
     metric = check_metric(values.get("METRIC", PRIMARY).strip(), "METRIC")
     criteria = Criteria(metric, margins_from_word(values.get("MARGIN", "")))
     absolute = [word.partition("=")[0] for word in sorted(words) if any(map(os.path.isabs, folders_of_word(word)))]
@@ -110,17 +112,16 @@ def out_folder(words: list[str]) -> Path:
 
 
 def folders_of_word(word: str) -> list[str]:
-    """The paths and corpora that a word of the command line names, relative to the present folder where they lie in it;
-    empty for words that name no paths."""
+    """The paths in a word of the command line that begins with RUNS=, NOISE=, EXTERNAL= or OUT=; [] for other words."""
     name, _, value = word.partition("=")
     paths = parse_folders(value) if name in FOLDER_WORDS else value.split(",") if name in PATHS else []
     here = Path.cwd()
     return [str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path for path in paths]
 
 
-def word_in_report(word: str) -> str:
-    """A word of the command line in the form that a report shows. Of absolute paths outside the present folder only the
-    last part is kept, since reports do not show the folders of this machine."""
+def word_without_folders(word: str) -> str:
+    """A word of the command line as a report shows it: absolute paths are cut to their last part, so that no folders of
+    this machine are shown."""
     name, _, value = word.partition("=")
     if folders := [Path(path).name or path if os.path.isabs(path) else path for path in folders_of_word(word)]:
         value = shlex.join(folders) if name in FOLDER_WORDS else ",".join(folders)

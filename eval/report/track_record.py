@@ -10,10 +10,10 @@ from ablations.safe_files import Damaged
 from eval.report.comparison.predictions import FAILED, HELD, UNDECIDED
 
 
-def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Two lists: the predictions in all records in some folders, and a sentence for each record that is damaged. A
-    prediction is {"record": name, "text", "metric", "outcome", "measured", "registered": whether before the runs}. Of
-    records with the same name, only the one in the first folder counts."""
+def read_predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read the predictions of all records in some folders. Returns (predictions, a sentence for each damaged record). A
+    prediction is {"record": name, "text", "metric", "outcome", "measured", "registered": whether before the runs}. If
+    records have the same name, only the one in the earlier folder counts."""
     lines, damaged, names = [], [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
         if path.parent.name in names:  # the record in the first folder counts
@@ -32,14 +32,13 @@ def predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def outcome_counts(lines: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of predictions with each outcome, {outcome: number}. `lines`: predictions as `predictions` returns
-    them."""
+    """The number of predictions with each outcome: {outcome: number}. `lines`: predictions from `read_predictions`."""
     return {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in (HELD, FAILED, UNDECIDED)}
 
 
-def summary(lines: list[dict[str, Any]]) -> str:
+def summary_text(lines: list[dict[str, Any]]) -> str:
     """Two sentences on how many predictions came true: of those that were registered before the runs, and of all.
-    `lines`: predictions as `predictions` returns them."""
+    `lines`: predictions from `read_predictions`."""
     sentences = []
     for words, some in (("Registered before the runs", [x for x in lines if x["registered"]]), ("All", lines)):
         number = outcome_counts(some)
@@ -49,7 +48,8 @@ def summary(lines: list[dict[str, Any]]) -> str:
     return "\n".join(sentences)
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def predictions_table(lines: list[dict[str, Any]]) -> str:
+    """A table of predictions as text for the terminal. `lines`: predictions from `read_predictions`."""
     head = ["record", "predicted", "of", "outcome", "registered before the runs", "measured"]
     rows = [
         [x["record"], x["text"], x["metric"], x["outcome"], "yes" if x["registered"] else "no", x["measured"]]

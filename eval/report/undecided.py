@@ -1,9 +1,9 @@
-"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided, and which of them no further seed
-would decide.
+"""python -m eval.report.undecided POS=alibi ...: prints the arms that are undecided, and which of them more seeds
+cannot decide.
 
-The verdicts are those of the report by the primary metric. Exit codes: 0, there is no arm that more seeds may decide;
-3, there is such an arm; 2, the words are not valid, a run cannot be read, or the metric, the margin or the noise floor
-was chosen after the runs had begun. With --criteria the arms are not looked at, and the exit code is 0 or 2.
+The verdicts are those of the report by the primary metric. Exit codes: 0, more seeds can decide no arm; 3, they may
+decide an arm; 2, the words are not valid, a run cannot be read, or the metric, the margin or the noise floor was chosen
+after the runs had begun. With --criteria only these errors are looked for, and the exit code is 0 or 2.
 """
 
 import sys
@@ -13,18 +13,18 @@ from ablations.safe_files import printable
 from eval.report import request
 from eval.report.comparison.criteria import criteria_chosen_late
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.gather import gather
+from eval.report.comparison.gather import gather_findings
 from eval.statistics.verdicts import seeds_cannot_decide
 
 
 def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
-    """The arms that are undecided by the primary metric, as two dictionaries {arm: its verdict in words}: first the
-    arms that more seeds may decide, then those that only more items can. Raises ValueError where the baseline has no
+    """The arms that are undecided by the primary metric, as two dictionaries {arm: its verdict in words}: the arms that
+    more seeds may decide, and the arms that only more items can decide. Raises ValueError where the baseline has no
     result in the primary metric."""
     if not findings.results[findings.primary][findings.baseline]:
         raise ValueError(f"no run of {findings.baseline} has a result in {findings.primary}, which decides")
     compared, margin = findings.comparisons.get(findings.primary, {}), findings.margins.get(findings.primary)
-    verdicts = {arm: findings.decision(arm, findings.primary) for arm in compared}
+    verdicts = {arm: findings.verdict(arm, findings.primary) for arm in compared}
     words = {arm: verdict.words for arm, verdict in verdicts.items() if not verdict.decided}
     of_items = {
         arm: text
@@ -35,8 +35,8 @@ def undecided_arms(findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def check_criteria(findings: Findings) -> None:
-    """Check that verdicts on these runs can be more than exploratory if seeds are added. Raises ValueError where the
-    metric, the margin or the noise floor was chosen after the runs had begun."""
+    """Check that the criteria were registered before the runs, since otherwise verdicts stay exploratory even with more
+    seeds. Raises ValueError where the metric, the margin or the noise floor was chosen after the runs had begun."""
     if late := criteria_chosen_late(findings.study, findings.cells):
         fresh = findings.study.seeds[0] + findings.study.criteria.seeds
         verb = "were" if len(late) > 1 else "was"
@@ -52,8 +52,8 @@ CRITERIA_ONLY = "--criteria"
 
 def main(words: list[str]) -> int:
     try:
-        requested = request.parse([word for word in words if word != CRITERIA_ONLY])
-        findings = gather(requested.study, requested.noise, requested.beside)
+        requested = request.parse_request([word for word in words if word != CRITERIA_ONLY])
+        findings = gather_findings(requested.study, requested.noise, requested.beside)
         check_criteria(findings)
         arms, of_items = ({}, {}) if CRITERIA_ONLY in words else undecided_arms(findings)
     except (ValueError, OSError) as error:

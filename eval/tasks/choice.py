@@ -1,4 +1,4 @@
-"""The tasks of lm-eval that a user requests for an evaluation, and those of them that can be run."""
+"""The user's request for tasks of lm-eval, and the choice of those that can be run."""
 
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 
 class TaskRequest(NamedTuple):
-    """The tasks of lm-eval that a user requests for an evaluation. `names`: of tasks, groups or tags, or patterns such
-    as mmlu_*; `data`: the folder of task data; `shots`: the number of examples in each prompt; None: as each task's
-    definition says."""
+    """A user's request to evaluate on tasks of lm-eval."""
 
     names: list[str]  # of tasks, groups or tags; or patterns such as mmlu_*
     data: Mirror  # the folder of task data

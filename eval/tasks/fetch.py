@@ -21,16 +21,16 @@ ANSWER_SECONDS = 10.0  # seconds that the hub has for an answer, before its data
 LOGIQA = "https://raw.githubusercontent.com/lgw863/LogiQA-dataset/{revision}/{file}"
 
 
-def fetch(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | None]:
+def read_split(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | None]:
     """Read a split of a data set from the hub: (a datasets.Dataset, its revision; None for a local copy).
 
     Args:
         source: the split.
-        spec: the task's entry in tasks.yaml. It has "revision" (None: the newest one). Where the library datasets
-            cannot read the data set, it has also "files" (a pattern in the repository) with "format", or "github" (a
-            file in its authors' repository on GitHub).
-        copies: a folder with copies of the hub's repositories, named organisation__name, to read from; None: the hub
-            is read.
+        spec: the task's entry in tasks.yaml, or {}. "revision" is the revision to read; without it the newest one is
+            read. Some data sets cannot be read by the library datasets. Their entry has "files" (a pattern of file
+            names in the repository) and "format", or "github" (a file in the authors' repository on GitHub).
+        copies: a folder with copies of the hub's repositories, named organisation__name, to read from; None: the hub is
+            read.
     """
     from datasets import Dataset, load_dataset
 
@@ -57,8 +57,8 @@ def fetch(source: Source, spec: dict, copies: Path | None) -> tuple[Any, str | N
 
 
 def why_unreachable() -> str:
-    """The reason why the hub cannot be reached from this machine, as a sentence; "" where the hub answers. Asking once,
-    before data sets are read, saves repeated attempts for each of thousands of data sets."""
+    """Why the hub cannot be reached from this machine, as a sentence; "" where it answers. This is asked once, before
+    thousands of data sets are each tried several times."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -71,9 +71,9 @@ def why_unreachable() -> str:
 
 
 def parse_logiqa(text: str) -> list[dict]:
-    """The rows of the data set LogiQA, each {"label", "context", "question", "options"}. `text`: the content of its
-    authors' file, which has blocks of eight lines. (The hub's copy EleutherAI/logiqa needs a script, which the library
-    datasets does not run from version 4 on.)"""
+    """The rows of the data set LogiQA, each {"label", "context", "question", "options"}. `text`: the authors' file,
+    with eight lines for each row. (The hub's copy EleutherAI/logiqa needs a script, which the library datasets does not
+    run from version 4 on.)"""
     lines = text.split("\n")
     rows = []
     for first in range(0, len(lines) - 7, 8):  # the first line is empty, the last four begin with "A." to "D."
@@ -112,7 +112,7 @@ def write_mirror(splits: dict[str, tuple[Source, dict]], to: Path, copies: Path 
                 continue
         print(f"{task}: {source}", file=sys.stderr, flush=True)
         try:
-            table, revision = fetch(source, spec, copies)
+            table, revision = read_split(source, spec, copies)
         except Exception as error:  # of any library on the way: say it, and go on with the others
             failed[task] = f"{source}: {type(error).__name__}: {' '.join(str(error).split())}"
             continue

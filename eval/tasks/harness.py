@@ -1,4 +1,4 @@
-"""Runs tasks through lm-eval: the tasks of this project, whose items are made from held-out text, and lm-eval's own
+"""Runs tasks through lm-eval: this project's own tasks, whose items are made from held-out text, and lm-eval's
 tasks."""
 
 import hashlib
@@ -15,7 +15,7 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from eval.tasks.definitions import FAILURES, Definition, error_in_one_line, is_greedy
 from eval.tasks.definitions import definitions as definitions  # for those who `from eval import harness`
 from eval.tasks.mirror import Mirror, Source
-from eval.tasks.probes import digest
+from eval.tasks.probes import short_hash
 from eval.tasks.scorer import Scorer
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -60,7 +60,7 @@ def lm_eval_task(name: str, spec: dict, items: list[dict]) -> ConfigurableTask:
     )
 
 
-def evaluate(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
+def run_held_out_tasks(scorer: Scorer, tasks: dict[str, tuple[dict, list[dict]]]) -> dict[str, dict]:
     """Run tasks made from held-out text through lm-eval.
 
     Args:
@@ -144,7 +144,7 @@ def reason_not_to_run(definition: Definition, mirror: Mirror) -> str:
         return error_in_one_line(error)
 
 
-def evaluate_named(
+def run_lm_eval_tasks(
     scorer: Scorer, tasks: dict[str, Definition], mirror: Mirror
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """Run tasks of lm-eval. A task that fails does not affect other tasks.
@@ -158,7 +158,7 @@ def evaluate_named(
         metric, value: the name and the value of the task's main metric; other metrics are entries by their names.
         version, shots: the version of the task, and the number of examples in each prompt.
         n: the number of items.
-        chance, guess: the scores of two ways to answer without knowing anything.
+        chance, guess: the scores that need no knowledge (`scores_without_knowledge`).
         data, examples: the splits of the items and of the examples in the prompts, with their hashes.
         context_tokens: [smallest, largest] number of tokens of an item's context.
         prompts_sha256, items_sha256: hashes of the prompts and of the items.
@@ -197,8 +197,8 @@ def evaluate_named(
 
 
 def _run_together(scorer: Scorer, lm_tasks: dict[str, ConfigurableTask]) -> dict[str, dict]:
-    """Run several lm-eval tasks together, so that requests that they have in common are scored once. Returns {task:
-    result in the form of `evaluate_named`}."""
+    """Run several lm-eval tasks together, so that a request of two tasks is scored only once. Returns {task: result, as
+    in `run_lm_eval_tasks`}."""
     if not lm_tasks:
         return {}
     run = lm_evaluate(lm=scorer, task_dict={"tasks": lm_tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
@@ -213,9 +213,8 @@ def _data_origin(mirror: Mirror, source: Source) -> dict:
 
 
 def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str) -> dict:
-    """One task's result, as `evaluate_named` describes it: metrics, chance, hashes and samples. `run`: what lm-eval
-    returned for all tasks that were run together; `name`: the name of the task in it. Raises ValueError where the
-    value of its main metric is not finite."""
+    """The result of one task, as in `run_lm_eval_tasks`. `run`: lm-eval's return value for all tasks that ran together;
+    `name`: the name of the task in it. Raises ValueError where the value of its main metric is not finite."""
     values = {
         key.split(",")[0]: value
         for key, value in run["results"][name].items()
@@ -239,7 +238,7 @@ def _task_result(scorer: Scorer, lm_task: ConfigurableTask, run: Any, name: str)
         repeats[question] += 1
         repetition = f"-{repeats[question]}" if repeats[question] > 1 else ""  # the same question twice is two items
         if isinstance(row[metric], float | int):
-            sample = {"id": digest(question) + repetition, "value": float(row[metric])}
+            sample = {"id": short_hash(question) + repetition, "value": float(row[metric])}
             samples.append(sample | passage_cluster(row["doc"]))
     contexts = [len(scorer.encode(argument[0])) for row in ordered for argument in row["arguments"][:1]]
     return {
@@ -263,27 +262,25 @@ def sha256(value: Any) -> str:
 
 
 def passage_cluster(doc: Any) -> dict[str, str]:
-    """The cluster of an item, {"cluster": the hash of its passage, article or premise}, which several items may share;
-    {} where the item has no such text. `doc`: the item's row of the data set."""
+    """The cluster of an item: {"cluster": hash of its passage, article or premise}; {} where it has none. Items with
+    the same passage are dependent. `doc`: the item's row of the data set."""
     if not isinstance(doc, dict):
         return {}
     for column in PASSAGE_COLUMNS:
         if isinstance(doc.get(column), str) and doc[column].strip():
-            return {"cluster": digest(" ".join(doc[column].split()))}
+            return {"cluster": short_hash(" ".join(doc[column].split()))}
     return {}
 
 
 def scores_without_knowledge(kind: str, metric: str, rows: list[dict]) -> dict[str, float | None]:
-    """The scores of two ways to answer without knowledge, as fractions of 1: {"chance", "guess"}. Both are None for
-    metrics other than accuracy and exact match.
+    """The scores that a model without knowledge can reach, from 0 to 1: {"chance", "guess"}. Both are None for metrics
+    other than accuracy and exact match.
 
-    "chance" is the expected score of a random option: the mean over items of 1 / number of options. It is 0 where the
-    answer is free text.
+    "chance" is the expected score of a random option; 0 where the answer is free text.
 
-    "guess" is the score of the answer that is right most often, given to every item, or "chance" where that is better.
-    For multiple choice, an answer is the number of an option, and for free text a text. In a task with the options yes
-    and no the number stands for yes or no even if each item words them differently, as in MultiRC. Where each item has
-    its own options, the numbers carry no meaning, and "guess" is a little above "chance".
+    "guess" is the score of the best constant answer, and at least "chance". A constant answer is the number of an
+    option, or a text where the answer is free. Where each item has its own options, their numbers mean nothing, and
+    "guess" is a little above "chance".
 
     Args:
         kind: lm-eval's output_type of the task.

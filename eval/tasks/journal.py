@@ -1,5 +1,5 @@
-"""Stores the outcomes of scored requests (likelihoods, continuations) while an evaluation runs, so that the evaluation
-can continue after a kill, and several processes can share the work."""
+"""Stores the outcomes of scored requests (likelihoods or continuations) while an evaluation runs. With them an
+evaluation can continue after a kill, and several processes can share the work."""
 
 import hashlib
 import json
@@ -15,8 +15,7 @@ from ablations import safe_files
 
 
 def _line(content: Any) -> bytes:
-    """A value as a line of the journal file: a hash, then the value as JSON. By the hash `Journal.refresh` notices
-    damage."""
+    """A value as a line of the journal file: the hash of its JSON, then the JSON. `Journal.refresh` checks the hash."""
     text = json.dumps(content).encode() + b"\n"
     return _digest(text) + b" " + text
 
@@ -32,14 +31,15 @@ def request_key(context: Sequence[int], continuation: Sequence[int]) -> str:
 
 class Journal:
     """The outcomes of requests to a model (scores or continuations), by the keys of the requests. They are kept in
-    memory and, with a folder, also in a file to which the outcomes of every batch are appended.
+    memory and, with a folder, also appended to a file after each batch.
 
-    After a kill, the next process starts with the outcomes in the folder. Several processes with the same requests
-    divide the batches among them; rank 0 waits for the other ranks and reads what they wrote.
+    After a kill, the next process reads the outcomes in the folder. Several processes with the same requests divide the
+    batches among them; rank 0 waits for the others and reads their files.
 
     Args:
-        folder: where each process writes a file of its own; None: outcomes are kept in memory only.
-        identity: what the outcomes depend on, such as the hash of the weights; files with another identity are ignored.
+        folder: where each process writes its own file; None: outcomes are kept in memory only.
+        identity: the conditions of the outcomes, such as the hash of the weights. Files with other conditions are
+            ignored.
         rank: the number of this process, from 0.
         ranks: the number of processes.
         working: a function that returns whether all other processes are still running.
@@ -68,13 +68,13 @@ class Journal:
         return key in self.known
 
     def get(self, key: str, default: Any) -> Any:
-        """The outcome of the request with key `key`. For an unknown outcome rank 0 raises KeyError, and other ranks,
-        whose results are not used, return `default`."""
+        """The outcome of a request. If it is unknown, rank 0 raises KeyError; other ranks return `default`, since their
+        results are not used."""
         return self.known.get(key, default) if self.rank else self.known[key]
 
     def batches_of_rank(self, batches: list[Any]) -> list[Any]:
-        """The batches that this process has to score: every `ranks`-th of `batches`, so that each process gets long and
-        short ones."""
+        """The batches that this process has to score: every `ranks`-th one. As `batches` are sorted by length, each
+        process gets long and short ones."""
         return batches[self.rank :: self.ranks]
 
     def add(self, outcomes: dict[str, Any]) -> None:
@@ -88,8 +88,8 @@ class Journal:
         self.file.flush()
 
     def refresh(self) -> None:
-        """Read the outcomes that all processes have written since the last call. Damaged files, damaged lines and
-        incomplete lines, which a kill may leave, are skipped, and the requests in them are scored again."""
+        """Read the outcomes that all processes have written since the last call. Damaged files and lines are skipped,
+        also incomplete lines after a kill; their requests are scored again."""
         assert self.folder is not None
         head = _line({"identity": self.identity})
         for path in sorted(self.folder.glob("*.jsonl")):
@@ -106,9 +106,9 @@ class Journal:
                         self.known |= json.loads(text)
 
     def wait_until_complete(self, keys: list[str]) -> bool:
-        """Wait on rank 0 until the outcomes of all keys are known, and return True. Return False where another process
-        has ended without finishing its share, which this process then has to score itself. Other ranks, whose results
-        are not used, return True at once."""
+        """Wait on rank 0 until the outcomes of all keys are known. Returns False if another process has ended without
+        its share, which this process then has to score itself; else True. Other ranks return True at once, since their
+        results are not used."""
         if self.rank:
             return True
         while self.ranks > 1 and not all(key in self.known for key in keys):

@@ -1,15 +1,16 @@
-"""Held-out loss of a masked language model: fixed tokens of held-out text are masked, and predicted from all other
+"""The held-out loss of a masked language model: some tokens of held-out text are masked, and predicted from all other
 tokens.
 
-As in training, texts are joined end to end, each after an end-of-document token, and cut into sequences of the training
-length; the last sequence is padded with end-of-document tokens. The share of masked tokens is that of training, at
-positions that depend only on the number of the sequence. All masked tokens are replaced by the mask token, so that none
-can be read from the input. The loss is therefore somewhat higher than in training, where one masked token in ten is
-left unchanged.
+As in training, texts are joined, each after an end-of-document token, and cut into sequences of the training length.
+The last sequence is padded with end-of-document tokens. The mask rate is that of training; the positions depend only on
+the number of the sequence.
 
-Bits per byte are relative to the bytes of the masked text, estimated as the text's bytes times the share of its tokens
-that is masked. They can be compared between tokenizers, but not between mask rates, since with more masked tokens there
-is less context. Bytes that the tokenizer cannot represent count 8 bits each.
+All masked tokens are replaced by the mask token. In training one in ten is left unchanged, so the training loss is
+somewhat lower.
+
+Bits per byte are the loss per byte of masked text. These bytes are estimated as the bytes of the text times the mask
+rate. Bytes that the tokenizer cannot represent count 8 bits each. The result can be compared between tokenizers, but
+not between mask rates, since more masked tokens leave less context.
 """
 
 from collections.abc import Callable, Sequence

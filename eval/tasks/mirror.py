@@ -1,6 +1,6 @@
 """Task data on disk: a folder of gzipped JSON lines with a manifest of hashes.
 
-Evaluation reads only such a folder, so that compute nodes need no network; fetch.py (`make eval-data`) fills it.
+Evaluation reads only this folder, so that compute nodes need no network; fetch.py (`make eval-data`) fills it.
 manifest.json is a list of {"dataset_path", "config", "split", "file", "rows", "sha256", "revision", "features", ...}.
 Where an entry has no "features", the types of the columns are read from the data set's card beside its files.
 """
@@ -21,7 +21,7 @@ REQUIRED_KEYS = ("dataset_path", "config", "split", "file", "sha256")  # of an e
 
 
 class Source(NamedTuple):
-    """A split of a data set on the hub, such as the split with the items of a task."""
+    """A split of a data set on the hub, such as the split with a task's items."""
 
     path: str  # organisation/name
     config: str  # "default" where the data set has only one
@@ -62,15 +62,14 @@ class Mirror:
             self.entries[Source(entry["dataset_path"], entry["config"], entry["split"])] = entry
 
     def changed(self, recorded: dict[str, Any]) -> bool:
-        """Whether the data of a split differs from the data that an earlier evaluation used. A split that is no longer
-        in the folder counts as unchanged. `recorded`: the entry "data" or "examples" of a task in eval.json, with the
-        path, configuration, name and hash of the split."""
+        """Whether the data of a split has changed since an earlier evaluation. A split that is no longer in the folder
+        counts as unchanged. `recorded`: the entry "data" or "examples" of a task in eval.json."""
         entry = self.entries.get(Source(recorded["path"], recorded["config"], recorded["split"]))
         return entry is not None and entry["sha256"] != recorded["sha256"]
 
     def why_unusable(self, source: Source) -> str:
-        """The reason why a split cannot be used, as text: its file is missing, damaged or empty, or differs from the
-        manifest; "" where it can be used."""
+        """Why a split cannot be used, as text; "" where it can. Its file may be missing, damaged or empty, or differ
+        from the manifest."""
         entry = self.entries.get(source)
         if not entry:
             return f"{source} is not in {self.folder}"
@@ -90,8 +89,7 @@ class Mirror:
             return f"{path} is damaged: {error}"
 
     def why_any_unusable(self, sources: Iterable[Source]) -> str:
-        """The reason why the first unusable one of several splits cannot be used, as text; "" where all of them can be
-        used."""
+        """Why the first unusable split of several cannot be used, as text; "" where all can."""
         return next((why for source in sources if (why := self.why_unusable(source))), "")
 
     def table(self, source: Source) -> Any:
@@ -115,7 +113,7 @@ class Mirror:
 
 
 def suite() -> dict[str, dict]:
-    """BigScience's suite of 27 tasks, the group `suite` in tasks.yaml: {task: its entry there}."""
+    """The 27 tasks of BigScience's suite, the group `suite` of tasks.yaml: {task: its entry there}."""
     return groups()["suite"]
 
 
@@ -132,6 +130,5 @@ def names_in_groups() -> set[str]:
 
 
 def names(requested: Iterable[str]) -> list[str]:
-    """The requested names without repetitions, in which the groups `suite` and `multilingual` are replaced by the names
-    of their tasks."""
+    """The requested names without repetitions, with the groups `suite` and `multilingual` replaced by their tasks."""
     return list(dict.fromkeys(task for name in requested for task in groups().get(name, [name])))

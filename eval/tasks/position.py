@@ -1,13 +1,12 @@
-"""Held-out loss by the number of context tokens, up to four times the training length, always for the same predicted
-tokens.
+"""The held-out loss as a function of the number of context tokens, up to four times the training length.
 
-A piece of held-out text is read in windows that begin half a training length apart. So every scored block of half a
-training length is once at the beginning of a window, once after one block, once after two, and so on up to the end of a
-window. Along the curve only the length of the context differs, and not the predicted tokens. All arms are measured on
-the same text.
+The same tokens are predicted at every context length, so that only the context differs. To this end a text is read in
+overlapping windows, which begin half a training length apart. Each scored block, half a training length of tokens, thus
+stands at every place of a window: at its beginning, after one block, after two, and so on. All arms are measured on the
+same text.
 
-`BEYOND_TRAINING_LENGTH` says how each position scheme works beyond the training length, for which nothing is trained or
-changed.
+Nothing is trained or changed for lengths beyond the training length. `BEYOND_TRAINING_LENGTH` says how each position
+scheme works there.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,28 +35,28 @@ BEYOND_TRAINING_LENGTH = {
 
 
 class Piece(NamedTuple):
-    """A piece of held-out text. `ids`: its token ids; `size`: the UTF-8 bytes of the blocks whose loss is measured,
-    end-of-document tokens excluded."""
+    """A piece of held-out text. `ids`: its token ids; `size`: the UTF-8 bytes of its scored blocks, without
+    end-of-document tokens."""
 
     ids: list[int]  # [tokens_per_piece(seq)]
     size: int
 
 
 def tokens_per_piece(seq: int) -> int:
-    """The number of tokens of a piece of held-out text: the scored blocks, the context of the first of them in the
-    longest window, and a token at the beginning, which is never predicted. `seq`: the training length in tokens."""
+    """The number of tokens of a piece of held-out text. It has one first token that is never predicted, the longest
+    context of the first scored block, and the scored blocks. `seq`: the training length in tokens."""
     return (WINDOW_LENGTHS * BLOCKS_PER_LENGTH - 1 + SCORED_BLOCKS) * (seq // BLOCKS_PER_LENGTH) + 1
 
 
 def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
-    """Pieces of held-out text, at most MAX_PIECES: the beginnings of documents that are long enough by their bytes,
-    then shorter documents joined by end-of-document tokens, as in training.
+    """Cut at most MAX_PIECES pieces from held-out text. Documents that are long enough come first, cut to one piece
+    each. Then shorter documents are joined by end-of-document tokens, as in training.
 
-    Documents with characters that the tokenizer cannot represent are left out, since the number of bytes behind an
-    unknown token is not known.
+    Documents with characters that the tokenizer cannot represent are left out, since the bytes of an unknown token are
+    not known.
 
     Args:
-        texts: documents in the order of `probes.documents`.
+        texts: documents in the order of `probes.sorted_texts`.
         tokenizer: the tokenizer of the run.
         seq: the training length in tokens.
     """
@@ -86,19 +85,20 @@ def loss_by_position(
     longest: int | None,
     score: Callable[[list[tuple[list[int], list[int]]]], list[tuple[float, bool]]],
 ) -> dict | None:
-    """The loss in bits per byte as a function of the number of tokens of context.
+    """The loss as a function of the number of context tokens; None without pieces.
 
     Args:
         pieces: pieces of held-out text.
         seq: the training length in tokens.
         longest: the model's longest input, in tokens; None: unlimited.
-        score: a function such as `Scorer.score`, which takes pairs (context, continuation) of token ids. It returns for
-            each pair the log-likelihood of the continuation in nats, and whether greedy decoding would give it.
+        score: a function such as `Scorer.score`. It takes pairs (context, continuation) of token ids, and returns for
+            each (log-likelihood of the continuation in nats, whether greedy decoding would give it).
 
     Returns:
-        {"positions": the numbers of tokens before the middle of the scored block; "bits_per_byte" and "stderr" (over
-        pieces), a number for each position; "tokens" and "bytes": the size of the scored text}; None where there are no
-        pieces.
+        positions: the numbers of tokens before the middle of the scored block.
+        bits_per_byte: the loss at each position.
+        stderr: its standard error over pieces, at each position.
+        tokens, bytes: the size of the scored text.
     """
     w, bins = seq // BLOCKS_PER_LENGTH, WINDOW_LENGTHS * BLOCKS_PER_LENGTH
     window_bins = [b for b in range(bins) if not longest or (b + 1) * w <= longest]
@@ -125,8 +125,8 @@ def loss_by_position(
 
 
 def mean_curve(curves: list[dict | None]) -> dict | None:
-    """The unweighted mean over corpora of their curves of loss by position; None where no corpus has a curve. `curves`:
-    for each corpus what `loss_by_position` returned."""
+    """The mean over corpora of curves of loss by position, in the form of `loss_by_position`; None where no corpus has
+    a curve. `curves`: the curve of each corpus, or None."""
     present = [curve for curve in curves if curve]
     if not present:
         return None

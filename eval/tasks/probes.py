@@ -1,16 +1,15 @@
-"""Zero-shot tasks of this project: their items are made from held-out documents, as text, and are the same for every
-tokenizer.
+"""This project's own zero-shot tasks. Their items are made from held-out documents as text, so they are the same for
+every tokenizer.
 
 An item is {"id", "cluster", "context", "target": text} or {"id", "cluster", "context", "choices", "target": index of
 the right choice}; tasks.yaml describes each task. Items of the same cluster are statistically dependent: they are made
-from the same document, or from documents of the same package or repository where the corpus names it.
+from the same document, or from documents of the same package or repository.
 
-The order of documents and every random choice follow from hashes of the text, so that the same documents always give
-the same items, whatever their files and order. An id is a hash of its item: two runs have an id in common exactly when
-they answered the same question.
+The order of documents and all random choices depend only on hashes of the text. So the same documents always give the
+same items. An item's id is its hash: two runs with an id in common answered the same question.
 
-Words are recognised by Unicode's rules, in every script with spaces between words. For text without spaces (Chinese,
-Japanese, Thai) there are the tasks of held-out loss and continuations, but not the tasks about single words.
+Words are recognised by Unicode's rules, in every script with spaces between words. Text without spaces (Chinese,
+Japanese, Thai) gives items of held-out loss and continuations, but none of the tasks about single words.
 """
 
 import functools
@@ -61,28 +60,27 @@ CONTINUATION_START = regex.compile(
 
 
 @functools.cache
-def specification() -> dict:
-    """The content of tasks.yaml: {"version": int, "tasks": {name of a task made from held-out text: its entry},
-    ...}."""
+def load_specification() -> dict:
+    """The content of tasks.yaml: {"version": int, "tasks": {task made from held-out text: its entry}, ...}."""
     return yaml.safe_load(TASKS.read_text(encoding="utf-8"))
 
 
-def documents(paths: Iterable[str | Path]) -> list[str]:
-    """The different texts of the documents in .jsonl.gz files, sorted by their hashes; empty texts are left out. Raises
+def sorted_texts(paths: Iterable[str | Path]) -> list[str]:
+    """The distinct texts of the documents in .jsonl.gz files, sorted by their hashes. Empty texts are left out. Raises
     ValueError where a file is damaged; the message names the file."""
     return list(clusters_of(paths))
 
 
 def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The clusters of the documents in .jsonl.gz files: {text of a document: the package or repository that it belongs
-    to, or else the hash of the text}, sorted by the hashes of the texts. Empty texts are left out. Raises ValueError
-    where a file is damaged; the message names the file."""
+    """The cluster of each document in .jsonl.gz files: {text of the document: its package or repository, or else the
+    hash of the text}, sorted by the hashes of the texts. Empty texts are left out. Raises ValueError where a file is
+    damaged; the message names the file."""
     clusters: dict[str, str] = {}
     for document in read_documents(paths):
         text, labels = document["text"], document.get("metadata") or {}
-        group = next((f"{label} {labels[label]}" for label in CLUSTER_LABELS if labels.get(label)), digest(text))
+        group = next((f"{label} {labels[label]}" for label in CLUSTER_LABELS if labels.get(label)), short_hash(text))
         clusters[text] = min(group, clusters.get(text, group))
-    return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=digest)}
+    return {text: clusters[text] for text in sorted((text for text in clusters if text.strip()), key=short_hash)}
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
@@ -100,12 +98,11 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str, list[dict]]:
-    """The items for the held-out loss of each domain, {domain: items}, as `held_out_items` makes them; {} where there
-    is only one domain.
+    """The items for the held-out loss of each domain: {domain: items from `held_out_items`}; {} where there is only one
+    domain.
 
-    A domain is a part of the text with one origin. Metadata of a document may name its domain (The Pile's
-    pile_set_name). Other documents belong to the domain with the name of their corpus, which is known from the folder
-    of their file, NAME-HASH.
+    A domain is a part of the text with one origin. It is named in the metadata of a document (The Pile's
+    pile_set_name), or else is the corpus, whose name begins the name of the file's folder (NAME-HASH).
 
     Args:
         paths: .jsonl.gz files with held-out documents.
@@ -118,7 +115,7 @@ def held_out_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str,
             if document["text"].strip():
                 domain = (document.get("metadata") or {}).get("domain") or corpus
                 texts.setdefault(domain, set()).add(document["text"])
-    rows = {domain: held_out_items(sorted(texts[domain], key=digest), max_bytes) for domain in sorted(texts)}
+    rows = {domain: held_out_items(sorted(texts[domain], key=short_hash), max_bytes) for domain in sorted(texts)}
     return rows if len(rows) > 1 else {}
 
 
@@ -127,23 +124,23 @@ def make_items(texts: list[str], seq: int, clusters: dict[str, str] | None = Non
     MIN_ITEMS could be made, because there is little text or `seq` is very short, gets [].
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         seq: the training length in tokens, on which only the copying tasks depend.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
 
     Raises:
         ValueError: tasks.yaml has a task without code in this function, or lacks a task that is made here.
     """
-    tasks = specification()["tasks"]
+    tasks = load_specification()["tasks"]
     check_entries(tasks)
     inside = {"max_bytes": int(FEW_BYTES * seq)}
     drawn = {
-        "last_word": last_word(texts, tasks["last_word"]["items"]),
-        "continuation": continuation(texts),
-        "cloze": cloze(texts),
-        "copy_inside": copying(texts, **inside),
-        "copy_beyond": copying(texts, gap_bytes=int(MANY_BYTES * seq)),
-        "copy_absent": ((text, without_snippet(item)) for text, item in copying(texts, **inside)),
+        "last_word": last_word_items(texts, tasks["last_word"]["items"]),
+        "continuation": continuation_items(texts),
+        "cloze": cloze_items(texts),
+        "copy_inside": copying_items(texts, **inside),
+        "copy_beyond": copying_items(texts, gap_bytes=int(MANY_BYTES * seq)),
+        "copy_absent": ((text, without_snippet(item)) for text, item in copying_items(texts, **inside)),
     }
     if differing := sorted(tasks.keys() ^ {"bits_per_byte", *drawn}):
         raise ValueError(
@@ -172,14 +169,14 @@ def check_entries(tasks: dict[str, dict[str, Any]]) -> None:
 def held_out_items(
     texts: list[str], max_bytes: int, clusters: dict[str, str] | None = None, piece_bytes: int = PIECE_BYTES
 ) -> list[dict]:
-    """The items of the held-out loss: pieces of documents, of whole characters.
+    """The items of the held-out loss: pieces of documents, cut between characters.
 
-    The next piece is always taken from the cluster with the fewest bytes so far, so that no large source dominates; the
-    standard error is estimated from the differences between clusters. Within a cluster, the first pieces of all its
-    documents come first, then the second pieces, and so on. A few long documents thus give many items.
+    The next piece always comes from the cluster with the fewest bytes so far, so that no large cluster dominates.
+    Within a cluster, the first pieces of all documents come first, then the second pieces, and so on. So a few long
+    documents also give many items. The standard error is estimated over clusters.
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         max_bytes: the largest number of bytes of all pieces together.
         clusters: {text of a document: its cluster}; None: each document is a cluster.
         piece_bytes: the largest number of bytes of a piece.
@@ -200,7 +197,7 @@ def held_out_items(
         total += end - start
         if rows and total > max_bytes:
             return rows
-        key = digest(piece)
+        key = short_hash(piece)
         repeats[key] += 1
         repetition = f"-{repeats[key]}" if repeats[key] > 1 else ""  # the same words again are another item
         rows.append({"id": key + repetition, "cluster": name, "context": "", "target": piece})
@@ -214,20 +211,20 @@ def held_out_items(
 def cluster_of(text: str, clusters: dict[str, str] | None) -> str:
     """The cluster of the document with this text; a document without an entry in `clusters` is a cluster by itself,
     named by the hash of its text. `clusters`: {text of a document: its cluster}; None: no document has an entry."""
-    return (clusters or {}).get(text) or digest(text)
+    return (clusters or {}).get(text) or short_hash(text)
 
 
-def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to predict the last word of a passage, as in LAMBADA (Paperno et al. 2016).
-    The word occurs earlier in the passage.
+def last_word_items(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
+    """Make items: predict the last word of a passage, which occurs earlier in it, as in LAMBADA (Paperno et al. 2016).
+    Yields pairs (document, item).
 
-    LAMBADA's passages were selected by people so that the word can be guessed. Here the last two words must occur as a
-    pair in at least one document in a hundred. No word is the answer of more than one item in twenty, so that always
-    giving the most common answer scores little.
+    People selected LAMBADA's passages so that the word can be guessed. Here instead the last two words must occur as a
+    pair in at least 1 % of documents. No word may answer more than 5 % of the items, so that always giving the
+    commonest answer scores little.
 
     Args:
-        texts: documents in the order of `documents`.
-        n: the number of items that will be used, of which a word may answer at most n // 20.
+        texts: documents in the order of `sorted_texts`.
+        n: the number of items that will be used.
     """
     pair_documents: Counter[tuple[str | Any, ...]] = Counter()
     for text in texts:
@@ -248,10 +245,10 @@ def last_word(texts: list[str], n: int) -> Iterator[tuple[str, dict]]:
             yield text, {"context": context, "target": " " + word}
 
 
-def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to choose the true continuation of a text among four. The three wrong choices
-    are pieces of other documents, whose lengths in bytes differ from the true one's by a tenth at most. `texts`:
-    documents in the order of `documents`."""
+def continuation_items(texts: list[str]) -> Iterator[tuple[str, dict]]:
+    """Make items: choose the true continuation of a text among four. Yields pairs (document, item). The wrong choices
+    are pieces of other documents, whose lengths in bytes differ by at most 10 % from the true one's. `texts`: documents
+    in the order of `sorted_texts`."""
     pieces = {text: list(piece_spans(text)) for text in texts}
     usable = [text for text in texts if pieces[text]]
     for text, rng in repeated_passes(usable):
@@ -267,9 +264,9 @@ def continuation(texts: list[str]) -> Iterator[tuple[str, dict]]:
 
 
 def piece_spans(text: str) -> Iterator[tuple[int, int]]:
-    """The start and end, as character indices, of each piece of a text that can be a choice of `continuation`. A piece
+    """The start and end, in characters, of each piece of a text that can be a choice of `continuation_items`. A piece
     starts between two words after the first 100 characters, and ends at the first space between its 48th and 64th
-    character. In scripts without spaces it ends after 48 characters."""
+    character. In scripts without spaces it has 48 characters."""
     for gap in CONTINUATION_START.finditer(text):
         start, end = gap.span()
         if start <= 100:
@@ -282,12 +279,12 @@ def piece_spans(text: str) -> Iterator[tuple[int, int]]:
             yield start, space
 
 
-def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the task to choose the word that is left out of running text. Each choice is a
-    candidate for the word, followed by the text after the gap. `texts`: documents in the order of `documents`.
+def cloze_items(texts: list[str]) -> Iterator[tuple[str, dict]]:
+    """Make items: choose the word that is left out of a text. Yields pairs (document, item). Each choice is a candidate
+    word, followed by the text after the gap. `texts`: documents in the order of `sorted_texts`.
 
-    As in the Children's Book Test (Hill et al. 2015) the wrong words are taken from the same document; here they are
-    also about as common as the right one.
+    As in the Children's Book Test (Hill et al. 2015), the wrong words are from the same document. Here they are also
+    about as common as the right one.
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -304,18 +301,18 @@ def cloze(texts: list[str]) -> Iterator[tuple[str, dict]]:
         yield text, multiple_choice_item(context, f" {gap[1]}{after}", [f" {word}{after}" for word in wrong], rng)
 
 
-def copying(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterator[tuple[str, dict]]:
-    """Pairs (document, item) of the copying tasks. The context is a snippet of the document, text of other documents,
-    and the first six words of the snippet again; the task is to choose the word that comes next. This is induction, ...
-    A B ... A -> B (Olsson et al. 2022), in running text instead of random tokens.
+def copying_items(texts: list[str], max_bytes: int = 0, gap_bytes: int = 0) -> Iterator[tuple[str, dict]]:
+    """Make items of the copying tasks. The context is a snippet of a document, then text of other documents, then the
+    first six words of the snippet again. The task is to choose the next word. This is induction, ... A B ... A -> B
+    (Olsson et al. 2022), in running text instead of random tokens. Yields pairs (document, item).
 
-    All four choices occur in the snippet exactly once, and none in the text after it, so that only a word's place in
-    the snippet shows which choice is right. Either `max_bytes` or `gap_bytes` is given.
+    All four choices occur exactly once in the snippet, and not after it. So only a word's place in the snippet shows
+    which choice is right. Either `max_bytes` or `gap_bytes` is given.
 
     Args:
-        texts: documents in the order of `documents`.
+        texts: documents in the order of `sorted_texts`.
         max_bytes: the largest number of bytes of a whole item; 0: not limited.
-        gap_bytes: the number of bytes of text between the snippet and its repetition; 0: as much as `max_bytes` allows.
+        gap_bytes: the number of bytes between the snippet and its repetition; 0: as many as `max_bytes` allows.
     """
     for text, rng in repeated_passes(texts):
         words = text.split()
@@ -360,33 +357,33 @@ def text_of_other_documents(texts: list[str], excluded: str, omit: set[str], siz
 
 
 def without_snippet(item: dict) -> dict:
-    """A control for an item of `copying`: the item without the snippet and the text of other documents, so that its
-    answer can only be guessed."""
+    """The control for an item of `copying_items`: the same item without the snippet and the text of other documents.
+    Its answer can only be guessed."""
     return {**item, "context": item["context"].split("\n\n")[2]}
 
 
 def multiple_choice_item(context: str, right: str, wrong: list[str], rng: random.Random) -> dict:
-    """An item {"context", "choices", "target"}: the choices are the text `right` and the texts `wrong` in random order,
-    the target is the index of `right` among them. `rng`: the random numbers that order them."""
+    """An item {"context", "choices", "target": index of `right`}, with the choices `right` and `wrong` in random order.
+    `rng`: the random number generator for the order."""
     choices = [*wrong, right]
     rng.shuffle(choices)
     return {"context": context, "choices": choices, "target": choices.index(right)}
 
 
 def repeated_passes(texts: list[str]) -> Iterator[tuple[str, random.Random]]:
-    """Pairs (document, random generator seeded for it), in MAX_PASSES passes over all documents: every document gives
-    one item before any document gives a second one."""
+    """Pass over all documents MAX_PASSES times. Yields pairs (document, random generator seeded for document and pass).
+    So every document gives one item before any gives a second one."""
     for turn in range(MAX_PASSES):
         for text in texts:
-            yield text, random.Random(f"{turn}/{digest(text)}")
+            yield text, random.Random(f"{turn}/{short_hash(text)}")
 
 
 def distinct_items(rows: Iterator[tuple[str, dict]], max_items: int, clusters: dict[str, str] | None) -> list[dict]:
-    """The first `max_items` different items, each with its "id" and "cluster" added. `rows`: pairs (text of a document,
-    item made from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
+    """The first `max_items` distinct items, with "id" and "cluster" added. `rows`: pairs (text of a document, item made
+    from it); `clusters`: {text of a document: its cluster}; None: each document is a cluster."""
     items_by_id: dict[str, dict] = {}
     for text, row in rows:
-        key = digest(json.dumps(row, sort_keys=True))
+        key = short_hash(json.dumps(row, sort_keys=True))
         items_by_id.setdefault(key, {"id": key, "cluster": cluster_of(text, clusters), **row})
         if len(items_by_id) == max_items:
             break
@@ -398,7 +395,7 @@ def whole_words(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else text[-max_characters:].split(maxsplit=1)[-1]
 
 
-def digest(text: str) -> str:
+def short_hash(text: str) -> str:
     """The first 64 bits of a text's sha256, as 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,10 +1,9 @@
-"""Packs the inputs of a model into rows and batches, so that common beginnings of several inputs are computed once.
+"""Packs the inputs of a model into rows and batches, so that a common beginning of several inputs is computed once.
 
-Inputs with the same beginning (the choices after the context of a question, the questions about one passage) share a
-row of the batch. The row consists of a stem, the common beginning, and branches, which continue it. A token of a branch
-has the same position as in its own input, and sees only the stem and its own branch (`Arrangement` in
-model/attention.py). So the model computes the same outputs for it as for the input alone. Rows of similar length form a
-batch.
+For example, the choices after one context have the context in common. Such inputs share a row of the batch: first the
+stem, their common beginning, then a branch for the rest of each input. A token of a branch sees only the stem and its
+own branch, at its original position (`Arrangement` in model/attention.py). So its output is the same as for the input
+alone. Rows of similar length form a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,8 +28,7 @@ class Input(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a batch: inputs that share their first `stem` tokens. Its length is that of the stem plus those of all
-    branches."""
+    """A row of a batch: inputs that share their first `stem` tokens. Its length is the stem plus all branches."""
 
     stem: int
     inputs: list[Input]
@@ -40,8 +38,8 @@ class Row(NamedTuple):
 
 
 def representatives(inputs: Iterable[Input]) -> dict[Input, Input]:
-    """Choose for each input the input whose forward pass serves both: {input: a longer input that begins with it, or
-    the input itself}."""
+    """Find inputs that need no forward pass of their own, because a longer input begins with them. Returns {input: the
+    longest such input, or the input itself}."""
     representative: dict[Input, Input] = {}
     longer = Input((), 0)
     for sequence in sorted(set(inputs), key=lambda x: (x.extent, x.tokens), reverse=True):
@@ -106,8 +104,7 @@ def batches(rows: Iterable[Row], max_tokens: int) -> Iterator[list[Row]]:
 
 def batch_inputs(rows: list[Row], device: torch.device, objective: Objective) -> tuple[Tensor, Arrangement | None]:
     """The arguments of `GPT.hidden` for a batch of rows: (token ids [B, T], padded on the right; the arrangement of
-    positions and attention mask). The arrangement is None for causal rows of a single input each, where positions and
-    mask follow from the order of the tokens.
+    positions and attention mask). The arrangement is None where every row has one input and the model is causal.
 
     Args:
         rows: the rows of the batch, the longest first.

@@ -1,7 +1,7 @@
 """Log-likelihoods and greedy continuations of token ids under a GPT.
 
-Common beginnings of inputs are computed once (eval/tasks/rows.py), equal requests are scored once, and only outputs
-that predict a scored token are multiplied with the output matrix.
+To save work, common beginnings of inputs are computed once (eval/tasks/rows.py), equal requests are scored once, and
+the output matrix is applied only where a scored token is predicted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,18 +30,18 @@ NOT_FINITE = "the model's scores are not numbers (NaN or infinite): its weights 
 
 
 @torch.inference_mode()
-def likelihoods(
+def score_pairs(
     model: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Journal | None = None,
 ) -> list[Score]:
-    """The scores of pairs (context, continuation) of token ids: for each pair (log p(continuation | context) in nats,
-    whether greedy decoding from the context would give the continuation).
+    """The scores of pairs (context, continuation) of token ids. Returns for each pair (log p(continuation | context) in
+    nats, whether greedy decoding from the context gives the continuation).
 
-    Where the model has a longest input, the beginning of the context is cut off to fit. A continuation that is longer
-    than that input is scored in pieces of half its length. With the prefix objective, the context is the prefix.
+    If an input is too long for the model, the beginning of the context is cut off. If the continuation alone is too
+    long, it is scored in pieces of half the longest input. With the prefix objective, the context is the prefix.
 
     Args:
         model: a GPT in evaluation mode, on any device.
@@ -58,7 +58,7 @@ def likelihoods(
     journal = journal or Journal()
     if longest and any(len(continuation) > longest for _, continuation in pairs):
         pieces = [split_to_fit(context, continuation, longest) for context, continuation in pairs]
-        scores = iter(likelihoods(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
+        scores = iter(score_pairs(model, [piece for parts in pieces for piece in parts], batch, progress, journal))
         scored = [[next(scores) for _ in parts] for parts in pieces]
         return [(sum(nats for nats, _ in parts), all(best for _, best in parts)) for parts in scored]
     keys = [request_key(context, continuation) for context, continuation in pairs]
@@ -87,16 +87,16 @@ def likelihoods(
         journal.add({keys[i]: scores for i, *scores in zip(numbers, nats.tolist(), best.tolist(), strict=True)})
         progress(done, total)
     if not journal.wait_until_complete(keys):
-        return likelihoods(model, pairs, batch, progress, journal)
+        return score_pairs(model, pairs, batch, progress, journal)
     return [(nats, best) for nats, best in (journal.get(key, (0.0, False)) for key in keys)]
 
 
 def input_of_pair(
     context: Sequence[int], continuation: Sequence[int], longest: int | None, objective: Objective
 ) -> Input:
-    """The input that the model reads to score a continuation: context and continuation without the last token, which is
-    only predicted. `longest`: the model's longest input, in tokens, to which the beginning of the context is cut; None:
-    unlimited; `objective`: the objective of the model."""
+    """The input that a model reads to score a continuation: context and continuation without its last token, which is
+    only predicted. `longest`: the model's longest input, in tokens; the beginning of a longer input is cut off; None:
+    unlimited."""
     tokens = (*context, *continuation)[:-1]
     tokens = tokens[-longest:] if longest else tokens
     return Input(tokens, objective.evaluation_extent(len(tokens) - len(continuation) + 1))
@@ -108,14 +108,14 @@ def output_positions(
     inputs: Sequence[Input],
     pairs_of: Mapping[Input, Sequence[int]],
 ) -> dict[int, np.ndarray]:
-    """The outputs of a batch of rows that predict the continuation of each pair: {number of the pair: positions in the
-    flattened batch}.
+    """The positions in a batch whose outputs predict the continuation of each pair: {number of the pair: positions in
+    the flattened batch}.
 
     Args:
         group: the rows of the batch, the longest first.
         pairs: all pairs (context, continuation) of token ids.
         inputs: the input of each pair.
-        pairs_of: {input that is run: numbers of the pairs whose scores follow from its outputs}.
+        pairs_of: {input in a row: numbers of the pairs that are scored by its outputs}.
     """
     positions = {}
     for b, row in enumerate(group):
@@ -131,9 +131,9 @@ def output_positions(
 def split_to_fit(
     context: Sequence[int], continuation: Sequence[int], longest: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Split a pair (context, continuation) whose continuation has more than `longest` tokens. Each resulting pair has a
-    piece of longest / 2 tokens as its continuation, and everything before the piece as its context. A pair that needs
-    no split is returned unchanged, as the only one."""
+    """Split a pair (context, continuation) whose continuation has more than `longest` tokens. The continuation is cut
+    into pieces of longest / 2 tokens; the context of a piece is everything before it. A shorter pair is returned
+    unchanged, in a list of one."""
     if len(continuation) <= longest:
         return [(context, continuation)]
     half = max(1, longest // 2)
@@ -185,7 +185,7 @@ def is_likeliest(logp_NV: Tensor, n: Tensor, v: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def continuations(
+def greedy_continuations(
     model: Any,
     contexts: Sequence[Sequence[int]],
     max_new: int,
@@ -229,7 +229,7 @@ def continuations(
         journal.add({key: ids for (_, key), ids in zip(group, decoded, strict=True)})
         progress(done, total)
     if not journal.wait_until_complete(keys):
-        return continuations(model, contexts, max_new, is_end, batch, progress, journal)
+        return greedy_continuations(model, contexts, max_new, is_end, batch, progress, journal)
     return [journal.get(key, []) for key in keys]
 
 

@@ -109,7 +109,7 @@ class Scorer(TemplateLM):
                 max_new = min(max_new, self.model.max_length // 2)
             is_end = functools.partial(self._has_ended, stops=stops)
             contexts = [self.tok_encode(requests[i].args[0]) or [self.eod] for i in numbers]
-            continuations = score.continuations(self.model, contexts, max_new, is_end, **self.options)
+            continuations = score.greedy_continuations(self.model, contexts, max_new, is_end, **self.options)
             for i, ids in zip(numbers, continuations, strict=True):
                 answers[i] = self._text(ids)
                 for stop in stops:
@@ -134,4 +134,4 @@ class Scorer(TemplateLM):
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """The scores of pairs (context, continuation) of token ids: for each pair (the log-likelihood of the
         continuation in nats, whether greedy decoding from the context would give the continuation)."""
-        return score.likelihoods(self.model, pairs, **self.options)
+        return score.score_pairs(self.model, pairs, **self.options)

@@ -11,15 +11,15 @@ from eval.tasks import mirror
 STANDARD_ERRORS_ABOVE_GUESS = 2
 
 
-def suite(evaluations: list[dict]) -> dict[str, Any] | None:
-    """The scores of the suite in points (percent), averaged over the tasks that every evaluation has, and over the
-    evaluations.
+def mean_suite_scores(evaluations: list[dict]) -> dict[str, Any] | None:
+    """The mean scores of the suite in points (percent), over the evaluations and over the tasks that all of them have.
+    None where they share no task of the suite.
 
     Args:
         evaluations: contents of eval.json, of one run or of all runs compared. A task of the suite has "suite": true,
             and "value", "stderr", "chance" and "guess" as fractions of 1.
 
-    Returns None where the evaluations share no task of the suite, else:
+    Returns:
         value, stderr, chance: unweighted means over the tasks; stderr is the standard error over items.
         corrected, corrected_stderr: the mean of (value - chance) / (1 - chance), and its standard error.
         tasks, of: the number of tasks that were counted, and the number of tasks in the suite.

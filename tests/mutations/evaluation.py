@@ -11,7 +11,7 @@ MUTATIONS = [
         "",
         "",
         "eval/finetune/work.py",
-        'if identity(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:',
+        'if result_conditions(item.name, work.data, setting, item.conditions["model_sha256"]) != item.conditions:',
         "if False:",
         "tests/test_finetune.py::test_data_that_changes_while_it_is_fine_tuned_on_gives_no_result",
     ),
@@ -22,7 +22,7 @@ MUTATIONS = [
         "",
         "eval/finetune/__main__.py",
         "    for name in TASKS:\n        conditions",
-        "    for name in identities:\n        conditions",
+        "    for name in task_conditions:\n        conditions",
         "tests/test_finetune.py::test_results_of_other_tasks_stay_in_the_table_while_they_are_valid",
     ),
     one(
@@ -181,8 +181,8 @@ MUTATIONS = [
         "",
         "",
         "eval/tasks/harness.py",
-        'return {"cluster": digest(" ".join(doc[column].split()))}',
-        'return {"cluster": digest(json.dumps(doc, default=str))}',
+        'return {"cluster": short_hash(" ".join(doc[column].split()))}',
+        'return {"cluster": short_hash(json.dumps(doc, default=str))}',
         "tests/test_evaluation.py::test_items_of_one_passage_are_one_cluster",
     ),
     one(

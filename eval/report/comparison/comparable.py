@@ -1,8 +1,11 @@
-"""Which runs may be compared, and on which tasks: those that were evaluated in the same way and read the same text.
+"""Decides which runs may be compared, and on which tasks: only runs that were evaluated in the same way and read the
+same text.
 
-A task is left out of the comparison of two runs where anything about it differs (items, prompts, version ...), and the
-report says so. Runs are not compared at all where their evaluations differ in general (version of our tasks, version of
-lm-eval, precision), or where they declare the same corpus or tokenizer and have read different ones.
+If anything about a task differs between two runs (items, prompts, version ...), the task is left out of their
+comparison, and the report says so. Two runs are not compared at all in two cases:
+
+* their evaluations differ as a whole: in the version of our tasks or of lm-eval, or in precision;
+* they name the same corpus or tokenizer, and the content differs.
 """
 
 import hashlib
@@ -22,47 +25,49 @@ ADDED_KEYS = ("prompts", "items' text", "clusters")  # earlier evaluations did n
 Run = tuple[str, int]  # arm, seed
 
 
-def task_identity(cell: dict[str, Any], task: str) -> dict[str, Any]:
-    """Everything about a task that has to be equal in two runs for a comparison of their scores, as {name: value}:
-    version, items, prompts, number of examples and so on. `cell`: the content of a run directory."""
+def task_conditions(cell: dict[str, Any], task: str) -> dict[str, Any]:
+    """The conditions of a run's evaluation on a task, {name: value}: version, items, prompts, number of examples and so
+    on. The scores of two runs are compared only where these are equal. `cell`: the content of a run directory."""
     entry, outcomes = cell["eval"]["tasks"][task], sorted(cell["samples"].get(task, {}).items())
-    identity = {key: entry[key] for key in TASK_KEYS if key in entry}
+    conditions = {key: entry[key] for key in TASK_KEYS if key in entry}
     if isinstance(entry.get("data"), dict):
-        identity["data"] = entry["data"].get("sha256")
+        conditions["data"] = entry["data"].get("sha256")
     if entry.get("shots"):  # evaluations before it was written had none
-        identity["shots"] = entry["shots"]
-    identity["items"] = digest([(item, outcome.weight) for item, outcome in outcomes])
+        conditions["shots"] = entry["shots"]
+    conditions["items"] = short_hash([(item, outcome.weight) for item, outcome in outcomes])
     for name, key in (("prompts", "prompts_sha256"), ("items' text", "items_sha256")):
         if key in entry:
-            identity[name] = entry[key]
+            conditions[name] = entry[key]
     if any(outcome.cluster for _, outcome in outcomes):
-        identity["clusters"] = digest([outcome.cluster for _, outcome in outcomes])
-    return identity
+        conditions["clusters"] = short_hash([outcome.cluster for _, outcome in outcomes])
+    return conditions
 
 
-def digest(value: Any) -> str:
+def short_hash(value: Any) -> str:
     """A short hash (12 hexadecimal digits) of a JSON value, to compare values that are too long to show."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
-def task_identities(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `task_identity` of every task of an evaluated run: {task: identity}. The result is cached in `cell` (the
-    content of the run directory), since tasks have up to 40,000 items."""
-    if "identities" not in cell:
-        cell["identities"] = {task: task_identity(cell, task) for task in cell["eval"]["tasks"]}
-    return cell["identities"]
+def conditions_by_task(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The conditions of evaluation of all tasks of a run: {task: `task_conditions`}. They are cached in `cell` (the
+    content of the run directory), since hashing up to 40,000 items is slow."""
+    if "conditions" not in cell:
+        cell["conditions"] = {task: task_conditions(cell, task) for task in cell["eval"]["tasks"]}
+    return cell["conditions"]
 
 
-def same_task(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether scores on a task may be compared, given the `task_identity` of the task in two runs. Values in
-    ADDED_KEYS, which earlier evaluations did not record, have to be equal only where both runs have them."""
+def are_comparable(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether the scores of two runs on a task may be compared. `a`, `b`: the `task_conditions` of the task in the two
+    runs. Earlier evaluations did not record the conditions in ADDED_KEYS; these are compared only if both runs have
+    them."""
     return all(
         a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in ADDED_KEYS or (key in a and key in b)
     )
 
 
-def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
-    """Whether a task, given by its entry in eval.json, counts in a metric: "bits/byte", "zero-shot" or "suite"."""
+def counts_in_metric(entry: dict[str, Any], metric: str) -> bool:
+    """Whether a task counts in a metric, "bits/byte", "zero-shot" or "suite". `entry`: the task's entry in
+    eval.json."""
     return {
         "bits/byte": entry["metric"] == "bits_per_byte",
         "zero-shot": bool(entry.get("mean")),
@@ -70,60 +75,60 @@ def is_in_metric(entry: dict[str, Any], metric: str) -> bool:
     }[metric]
 
 
-def tasks_of(cell: dict[str, Any], metric: str) -> list[str]:
+def tasks_in_metric(cell: dict[str, Any], metric: str) -> list[str]:
     """The tasks of an evaluated run that count in a metric, in the order of evaluation. `cell`: the content of the run
     directory."""
-    return [task for task, entry in cell["eval"]["tasks"].items() if is_in_metric(entry, metric)]
+    return [task for task, entry in cell["eval"]["tasks"].items() if counts_in_metric(entry, metric)]
 
 
-def shared_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
+def comparable_tasks(cells: Cells, runs: list[Run], metric: str) -> list[str]:
     """The tasks of a metric that can be compared over all of the given runs, in the order of evaluation; empty where
     the evaluations of the runs differ in general (EVALUATION_KEYS). `cells`: {(arm, seed): content of the run
     directory}; `runs`: at least one (arm, seed)."""
     first, *others = (cells[run] for run in runs)
     if any(first["eval"].get(key) != other["eval"].get(key) for other in others for key in EVALUATION_KEYS):
         return []
-    identities = task_identities(first)
+    conditions = conditions_by_task(first)
     return [
         task
-        for task in tasks_of(first, metric)
+        for task in tasks_in_metric(first, metric)
         if all(
-            task in task_identities(other) and same_task(identities[task], task_identities(other)[task])
+            task in conditions_by_task(other) and are_comparable(conditions[task], conditions_by_task(other)[task])
             for other in others
         )
     ]
 
 
-def all_tasks(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
+def tasks_of_any_run(cells: Cells, runs: Iterable[Run], metric: str) -> list[str]:
     """The tasks of a metric that at least one of the given runs was evaluated on. `cells`: {(arm, seed): content of the
     run directory}."""
-    return list(dict.fromkeys(task for run in runs for task in tasks_of(cells[run], metric)))
+    return list(dict.fromkeys(task for run in runs for task in tasks_in_metric(cells[run], metric)))
 
 
-def flat_evaluation(cell: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a run's evaluation that has to be equal in two runs for a comparison, as a flat dictionary:
-    {"version", ..., "TASK: chance", ...}. `cell`: the content of the run directory."""
+def evaluation_conditions(cell: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a run's whole evaluation, as a flat dictionary: {"version": value, ..., "TASK: chance": value,
+    ...}. `cell`: the content of the run directory."""
     flat = {key: cell["eval"].get(key) for key in ("version", "lm_eval", "corpora", "precision")}
-    for task, identity in task_identities(cell).items():
-        flat |= {f"{task}: {key}": value for key, value in identity.items()}
+    for task, conditions in conditions_by_task(cell).items():
+        flat |= {f"{task}: {key}": value for key, value in conditions.items()}
     return flat
 
 
-def same_evaluation(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def were_evaluated_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two evaluated runs were evaluated in the same way, on every task. `one`, `other`: the contents of their
     run directories."""
-    ours, theirs = task_identities(one), task_identities(other)
+    ours, theirs = conditions_by_task(one), conditions_by_task(other)
     whole = all(one["eval"].get(key) == other["eval"].get(key) for key in EVALUATION_KEYS)
-    return whole and ours.keys() == theirs.keys() and all(same_task(ours[task], theirs[task]) for task in ours)
+    return whole and ours.keys() == theirs.keys() and all(are_comparable(ours[task], theirs[task]) for task in ours)
 
 
-def evaluation_classes(cells: Cells) -> list[list[Run]]:
+def group_by_evaluation(cells: Cells) -> list[list[Run]]:
     """Group the evaluated runs so that all runs of a group were evaluated in the same way on every task. Returns a list
     of groups, each a list of (arm, seed). `cells`: {(arm, seed): content of the run directory}."""
     classes: list[list[Run]] = []
     for run, cell in cells.items():
         if "eval" in cell:
-            home = next((runs for runs in classes if same_evaluation(cells[runs[0]], cell)), None)
+            home = next((runs for runs in classes if were_evaluated_alike(cells[runs[0]], cell)), None)
             if home is None:
                 classes.append([run])
             else:
@@ -131,13 +136,13 @@ def evaluation_classes(cells: Cells) -> list[list[Run]]:
     return classes
 
 
-def refusals(cells: Cells) -> list[str]:
-    """A sentence for each group of runs that are not compared with the first evaluated run, because they were evaluated
-    differently. The sentence names the runs, and what differs. `cells`: {(arm, seed): content of the run directory}."""
+def refusal_sentences(cells: Cells) -> list[str]:
+    """Sentences on runs that were evaluated differently from the first evaluated run, and are not compared with it.
+    Each is about one group of runs, and says what differs. `cells`: {(arm, seed): content of the run directory}."""
     lines: list[str] = []
-    first_class, *other_classes = evaluation_classes(cells) or [[]]
+    first_class, *other_classes = group_by_evaluation(cells) or [[]]
     for runs in other_classes:
-        first, other = flat_evaluation(cells[first_class[0]]), flat_evaluation(cells[runs[0]])
+        first, other = evaluation_conditions(cells[first_class[0]]), evaluation_conditions(cells[runs[0]])
         reasons: list[str] = []
         lacking: list[str] = []
         additional: list[str] = []
@@ -163,10 +168,10 @@ def refusals(cells: Cells) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the text
 
 
-def texts_read(cell: dict[str, Any]) -> dict[str, str]:
-    """The text and tokenizer that a run read: {description of the corpus and its preparation, or of the tokenizer:
-    sha256}. Two runs can be compared only where the values of the keys that both have are equal. `cell`: the content of
-    the run directory."""
+def text_hashes(cell: dict[str, Any]) -> dict[str, str]:
+    """The hashes of the training text and the tokenizer of a run: {description: sha256}, with two entries. The keys
+    describe what the run asked for: corpus and preparation, or kind of tokenizer. Two runs with the same key can be
+    compared only if its hash is the same. `cell`: the content of the run directory."""
     data, settings = cell["run"]["data"], cell["run"]["config"]["data"]
     tokenizer = data["tokenizer"]
     declared = json.dumps({key: value for key, value in settings.items() if not key.startswith("tokenizer")})
@@ -177,30 +182,32 @@ def texts_read(cell: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def same_text(cells: Cells, runs: Iterable[Run]) -> bool:
-    """Whether runs that declare the same corpus have read the same text, and runs that declare the same tokenizer have
-    used the same tokenizer. `cells`: {(arm, seed): content of the run directory}."""
+def have_same_text(cells: Cells, runs: Iterable[Run]) -> bool:
+    """Whether some runs read the same text wherever they name the same corpus, and used the same tokenizer wherever
+    they name the same one. `cells`: {(arm, seed): content of the run directory}."""
     read: dict[str, str] = {}
     return all(
         read.setdefault(declared, sha256) == sha256
         for run in runs
-        for declared, sha256 in texts_read(cells[run]).items()
+        for declared, sha256 in text_hashes(cells[run]).items()
     )
 
 
 def arms_with_other_text(cells: Cells, baseline: str) -> list[str]:
-    """The arms that are not compared with the baseline, because their corpus or tokenizer has the same name as that of
-    the baseline but another content. `cells`: {(arm, seed): content of the run directory}."""
+    """The arms that are not compared with the baseline, because a corpus or tokenizer has the same name in both but
+    another content. `cells`: {(arm, seed): content of the run directory}."""
     evaluated = [run for run, cell in cells.items() if "eval" in cell]
     base = [run for run in evaluated if run[0] == baseline]
     arms = dict.fromkeys(arm for arm, _ in evaluated if arm != baseline)
-    return [arm for arm in arms if base and not same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])]
+    return [
+        arm for arm in arms if base and not have_same_text(cells, [*base, *(run for run in evaluated if run[0] == arm)])
+    ]
 
 
 def arms_without_effect(cells: Cells) -> dict[str, str]:
-    """The arms that trained exactly like an earlier arm: {arm: the earlier arm}. At every seed that both arms have, all
-    losses and gradient norms in their logs are equal. So the setting in which the two arms differ had no effect.
-    `cells`: {(arm, seed): content of the run directory}."""
+    """The arms that trained exactly like an earlier arm: {arm: the earlier arm}. All losses and gradient norms are
+    equal at every seed that both have, so the setting in which they differ had no effect. `cells`: {(arm, seed):
+    content of the run directory}."""
     logs: dict[str, dict[int, list]] = {}
     for (arm, seed), cell in cells.items():
         if cell["state"] in ("", "not evaluated") and cell.get("metrics"):
@@ -215,10 +222,12 @@ def arms_without_effect(cells: Cells) -> dict[str, str]:
 
 
 def exclude_copies(cells: Cells) -> Cells:
-    """All runs, {(arm, seed): content of the run directory}, where runs that are copies of an earlier run have no
-    results. A run is a copy if it has another seed than the earlier run, and everything that was logged, or the
-    evaluated weights, are equal to the last digit. A copied folder is no second measurement; the state of the copy says
-    so."""
+    """Remove the results of runs that are copies of an earlier run. Returns all `cells`, {(arm, seed): content of the
+    run directory}; the "state" of a copy says that it is one.
+
+    A run is a copy if it has another seed than the earlier run, but exactly the same log or the same evaluated weights.
+    It is no second measurement.
+    """
     first: dict[tuple[str, str], Run] = {}
     distinct: Cells = {}
     for (arm, seed), cell in cells.items():
@@ -239,11 +248,14 @@ def exclude_copies(cells: Cells) -> Cells:
     return distinct
 
 
-def exclude_runs_of_other_arms(study: Any, cells: Cells) -> Cells:
-    """All runs, {(arm, seed): content of the run directory}, where directories that hold the run of another arm, or of
-    another seed, have no content but what was registered there and a state that says so. Compared are the seed, and the
-    settings that differ between the arms; a run of an earlier version that does not record one of them has the value
-    that was in effect then. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
+def exclude_misplaced_runs(study: Any, cells: Cells) -> Cells:
+    """Remove the results of runs that lie in the directory of another arm or another seed. Returns all `cells`, {(arm,
+    seed): content of the run directory}. Of a misplaced run only the registration is left, and a "state" that says what
+    is wrong.
+
+    A run is misplaced if its seed, or a setting in which the arms differ, is not that of its directory. If an earlier
+    version did not record a setting, the value that it always used is taken. `study`: a Study or a Collection.
+    """
     planned = {run: study.cell(*run) for run in cells}
     deltas = {key for cell in planned.values() for key in cell.delta}
     varied = sorted(key for key in deltas - {"size"} if not key.startswith("layout."))

@@ -1,11 +1,11 @@
-"""Effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item, with the noise of seeds
-and items."""
+"""The effects of a factorial: contrasts (weighted sums) of all arms, paired by seed and by item. Their noise has a part
+from seeds and a part from items."""
 
 import numpy as np
 
 from ablations.factorial import Factorial
-from eval.report.comparison.comparable import Run, same_text, shared_tasks
-from eval.report.comparison.compare import METRICS, item_scores, results_on_tasks
+from eval.report.comparison.comparable import Run, comparable_tasks, have_same_text
+from eval.report.comparison.compare import METRICS, common_items, results_on_tasks
 from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison, compare
 from eval.statistics.items import Stratum, independent_items, noise_parts, stratum_of_clusters
@@ -15,12 +15,12 @@ from eval.statistics.seeds import Results, arms_that_scatter_more, residual_squa
 Coefficients = dict[str, float]  # {arm: its weight}
 
 
-def effects(
+def factorial_effects(
     design: Factorial | None, baseline: str, cells: Cells, results: Results, metric: str
 ) -> dict[int, Comparison]:
-    """The effects of a factorial: {bit mask of the effect's factors: the effect as a Comparison with 0}, without
-    multiple-comparison correction. Empty where a combination of factors has no result yet, or the study is no factorial
-    (`design` is None).
+    """The effects of a factorial, each compared with 0: {bit mask of the effect's factors: Comparison}, without
+    multiple-comparison correction. Empty where a combination of factors has no result yet, or `design` is None (the
+    study is no factorial).
 
     Args:
         baseline: the arm in which no factor is changed.
@@ -33,20 +33,20 @@ def effects(
     estimates = {}
     for effect in design.effects:
         weights = {design.arm_label(c) or baseline: w for c, w in design.coefficients(effect).items()}
-        if comparison := contrast(cells, results, weights, metric):
+        if comparison := compare_contrast(cells, results, weights, metric):
             estimates[effect] = comparison
     return estimates
 
 
-def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
-    """The weighted sum of arms as a Comparison with 0. It is taken over the seeds that all of these arms have and the
-    tasks on which all were evaluated in the same way; None where there is no such seed or task. `cells`: {(arm, seed):
-    content of the run directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
+def compare_contrast(cells: Cells, results: Results, weights: Coefficients, metric: str) -> Comparison | None:
+    """Compare a weighted sum of arms with 0. Only seeds that all of these arms have, and tasks on which all were
+    evaluated in the same way, are used; None where there are none. `cells`: {(arm, seed): content of the run
+    directory}; `results`: {arm: {seed: result on the metric}}; `weights`: {arm: its weight}."""
     if not weights.keys() <= results.keys():
         return None
     seeds = sorted(set.intersection(*(set(results[arm]) for arm in weights)))
     runs: list[Run] = [(arm, seed) for arm in weights for seed in seeds]
-    tasks = shared_tasks(cells, runs, metric) if runs and same_text(cells, runs) else []
+    tasks = comparable_tasks(cells, runs, metric) if runs and have_same_text(cells, runs) else []
     if not tasks:
         return None
     on_tasks = {arm: row for arm, row in results_on_tasks(cells, results, metric, tasks).items() if arm in weights}
@@ -59,13 +59,12 @@ def contrast(cells: Cells, results: Results, weights: Coefficients, metric: str)
 
 
 def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarray) -> Variance | None:
-    """The variance that the seeds give to the mean of a contrast (a weighted sum of arms) over seeds; None with one
-    seed.
+    """The variance between seeds of the mean of a contrast (a weighted sum of arms); None with one seed.
 
-    As `eval.statistics.seeds.seed_variance` does for two arms, it uses the residual variance after fitting arms and
-    seeds, pooled over arms. Where an arm scatters more than the other arms, it uses the variance of the contrast
-    between seeds, if that gives a wider interval. `results`: {arm: {seed: result}}; `weights`: {arm: its weight};
-    `by_seed`: the contrast for each seed, [seeds].
+    It is the residual variance after fitting arms and seeds, pooled over arms, as in
+    `eval.statistics.seeds.seed_variance`. If an arm scatters more than the others, the variance of the contrast itself
+    between seeds is used where it gives a wider interval. `results`: {arm: {seed: result}}; `weights`: {arm: its
+    weight}; `by_seed`: the contrast for each seed, [seeds].
     """
     seeds = len(by_seed)
     if seeds < 2:
@@ -78,11 +77,12 @@ def contrast_variance(results: Results, weights: Coefficients, by_seed: np.ndarr
 def contrast_strata(
     cells: Cells, seeds: list[int], tasks: list[str], weights: Coefficients, metric: str
 ) -> list[Stratum]:
-    """The weighted sum of arms on the items of each task: for each task a Stratum [seeds, items or clusters] in the
-    unit of the metric. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its weight}."""
+    """The weighted sum of arms on the items of each task, in the unit of the metric: a list with a Stratum [seeds,
+    items or clusters] for each task. `cells`: {(arm, seed): content of the run directory}; `weights`: {arm: its
+    weight}."""
     strata = []
     for task in tasks:
-        items = {arm: item_scores(cells, arm, seeds, task) for arm in weights}
+        items = {arm: common_items(cells, arm, seeds, task) for arm in weights}
         first = next(iter(items.values()))
         if not first.names:
             continue

@@ -1,8 +1,8 @@
-"""The criteria by which a report decides. Criteria that were registered in the runs before their first step have
-precedence over later ones.
+"""The criteria by which a report decides. Criteria that the runs registered before their first step take precedence
+over later ones.
 
-A criterion also counts as registered before the runs where the runs of a single arm lack the registration: these may
-have been made for an earlier study, since studies share their baseline.
+Studies share their baseline, so its runs may be older than the study and lack its registration. A criterion therefore
+still counts as registered if the runs of only one arm lack it.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,13 @@ from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED
 from eval.report.reading.runs import Cells
 
 
-def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
-    """The criteria to decide by, and the metrics whose margin was named before the runs.
+def criteria_in_effect(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
+    """The criteria by which a study is decided. Returns (criteria, the metrics whose margin of equivalence was
+    registered before the runs).
 
-    A margin among the words of the report (MARGIN=) is used, but counts as named before the runs only if the runs
-    registered the same margin. Without such a word the registered margins are used, whatever the study file says now. A
-    study that added seeds until it was decided (MORE=) is always judged by the levels for repeated looks, whether or
-    not the report was asked for with MORE=. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run
-    directory}.
+    A margin that the report was given (MARGIN=) is used, else the registered margins, whatever the study file says now.
+    If the runs registered that seeds are added until the study is decided (MORE=), it is always judged by sequential
+    testing. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}.
     """
     criteria: Criteria = study.criteria
     registered = registered_contents(study, cells)
@@ -30,52 +29,54 @@ def criteria_of(study: Any, cells: Cells) -> tuple[Criteria, frozenset[str]]:
     typed = any(word.startswith("MARGIN=") for word in getattr(study, "words", ()))
     if margins and not typed:
         criteria = replace(criteria, margins=next(iter(margins.values())))
-    before = {
-        metric
+    late = {
+        metric: arms_registered_late(study, cells, partial(registers_margin, metric=metric, margin=margin))
         for metric, margin in criteria.margins.items()
-        if margins and len(late_arms(study, cells, partial(has_margin, metric=metric, margin=margin))) <= 1
     }
-    most = [seeds for content in registered.values() if (seeds := registered_most_seeds(content))]
+    before = {metric for metric, arms in late.items() if margins and len(arms) <= 1}
+    most = [seeds for content in registered.values() if (seeds := registered_max_seeds(content))]
     if most:
         criteria = replace(criteria, sequential=True, seeds=max(most))
     return criteria, frozenset(before)
 
 
 def noise_floor_was_registered(study: Any, cells: Cells) -> bool:
-    """Whether all runs, but for those of at most one arm, registered the noise floor that the study uses before their
-    first step. `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
+    """Whether the runs registered the study's noise floor before their first step; the runs of one arm may lack it.
+    `study`: a Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
     floor = study.criteria.noise_floor
-    late = late_arms(study, cells, lambda content: floor is not None and content.get("noise_floor") == floor.identity)
+    late = arms_registered_late(
+        study, cells, lambda content: floor is not None and content.get("noise_floor") == floor.identity
+    )
     return bool(registered_contents(study, cells)) and len(late) <= 1
 
 
 def registered_metric(study: Any, cells: Cells) -> str:
-    """The primary metric that the runs registered before their first step; bits/byte, the default, where no run
-    registered a metric; "" where runs registered different metrics. `study`: a Study or a Collection; `cells`: {(arm,
-    seed): content of the run directory}."""
+    """The primary metric that the runs registered before their first step; "bits/byte" where no run registered
+    anything; "" where runs registered different metrics. `study`: a Study or a Collection; `cells`: {(arm, seed):
+    content of the run directory}."""
     metrics = {str(content.get("metric")) for content in registered_contents(study, cells).values()} or {PRIMARY}
     return metrics.pop() if len(metrics) == 1 else ""
 
 
 def criteria_chosen_late(study: Any, cells: Cells) -> list[str]:
-    """Those of "metric", "margin" and "noise floor" that were chosen after the runs had begun; empty where none was.
-    Verdicts that depend on these criteria are exploratory, however many seeds are added. `study`: a Study or a
-    Collection; `cells`: {(arm, seed): content of the run directory}."""
+    """The criteria that were chosen after the runs had begun: a list of "metric", "margin" and "noise floor", or [].
+    Verdicts that depend on them are exploratory, even if seeds are added later. `study`: a Study or a Collection;
+    `cells`: {(arm, seed): content of the run directory}."""
     criteria: Criteria = study.criteria
     margin = criteria.margins.get(criteria.metric)
     floor = criteria.noise_floor.identity if criteria.noise_floor else None
     checks: dict[str, Callable[[dict[str, Any]], bool]] = {
         "metric": lambda content: content.get("metric", PRIMARY) == criteria.metric,
-        "margin": lambda content: not margin or has_margin(content, criteria.metric, margin),
+        "margin": lambda content: not margin or registers_margin(content, criteria.metric, margin),
         "noise floor": lambda content: not floor or content.get("noise_floor") == floor,
     }
-    return [name for name, holds in checks.items() if len(late_arms(study, cells, holds)) > 1]
+    return [name for name, holds in checks.items() if len(arms_registered_late(study, cells, holds)) > 1]
 
 
-def seeds_planned(study: Any, cells: Cells) -> int | None:
-    """The number of seeds that the runs registered, if by now the study has evaluated runs with further seeds without a
-    rule for adding seeds; else None. Also None for a plan of one seed, since its results decide nothing. `study`: a
-    Study or a Collection; `cells`: {(arm, seed): content of the run directory}."""
+def exceeded_seed_plan(study: Any, cells: Cells) -> int | None:
+    """The registered number of seeds, if the study has since evaluated more seeds without a registered rule for adding
+    them; else None. None also for a plan of one seed, which decides nothing. `study`: a Study or a Collection; `cells`:
+    {(arm, seed): content of the run directory}."""
     last_seeds: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for (arm, _), content in registered_contents(study, cells).items():
@@ -91,9 +92,9 @@ def seeds_planned(study: Any, cells: Cells) -> int | None:
 
 
 def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """The first line that a study wrote into each run's registered.jsonl: {(arm, seed): parsed line}. Where several
-    studies share a run, the file has lines of each; runs without a line of this study are left out. `study`: a Study or
-    a Collection; `cells`: {(arm, seed): content of the run directory}."""
+    """The first registration of a study in each of its runs: {(arm, seed): parsed line of registered.jsonl}. Studies
+    that share a run each write their own lines. Runs without a line of this study are left out. `study`: a Study or a
+    Collection; `cells`: {(arm, seed): content of the run directory}."""
     name = getattr(study, "registration", {}).get("study")
     first = {
         run: next((line for line in cell.get("registered", []) if line["content"].get("study") == name), None)
@@ -103,31 +104,31 @@ def first_registrations(study: Any, cells: Cells) -> dict[tuple[str, int], dict[
 
 
 def registered_contents(study: Any, cells: Cells) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each run registered about a study before its first step: {(arm, seed): content of the registration}. Runs
-    that registered nothing, or only later, are left out. `study`: a Study or a Collection; `cells`: {(arm, seed):
+    """What each run registered about a study before its first step: {(arm, seed): entry "content" of the registration}.
+    Runs that registered nothing, or only later, are left out. `study`: a Study or a Collection; `cells`: {(arm, seed):
     content of the run directory}."""
     lines = first_registrations(study, cells)
     return {run: line["content"] for run, line in lines.items() if line["step"] == 0}
 
 
-def late_arms(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
-    """The arms with a run that has begun and did not register something before its first step. `study`: a Study or a
-    Collection; `cells`: {(arm, seed): content of the run directory}; `holds`: whether the content of a registration, {}
-    of a run without one, has it."""
+def arms_registered_late(study: Any, cells: Cells, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
+    """The arms with a run that has begun without a certain registration. `study`: a Study or a Collection; `cells`:
+    {(arm, seed): content of the run directory}; `holds`: a function of a registration's content that returns whether it
+    has the criterion in question; it gets {} for a run that registered nothing before its first step."""
     registered = registered_contents(study, cells)
     begun = [run for run, cell in cells.items() if "run" in cell or "registered" in cell]
     return {run[0] for run in begun if not holds(registered.get(run, {}))}
 
 
-def has_margin(content: dict[str, Any], metric: str, margin: float) -> bool:
+def registers_margin(content: dict[str, Any], metric: str, margin: float) -> bool:
     """Whether a registration has this margin of equivalence for a metric. `content`: the content of the
     registration."""
     return registered_margins(content).get(metric) == margin
 
 
 def registered_margins(content: dict[str, Any]) -> dict[str, float]:
-    """The margins of equivalence in a registration, {metric: margin}. Entries that are no numbers, as a file that was
-    written by hand may have, are left out. `content`: the content of the registration."""
+    """The margins of equivalence in a registration, {metric: margin}. Entries that are not numbers are left out.
+    `content`: the content of the registration."""
     margins, numbers = content.get("margin"), {}
     if not isinstance(margins, dict):
         return {}
@@ -139,9 +140,9 @@ def registered_margins(content: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def registered_most_seeds(content: dict[str, Any]) -> int | None:
-    """The largest number of seeds that a registration allows, if the study adds seeds until it is decided; None where
-    the number of seeds was fixed. `content`: the content of the registration."""
+def registered_max_seeds(content: dict[str, Any]) -> int | None:
+    """The largest number of seeds, if the registration says that seeds are added until the study is decided; None where
+    the number of seeds is fixed. `content`: the content of the registration."""
     seeds = content.get("seeds")
     if content.get("stopping") != UNTIL_DECIDED or not isinstance(seeds, list) or len(seeds) != 2:
         return None

@@ -6,7 +6,7 @@ import numpy as np
 
 from ablations.criteria import PRIMARY
 from ablations.drawing import SERIES
-from eval.report.comparison.compare import METRICS, pairing
+from eval.report.comparison.compare import METRICS, choose_pairing
 from eval.report.reading.collection import Collection
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.external import External
@@ -20,7 +20,7 @@ The arms read different text or tokens: their training losses cannot be compared
 
 
 class Findings(NamedTuple):
-    """What a report knows: the runs of a study and their comparisons on every metric that any run has."""
+    """All that a report is made from: the runs of a study, and their comparisons on every metric that any run has."""
 
     study: Collection
     cells: Cells
@@ -56,6 +56,7 @@ class Findings(NamedTuple):
 
     @property
     def controlled(self) -> bool:
+        """Whether each arm differs from the baseline in one line of configuration, as in a study."""
         return self.study.controlled
 
     @property
@@ -64,6 +65,7 @@ class Findings(NamedTuple):
         return [cell["run"] for cell in self.cells.values() if "run" in cell]
 
     def colour(self, arm: str) -> int:
+        """The number of an arm's colour in figures."""
         return self.study.arms.index(arm) % SERIES
 
     def line_style(self, arm: str) -> str:
@@ -71,12 +73,13 @@ class Findings(NamedTuple):
         return "dash" if self.study.arms.index(arm) >= SERIES else ""
 
     def distinct_results(self, metric: str) -> Results:
-        """The results of all arms except copies of other arms, whose runs would enter the noise twice."""
+        """The results on a metric, {arm: {seed: result}}, without arms that had no effect: their runs repeat those of
+        another arm, and would count twice in the noise."""
         return {arm: row for arm, row in self.results[metric].items() if arm not in self.copies}
 
-    def cells_with(self, key: str) -> dict[str, dict[int, dict]]:
-        """The runs with a non-empty entry `key`, such as "eval", in the content of their directories: {arm: {seed:
-        content of the run directory}}. Arms without such a run are left out."""
+    def cells_with_entry(self, key: str) -> dict[str, dict[int, dict]]:
+        """The runs whose directories have some content: {arm: {seed: content of the run directory}}. Arms without such
+        a run are left out. `key`: the entry that must not be empty, such as "eval"."""
         cells = {
             arm: {seed: self.cells[arm, seed] for seed in self.study.seeds if self.cells.get((arm, seed), {}).get(key)}
             for arm in self.study.arms
@@ -84,38 +87,36 @@ class Findings(NamedTuple):
         return {arm: seeds for arm, seeds in cells.items() if seeds}
 
     def tasks_left_out(self, arm: str, metric: str) -> list[str]:
-        """The tasks of a metric that are left out of the comparison of an arm with the baseline; empty where the arm is
-        not compared."""
-        pairs = pairing(self.cells, self.results[metric], arm, self.baseline, metric)
+        """The tasks of a metric that are left out of the comparison of an arm with the baseline; [] where the two are
+        not compared at all."""
+        pairs = choose_pairing(self.cells, self.results[metric], arm, self.baseline, metric)
         return pairs.left_out if pairs else []
 
-    def verdict_on(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
-        """The verdict on a comparison. `missing`: what would decide the comparison, for the words of an undecided
-        verdict."""
+    def judge(self, comparison: Comparison, metric: str, missing: str = "") -> Verdict:
+        """The verdict on a comparison. `missing`: for an undecided verdict, a phrase on what would decide it."""
         of = METRICS[metric]
         return verdict(comparison, of.higher_is_better, of.digits, self.margins.get(metric), of.unit, missing)
 
-    def decision(self, arm: str, metric: str) -> Verdict:
-        """The verdict on an arm, from its comparison with the baseline."""
-        return self.verdict_on(self.comparisons[metric][arm], metric, self.missing_seeds_in_words(arm, metric))
+    def verdict(self, arm: str, metric: str) -> Verdict:
+        """The verdict on an arm, from its comparison with the baseline on a metric."""
+        return self.judge(self.comparisons[metric][arm], metric, self.missing_seeds_in_words(arm, metric))
 
-    def verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, with a mark if the verdict is exploratory, and the number of tasks that the
-        comparison leaves out."""
-        decision = self.decision(arm, metric)
-        words = f"exploratory: {decision.words}" if self.exploratory(arm, metric) else decision.words
+    def verdict_in_words(self, arm: str, metric: str) -> str:
+        """The verdict on an arm as text. It says whether the verdict is exploratory, and how many tasks the comparison
+        leaves out."""
+        decision = self.verdict(arm, metric)
+        words = f"exploratory: {decision.words}" if self.is_exploratory(arm, metric) else decision.words
         count = len(self.tasks_left_out(arm, metric))
         return f"{words}, without {count} {'task' if count == 1 else 'tasks'} that differ" if count else words
 
-    def exploratory(self, arm: str, metric: str) -> bool:
-        """Whether the verdict on an arm depends on something that was not named before the runs: a metric other than
-        the primary one, a margin, or a stored noise floor. Never true of an undecided verdict."""
-        return self.is_exploratory_kind(self.decision(arm, metric).kind, metric)
+    def is_exploratory(self, arm: str, metric: str) -> bool:
+        """Whether the verdict on an arm depends on a criterion that was not registered before the runs: on the metric,
+        a margin or a stored noise floor. False for an undecided verdict."""
+        return self.is_exploratory_if(self.verdict(arm, metric).kind, metric)
 
-    def is_exploratory_kind(self, kind: str, metric: str) -> bool:
-        """Whether a verdict on a metric is exploratory, because the metric, the margin or the noise floor was chosen
-        after the runs. `kind`: the kind of the verdict, "better", "worse", "equivalent" or "undecided"; False for the
-        last."""
+    def is_exploratory_if(self, kind: str, metric: str) -> bool:
+        """Whether a verdict of some kind would be exploratory on a metric, because the metric, the margin or the noise
+        floor was chosen after the runs. `kind`: "better", "worse", "equivalent" or "undecided"; False for the last."""
         if kind == "undecided":
             return False
         is_primary = metric == self.primary == self.registered_metric
@@ -123,9 +124,8 @@ class Findings(NamedTuple):
         return not is_primary or late_floor or (kind == "equivalent" and metric not in self.registered_margins)
 
     def missing_seeds_in_words(self, arm: str, metric: str) -> str:
-        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, and what these
-        seeds would cost. The difference and the noise are assumed to stay the same. "" where this is unknown, as for
-        runs that were not planned as one study."""
+        """A sentence on how many more seeds would decide the comparison of an arm with the baseline, and what they
+        would cost, if difference and noise stayed the same. "" where this is unknown, as in a Collection."""
         comparison, results = self.comparisons[metric][arm], self.results[metric]
         seeds = len(results[arm].keys() & results[self.baseline].keys())
         if not self.controlled or not comparison.seeds or not comparison.replicated or seeds < 2:
@@ -139,36 +139,37 @@ class Findings(NamedTuple):
         if total is None:
             return f"no number of seeds up to {most or MAX_SEEDS_NAMED} would tell"
         more = total - seeds
-        return f"about {more} more {'seed' if more == 1 else 'seeds'} of each arm would tell{self.price_of_seeds(more)}"
+        seeds_text = f"{more} more {'seed' if more == 1 else 'seeds'}"
+        return f"about {seeds_text} of each arm would tell{self.seed_cost_in_words(more)}"
 
-    def price_of_seeds(self, seeds: int) -> str:
-        """The cost of `seeds` more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of
-        finished runs. "" where no run is finished, or some runs count GPU-hours and others core-hours."""
+    def seed_cost_in_words(self, seeds: int) -> str:
+        """The cost of more seeds of every arm as text, such as ", 12 GPU-hours", from the mean hours of finished runs.
+        "" where no run is finished, or some runs count GPU-hours and others core-hours. `seeds`: how many more."""
         costs = [cost_so_far(cell) for cell in self.cells.values() if cell.get("metrics") and not cell["state"]]
         if not costs or len({cost["unit"] for cost in costs}) > 1:
             return ""
         hours = float(np.mean([cost["hours"] for cost in costs])) * seeds * len(self.study.arms)
         return f", {hours:.2g} {costs[0]['unit']}-hours"
 
-    def marked_verdict(self, arm: str, metric: str) -> str:
-        """The verdict on an arm in words, as `verdict` returns it; in bold where the arm is better or worse."""
-        words = self.verdict(arm, metric)
-        return f"**{words}**" if self.decision(arm, metric).kind in ("better", "worse") else words
+    def verdict_in_markup(self, arm: str, metric: str) -> str:
+        """The text of `verdict_in_words`, in bold where the arm is better or worse."""
+        words = self.verdict_in_words(arm, metric)
+        return f"**{words}**" if self.verdict(arm, metric).kind in ("better", "worse") else words
 
     def factors(self) -> set[str]:
         """The settings in which at least one arm differs from the baseline."""
         planned = [self.study.cell(arm, seed) for arm in self.study.arms for seed in self.study.seeds]
         return {key for cell in planned if cell for key in cell.delta}
 
-    def caution_on_losses(self) -> list[str]:
-        """A warning against comparing the training losses of the arms, as a list with one sentence; empty where these
-        losses can be compared."""
+    def warning_on_losses(self) -> list[str]:
+        """A list with one sentence, if the training losses of the arms cannot be compared since their text or tokens
+        differ; else []."""
         differs = any(key.startswith("data.") or key == "model.vocab" for key in self.factors())
         return [TEXT_DIFFERS] if differs else []
 
     def same_batches(self) -> bool:
         """Whether arms with the same seed see the same batches in the same order."""
-        return not self.caution_on_losses() and not self.factors() & {
+        return not self.warning_on_losses() and not self.factors() & {
             "train.batch",
             "train.ramp",
             "train.tokens",
@@ -176,16 +177,16 @@ class Findings(NamedTuple):
         }
 
 
-def recorded_noise(findings: Findings) -> dict[str, dict[str, Any]]:
-    """The noise of a study for each metric with several seeds, in the form that ablations/plan/power.py reads: {metric:
-    entry}. The report uses the same noise to say how many more seeds would decide (`Comparison.planning_variances`).
+def noise_for_planning(findings: Findings) -> dict[str, dict[str, Any]]:
+    """The noise of a study, for planning further studies (ablations/plan/power.py): {metric: entry}. Metrics without
+    arms that share several seeds with the baseline are left out.
 
     Returns for each metric:
-        seed_sd, dof: the standard deviation between runs that differ only in the seed, without what the arms of a seed
-            share, and its degrees of freedom.
-        items, items_dof: the standard error that the items give to a difference of two arms, and its degrees of
+        seed_sd, dof: the standard deviation of a single run between seeds, and its degrees of freedom. The part that
+            all arms of a seed share is removed, since it cancels in differences.
+        items, items_dof: the standard error of a difference of two arms from the choice of items, and its degrees of
             freedom; None for the latter where the items give no noise.
-        unit: of the metric.
+        unit: the unit of the metric.
     """
     recorded = {}
     for name, compared in findings.comparisons.items():

@@ -1,21 +1,22 @@
-"""Whether a study may use a stored noise floor (ablations/noise_floor.py), and the variance that it then gives."""
+"""Decides whether a study may use a stored noise floor (ablations/noise_floor.py), and computes the variance from
+it."""
 
 from typing import Any
 
 from ablations.noise_floor import REASONS_SHOWN, NoiseFloor, different_settings
 from ablations.run import ABSENT
 from ablations.values import flatten
-from eval.report.comparison.comparable import EVALUATION_KEYS, digest, task_identities, tasks_of
+from eval.report.comparison.comparable import EVALUATION_KEYS, conditions_by_task, short_hash, tasks_in_metric
 from eval.report.reading.collection import is_setting
 from eval.report.reading.runs import Cells
 from eval.statistics.parts import Variance
 from eval.statistics.seeds import within_arm_variance
 
 
-def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
-    """Everything that has to be equal in two runs so that a noise floor measured with one holds for the other:
-    {"settings", "text", "evaluation"}, a dictionary each. Settings that an earlier version did not have get the value
-    that was then in effect. `cell`: the content of an evaluated run's directory."""
+def floor_conditions(cell: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a run under which a noise floor was measured: {"settings": {...}, "text": {...}, "evaluation":
+    {...}}. The floor can be used for another run only if these are equal. If an earlier version did not have a setting,
+    the value that it always used is taken. `cell`: the content of the directory of an evaluated run."""
     data, config = cell["run"]["data"], ABSENT | flatten(cell["run"]["config"])
     settings = {key: value for key, value in config.items() if is_setting(key)}
     text = {"text": data["sha256"], "tokenizer": data["tokenizer"]["sha256"]}
@@ -23,25 +24,25 @@ def identity_of_runs(cell: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
-def tasks_digest(cell: dict[str, Any], metric: str) -> str:
-    """A hash of everything in the tasks of a metric that must be equal for comparing scores: items, prompts, versions.
-    `cell`: the content of an evaluated run's directory."""
-    identities = task_identities(cell)
-    return digest([[task, identities[task]] for task in tasks_of(cell, metric)])
+def hash_of_tasks(cell: dict[str, Any], metric: str) -> str:
+    """A hash of the conditions of evaluation (items, prompts, versions ...) of all tasks of a metric. `cell`: the
+    content of the directory of an evaluated run."""
+    by_task = conditions_by_task(cell)
+    return short_hash([[task, by_task[task]] for task in tasks_in_metric(cell, metric)])
 
 
 def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> str:
-    """The reason why a study may not use a noise floor, as text: what its baseline differs in from the floor's runs. ""
-    where the study may use it, or no run of the baseline is evaluated yet. `cells`: {(arm, seed): content of the run
+    """Why a study may not use a noise floor, as text: how its baseline differs from the runs of the floor. "" where it
+    may use the floor, or no run of the baseline is evaluated yet. `cells`: {(arm, seed): content of the run
     directory}."""
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
     if not judged:
         return ""
-    identity, stored = identity_of_runs(judged[0]), floor.content
+    conditions, stored = floor_conditions(judged[0]), floor.content
     reasons = different_settings(floor, flatten(judged[0]["run"]["config"]))
     for part in ("text", "evaluation"):
-        for key in dict.fromkeys([*stored[part], *identity[part]]):
-            before, now = stored[part].get(key), identity[part].get(key)
+        for key in dict.fromkeys([*stored[part], *conditions[part]]):
+            before, now = stored[part].get(key), conditions[part].get(key)
             if before != now:
                 label = f"the {key}" if part == "text" else key
                 reasons.append(f"{label}: {str(before)[:60]} there, {str(now)[:60]} here")
@@ -49,12 +50,12 @@ def reason_floor_not_usable(floor: NoiseFloor, cells: Cells, baseline: str) -> s
 
 
 def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric: str) -> Variance | None:
-    """The variance of a single run, from the runs of a noise floor that are not part of the study. None where there are
-    fewer than two such runs, the floor lacks the metric, or its runs were evaluated on other tasks than the baseline.
-    `cells`: {(arm, seed): content of the run directory}."""
+    """The variance of a single run between seeds, estimated from the runs of a noise floor. Runs that are part of the
+    study are not used. None where fewer than two runs are left, the floor lacks the metric, or it was evaluated on
+    other tasks than the baseline. `cells`: {(arm, seed): content of the run directory}."""
     stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
-    if not stored or not judged or stored["tasks"] != tasks_digest(judged[0], metric):
+    if not stored or not judged or stored["tasks"] != hash_of_tasks(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
     return within_arm_variance(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import comb
 from typing import Any
 
-from eval.report.comparison.compare import METRICS, compare_pair, share_of_alpha
+from eval.report.comparison.compare import METRICS, alpha_share_function, compare_arms
 from eval.report.reading.runs import Cells
 from eval.statistics.comparison import Comparison
 from eval.statistics.parts import LEVEL, Variance, interval_half_width
@@ -34,18 +34,18 @@ def compare_leader(
     results: Results,
     compared: dict[str, Comparison],
     metric: str,
-    borrowed: Variance | None = None,
+    stored_variance: Variance | None = None,
 ) -> dict[str, Comparison]:
-    """The comparison of the leading arm with each other arm but the baseline, {other arm: leader minus other arm},
-    corrected for the number of all pairs of arms. Empty where the baseline leads, since then `compared` has every
-    comparison.
+    """Compare the leading arm with every other arm except the baseline: {other arm: leader minus other arm}. The
+    comparisons are corrected for the number of all pairs of arms. {} where the baseline leads, since `compared` then
+    has them all.
 
     Args:
-        study: a study or a Collection.
+        study: a Study or a Collection.
         cells: {(arm, seed): content of the run directory}.
         results: {arm: {seed: result on the metric}}.
         compared: {arm: comparison with the baseline}.
-        borrowed: the variance of single runs from a stored noise floor; None without a noise floor.
+        stored_variance: the variance of a single run from a stored noise floor; None without one.
     """
     leader = leading_arm(compared, study.arms[0], metric)
     if leader == study.arms[0]:
@@ -53,9 +53,9 @@ def compare_leader(
     arms = {study.arms[0], *compared}
     pool = {arm: row for arm, row in results.items() if arm in arms}
     pairs = comb(len(arms), 2)
-    spending = share_of_alpha(study.criteria, pairs)
+    spending = alpha_share_function(study.criteria, pairs)
     comparisons = {
-        arm: compare_pair(cells, pool, leader, arm, metric, True, None, spending, borrowed)
+        arm: compare_arms(cells, pool, leader, arm, metric, True, None, spending, stored_variance)
         for arm in compared
         if arm != leader
     }
@@ -63,8 +63,8 @@ def compare_leader(
 
 
 def corrected_for_pairs(c: Comparison, pairs: int) -> Comparison:
-    """A comparison with p-value, threshold and equivalence corrected (Bonferroni) for being one of many. `pairs`: the
-    number of all pairs of arms."""
+    """A comparison after Bonferroni correction of its p-value, threshold and equivalence. `pairs`: the number of all
+    pairs of arms."""
     p = min(1.0, c.p * pairs / c.share) if c.share else 1.0
     level = c.share * LEVEL / pairs
     threshold = interval_half_width(level, c.seeds, c.items) if c.seeds and level else c.threshold

@@ -1,22 +1,22 @@
-"""Everything that violates a controlled comparison, such as runs on different hardware or with different
+"""Finds everything that violates a controlled comparison, such as runs on different hardware or with different
 versions."""
 
 from typing import Any
 
 from ablations.values import difference, flatten
-from eval.report.comparison.comparable import flat_evaluation
+from eval.report.comparison.comparable import evaluation_conditions
 from eval.report.reading.runs import Cells, in_one_line, runs_in_words
 
 
-def mismatches(study: Any, cells: Cells) -> list[str]:
-    """Sentences about everything that violates a controlled comparison. `study`: a study or a Collection; `cells`:
+def find_mismatches(study: Any, cells: Cells) -> list[str]:
+    """Sentences about everything that violates a controlled comparison. `study`: a Study or a Collection; `cells`:
     {(arm, seed): content of the run directory}."""
     return join_by_text(single_mismatches(study, cells), len(cells))
 
 
 def join_by_text(lines: list[str], runs: int) -> list[str]:
-    """Join sentences "run: text" that have the same text into "run + run: text", or into "all runs: text" if they are
-    about all runs of the study. Sentences of another form stay as they are. `runs`: the number of runs of the study."""
+    """Join sentences "RUN: TEXT" of equal TEXT into one, "RUN + RUN: TEXT", or "all runs: TEXT". Sentences of another
+    form stay as they are. `runs`: the number of runs of the study."""
     runs_of: dict[str, list[str]] = {}
     for line in lines:
         name, colon, what = line.partition(": ")
@@ -32,6 +32,7 @@ def join_by_text(lines: list[str], runs: int) -> list[str]:
 
 
 def single_mismatches(study: Any, cells: Cells) -> list[str]:
+    """The sentences of `find_mismatches`, before those about several runs are joined."""
     by_name = {f"{arm}, seed {seed}": cell for (arm, seed), cell in cells.items()}
     lines = [f"{name}: {cell['state']}, so not among the results" for name, cell in by_name.items() if cell["state"]]
     lines += [f"{name}: {damage}" for name, cell in by_name.items() for damage in cell.get("damage", [])]
@@ -55,23 +56,23 @@ def single_mismatches(study: Any, cells: Cells) -> list[str]:
         tokenizers[name] = {f"tokenizer of {tokenizer['corpus']} with {tokenizer['vocab']} pieces": tokenizer["sha256"]}
     lines += differing_values(tokenizers, only_shared=True)
 
-    lines += differing_values({name: {"evaluation": flat_evaluation(cell)} for name, cell in evaluated.items()})
+    lines += differing_values({name: {"evaluation": evaluation_conditions(cell)} for name, cell in evaluated.items()})
     for task in sorted({in_one_line(task) for cell in evaluated.values() for task in cell["eval"]["omitted"]}):
         lines.append(f"{task}: left out, the held-out text does not give enough items")
     named_tasks = [cell["eval"].get("lm_eval_tasks") or {} for cell in evaluated.values()]
     for task in sorted({in_one_line(task) for tasks in named_tasks for task in tasks.get("missing") or []}):
         lines.append(f"{task}: left out, its data is not there")
     if getattr(study, "controlled", True):
-        lines += arms_with_several_changes(study, cells)
-        lines += settings_beyond_an_edge(study, cells)
+        lines += unplanned_configurations(study, cells)
+        lines += edges_with_other_changes(study, cells)
     else:
         lines += unequal_seeds([run for run, cell in cells.items() if "eval" in cell])
     return lines
 
 
 def unequal_seeds(runs: list[tuple[str, int]]) -> list[str]:
-    """A list with one sentence where arms have different seeds, so that the means of the table are over different
-    seeds; empty where all have the same. `runs`: the evaluated runs, [(arm, seed)]."""
+    """A list with one sentence if arms have different seeds, so that their means are over different seeds; else [].
+    `runs`: the evaluated runs, [(arm, seed)]."""
     seeds: dict[str, set[int]] = {}
     for arm, seed in runs:
         seeds.setdefault(arm, set()).add(seed)
@@ -85,8 +86,8 @@ def unequal_seeds(runs: list[tuple[str, int]]) -> list[str]:
 
 def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -> list[str]:
     """Sentences about events in a run's training that a controlled comparison should not have: changed code or
-    hardware, rollbacks. `name`: what the sentences call the run; `run`: the content of its run.json; `compared`: the
-    keys of run.json that should be equal in all launches of the run."""
+    hardware, and rollbacks. `name`: the run's name in the sentences; `run`: the content of run.json; `compared`: the
+    keys of run.json that must be equal whenever the run is continued."""
     lines = []
     if run["commit"].get("dirty"):
         lines.append(f"{name}: ran from a working tree with changes that are in no commit")
@@ -108,25 +109,24 @@ def training_events(name: str, run: dict[str, Any], compared: tuple[str, ...]) -
 
 
 def compile_mode(launch: dict[str, Any]) -> str:
-    """The value of layout.compile that was in effect in a launch of a run: "never" where the model was not compiled,
-    and "" where run.json does not say. `launch`: the content of run.json, or one of its later launches."""
+    """How a model was really compiled in one launch of a run, as a value of layout.compile: "never" where it was not,
+    "" where run.json does not say. `launch`: the content of run.json, or an entry of its "continued"."""
     execution = launch.get("execution")
     return str(execution.get("compiled", "")) if isinstance(execution, dict) else ""
 
 
 def executed_layout(run: dict[str, Any]) -> dict[str, Any]:
-    """The layout settings of a run (its split over processes, and how it was computed), {name: value} as in its
-    run.json. Where "compile" was set to "auto", the value is what "auto" resolved to, since that depends on the machine
-    and on the length of a study's runs. `run`: the content of run.json."""
+    """The layout settings with which a run was executed, {name: value}. If "compile" was "auto", its value is the mode
+    that was chosen, since this depends on the machine and on the length of the runs. `run`: the content of run.json."""
     layout = run["config"]["layout"]
     mode = compile_mode(run)
     return layout | {"compile": mode} if mode else layout
 
 
-def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
-    """Sentences about three kinds of runs: their configuration is not the one that the study plans; they differ from
-    the baseline in more than the settings of their arm; or their activity proofs failed or are missing. `study`: a
-    study; `cells`: {(arm, seed): content of the run directory}."""
+def unplanned_configurations(study: Any, cells: Cells) -> list[str]:
+    """Sentences about runs that do not fit the plan of the study. There are three cases: the configuration is not the
+    planned one; it differs from the baseline in more than the arm's settings; or an activity proof failed or is
+    missing. `study`: a Study; `cells`: {(arm, seed): content of the run directory}."""
     lines = []
     for (arm, seed), cell in cells.items():
         if "run" not in cell:
@@ -144,7 +144,7 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
             ),
         }
         for what, (one, other, allowed) in tests.items():
-            if more := changes_beyond(allowed, one, other):
+            if more := unexpected_changes(allowed, one, other):
                 changes = ", ".join(f"{key}={in_one_line(value)}" for key, value in more.items())
                 lines.append(f"{name}: {what}: {changes}")
         # one proof may be of several factors: "model.qkv_bias, model.linear_bias"
@@ -158,11 +158,10 @@ def arms_with_several_changes(study: Any, cells: Cells) -> list[str]:
     return lines
 
 
-def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
-    """A sentence for each edge of a factorial whose two runs of a seed differ in more than one factor, as configured or
-    in effect. An edge is a pair of combinations that should differ in one factor only. Empty where there is no such
-    edge, or the study is no factorial. `study`: a study or a Collection; `cells`: {(arm, seed): content of the run
-    directory}."""
+def edges_with_other_changes(study: Any, cells: Cells) -> list[str]:
+    """Sentences about pairs of runs of a factorial that should differ in one factor only, and differ in more, as
+    configured or in effect. [] where there is no such pair, or the study is no factorial. `study`: a Study or a
+    Collection; `cells`: {(arm, seed): content of the run directory}."""
     lines: list[str] = []
     design = getattr(study, "factorial", None)
     if not design:
@@ -175,16 +174,16 @@ def settings_beyond_an_edge(study: Any, cells: Cells) -> list[str]:
                 continue
             allowed = study.cell(design.factors[number], seed).delta
             for what in ("config", "effective"):
-                if more := changes_beyond(allowed, *(run[what] for run in runs if run)):
+                if more := unexpected_changes(allowed, *(run[what] for run in runs if run)):
                     lines.append(
                         f"{second}, seed {seed}: {what}: differs from {first} in more than one line: {', '.join(more)}"
                     )
     return lines
 
 
-def changes_beyond(allowed: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The settings in which two configurations differ although they are not in `allowed`: {setting: its value in
-    `other`}. Layout and the name of the size are left out."""
+def unexpected_changes(allowed: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which two configurations differ although they should not: {setting: its value in `other`}.
+    `allowed`: {setting in which they may differ: any value}. Layout and the name of the size may always differ."""
     changes = difference(flatten(one), flatten(other))
     return {
         key: value
@@ -195,7 +194,7 @@ def changes_beyond(allowed: dict[str, Any], one: dict[str, Any], other: dict[str
 
 def differing_values(values: dict[str, dict], only_shared: bool = False) -> list[str]:
     """A sentence for each key whose value differs between runs. `values`: {run: nested dictionary}; `only_shared`:
-    for each key, compare only the runs that have it; otherwise a missing key counts as the value "none"."""
+    ignore runs that lack the key; otherwise their value counts as "none"."""
     flat_values = {name: flatten(value) for name, value in values.items()}
     lines = []
     for key in dict.fromkeys(key for value in flat_values.values() for key in value):

@@ -1,10 +1,10 @@
-"""Which predictions of a study came true."""
+"""Checks which predictions of a study came true."""
 
 from typing import NamedTuple
 
 from ablations.prediction import INTERACTION, Prediction, distinct_predictions
-from eval.report.comparison.compare import METRICS, compare_pair, interval_in_words, share_of_alpha
-from eval.report.comparison.contrasts import contrast
+from eval.report.comparison.compare import METRICS, alpha_share_function, compare_arms, interval_in_words
+from eval.report.comparison.contrasts import compare_contrast
 from eval.report.comparison.criteria import registered_contents
 from eval.report.comparison.findings import Findings
 from eval.statistics.comparison import Comparison
@@ -24,10 +24,10 @@ class CheckedPrediction(NamedTuple):
 
 
 def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
-    """The predictions of a study with their outcomes. A claim that both the study file and PREDICT= make is listed
-    once."""
+    """The predictions of a study with their outcomes. A prediction that is both in the study file and in PREDICT= is
+    listed once."""
     return [
-        CheckedPrediction(p.text, p.metric, *outcome(findings, p), was_registered(findings, p))
+        CheckedPrediction(p.text, p.metric, *prediction_outcome(findings, p), was_registered(findings, p))
         for p in distinct_predictions(findings.study.predictions)
     ]
 
@@ -35,9 +35,9 @@ def checked_predictions(findings: Findings) -> list[CheckedPrediction]:
 def was_registered(findings: Findings, prediction: Prediction) -> bool:
     """Whether a prediction was registered before the first step of the runs that decide it.
 
-    Some of these runs may belong to earlier studies, as those of the baseline often do, and lack the registration. For
-    a predicted order or difference these may be the runs of one arm. For an interaction they may be those of all arms
-    but one, since the interaction cannot be known without its fourth arm.
+    Some of these runs, often those of the baseline, may belong to earlier studies and lack the registration. It is
+    enough that all but one of the predicted arms have it. For an interaction one of its four arms is enough, since the
+    other three alone do not show the interaction.
     """
     texts = {
         run: content.get("predictions") for run, content in registered_contents(findings.study, findings.cells).items()
@@ -50,23 +50,25 @@ def was_registered(findings: Findings, prediction: Prediction) -> bool:
     return bool(before) and len(late) <= (len(prediction.arms) - 1 if prediction.kind == INTERACTION else 1)
 
 
-def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
-    """The outcome of a prediction, HELD, FAILED or UNDECIDED; and a text on what was measured, or why nothing was."""
+def prediction_outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
+    """The outcome of a prediction: (HELD, FAILED or UNDECIDED; a text on what was measured, or why nothing was)."""
     metric = prediction.metric
     if metric not in findings.results:
         return UNDECIDED, f"{metric} was not measured"
     if prediction.kind == INTERACTION:
-        compared = {f"{prediction.arms[0]} × {prediction.arms[1]}": interaction(findings, prediction)}
+        compared = {f"{prediction.arms[0]} × {prediction.arms[1]}": compare_interaction(findings, prediction)}
     else:
         neighbours = zip(prediction.arms, prediction.arms[1:], strict=False)
-        compared = {f"{first} − {second}": difference(findings, metric, first, second) for first, second in neighbours}
+        compared = {
+            f"{first} − {second}": compare_two_arms(findings, metric, first, second) for first, second in neighbours
+        }
     known = {name: c for name, c in compared.items() if c}
     if len(known) < len(compared):
         return UNDECIDED, f"{next(name for name in compared if name not in known)}: cannot be compared"
     digits = METRICS[metric].digits + 1
     factors = 2 if prediction.kind == INTERACTION else 1
     measured = "; ".join(
-        f"{name}: {c.difference:+.{digits}f}{interval_of(c, metric, factors)}" for name, c in known.items()
+        f"{name}: {c.difference:+.{digits}f}{interval_text(c, metric, factors)}" for name, c in known.items()
     )
     comparisons = list(known.values())
     if not all(c.seeds and c.replicated and c.has_enough_items for c in comparisons):
@@ -76,29 +78,28 @@ def outcome(findings: Findings, prediction: Prediction) -> tuple[str, str]:
     return order_outcome(comparisons), measured
 
 
-def difference(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
-    """The comparison of two arms on a metric, the first minus the second; None where they cannot be compared."""
+def compare_two_arms(findings: Findings, metric: str, first: str, second: str) -> Comparison | None:
+    """Compare two arms on a metric, `first` minus `second`; None where they cannot be compared."""
     results = {arm: row for arm, row in findings.distinct_results(metric).items() if row}
     if not {first, second} <= set(results):
         return None
-    spending = share_of_alpha(findings.study.criteria, 1)
-    return compare_pair(findings.cells, results, first, second, metric, findings.controlled, None, spending)
+    spending = alpha_share_function(findings.study.criteria, 1)
+    return compare_arms(findings.cells, results, first, second, metric, findings.controlled, None, spending)
 
 
-def interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
-    """The interaction of two arms: the effect of both together minus the sum of their separate effects, y11 - y10 - y01
-    + y00. None where the four arms cannot be compared. `prediction`: its `arms` are the first arm, the second, both
-    together, and the baseline."""
+def compare_interaction(findings: Findings, prediction: Prediction) -> Comparison | None:
+    """Compare the interaction of two changes with 0; None where the four arms cannot be compared. The interaction is
+    the effect of both together minus the sum of their separate effects, y11 - y10 - y01 + y00. `prediction`: its `arms`
+    are the first change, the second, both, and the baseline."""
     first, second, both, neither = prediction.arms
     results = {arm: row for arm, row in findings.distinct_results(prediction.metric).items() if row}
     weights = {both: 1.0, first: -1.0, second: -1.0, neither: 1.0}
-    return contrast(findings.cells, results, weights, prediction.metric)
+    return compare_contrast(findings.cells, results, weights, prediction.metric)
 
 
-def interval_of(c: Comparison, metric: str, factors: int = 1) -> str:
+def interval_text(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
-    noise is unknown. `factors`: the number of factors whose interaction the difference is; 1: a difference of two
-    arms."""
+    noise is unknown. `factors`: the number of factors of the effect; 1: a difference of two arms."""
     if not c.seeds or not c.has_enough_items:
         return ""
     half_width = interval_half_width(c.share * LEVEL, c.seeds, c.items)
@@ -106,8 +107,8 @@ def interval_of(c: Comparison, metric: str, factors: int = 1) -> str:
 
 
 def order_outcome(differences: list[Comparison]) -> str:
-    """The outcome (HELD, FAILED or UNDECIDED) of a predicted order of arms, the smallest value first. `differences`:
-    the comparison of each arm with the next one in that order."""
+    """The outcome (HELD, FAILED or UNDECIDED) of a predicted order of arms, from the smallest value to the largest.
+    `differences`: the comparison of each arm with the next one in that order."""
     if any(c.difference > 0 and c.p <= c.share * LEVEL / len(differences) for c in differences):
         return FAILED
     return HELD if all(c.difference < 0 and c.p <= c.share * LEVEL for c in differences) else UNDECIDED

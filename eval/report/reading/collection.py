@@ -1,4 +1,4 @@
-"""Collections: runs of several studies, or of none, that RUNS= names; grouped into arms for a report."""
+"""Collections: runs that a report compares (RUNS=) although they were not planned as one study, grouped into arms."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,8 @@ FAMILIAR_SETTINGS = ("size", "model.pos", "model.act", "model.norm", "model.embn
 
 @dataclass(frozen=True)
 class CollectedRun:
-    """A run of a collection."""
+    """A run of a collection: its directory, its configuration, and the settings in which its arm differs from the first
+    arm."""
 
     dir: Path
     config: dict[str, Any]
@@ -29,7 +30,8 @@ class CollectedRun:
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that a report compares, with the properties of a study (arms, seeds, criteria ...) that the report needs."""
+    """The runs that a report compares, with the properties of a study (arms, seeds, criteria ...) that the report
+    needs. A study becomes a Collection too (`short_names.with_short_names`)."""
 
     name: str
     title: str
@@ -60,15 +62,23 @@ class Collection:
         return len(self.compared_arms) + (len(self.factorial.effects) if self.factorial else 0)
 
     def cell(self, arm: str, seed: int) -> Any:
+        """The planned run of an arm and a seed, a CollectedRun or a Cell; None where there is none."""
         return self.runs.get((arm, seed))
 
 
 def collect_runs(directories: list[tuple[str, Path]], command: str) -> Collection:
-    """Group runs by arm and seed into a Collection. Runs belong to the same arm when their text is the same and their
-    configurations differ only in seed and layout. `directories`: pairs (origin, run directory), where an origin is a
-    name such as that of a study, or ""; `command`: the command that made the report. Raises ValueError where no
-    directory is that of a run, or two runs have the same configuration and seed with different results. Where their
-    results are equal, the first counts."""
+    """Group runs by arm and seed into a Collection. Runs belong to one arm if their text is the same and their
+    configurations differ only in seed, layout and name of the size.
+
+    If two directories have the same arm, seed and results, the first counts.
+
+    Args:
+        directories: pairs (origin, run directory). An origin is a name for the arm, such as that of a study, or "".
+        command: the command that made the report.
+
+    Raises:
+        ValueError: no directory is that of a run, or two directories have the same arm and seed but other results.
+    """
     groups: dict[str, dict[int, CollectedRun]] = {}
     origins: dict[str, str] = {}
     damaged = []
@@ -130,15 +140,19 @@ def _have_equal_results(first: Path, second: Path) -> bool:
 
 
 def is_setting(key: str) -> bool:
-    """Whether runs that differ in this key of the configuration belong to different arms: True for all keys except the
-    seed, the layout and the name of the size."""
+    """Whether a key of the configuration tells arms apart. False only for the seed, the layout and the name of the
+    size."""
     return not key.startswith("layout.") and key not in ("seed", "size")
 
 
 def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[str, str]) -> dict[str, str]:
-    """A short name for each arm, {hash of the arm: name}. The name is made of as few as possible of the settings in
-    which the arms differ, the best known settings first. `groups`: {hash of the arm: {seed: run}}; `origins`: {hash of
-    the arm: the origin of its runs, such as the name of a study}. The origin is the name where no setting differs."""
+    """A short name for each arm: {hash of the arm: name}. The name has as few as possible of the settings in which the
+    arms differ, the most familiar ones first. Where no setting differs, it is the origin of the arm.
+
+    Args:
+        groups: {hash of the arm: {seed: run}}.
+        origins: {hash of the arm: name of the study that its runs come from, or ""}.
+    """
     configs = {arm: flatten(next(iter(runs.values())).config) for arm, runs in groups.items()}
     flat_configs = list(configs.values())
     keys = [
@@ -171,8 +185,8 @@ def short_arm_names(groups: dict[str, dict[int, CollectedRun]], origins: dict[st
 
 
 def short_setting(key: str, value: Any) -> str:
-    """A setting as part of an arm's name: its value alone for strings and the number of tokens, else key and value.
-    `key`: the full name of the setting, such as "model.pos"."""
+    """A setting as part of an arm's name, such as "alibi" or "layers=4". Text values and the number of tokens stand
+    without their key. `key`: the full name of the setting, such as "model.pos"."""
     if key == "train.tokens":
         return short_number(value)
     return in_one_line(value) if isinstance(value, str) else f"{key.split('.')[-1]}={in_one_line(value)}"

@@ -1,4 +1,4 @@
-"""Training curves for figures: taken from the log of a run, averaged in common bins, and subtracted."""
+"""Training curves for figures: read from the log of a run, averaged in bins, and subtracted."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
 def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
-    """The training loss in the log of a run: (the tokens so far, the loss), arrays [lines of the log]. `cell`: the
-    content of the run directory.
+    """The training loss of a run: (tokens trained so far, loss), arrays [lines of the log]. `cell`: the content of the
+    run directory.
 
-    With `clock`, for runs whose budget is a wall clock: (seconds of training, the loss), arrays [points in time]. Such
-    runs are logged at different times, so their losses are interpolated linearly at times that all runs of one budget
-    have in common.
+    With `clock`, for runs with a wall-clock budget: (seconds of training, loss), arrays [points in time]. Such runs are
+    logged at different times. Their losses are therefore interpolated linearly, at times that are the same for all runs
+    of one budget.
     """
     rows = cell["metrics"]
     loss = np.array([row["loss"] for row in rows])
@@ -33,7 +33,7 @@ def loss_curve(cell: dict[str, Any], clock: bool = False) -> Curve:
 
 
 def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Curves of one arm, averaged in common bins: (tokens or seconds [bins], {seed: values [bins]}). Only points that
+    """Average the curves of one arm in bins: (tokens or seconds [bins], {seed: mean value [bins]}). Only points that
     every curve has are used, so that all seeds are averaged over the same points. `curves`: {seed: curve}, of losses or
     of differences of losses."""
     common = np.array(sorted(set.intersection(*(set(tokens) for tokens, _ in curves.values()))))
@@ -49,8 +49,8 @@ def average_in_bins(curves: dict[int, Curve]) -> tuple[np.ndarray, dict[int, np.
     return np.array([common[bins == b].mean() for b in used]), means
 
 
-def subtract(a: Curve, b: Curve) -> Curve:
-    """The difference of two curves, a - b, at the values of x that both have."""
+def subtract_curves(a: Curve, b: Curve) -> Curve:
+    """The difference of two curves, a - b, at the tokens or seconds that both have."""
     subtrahend = dict(zip(*b, strict=True))
     common = [(t, loss - subtrahend[t]) for t, loss in zip(*a, strict=True) if t in subtrahend]
     return np.array([t for t, _ in common]), np.array([loss for _, loss in common])

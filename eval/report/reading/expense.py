@@ -13,17 +13,19 @@ GPU_WORDS = ("NVIDIA", "Tesla", "GeForce", "RTX", "Quadro", "AMD Instinct")
 
 
 def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cost of a run so far. `cell`: the content of the run directory, which has to have run.json and lines in its
+    """The cost of a run so far. `cell`: the content of the run directory, with run.json and at least one line of its
     log.
 
     Returns:
-        unit: "GPU" or "core"; processors: the number of GPUs or cores.
-        seconds, tokens, flops: of training; flops None for a model that this version does not know.
-        hours: of all processors together.
-        kwh: estimated energy; watts: power of one processor; both None where no power is known.
+        unit: "GPU" or "core", the kind of processor.
+        processors: the number of GPUs or cores.
+        seconds, tokens, flops: the training time, tokens and FLOPs; flops is None for a model that this version does
+            not know.
+        hours: GPU-hours or core-hours.
+        kwh: estimated energy; None where no power is known.
+        watts: the power of one processor; None where it is not known.
         power: the source of `watts`, or that none is known.
-        peak: FLOPs that the devices could have done in this time by their data sheets, the unit in which "Cramming"
-            states its budgets; None where their peak is unknown.
+        peak: the FLOPs that the processors could have done in this time; None where their peak is unknown.
     """
     hardware, last = cell["run"]["hardware"], cell["metrics"][-1]
     device = hardware["device"]
@@ -50,8 +52,8 @@ def cost_so_far(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def flops_per_token(model: dict[str, Any]) -> int | None:
-    """The training FLOPs per token of a model; None where this version cannot tell, since the run may have been made by
-    an older or newer version. `model`: the entry "model" of a run's configuration."""
+    """The training FLOPs per token of a model; None where this version does not know the model. `model`: the entry
+    "model" of a run's configuration."""
     from model.config import ModelConfig
     from model.count import flops_per_token
 

@@ -1,5 +1,4 @@
-"""GLUE results of external checkpoints in a report, as `python -m eval.finetune --external CHECKPOINT --to FOLDER`
-wrote them."""
+"""GLUE results of external checkpoints, as `python -m eval.finetune --external CHECKPOINT --to FOLDER` wrote them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,9 +46,9 @@ def read_all_external(folders: list[str]) -> list[External]:
     return rows
 
 
-def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
-    """The conditions of fine-tuning on a task of GLUE that have to be equal for two models to be shown in one table:
-    {name: value}. `table`: the content of a glue.json."""
+def conditions_to_compare(table: dict[str, Any], task: str) -> dict[str, Any]:
+    """The conditions of fine-tuning on a task of GLUE: {name: value}. Two models can be shown in one table only if
+    these are equal. `table`: the content of a glue.json."""
     entry, setting = table["scores"][task], table.get("setting") or {}
     return {
         "metric": entry["study"]["metric"],
@@ -61,15 +60,15 @@ def conditions(table: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], task: str) -> str:
-    """The reason why a checkpoint cannot be shown beside the runs on a task of GLUE, as text: no run was fine-tuned on
-    the task, or one was under other conditions than the checkpoint. "" where all conditions are equal. `table`: the
-    content of the checkpoint's glue.json; `runs`: the contents of the runs' glue.json."""
+    """Why a checkpoint cannot be shown beside the runs on a task of GLUE, as text; "" where it can. Either no run was
+    fine-tuned on the task, or one was under other conditions. `table`: the content of the checkpoint's glue.json;
+    `runs`: the contents of the runs' glue.json."""
     having = [run for run in runs if task in run["scores"]]
     if not having:
         return "no run was asked it"
-    checkpoint = conditions(table, task)
+    checkpoint = conditions_to_compare(table, task)
     for run in having:
-        other = conditions(run, task)
+        other = conditions_to_compare(run, task)
         names = [name for name in {**checkpoint, **other} if checkpoint.get(name) != other.get(name)]
         if names:
             more = "; ..." if len(names) > REASONS_SHOWN else ""
@@ -82,10 +81,10 @@ def reason_not_comparable(table: dict[str, Any], runs: list[dict[str, Any]], tas
     return ""
 
 
-def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
-    """Sentences on differences between the fine-tuning of a checkpoint and of the runs beside it that do not prevent a
-    comparison: settings that follow from the model, and the number of seeds. `table`: the content of the checkpoint's
-    glue.json; `runs`: the contents of the runs' glue.json; `tasks`: the tasks of GLUE on which both are shown."""
+def differing_conditions(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str]) -> list[str]:
+    """Sentences on harmless differences between the fine-tuning of a checkpoint and of the runs beside it: settings
+    that follow from the model, and the number of seeds. `table`: the content of the checkpoint's glue.json; `runs`: the
+    contents of the runs' glue.json; `tasks`: the tasks of GLUE on which both are shown."""
     lines = []
     for name in MODEL_SETTINGS:
         value, others = (table.get("setting") or {}).get(name), [(run.get("setting") or {}).get(name) for run in runs]
@@ -100,7 +99,8 @@ def remarks(table: dict[str, Any], runs: list[dict[str, Any]], tasks: list[str])
 
 
 def value_beside_runs(name: str, value: Any, others: list[Any]) -> str:
-    """A value of a checkpoint beside those of the runs as text, such as "pooling mean, of the runs first". `name`: of
-    the value; `others`: the values of the runs. None stands for a value that was not recorded."""
+    """Text on a value that differs between a checkpoint and the runs, such as "pooling mean, of the runs first".
+    `name`: the name of the value; `value`: that of the checkpoint; `others`: those of the runs. None stands for a value
+    that was not recorded."""
     words = dict.fromkeys("not recorded" if other is None else in_one_line(other)[:60] for other in others)
     return f"{name} {'not recorded' if value is None else in_one_line(value)[:60]}, of the runs {' and '.join(words)}"

@@ -1,8 +1,8 @@
 """Reads run directories for a report.
 
-A run directory may be damaged, and may come from anyone. Damage is named in the state of the run, and does not affect
-other runs. Functions that read one file raise Damaged where the file is not what was written, or lacks what a report
-needs.
+A run directory may be damaged, and may come from anyone. A damaged file is reported in the "state" or "damage" of the
+run, and does not affect other runs. Functions that read one file raise Damaged if it is not a file that this project
+writes, or lacks an entry that a report needs.
 """
 
 import math
@@ -15,13 +15,13 @@ from ablations.budget import clock_seconds
 from ablations.safe_files import Damaged, first_misfit, printable
 from ablations.values import join_names
 from eval.finetune.metrics import glue_means
-from eval.finetune.results import read_result, summarise
+from eval.finetune.results import read_result, summarise_over_seeds
 from eval.finetune.tasks import TASKS
 from eval.report.reading.scores import Outcome, checked_scores
 from eval.statistics.items import LN2
 
 NUMBER = rundir.NUMBER
-Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read` gives}
+Cells = dict[tuple[str, int], dict[str, Any]]  # {(arm, seed): what `read_run` gives}
 
 # What a report uses of a run's files (the form: `safe_files.first_misfit`).
 RUN_FORM: dict[str, Any] = {
@@ -151,23 +151,25 @@ def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
     return outcomes
 
 
-def read(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> dict[str, Any]:
     """The content of a run directory. Damage is reported in the result, and no error is raised.
 
     Returns:
-        state: "" for a run that is finished and evaluated; else a sentence on what is missing or wrong. The only entry
-            where run.json is missing or damaged.
-        damage: a sentence for each damaged file without which the run can still be reported.
-        run, metrics, done, registered, eval, samples, glue: the contents of the files, where they exist.
-        checkpoints: the evaluations of weights saved during training, the one with the fewest training tokens first.
+        state: "" for a run that is finished and evaluated; else a phrase on what is missing or wrong. It is the only
+            entry where run.json is missing or damaged.
+        damage: a sentence for each damaged file that a report can do without.
+        run, metrics, done, registered, eval, samples, glue: the contents of the files; missing where there is no such
+            file.
+        checkpoints: the evaluations of weights saved during training, in the order of training.
     """
     try:
-        return _read(directory)
+        return _read_run_files(directory)
     except Damaged as error:
         return {"state": f"damaged ({_without_path(error, directory)})"}
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def _read_run_files(directory: Path) -> dict[str, Any]:
+    """The result of `read_run`. Raises Damaged where run.json is damaged."""
     why = " ".join(safe_files.read_text(directory / rundir.FAILED).split())
     failed = f"failed ({why})" if (directory / rundir.FAILED).exists() else ""
     if not (directory / rundir.RUN).exists():
@@ -188,8 +190,8 @@ def _read(directory: Path) -> dict[str, Any]:
     cell["damage"] += [damage] if damage else []
 
     def undamaged(read: Callable[[Path], Any], path: Path) -> Any:
-        """What `read` returns for the file at `path`; None where the file is missing, or is damaged, which is noted in
-        the run's "damage"."""
+        """The result of `read(path)`; None where the file is missing or damaged. Damage is added to the run's
+        "damage"."""
         try:
             return read(path) if path.exists() else None
         except Damaged as error:
@@ -212,8 +214,8 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _read_evaluated_run(directory: Path) -> dict[str, Any]:
-    """The entries "eval", "samples" and "state" of a finished run; only "state" where the run is not evaluated. Raises
-    Damaged where a file is damaged, or a score differs from the one that its items give."""
+    """The entries "eval", "samples" and "state" of a finished run; only "state" where it is not evaluated. Raises
+    Damaged where a file is damaged, or a score is not the one that its items give."""
     if not (directory / rundir.EVAL).exists() or not (directory / rundir.SAMPLES).exists():
         return {"state": "not evaluated"}
     result, outcomes = read_evaluation(directory / rundir.EVAL), read_samples(directory / rundir.SAMPLES)
@@ -274,7 +276,7 @@ def _check_glue_scores(path: Path, table: dict[str, Any], task: str) -> None:
         return
     # an earlier version counted the first seeds alone where fewer were asked for than were there
     names = list(results)[:seeds]
-    for name, entry in summarise({task: [results[name] for name in names]})["scores"].items():
+    for name, entry in summarise_over_seeds({task: [results[name] for name in names]})["scores"].items():
         for kind in ("study", "leaderboard"):
             given = table["scores"].get(name, {}).get(kind, {})
             wrong = [key for key in ("median", "lowest", "highest") if not _is_equal(given.get(key), entry[kind][key])]
@@ -293,11 +295,10 @@ def _without_path(message: Damaged | str, directory: Path) -> str:
     return printable(str(message).replace(f"{directory}/", "")).rstrip(".")
 
 
-def read_all(study: Any) -> Cells:
-    """The contents of the run directories of all planned runs of a study or collection, {(arm, seed): content as `read`
-    returns it}."""
+def read_cells(study: Any) -> Cells:
+    """Read the run directories of all planned runs of a study or collection: {(arm, seed): result of `read_run`}."""
     planned = {(arm, seed): study.cell(arm, seed) for arm in study.arms for seed in study.seeds}
-    return {key: read(cell.dir) for key, cell in planned.items() if cell}
+    return {key: read_run(cell.dir) for key, cell in planned.items() if cell}
 
 
 def in_one_line(value: Any) -> str:
@@ -322,8 +323,8 @@ def runs_in_words(runs: list[tuple[str, int]]) -> str:
 
 
 def has_clock_budget(cell: dict[str, Any]) -> bool:
-    """Whether the budget of a run is not in tokens: a wall clock, or something that this version does not know. `cell`:
-    the content of the run directory; False where it has no run.json."""
+    """Whether the budget of a run is a wall clock (or of a form that this version does not know), and not a number of
+    tokens. `cell`: the content of the run directory; False where it has no run.json."""
     return "run" in cell and cell["run"]["config"]["train"].get("budget", "tokens") != "tokens"
 
 

@@ -14,8 +14,8 @@ COPIED_PROPERTIES = ("name", "title", "seeds", "command", "question", "expect", 
 
 
 def shortest_ends(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path, {path: short name}: the shortest end of the path that is not the end of another path
-    and has a part without wildcards; the whole path where there is no such end."""
+    """Shorten paths: {path: its shortest end that is not an end of another path}. An end counts only if it has a part
+    without wildcards. A path without such an end stays whole."""
     parts_of = {name: Path(name).parts for name in names}
     short_names = {}
     for name, parts in parts_of.items():
@@ -26,8 +26,8 @@ def shortest_ends(names: Iterable[str]) -> dict[str, str]:
 
 
 def with_short_names(study: Any, cells: Cells) -> tuple[Collection, Cells]:
-    """A study as a Collection, and the contents of its run directories, with short names of corpora, tokenizers and
-    task folders in the names of arms, tasks and domains. Configurations keep the whole paths. `cells`: {(arm, seed):
+    """Shorten paths of corpora, tokenizers and task folders in the names of arms, tasks and domains. Returns (the study
+    as a Collection, the contents of its run directories). Configurations keep the whole paths. `cells`: {(arm, seed):
     content of the run directory}."""
     corpora: set[str] = set()
     for key, cell in cells.items():

@@ -1,8 +1,7 @@
-"""The answer to a study's question in one sentence at the top of the report.
+"""The answer to a study's question, in one sentence at the top of the report.
 
-What it says about an arm and the baseline is the verdict in the table. The table has no verdict on the leading arm
-against another arm. That comparison is made in eval/report/comparison/leading.py, with a correction for having chosen
-the leader by its result.
+It states the verdicts of the table on arms against the baseline. The leading arm is also compared with other arms
+(eval/report/comparison/leading.py); this is corrected for having chosen the leader by its result.
 """
 
 from ablations.document.blocks import Table
@@ -20,8 +19,8 @@ is multiplied by the number of pairs of arms, {pairs}; against the baseline the 
 
 
 def answer(findings: Findings) -> str:
-    """The answer to the study's question in a sentence or two. "" where no arm is compared with the baseline yet, or
-    where runs that were not planned as one study are compared (sections/ranking.py ranks these)."""
+    """The answer to the study's question in one or two sentences. "" where no arm is compared with the baseline yet, or
+    for a Collection, whose runs are ranked instead (sections/ranking.py)."""
     metric = findings.primary
     compared = findings.comparisons.get(metric, {})
     if not findings.controlled or not compared:
@@ -32,7 +31,7 @@ def answer(findings: Findings) -> str:
         text, kinds = answer_for_several_arms(findings)
     if findings.study.tuning:
         text = f"At the common learning rate: {text}"
-    if any(findings.is_exploratory_kind(kind, metric) for kind in kinds):
+    if any(findings.is_exploratory_if(kind, metric) for kind in kinds):
         text = f"Exploratory, by a metric, margin or noise floor that was chosen after the runs: {text}"
     missing = [arm for arm in findings.study.compared_arms if arm not in compared]
     not_compared = f" Not compared: {join_names(missing)}." if missing else ""
@@ -42,11 +41,11 @@ def answer(findings: Findings) -> str:
 
 
 def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
-    """The answer of a study of one arm and the baseline, as text; and the kind of the arm's verdict ("better",
-    "undecided" ...), as a list of one."""
+    """The answer of a study with one arm besides the baseline: (text, [kind of the arm's verdict]). The kind is
+    "better", "worse", "equivalent" or "undecided"."""
     metric = findings.primary
     definition, baseline = METRICS[metric], baseline_in_words(findings)
-    kind, difference = findings.decision(arm, metric).kind, findings.comparisons[metric][arm].difference
+    kind, difference = findings.verdict(arm, metric).kind, findings.comparisons[metric][arm].difference
     if kind in ("better", "worse"):
         size = f"{abs(difference):.{definition.digits}f} {definition.unit}"
         return f"{arm} is {kind} than {baseline} by {size}", [kind]
@@ -58,13 +57,13 @@ def answer_for_one_arm(findings: Findings, arm: str) -> tuple[str, list[str]]:
 
 
 def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
-    """The answer of a study of several arms, as text; and the kinds of verdict ("better", "undecided" ...) that it
-    rests on."""
+    """The answer of a study of several arms: (text, the kinds of the verdicts that it rests on). A kind is "better",
+    "worse", "equivalent" or "undecided"."""
     metric, baseline = findings.primary, findings.baseline
     compared = findings.comparisons[metric]
     leader, others = leading_arm(compared, baseline, metric), [baseline, *compared]
     others.remove(leader)
-    kinds = {arm: kind_against(findings, leader, arm) for arm in others}
+    kinds = {arm: leader_verdict_kind(findings, leader, arm) for arm in others}
     names = {arm: "the baseline" if arm == baseline else arm for arm in others}
     ahead = [arm for arm in others if kinds[arm] == "better"]
     even = [names[arm] for arm in others if kinds[arm] == "equivalent"]
@@ -85,24 +84,24 @@ def answer_for_several_arms(findings: Findings) -> tuple[str, list[str]]:
     text = f"of {len(others) + 1} arms {whom} has the {best} {metric}{lead}; it {join_names(clauses)}"
     if not ahead and not even:
         text = f"undecided: {text}"
-    better = [arm for arm in compared if arm != leader and findings.decision(arm, metric).kind == "better"]
+    better = [arm for arm in compared if arm != leader and findings.verdict(arm, metric).kind == "better"]
     if better and kinds.get(baseline) != "better":  # the leader is noisier than these
         text += f". Better than the baseline: {join_names(better)}"
         kinds[better[0]] = "better"
     return text, list(kinds.values())
 
 
-def kind_against(findings: Findings, leader: str, arm: str) -> str:
+def leader_verdict_kind(findings: Findings, leader: str, arm: str) -> str:
     """The kind of the verdict on the leading arm against another arm: "better", "worse", "equivalent" or "undecided".
     Either arm may be the baseline."""
     metric, baseline = findings.primary, findings.baseline
     if arm == baseline:
-        return findings.decision(leader, metric).kind
+        return findings.verdict(leader, metric).kind
     if leader == baseline:
-        kind = findings.decision(arm, metric).kind
+        kind = findings.verdict(arm, metric).kind
         return OPPOSITE_KINDS.get(kind, kind)
     comparison = findings.leader_compared.get(arm)
-    return findings.verdict_on(comparison, metric).kind if comparison else "undecided"
+    return findings.judge(comparison, metric).kind if comparison else "undecided"
 
 
 def lead_in_words(findings: Findings, leader: str) -> str:
@@ -122,8 +121,8 @@ def baseline_in_words(findings: Findings) -> str:
 
 
 def pairs_table(findings: Findings) -> list[str | Table]:
-    """A paragraph and a table with the comparisons of the leading arm with all other arms but the baseline. Empty where
-    the baseline leads, or there are no such comparisons."""
+    """A paragraph and a table that compare the leading arm with all other arms except the baseline; [] where the
+    baseline leads, or there are no such arms."""
     metric = findings.primary
     if not findings.leader_compared:
         return []
@@ -134,7 +133,7 @@ def pairs_table(findings: Findings) -> list[str | Table]:
             f"{c.difference:+.{digits}f}",
             f"{c.noise:.{digits}f}" if c.seeds and c.has_enough_items else "unknown",
             f"{c.adjusted:.2g}" if c.seeds and c.has_enough_items else "-",
-            findings.verdict_on(c, metric).kind,
+            findings.judge(c, metric).kind,
         ]
         for arm, c in findings.leader_compared.items()
     ]

@@ -1,5 +1,5 @@
-"""Section: the rules of "Cramming" (Geiping & Goldstein 2022, section 2), for runs whose budget is a wall clock: which
-rules a run breaks, and what it spent."""
+"""Section: the rules of "Cramming" (Geiping & Goldstein 2022, section 2), for runs with a wall-clock budget. It lists
+the rules that a run breaks, and what the run cost."""
 
 from typing import Any
 
@@ -43,8 +43,8 @@ def section(findings: Findings) -> Section:
 
 
 def broken_rules(cell: dict[str, Any]) -> list[str]:
-    """The rules of "Cramming" (WORDS above) that a run breaks, each in words, such as "2 devices". Empty for a budget
-    in tokens, to which the rules do not apply. `cell`: the content of the run directory (runs.py)."""
+    """The rules of "Cramming" that a run breaks, as phrases such as "2 devices". [] for a budget in tokens, to which
+    the rules do not apply. `cell`: the content of the run directory."""
     if not has_clock_budget(cell):
         return []
     run = cell["run"]
@@ -76,8 +76,8 @@ def devices_of(launch: dict[str, Any]) -> int:
 
 
 def broken_time_rules(cell: dict[str, Any]) -> list[str]:
-    """The rules on time that a run breaks, each in words: a budget that is unknown or longer than the challenge allows,
-    and training that took longer than the budget. `cell`: the content of the run directory."""
+    """The rules on time that a run breaks, as phrases. A budget must be known and no longer than the challenge allows,
+    and training must not exceed it. `cell`: the content of the run directory."""
     rules = []
     try:
         budget = clock_seconds(cell["run"]["config"]["train"]["budget"])

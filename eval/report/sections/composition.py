@@ -1,8 +1,8 @@
 """Section: the sources of the training texts, where a corpus is a blend or lies in the user's own files.
 
-All is taken from run.json and eval.json, so a reader without the files of text learns what was read, and a reader with
-these files can make the same training text again. Absolute paths, which mean nothing elsewhere, are shown by their
-ends."""
+It is made from run.json and eval.json alone. With it a reader who has the source files can make the same training text
+again. Absolute paths are cut to their ends.
+"""
 
 import json
 import re
@@ -56,7 +56,7 @@ def section(findings: Findings) -> Section:
     corpora |= set(evaluated_corpora(findings)) | {name for name, _ in trained_tokenizers(findings)}
     if all(NAMED.fullmatch(name) for name in corpora) and all(len(text.parts) < 2 for text in texts):
         return Section(TITLE, [])
-    rows = [row for text in texts for row in rows_of(text)]
+    rows = [row for text in texts for row in rows_of_sources(text)]
     blocks: list[Block] = []
     if rows:
         head = ["trained on", "made of", "share", "documents", "tokens", "epochs", "files", "sha256"]
@@ -73,13 +73,13 @@ def section(findings: Findings) -> Section:
 
 
 def names_shown(findings: Findings) -> Callable[[str], str]:
-    """A function from the name of a corpus, or the path of a corpus or tokenizer file, to the name that the report
-    shows: absolute paths are cut to their ends."""
+    """Make a function that shortens names for the report: absolute paths of corpora and tokenizers are cut to their
+    ends, other names stay."""
     names: set[str] = set()
     for run in findings.runs:
         config, data = run["config"], run["data"]
         values = [*config["data"].values(), *config["eval"]["corpora"], data["tokenizer"]["corpus"]]
-        values += [entry["corpus"] for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+        values += [entry["corpus"] for entry in list_or_empty(data, "train") if not first_misfit(entry, PART)]
         for key in ("sources", "corpora"):
             values += data[key] if isinstance(data.get(key), dict) else ()
         names |= {value for value in values if isinstance(value, str)}
@@ -91,23 +91,25 @@ def training_texts(findings: Findings) -> list[Text]:
     """The training texts of a study, each with the arms that read it, in the order of the arms."""
     shown = names_shown(findings)
     texts: dict[tuple[str, str], Text] = {}
-    for arm, seeds in findings.cells_with("run").items():
+    for arm, seeds in findings.cells_with_entry("run").items():
         for cell in seeds.values():
             data = cell["run"]["data"]
             corpus = shown(cell["run"]["config"]["data"]["corpus"])
-            text = texts.setdefault((corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of(data, shown)))
+            text = texts.setdefault(
+                (corpus, data["sha256"]), Text(corpus, data["sha256"], [], parts_of_text(data, shown))
+            )
             if arm not in text.arms:
                 text.arms.append(arm)
     return list(texts.values())
 
 
-def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
-    """The sources of a run's training text; empty where run.json does not list any. `data`: the entry "data" of
-    run.json; `shown`: the function that `names_shown` returns."""
-    entries = [entry for entry in list_in(data, "train") if not first_misfit(entry, PART)]
+def parts_of_text(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
+    """The sources of a run's training text; [] where run.json lists none. `data`: the entry "data" of run.json;
+    `shown`: a function from `names_shown`."""
+    entries = [entry for entry in list_or_empty(data, "train") if not first_misfit(entry, PART)]
     epochs = {
         entry["corpus"]: entry.get("epochs")
-        for entry in list_in(data, "epochs")
+        for entry in list_or_empty(data, "epochs")
         if not first_misfit(entry, {"corpus": str, "epochs?": NUMBER})
     }
     sources = data.get("sources")
@@ -125,21 +127,21 @@ def parts_of(data: dict[str, Any], shown: Callable[[str], str]) -> list[Part]:
 
 
 def documents_after_steps(data: dict[str, Any], source: str) -> int | None:
-    """How many documents of a source are left after the last step of its preparation, as runs of earlier versions
-    record it; None where that number is unknown. `data`: the entry "data" of run.json; `source`: the name of the source
-    in `data`."""
-    steps = [step for step in list_in(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
+    """The number of documents of a source that were left after its preparation, in the form that earlier versions
+    record; None where it is unknown. `data`: the entry "data" of run.json; `source`: the name of the source in
+    `data`."""
+    steps = [step for step in list_or_empty(data, "steps") if not first_misfit(step, {"corpus": str, "out": list})]
     counts = [step["out"][0] for step in steps if step["corpus"] == source and step["out"]]
     return counts[-1] if counts and isinstance(counts[-1], int) else None
 
 
-def list_in(data: dict[str, Any], key: str) -> list[Any]:
-    """The list under a key of a dictionary that anyone may have written; empty where there is no list."""
+def list_or_empty(data: dict[str, Any], key: str) -> list[Any]:
+    """The list under a key of a dictionary from an untrusted file; [] where there is no list."""
     value = data.get(key)
     return value if isinstance(value, list) else []
 
 
-def rows_of(text: Text) -> list[list[str]]:
+def rows_of_sources(text: Text) -> list[list[str]]:
     """The rows of the table of sources for one training text, a row for each source."""
     rows = []
     for part in text.parts:
@@ -161,8 +163,7 @@ def rows_of(text: Text) -> list[list[str]]:
 
 
 def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
-    """The different tokenizers of the runs: [(the corpus that the tokenizer was trained on, or its file; a description
-    of the tokenizer)]."""
+    """The distinct tokenizers of the runs: [(corpus that it was trained on, or its file; description)]."""
     shown = names_shown(findings)
     tokenizers: dict[str, tuple[str, str]] = {}
     for run in findings.runs:
@@ -175,7 +176,8 @@ def trained_tokenizers(findings: Findings) -> list[tuple[str, str]]:
 
 
 def evaluated_corpora(findings: Findings) -> list[str]:
-    """The different corpora in the setting eval.corpora of the runs, by the names that the report shows."""
+    """The distinct corpora on which the runs are evaluated (setting eval.corpora), by the names that the report
+    shows."""
     shown = names_shown(findings)
     names = (name for run in findings.runs for name in run["config"]["eval"]["corpora"])
     return list(dict.fromkeys(shown(str(name)) for name in names))
@@ -214,7 +216,7 @@ def blend_file(name: str, blend: Any, alpha: Any, remark: str = "") -> str:
 def held_out_table(findings: Findings) -> Table | None:
     """A table of the held-out text of each corpus, from the evaluations; None where no run is evaluated."""
     rows: dict[str, list[str]] = {}
-    for seeds in findings.cells_with("eval").values():
+    for seeds in findings.cells_with_entry("eval").values():
         for cell in seeds.values():
             for task, entry in cell["eval"]["tasks"].items():
                 if entry["metric"] == "bits_per_byte":

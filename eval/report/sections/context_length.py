@@ -16,7 +16,7 @@ def section(findings: Findings) -> Section:
     title = "Beyond the training length"
     curves = {
         arm: [cell["eval"].get("by_position") for cell in seeds.values()]
-        for arm, seeds in findings.cells_with("eval").items()
+        for arm, seeds in findings.cells_with_entry("eval").items()
     }
     complete = {arm: results for arm, results in curves.items() if all(results)}
     if not complete:
@@ -28,7 +28,7 @@ def section(findings: Findings) -> Section:
     marks: dict[str, float] = {}
     schemes: dict[str, list[str]] = {}
     for arm, results in complete.items():
-        model = next(iter(findings.cells_with("eval")[arm].values()))["run"]["config"]["model"]
+        model = next(iter(findings.cells_with_entry("eval")[arm].values()))["run"]["config"]["model"]
         x, y = results[0]["positions"], np.mean([result["bits_per_byte"] for result in results], axis=0)
         lines.append(Line(arm, findings.colour(arm), x, y, findings.line_style(arm)))
         marks["training length"] = float(model["seq"])
@@ -51,10 +51,15 @@ def section(findings: Findings) -> Section:
 
 
 def losses_at_multiples(positions: list[float], losses: np.ndarray, seq: int, longest: float) -> list[str]:
-    """Four cells of a table row: the loss at 1, 2 and 4 times the training length (MULTIPLES), and the last of these
-    losses minus the first. A cell is "-" where a loss was not measured. `positions`, `losses`: the points of a curve,
-    the number of tokens before and bits per byte; `seq`: the training length in tokens; `longest`: the largest position
-    that any arm was measured at."""
+    """Four table cells: the loss at 1, 2 and 4 times the training length (MULTIPLES), and the difference between the
+    last of these and the first. A cell is "-" where the loss was not measured.
+
+    Args:
+        positions: the numbers of context tokens at which a curve was measured.
+        losses: the loss at each position, in bits per byte.
+        seq: the training length in tokens.
+        longest: the largest position at which any arm was measured.
+    """
     last = [max((i for i, p in enumerate(positions) if p < n * seq), default=0) for n in MULTIPLES]
     cells = [f"{losses[i]:.3f}" if positions[i] > n / 2 * seq else "-" for i, n in zip(last, MULTIPLES, strict=True)]
     reaches = positions[last[-1]] == longest > positions[last[0]]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ablations import drawing
 from ablations.document.blocks import Figure, Section, Table, plus_minus
-from eval.report.comparison.comparable import all_tasks
+from eval.report.comparison.comparable import tasks_of_any_run
 from eval.report.comparison.findings import Findings
 from eval.report.sections.tasks import standard_error
 from eval.statistics.parts import Variance
@@ -15,8 +15,10 @@ from eval.statistics.seeds import Results, arm_mean_stderr
 
 def section(findings: Findings) -> Section:
     title = "Trained on, evaluated on"
-    evaluated = findings.cells_with("eval")
-    tasks = all_tasks(findings.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte")
+    evaluated = findings.cells_with_entry("eval")
+    tasks = tasks_of_any_run(
+        findings.cells, [(arm, seed) for arm, seeds in evaluated.items() for seed in seeds], "bits/byte"
+    )
     arms = [
         arm
         for arm, seeds in evaluated.items()

@@ -8,8 +8,8 @@ import numpy as np
 from ablations import drawing
 from ablations.document.blocks import Block, Section, Table
 from ablations.plan.power import POWER, detectable_difference
-from eval.report.comparison.compare import METRICS, difference_strata, pairing
-from eval.report.comparison.findings import Findings, recorded_noise
+from eval.report.comparison.compare import METRICS, choose_pairing, difference_strata
+from eval.report.comparison.findings import Findings, noise_for_planning
 from eval.report.sections.answer import pairs_table
 from eval.statistics.bootstrap import bootstrap_differences, bootstrap_interval
 from eval.statistics.comparison import Comparison
@@ -90,7 +90,7 @@ def comparison_tables(findings: Findings) -> list[Table]:
                     label,
                     mean,
                     *noise_cells(c, digits, largest_difference(findings, name)),
-                    findings.marked_verdict(arm, name),
+                    findings.verdict_in_markup(arm, name),
                 ]
             )
             intervals += [[label, mean, *line] for line in bootstrap_intervals(findings, arm, name)]
@@ -104,12 +104,12 @@ def comparison_tables(findings: Findings) -> list[Table]:
 
 
 def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
-    """Five table cells on a difference: its noise from the seeds, from the items and from both, the threshold above
-    which it is significant, and its p-value.
+    """Five table cells about the noise of a difference: the standard error from seeds, from items and from both, the
+    threshold of significance, and the p-value.
 
     Args:
-        c: the comparison that found the difference.
-        digits: the decimals that are shown.
+        c: the comparison with the difference.
+        digits: the number of decimals.
         largest: the largest possible difference. A threshold beyond it is not shown as a number.
     """
     items = f"{c.items.variance**0.5:.{digits}f} ({c.items.dof:.2g} d.o.f.)" if c.has_enough_items else "unknown"
@@ -123,8 +123,8 @@ def noise_cells(c: Comparison, digits: int, largest: float) -> list[str]:
 
 
 def largest_difference(findings: Findings, metric: str) -> float:
-    """The largest possible difference from the baseline in a metric, given the baseline's own mean, since scores lie
-    between 0 and 100 %. inf for bits/byte."""
+    """The largest possible difference from the baseline's mean in a metric, since scores lie between 0 and 100 %; inf
+    for bits/byte."""
     most, baseline = METRICS[metric].largest, findings.results[metric][findings.baseline]
     if isinf(most):
         return inf
@@ -133,9 +133,9 @@ def largest_difference(findings: Findings, metric: str) -> float:
 
 
 def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[str]]:
-    """The bootstrap intervals of an arm's difference from the baseline over items and over tasks, and the number of
-    tasks, as a list with one table row; empty where there are no items."""
-    pairs = pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
+    """Table rows with the bootstrap intervals of an arm's difference from the baseline, over items and over tasks, and
+    the number of tasks. The list has one row, or none where there are no items."""
+    pairs = choose_pairing(findings.cells, findings.results[metric], arm, findings.baseline, metric)
     parts = difference_strata(findings.cells, arm, findings.baseline, pairs, metric) if pairs else []
     if not parts:
         return []
@@ -150,7 +150,7 @@ def bootstrap_intervals(findings: Findings, arm: str, metric: str) -> list[list[
 
 def criteria_paragraph(findings: Findings) -> str:
     """A paragraph on the criteria of the verdicts: the primary metric, the margins, the stored noise floor, and the
-    rule for adding seeds. It says which of these were chosen after the runs."""
+    rule for adding seeds. It names the criteria that were chosen after the runs."""
     sentences = [f"**Decided by {findings.primary}**, the primary metric; verdicts on others are exploratory."]
     if findings.primary != findings.registered_metric:
         before = findings.registered_metric or "one metric in some runs and another in others"
@@ -178,13 +178,13 @@ def criteria_paragraph(findings: Findings) -> str:
 
 
 def undecided_paragraphs(findings: Findings) -> list[Block]:
-    """Two paragraphs on the undecided comparisons: how many seeds would decide each, and what these seeds would cost.
-    Empty where all comparisons are decided, or the runs were not planned as one study."""
+    """Two paragraphs on the undecided comparisons: how many more seeds would decide each, and their cost. [] where all
+    are decided, or for a Collection."""
     lines = []
     for name in METRICS:
         for arm in findings.comparisons.get(name, {}) if findings.controlled else ():
-            if not findings.decision(arm, name).decided:
-                words = findings.decision(arm, name).words.removeprefix("undecided: ")
+            if not findings.verdict(arm, name).decided:
+                words = findings.verdict(arm, name).words.removeprefix("undecided: ")
                 lines.append(f"* {arm}, {name}: {words}.")
     if not lines:
         return []
@@ -199,11 +199,12 @@ def undecided_paragraphs(findings: Findings) -> list[Block]:
 
 
 def noise_floor_paragraphs(findings: Findings) -> list[Block]:
-    """A paragraph for each metric: how far two runs that differ only in the seed lie apart at most, 19 times in 20; and
-    the differences that studies with 2, 3, 5 and 10 seeds would detect."""
+    """A paragraph for each metric on the noise between seeds. It states the largest difference between two runs that
+    differ only in the seed, in 19 of 20 cases; and the smallest differences that studies with 2, 3, 5 and 10 seeds
+    detect."""
     lines: list[Block] = []
     arms, tests = 1 + len(findings.study.compared_arms), findings.study.number_of_tests
-    for name, noise in recorded_noise(findings).items():
+    for name, noise in noise_for_planning(findings).items():
         metric = METRICS[name]
         # with what the arms of a seed share: two seeds do not share it
         floor = within_arm_variance(findings.distinct_results(name))
@@ -229,15 +230,15 @@ def noise_floor_paragraphs(findings: Findings) -> list[Block]:
 
 
 def forest_plot(findings: Findings, metric: str) -> str:
-    """A figure (SVG) of the differences of all arms from the baseline, with the confidence intervals that the verdicts
-    rest on."""
+    """A figure (SVG) of the differences of all arms from the baseline, with the confidence intervals by which the
+    verdicts decide."""
     definition, effects = METRICS[metric], []
     for arm, c in findings.comparisons.get(metric, {}).items():
         kind = "same"
         if c.is_significant:
             kind = "good" if (c.difference > 0) == definition.higher_is_better else "bad"
         half_width = c.threshold if c.seeds and c.has_enough_items else np.inf
-        effects.append((arm, c.difference, half_width, kind, findings.decision(arm, metric).label))
+        effects.append((arm, c.difference, half_width, kind, findings.verdict(arm, metric).label))
     better = "right" if definition.higher_is_better else "left"
     title = f"{metric}: difference from the baseline"
     return drawing.forest_plot(title, effects, f"{definition.unit}; {better} of the line is better", definition.largest)

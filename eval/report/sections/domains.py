@@ -19,7 +19,7 @@ def section(findings: Findings) -> Section:
             }
             for cell in seeds.values()
         ]
-        for arm, seeds in findings.cells_with("eval").items()
+        for arm, seeds in findings.cells_with_entry("eval").items()
     }
     names = list(dict.fromkeys(name for cells in results.values() for cell in cells for name in cell))
     arms = [arm for arm, cells in results.items() if any(cells)]

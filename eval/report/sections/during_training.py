@@ -18,9 +18,13 @@ EQUAL_KEYS = (
 
 
 def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
-    """Whether two evaluations of a run used the same items for a metric and may be points of one curve. `result`,
-    `end`: the contents of eval-step_N.json, for weights saved during training, and of eval.json, for the final weights;
-    `metric`: the key of the metric in eval.json."""
+    """Whether two evaluations of a run used the same items for a metric, so that they can be points of one curve.
+
+    Args:
+        result: the content of eval-step_N.json, for weights saved during training.
+        end: the content of eval.json, for the final weights.
+        metric: the key of the metric in eval.json.
+    """
 
     def suite_data(evaluation: dict) -> list[tuple[str, str]]:
         tasks = evaluation["tasks"].items() if metric == "suite" else ()
@@ -30,7 +34,7 @@ def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
 
 
 def section(findings: Findings) -> Section:
-    cells = findings.cells_with("checkpoints")
+    cells = findings.cells_with_entry("checkpoints")
     blocks: list[Block] = []
     for name, metric in METRICS.items() if cells else ():
         lines = []
@@ -48,9 +52,9 @@ def section(findings: Findings) -> Section:
 
 
 def scores_during_training(seeds: dict[int, dict], key: str) -> dict[int, float]:
-    """The scores of an arm during training: {training tokens: mean score over seeds}. Numbers of tokens at which one of
-    the arm's seeds has no score are left out. `seeds`: {seed: content of the run directory}; `key`: the key of the
-    metric in eval.json."""
+    """The scores of an arm during training: {training tokens: mean score over seeds}. Points at which one of the seeds
+    has no score are left out. `seeds`: {seed: content of the run directory}; `key`: the key of the metric in
+    eval.json."""
     values: dict[int, list[float]] = {}
     for cell in seeds.values():
         points = {result["tokens"]: result for result in cell["checkpoints"]}

@@ -67,6 +67,8 @@ def blocks_for_terminal(findings: Findings) -> list[str | Table]:
 
 
 def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
+    """Four table cells about an effect: the estimate, its confidence interval, its standard error and the p-value.
+    `factors`: the number of factors of the effect."""
     digits = METRICS[metric].digits + 1
     estimate = f"{c.difference:+.{digits}f}"
     if not c.seeds or not c.has_enough_items:
@@ -76,28 +78,29 @@ def estimate_cells(c: Comparison, metric: str, factors: int) -> list[str]:
 
 
 def verdict_text(findings: Findings, metric: str, effect: int, c: Comparison) -> str:
-    """The verdict on an effect as text, in bold where the effect is significant. An interaction is called better or
-    worse in comparison with the sum of the factors' own effects. `effect`: bit mask of the effect's factors; `c`: its
+    """The verdict on an effect as text, in bold where the effect is significant. An interaction is "better together" or
+    "worse together" than the sum of the factors' own effects. `effect`: bit mask of the effect's factors; `c`: its
     comparison with 0."""
-    decision = findings.verdict_on(c, metric)
+    decision = findings.judge(c, metric)
     sentence = decision.words
     if effect.bit_count() > 1 and decision.kind in ("better", "worse"):
         sentence = sentence.replace(decision.kind, f"{decision.kind} together", 1)
-    late = findings.is_exploratory_kind(decision.kind, metric)
+    late = findings.is_exploratory_if(decision.kind, metric)
     sentence = f"exploratory: {sentence}" if late or metric != findings.primary else sentence
     return f"**{sentence}**" if c.is_significant else sentence
 
 
 def noise_for_record(c: Comparison) -> dict[str, float]:
-    """The noise of a comparison as it is stored in the record's run.json; empty where the noise is unknown."""
+    """The noise of a comparison as the record's run.json stores it: {"noise", "counts_above": threshold, "p"}; {} where
+    the noise is unknown."""
     if not c.seeds or not c.has_enough_items:
         return {}
     return {"noise": c.noise, "counts_above": c.threshold, "p": c.adjusted}
 
 
 def effects_for_record(findings: Findings) -> list[dict[str, Any]]:
-    """The effects as they are stored in the record's run.json, a dictionary for each metric and effect; empty where the
-    study is no factorial."""
+    """The effects as the record's run.json stores them: a list with a dictionary for each metric and effect; [] where
+    the study is no factorial."""
     design = findings.study.factorial
     lines: list[dict[str, Any]] = []
     if not design:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ablations.document.blocks import Section, Table
 from eval.report.comparison.findings import Findings
-from eval.report.reading.external import External, reason_not_comparable, remarks
+from eval.report.reading.external import External, differing_conditions, reason_not_comparable
 from eval.report.sections.challenge import MARK, broken_rules
 
 TASKS = {
@@ -48,6 +48,7 @@ NOTHING_TO_COMPARE = (
 
 @cache
 def published() -> list[dict[str, Any]]:
+    """The published results of glue.yaml, a dictionary for each row of the table."""
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "glue.yaml").read_text(encoding="utf-8"))["rows"]
@@ -55,7 +56,7 @@ def published() -> list[dict[str, Any]]:
 
 def section(findings: Findings) -> Section:
     title = "GLUE"
-    arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with("glue").items()}
+    arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with_entry("glue").items()}
     if not arms:
         return Section(title, [NOTHING_TO_COMPARE] if findings.external else [])
     runs = [table for tables in arms.values() for table in tables]
@@ -63,7 +64,7 @@ def section(findings: Findings) -> Section:
     names = [name for name in TASKS if name in study_scores]
     marked = {
         arm: f"{arm} {MARK}" if any(broken_rules(cell) for cell in seeds.values()) else arm
-        for arm, seeds in findings.cells_with("glue").items()
+        for arm, seeds in findings.cells_with_entry("glue").items()
     }
     lines = [
         [
@@ -100,8 +101,8 @@ def section(findings: Findings) -> Section:
 def external_rows(
     external: list[External], runs: list[dict[str, Any]], names: list[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The table rows of external checkpoints; and remarks about these checkpoints, a line each. `runs`: the contents of
-    the runs' glue.json; `names`: the tasks that are columns."""
+    """The table rows of external checkpoints, and sentences about these checkpoints. `runs`: the contents of the runs'
+    glue.json; `names`: the tasks that are columns."""
     rows, notes = [], []
     for name, table, damage in external:
         title = f"{name} (external)"
@@ -114,7 +115,7 @@ def external_rows(
             tasks = ", ".join(TASKS[task] for task, task_reason in reasons.items() if task_reason == reason)
             notes.append(f"* {title} is not shown on {tasks}: {reason}.")
         if shown:
-            notes += [f"* {title}: {remark}." for remark in remarks(table, runs, list(shown))]
+            notes += [f"* {title}: {remark}." for remark in differing_conditions(table, runs, list(shown))]
             complete = len(shown) == len(reasons)
             means = (mean_text([table], *mean) if complete else "-" for mean in MEANS.values())
             rows.append([title, *(task_text([{"scores": shown}], task) for task in names), *means])
@@ -124,6 +125,8 @@ def external_rows(
 
 
 def task_text(tables: list[dict[str, Any]], name: str) -> str:
+    """The mean score of an arm on a task, as text; "-" without scores. A "*" marks a seed whose training failed.
+    `tables`: the contents of glue.json of the arm's runs; `name`: the task."""
     scores = [table["scores"][name] for table in tables if name in table["scores"]]
     if not scores:
         return "-"
@@ -141,5 +144,12 @@ def eight_tasks(row: dict[str, Any]) -> str:
 
 
 def mean_text(tables: list[dict[str, Any]], metrics: str, mean: str) -> str:
+    """The mean over GLUE of an arm, averaged over its runs, as text; "-" where a run lacks one of the nine numbers.
+
+    Args:
+        tables: the contents of glue.json of the arm's runs.
+        metrics: "study" or "leaderboard".
+        mean: "nine_numbers" or "eight_tasks".
+    """
     complete = [table[metrics][mean] for table in tables if table[metrics]["numbers"] == 9]
     return f"{np.mean(complete):.1f}" if len(complete) == len(tables) else "-"

@@ -12,8 +12,8 @@ from eval.report.reading.runs import in_one_line
 from eval.report.sections.answer import answer
 from eval.report.sections.challenge import broken_rules
 from eval.report.sections.differences import forest_plot
-from eval.report.sections.registered import expectation
-from eval.report.sections.tasks import suite_examples
+from eval.report.sections.registered import expectation_text
+from eval.report.sections.tasks import shots_text
 from eval.statistics.items import independent_items, item_variance
 from eval.statistics.seeds import arm_mean_stderr, arms_that_scatter_more
 from eval.statistics.verdicts import margin_text
@@ -27,10 +27,10 @@ def section(findings: Findings) -> Section:
         )
         for name in findings.results
     ]
-    question = [f"**Question.** {findings.study.question}", expectation(findings)]
+    question = [f"**Question.** {findings.study.question}", expectation_text(findings)]
     question += [text for text in [answer(findings)] if text]
     image = Image("figure.svg", "Loss curves and differences")
-    listed_notes = "\n".join(f"* {line}" for line in notes(findings))
+    listed_notes = "\n".join(f"* {line}" for line in notes_on_numbers(findings))
     return Section(
         "",
         [
@@ -39,7 +39,7 @@ def section(findings: Findings) -> Section:
             table(findings),
             image,
             *forests,
-            *cautions(findings),
+            *caution_paragraphs(findings),
             "**How to read the table**",
             listed_notes,
         ],
@@ -71,12 +71,11 @@ def score_text(findings: Findings, arm: str, metric: str) -> str:
 
 
 def verdict_phrases(findings: Findings, arm: str) -> list[str]:
-    """The phrases in the column "verdict" of an arm: the verdict or the reason why there is none, broken rules, missing
-    runs."""
+    """The phrases in an arm's column "verdict": the verdict, or why there is none; broken rules; missing runs."""
     results = findings.results[findings.primary]
     words = []
     if arm in findings.comparisons[findings.primary]:
-        words.append(findings.marked_verdict(arm, findings.primary))
+        words.append(findings.verdict_in_markup(arm, findings.primary))
     if arm in findings.copies:
         words.append(f"**the same as {findings.copies[arm]}, bit for bit**")
     if not words and arm != findings.baseline and results[arm] and results[findings.baseline]:
@@ -108,10 +107,10 @@ def arms_without_effect(findings: Findings) -> list[str]:
     ]
 
 
-def cautions(findings: Findings) -> list[str]:
-    """Paragraphs on what limits the comparison. The subjects: seeds that were added after a look at the results, tasks
-    that are left out of a comparison, arms that scatter more than the other arms, and what preparation noted about the
-    text. Empty where nothing limits it."""
+def caution_paragraphs(findings: Findings) -> list[str]:
+    """Paragraphs on what limits the comparison; [] where nothing does. They are about seeds that were added after a
+    look at the results, tasks that are left out, arms with more noise than others, and warnings of the data
+    preparation."""
     return [
         *note_on_added_seeds(findings),
         *notes_on_tasks_left_out(findings),
@@ -120,8 +119,8 @@ def cautions(findings: Findings) -> list[str]:
     ]
 
 
-def notes(findings: Findings) -> list[str]:
-    """Notes on what the numbers of the table mean, a line each: the verdict, each metric with the verdicts on it, ±, ×
+def notes_on_numbers(findings: Findings) -> list[str]:
+    """Notes below the table that explain its numbers, a line each: the verdict, each metric with its verdicts, ±, ×
     noise and p."""
     return [
         criteria_note(findings),
@@ -135,16 +134,16 @@ def notes(findings: Findings) -> list[str]:
 
 
 def metric_notes(findings: Findings, name: str) -> list[str]:
-    """One or two lines: what a metric of the table is, and which direction is better; and the verdicts on the metric,
-    unless it is the primary metric, whose verdicts the table has. `name`: the metric."""
+    """One or two lines on a metric of the table: what it is and which direction is better; and the verdicts on it.
+    Verdicts on the primary metric are in the table and not repeated. `name`: the metric."""
     metric = METRICS[name]
     evaluations = [cell["eval"] for cell in findings.cells.values() if "eval" in cell]
     scores = [evaluation[metric.key] for evaluation in evaluations if evaluation.get(metric.key)]
     chance = f" (chance {scores[0]['chance']:.1f})" if scores and "chance" in scores[0] else ""
-    what = held_out_loss(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
+    what = held_out_loss_phrase(findings) if name == "bits/byte" else f"mean accuracy in %{chance}"
     if name == "suite" and scores:
         tasks, of = scores[0]["tasks"], scores[0]["of"]
-        examples = suite_examples(evaluations)
+        examples = shots_text(evaluations)
         kind = "tasks" if examples else "zero-shot tasks"
         what = f"mean accuracy in % over {tasks} of BigScience's {of} {kind}{examples}{chance}"
     verdicts = verdict_clauses(findings, name) if name != findings.primary else ""
@@ -157,7 +156,7 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     that are undecided for the same reason share a clause."""
     arms_of: dict[str, list[str]] = {}
     for arm in findings.comparisons[metric]:
-        arms_of.setdefault(findings.verdict(arm, metric), []).append(arm)
+        arms_of.setdefault(findings.verdict_in_words(arm, metric), []).append(arm)
     clauses = []
     for words, arms in arms_of.items():
         verb = "are" if len(arms) > 1 else "is"
@@ -166,9 +165,9 @@ def verdict_clauses(findings: Findings, metric: str) -> str:
     return "; ".join(clauses)
 
 
-def held_out_loss(findings: Findings) -> str:
-    """What the metric bits/byte means in this study, as a phrase of its note: the loss of the whole held-out text
-    or, for masked language models, that of the masked tokens."""
+def held_out_loss_phrase(findings: Findings) -> str:
+    """A phrase on what bits/byte measures in this study: "held-out loss" or, for masked language models, the loss of a
+    share of the tokens."""
     models = [run["config"]["model"] for run in findings.runs]
     rates = {model.get("mask_rate") for model in models if model.get("objective") == "mlm"}
     if not rates:
@@ -180,8 +179,7 @@ def held_out_loss(findings: Findings) -> str:
 
 
 def criteria_note(findings: Findings) -> str:
-    """A line on the primary metric, and on margins of equivalence that were chosen after the runs. The section on
-    differences has all criteria (differences.py)."""
+    """A line on the primary metric, and on margins of equivalence that were chosen after the runs."""
     if findings.primary == findings.registered_metric:
         words = f"The verdict is on {findings.primary}, the primary metric; what the others say is exploratory."
     else:
@@ -196,8 +194,8 @@ def criteria_note(findings: Findings) -> str:
 
 
 def note_on_added_seeds(findings: Findings) -> list[str]:
-    """A list with one sentence on seeds that were added after a look at the results without a rule for adding seeds;
-    empty where none were."""
+    """A list with one sentence, if seeds were added after a look at the results without a rule for adding them; else
+    []."""
     if not findings.seeds_planned:
         return []
     return [
@@ -207,8 +205,8 @@ def note_on_added_seeds(findings: Findings) -> list[str]:
 
 
 def notes_on_tasks_left_out(findings: Findings) -> list[str]:
-    """A sentence for each comparison that leaves out tasks, because only one of the two arms has them or the arms were
-    evaluated on them differently."""
+    """A sentence for each comparison that leaves out tasks: only one of the two arms was evaluated on them, or both in
+    different ways."""
     return [
         f"**{arm}, {name}: compared with {findings.baseline} on what both were asked in the same way**, without "
         f"{', '.join(left_out)}. The means in the table are over all that each was asked."
@@ -219,17 +217,16 @@ def notes_on_tasks_left_out(findings: Findings) -> list[str]:
 
 
 def notes_on_text(findings: Findings) -> list[str]:
-    """What preparation noted about the text of the runs, a sentence for each note, such as that the tokenizer drops a
-    share of the bytes. Filters that removed nothing are left out, since they limit nothing."""
+    """A sentence for each warning of the data preparation about the text of the runs, such as that the tokenizer drops
+    a share of the bytes. Filters that removed nothing are not mentioned."""
     recorded = [cell["run"]["data"].get("notes") or [] for cell in findings.cells.values() if "run" in cell]
     distinct = dict.fromkeys(in_one_line(note) for notes in recorded for note in notes)
     return [f"**Of the text**: {note}." for note in distinct if not note.endswith(" nothing")]
 
 
 def notes_on_uneven_seeds(findings: Findings) -> list[str]:
-    """A sentence for each metric and arm whose results scatter significantly more between seeds than those of the other
-    arms (F test). One variance pooled over all arms does not fit such arms. Empty where the arms may differ from the
-    baseline in more than one line of configuration."""
+    """A sentence for each metric and arm with significantly more noise between seeds than the other arms (F test). A
+    variance pooled over all arms does not fit such arms. [] for a Collection."""
     return [
         f"**{arm}: its seeds scatter more in {name} than those of the other arms** (F test, p = {p:.2g}, corrected for "
         "the number of arms). One variance is assumed for all. What is compared with this arm is judged by the "

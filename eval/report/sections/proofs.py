@@ -6,8 +6,8 @@ from eval.report.reading.runs import in_one_line
 
 
 def section(findings: Findings) -> Section:
-    """A table with a line for each factor, value and result of a proof. Where several runs have the proof, the
-    measurement is that of the first of these runs."""
+    """A table of activity proofs, with a line for each factor, value and result. The measurement shown is that of the
+    first run that has the proof."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}
     measured: dict[tuple[str, str, bool], str] = {}
     for (arm, seed), cell in findings.cells.items():

@@ -33,8 +33,8 @@ def load_published() -> dict[str, Any]:
 
 @cache
 def published_checkpoints() -> dict[str, np.ndarray]:
-    """The published accuracies of all saves (checkpoints) of the BigScience runs: {corpus: [saves, tasks], in %}, the
-    earliest save first. Their source is under "saves" in published.yaml."""
+    """The published accuracies of all saved checkpoints of the BigScience runs: {corpus: [checkpoints, tasks], in %},
+    in the order of training. Their source is under "saves" in published.yaml."""
     with (Path(__file__).parent / "published_saves.csv").open(encoding="utf-8", newline="") as file:
         _, *lines = csv.reader(file)
     corpora = dict.fromkeys(line[0] for line in lines)
@@ -42,8 +42,8 @@ def published_checkpoints() -> dict[str, np.ndarray]:
 
 
 def is_shown(part: dict[str, Any], beside: str) -> bool:
-    """Whether a part of published.yaml is shown. `part`: the part, with its "mark"; `beside`: the value of BESIDE=,
-    "checked", "all" or "none"."""
+    """Whether an entry of published.yaml is shown, by how well its source was verified. `part`: the entry, with its
+    "mark"; `beside`: the value of BESIDE=, "checked", "all" or "none"."""
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
@@ -88,7 +88,7 @@ def table_with_ours(findings: Findings, table: dict[str, Any]) -> Table:
             line.append(f"{np.mean(results):.1f}" if results else "-")
             line.append(f"{comparison.difference:+.1f}" if comparison else "-")
             without = "baseline" if arm == findings.baseline else "-"
-            line.append(findings.verdict(arm, name) if comparison else without)
+            line.append(findings.verdict_in_words(arm, name) if comparison else without)
         lines.append(line)
     return Table(head, lines, f"{table['title']}: {table['where']} ({table['mark']}, {table['source']})")
 
@@ -116,11 +116,11 @@ def other_models_table(beside: str) -> Table:
 
 
 def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Stratum]]:
-    """The comparison of two corpora, `corpus` minus `reference`, by the published accuracies of each task, in points;
-    and a stratum for each task, for a bootstrap over tasks. Corpora are named as in published.yaml.
+    """Compare the published accuracies of two corpora, `corpus` minus `reference`, in points. Returns (the comparison,
+    a Stratum for each task, for a bootstrap over tasks). Corpora are named as in published.yaml.
 
-    Single items were not published, so the standard errors are those of independent samples; and there is one run of
-    each corpus, so nothing is known about the noise of seeds.
+    Single items were not published, so the standard errors are those of independent samples. There is only one run of
+    each corpus, so the noise between seeds is unknown.
     """
     known = load_published()["per_task"]
     a, b = (known["columns"].index(name) for name in (corpus, reference))
@@ -133,8 +133,8 @@ def task_difference(corpus: str, reference: str) -> tuple[Comparison, list[Strat
 
 
 def compared_corpora(sign: str) -> list[list[str]]:
-    """A row for each pair of published corpora: its name, the difference, the noise from the items, the 95 % interval
-    over tasks, taken as a sample, and the verdict. `sign`: between the names of a pair."""
+    """Table rows for all pairs of published corpora: names, difference, standard error from items, 95 % bootstrap
+    interval over tasks, verdict. `sign`: the text between the two names."""
     rows = []
     for one, other in combinations(load_published()["per_task"]["columns"][1:], 2):
         c, strata = task_difference(one, other)

@@ -4,8 +4,8 @@ import numpy as np
 
 from ablations.document.blocks import Block, Section, Table
 from ablations.values import short_number
-from eval.report.comparison.comparable import evaluation_classes
-from eval.report.comparison.compare import METRICS, rankings
+from eval.report.comparison.comparable import group_by_evaluation
+from eval.report.comparison.compare import METRICS, rank_arms
 from eval.report.comparison.findings import Findings
 from eval.report.reading.short_names import shortest_ends
 from eval.report.sections.settings import configurations
@@ -23,7 +23,7 @@ def section(findings: Findings) -> Section:
     tables = []
     for name, metric in METRICS.items():
         for ranks, means in (
-            rankings(findings.study, findings.cells, findings.results[name], name) if name in findings.results else ()
+            rank_arms(findings.study, findings.cells, findings.results[name], name) if name in findings.results else ()
         ):
             if len(ranks) > 1:
                 order = sorted(ranks, key=means.__getitem__, reverse=metric.higher_is_better)
@@ -38,11 +38,11 @@ def section(findings: Findings) -> Section:
 
 
 def corpora_by_tokens(findings: Findings) -> list[Table]:
-    """A list with a table of the mean score of each corpus at each budget in tokens. Empty where there is only one
-    corpus or one budget. Only runs that were evaluated like the first run count."""
+    """A list with one table: the mean score of each corpus at each budget in tokens. [] where there is only one corpus
+    or one budget. Runs that were evaluated differently from the first run are left out."""
     name = list(findings.results)[-1]
     scores: dict[str, dict[int, list[str]]] = {}
-    classes = evaluation_classes(findings.cells) if findings.results[name] else []
+    classes = group_by_evaluation(findings.cells) if findings.results[name] else []
     comparable = {arm for arm, _ in classes[0]} if classes else set()
     configs = configurations(findings)
     short_names = shortest_ends(config["data.corpus"] for config in configs.values())

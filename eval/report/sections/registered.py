@@ -5,7 +5,7 @@ from typing import Any
 from ablations import rundir
 from ablations.document.blocks import Block, Section, Table
 from ablations.registration import NOTHING_EXPECTED, describe_changes
-from eval.report.comparison.criteria import first_registrations, late_arms, registered_contents
+from eval.report.comparison.criteria import arms_registered_late, first_registrations, registered_contents
 from eval.report.comparison.findings import Findings
 from eval.report.comparison.predictions import checked_predictions
 from eval.report.reading.runs import runs_in_words
@@ -51,8 +51,8 @@ def section(findings: Findings) -> Section:
 
 
 def registrations_by_time(findings: Findings) -> dict[tuple[str, int], dict[str, Any]]:
-    """The first registration of the study in each run, {(arm, seed): line of registered.jsonl}, the earliest first.
-    Runs without a registration of this study are left out."""
+    """The first registration of the study in each run: {(arm, seed): parsed line of registered.jsonl}, the earliest
+    first. Runs without a registration of this study are left out."""
     return dict(sorted(first_registrations(findings.study, findings.cells).items(), key=lambda item: item[1]["time"]))
 
 
@@ -82,8 +82,8 @@ def changes_since(findings: Findings) -> list[str]:
 
 
 def unchanged_sentence(findings: Findings) -> str:
-    """The sentence for a study of which no change since its registration is known: that nothing was changed; or that
-    this cannot be told, because the registration of a run is missing or damaged."""
+    """The sentence of a study without known changes since its registration: either that nothing was changed; or that
+    this is unknown, because a run's registration is missing or damaged."""
     known = registrations_by_time(findings)
     damaged = any(rundir.REGISTERED in line for cell in findings.cells.values() for line in cell.get("damage", []))
     return (
@@ -93,16 +93,16 @@ def unchanged_sentence(findings: Findings) -> str:
     )
 
 
-def expectation(findings: Findings) -> str:
-    """The expectation of the study as text, with when it was written. It counts as written before the runs if all runs,
-    but for those of at most one arm, registered it before their first step. The runs of that arm may be from an earlier
-    study."""
+def expectation_text(findings: Findings) -> str:
+    """The expectation of the study as text, with a remark on whether it was written before the runs. It was if all runs
+    registered it before their first step. The runs of one arm may lack it, since they may be from an earlier study."""
     expect = findings.study.expect
     if expect.startswith(NOTHING_EXPECTED):
         return f"Nothing was expected in writing before the runs.{expect.removeprefix(NOTHING_EXPECTED)}"
     study, cells = findings.study, findings.cells
     registered = [content.get("expected") for content in registered_contents(study, cells).values()]
-    if expect in registered and len(late_arms(study, cells, lambda content: content.get("expected") == expect)) <= 1:
+    late = arms_registered_late(study, cells, lambda content: content.get("expected") == expect)
+    if expect in registered and len(late) <= 1:
         when = "written before the runs"
     elif first_registrations(study, cells):
         when = "written after the runs had begun"
@@ -111,10 +111,14 @@ def expectation(findings: Findings) -> str:
     return f"**Expected, {when}.** {expect}"
 
 
-def summary(findings: Findings) -> dict[str, Any]:
-    """The registration of the study for the record's run.json: {"before_the_first_step": the number of runs that
-    registered it before their first step, "runs": the number of all runs, "changed": sentences on what has changed
-    since}. Empty for a collection."""
+def registration_summary(findings: Findings) -> dict[str, Any]:
+    """The registration of the study as the record's run.json stores it; {} for a collection.
+
+    Returns:
+        before_the_first_step: the number of runs that registered the study before their first step.
+        runs: the number of all runs.
+        changed: sentences on what has changed since.
+    """
     if not findings.study.registration:
         return {}
     before = sum(line["step"] == 0 for line in registrations_by_time(findings).values())

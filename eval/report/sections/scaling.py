@@ -16,7 +16,7 @@ EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest comp
 def section(findings: Findings) -> Section:
     title = "Loss against compute"
     points = {}
-    for arm, seeds in findings.cells_with("eval").items():
+    for arm, seeds in findings.cells_with_entry("eval").items():
         flops = [cost_so_far(cell)["flops"] if cell.get("metrics") else None for cell in seeds.values()]
         losses = [cell["eval"]["bits_per_byte"]["value"] for cell in seeds.values()]
         known = [value for value in flops if value]
@@ -46,11 +46,11 @@ def section(findings: Findings) -> Section:
 
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
-    """A power law, loss = scale x compute ** -exponent, fitted by least squares in logarithms to the lower envelope of
-    `points`, (compute in FLOPs, loss). Returns {"scale", "exponent", "points": how many are on the envelope}; None
-    where fewer than three are.
+    """Fit a power law, loss = scale x compute ** -exponent, by least squares in logarithms. It is fitted to the lower
+    envelope: the points with a lower loss than all points of at most their compute. `points`: [(compute in FLOPs,
+    loss)].
 
-    A point is on the envelope when no point with at most its compute has a lower loss.
+    Returns {"scale", "exponent", "points": number of points on the envelope}; None where fewer than three are.
     """
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):

@@ -40,7 +40,7 @@ def configurations(findings: Findings) -> dict[str, dict[str, Any]]:
     the size."""
     configs = {
         arm: flatten(next(c["run"]["config"] for c in seeds.values()))
-        for arm, seeds in findings.cells_with("run").items()
+        for arm, seeds in findings.cells_with_entry("run").items()
     }
     return {arm: {key: value for key, value in config.items() if is_setting(key)} for arm, config in configs.items()}
 

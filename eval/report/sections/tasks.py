@@ -7,12 +7,12 @@ import numpy as np
 
 from ablations import drawing
 from ablations.document.blocks import Block, Figure, Section, Table, plus_minus
-from eval.report.comparison.comparable import Run, evaluation_classes
-from eval.report.comparison.compare import item_scores
+from eval.report.comparison.comparable import Run, group_by_evaluation
+from eval.report.comparison.compare import common_items
 from eval.report.comparison.findings import Findings
 from eval.statistics.items import ratio_stderr, stratum_of_clusters
 from eval.tasks.position import CUT_TO_TRAINING_LENGTH
-from eval.tasks.suite import suite
+from eval.tasks.suite import mean_suite_scores
 
 HeatCell = tuple[str, float, str] | None  # (text, colour, tip) of drawing.heat_map
 
@@ -33,26 +33,26 @@ COPYING, WITHOUT_SNIPPET = ("copy_inside", "copy_beyond"), "copy_absent"  # task
 STANDARD_ERRORS = 2  # above which a score is above another, as in the heat map: 95 % of a normal distribution
 
 
-def suite_examples(evaluations: Iterable[dict]) -> str:
+def shots_text(evaluations: Iterable[dict]) -> str:
     """Text on the number of examples in the prompts of the suite's tasks, such as " with 5 examples in each prompt"; ""
-    where the prompts have none. `evaluations`: contents of eval.json."""
+    without examples. `evaluations`: contents of eval.json."""
     tasks = [task for evaluation in evaluations for task in evaluation["tasks"].values() if task.get("suite")]
     numbers = sorted({task.get("shots") or 0 for task in tasks})
     return f" with {' or '.join(map(str, numbers))} examples in each prompt" if any(numbers) else ""
 
 
 def suite_means(findings: Findings) -> list[Block]:
-    """A paragraph and a table of the three means over the suite of tasks (see eval/tasks/tasks.yaml), by arm. Only runs
-    that were evaluated like the first run count; empty where none of these runs has the suite."""
-    comparable = next(iter(evaluation_classes(findings.cells)), [])
+    """A paragraph and a table of the three means over the suite of tasks (see eval/tasks/tasks.yaml), by arm. Runs that
+    were evaluated differently from the first run are left out. [] where no run has the suite."""
+    comparable = next(iter(group_by_evaluation(findings.cells)), [])
     evaluations = {run: findings.cells[run]["eval"] for run in comparable if findings.cells[run]["eval"].get("suite")}
-    together = suite(list(evaluations.values())) if evaluations else None
+    together = mean_suite_scores(list(evaluations.values())) if evaluations else None
     if not together:
         return []
     able, lines = together["able"], []
     for arm in findings.study.arms:
         arm_evaluations = [evaluation for run, evaluation in evaluations.items() if run[0] == arm]
-        result = suite(arm_evaluations) if arm_evaluations else None
+        result = mean_suite_scores(arm_evaluations) if arm_evaluations else None
         if result:
             scores = [100 * evaluation["tasks"][name]["value"] for evaluation in arm_evaluations for name in able]
             lines.append(
@@ -69,7 +69,7 @@ def suite_means(findings: Findings) -> list[Block]:
         Table(
             head,
             lines,
-            f"{together['tasks']} of BigScience's {together['of']} tasks{suite_examples(evaluations.values())}, in %",
+            f"{together['tasks']} of BigScience's {together['of']} tasks{shots_text(evaluations.values())}, in %",
         ),
     ]
 
@@ -101,12 +101,11 @@ def section(findings: Findings) -> Section:
 
 
 def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
-    """Notes on what the scores on the tasks of copying do not show, as a paragraph and a list. They name arms that are
-    no better with the snippet than without it, and arms whose input is cut before the snippet. Empty where no arm is
-    named.
+    """Notes on arms whose scores on the copying tasks show no copying: they are no better with the snippet than without
+    it, or their input is cut before the snippet. A paragraph and a list; [] where there is no such arm.
 
     Args:
-        evaluated: {(arm, seed): {task: its entry of eval.json}}.
+        evaluated: {(arm, seed): {task: its entry in eval.json}}.
     """
     tasks = dict.fromkeys(task for of_run in evaluated.values() for task in of_run)
     sentences = []
@@ -134,9 +133,9 @@ def copying_notes(findings: Findings, evaluated: dict[Run, dict]) -> list[str]:
 def lacks_evidence_of_copying(
     findings: Findings, arm: str, task: str, control: str, evaluated: dict[Run, dict]
 ) -> bool:
-    """Whether an arm's score on a task is not above its score on the control task by more than STANDARD_ERRORS standard
-    errors of the difference. The two scores are taken as independent. False where the arm was not asked both tasks.
-    `control`: the control task; `evaluated`: {(arm, seed): {task: its entry of eval.json}}."""
+    """Whether an arm's score on a copying task fails to exceed its score on the control task by STANDARD_ERRORS
+    standard errors. The two scores are taken as independent. False where the arm was not evaluated on both. `control`:
+    the control task; `evaluated`: {(arm, seed): {task: its entry in eval.json}}."""
     seeds = [
         seed for (run_arm, seed), of_run in evaluated.items() if run_arm == arm and {task, control} <= of_run.keys()
     ]
@@ -150,8 +149,8 @@ def lacks_evidence_of_copying(
 
 
 def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) -> tuple[str, HeatCell]:
-    """The score of an arm on a task, as text and as a cell of the heat map; "-" and None where the arm was not asked
-    the task. `entries`: {(arm, seed): the task's entry in eval.json}."""
+    """The score of an arm on a task: (text, cell of the heat map); ("-", None) where the arm was not evaluated on it.
+    `entries`: {(arm, seed): the task's entry in eval.json}."""
     seeds = [seed for run_arm, seed in entries if run_arm == arm]
     if not seeds:
         return "-", None
@@ -166,8 +165,8 @@ def score_of(findings: Findings, arm: str, task: str, entries: dict[Run, dict]) 
 
 
 def heat_map(findings: Findings, cells: dict[str, list[HeatCell]]) -> Figure:
-    """A figure of the accuracies, coloured by their distance from chance. `cells`: {task: for each arm (text, colour: a
-    number above 0 for above chance, tooltip), or None for an empty cell}."""
+    """A figure of accuracies, coloured by their distance from chance. `cells`: {task: [cell of each arm]}. A cell is
+    (text, number for the colour, above 0 for above chance, tooltip), or None."""
     corpora = {task.rpartition("/")[0] for task in cells} - {""}
     names = [task.rpartition("/")[2] if len(corpora) == 1 else task for task in cells]
     columns = [arm.split("=", 1)[-1] if findings.controlled else arm for arm in findings.study.arms]
@@ -194,7 +193,7 @@ def task_columns(task: str, entry: dict) -> list[str]:
 def standard_error(findings: Findings, arm: str, seeds: list[int], task: str) -> float:
     """The standard error of an arm's score on a task, averaged over the given seeds: over items, or over clusters of
     items that are not independent. NaN where the runs have no items in common."""
-    items = item_scores(findings.cells, arm, seeds, task)
+    items = common_items(findings.cells, arm, seeds, task)
     if not items.names:
         return float("nan")
     sums, sizes, _ = stratum_of_clusters(items.values.mean(0, keepdims=True), items.weights, items.clusters)

@@ -8,7 +8,7 @@ from ablations import drawing
 from ablations.document.blocks import Figure, Section
 from ablations.drawing import Line
 from eval.report.comparison.findings import Findings
-from eval.report.reading.curves import average_in_bins, loss_curve, subtract
+from eval.report.reading.curves import average_in_bins, loss_curve, subtract_curves
 from eval.report.reading.expense import cost_so_far
 from eval.report.reading.runs import budget_seconds
 
@@ -19,14 +19,14 @@ AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs i
 def section(findings: Findings) -> Section:
     return Section(
         "Training",
-        [*findings.caution_on_losses(), *map(Figure, loss_curves(findings)), *map(Figure, paired_curves(findings))],
+        [*findings.warning_on_losses(), *map(Figure, loss_curves(findings)), *map(Figure, paired_curves(findings))],
     )
 
 
 def loss_curves(findings: Findings) -> list[str]:
-    """Figures (SVG) of the training loss of all arms, one for each axis (AXES, or AXES_BY_CLOCK). Thin lines are seeds,
-    thick ones means over seeds. Arms with unknown cost on an axis are left out of its figure."""
-    cells = findings.cells_with("metrics")
+    """Figures (SVG) of the training loss of all arms, one for each axis in AXES (AXES_BY_CLOCK for wall-clock budgets).
+    Thin lines are seeds, thick lines their mean. An arm whose cost is unknown on an axis is left out of the figure."""
+    cells = findings.cells_with_entry("metrics")
     clock = all_by_clock(cells)
     figures = []
     for axis in AXES_BY_CLOCK if clock else AXES:
@@ -57,25 +57,25 @@ def all_by_clock(cells: dict[str, dict[int, dict[str, Any]]]) -> bool:
 
 
 def cost_per_token_or_second(cell: dict[str, Any], axis: str, clock: bool) -> float | None:
-    """The cost of a token of a run, averaged over the whole run; with `clock` the cost of a second of training. None
-    where the cost is unknown. `cell`: the content of the run directory; `axis`: the unit of the cost, "tokens",
-    "seconds", "FLOPs" or "hours" (of all processors)."""
+    """The mean cost of a training token of a run, or with `clock` of a second of training; None where it is unknown.
+    `cell`: the content of the run directory; `axis`: the unit of the cost, "tokens", "seconds", "FLOPs" or "hours" (of
+    all processors)."""
     expense = cost_so_far(cell)
     total, units = expense[axis.lower()], expense["seconds" if clock else "tokens"]
     return total / units if total and units else None
 
 
 def paired_curves(findings: Findings) -> list[str]:
-    """A list with one figure (SVG) of the differences in training loss between each arm and the baseline at the same
-    seed. Empty where training losses cannot be compared, or the baseline has none."""
-    cells = findings.cells_with("metrics")
-    if findings.caution_on_losses() or findings.baseline not in cells:
+    """A list with one figure (SVG): the training loss of each arm minus that of the baseline at the same seed. [] where
+    training losses cannot be compared, or the baseline has none."""
+    cells = findings.cells_with_entry("metrics")
+    if findings.warning_on_losses() or findings.baseline not in cells:
         return []
     clock = all_by_clock(cells)
     lines = []
     for arm, seeds in cells.items():
         differences = {
-            seed: subtract(loss_curve(cell, clock), loss_curve(cells[findings.baseline][seed], clock))
+            seed: subtract_curves(loss_curve(cell, clock), loss_curve(cells[findings.baseline][seed], clock))
             for seed, cell in seeds.items()
             if arm != findings.baseline and seed in cells[findings.baseline]
         }

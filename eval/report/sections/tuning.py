@@ -61,14 +61,13 @@ def section(findings: Findings) -> Section:
 
 
 def blocks_for_terminal(findings: Findings) -> list[str | Table]:
-    """A list with a table for the terminal: the verdicts with each arm at its own best learning rate. These may
-    contradict the verdicts of the main table, which are at the common rate. Empty where no arm can be compared at its
-    best rate."""
+    """A list with one table for the terminal: the verdicts with each arm at its own best learning rate. They may differ
+    from those of the main table, which are at the common rate. [] where no arm can be compared so."""
     rows = [
         [
             arm,
             f"{c.difference:+.{METRICS[findings.primary].digits + 1}f}",
-            findings.verdict_on(c, findings.primary).words,
+            findings.judge(c, findings.primary).words,
             agreement,
         ]
         for arm, c in comparisons_at_best_rate(findings, findings.primary).items()
@@ -90,6 +89,7 @@ def best_rate(losses: dict[float, float], rates: tuple[float, ...]) -> str:
 
 
 def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> str:
+    """A figure (SVG) of loss against learning rate. `basins`: {arm: {learning rate: loss}}."""
     curves = [
         Line(arm, findings.colour(arm), list(losses), list(losses.values()), findings.line_style(arm))
         for arm, losses in basins.items()
@@ -101,12 +101,12 @@ def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> st
 
 def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
     digits = METRICS[metric].digits + 1
-    common, best = findings.comparisons[metric].get(arm), findings.verdict_on(c, metric)
+    common, best = findings.comparisons[metric].get(arm), findings.judge(c, metric)
     ours = (
-        [f"{common.difference:+.{digits}f}", findings.decision(arm, metric).words] if common else ["-", "not compared"]
+        [f"{common.difference:+.{digits}f}", findings.verdict(arm, metric).words] if common else ["-", "not compared"]
     )
     threshold = f"{c.threshold:.{digits}f}" if c.seeds and c.has_enough_items else "unknown"
-    agreement = agreement_text(findings.decision(arm, metric).kind, best.kind) if common else "-"
+    agreement = agreement_text(findings.verdict(arm, metric).kind, best.kind) if common else "-"
     words = f"**{best.words}**" if c.is_significant else best.words
     return [arm, *ours, f"{c.difference:+.{digits}f}", threshold, words, agreement]
 
@@ -123,8 +123,8 @@ def agreement_text(common: str, best: str) -> str:
 
 
 def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
-    """For each arm its loss at each learning rate, and its verdicts with each arm at its best rate, as they are stored
-    in the record's run.json. Empty where learning rates were not tuned."""
+    """The results of tuning as the record's run.json stores them: for each arm its loss at each learning rate, and its
+    verdicts at the best rates. [] where learning rates were not tuned."""
     if not (tuning := findings.study.tuning):
         return []
     best = {name: comparisons_at_best_rate(findings, name) for name in findings.results}
@@ -135,12 +135,9 @@ def tuning_for_record(findings: Findings) -> list[dict[str, Any]]:
         if losses:
             line |= {"best": min(losses, key=losses.__getitem__), "sensitivity": learning_rate_sensitivity(losses)}
         line["at_best"] = {
-            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.verdict_on(c[arm], name).words}
+            METRICS[name].key: {"difference": c[arm].difference, "verdict": findings.judge(c[arm], name).words}
             | (
-                {
-                    "agrees": agreement_text(findings.decision(arm, name).kind, findings.verdict_on(c[arm], name).kind)
-                    == "yes"
-                }
+                {"agrees": agreement_text(findings.verdict(arm, name).kind, findings.judge(c[arm], name).kind) == "yes"}
                 if arm in findings.comparisons[name]
                 else {}
             )
