@@ -49,8 +49,8 @@ def divergence_reason(run: Run, step: int, recent: list[float], loss: float, nor
 def roll_back(
     cell: Cell, engine: "Engine", checkpoints: "Checkpoints", state: TrainingState, reason: str, batch_size: int
 ) -> TrainingState:
-    """After a divergence: load a checkpoint from at least train.skip steps earlier, and skip the data between it and
-    the divergence, and of train.skip steps more (Chowdhery et al. 2022, section 5.1). The run's clock is not set back.
+    """After a divergence, load a checkpoint from at least train.skip steps before it. All data from there to train.skip
+    steps after the divergence are skipped (Chowdhery et al. 2022, section 5.1). The run's clock is not set back.
 
     Args:
         cell: the run.

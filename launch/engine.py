@@ -1,4 +1,4 @@
-"""The training engine: a model with its optimizer under DeepSpeed, which steps, saves and loads."""
+"""The training engine: trains, saves and loads a model with its optimizer under DeepSpeed."""
 
 import inspect
 import math
@@ -320,7 +320,8 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """The model's loss of a `Batch`, as a module, since DeepSpeed trains a module by its `forward`."""
+    """A module whose forward pass computes the model's loss of a `Batch`. DeepSpeed trains it in place of the model,
+    whose forward pass returns logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

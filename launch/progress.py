@@ -151,7 +151,7 @@ def fine_tuning_text(cell: Cell) -> str:
 
 def glue_text(cell: Cell) -> str:
     """The GLUE scores of a fine-tuned run as text, such as "cola 12.3  rte 52.7  mean of 2 of nine numbers 32.5"; ""
-    where there are none. The nine numbers are those of the GLUE benchmark's average."""
+    where there are none. The nine numbers are those of which the GLUE benchmark's score is the mean."""
     try:
         table = safe_files.read_json(cell.dir / rundir.GLUE / rundir.GLUE_TABLE, ["scores", "study"]) or {}
     except safe_files.Damaged:

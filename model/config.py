@@ -1,4 +1,5 @@
-"""The shape of a model and the variant of each of its factors. No torch here: planning needs it."""
+"""The shape of a model and the variant of each factor. This file does not import torch, so that plans can be made
+without it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -126,7 +127,7 @@ class ModelConfig:
     @property
     def predicted_per_sequence(self) -> int:
         """The number of outputs of a training sequence that are multiplied with the output matrix and enter the loss.
-        For the prefix objective, where it is random, `seq`."""
+        For the prefix objective, whose number is random, this is `seq`."""
         return self.masked_per_sequence if self.objective == "mlm" else self.seq
 
     @property

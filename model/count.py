@@ -4,8 +4,8 @@ from model.config import ModelConfig
 
 
 def count_parameters(cfg: ModelConfig, tp: int = 1) -> int:
-    """The number of trainable parameters of a model; with `tp` > 1, of those on each rank of a tensor parallel group of
-    that size (model/shard.py). A tied output matrix counts once."""
+    """The number of trainable parameters of a model. With `tp` > 1, the number on each rank of a tensor parallel group
+    of `tp` ranks (model/shard.py). A tied output matrix counts once."""
     D, F = cfg.hidden, cfg.mlp_width
     norm = 2 * D if cfg.norm == "layernorm" else D
     attention = (4 * D * D + 3 * D * cfg.qkv_bias) // tp + D * cfg.linear_bias

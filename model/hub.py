@@ -52,9 +52,8 @@ UNRESTRICTED = (
 
 
 def matching_format(cfg: ModelConfig) -> Format:
-    """The Hugging Face format whose architecture computes what a model of this configuration computes. Raises
-    ValueError where there is none; the message names the settings in which the model differs from the nearest
-    format."""
+    """The Hugging Face format in which a model of this configuration can be written. Raises ValueError where none
+    computes the same; the message names the settings that differ from the nearest format."""
     for field in fields(cfg):
         if not any(field.name in (*f.needs, *f.sizes, *UNRESTRICTED) for f in FORMATS):
             raise ValueError(f"model.{field.name} is not known to the export (model/hub.py)")

@@ -1,4 +1,4 @@
-"""Hugging Face's decoders that compute the same as models of ours: GPT-2, BLOOM, GPT-NeoX and Llama."""
+"""The formats of Hugging Face's GPT-2, BLOOM, GPT-NeoX and Llama, for our decoders."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Hugging Face's encoder that computes the same as models of ours: BERT, with its head for masked tokens."""
+"""The format of Hugging Face's BERT with its head for masked tokens, for our encoders."""
 
 from dataclasses import replace
 

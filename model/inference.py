@@ -4,6 +4,6 @@ import torch
 
 
 def in_inference_mode() -> bool:
-    """Whether torch is in inference mode: true in evaluation, false in training and in proofs. False in torch.compile,
-    which cannot trace the question."""
+    """Whether torch is in inference mode: true in evaluation, false in training and in proofs. False while
+    torch.compile traces the model, since the query would break the graph."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()

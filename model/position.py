@@ -25,7 +25,7 @@ class Position(nn.Module):
 
     @property
     def has_bias(self) -> bool:
-        """Whether the scheme adds something to the scores, as ALiBi does."""
+        """Whether the scheme adds a bias to the scores, as ALiBi does."""
         return type(self).bias is not Position.bias
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:

@@ -41,9 +41,8 @@ def prepare_to_compile() -> None:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The loss, with the gradients of x and weight computed in the forward pass too, a block of rows at a time. The
-    backward pass only multiplies these gradients by that of the loss, a number. The weight's gradient is summed in
-    fp32."""
+    """Cross-entropy whose forward pass also computes the gradients of x and weight, a block of rows at a time. The
+    backward pass only multiplies them by the incoming gradient, a number. The weight's gradient is summed in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -73,8 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _loss_with_gradient_in_place(logits_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """The sum of the rows' cross-entropies. Overwrites the logits with the gradient of this sum: softmax minus
-    one-hot."""
+    """The sum of the rows' cross-entropies. The logits are overwritten with their gradient: softmax minus one-hot."""
     p = logits_NV.float()  # in fp32 the logits themselves: all of this happens in place
     torch.softmax(p, dim=-1, out=p)
     loss = -p.gather(1, target_N1).clamp_min(torch.finfo(p.dtype).tiny).log().sum()  # at most 87 nats a token

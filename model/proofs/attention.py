@@ -352,8 +352,8 @@ def prove_objective(model: Any) -> Proof:
 
 
 def prove_qk_scaling(model: Any) -> Proof:
-    """Prove `model.qk_scaling`: in layer l, a score of l - 1/2 times the largest fp16 number does not overflow, so
-    scores are divided by l or more. `prove_position` shows that they are multiplied by l again.
+    """Prove `model.qk_scaling`: scores in layer l are divided by l or more. Hooks make scores of l - 1/2 times the
+    largest fp16 number, which must not overflow. `prove_position` shows that scores are multiplied by l again.
 
     With the setting off, on a CPU, such scores must overflow in every layer but the first. In other precisions than
     fp16 nothing is measured, and the proof passes where the setting is off.
