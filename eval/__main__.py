@@ -17,7 +17,7 @@ from ablations import rundir, safe_files
 from eval import location
 from eval.tasks import choice, mirror
 from eval.tasks.choice import TaskRequest
-from eval.weights import weights_of
+from eval.weights import weights_to_evaluate
 
 ABOUT = """Evaluate finished runs, and the weights that a run has saved so far. Weights that have a result of the
 requested tasks are not evaluated again."""
@@ -88,7 +88,7 @@ def check_run(directory: Path) -> None:
     """Check that a directory is a run directory with weights that can be evaluated. Raises ValueError where it is no
     run directory, is damaged, or has no such weights yet."""
     location.read_run_json(directory)
-    if weights_of(directory):
+    if weights_to_evaluate(directory):
         return
     lacking = rundir.DONE if not (directory / rundir.DONE).exists() else rundir.WEIGHTS
     raise ValueError(
@@ -106,7 +106,7 @@ def evaluate_run(directory: Path, requested: TaskRequest | None, args: argparse.
 
     run = location.read_run_json(directory)
     failed: dict[str, str] = {}
-    for weights in weights_of(directory):
+    for weights in weights_to_evaluate(directory):
         if args.weights not in ("", weights.name):
             continue
         if args.rank:

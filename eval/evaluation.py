@@ -90,7 +90,7 @@ def evaluate_weights(
         processes,
         lambda: all(process.poll() is None for process in other_ranks),
     )
-    with progress(run["cell"]) as advance:
+    with progress_bar(run["cell"]) as advance:
         if is_masked:
             text = text.with_masked_loss(model.cfg.mask_rate)
             losses = masked_outcomes(model, tokenizer, text.tasks, advance)
@@ -138,7 +138,7 @@ def run_tasks(
     domains = harness.run_held_out_tasks(scorer, text.domains) if text.domains else {}
     curves = []
     for documents in text.documents.values() if by_position else ():
-        pieces = position.pieces(documents, tokenizer, scorer.window)
+        pieces = position.cut_pieces(documents, tokenizer, scorer.window)
         curves.append(position.loss_by_position(pieces, scorer.window, scorer.model.max_length, scorer.score))
     return Outcomes(held_out, domains, lm_eval, failed, curves)
 
@@ -258,7 +258,7 @@ def start_ranks(
 
 
 @contextmanager
-def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A context with a progress bar on the terminal. Yields a function that moves the bar; its arguments are the number
     of finished tokens and of all tokens. `name`: what is evaluated, shown beside the bar."""
     from rich.console import Console

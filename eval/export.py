@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     to = args.to or args.run / rundir.HUB
     is_new = bool(args.to) or not rundir.is_exported(args.run)
     try:
-        verified = export(args.run, args.to, args.store) if is_new else "it is there already"
+        verified = export_run(args.run, args.to, args.store) if is_new else "it is there already"
     except Exception as error:
         # safetensors and tokenizers, written in Rust, raise types of their own where a disk is full
         if not isinstance(error, ValueError | OSError) and "(os error " not in str(error):
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(directory: Path, to: Path | None, store: Path | None = None) -> str:
+def export_run(directory: Path, to: Path | None, store: Path | None = None) -> str:
     """Write a run as a Hugging Face checkpoint, and verify the checkpoint. Returns a sentence on what was verified.
 
     Args:

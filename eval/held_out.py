@@ -48,7 +48,7 @@ def held_out_text(run: dict[str, Any], store: Path) -> HeldOutText:
         text.documents[corpus] = list(clusters)
         for name, items in probes.make_items(list(clusters), run["config"]["model"]["seq"], clusters).items():
             text.tasks[f"{corpus}/{name}"] = (spec[name], items)
-        for name, items in probes.held_out_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
+        for name, items in probes.held_out_items_by_domain(files, spec["bits_per_byte"]["domain_bytes"]).items():
             text.domains[f"{corpus}/{name}"] = (spec["bits_per_byte"], items)
     return text
 

@@ -153,7 +153,7 @@ def write_result(directory: Path, weights: Weights, result: dict[str, Any], rows
     Raises:
         ValueError: a number is NaN or infinite; the message says where. Nothing is written then.
     """
-    if wrong := not_finite({"scores": result, "items": rows}):
+    if wrong := paths_of_non_finite({"scores": result, "items": rows}):
         raise ValueError(f"{directory}: not a number, and therefore not written: {', '.join(wrong[:5])}")
     if weights.step is None:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -163,13 +163,13 @@ def write_result(directory: Path, weights: Weights, result: dict[str, Any], rows
     safe_files.write_json(directory / rundir.eval_file_name(weights.step), result, indent=1)
 
 
-def not_finite(value: Any, path: str = "") -> list[str]:
+def paths_of_non_finite(value: Any, path: str = "") -> list[str]:
     """The places of NaN and infinite numbers in a JSON value, as paths such as "scores/tasks/lambada". `path`: the path
     of `value` itself, in recursive calls."""
     if isinstance(value, dict):
-        return [place for key, entry in value.items() for place in not_finite(entry, f"{path}/{key}")]
+        return [place for key, entry in value.items() for place in paths_of_non_finite(entry, f"{path}/{key}")]
     if isinstance(value, list):
-        return [place for i, entry in enumerate(value) for place in not_finite(entry, f"{path}/{i}")]
+        return [place for i, entry in enumerate(value) for place in paths_of_non_finite(entry, f"{path}/{i}")]
     return [path.lstrip("/")] if isinstance(value, float) and not math.isfinite(value) else []
 
 

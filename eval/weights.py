@@ -122,7 +122,7 @@ class Weights:
         return state
 
 
-def weights_of(directory: Path) -> list[Weights]:
+def weights_to_evaluate(directory: Path) -> list[Weights]:
     """The weights of a run that can be evaluated, in the order of training. Those at the end are included if the run is
     finished. Weights whose checkpoint.json is damaged are left out; a continued training writes them again.
     `directory`: the run directory. Raises ValueError where the file `done` is damaged, or a path leads out of the

@@ -34,7 +34,7 @@ def ours(checkpoint: Any, examples: list, judged: list, setting: train.Setting) 
     rows, dev = ([encode(item.text_a, item.text_b) for item in part] for part in (examples, judged))
     model = checkpoint.ours(1, setting.dropout)
     train.train(model, rows, [item.label for item in examples], setting, 1)
-    train.predict(model, dev)
+    train.predict_logits(model, dev)
 
 
 def theirs(checkpoint: Any, examples: list, judged: list, setting: train.Setting, padding: Any, to: Path) -> None:

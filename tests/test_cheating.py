@@ -14,7 +14,7 @@ from ablations.document.formats import markdown
 from ablations.registration import FIXED_SEEDS, UNTIL_DECIDED, describe_changes
 from eval.report.comparison.criteria import exceeded_seed_plan
 from eval.report.comparison.gather import gather_findings
-from eval.report.contents import contents
+from eval.report.contents import make_sections
 from eval.report.record import terminal_text
 from tests import made_study
 
@@ -47,7 +47,7 @@ def study_with(root: Path, contents_by_run: dict[tuple[str, int], dict[str, Any]
 
 
 def report_of(study: Any) -> str:
-    return markdown("t", contents(gather_findings(study)))
+    return markdown("t", make_sections(gather_findings(study)))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,10 @@ def test_nonsense_in_a_strangers_run_json_ends_no_report(study: Study, tmp_path:
     for nonsense in (None, 3, "x", [], [3], [{"corpus": 1}], {"a": 1}):
         for key in ("train", "epochs", "sources", "steps", "corpora"):
             findings.cells["pos=alibi", 1]["run"]["data"] = data | {key: nonsense}
-            assert composition.section(findings).blocks and composition.recorded(findings), (key, nonsense)
+            assert composition.composition_section(findings).blocks and composition.texts_for_record(findings), (
+                key,
+                nonsense,
+            )
     assert "\x1b" not in section_of(study, tmp_path / "control")
 
 

@@ -17,7 +17,7 @@ from ablations.rundir import steps_to_evaluate
 from ablations.status import run_state, status_table
 from ablations.study import from_args
 from eval.__main__ import main
-from eval.weights import Weights, weights_of
+from eval.weights import Weights, weights_to_evaluate
 from launch import local
 from model import hub
 from model.config import ModelConfig
@@ -38,7 +38,7 @@ KEPT = [6, 17]  # of 24 steps: 0.7 is reached in the 17th
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     record = json.loads((run / "run.json").read_text())
-    kept = next(kept for kept in weights_of(run) if kept.step == step)
+    kept = next(kept for kept in weights_to_evaluate(run) if kept.step == step)
     return kept.state_dict(record, GPT(ModelConfig(**record["config"]["model"])))
 
 
@@ -85,8 +85,8 @@ def test_what_is_kept_is_what_a_run_that_ends_there_ends_with(
         "train.decay_tokens": 24 * STEP,
     }
     long = train(launch, words(corpus, folder(tmp_path / "long", store), **change), ranks)
-    assert [each.step for each in weights_of(long)] == [*KEPT, None]
-    assert [each.tokens for each in weights_of(long)][:2] == [step * STEP for step in KEPT]
+    assert [each.step for each in weights_to_evaluate(long)] == [*KEPT, None]
+    assert [each.tokens for each in weights_to_evaluate(long)][:2] == [step * STEP for step in KEPT]
     for step in KEPT:
         argv = words(corpus, folder(tmp_path / str(step), store), **change, **{"train.tokens": step * STEP})
         end = load_file(train(launch, argv, ranks) / "weights.safetensors")
@@ -173,7 +173,7 @@ def cut(rank: int, ranks: int, where: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 11])
 def test_any_width_is_read(tmp_path: Path, ranks: int) -> None:
     on(ranks, cut, tmp_path)
-    (kept,) = weights_of(tmp_path)
+    (kept,) = weights_to_evaluate(tmp_path)
     assert (kept.name, kept.tokens) == ("eval-step_1", 9)
     got = kept.state_dict({"config": {"train": {"precision": "fp32"}}}, GPT(ModelConfig(**SHAPE)))
     for name, p in GPT(ModelConfig(**SHAPE), seed=5).named_parameters():
@@ -266,10 +266,10 @@ def test_damaged_or_half_of_it_is_refused(trained: Any, tmp_path: Path, capsys: 
                 Weights(copy, 6, 6 * STEP).state_dict(record, model)
         else:
             (copy / "checkpoint.json").unlink()  # it was being written
-            assert weights_of(tmp_path / name) == []
+            assert weights_to_evaluate(tmp_path / name) == []
     deeper = GPT(ModelConfig(**record["config"]["model"] | {"layers": 3}))
     with pytest.raises(ValueError, match="lacks blocks.2"):
-        weights_of(run)[0].state_dict(record, deeper)
+        weights_to_evaluate(run)[0].state_dict(record, deeper)
 
 
 def test_a_study_is_judged_on_the_way_exported_and_drawn(

@@ -27,7 +27,7 @@ from eval.__main__ import main
 from eval.tasks import harness, position, probes
 from eval.tasks.score import is_likeliest
 from eval.tasks.scorer import Scorer
-from eval.weights import weights_of
+from eval.weights import weights_to_evaluate
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.position import POSITIONS
@@ -485,11 +485,11 @@ def test_domains_are_those_that_the_corpus_names_or_the_corpora_of_a_blend(tmp_p
             labels = {"domain": ("Github", "ArXiv")[i % 2]} if i < 6 else {}
             file.write(json.dumps({"text": text, "id": str(i), "metadata": labels}) + "\n")
     blend = [tmp_path / "pile-0123abcd/valid.jsonl.gz", stored(tmp_path / "my-code-4567abcd/valid.jsonl.gz", texts[8:])]
-    found = probes.held_out_by_domain(blend, 10**6)
+    found = probes.held_out_items_by_domain(blend, 10**6)
     assert {name: len(rows) for name, rows in found.items()} == {"ArXiv": 3, "Github": 3, "my-code": 4, "pile": 2}
     assert {row["target"] for row in found["Github"]} == set(texts[:6:2])
-    assert len(probes.held_out_by_domain(blend, 600)["my-code"]) == 1
-    assert probes.held_out_by_domain(blend[1:], 10**6) == {}  # one domain is the whole
+    assert len(probes.held_out_items_by_domain(blend, 600)["my-code"]) == 1
+    assert probes.held_out_items_by_domain(blend[1:], 10**6) == {}  # one domain is the whole
 
 
 @pytest.mark.parametrize("pos", [*POSITIONS])
@@ -498,7 +498,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
     seq, w = 8, 4
     gpt, letters = model(pos, seq), Letters()
     texts = [text(random.Random(i), 30) for i in range(6)]
-    pieces = position.pieces(texts, letters, seq)
+    pieces = position.cut_pieces(texts, letters, seq)
     assert len(pieces) == 6 and all(len(piece.ids) == position.tokens_per_piece(seq) == 45 for piece in pieces)
     assert all("".join(map(chr, piece.ids)) in each for piece, each in zip(pieces, texts, strict=True))
     asked = []
@@ -533,7 +533,7 @@ def test_loss_by_position_against_a_plain_loop_in_float64(pos):
 def test_text_for_positions_is_long_documents_first_and_others_joined():
     letters, n = Letters(), position.tokens_per_piece(8)
     short, long = ["a" * 20, "b" * 30, "c" * 5], ["d" * 400, "e" * 225]
-    found = position.pieces([*short, *long], letters, 8)
+    found = position.cut_pieces([*short, *long], letters, 8)
     assert [bytes(i % 256 for i in piece.ids) for piece in found] == [
         b"d" * n,
         b"e" * n,
@@ -541,7 +541,7 @@ def test_text_for_positions_is_long_documents_first_and_others_joined():
     ]
     assert [piece.size for piece in found] == [16, 16, 16]
     assert (
-        position.pieces(short[2:], letters, 8) == []
+        position.cut_pieces(short[2:], letters, 8) == []
         and position.loss_by_position([], 8, None, lambda pairs: []) is None
     )
     assert set(position.BEYOND_TRAINING_LENGTH) == set(POSITIONS)
@@ -660,10 +660,10 @@ def test_a_run_is_evaluated_once_for_its_weights(run, prepared, capsys):
     assert main([str(run)]) == 0 and (run / "eval.json").stat().st_mtime_ns == stamp
     for stale in ({"version": 0}, {"weights_sha256": "others"}, {"corpora": []}):
         (run / "eval.json").write_text(json.dumps({**result, **stale}))
-        assert results.current_result(run, record, *weights_of(run)) is None
+        assert results.current_result(run, record, *weights_to_evaluate(run)) is None
     (run / "eval.json").write_text(json.dumps(result))
     (run / "samples.jsonl.gz").unlink()
-    assert results.current_result(run, record, *weights_of(run)) is None
+    assert results.current_result(run, record, *weights_to_evaluate(run)) is None
     (run / "eval.json").unlink()
     for words in (["--processes", "-1"], ["--processes", "2", "--rank", "2"]):
         with pytest.raises(SystemExit):  # shares of the work that leave some of it to nobody

@@ -24,7 +24,7 @@ from eval.tasks.choice import TaskRequest
 from eval.tasks.definitions import definitions
 from eval.tasks.journal import Journal
 from eval.tasks.scorer import Scorer
-from eval.weights import weights_of
+from eval.weights import weights_to_evaluate
 from model.config import ModelConfig
 from model.gpt import GPT
 from tests.test_eval import SHAPE, Letters, model, one_by_one, prepared, prose, run, save_weights  # noqa: F401  # fixtures
@@ -81,7 +81,7 @@ def test_what_is_damaged_counts_as_not_judged(run, capsys):
         whole = (run / name).read_bytes()
         for content in contents:
             (run / name).write_bytes(content)
-            (weights,) = weights_of(run)
+            (weights,) = weights_to_evaluate(run)
             assert results.current_result(run, record, weights) is None, content[:20]
             (run / name).write_bytes(whole)
             assert results.current_result(run, record, weights) is not None
@@ -358,7 +358,7 @@ def test_bytes_are_counted_and_not_characters():
     assert got["value"] == pytest.approx(
         sum(sample["nats"] for sample in got["samples"]) / math.log(2) / sum(sizes)
     )  # a ratio of sums, and not the mean of the documents' ratios
-    pieces = position.pieces(texts, Utf8(), seq)
+    pieces = position.cut_pieces(texts, Utf8(), seq)
     # 16 tokens of one byte each, about 9 characters; a character that is cut decodes to another of three bytes
     assert len(pieces) == 2 and all(abs(piece.size - 16) <= 4 for piece in pieces)
     curve = position.loss_by_position(pieces, seq, None, scorer.score)
@@ -409,7 +409,7 @@ def test_bytes_that_a_tokenizer_does_not_know_are_charged(tmp_path):
     # a text that is unknown as a whole costs as much as to write it out, whatever the model believes
     whole = harness.run_held_out_tasks(scorer, {"loss": (spec, probes.held_out_items(["узел" * 50], 10_000))})["loss"]
     assert whole["value"] >= 8
-    assert position.pieces(["узел the path " * 99], tokenizer, 8) == []
+    assert position.cut_pieces(["узел the path " * 99], tokenizer, 8) == []
 
 
 # ------------------------------------------------------------------------------------------------ lm-eval's tasks

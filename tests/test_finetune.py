@@ -218,9 +218,9 @@ def test_padding_on_either_side_gives_what_each_text_gives_alone(objective: str,
     model_ = Classifier(GPTBackbone(GPT(cfg, seed=3)), 3, pooling, 0.1, 1)
     rng = random.Random(1)
     rows = [[rng.randrange(257) for _ in range(n)] for n in (1, 3, 8, 20)]
-    alone = np.concatenate([train.predict(model_, [row]) for row in rows])
+    alone = np.concatenate([train.predict_logits(model_, [row]) for row in rows])
     for side in ("left", "right"):
-        np.testing.assert_allclose(train.predict(model_, rows, side), alone, atol=1e-5)
+        np.testing.assert_allclose(train.predict_logits(model_, rows, side), alone, atol=1e-5)
     assert np.ptp(alone, 0).min() > 1e-4  # what is read matters
 
 
@@ -310,7 +310,7 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
     rows = [[256, *[rng.randrange(40 * y, 40 * y + 120) for _ in range(rng.randint(2, 30))], 256] for y in labels]
     setting = train.Setting(epochs=2, batch=8, lr=5e-3, dropout=0.0, pooling="first")
     ours = Classifier(HuggingFaceBackbone(tmp_path / "bert"), 2, "first", 0.0, seed=5)
-    before = train.predict(ours, rows)
+    before = train.predict_logits(ours, rows)
     train.train(ours, rows, labels, setting, seed=5)
 
     theirs = Classifier(HuggingFaceBackbone(tmp_path / "bert"), 2, "first", 0.0, seed=5)
@@ -361,7 +361,7 @@ def test_against_hugging_faces_trainer(tmp_path: Path) -> None:
         use_cpu=True,
     )
     InOurOrder(model=Wrapped(), args=arguments, train_dataset=[{"labels": 0}] * 70).train()
-    got, expected = train.predict(ours, rows), train.predict(theirs, rows)
+    got, expected = train.predict_logits(ours, rows), train.predict_logits(theirs, rows)
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert np.abs(got - before).max() > 0.05
     labels_N = np.array(labels)

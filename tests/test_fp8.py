@@ -330,10 +330,10 @@ def test_a_run_learns_is_recorded_as_fp8_and_judged_in_bf16(corpus: str, store: 
     assert record["effective"]["train.precision"] == "fp8"
     assert {p["factor"]: p["value"] for p in record["proofs"]}["train.precision"] == "fp8"
     model = GPT(cell.run.model)  # as eval/evaluation.py makes it
-    for kept in weights.weights_of(cell.dir):
+    for kept in weights.weights_to_evaluate(cell.dir):
         model.load_state_dict(state := kept.state_dict(record, model))
         assert {w.dtype for w in state.values()} == {torch.bfloat16}
-    assert len(weights.weights_of(cell.dir)) == 2
+    assert len(weights.weights_to_evaluate(cell.dir)) == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

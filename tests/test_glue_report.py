@@ -37,7 +37,9 @@ def table(mnli: float, mm: float, rest: float, spearman: float, collapsed: bool 
 
 def rows(beside: str, tables: list[dict[str, Any]]) -> dict[str, list[str]]:
     cells = {"baseline": {seed: {"glue": one} for seed, one in enumerate(tables)}}
-    section = glue.section(SimpleNamespace(cells_with_entry=lambda key: cells, published_shown=beside, external=[]))  # type: ignore[arg-type]
+    section = glue.glue_section(
+        SimpleNamespace(cells_with_entry=lambda key: cells, published_shown=beside, external=[])
+    )  # type: ignore[arg-type]
     _, made = section.blocks
     header, lines = made.head, made.rows
     assert header[-3:] == ["mean of nine", "of eight tasks", "of eight, leaderboard"]

@@ -180,7 +180,7 @@ def both(
     ours = checkpoint.ours(seed, setting.dropout)
     theirs = checkpoint.theirs(ours, setting.dropout)
     losses = train.train(ours, rows, labels, setting, seed)
-    logits = train.predict(ours, dev)
+    logits = train.predict_logits(ours, dev)
 
     def their_rows(part: list[tasks.Example]) -> list[dict]:
         """As run_glue encodes them, by the exported tokenizer."""

@@ -632,5 +632,5 @@ def test_a_run_that_cannot_be_exported_leaves_nothing(
 def test_what_fails_verification_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="other logits"):
-        export.export(run, run.parent / "out" / "exported")
+        export.export_run(run, run.parent / "out" / "exported")
     assert not list((run.parent / "out").iterdir())

@@ -11,7 +11,7 @@ from ablations.criteria import Criteria
 from ablations.document.formats import markdown
 from eval.report.__main__ import main
 from eval.report.comparison.gather import gather_findings
-from eval.report.contents import contents
+from eval.report.contents import make_sections
 from eval.report.record import write_record_files
 from eval.statistics.sequential import alpha_share
 from tests.made_study import ARMS, Study, make, register, registered, report, rewrite, section, shift
@@ -97,7 +97,7 @@ def test_the_metric_that_was_registered_decides(tmp_path):
     late = gather_findings(registered(study))  # by bits per byte, which no run had named
     assert late.verdict_in_words("pos=alibi", "bits/byte").startswith("exploratory: ")
     assert "chosen after the runs, which named zero-shot" in section(
-        markdown("t", contents(late)), "Differences from the baseline"
+        markdown("t", make_sections(late)), "Differences from the baseline"
     )
 
 
@@ -114,5 +114,5 @@ def test_seeds_that_were_added_until_it_was_decided_are_judged_so_without_being_
     assert alibi.adjusted == pytest.approx(2 * alibi.p / c.share) and alibi.p < 0.05
     assert (
         "Seeds are added until every arm is decided or only more groups of items would decide it, up to 10"
-        in section(markdown("t", contents(looked)), "Differences from the baseline")
+        in section(markdown("t", make_sections(looked)), "Differences from the baseline")
     )

@@ -15,7 +15,7 @@ from ablations.document.formats import markdown
 from eval.report.comparison.findings import noise_for_planning
 from eval.report.comparison.gather import gather_findings
 from eval.report.comparison.predictions import interval_text
-from eval.report.contents import contents
+from eval.report.contents import make_sections
 from eval.report.reading.runs import read_run
 from eval.report.request import parse_request
 from eval.report.sections.differences import largest_difference, noise_cells
@@ -276,7 +276,7 @@ def test_items_that_add_nothing_to_the_seeds_are_no_noise_of_zero(tmp_path):
     without = [(d.sum() - d[i]) / (sizes.sum() - sizes[i]) for i in range(n)]
     jackknife = np.sqrt((n - 1) / n * ((np.array(without) - d.sum() / sizes.sum()) ** 2).sum())
     assert noise_for_planning(findings)["bits/byte"]["items"] == pytest.approx(jackknife)
-    text = section(markdown("t", contents(findings)), "Differences from the baseline")
+    text = section(markdown("t", make_sections(findings)), "Differences from the baseline")
     assert "| not above zero |" in text and "| 0.0000 |" not in text
     assert 'if nothing of that estimate remains, the table says "not above zero"' in " ".join(text.split())
 

@@ -86,7 +86,7 @@ def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> l
 BATCHES_PER_POOL = 50  # batches that are sorted by length together; untuned
 
 
-def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+def training_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """The training loss of a batch: the cross-entropy, or the mean squared error where there is one output (a
     regression). `labels_B`: class indices, or regression targets."""
     if logits_BC.shape[1] == 1:
@@ -130,7 +130,7 @@ def train(
                 group["lr"] = setting.lr * learning_rate_factor(step, steps, setting.warmup)
             batch = pad([rows[i] for i in items])
             labels_B = torch.tensor([labels[i] for i in items], device=device)
-            value = loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
+            value = training_loss(model(type(batch)(*(x.to(device) for x in batch))), labels_B)
             losses.append(value.item())
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"the loss is {losses[-1]} in step {step} of fine-tuning")
@@ -143,7 +143,9 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64) -> np.ndarray:
+def predict_logits(
+    model: Classifier, rows: Sequence[Sequence[int]], side: str = "right", batch: int = 64
+) -> np.ndarray:
     """The logits [N, C] of N items, in the order of `rows`. They are computed in batches of items of similar length.
 
     Args:
@@ -263,5 +265,7 @@ def finetune(
     train(model, rows, [example.label for example in examples], setting, seed, progress)
     sets = {}
     for split, items in evaluated.items():
-        sets[split] = score_predictions(predict(model, [encode(item.text_a, item.text_b) for item in items]), items)
+        sets[split] = score_predictions(
+            predict_logits(model, [encode(item.text_a, item.text_b) for item in items]), items
+        )
     return {"sets": sets, "train_items": len(examples)}

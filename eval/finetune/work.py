@@ -33,9 +33,11 @@ class FineTuning(NamedTuple):
 
     @property
     def label(self) -> str:
+        """The name of the fine-tuning for the user: its task and seed."""
         return f"{self.name}, seed {self.seed}"
 
     def file(self, folder: Path) -> Path:
+        """The file of the result in the folder of results, TASK-SEED.json."""
         return folder / f"{self.name}-{self.seed}.json"
 
 

@@ -31,35 +31,35 @@ Nothing. Every run is finished; but for the line that makes an arm, all have the
 tokenizer, commit, versions, hardware and layout."""
 
 SECTIONS = (
-    overview.section,
-    registered.section,
-    ranking.section,
+    overview.overview_section,
+    registered.registration_section,
+    ranking.ranking_section,
     settings.differing_settings,
-    composition.section,
+    composition.composition_section,
     settings.fixed_settings,
-    differences.section,
-    factorial.section,
-    tuning.section,
-    training.section,
-    during_training.section,
-    context_length.section,
-    domains.section,
-    corpora.section,
-    scaling.section,
-    tasks.section,
-    glue.section,
-    published.section,
-    challenge.section,
-    cost.section,
-    proofs.section,
+    differences.differences_section,
+    factorial.factorial_section,
+    tuning.tuning_section,
+    training.training_section,
+    during_training.during_training_section,
+    context_length.context_length_section,
+    domains.domains_section,
+    corpora.corpora_section,
+    scaling.scaling_section,
+    tasks.tasks_section,
+    glue.glue_section,
+    published.published_section,
+    challenge.challenge_section,
+    cost.cost_section,
+    proofs.proofs_section,
     lambda findings: Section(
         "What does not match", ["\n".join(f"* {line}" for line in findings.mismatches) or NO_MISMATCH]
     ),
-    reproduction.section,
+    reproduction.reproduction_section,
 )
 
 
-def contents(findings: Findings) -> list[Section]:
-    """The sections of a report in order, without empty ones."""
+def make_sections(findings: Findings) -> list[Section]:
+    """Make the sections of a report, in order. Empty ones are left out."""
     sections = [section(findings) for section in SECTIONS]
     return [section for section in sections if not section.is_empty]

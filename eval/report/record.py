@@ -13,7 +13,7 @@ from ablations.safe_files import Damaged, printable
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings, noise_for_planning
 from eval.report.comparison.predictions import checked_predictions
-from eval.report.contents import contents
+from eval.report.contents import make_sections
 from eval.report.reading.runs import Cells, runs_in_words
 from eval.report.sections import answer, composition, factorial, overview, registered, tuning
 from eval.report.sections.differences import forest_plot
@@ -25,7 +25,7 @@ REASONS_SHOWN = 3  # on the screen, of what is not compared; the report has all
 def write_record_files(findings: Findings, out: Path) -> None:
     """Write the files of a record into the folder `out`, all of them or none. Raises OSError where they cannot be
     written."""
-    sections = contents(findings)
+    sections = make_sections(findings)
     figures = [
         *loss_curves(findings)[:1],
         forest_plot(findings, "bits/byte"),
@@ -38,7 +38,7 @@ def write_record_files(findings: Findings, out: Path) -> None:
             "report.md": markdown(findings.study.title, sections),
             "report.html": page(findings.study.title, sections),
             "results.csv": to_csv(csv_lines(findings.cells)),
-            "table.tex": latex(overview.table(findings), f"{findings.study.title}. {findings.study.question}"),
+            "table.tex": latex(overview.overview_table(findings), f"{findings.study.title}. {findings.study.question}"),
             "figure.svg": drawing.combined_figures(figures),
             "run.json": json.dumps(record_content(findings), indent=1) + "\n",
         },
@@ -47,7 +47,7 @@ def write_record_files(findings: Findings, out: Path) -> None:
 
 def terminal_text(findings: Findings) -> str:
     """A report for the terminal: the table of the arms, and the sentences that explain it."""
-    table: Table = overview.table(findings, findings.study.title)
+    table: Table = overview.overview_table(findings, findings.study.title)
     sentences = [
         answer.answer(findings),
         *overview.arms_without_effect(findings),
@@ -167,7 +167,7 @@ def record_content(findings: Findings) -> dict[str, Any]:
         "noise": noise_for_planning(findings),
         "registration": registered.registration_summary(findings),
         "design": findings.study.registration.get("design", ""),
-        "corpora": composition.recorded(findings),
+        "corpora": composition.texts_for_record(findings),
         "learning_rates": tuning.tuning_for_record(findings),
         "effects": factorial.effects_for_record(findings),
         "predictions": [checked._asdict() for checked in checked_predictions(findings)],

@@ -61,7 +61,7 @@ def masked_loss(
     cfg = model.cfg
     if cfg.objective != "mlm":
         raise ValueError(f"loss on masked tokens needs model.objective=mlm; this model has {cfg.objective}")
-    rows, owners = sequences(texts, tokenizer, cfg.seq)
+    rows, owners = join_into_sequences(texts, tokenizer, cfg.seq)
     if not len(rows):
         raise ValueError("there is no held-out text to predict masked tokens of")
     step = ROWS_GPU if next(model.parameters()).is_cuda else ROWS_CPU
@@ -142,7 +142,7 @@ def text_sample(text: str, nats: float, unknown: int, mask_rate: float) -> dict[
     return sample
 
 
-def sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
+def join_into_sequences(texts: Sequence[str], tokenizer: Any, seq: int) -> tuple[np.ndarray, np.ndarray]:
     """Join texts, each after an end-of-document token, and cut them into sequences of `seq` tokens: (token ids, for
     each token the number of its text), both int64 [sequences, seq]. End-of-document tokens and padding have the number
     -1."""

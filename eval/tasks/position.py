@@ -48,7 +48,7 @@ def tokens_per_piece(seq: int) -> int:
     return (WINDOW_LENGTHS * BLOCKS_PER_LENGTH - 1 + SCORED_BLOCKS) * (seq // BLOCKS_PER_LENGTH) + 1
 
 
-def pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
+def cut_pieces(texts: Sequence[str], tokenizer: Any, seq: int) -> list[Piece]:
     """Cut at most MAX_PIECES pieces from held-out text. Documents that are long enough come first, cut to one piece
     each. Then shorter documents are joined by end-of-document tokens, as in training.
 

@@ -97,7 +97,7 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is damaged, or no held-out text: {error!r}") from None
 
 
-def held_out_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str, list[dict]]:
+def held_out_items_by_domain(paths: Iterable[str | Path], max_bytes: int) -> dict[str, list[dict]]:
     """The items for the held-out loss of each domain: {domain: items from `held_out_items`}; {} where there is only one
     domain.
 

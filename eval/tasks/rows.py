@@ -89,7 +89,7 @@ def common_prefix_length(a: Tokens, b: Tokens, limit: int) -> int:
     return next(i for i in range(n) if a[i] != b[i])
 
 
-def batches(rows: Iterable[Row], max_tokens: int) -> Iterator[list[Row]]:
+def split_into_batches(rows: Iterable[Row], max_tokens: int) -> Iterator[list[Row]]:
     """Divide rows into batches of at most `max_tokens` tokens, padding included; a longer row is a batch alone. `rows`:
     sorted by falling length."""
     group: list[Row] = []

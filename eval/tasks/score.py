@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.tasks.journal import Journal, request_key
-from eval.tasks.rows import Input, Row, Tokens, batch_inputs, batches, pack_rows, representatives
+from eval.tasks.rows import Input, Row, Tokens, batch_inputs, pack_rows, representatives, split_into_batches
 from model.attention import Arrangement
 from model.objective import Objective
 
@@ -71,7 +71,7 @@ def score_pairs(
     batch = batch or (BATCH_GPU if device.type == "cuda" else BATCH_CPU)
     packed = pack_rows(pairs_of, model.cfg.hidden, MAX_SHARED_ROW)
     done, total = 0, sum(map(len, packed))
-    for group in journal.batches_of_rank(list(batches(packed, batch))):
+    for group in journal.batches_of_rank(list(split_into_batches(packed, batch))):
         positions = output_positions(group, pairs, inputs, pairs_of)
         numbers = list(positions)  # of the pairs of this batch
         done += sum(map(len, group))

@@ -20,7 +20,7 @@ not."""
 HEAD = ["run", "budget", "trained", "compiling", "FLOPs", "FLOPs at peak", "fine-tuning", "rules"]
 
 
-def section(findings: Findings) -> Section:
+def challenge_section(findings: Findings) -> Section:
     lines = []
     for (arm, seed), cell in findings.cells.items():
         if has_clock_budget(cell) and cell.get("metrics"):
@@ -53,7 +53,7 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
         rules.append("a tokenizer that was trained before (data.tokenizer_kind=file)")
     if (objective := config["model"].get("objective", "causal")) != "mlm":
         rules.append(f"no masked language model (model.objective={in_one_line(objective)})")
-    devices = max(devices_of(launch) for launch in (run, *(run.get("continued") or [])))
+    devices = max(number_of_devices(launch) for launch in (run, *(run.get("continued") or [])))
     if devices > 1:
         rules.append(f"{devices} devices")
     rules += broken_time_rules(cell)
@@ -67,7 +67,7 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
     return rules
 
 
-def devices_of(launch: dict[str, Any]) -> int:
+def number_of_devices(launch: dict[str, Any]) -> int:
     """The number of devices in a launch of a run; 1 where it is unknown. `launch`: the content of run.json, or an entry
     of its "continued"."""
     hardware = launch.get("hardware")

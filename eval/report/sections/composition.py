@@ -50,7 +50,7 @@ class Text(NamedTuple):
     parts: list[Part]
 
 
-def section(findings: Findings) -> Section:
+def composition_section(findings: Findings) -> Section:
     texts = training_texts(findings)
     corpora = {name for text in texts for name in [text.corpus, *(part.source for part in text.parts)]}
     corpora |= set(evaluated_corpora(findings)) | {name for name, _ in trained_tokenizers(findings)}
@@ -229,7 +229,7 @@ def held_out_table(findings: Findings) -> Table | None:
     return Table(head, list(rows.values())) if rows else None
 
 
-def recorded(findings: Findings) -> list[dict[str, Any]]:
+def texts_for_record(findings: Findings) -> list[dict[str, Any]]:
     """The training texts of a study and their sources for the record's run.json, a dictionary for each text."""
     return [
         {

@@ -12,7 +12,7 @@ from eval.tasks.position import BEYOND_TRAINING_LENGTH
 MULTIPLES = (1, 2, 4)  # of the training length, for which the table has a column
 
 
-def section(findings: Findings) -> Section:
+def context_length_section(findings: Findings) -> Section:
     title = "Beyond the training length"
     curves = {
         arm: [cell["eval"].get("by_position") for cell in seeds.values()]

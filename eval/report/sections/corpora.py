@@ -13,7 +13,7 @@ from eval.statistics.parts import Variance
 from eval.statistics.seeds import Results, arm_mean_stderr
 
 
-def section(findings: Findings) -> Section:
+def corpora_section(findings: Findings) -> Section:
     title = "Trained on, evaluated on"
     evaluated = findings.cells_with_entry("eval")
     tasks = tasks_of_any_run(

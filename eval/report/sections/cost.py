@@ -22,7 +22,7 @@ HEAD = [
 ]
 
 
-def section(findings: Findings) -> Section:
+def cost_section(findings: Findings) -> Section:
     lines, energy = [], 0.0
     devices: dict[str, tuple[float | None, str, str]] = {}  # {device: (watts, where they are from, unit)}
     hours: dict[str, float] = {}

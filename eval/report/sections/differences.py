@@ -46,7 +46,7 @@ NOT_ABOVE_ZERO = "not above zero"  # an estimate of a variance that is not above
 STUDIES_SHOWN = (2, 3, 5, 10)  # numbers of seeds for which it is said what a study would see
 
 
-def section(findings: Findings) -> Section:
+def differences_section(findings: Findings) -> Section:
     title, tables = "Differences from the baseline", comparison_tables(findings)
     if not tables:
         return Section(

@@ -8,7 +8,7 @@ from ablations.document.blocks import Section, Table, plus_minus
 from eval.report.comparison.findings import Findings
 
 
-def section(findings: Findings) -> Section:
+def domains_section(findings: Findings) -> Section:
     title = "Loss by domain"
     results = {
         arm: [

@@ -33,7 +33,7 @@ def used_the_same_items(result: dict, end: dict, metric: str) -> bool:
     return all(result.get(key) == end.get(key) for key in EQUAL_KEYS) and suite_data(result) == suite_data(end)
 
 
-def section(findings: Findings) -> Section:
+def during_training_section(findings: Findings) -> Section:
     cells = findings.cells_with_entry("checkpoints")
     blocks: list[Block] = []
     for name, metric in METRICS.items() if cells else ():

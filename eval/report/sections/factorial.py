@@ -21,7 +21,7 @@ NONE_YET = "There are no effects yet: every combination needs a result with the 
 HEAD = ["effect", "estimate", "95 % interval, corrected", "noise", "p", "verdict"]
 
 
-def section(findings: Findings) -> Section:
+def factorial_section(findings: Findings) -> Section:
     design = findings.study.factorial
     if not design:
         return Section("Main effects and interactions", [])

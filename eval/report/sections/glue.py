@@ -47,14 +47,14 @@ NOTHING_TO_COMPARE = (
 
 
 @cache
-def published() -> list[dict[str, Any]]:
+def load_published_rows() -> list[dict[str, Any]]:
     """The published results of glue.yaml, a dictionary for each row of the table."""
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "glue.yaml").read_text(encoding="utf-8"))["rows"]
 
 
-def section(findings: Findings) -> Section:
+def glue_section(findings: Findings) -> Section:
     title = "GLUE"
     arms = {arm: [cell["glue"] for cell in seeds.values()] for arm, seeds in findings.cells_with_entry("glue").items()}
     if not arms:
@@ -79,11 +79,11 @@ def section(findings: Findings) -> Section:
     for row_name, key, form in (("chance", "chance", ".1f"), (ONE_ANSWER, "constant", ".1f"), ("items", "items", "d")):
         cells = (format(study_scores[name][key], form) if key in study_scores[name] else "-" for name in names)
         lines.append([row_name, *cells, *("" for _ in MEANS)])
-    for row in published():
+    for row in load_published_rows():
         if findings.published_shown == "none" or (row["mark"] == "unverified" and findings.published_shown != "all"):
             continue
         numbers = [f"{row[name]:.1f}" if name in row else "-" for name in names]
-        lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_tasks(row), "-"])
+        lines.append([f"{row['name']} ({row['mark']})", *numbers, f"{row['mean']:.1f}", eight_task_mean_text(row), "-"])
     counts = sorted({entry["study"]["seeds"] for table in runs for entry in table["scores"].values()})
     most_runs = max(map(len, arms.values()))
     text = INTRODUCTION.format(
@@ -134,7 +134,7 @@ def task_text(tables: list[dict[str, Any]], name: str) -> str:
     return f"{np.mean([score['study']['median'] for score in scores]):.1f}{collapsed}"
 
 
-def eight_tasks(row: dict[str, Any]) -> str:
+def eight_task_mean_text(row: dict[str, Any]) -> str:
     """The eight-task mean of a published row, as text; "-" where the row lacks one of the nine numbers. `row`: an entry
     of "rows" in glue.yaml, {task: score in points}."""
     if not all(name in row for name in TASKS):

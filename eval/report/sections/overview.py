@@ -19,7 +19,7 @@ from eval.statistics.seeds import arm_mean_stderr, arms_that_scatter_more
 from eval.statistics.verdicts import margin_text
 
 
-def section(findings: Findings) -> Section:
+def overview_section(findings: Findings) -> Section:
     arms = " Corrected for the number of arms." if len(findings.study.compared_arms) > 1 else ""
     forests = [
         Figure(
@@ -36,7 +36,7 @@ def section(findings: Findings) -> Section:
         [
             *question,
             *arms_without_effect(findings),
-            table(findings),
+            overview_table(findings),
             image,
             *forests,
             *caution_paragraphs(findings),
@@ -46,7 +46,7 @@ def section(findings: Findings) -> Section:
     )
 
 
-def table(findings: Findings, head: str = "arm") -> Table:
+def overview_table(findings: Findings, head: str = "arm") -> Table:
     """A table with a line for each arm: its score on each metric, and the verdict by the primary metric. `head`: the
     title of the first column."""
     lines = []

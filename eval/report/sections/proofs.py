@@ -5,7 +5,7 @@ from eval.report.comparison.findings import Findings
 from eval.report.reading.runs import in_one_line
 
 
-def section(findings: Findings) -> Section:
+def proofs_section(findings: Findings) -> Section:
     """A table of activity proofs, with a line for each factor, value and result. The measurement shown is that of the
     first run that has the proof."""
     runs_with: dict[tuple[str, str, bool], list[str]] = {}

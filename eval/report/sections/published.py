@@ -26,6 +26,7 @@ UNVERIFIED = """\
 
 @cache
 def load_published() -> dict[str, Any]:
+    """The content of published.yaml, the published results of the BigScience study."""
     import yaml
 
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
@@ -47,7 +48,7 @@ def is_shown(part: dict[str, Any], beside: str) -> bool:
     return beside == "all" or (beside == "checked" and part["mark"] != "unverified")
 
 
-def section(findings: Findings) -> Section:
+def published_section(findings: Findings) -> Section:
     """The published results on the factor that this study varies; without blocks where there are none."""
     known = load_published()
     factors = findings.factors()

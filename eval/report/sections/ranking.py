@@ -11,7 +11,7 @@ from eval.report.reading.short_names import shortest_ends
 from eval.report.sections.settings import configurations
 
 
-def section(findings: Findings) -> Section:
+def ranking_section(findings: Findings) -> Section:
     if findings.controlled:
         return Section("Places", [])
     blocks: list[Block] = []

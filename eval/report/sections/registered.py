@@ -28,7 +28,7 @@ UNCHANGED = "nothing was changed since"
 UNKNOWN = "whether anything was changed since cannot be told of every run"
 
 
-def section(findings: Findings) -> Section:
+def registration_section(findings: Findings) -> Section:
     blocks: list[Block] = []
     if findings.study.registration:
         blocks += [

@@ -5,7 +5,7 @@ from eval.report.comparison.findings import Findings
 from eval.report.reading.runs import in_one_line
 
 
-def section(findings: Findings) -> Section:
+def reproduction_section(findings: Findings) -> Section:
     runs = findings.runs
     commits = ", ".join(sorted({in_one_line(run["commit"]["sha"]) for run in runs})) or "unknown"
     versions = " | ".join(dict.fromkeys(in_one_line(run["versions"]) for run in runs)) or "unknown"

@@ -13,7 +13,7 @@ MIN_COMPUTES = 3  # compute, rounded to a tenth of a decade, has to have so many
 EXTRAPOLATION = 10  # the fitted line goes so many times beyond the largest compute
 
 
-def section(findings: Findings) -> Section:
+def scaling_section(findings: Findings) -> Section:
     title = "Loss against compute"
     points = {}
     for arm, seeds in findings.cells_with_entry("eval").items():

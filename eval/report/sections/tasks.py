@@ -74,7 +74,7 @@ def suite_means(findings: Findings) -> list[Block]:
     ]
 
 
-def section(findings: Findings) -> Section:
+def tasks_section(findings: Findings) -> Section:
     evaluated = {run: cell["eval"]["tasks"] for run, cell in findings.cells.items() if "eval" in cell}
     lines: list[list[str]] = []
     heat: dict[str, list[HeatCell]] = {}  # {task with a chance level: a cell for each arm}

@@ -16,7 +16,7 @@ AXES = ("tokens", "FLOPs", "hours")
 AXES_BY_CLOCK = ("seconds", "tokens", "FLOPs")  # where the budget of all runs is a wall clock
 
 
-def section(findings: Findings) -> Section:
+def training_section(findings: Findings) -> Section:
     return Section(
         "Training",
         [*findings.warning_on_losses(), *map(Figure, loss_curves(findings)), *map(Figure, paired_curves(findings))],

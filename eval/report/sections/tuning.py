@@ -30,7 +30,7 @@ are judged, and the halves are swapped, so that a lucky run does not judge itsel
 (eval/report/comparison/tuned.py)."""
 
 
-def section(findings: Findings) -> Section:
+def tuning_section(findings: Findings) -> Section:
     title = "Learning rates"
     if not (tuning := findings.study.tuning):
         return Section(title, [])
@@ -100,6 +100,8 @@ def loss_figure(findings: Findings, basins: dict[str, dict[float, float]]) -> st
 
 
 def verdict_line(findings: Findings, arm: str, metric: str, c: Comparison) -> list[str]:
+    """A table row on an arm: its difference from the baseline and the verdict at the common learning rate, then at the
+    best rates, and whether the verdicts agree. `c`: the comparison at the best rates."""
     digits = METRICS[metric].digits + 1
     common, best = findings.comparisons[metric].get(arm), findings.judge(c, metric)
     ours = (
