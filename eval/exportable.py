@@ -15,8 +15,8 @@ from data.tokenizer import reason_settings_not_exportable
 
 
 def reason_not_exportable(run: Run) -> str:
-    """The reason why a run with these settings cannot be exported: transformers has no such architecture or tokenizer.
-    "" where it can be exported."""
+    """Why a run cannot be exported as a Hugging Face checkpoint, as text; "" where it can. Transformers may lack the
+    architecture or the tokenizer."""
     from model import hub
 
     try:

@@ -126,9 +126,13 @@ def csv_lines(cells: Cells) -> list[list]:
 
 
 def run_length(findings: Findings) -> dict[str, Any]:
-    """The length of the runs, taken from the first one: {"tokens": number of training tokens}; None where no run has
-    begun. For a wall-clock budget {"budget": the budget, "tokens": number that was trained}; None before the run is
-    evaluated."""
+    """The length of the runs, taken from the first one.
+
+    Returns:
+        tokens: the number of training tokens; None where it is not known yet: no run has begun, or a run with a
+            wall-clock budget is not evaluated.
+        budget: the wall-clock budget; missing for a budget in tokens.
+    """
     cell = next((cell for cell in findings.cells.values() if "run" in cell), None)
     if cell is None:
         return {"tokens": None}

@@ -89,8 +89,8 @@ GLUE_SCORE_FORM = {
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The content of run.json of a run directory. Raises Damaged where the file is missing, is not that of a run, or
-    lacks an entry, as that of an earlier version may."""
+    """The content of run.json in a run directory. Raises Damaged where the file is missing, is not that of a run, or
+    lacks an entry, as files of earlier versions may."""
     path = directory / rundir.RUN
     run = safe_files.read_json(path, [key for key in RUN_FORM if not key.endswith("?")])
     if run is None:
