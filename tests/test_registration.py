@@ -397,3 +397,12 @@ def test_what_was_expected_is_said_to_be_of_before_the_runs_only_where_it_was(tm
     assert "**Expected, not registered before the runs.** ALiBi." in head("of an older version", {}, "ALiBi.", "")
     nothing = head("nothing", first, NOTHING_EXPECTED, NOTHING_EXPECTED)
     assert "Nothing was expected in writing before the runs." in nothing and "Expected, " not in nothing
+
+
+def test_of_records_with_one_name_that_in_the_first_folder_counts(tmp_path: Path) -> None:
+    line = {"text": "alibi < learned", "metric": "bits/byte", "measured": "-0.1", "registered": True}
+    for folder, outcome in (("z first", "held"), ("a second", "failed")):
+        (tmp_path / folder / "größe").mkdir(parents=True)
+        (tmp_path / folder / "größe/run.json").write_text(json.dumps({"predictions": [line | {"outcome": outcome}]}))
+    predictions, damaged = track_record.read_predictions([tmp_path / "z first", tmp_path / "a second"])
+    assert [prediction["outcome"] for prediction in predictions] == ["held"] and not damaged

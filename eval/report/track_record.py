@@ -15,7 +15,7 @@ def read_predictions(folders: list[Path]) -> tuple[list[dict[str, Any]], list[st
     prediction is {"record": name, "text", "metric", "outcome", "measured", "registered": whether before the runs}. If
     records have the same name, only the one in the earlier folder counts."""
     lines, damaged, names = [], [], set()
-    for path in sorted(path for folder in folders for path in folder.glob("*/run.json")):
+    for path in (path for folder in folders for path in sorted(folder.glob("*/run.json"))):
         if path.parent.name in names:  # the record in the first folder counts
             continue
         names.add(path.parent.name)
