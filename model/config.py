@@ -11,7 +11,7 @@ GATED = ("swiglu", "swiglu-unmatched", "geglu")  # activations with a third matr
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The configuration of one transformer: its shape, and the variant of each factor. A study may vary every field.
+    """The configuration of one transformer. A study may vary every field.
 
     Fields with a default (`absent`) were added later; the default is the value of runs that were recorded without the
     field. Raises ValueError where the fields do not fit together; the message says which values would.
