@@ -61,20 +61,20 @@ class Line(NamedTuple):
     kind: str = ""
 
 
-def ticks(low: float, high: float, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers between `low` and `high` for the ticks of an axis, about `most` of them. `log`: whether the axis is
-    logarithmic."""
+def ticks(low: float, high: float, log: bool = False, count: int = 6) -> list[float]:
+    """Round numbers between `low` and `high` for the ticks of an axis, about `count` of them. `log`: whether the axis
+    is logarithmic."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for steps in ((1, 2, 5), (1, 3), (1,)):
             positions = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-            if len(positions) <= most:
+            if len(positions) <= count:
                 break
-        if len(positions) > most:
-            positions = positions[:: math.ceil(len(positions) / most)]
-        return positions if len(positions) > 1 else ticks(low, high, most=most)
-    step = 10.0 ** math.floor(math.log10((high - low) / most))
-    step *= next(s for s in (1, 2, 5, 10) if (high - low) / (s * step) <= most)
+        if len(positions) > count:
+            positions = positions[:: math.ceil(len(positions) / count)]
+        return positions if len(positions) > 1 else ticks(low, high, count=count)
+    step = 10.0 ** math.floor(math.log10((high - low) / count))
+    step *= next(s for s in (1, 2, 5, 10) if (high - low) / (s * step) <= count)
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -23,7 +23,7 @@ from ablations.safe_files import (
     checksum,
     describe_damage,
     json_digest,
-    last_json_line,
+    last_undamaged_json_line,
     read_json,
     read_json_lines,
     write_json,
@@ -124,7 +124,7 @@ def read_run(run_dir: Path, cure: str = "") -> dict[str, Any] | None:
 def last_metric(run_dir: Path) -> tuple[dict[str, Any], str]:
     """The last undamaged row of metrics.jsonl (METRICS), and a sentence about damaged lines after it: (row, sentence).
     The row is {} where there is none; the sentence is "" where no line is damaged."""
-    return last_json_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
+    return last_undamaged_json_line(run_dir / METRICS, ["step", "loss"], METRIC_TYPES)
 
 
 def read_attempts(run_dir: Path) -> tuple[list[dict[str, Any]], str]:

@@ -336,7 +336,7 @@ def read_json_lines(
     return rows, f"{path} is damaged: line{several} {numbers} left out"
 
 
-def last_json_line(
+def last_undamaged_json_line(
     path: Path, keys: Iterable[str] = (), types: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict[str, Any], str]:
     """Read the last undamaged object of a .jsonl file, within the file's last 16 KiB. Returns (the object, a sentence
@@ -357,7 +357,7 @@ def last_json_line(
     return {}, damage
 
 
-def read_gzip_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+def read_gzip_json_lines(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     """Read a .jsonl.gz file, which holds a JSON object in each line. Yields the objects. `keys`: the keys that each
     object must have. Raises Damaged where the file is missing or incomplete, or a line is no such object."""
     content = read_bytes(path)

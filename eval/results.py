@@ -77,7 +77,7 @@ def read_result(directory: Path, weights: Weights) -> dict[str, Any] | None:
             return None
         if "samples_sha256" in result:
             return result if hashlib.sha256(samples).hexdigest() == result["samples_sha256"] else None
-        for _ in safe_files.read_gzip_lines(directory / rundir.SAMPLES, ("task", "id")):
+        for _ in safe_files.read_gzip_json_lines(directory / rundir.SAMPLES, ("task", "id")):
             pass  # of an earlier version, without the hash: read as a whole
         return result
     except safe_files.Damaged as error:

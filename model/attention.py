@@ -134,8 +134,8 @@ def masked_bias(
         queries: a range of Q positions, for which alone the bias is returned; None: all T.
 
     Returns:
-        [Q, S], with S = `queries.stop`: keys after the last query are left out. [H, Q, S] where heads differ; [B, 1, Q,
-        S] or [B, H, Q, S] where sequences differ.
+        [Q, S]; [H, Q, S] where heads differ; [B, 1, Q, S] or [B, H, Q, S] where sequences differ. Without `queries`
+        both Q and S are T. With `queries`, S is `queries.stop`, so that keys after the last query are left out.
     """
     B, T, _ = x_BTD.shape
     at = functools.partial(torch.arange, device=x_BTD.device)

@@ -104,10 +104,8 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=name):
             safe_files.read_json(tmp_path / name)
         assert "mine" not in safe_files.read_text(tmp_path / name)
-        assert safe_files.read_json_lines(tmp_path / name)[0] == [] and safe_files.last_json_line(tmp_path / name) == (
-            {},
-            "",
-        )
+        assert safe_files.read_json_lines(tmp_path / name)[0] == []
+        assert safe_files.last_undamaged_json_line(tmp_path / name) == ({}, "")
     os.mkfifo(tmp_path / "lock")
     assert not rundir.is_locked(tmp_path)
 
@@ -147,7 +145,7 @@ def test_a_key_that_is_there_twice_is_damage_and_named(tmp_path: Path) -> None:
         safe_files.read_json(path)
     (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1}\n{"id": 2, "id": 3}\n'))
     with pytest.raises(Damaged, match="in line 2: the key 'id' is there twice"):
-        list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))
+        list(safe_files.read_gzip_json_lines(tmp_path / "samples.jsonl.gz"))
 
 
 def test_a_file_larger_than_any_of_a_run_is_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +155,10 @@ def test_a_file_larger_than_any_of_a_run_is_named_and_not_read(tmp_path: Path, m
         safe_files.read_json(tmp_path / "größe.json")
     rows = b'{"task": "a", "id": "1"}\n' * 1000
     (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(rows))
-    assert len(list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))) == 1000
+    assert len(list(safe_files.read_gzip_json_lines(tmp_path / "samples.jsonl.gz"))) == 1000
     monkeypatch.setattr(safe_files, "LARGEST_FILE", len(rows) - 1)
     with pytest.raises(Damaged, match="samples.jsonl.gz is damaged: unpacked it has more than"):
-        list(safe_files.read_gzip_lines(tmp_path / "samples.jsonl.gz"))
+        list(safe_files.read_gzip_json_lines(tmp_path / "samples.jsonl.gz"))
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -186,7 +184,7 @@ def test_items_that_were_cut_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl.gz"
     whole = gzip.compress("".join(json.dumps({"id": i, "text": "über"}) + "\n" for i in range(99)).encode())
     path.write_bytes(whole)
-    assert [row["id"] for row in safe_files.read_gzip_lines(path, ["id"])] == list(range(99))
+    assert [row["id"] for row in safe_files.read_gzip_json_lines(path, ["id"])] == list(range(99))
     rng = random.Random(0)
     damaged = [whole[: rng.randrange(len(whole))] for _ in range(50)] + [gzip.compress(b'{"id": 1}\n[]\n'), b"text"]
     for _ in range(200):
@@ -195,7 +193,7 @@ def test_items_that_were_cut_are_an_error(tmp_path: Path) -> None:
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(Damaged, match="samples.jsonl.gz"):
-            list(safe_files.read_gzip_lines(path, ["id"]))
+            list(safe_files.read_gzip_json_lines(path, ["id"]))
 
 
 def test_text_for_a_terminal_has_no_control_characters(tmp_path: Path) -> None:

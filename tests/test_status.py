@@ -20,7 +20,7 @@ from ablations import config, machine, safe_files
 from ablations.__main__ import main as from_plan
 from ablations.config import ConfigError
 from ablations.rundir import State
-from ablations.safe_files import last_json_line
+from ablations.safe_files import last_undamaged_json_line
 from ablations.status import duration_text, run_state, status_table
 from ablations.study import from_args
 from ablations.words import change_to_checkout
@@ -169,7 +169,7 @@ def test_a_clock_that_was_set_back_does_not_stall_a_run(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("text", "step"), [('{"step": 8, "lo', None), ('{"step": 8}\n{"step": 16, "lo', 8)])
 def test_a_log_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path, text: str, step: int | None) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert last_json_line(tmp_path / "metrics.jsonl")[0].get("step") == step
+    assert last_undamaged_json_line(tmp_path / "metrics.jsonl")[0].get("step") == step
 
 
 def test_of_two_commands_that_begin_a_run_at_once_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def _check_items(path: Path, scores: dict[str, Any], tasks: list[str], value: fl
         raise Damaged(f"{samples} is not the file that {path.name} was written with")
     nats: dict[str, float] = defaultdict(float)
     sizes: dict[str, float] = defaultdict(float)
-    for row in safe_files.read_gzip_lines(samples, ("task", "id")):
+    for row in safe_files.read_gzip_json_lines(samples, ("task", "id")):
         if row["task"] in tasks:
             if misfit := safe_files.first_misfit(row, {"nats": rundir.NUMBER, "bytes": rundir.NUMBER}):
                 raise Damaged(f"{samples} is damaged: {misfit} is not what an item has there")

@@ -17,7 +17,7 @@ from ablations.words import change_to_checkout
 from eval.report import request
 from eval.report.comparison.compare import METRICS
 from eval.report.comparison.findings import Findings
-from eval.report.comparison.floor import floor_conditions, hash_of_tasks
+from eval.report.comparison.floor import floor_conditions, hash_of_task_conditions
 from eval.report.comparison.gather import gather_findings
 from eval.statistics.seeds import within_arm_variance
 
@@ -53,7 +53,7 @@ def noise_floor_content(findings: Findings) -> dict[str, Any]:
             "unit": metric.unit,
             "sd": floor.variance**0.5,
             "dof": floor.dof,
-            "tasks": hash_of_tasks(first, name),
+            "tasks": hash_of_task_conditions(first, name),
             "results": {cells[findings.baseline, seed]["run"]["fingerprint"]: value for seed, value in row.items()},
         }
     return {

@@ -72,9 +72,10 @@ def sorted_texts(paths: Iterable[str | Path]) -> list[str]:
 
 
 def clusters_of(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The cluster of each document in .jsonl.gz files: {text of the document: its package or repository, or else the
-    hash of the text}, sorted by the hashes of the texts. Empty texts are left out. Raises ValueError where a file is
-    damaged; the message names the file."""
+    """Assign each document in .jsonl.gz files to a cluster. Documents of one cluster are not independent, which
+    standard errors have to take into account. Returns {text of the document: cluster}: the document's package or
+    repository, or the hash of the text where neither is known. The texts are sorted by their hashes; empty ones are
+    left out. Raises ValueError where a file is damaged; the message names the file."""
     clusters: dict[str, str] = {}
     for document in read_documents(paths):
         text, labels = document["text"], document.get("metadata") or {}

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def formula(q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, bias_NTT: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(K) + bias) v for N = sequences x heads; the bias is minus infinity where a query does not
-    see a key."""
+    """Attention in plain torch, the reference for the kernel of this file: softmax(q k' / sqrt(K) + bias) v for N =
+    sequences x heads; the bias is minus infinity where a query does not see a key."""
     score_NTT = q_NTK @ k_NTK.mT / q_NTK.shape[-1] ** 0.5 + bias_NTT
     return score_NTT.softmax(dim=-1) @ v_NTK
 

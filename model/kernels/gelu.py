@@ -11,8 +11,8 @@ CHUNK = 2**17  # numbers whose fp32 work stays in a core's cache
 
 
 def formula(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation: 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel
-    2016)."""
+    """GELU in plain torch, the reference for the kernel of this file, in its tanh approximation: 0.5 x (1 + tanh(u))
+    with u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 

@@ -15,7 +15,8 @@ ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def formula(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias for x [..., D], weight [F, D], bias [F]."""
+    """A linear layer in plain torch, the reference for the kernel of this file: x @ weight.T + bias for x [..., D],
+    weight [F, D], bias [F]."""
     y = x @ weight.mT
     return y if bias is None else y + bias
 

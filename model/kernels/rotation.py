@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def formula(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate queries or keys: coordinates i and i + K/2, a pair (a, b), become (a cos - b sin, b cos + a sin)."""
+    """Rotate queries or keys in plain torch, the reference for the kernel of this file: coordinates i and i + K/2, a
+    pair (a, b), become (a cos - b sin, b cos + a sin)."""
     half = x_BHTK.shape[-1] // 2
     a, b = x_BHTK[..., :half], x_BHTK[..., half:]
     cos, sin = cos_TK[..., :half], sin_TK[..., :half]

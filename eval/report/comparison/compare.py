@@ -45,7 +45,8 @@ def largest_effect(metric: str, factors: int = 1) -> float:
 
 def interval_in_words(difference: float, half_width: float, metric: str, factors: int = 1) -> str:
     """A confidence interval as text, such as "+0.012 to +0.034". It is cut at the largest effect that the metric
-    allows. `factors`: the number of factors of the effect; 1: a difference of two arms."""
+    allows. `factors`: 1 for the difference of two arms or a main effect, 2
+    for the interaction of two factors, and so on: it may be up to 2 ** (factors - 1) times as large."""
     most, digits = largest_effect(metric, factors), METRICS[metric].digits + 1
     low, high = max(-most, difference - half_width), min(most, difference + half_width)
     return f"{low:+.{digits}f} to {high:+.{digits}f}"

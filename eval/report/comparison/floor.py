@@ -24,7 +24,7 @@ def floor_conditions(cell: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "text": text, "evaluation": evaluation}
 
 
-def hash_of_tasks(cell: dict[str, Any], metric: str) -> str:
+def hash_of_task_conditions(cell: dict[str, Any], metric: str) -> str:
     """A hash of the conditions of evaluation (items, prompts, versions ...) of all tasks of a metric. `cell`: the
     content of the directory of an evaluated run."""
     by_task = conditions_by_task(cell)
@@ -55,7 +55,7 @@ def noise_floor_variance(floor: NoiseFloor, cells: Cells, baseline: str, metric:
     other tasks than the baseline. `cells`: {(arm, seed): content of the run directory}."""
     stored = floor.content["metrics"].get(metric)
     judged = [cell for (arm, _), cell in cells.items() if arm == baseline and "eval" in cell]
-    if not stored or not judged or stored["tasks"] != hash_of_tasks(judged[0], metric):
+    if not stored or not judged or stored["tasks"] != hash_of_task_conditions(judged[0], metric):
         return None
     study_runs = {cell["run"].get("fingerprint") for cell in cells.values() if "run" in cell}
     return within_arm_variance(

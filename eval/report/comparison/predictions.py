@@ -99,7 +99,7 @@ def compare_interaction(findings: Findings, prediction: Prediction) -> Compariso
 
 def interval_text(c: Comparison, metric: str, factors: int = 1) -> str:
     """The 95 % confidence interval of a difference as text, such as ", 95 % interval +0.012 to +0.034"; "" where the
-    noise is unknown. `factors`: the number of factors of the effect; 1: a difference of two arms."""
+    noise is unknown. `factors`: 1 for a difference of two arms, 2 for an interaction, as in `interval_in_words`."""
     if not c.seeds or not c.has_enough_items:
         return ""
     half_width = interval_half_width(c.share * LEVEL, c.seeds, c.items)

@@ -136,7 +136,7 @@ def read_samples(path: Path) -> dict[str, dict[str, Outcome]]:
     """The outcomes in a samples.jsonl.gz: {task: {id of the item: outcome}}. Raises Damaged where a line is not the
     outcome of an item, or an item of a task occurs twice."""
     outcomes: dict[str, dict[str, Outcome]] = {}
-    for number, row in enumerate(safe_files.read_gzip_lines(path, ["task", "id"]), start=1):
+    for number, row in enumerate(safe_files.read_gzip_json_lines(path, ["task", "id"]), start=1):
         shape = {"task": str} | ({"nats": NUMBER, "bytes": NUMBER} if "nats" in row else {"value": NUMBER})
         if key := first_misfit(row, shape):
             raise Damaged(f"{path} is damaged in line {number}: {key}")

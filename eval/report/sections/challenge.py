@@ -68,8 +68,9 @@ def broken_rules(cell: dict[str, Any]) -> list[str]:
 
 
 def number_of_devices(launch: dict[str, Any]) -> int:
-    """The number of devices in a launch of a run; 1 where it is unknown. `launch`: the content of run.json, or an entry
-    of its "continued"."""
+    """The number of devices with which a run was trained; 1 where it is unknown. `launch`: the content of run.json,
+    which describes the first start of the training, or an entry of its list "continued", which describes a later
+    one."""
     hardware = launch.get("hardware")
     count = hardware.get("ranks") if isinstance(hardware, dict) else None
     return count if isinstance(count, int) else 1

@@ -47,10 +47,10 @@ def scaling_section(findings: Findings) -> Section:
 
 def power_law(points: list[tuple[float, float]]) -> dict[str, float] | None:
     """Fit a power law, loss = scale x compute ** -exponent, by least squares in logarithms. It is fitted to the lower
-    envelope: the points with a lower loss than all points of at most their compute. `points`: [(compute in FLOPs,
+    envelope: a point is on it if no other point with as little compute has as low a loss. `points`: [(compute in FLOPs,
     loss)].
 
-    Returns {"scale", "exponent", "points": number of points on the envelope}; None where fewer than three are.
+    Returns {"scale", "exponent", "points": number of points on the envelope}; None if fewer than three are on it.
     """
     best: list[tuple[float, float]] = []
     for x, y in sorted(points):
