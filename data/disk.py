@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 def wait_until_on_disk(folder: Path, deep: bool = True) -> None:
     """Wait until a folder is on the disk; otherwise it could exist without its files after a power loss. `deep`:
-    whether to wait for all files and folders below it too, and not for its own list of entries only."""
+    whether to wait for all files and folders below it too; False: for the folder's own list of entries alone."""
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         file = os.open(path, os.O_RDONLY)
         try:

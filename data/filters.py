@@ -77,7 +77,8 @@ DEFAULT_RECIPE = Recipe()
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise ValueError where a setting of a recipe is wrong; the message names what is allowed. No document is read."""
+    """Raise ValueError where a setting of a corpus' recipe is wrong; the message names what is allowed. No document is
+    read."""
     for name, kind in get_type_hints(Recipe).items():
         value, allowed = getattr(recipe, name), get_args(kind)
         if allowed and value not in allowed:

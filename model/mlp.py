@@ -28,8 +28,8 @@ class GELU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are two matrices: when tensor parallelism divides a joint
-    one, its rows may be mixed up."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020). Gate and up are two matrices and not a joint one, of which tensor
+    parallelism could give a rank rows of gate alone."""
 
     def __init__(self, cfg: ModelConfig, layers: Layers = LAYERS):
         super().__init__()

@@ -12,13 +12,14 @@ def study_outcome(findings: Findings) -> dict[str, Any]:
     """The verdict on each arm by the primary metric, and the outcome of the study.
 
     The outcome is "refused" where arms have results that cannot be compared. It is "undecided" where an arm is
-    undecided, has no result, or has an exploratory verdict, which depends on a metric, margin or noise floor that was
-    chosen after the runs. Else it is "decided".
+    undecided, has no result, or has an exploratory verdict. Else it is "decided". A verdict is exploratory where it
+    depends on a metric, margin or noise floor that was chosen after the runs.
 
     Returns:
         metric: the primary metric.
         outcome: one of EXIT_CODES.
-        arms: {arm: {"kind", "words", "exploratory"}}; "kind" is that of a verdict, or "refused".
+        arms: {arm: {"kind": "better", "worse", "equivalent", "undecided" or "refused"; "words": the verdict as text;
+            "exploratory": whether it is exploratory}}.
     """
     name, arms = findings.primary, {}
     results = findings.results.get(name, {})
