@@ -50,8 +50,8 @@ class CheckpointError(RunFailed):
 
 @dataclass(frozen=True)
 class Fragment:
-    """Consecutive elements of a parameter, or of one of its optimizer moments, that this rank holds: elements `start` to
-    `start + len(data)` of the flattened tensor, or of its flattened part where tensor parallelism cuts it."""
+    """Consecutive elements of a parameter, or of one of its optimizer moments, that this rank holds: elements `start`
+    to `start + len(data)` of the flattened tensor, or of its flattened part where tensor parallelism cuts it."""
 
     name: str  # of the parameter
     kind: str  # one of KINDS
