@@ -56,7 +56,7 @@ comma := ,
 refuse = $(if $(JSON),$(info {"kind": "error"$(comma) "version": 1$(comma) "error": "$(subst ",\",$(subst \,\\,$(strip $(1))))"}))$(error $(1))
 UNUSED := $(filter-out $(TAKEN),$(TYPED))
 # What to type in place of a word that another command takes.
-INSTEAD_BUDGET = In place of the BUDGET of make cram: SET=train.budget=$(if $(word 2,$(BUDGET)),10m,$(BUDGET))$(comma) and STUDY=cram SEEDS=1 where make cram was given none.
+INSTEAD_BUDGET = In place of the BUDGET of make cram: SET=train.budget=$(if $(word 2,$(BUDGET)),10m,$(BUDGET))$(comma) and STUDY=cram SEEDS=1 unless other values were given to make cram.
 INSTEAD_SIZES = In place of the SIZES of make ladder: SIZE= one of them$(comma) for each is a study of its own.
 $(if $(UNUSED),$(call refuse,make $(GOALS) does not use $(UNUSED). $(strip $(foreach n,$(UNUSED),$(INSTEAD_$(n))) It takes $(or $(TAKEN),no words))))
 EMPTY := $(strip $(foreach n,$(filter-out ARGS,$(TYPED)),$(if $(strip $($(n))),,$(n)=)))

@@ -37,15 +37,15 @@ def summarise_over_seeds(results: dict[str, list[dict[str, Any]]]) -> dict[str, 
 
     Returns:
         scores: {task: {"study": summary by the metric of "Cramming", "leaderboard": summary by the metrics of
-            gluebenchmark.com, "collapsed": number of seeds whose training failed}}. MNLI's mismatched set is the task
-            "mnli-mm".
+            gluebenchmark.com, "collapsed": number of seeds that gave the same answer to every item}}. MNLI's
+            mismatched set is the task "mnli-mm".
         study, leaderboard: the means over GLUE (`metrics.glue_means`) of the medians of these summaries.
 
     A summary has these keys:
         median, lowest, highest: the score over seeds.
         seeds: the number of seeds.
         metric: the names of the metrics that are averaged.
-        chance: the score of a model with constant outputs.
+        chance: the score where every class is equally likely for every item.
         items: the number of scored items.
         constant: the best score of a model that always predicts one class. Missing for a regression and for results of
             earlier versions.
