@@ -250,7 +250,10 @@ def test_make_takes_what_its_command_line_says_and_nothing_from_the_environment(
         (["POS=alibi", "OUT="], "OUT= is empty: give a value, of those that make help names, or leave it out"),
         (["noise", "SEEDS= "], "SEEDS= is empty"),
         (["POS=alibi", "ON="], "ON= is empty"),
-        (["status", "SIZE=nano", "BUDGET=9m"], "SET=train.budget=9m, and STUDY=cram SEEDS=1 unless other values were given"),
+        (
+            ["status", "SIZE=nano", "BUDGET=9m"],
+            "SET=train.budget=9m, and STUDY=cram SEEDS=1 unless other values were given",
+        ),
         (["report", "SIZE=nano", "BUDGET=18 weeks, 52x8 A100-80"], "In place of the BUDGET of make cram: SET=train."),
         (["plan", "POS=alibi", "SIZES=nano,mini"], "In place of the SIZES of make ladder: SIZE= one of them"),
         (["cram", "BUDGET=18 weeks, 52x8 A100-80"], "is no time by the wall clock such as 10m or 24h; machines for"),
